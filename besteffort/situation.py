@@ -1,0 +1,180 @@
+"""A situation: what is served (tasks), on what (cluster, profile), and what counts (reward). NumPy only.
+
+Everything here is an immutable dataclass that a YAML file fills; `besteffort.runs.config` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Gt, Len
+
+from besteffort.errors import InputError
+from besteffort.profile import Profile
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The machines that serve.
+
+    Attributes:
+      replicas: GPUs (or machines), each holding every model.
+      max_batch: requests that run at once on an instance.
+      queue_capacity: requests that may wait at an instance beyond `max_batch`.
+      network_delay_s: seconds added to every answer.
+    """
+
+    replicas: Count = 4
+    max_batch: Count = 32
+    queue_capacity: Annotated[int, Ge(0)] = 32
+    network_delay_s: NonNegative = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+    """End-to-end latency that a request may take: `base_s + per_token_s x output tokens`, in seconds."""
+
+    base_s: Positive = 0.1
+    per_token_s: NonNegative = 0.015
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A kind of request.
+
+    Attributes:
+      name: its name, found in the profile.
+      share: its weight in the task mix; shares need not sum to one.
+      prompt_tokens: smallest and largest prompt length, uniform between, both included.
+      output_tokens: smallest and largest output length, uniform between, both included.
+      deadline: its deadline.
+      weight: factor on its rewards.
+      mean_prompt_tokens, mean_output_tokens: expected lengths, where they are known and not the middle of the ranges,
+        as in traces.
+    """
+
+    name: str
+    share: NonNegative = 1.0
+    prompt_tokens: tuple[Count, Count] = (64, 192)
+    output_tokens: tuple[Count, Count] = (10, 30)
+    deadline: Deadline = Deadline()
+    weight: Positive = 1.0
+    mean_prompt_tokens: Positive | None = None
+    mean_output_tokens: Positive | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("prompt_tokens", "output_tokens"):
+            low, high = getattr(self, field)
+            if low > high:
+                raise InputError(f"Task `{self.name}`: `{field}` is [{low}, {high}]; put the smaller number first.")
+            mean = getattr(self, f"mean_{field}")
+            if mean is not None and not low <= mean <= high:
+                raise InputError(f"Task `{self.name}`: `mean_{field}` is {mean:g}; give one from {low} to {high}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """What an answer is worth: `weight x quality x timeliness`, see `besteffort.simulator.reward`.
+
+    Attributes:
+      soft_span: 0 for hard deadlines; `s > 0` lets timeliness fall from 1 at the deadline to 0 at `(1 + s) x deadline`.
+      miss_penalty: subtracted (times the task's weight) for a request that misses its deadline or is rejected.
+    """
+
+    soft_span: NonNegative = 0.0
+    miss_penalty: NonNegative = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the router sees.
+
+    Attributes:
+      features: names from `besteffort.observation.FEATURES`, in the order of the network's input.
+      rate_tau_s: time constant of the rate estimate, in seconds.
+    """
+
+    features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
+    rate_tau_s: Positive = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """Profile, cluster, tasks, reward and view: all that a simulation needs beside its requests and its router.
+
+    Raises:
+      InputError: if a task is listed twice, all shares are zero, or the profile lacks a task.
+    """
+
+    profile: Profile
+    cluster: Cluster
+    tasks: tuple[Task, ...]
+    reward: Reward = Reward()
+    view: View = View()
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise InputError("The situation lists no task; give at least one under `tasks`.")
+        names = self.task_names
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"Task `{name}` is listed twice under `tasks`; list it once.")
+        if sum(task.share for task in self.tasks) <= 0:
+            raise InputError("Every task has `share` 0; give at least one task a positive share.")
+        self.profile.quality_table(names)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(tasks,) the task mix, summing to one."""
+        shares = np.array([task.share for task in self.tasks], dtype=np.float64)
+        return shares / shares.sum()
+
+    @property
+    def mean_output_tokens(self) -> np.ndarray:
+        """(tasks,) expected output length of each task."""
+        return np.array([task.mean_output_tokens or sum(task.output_tokens) / 2 for task in self.tasks])
+
+    @property
+    def mean_prompt_tokens(self) -> np.ndarray:
+        """(tasks,) expected prompt length of each task."""
+        return np.array([task.mean_prompt_tokens or sum(task.prompt_tokens) / 2 for task in self.tasks])
+
+    @property
+    def visible_deadlines(self) -> np.ndarray:
+        """(tasks,) what is known of a request's deadline on arrival, in seconds: that of the task's mean output."""
+        return self.deadlines(np.arange(len(self.tasks)), self.mean_output_tokens)
+
+    def capacity(self) -> np.ndarray:
+        """(models,) requests per second that the cluster sustains if one model answers everything.
+
+        `replicas / (E[prefill(p)] + E[n - 1] decode(max_batch) / max_batch)`, expectations over the task mix. "Load x"
+        means x times the capacity of the largest model, which is the last entry. Where a task states its mean prompt,
+        E[prefill(p)] is taken there.
+        """
+        decode = self.profile.decode_table(self.cluster.max_batch)[:, -1]
+        longest = max(task.prompt_tokens[1] for task in self.tasks)
+        prefill = self.profile.prefill_table(longest)
+        mean_prefill = np.zeros(len(decode))
+        for share, task in zip(self.shares, self.tasks, strict=True):
+            low, high = task.prompt_tokens
+            if task.mean_prompt_tokens is not None:
+                low = high = round(task.mean_prompt_tokens)
+            mean_prefill += share * prefill[:, low : high + 1].mean(axis=1)
+        mean_decodes = self.shares @ self.mean_output_tokens - 1
+        return self.cluster.replicas / (mean_prefill + mean_decodes * decode / self.cluster.max_batch)
+
+    def deadlines(self, task: np.ndarray, output_tokens: np.ndarray) -> np.ndarray:
+        """(n,) deadline in seconds of requests with the given task indices and output lengths."""
+        base = np.array([t.deadline.base_s for t in self.tasks])
+        per_token = np.array([t.deadline.per_token_s for t in self.tasks])
+        return base[task] + per_token[task] * output_tokens

@@ -1,0 +1,85 @@
+"""Typed, frozen dataclasses from JSON text, with one clear sentence for what does not fit.
+
+Imports pydantic, so light modules import it where they read a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+
+from besteffort.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+
+_WORDING = {"a valid array": "a list", "an object": "a mapping", " after validation": ""}
+
+
+def from_json(cls: type[T], text: str | bytes, where: str) -> T:
+    """Fills the dataclass `cls` from JSON text, read from `where`.
+
+    Lists become tuples, objects dataclasses, and an integer may stand for a float; nothing else is converted, and no
+    field may be unknown.
+
+    Raises:
+      InputError: naming `where`, the field, what it should be and what it is.
+    """
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as error:
+        raise InputError(f"{where}: {_sentence(cls, error.errors(include_url=False)[0])}") from error
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`, did you mean ...?` if one of `known` is much like `name`, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean `{close[0]}`?" if close else ""
+
+
+def _sentence(cls: type, error: ErrorDetails) -> str:
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    field = f"`{field}`" if field else "the file"
+    match error["type"]:
+        case "json_invalid":
+            return f"not valid JSON ({error['ctx']['error']}); complete or repair the file."
+        case "unexpected_keyword_argument":
+            *parents, name = error["loc"]
+            known = _fields_at(cls, parents)
+            remedy = f"known are {', '.join(known)}" if known else "remove it or correct its spelling"
+            return f"{field} is not a known field{did_you_mean(str(name), known)}; {remedy}."
+        case "missing":
+            return f"{field} is missing; add it."
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            found = json.dumps(error["input"], default=str)
+            found = found if len(found) <= 60 else f"{found[:57]}..."
+            should = error["msg"].removeprefix("Input ")
+            for pydantics, ours in _WORDING.items():
+                should = should.replace(pydantics, ours)
+            return f"{field} is {found}, but {should[0].lower()}{should[1:]}."
+
+
+def _fields_at(cls: Any, location: Sequence[str | int]) -> tuple[str, ...]:
+    """Names of the fields of the dataclass at `location` inside `cls`; none where a union leaves several possible."""
+    for part in location:
+        if dataclasses.is_dataclass(cls):
+            cls = typing.get_type_hints(cls).get(str(part))
+        else:
+            cls = typing.get_args(cls)[0 if isinstance(part, int) else -1]
+        if typing.get_origin(cls) in (typing.Union, types.UnionType):
+            options = [option for option in typing.get_args(cls) if option is not types.NoneType]
+            cls = options[0] if len(options) == 1 else None
+        if cls is None:
+            return ()
+    return tuple(field.name for field in dataclasses.fields(cls))

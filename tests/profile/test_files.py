@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import errno
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.profile import builtin_profiles, load_profile, save_profile
+
+# What a user may get wrong in a file.
+Edit = Callable[[dict], object]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict:
+    save_profile(load_profile("opt-a100"), tmp_path / "copy.json")
+    return json.loads((tmp_path / "copy.json").read_text())
+
+
+def complaint(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(InputError) as caught:
+        load_profile(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_a_saved_profile_is_read_back_the_same(tmp_path: Path) -> None:
+    for name in builtin_profiles():
+        profile = load_profile(name)
+        save_profile(profile, tmp_path / "profile.json")
+        again = load_profile(str(tmp_path / "profile.json"))
+        assert again == profile
+        assert again.digest() == profile.digest()
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_points_lie_on_one_line_each(tmp_path: Path) -> None:
+    save_profile(load_profile("opt-a100"), tmp_path / "profile.json")
+    assert "        [1, 0." in (tmp_path / "profile.json").read_text()
+
+
+def test_the_same_content_in_another_layout_has_the_same_digest(content: dict, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert load_profile(tmp_path / "other.json").digest() == load_profile("opt-a100").digest()
+
+
+def test_fields_with_a_default_may_be_left_out(content: dict, tmp_path: Path) -> None:
+    del content["cache_output_share"]
+    for model in content["models"]:
+        for field in ("slowdown", "context_cost_s", "cache_tokens"):
+            del model[field]
+    (tmp_path / "short.json").write_text(json.dumps(content))
+    assert load_profile(tmp_path / "short.json") == load_profile("opt-a100")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda c: c.update(gpu="A100"), "unknown field `gpu`; remove it or correct its spelling"),
+        (lambda c: c["models"][1].update(decod=[]), "unknown field `models[1].decod`"),
+        (lambda c: c["provenance"]["decode"].update(kinds="x"), "unknown field `provenance.decode.kinds`"),
+        (lambda c: c.pop("device"), "the field `device` is missing; add it"),
+        (lambda c: c["models"][0].pop("prefill"), "the field `models[0].prefill` is missing; add it"),
+        (lambda c: c["provenance"].pop("quality"), "the field `provenance.quality` is missing"),
+        (lambda c: c.update(format=2), "`format`: input should be 1, not 2"),
+        (lambda c: c.update(name=3), "`name`: input should be a valid string, not 3"),
+        (lambda c: c.update(models={}), "`models`: input should be a valid array"),
+        (lambda c: c["models"][0]["decode"][3].__setitem__(1, "fast"), "`models[0].decode[3][1]`: "),
+        (lambda c: c["models"][0]["decode"][3].__setitem__(0, 8.5), "`models[0].decode[3][0]`: "),
+        (lambda c: c["models"][0]["decode"][3].append(1), "`models[0].decode[3]`: "),
+        (lambda c: c["models"][0]["decode"][0].__setitem__(1, math.nan), "`models[0].decode[0][1]`: "),
+        (lambda c: c["models"][0].update(cache_tokens="all"), "`models[0].cache_tokens`: "),
+        (lambda c: c["provenance"]["decode"].update(kind="guessed"), "`provenance.decode.kind`: "),
+        (lambda c: c["models"][2]["decode"].reverse(), "Model `opt-6.7b`: `decode` must begin"),
+        (lambda c: c["models"][2]["prefill"][4].__setitem__(1, -1.0), "Model `opt-6.7b`: `prefill` has -1 s"),
+        (lambda c: c["models"][2]["prefill"][4].__setitem__(1, 1.0), "Model `opt-6.7b`: `prefill` falls from 1 s"),
+        (lambda c: c["models"][0].update(slowdown=[1, 0.5, 1]), "Model `opt-125m`: `slowdown` has 0.5"),
+        (lambda c: c["models"][0].update(slowdown=[1, 2]), "has 2 factors for 3 models"),
+        (lambda c: c["models"].pop(), "has 3 values for 2 models"),
+        (lambda c: c["models"][0].update(name="opt-6.7b"), "`models` lists `opt-6.7b` twice"),
+        (lambda c: c["tasks"][0].update(name="lambada"), "`tasks` lists `lambada` twice"),
+        (lambda c: c["tasks"][0].update(quality_percent=[1, 2, 101]), "Task `piqa`: `quality_percent` has 101"),
+        (
+            lambda c: c["tasks"][0].update(quality_percent=[0, 0, 0]),
+            "Task `piqa`: `quality_percent` is 0 for every model",
+        ),
+    ],
+)
+def test_one_sentence_for_each_mistake(content: dict, tmp_path: Path, edit: Edit, words: str) -> None:
+    edit(content)
+    assert words in complaint(tmp_path / "edited.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_file_cut_short(tmp_path: Path, share: float) -> None:
+    save_profile(load_profile("opt-a100"), tmp_path / "whole.json")
+    text = (tmp_path / "whole.json").read_bytes()
+    message = complaint(tmp_path / "cut.json", text[: int(share * len(text))])
+    assert message.startswith("not valid JSON (")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null"])
+def test_json_that_is_no_object(tmp_path: Path, text: str) -> None:
+    assert "one JSON object" in complaint(tmp_path / "other.json", text)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "binary.json", b"\x80\x81{").startswith("not valid JSON (")
+
+
+def test_a_name_that_is_neither_file_nor_builtin(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"opt-b200: no such file; .* built-in name: opt-a100, opt-a100-all\.$"):
+        load_profile("opt-b200")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_profile(tmp_path)
+
+
+def test_writing_where_one_cannot(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere/profile\.json: cannot be written \(No such file or directory\)"):
+        save_profile(load_profile("opt-a100"), tmp_path / "nowhere" / "profile.json")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text("precious")
+
+    def write_half(self: Path, text: str, **_: object) -> None:
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_profile(load_profile("opt-a100"), path)
+    assert path.read_bytes() == b"precious"
+    assert [item.name for item in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_importing_is_light() -> None:
+    heavy = "jax", "pydantic", "scipy", "matplotlib"
+    program = f"import sys, besteffort.profile; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
