@@ -1,0 +1,207 @@
+"""Workloads as typed configuration, read from YAML: `kind` says which.
+
+Rates are given as loads, multiples of the largest model's capacity (`Situation.capacity`), so that one configuration
+serves any profile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval, Len
+from pydantic import Discriminator
+
+from besteffort.situation import NonNegative, Positive, Situation
+from besteffort.workload import arrivals, rescale, traces
+from besteffort.workload.mix import TaskMix, task_mix
+from besteffort.workload.replay import ReplayWorkload, replay
+from besteffort.workload.requests import Requests
+from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """A task mix that shifts in time.
+
+    Attributes:
+      shares: per period one share for each task of the situation, in its order.
+      starts_s: when each period begins; the first is 0.
+      period_s: length of a cycle; null if the last period lasts for ever.
+    """
+
+    shares: Annotated[tuple[tuple[NonNegative, ...], ...], Len(1)]
+    starts_s: tuple[NonNegative, ...] = (0.0,)
+    period_s: Positive | None = None
+
+    def build(self) -> TaskMix:
+        return task_mix(self.shares, self.starts_s, self.period_s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poisson:
+    """Poisson arrivals at a constant `load`."""
+
+    kind: Literal["poisson"] = "poisson"
+    load: Positive
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.Poisson(self.load * capacity)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Poisson arrivals at loads that change at set times.
+
+    Attributes:
+      loads: load of each segment.
+      starts_s: when each begins; the first is 0.
+      period_s: length of a cycle; null if the last segment lasts for ever.
+      random_start: begin at a random moment of the cycle.
+    """
+
+    kind: Literal["steps"] = "steps"
+    loads: Annotated[tuple[NonNegative, ...], Len(1)]
+    starts_s: tuple[NonNegative, ...]
+    period_s: Positive | None = None
+    random_start: bool = False
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.steps([load * capacity for load in self.loads], self.starts_s, self.period_s, self.random_start)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Markov:
+    """Markov-modulated Poisson arrivals: each state's load and mean dwell time."""
+
+    kind: Literal["markov"] = "markov"
+    loads: Annotated[tuple[NonNegative, ...], Len(2)]
+    dwell_s: Annotated[tuple[Positive, ...], Len(2)]
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.markov_modulated([load * capacity for load in self.loads], self.dwell_s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gamma:
+    """A renewal process with Gamma gaps of the given coefficient of variation."""
+
+    kind: Literal["gamma"] = "gamma"
+    load: Positive
+    cv: Positive
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.GammaRenewal(self.load * capacity, self.cv)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+    """Poisson arrivals at `high` load for the first `duty` share of each period, at `low` load for the rest."""
+
+    kind: Literal["square"] = "square"
+    low: NonNegative
+    high: Positive
+    period_s: Positive
+    duty: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    random_start: bool = False
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.square_wave(
+            self.low * capacity, self.high * capacity, self.period_s, self.duty, self.random_start
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomRates:
+    """The training load: loads spread log-uniformly, changing in steps and bursts.
+
+    Attributes:
+      low, high: smallest and largest load outside bursts.
+      dwell_requests: mean number of requests between changes.
+      burst_probability: share of calm stretches that end in a burst.
+      burst_factor: load of a burst over the load before it.
+      burst_requests: mean number of requests of a burst.
+    """
+
+    kind: Literal["random_rates"] = "random_rates"
+    low: Positive = 0.05
+    high: Positive = 16.0
+    dwell_requests: Positive = 8_000.0
+    burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    burst_factor: Positive = 4.0
+    burst_requests: Positive = 200.0
+    mix: MixConfig | None = None
+
+    def process(self, capacity: float) -> arrivals.Arrivals:
+        return arrivals.random_rates(
+            self.low * capacity,
+            self.high * capacity,
+            self.dwell_requests,
+            self.burst_probability,
+            self.burst_factor,
+            self.burst_requests,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A trace file, played again and again.
+
+    Attributes:
+      path: the file, see `besteffort.workload.traces.read_trace`.
+      format: its format; null to tell it from the header.
+      window_s: start and end of the part to use, in seconds of the file; null for all of it.
+      load: mean load to scale it to, with the capacity for its own lengths; null to leave its rate.
+      start: begin at a random request or at the first one.
+      seed: of tasks and of what else has to be drawn.
+      maf, servegen: options of these formats.
+    """
+
+    kind: Literal["trace"] = "trace"
+    path: Path
+    format: Literal["azure_llm", "mooncake", "maf", "servegen", "csv"] | None = None
+    window_s: tuple[NonNegative, Positive] | None = None
+    load: Positive | None = None
+    start: Literal["random", "first"] = "random"
+    seed: Annotated[int, Ge(0)] = 0
+    maf: traces.MafOptions = dataclasses.field(default_factory=traces.MafOptions)
+    servegen: traces.ServeGenOptions = dataclasses.field(default_factory=traces.ServeGenOptions)
+
+
+Synthetic = Poisson | Steps | Markov | Gamma | Square | RandomRates
+WorkloadConfig = Annotated[Synthetic | Trace, Discriminator("kind")]
+"""Any workload; a type for a field of a configuration."""
+
+
+def load_trace(config: Trace, situation: Situation) -> tuple[Requests, traces.TraceInfo]:
+    """The requests of a trace, cut and scaled as configured, and what was done to the whole of it.
+
+    Raises:
+      InputError: on a damaged file or a configuration that does not fit it.
+    """
+    requests, info = traces.read_trace(
+        config.path, situation, seed=config.seed, kind=config.format, maf=config.maf, servegen=config.servegen
+    )
+    if config.window_s is not None:
+        requests = rescale.window(requests, *config.window_s)
+    if config.load is not None:
+        requests = rescale.to_load(requests, situation, config.load)
+    return requests, info
+
+
+def build(config: Synthetic | Trace, situation: Situation) -> SyntheticWorkload | ReplayWorkload:
+    """The workload of a configuration, for the tasks and the capacity of a situation.
+
+    Raises:
+      InputError: where the configuration does not fit the situation or a file.
+    """
+    if isinstance(config, Trace):
+        return replay(load_trace(config, situation)[0], config.start)
+    mix = config.mix.build() if config.mix is not None else None
+    return synthetic(situation, config.process(float(situation.capacity()[-1])), mix)

@@ -1,0 +1,84 @@
+"""An explicit list of requests as a generator inside the compiled simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from besteffort.errors import InputError
+from besteffort.simulator.types import Arrival
+from besteffort.workload.requests import Requests
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReplayWorkload:
+    """A list of `n` requests, again and again; `replay` builds one.
+
+    Row 0 of the leaves is the first request as the list has it, its gap counted from time 0. Row `n` is the same
+    request coming round again, after the mean gap. The state is the row of the next request.
+
+    Attributes:
+      gap_s: (n + 1,) seconds since the previous request.
+      task, prompt_tokens, output_tokens, deadline_s: (n + 1,) as in `Requests`.
+      random_start: start at a random request instead of the first one. Static.
+    """
+
+    gap_s: Any
+    task: Any
+    prompt_tokens: Any
+    output_tokens: Any
+    deadline_s: Any
+    random_start: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    @property
+    def length(self) -> int:
+        """Number of requests in the list."""
+        return jnp.shape(self.gap_s)[-1] - 1
+
+    def init(self, key: PRNGKeyArray) -> Int[Array, ""]:
+        if self.random_start:
+            return jax.random.randint(key, (), 1, self.length + 1, jnp.int32)
+        return jnp.asarray(0, jnp.int32)
+
+    def next(self, key: PRNGKeyArray, state: Int[Array, ""]) -> tuple[Arrival, Int[Array, ""]]:
+        del key
+        arrival = Arrival(
+            gap_s=jnp.asarray(self.gap_s, float)[state],
+            task=jnp.asarray(self.task)[state],
+            prompt_tokens=jnp.asarray(self.prompt_tokens)[state],
+            output_tokens=jnp.asarray(self.output_tokens)[state],
+            deadline_s=jnp.asarray(self.deadline_s, float)[state],
+        )
+        return arrival, jnp.where(state == self.length, 1, state + 1)
+
+
+def replay(requests: Requests, start: Literal["random", "first"] = "random") -> ReplayWorkload:
+    """The list as a generator. Gaps are computed in float64, so that float32 resolves them at the end of a day, too.
+
+    Raises:
+      InputError: if all requests arrive at one instant, which leaves no mean gap to come round with.
+    """
+    span = requests.arrival_s[-1] - requests.arrival_s[0]
+    if span <= 0:
+        raise InputError(
+            "All requests of the list arrive at one instant; a list to be replayed needs two different times."
+        )
+    gaps = np.concatenate([np.diff(requests.arrival_s, prepend=0.0), [span / (len(requests) - 1)]])
+
+    def ring(values: np.ndarray) -> np.ndarray:
+        return np.append(values, values[0])
+
+    return ReplayWorkload(
+        gap_s=gaps,
+        task=ring(requests.task),
+        prompt_tokens=ring(requests.prompt_tokens),
+        output_tokens=ring(requests.output_tokens),
+        deadline_s=ring(requests.deadline_s),
+        random_start=start == "random",
+    )

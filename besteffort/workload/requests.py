@@ -1,0 +1,79 @@
+"""An explicit list of requests: what traces are read into, what generators are sampled into, what `simulate` plays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from besteffort.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """Requests in order of arrival. Arrays are float64 or int32, one entry per request.
+
+    Attributes:
+      tasks: names of the tasks; `task` indexes into them.
+      arrival_s: (n,) arrival times in seconds, finite, non-decreasing and none before 0.
+      task: (n,) index of each request's task.
+      prompt_tokens: (n,) prompt lengths, at least 1.
+      output_tokens: (n,) output lengths, at least 1.
+      deadline_s: (n,) end-to-end latency that each request may take, in seconds, positive.
+
+    Raises:
+      InputError: on an empty list, arrays of unequal length, unsorted or non-finite times, or values out of range.
+    """
+
+    tasks: tuple[str, ...]
+    arrival_s: np.ndarray
+    task: np.ndarray
+    prompt_tokens: np.ndarray
+    output_tokens: np.ndarray
+    deadline_s: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in _DTYPES.items():
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=dtype))
+        n = len(self.arrival_s)
+        if n == 0:
+            raise InputError("The list of requests is empty; give at least one request.")
+        for name in _DTYPES:
+            if getattr(self, name).shape != (n,):
+                raise InputError(
+                    f"Requests: `{name}` has shape {getattr(self, name).shape}, `arrival_s` has ({n},); "
+                    "make them equal."
+                )
+        if not np.isfinite(self.arrival_s).all():
+            raise InputError("Requests: `arrival_s` has a value that is not finite; remove that request.")
+        late = np.flatnonzero(np.diff(self.arrival_s) < 0)
+        if late.size:
+            raise InputError(
+                f"Requests: `arrival_s` goes back in time at request {late[0] + 1}; sort the list by arrival."
+            )
+        if self.task.min() < 0 or self.task.max() >= len(self.tasks):
+            raise InputError(f"Requests: `task` must index one of the {len(self.tasks)} tasks {', '.join(self.tasks)}.")
+        if self.arrival_s[0] < 0:
+            raise InputError(
+                f"Requests: `arrival_s` starts at {self.arrival_s[0]:g} s; shift the list so that it starts at 0."
+            )
+        for name in ("prompt_tokens", "output_tokens"):
+            if getattr(self, name).min() < 1:
+                raise InputError(
+                    f"Requests: `{name}` of request {int(np.argmin(getattr(self, name)))} is below 1; "
+                    "give at least one token."
+                )
+        if not (np.isfinite(self.deadline_s).all() and self.deadline_s.min() > 0):
+            raise InputError("Requests: `deadline_s` must be finite and positive for every request.")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+_DTYPES = {
+    "arrival_s": np.float64,
+    "task": np.int32,
+    "prompt_tokens": np.int32,
+    "output_tokens": np.int32,
+    "deadline_s": np.float64,
+}

@@ -1,0 +1,125 @@
+"""Lists of requests, faster or slower, in part, and as files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+
+def mean_rate(requests: Requests) -> float:
+    """Requests per second, one over the mean gap; infinite if all arrive at one instant."""
+    span = requests.arrival_s[-1] - requests.arrival_s[0]
+    return float((len(requests) - 1) / span) if span > 0 else float("inf")
+
+
+def scale_time(requests: Requests, factor: float) -> Requests:
+    """The same requests with all arrival times multiplied by `factor`: bursts last so much longer. Deadlines stay.
+
+    Raises:
+      InputError: if the factor is not positive and finite.
+    """
+    if not (np.isfinite(factor) and factor > 0):
+        raise InputError(f"Times cannot be scaled by {factor}; give a positive factor.")
+    return dataclasses.replace(requests, arrival_s=requests.arrival_s * factor)
+
+
+def scale_rate(requests: Requests, factor: float) -> Requests:
+    """The same requests `factor` times as fast: `scale_time` by its inverse. Burstiness in numbers of requests stays.
+
+    Raises:
+      InputError: if the factor is not positive and finite.
+    """
+    if not (np.isfinite(factor) and factor > 0):
+        raise InputError(f"Rates cannot be scaled by {factor}; give a positive factor.")
+    return scale_time(requests, 1 / factor)
+
+
+def to_mean_rate(requests: Requests, rate: float) -> Requests:
+    """The same requests at a mean rate of `rate` requests per second.
+
+    Raises:
+      InputError: if the rate is not positive and finite, or all requests arrive at one instant.
+    """
+    present = mean_rate(requests)
+    if not np.isfinite(present):
+        raise InputError(
+            "All requests of the list arrive at one instant, so that it has no rate to scale; give two different times."
+        )
+    return scale_rate(requests, rate / present)
+
+
+def capacity(requests: Requests, situation: Situation) -> np.ndarray:
+    """(models,) requests per second that the cluster sustains if one model answers everything.
+
+    `Situation.capacity` with these requests' own lengths in place of the situation's.
+    """
+    decode = situation.profile.decode_table(situation.cluster.max_batch)[:, -1]
+    prefill = situation.profile.prefill_table(int(requests.prompt_tokens.max()))
+    mean_prefill = prefill[:, requests.prompt_tokens].mean(axis=1)
+    mean_decodes = requests.output_tokens.mean() - 1
+    return situation.cluster.replicas / (mean_prefill + mean_decodes * decode / situation.cluster.max_batch)
+
+
+def to_load(requests: Requests, situation: Situation, load: float) -> Requests:
+    """The same requests at `load` times the largest model's capacity for requests of these lengths.
+
+    Raises:
+      InputError: as `to_mean_rate`.
+    """
+    return to_mean_rate(requests, load * float(capacity(requests, situation)[-1]))
+
+
+def window(requests: Requests, start_s: float, end_s: float) -> Requests:
+    """The requests that arrive in `[start_s, end_s)`, with times counted from `start_s`.
+
+    Raises:
+      InputError: if there is none.
+    """
+    first, end = np.searchsorted(requests.arrival_s, (start_s, end_s))
+    if end <= first:
+        raise InputError(
+            f"No request arrives between {start_s:g} and {end_s:g} s; "
+            f"the list spans {requests.arrival_s[0]:g} to {requests.arrival_s[-1]:g} s."
+        )
+    part = slice(first, end)
+    return Requests(
+        tasks=requests.tasks,
+        arrival_s=requests.arrival_s[part] - start_s,
+        task=requests.task[part],
+        prompt_tokens=requests.prompt_tokens[part],
+        output_tokens=requests.output_tokens[part],
+        deadline_s=requests.deadline_s[part],
+    )
+
+
+def write_csv(requests: Requests, path: str | Path) -> None:
+    """Writes `arrival_s,task,prompt_tokens,output_tokens`, compressed if the name ends in `.gz`, without deadlines.
+
+    Times are written so that `besteffort.workload.traces.read_csv` gives the same floats back.
+
+    Raises:
+      InputError: if the file cannot be written.
+    """
+    path = Path(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arrival_s", "task", "prompt_tokens", "output_tokens"])
+    names = [requests.tasks[task] for task in requests.task.tolist()]
+    columns = (requests.arrival_s.tolist(), names, requests.prompt_tokens.tolist(), requests.output_tokens.tolist())
+    writer.writerows(zip(*columns, strict=True))
+    content = text.getvalue().encode()
+    try:
+        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: the list cannot be written ({error.strerror}); choose a place with room that may be written to."
+        ) from None

@@ -1,0 +1,47 @@
+"""A generator as an explicit list of requests."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from besteffort.simulator.types import Arrival
+from besteffort.workload.requests import Requests
+
+
+@functools.partial(jax.jit, static_argnames="n")
+def draw(workload: Any, key: PRNGKeyArray, n: int) -> Arrival:
+    """The first `n` arrivals, each field an (n,) array.
+
+    The key is split: `init` gets the first part, and call `i` of `next` the second, folded with `i`.
+    """
+    init_key, next_key = jax.random.split(key)
+
+    def step(state: Any, index: Array) -> tuple[Any, Arrival]:
+        arrival, state = workload.next(jax.random.fold_in(next_key, index), state)
+        return state, arrival
+
+    _, arrivals = jax.lax.scan(step, workload.init(init_key), jnp.arange(n))
+    return arrivals
+
+
+def sample_requests(workload: Any, task_names: tuple[str, ...], n: int, seed: int) -> Requests:
+    """The first `n` requests of a workload, a pytree with `init` and `next`, as a list.
+
+    The draws have the default float type of JAX; arrival times are summed in float64. A seed gives the same list
+    every time, but another list under `jax.enable_x64`.
+    """
+    arrivals = jax.device_get(draw(workload, jax.random.key(seed), n))
+    return Requests(
+        tasks=task_names,
+        arrival_s=np.cumsum(arrivals.gap_s, dtype=np.float64),
+        task=arrivals.task,
+        prompt_tokens=arrivals.prompt_tokens,
+        output_tokens=arrivals.output_tokens,
+        deadline_s=arrivals.deadline_s,
+    )

@@ -1,0 +1,88 @@
+"""Synthetic workloads: arrivals, task mix, lengths and deadlines put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from besteffort.errors import InputError
+from besteffort.simulator.types import Arrival
+from besteffort.situation import Situation
+from besteffort.workload.arrivals import Arrivals
+from besteffort.workload.mix import TaskMix, task_mix
+
+
+class SyntheticState(NamedTuple):
+    """State of the arrival process and of the task mix."""
+
+    arrivals: Any
+    mix: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SyntheticWorkload:
+    """Requests at the times of `arrivals`, with tasks from `mix` and lengths uniform per task; `synthetic` builds one.
+
+    Attributes:
+      arrivals: an arrival process of `besteffort.workload.arrivals`.
+      mix: a `besteffort.workload.mix.TaskMix`.
+      prompt_tokens, output_tokens: (tasks, 2) smallest and largest length, both included.
+      deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
+    """
+
+    arrivals: Any
+    mix: TaskMix
+    prompt_tokens: Any
+    output_tokens: Any
+    deadline_base_s: Any
+    deadline_per_token_s: Any
+
+    def init(self, key: PRNGKeyArray) -> SyntheticState:
+        arrivals_key, mix_key = jax.random.split(key)
+        return SyntheticState(self.arrivals.init(arrivals_key), self.mix.init(mix_key))
+
+    def next(self, key: PRNGKeyArray, state: SyntheticState) -> tuple[Arrival, SyntheticState]:
+        gap_key, request_key = jax.random.split(key)
+        gap_s, arrivals = self.arrivals.next(gap_key, state.arrivals)
+        uniforms = jax.random.uniform(request_key, (3,))
+        task, mix = self.mix.next(uniforms[0], gap_s, state.mix)
+
+        def length(uniform: Array, bounds: Any) -> Array:
+            low, high = jnp.asarray(bounds)[task]
+            return low + jnp.floor(uniform * (high - low + 1)).astype(low.dtype)
+
+        prompt_tokens = length(uniforms[1], self.prompt_tokens)
+        output_tokens = length(uniforms[2], self.output_tokens)
+        base_s = jnp.asarray(self.deadline_base_s, float)[task]
+        per_token_s = jnp.asarray(self.deadline_per_token_s, float)[task]
+        arrival = Arrival(gap_s, task, prompt_tokens, output_tokens, base_s + per_token_s * output_tokens)
+        return arrival, SyntheticState(arrivals, mix)
+
+
+def synthetic(situation: Situation, arrivals: Arrivals, mix: TaskMix | None = None) -> SyntheticWorkload:
+    """A synthetic workload for the tasks of a situation, in their own constant mix unless `mix` is given.
+
+    Raises:
+      InputError: if `mix` is for another number of tasks.
+    """
+    tasks = situation.tasks
+    if mix is None:
+        mix = task_mix(situation.shares[None])
+    elif mix.cumulative.shape[-1] != len(tasks):
+        raise InputError(
+            f"The task mix is for {mix.cumulative.shape[-1]} tasks, not {len(tasks)}; give one share per task."
+        )
+    return SyntheticWorkload(
+        arrivals=arrivals,
+        mix=mix,
+        prompt_tokens=np.array([task.prompt_tokens for task in tasks], np.int32),
+        output_tokens=np.array([task.output_tokens for task in tasks], np.int32),
+        deadline_base_s=np.array([task.deadline.base_s for task in tasks]),
+        deadline_per_token_s=np.array([task.deadline.per_token_s for task in tasks]),
+    )

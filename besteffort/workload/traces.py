@@ -1,0 +1,204 @@
+"""Traces as requests of a situation: `read_trace` detects the format, reads the file and adds what it leaves out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.situation import Situation
+from besteffort.workload import readers
+from besteffort.workload.readers import (
+    MafOptions,
+    ServeGenOptions,
+    Trace,
+    read_azure_llm,
+    read_csv,
+    read_maf,
+    read_mooncake,
+    read_servegen,
+)
+from besteffort.workload.requests import Requests
+from besteffort.workload.rescale import mean_rate
+from besteffort.workload.table import Table, read_table
+
+__all__ = [
+    "KINDS",
+    "MafOptions",
+    "ServeGenOptions",
+    "Trace",
+    "TraceInfo",
+    "complete",
+    "read_azure_llm",
+    "read_csv",
+    "read_maf",
+    "read_mooncake",
+    "read_servegen",
+    "read_trace",
+]
+
+MAX_OUTPUT_TOKENS = 1024
+CONTEXT_TOKENS = 2048
+"""Context of OPT: no answer may be longer than half of it, and a prompt and its answer fit together."""
+
+KINDS: dict[str, frozenset[str]] = {
+    "azure_llm": frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}),
+    "mooncake": frozenset({"timestamp_ms", "input_length", "output_length"}),
+    "maf": frozenset({"1"}),
+    "servegen": frozenset({"window_start_s", "rate_per_s", "pattern", "arg1"}),
+    "csv": frozenset({"arrival_s", "task", "prompt_tokens", "output_tokens"}),
+}
+"""Formats, and the columns by which each is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceInfo:
+    """What to print about a trace that was read.
+
+    Attributes:
+      source: name of the file.
+      kind: its format.
+      requests: how many.
+      span_s: seconds from the first to the last.
+      mean_rate: requests per second, one over the mean gap; infinite if the span is 0.
+      clipped_outputs, clipped_prompts: share of requests whose output or prompt was cut to fit the models' context.
+      raised: share of requests with an empty prompt or output, taken as one token.
+      drawn: what the file does not say and was drawn by seed: `tasks`, `lengths`, `arrivals`.
+    """
+
+    source: str
+    kind: str
+    requests: int
+    span_s: float
+    mean_rate: float
+    clipped_outputs: float
+    clipped_prompts: float
+    raised: float
+    drawn: tuple[str, ...]
+
+    def __str__(self) -> str:
+        drawn = f"; drawn by seed: {', '.join(self.drawn)}" if self.drawn else ""
+        return (
+            f"{self.source} ({self.kind}): {self.requests:,} requests over {self.span_s:,.0f} s, "
+            f"{self.mean_rate:.3g}/s; "
+            f"clipped: {self.clipped_outputs:.2%} of outputs, {self.clipped_prompts:.2%} of prompts; "
+            f"raised to one token: {self.raised:.2%}{drawn}"
+        )
+
+
+def read_trace(
+    path: str | Path,
+    situation: Situation,
+    *,
+    seed: int = 0,
+    kind: str | None = None,
+    maf: MafOptions | None = None,
+    servegen: ServeGenOptions | None = None,
+) -> tuple[Requests, TraceInfo]:
+    """Reads a trace of any known format as requests of a situation, and says what was done to it.
+
+    Args:
+      path: a CSV file, plain or gzip-compressed.
+      situation: gives tasks, their mix, lengths and deadlines.
+      seed: of whatever has to be drawn.
+      kind: the format, a key of `KINDS`; None to tell it from the header.
+      maf: options of the MAF format, which holds counts instead of requests.
+      servegen: options of the ServeGen format, which holds rates instead of requests.
+
+    Raises:
+      InputError: on a damaged file, an unknown format, or a task that the situation lacks.
+    """
+    table = read_table(path)
+    if kind is None:
+        kind = _detect(table)
+    elif kind not in KINDS:
+        raise InputError(f"{path}: unknown trace format `{kind}`; choose from {', '.join(KINDS)}.")
+    arrivals_seed, rest_seed = np.random.SeedSequence(seed).generate_state(2)
+    if kind == "maf":
+        trace = readers.maf(table, len(situation.tasks), maf or MafOptions(), int(arrivals_seed))
+    elif kind == "servegen":
+        trace = readers.servegen(table, servegen or ServeGenOptions(), int(arrivals_seed))
+    else:
+        trace = {"azure_llm": readers.azure_llm, "mooncake": readers.mooncake, "csv": readers.own_csv}[kind](table)
+    return complete(trace, situation, int(rest_seed))
+
+
+def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, TraceInfo]:
+    """Requests of a situation from a trace.
+
+    Tasks that the trace does not name are drawn from the mix, lengths that it does not have from the ranges of the
+    tasks. Lengths of 0 become 1; outputs are clipped to 1,024 tokens and then prompts to 2,048 less the output.
+    Deadlines are the situation's.
+
+    Raises:
+      InputError: if the trace names a task that the situation lacks.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(trace.arrival_s)
+    drawn = [] if trace.kind not in ("maf", "servegen") else ["arrivals"]
+    if trace.task is None:
+        drawn.append("tasks")
+        task = rng.choice(len(situation.tasks), size=n, p=situation.shares)
+    elif trace.task_names is None:
+        task = trace.task
+    else:
+        task = _situation_tasks(trace.path, trace.task_names, situation)[trace.task]
+    if trace.prompt_tokens is None or trace.output_tokens is None:
+        drawn.append("lengths")
+        prompts, outputs = (
+            rng.integers(bounds[task, 0], bounds[task, 1], endpoint=True).astype(np.float64)
+            for bounds in (
+                np.array([task.prompt_tokens for task in situation.tasks]),
+                np.array([task.output_tokens for task in situation.tasks]),
+            )
+        )
+    else:
+        prompts, outputs = trace.prompt_tokens, trace.output_tokens
+
+    empty = (prompts < 1) | (outputs < 1)
+    prompts, outputs = np.maximum(prompts, 1), np.maximum(outputs, 1)
+    fitting_outputs = np.minimum(outputs, MAX_OUTPUT_TOKENS)
+    fitting_prompts = np.minimum(prompts, CONTEXT_TOKENS - fitting_outputs)
+    requests = Requests(
+        tasks=situation.task_names,
+        arrival_s=trace.arrival_s,
+        task=task,
+        prompt_tokens=fitting_prompts,
+        output_tokens=fitting_outputs,
+        deadline_s=situation.deadlines(task, fitting_outputs),
+    )
+    info = TraceInfo(
+        source=trace.path.name,
+        kind=trace.kind,
+        requests=n,
+        span_s=float(trace.arrival_s[-1] - trace.arrival_s[0]),
+        mean_rate=mean_rate(requests),
+        clipped_outputs=float(np.mean(fitting_outputs < outputs)),
+        clipped_prompts=float(np.mean(fitting_prompts < prompts)),
+        raised=float(empty.mean()),
+        drawn=tuple(drawn),
+    )
+    return requests, info
+
+
+def _detect(table: Table) -> str:
+    for kind, columns in KINDS.items():
+        if columns <= set(table.header):
+            return kind
+    raise InputError(
+        f"{table.path}: the header `{','.join(table.header)[:80]}` fits no known trace format; "
+        "name the columns arrival_s,task,prompt_tokens,output_tokens."
+    )
+
+
+def _situation_tasks(path: Path, names: tuple[str, ...], situation: Situation) -> np.ndarray:
+    known = situation.task_names
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{path}: task `{name}` is not a task of the situation, which has {', '.join(known)}; "
+                "rename it in the file or add it to the situation."
+            )
+    return np.array([known.index(name) for name in names])
