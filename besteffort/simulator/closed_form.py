@@ -1,0 +1,352 @@
+"""Independent instances, advanced in closed form: one arrival costs one insertion, and time passes for free.
+
+Between two admissions an instance only decodes, so its future is known. Each iteration gives every running request one
+token; with a clock that counts iterations, a request that is admitted at clock 0 and wants `n` tokens leaves at clock
+`n`, whoever else runs beside it. Keep the running requests sorted by that clock, flush right: then `max_batch - j` of
+them still run while the j-th is the next to leave, and all departure times are one prefix sum,
+
+    done[j] = admission + sum over i <= j of (finish[i] - finish[i - 1]) * decode[max_batch - i],
+
+where `admission` is the length of the iteration that admitted the last ones. Lines are first come, first served, and
+nobody is preempted, so a request's admission does not depend on who comes after it. Its moment is known at once:
+the next iteration boundary if there is room, else the first planned departure that makes room. So the plan always
+covers everybody, also those who will wait, and a batch size is a count of departures still to come.
+
+Times and clocks of an instance are relative to its *boundary*: the start of the iteration that admits the last of its
+requests, which may lie in the future. Thus float32 keeps its precision however long an episode lasts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from besteffort.simulator import ledger as ledgers
+from besteffort.simulator.lanes import lanewise
+from besteffort.simulator.ledger import Ledger, Timing
+from besteffort.simulator.request import Request, earned
+from besteffort.simulator.types import EnvParams, EnvShape
+
+Array = jax.Array
+_NEVER = jnp.iinfo(jnp.int32).max
+
+
+class Seats(NamedTuple):
+    """Requests of an instance, sorted by departure, flush right; fields of shape (..., max_batch + queue_capacity).
+
+    The last `max_batch` seats hold those who run from the boundary on. To their left are those who leave before it, or
+    have left already: these keep their seat until somebody needs it.
+
+    Attributes:
+      index: number of the decision; -1 where nobody has been.
+      task: index of the task.
+      finish: iterations from the boundary to the departure; 0 if it leaves at the boundary or before.
+      done_s: time of departure.
+      arrival_s: time of arrival.
+      deadline_s: end-to-end latency it may take.
+      admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
+      prompt_tokens: None unless `EnvShape.context_cost`.
+      cache_tokens: None unless `EnvShape.cache_limit`.
+      admission_s, first_token_s: None unless `EnvShape.record`.
+    """
+
+    index: Array  # type: ignore[assignment]
+    task: Array
+    finish: Array
+    done_s: Array
+    arrival_s: Array
+    deadline_s: Array
+    admitted: Array | None
+    prompt_tokens: Array | None
+    cache_tokens: Array | None
+    admission_s: Array | None
+    first_token_s: Array | None
+
+
+class Plan(NamedTuple):
+    """Where an instance stands; a scalar per instance, times relative to the boundary.
+
+    Attributes:
+      age_s: now; negative while the boundary lies ahead.
+      seen_s: the moment up to which rewards have been handed out.
+      admission_s: length of the iteration that starts at the boundary.
+      prefill_s: the part of it that is prefill.
+      joined: requests admitted at the boundary.
+    """
+
+    age_s: Array
+    seen_s: Array
+    admission_s: Array
+    prefill_s: Array
+    joined: Array
+
+
+class Instances(NamedTuple):
+    """All instances of a cluster.
+
+    Attributes:
+      seats: fields of shape (instances, max_batch + queue_capacity).
+      plan: fields of shape (instances,).
+    """
+
+    seats: Seats
+    plan: Plan
+
+
+def empty(shape: EnvShape) -> Instances:
+    """Idle instances."""
+    one = (shape.instances,)
+    all_seats = (shape.instances, shape.max_batch + shape.queue_capacity)
+    whole, real = jnp.zeros(all_seats, jnp.int32), jnp.zeros(all_seats)
+    seats = Seats(
+        index=whole - 1,
+        task=whole,
+        finish=whole,
+        done_s=real - jnp.inf,
+        arrival_s=real,
+        deadline_s=real,
+        admitted=whole if shape.context_cost or shape.record else None,
+        prompt_tokens=whole if shape.context_cost else None,
+        cache_tokens=real if shape.cache_limit else None,
+        admission_s=real if shape.record else None,
+        first_token_s=real if shape.record else None,
+    )
+    zero = jnp.zeros(one)
+    return Instances(seats, Plan(zero, zero, zero, zero, jnp.zeros(one, jnp.int32)))
+
+
+def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
+    """(replicas, models) running plus waiting requests."""
+    present = instances.seats.done_s > instances.plan.age_s[:, None]
+    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.models)
+
+
+def last_departure_s(instances: Instances) -> Array:
+    """() seconds since the last departure that is still remembered; inf if there is none."""
+    age_s, done_s = instances.plan.age_s[:, None], instances.seats.done_s
+    return jnp.min(jnp.where(done_s <= age_s, age_s - done_s, jnp.inf))
+
+
+def advance(
+    shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
+) -> tuple[Instances, Ledger, Array]:
+    """Lets `gap_s` pass. Returns the rewards of the requests that departed meanwhile, summed, as third."""
+    del newest  # The ledger is written later: when a seat is needed, or when it is settled.
+    seats, plan = instances
+    age_s = plan.age_s + gap_s
+    departed = (seats.done_s > plan.seen_s[:, None]) & (seats.done_s <= age_s[:, None])
+    reward = jnp.sum(jnp.where(departed, _values(shape, params, seats, _models(shape)[:, None]), 0.0))
+    return Instances(seats, plan._replace(age_s=age_s, seen_s=age_s)), ledger, reward
+
+
+def submit(
+    shape: EnvShape,
+    params: EnvParams,
+    instances: Instances,
+    ledger: Ledger,
+    instance: Array,
+    request: Request,
+    accept: Array,
+) -> tuple[Instances, Ledger, Array]:
+    """Gives `request`, which arrives now, to `instance`, which has a seat for it; nothing happens unless `accept`.
+
+    Third comes the change in what all requests present earn if nobody else arrives: what `request` is now planned to
+    earn, less what those lose that it delays beyond their deadlines.
+    """
+    model = instance % shape.models
+    seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
+    first: Seats = jax.tree.map(lambda x: x[0], seats)
+    value = _values(shape, params, first, model)
+    ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, _timing(first))
+
+    boundary_s, clock = _admission(shape, params, model, seats, plan, request)
+    new = _admit(shape, params, model, *_move(seats, plan, boundary_s, clock), clock == 0, request)
+    credit = _planned(shape, params, *new, model) - _planned(shape, params, seats, plan, model)
+    new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
+    return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
+
+
+def settle(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
+    """Writes every request that has left by now into the ledger."""
+    seats, plan = instances
+    left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
+    values = _values(shape, params, seats, _models(shape)[:, None])
+    return ledgers.write(ledger, seats.index, left, newest, values, _timing(seats))
+
+
+def _models(shape: EnvShape) -> Array:
+    """(instances,) model of each instance."""
+    return jnp.arange(shape.instances) % shape.models
+
+
+def _values(shape: EnvShape, params: EnvParams, seats: Seats, model: Array) -> Array:
+    """What the requests earn if they depart as planned."""
+    return earned(shape, params, model, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
+
+
+def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: Plan, model: Array) -> Array:
+    """() what the requests present at an instance earn together if they depart as planned."""
+    return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, model), 0.0))
+
+
+def _timing(seats: Seats) -> Timing | None:
+    if seats.admission_s is None or seats.first_token_s is None:
+        return None
+    arrival_s = seats.arrival_s
+    return Timing(seats.admission_s - arrival_s, seats.first_token_s - arrival_s, seats.done_s - arrival_s)
+
+
+@lanewise
+def _put(tree: Any, instance: Array, row: Any) -> Any:
+    """Writes `row` over row `instance` of every array; all with a leading axis of lanes."""
+    lanes = instance.shape[0]
+
+    def put(array: Array, new: Array) -> Array:
+        if lanes > 1:
+            return array.at[jnp.arange(lanes), instance].set(new)
+        # XLA for CPUs (jaxlib 0.10.2) would turn the same line for one lane into an update in place, fused with the
+        # computation of `new`, which then reads elements of the old row that it has already overwritten.
+        mine = (jnp.arange(array.shape[1])[None] == instance[:, None]).reshape(1, -1, *(1,) * (array.ndim - 2))
+        return jnp.where(mine, new[:, None], array)
+
+    return jax.tree.map(put, tree, row)
+
+
+def _admission(
+    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan, request: Request
+) -> tuple[Array, Array]:
+    """Time and clock of the iteration boundary at which `request`, which arrives now, is admitted."""
+    boundary_s, clock = _next_boundary(shape, params, model, seats, plan)
+    runs = seats.finish > clock
+    room = jnp.sum(runs, dtype=jnp.int32) < shape.max_batch
+    makes_room = runs
+    if seats.cache_tokens is not None and request.cache_tokens is not None:
+        limit = params.cache_tokens[model] - request.cache_tokens
+        claimed = jnp.where(runs, seats.cache_tokens, 0.0)
+        room &= jnp.sum(claimed) <= limit
+        makes_room &= jnp.cumsum(claimed[::-1])[::-1] - claimed <= limit
+    # Of several that leave together the last frees the most; their times are equal, so the minimum is theirs.
+    departure_s = jnp.min(jnp.where(makes_room, seats.done_s, jnp.inf))
+    departure = jnp.min(jnp.where(makes_room, seats.finish, _NEVER))
+    return jnp.where(room, boundary_s, departure_s), jnp.where(room, clock, departure)
+
+
+def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan) -> tuple[Array, Array]:
+    """Time and clock of the next moment at which an iteration can start: now, if the instance is idle.
+
+    While the boundary lies ahead it is the one: nobody is admitted before those who came before.
+    """
+    left = seats.done_s <= plan.age_s
+    batch = left.shape[0] - jnp.sum(left, dtype=jnp.int32)
+    # The present run of equal iterations began with the last departure, or after the admission.
+    start_s = jnp.maximum(plan.admission_s, jnp.max(jnp.where(left, seats.done_s, -jnp.inf)))
+    start = jnp.maximum(1, jnp.max(jnp.where(left, seats.finish, 0)))
+    # More than `max_batch` only while the boundary lies ahead, when all this is of no consequence.
+    first_s = jnp.where(batch > 0, params.decode[model, jnp.minimum(batch, shape.max_batch)], 1.0)
+    growth_s = jnp.zeros_like(first_s)
+    if seats.prompt_tokens is not None and seats.admitted is not None:
+        cost_s = params.context_cost_s[model]
+        origin = jnp.sum(jnp.where(left, 0, seats.prompt_tokens - seats.admitted))
+        first_s = first_s + cost_s * (origin + batch * start)
+        growth_s = cost_s * batch
+
+    def after(iterations: Array) -> Array:
+        passed = iterations.astype(first_s.dtype)
+        return start_s + passed * first_s + growth_s * (passed * (passed - 1) / 2)
+
+    elapsed_s = jnp.maximum(plan.age_s - start_s, 0.0)
+    until_departure = jnp.min(jnp.where(left, _NEVER, seats.finish)) - start
+    quotient = elapsed_s / first_s
+    if shape.context_cost:
+        half_s = first_s - growth_s / 2
+        quotient = 2 * elapsed_s / (half_s + jnp.sqrt(half_s * half_s + 2 * growth_s * elapsed_s))
+    # Rounding may put the quotient on the wrong side of an iteration's end; compare with the ends themselves.
+    whole = jnp.clip(quotient, 0, until_departure - 1).astype(jnp.int32)
+    whole = whole - (after(whole) > plan.age_s)
+    whole = whole + (after(whole + 1) <= plan.age_s)
+    iterations = jnp.clip(whole + 1, 1, until_departure)
+    departure_s = jnp.min(jnp.where(left, jnp.inf, seats.done_s))
+    decoding_s = jnp.where(iterations == until_departure, departure_s, after(iterations))
+
+    ahead, admitting, idle = plan.age_s < 0, plan.age_s < plan.admission_s, batch == 0
+    clock = jnp.where(ahead, 0, jnp.where(idle, start, jnp.where(admitting, 1, start + iterations)))
+    busy_s = jnp.where(admitting, plan.admission_s, decoding_s)
+    return jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock
+
+
+def _move(seats: Seats, plan: Plan, boundary_s: Array, clock: Array) -> tuple[Seats, Plan]:
+    """The same instance with times and clocks relative to a later boundary."""
+
+    def earlier(time: Array | None) -> Any:
+        return None if time is None else time - boundary_s
+
+    seats = seats._replace(
+        finish=jnp.maximum(seats.finish - clock, 0),
+        done_s=earlier(seats.done_s),
+        arrival_s=earlier(seats.arrival_s),
+        admitted=None if seats.admitted is None else seats.admitted - clock,
+        admission_s=earlier(seats.admission_s),
+        first_token_s=earlier(seats.first_token_s),
+    )
+    return seats, plan._replace(age_s=plan.age_s - boundary_s, seen_s=plan.seen_s - boundary_s)
+
+
+def _admit(
+    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan, join: Array, request: Request
+) -> tuple[Seats, Plan]:
+    """Seats `request` at the boundary and plans all departures after it anew.
+
+    `join` says that the boundary is the one planned before, so that its admissions add up.
+    """
+    place = jnp.sum(seats.finish <= request.output_tokens, dtype=jnp.int32) - 1
+    position = jnp.arange(seats.finish.shape[0])
+
+    def insert(array: Array | None, value: Any) -> Any:
+        if array is None:
+            return None
+        shifted = jnp.concatenate([array[1:], array[-1:]])
+        return jnp.where(position < place, shifted, jnp.where(position == place, value, array))
+
+    seats = Seats(
+        index=insert(seats.index, request.index),
+        task=insert(seats.task, request.task),
+        finish=insert(seats.finish, request.output_tokens),
+        done_s=insert(seats.done_s, jnp.inf),
+        arrival_s=insert(seats.arrival_s, plan.age_s),
+        deadline_s=insert(seats.deadline_s, request.deadline_s),
+        admitted=insert(seats.admitted, 0),
+        prompt_tokens=insert(seats.prompt_tokens, request.prompt_tokens),
+        cache_tokens=insert(seats.cache_tokens, request.cache_tokens),
+        admission_s=insert(seats.admission_s, 0.0),
+        first_token_s=insert(seats.first_token_s, 0.0),
+    )
+    runs = seats.finish > 0
+    joined = jnp.where(join, plan.joined, 0) + 1
+    prefill_s = jnp.where(join, plan.prefill_s, 0.0) + request.prefill_s
+    decode_s = params.decode[model]
+    admission_s = prefill_s + decode_s[jnp.sum(runs, dtype=jnp.int32) - joined]
+
+    # After the admission the clock shows 1; from then on `still[j]` requests run until the j-th leaves.
+    still = shape.max_batch - jnp.arange(shape.max_batch)
+    clock = jnp.maximum(seats.finish[-shape.max_batch :], 1)
+    before = jnp.concatenate([jnp.ones_like(clock[:1]), clock[:-1]])
+    steps = clock - before
+    duration_s = steps * decode_s[:0:-1]
+    if seats.prompt_tokens is not None and seats.admitted is not None:
+        cost_s = params.context_cost_s[model]
+        origin = jnp.where(runs, seats.prompt_tokens - seats.admitted, 0)
+        admission_s = admission_s + cost_s * jnp.sum(jnp.where(seats.admitted < 0, origin, 0))
+        others = jnp.cumsum(origin[: -shape.max_batch - 1 : -1])[::-1]
+        # Tokens held, summed over iterations, may exceed 32 bits: floats.
+        passed = steps.astype(cost_s.dtype)
+        held = passed * (others + still * before) + still * (passed * (passed - 1) / 2)
+        duration_s = duration_s + cost_s * held
+    upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)
+    planned_s = admission_s + jnp.matmul(upto, duration_s, precision=jax.lax.Precision.HIGHEST)
+    planned_s = jnp.concatenate([seats.done_s[: -shape.max_batch], planned_s])
+    seats = seats._replace(done_s=jnp.where(runs, planned_s, seats.done_s))
+    if seats.first_token_s is not None:
+        seats = seats._replace(first_token_s=jnp.where(runs & (seats.admitted == 0), admission_s, seats.first_token_s))
+    return seats, plan._replace(admission_s=admission_s, prefill_s=prefill_s, joined=joined)

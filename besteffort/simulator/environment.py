@@ -1,0 +1,216 @@
+"""The serving environment: one step per routing decision.
+
+| | |
+|---|---|
+| observation | `besteffort.observation.Observation`: task, batch sizes, estimated arrival rate, and more |
+| action | () integer, the model that answers it |
+| reward | sum over the requests resolved since the last decision; `outcomes` tells each decision's own |
+| termination | never |
+| truncation | after `EnvShape.horizon` decisions, if that is positive; `drain` then finishes what is in flight |
+
+All functions are pure and for a single environment; `jax.vmap` them over keys, states, actions, and over any leaf of
+`EnvParams`. The load balancer sends a request to the replica whose instance of the chosen model has the smallest batch
+size (ties: lowest index).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from besteffort.observation import Observation, next_rate
+from besteffort.simulator import closed_form, iterative
+from besteffort.simulator import ledger as ledgers
+from besteffort.simulator.ledger import Ledger
+from besteffort.simulator.request import Request, refused
+from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Outcomes, TimeStep
+
+Array = jax.Array
+
+
+class EnvState(NamedTuple):
+    """State between two decisions; scalars unless said otherwise.
+
+    Attributes:
+      instances: every instance's requests, see `closed_form` and `iterative`.
+      ledger: outcomes by decision.
+      workload: the workload's own state.
+      pending: the request that waits for a decision.
+      sizes: (replicas, models) batch sizes as the pending request sees them.
+      index: number of the pending decision.
+      clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
+      rate: estimated arrival rate, requests per second.
+      since_accept_s: seconds since a request was last accepted; since the start, before the first.
+      refused: reward of the last decision if its request was turned away, else 0.
+    """
+
+    instances: Any
+    ledger: Ledger
+    workload: Any
+    pending: Arrival
+    sizes: Array
+    index: Array  # type: ignore[assignment]
+    clock_s: Array
+    rate: Array
+    since_accept_s: Array
+    refused: Array
+
+
+class Placement(NamedTuple):
+    """Where a decision sent its request; scalars.
+
+    Attributes:
+      model: the model that it chose.
+      replica: the replica that serves it; -1 if it was rejected.
+      credit: see `TimeStep`.
+    """
+
+    model: Array
+    replica: Array
+    credit: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingEnvironment:
+    """The exact serving model of `ARCHITECTURE.md`. `version` changes whenever behaviour does."""
+
+    shape: EnvShape
+    version = "1"
+
+    def reset(self, key: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
+        """Empty cluster, first request pending."""
+        init_key, next_key = jax.random.split(key)
+        arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
+        state, step = self.arrive(self.start(arrival)._replace(workload=workload), arrival, params)
+        credit = None if self.shape.slowdown else jnp.zeros_like(step.reward)
+        return state, dataclasses.replace(step, credit=credit)
+
+    def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
+        """Places the pending request on model `action` and lets time pass until the next one arrives."""
+        state, placement = self.place(state, action, params)
+        arrival, workload = params.workload.next(key, state.workload)
+        state, step = self.arrive(state._replace(workload=workload), arrival, params)
+        return state, dataclasses.replace(step, credit=placement.credit)
+
+    def outcomes(self, state: EnvState, params: EnvParams) -> Outcomes:
+        """Own-request rewards of the last `EnvShape.history` decisions.
+
+        A decision resolves when its request can earn nothing more: `1 + soft_span` deadlines after its arrival, be it
+        answered, late or rejected. The moment does not depend on what became of it, so that a learner which takes what
+        is resolved sees hits and misses in their true shares.
+
+        Costs about as much as ten steps, so learners call it once per rollout chunk.
+        """
+        ledger = self.settle(state, params).ledger
+        resolved = ledger.due_s <= state.clock_s
+        return Outcomes(jnp.where(resolved, ledger.reward, 0.0), resolved)
+
+    def settle(self, state: EnvState, params: EnvParams) -> EnvState:
+        """Brings the ledger up to date, which steps do lazily."""
+        ledger = self._dynamics.settle(self.shape, params, state.instances, state.ledger, state.index)
+        return state._replace(ledger=ledger)
+
+    def drain(self, state: EnvState, params: EnvParams) -> EnvState:
+        """Lets everything in flight finish, without new arrivals; every placed request is in the ledger afterwards."""
+        instances, ledger, _ = self._dynamics.advance(
+            self.shape, params, state.instances, state.ledger, state.index, jnp.full_like(state.rate, jnp.inf)
+        )
+        end_s = jnp.full_like(state.clock_s, jnp.inf)
+        return self.settle(state._replace(instances=instances, ledger=ledger, clock_s=end_s), params)
+
+    def start(self, like: Arrival) -> EnvState:
+        """An empty cluster before the first arrival, whose workload has no state."""
+        shape = self.shape
+        zero = jnp.zeros(())
+        return EnvState(
+            instances=self._dynamics.empty(shape),
+            ledger=ledgers.empty(shape.history, shape.record),
+            workload=None,
+            pending=like,
+            sizes=jnp.zeros((shape.replicas, shape.models), jnp.int32),
+            index=jnp.int32(-1),
+            clock_s=zero,
+            rate=zero,
+            since_accept_s=zero,
+            refused=zero,
+        )
+
+    def arrive(self, state: EnvState, arrival: Arrival, params: EnvParams) -> tuple[EnvState, TimeStep]:
+        """Lets `arrival.gap_s` pass; the arrival becomes the pending request."""
+        shape, dynamics = self.shape, self._dynamics
+        index = state.index + 1
+        instances, ledger, reward = dynamics.advance(
+            shape, params, state.instances, state.ledger, state.index, arrival.gap_s
+        )
+        rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
+        sizes = dynamics.batch_sizes(shape, instances)
+        reward = reward + state.refused
+        clock_s = state.clock_s + arrival.gap_s
+        due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
+        ledger = ledgers.open_slot(ledger, index, refused(shape, params, arrival.task, arrival.deadline_s), due_s)
+        state = EnvState(
+            instances=instances,
+            ledger=ledger,
+            workload=state.workload,
+            pending=arrival,
+            sizes=sizes,
+            index=index,
+            clock_s=clock_s,
+            rate=rate,
+            since_accept_s=state.since_accept_s + arrival.gap_s,
+            refused=jnp.zeros_like(state.refused),
+        )
+        observation = Observation(
+            task=arrival.task,
+            batch_sizes=sizes.sum(0),
+            arrival_rate=rate,
+            instance_batch_sizes=sizes,
+            deadline_s=params.deadline_base_s[arrival.task]
+            + params.deadline_per_token_s[arrival.task] * params.mean_output_tokens[arrival.task],
+            since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
+        )
+        truncated = (index >= shape.horizon) if shape.horizon else jnp.zeros((), bool)
+        return state, TimeStep(
+            observation, reward, jnp.zeros((), bool), truncated, index, gap_s=jnp.asarray(arrival.gap_s)
+        )
+
+    def place(self, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, Placement]:
+        """Balances the pending request over the replicas of model `action`; rejects it if the line is full."""
+        shape, arrival = self.shape, state.pending
+        model = jnp.asarray(action, jnp.int32)
+        column = jax.lax.dynamic_index_in_dim(state.sizes, model, axis=1, keepdims=False)
+        replica = jnp.argmin(column).astype(jnp.int32)
+        accept = column[replica] < shape.max_batch + shape.queue_capacity
+        cache_tokens = None
+        if shape.cache_limit:
+            cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
+            accept &= cache_tokens <= params.cache_tokens[model]
+        request = Request(
+            index=state.index,
+            task=arrival.task,
+            output_tokens=arrival.output_tokens,
+            prefill_s=params.prefill[model, arrival.prompt_tokens],
+            arrival_s=jnp.zeros_like(arrival.gap_s),
+            deadline_s=arrival.deadline_s,
+            prompt_tokens=arrival.prompt_tokens if shape.context_cost else None,
+            cache_tokens=cache_tokens,
+        )
+        instances, ledger, credit = self._dynamics.submit(
+            shape, params, state.instances, state.ledger, replica * shape.models + model, request, accept
+        )
+        loss = jnp.where(accept, 0.0, refused(shape, params, arrival.task, arrival.deadline_s))
+        state = state._replace(
+            instances=instances,
+            ledger=ledger,
+            since_accept_s=jnp.where(accept, 0.0, state.since_accept_s),
+            refused=loss,
+        )
+        credit = None if credit is None else credit + loss
+        return state, Placement(model, jnp.where(accept, replica, -1), credit)
+
+    @property
+    def _dynamics(self) -> Any:
+        return iterative if self.shape.slowdown else closed_form

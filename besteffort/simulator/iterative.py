@@ -1,0 +1,226 @@
+"""Coupled instances, advanced iteration by iteration: needed where models of a replica slow each other down.
+
+The same interface as `closed_form`; its cost grows with the iterations that end between two arrivals.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from besteffort.simulator import ledger as ledgers
+from besteffort.simulator.ledger import Ledger, Timing
+from besteffort.simulator.request import Request, earned
+from besteffort.simulator.types import EnvParams, EnvShape
+
+Array = jax.Array
+
+
+class Running(NamedTuple):
+    """Requests admitted to instances, in no order; fields of shape (instances, max_batch).
+
+    Attributes:
+      request: the requests; `index` is -1 where a place is free. Arrivals are relative to now.
+      tokens: tokens that each has, the present iteration not counted; 0 for those it admits.
+      admission_s, first_token_s: relative to now.
+    """
+
+    request: Request
+    tokens: Array
+    admission_s: Array
+    first_token_s: Array
+
+
+class Instances(NamedTuple):
+    """All instances of a cluster.
+
+    Attributes:
+      running: see there.
+      end_s: (instances,) end of the iteration in progress, relative to now; inf if idle.
+      line: the waiting lines, rings with fields of shape (instances, places).
+      head, waiting: (instances,) first of the line, and its length.
+      departure_s: () the last departure, relative to now; -inf before the first.
+    """
+
+    running: Running
+    end_s: Array
+    line: Request
+    head: Array
+    waiting: Array
+    departure_s: Array
+
+
+def empty(shape: EnvShape) -> Instances:
+    """Idle instances."""
+    batch = (shape.instances, shape.max_batch)
+    places = (shape.instances, shape.max_batch + shape.queue_capacity)
+    one = (shape.instances,)
+
+    def nobody(size: tuple[int, int]) -> Request:
+        whole, real = jnp.zeros(size, jnp.int32), jnp.zeros(size)
+        return Request(
+            index=jnp.full(size, -1, jnp.int32),
+            task=whole,
+            output_tokens=whole,
+            prefill_s=real,
+            arrival_s=real,
+            deadline_s=real,
+            prompt_tokens=whole if shape.context_cost else None,
+            cache_tokens=real if shape.cache_limit else None,
+        )
+
+    return Instances(
+        running=Running(nobody(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
+        end_s=jnp.full(one, jnp.inf),
+        line=nobody(places),
+        head=jnp.zeros(one, jnp.int32),
+        waiting=jnp.zeros(one, jnp.int32),
+        departure_s=jnp.asarray(-jnp.inf),
+    )
+
+
+def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
+    """(replicas, models) running plus waiting requests."""
+    running = jnp.sum(instances.running.request.index >= 0, axis=1, dtype=jnp.int32)
+    return (running + instances.waiting).reshape(shape.replicas, shape.models)
+
+
+def last_departure_s(instances: Instances) -> Array:
+    """() seconds since the last departure; inf if there was none."""
+    return -instances.departure_s
+
+
+def advance(
+    shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
+) -> tuple[Instances, Ledger, Array]:
+    """Lets `gap_s` pass. Returns the rewards of the requests that departed meanwhile, summed, as third."""
+
+    def pending(carry: tuple[Instances, Ledger, Array]) -> Array:
+        end_s = jnp.min(carry[0].end_s)
+        return (end_s <= gap_s) & jnp.isfinite(end_s)
+
+    def turn(carry: tuple[Instances, Ledger, Array]) -> tuple[Instances, Ledger, Array]:
+        instances, ledger, reward = carry
+        now_s = jnp.min(instances.end_s)
+        ended = instances.end_s == now_s
+        instances, ledger, earned_now = _end(shape, params, instances, ledger, newest, now_s, ended)
+        return _start(shape, params, instances, now_s, ended), ledger, reward + earned_now
+
+    instances, ledger, reward = jax.lax.while_loop(pending, turn, (instances, ledger, jnp.zeros_like(gap_s)))
+    return _later(instances, jnp.where(jnp.isfinite(gap_s), gap_s, 0.0)), ledger, reward
+
+
+def submit(
+    shape: EnvShape,
+    params: EnvParams,
+    instances: Instances,
+    ledger: Ledger,
+    instance: Array,
+    request: Request,
+    accept: Array,
+) -> tuple[Instances, Ledger, None]:
+    """Gives `request`, which arrives now, to `instance`, unless not `accept`. Nothing is planned, so no credit."""
+    places = instances.line.index.shape[-1]
+    place = jnp.where(accept, (instances.head[instance] + instances.waiting[instance]) % places, places)
+    line = jax.tree.map(lambda ring, value: ring.at[instance, place].set(value, mode="drop"), instances.line, request)
+    here = (jnp.arange(shape.instances) == instance) & accept
+    instances = instances._replace(line=line, waiting=instances.waiting + here.astype(jnp.int32))
+    idle = here & jnp.isinf(instances.end_s)
+    return _start(shape, params, instances, jnp.zeros_like(request.arrival_s), idle), ledger, None
+
+
+def settle(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
+    """Departures are written as they happen, so there is nothing to do."""
+    del shape, params, instances, newest
+    return ledger
+
+
+def _later(instances: Instances, gap_s: Array) -> Instances:
+    """The same instances, with times relative to a now that is `gap_s` later."""
+    running = instances.running
+    return instances._replace(
+        running=running._replace(
+            request=running.request._replace(arrival_s=running.request.arrival_s - gap_s),
+            admission_s=running.admission_s - gap_s,
+            first_token_s=running.first_token_s - gap_s,
+        ),
+        end_s=instances.end_s - gap_s,
+        line=instances.line._replace(arrival_s=instances.line.arrival_s - gap_s),
+        departure_s=instances.departure_s - gap_s,
+    )
+
+
+def _end(
+    shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, now_s: Array, ended: Array
+) -> tuple[Instances, Ledger, Array]:
+    """Ends iterations: a token for everybody who runs there; who has all tokens leaves."""
+    running, request = instances.running, instances.running.request
+    served = ended[:, None] & (request.index >= 0)
+    tokens = running.tokens + served.astype(jnp.int32)
+    first_token_s = jnp.where(served & (tokens == 1), now_s, running.first_token_s)
+    departs = served & (tokens >= request.output_tokens)
+    model = (jnp.arange(shape.instances) % shape.models)[:, None]
+    service_s = now_s - request.arrival_s
+    value = earned(shape, params, model, request.task, service_s, request.deadline_s)
+    timing = None
+    if shape.record:
+        timing = Timing(running.admission_s - request.arrival_s, first_token_s - request.arrival_s, service_s)
+    ledger = ledgers.write(ledger, request.index, departs, newest, value, timing)
+    request = request._replace(index=jnp.where(departs, -1, request.index))
+    instances = instances._replace(
+        running=running._replace(request=request, tokens=tokens, first_token_s=first_token_s),
+        end_s=jnp.where(ended, jnp.inf, instances.end_s),
+        departure_s=jnp.where(jnp.any(departs), now_s, instances.departure_s),
+    )
+    return instances, ledger, jnp.sum(jnp.where(departs, value, 0.0))
+
+
+def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Array, starts: Array) -> Instances:
+    """Starts the next iteration of the instances `starts` that have something to do, in order of (replica, model)."""
+    running, request = instances.running, instances.running.request
+    model = jnp.arange(shape.instances) % shape.models
+    runs = request.index >= 0
+    ran_before = jnp.sum(runs, axis=1, dtype=jnp.int32)
+    duration_s = params.decode[model, ran_before]
+    if shape.context_cost and request.prompt_tokens is not None:
+        held = jnp.sum(jnp.where(runs, request.prompt_tokens + running.tokens, 0), axis=1)
+        duration_s = duration_s + params.context_cost_s[model] * held
+
+    # Everybody in line, in order; the first `admitted` of them are admitted to the free places, left to right.
+    places = instances.line.index.shape[-1]
+    position = jnp.arange(places)[None]
+    order = (instances.head[:, None] + position) % places
+    line = jax.tree.map(lambda ring: jnp.take_along_axis(ring, order, axis=1), instances.line)
+    may = starts[:, None] & (position < jnp.minimum(instances.waiting, shape.max_batch - ran_before)[:, None])
+    if shape.cache_limit and request.cache_tokens is not None:
+        used = jnp.sum(jnp.where(runs, request.cache_tokens, 0.0), axis=1)
+        claimed = jnp.cumsum(jnp.where(position < instances.waiting[:, None], line.cache_tokens, 0.0), axis=1)
+        may &= used[:, None] + claimed <= params.cache_tokens[model][:, None]
+    admitted = jnp.sum(may, axis=1, dtype=jnp.int32)
+    duration_s = duration_s + jnp.sum(jnp.where(may, line.prefill_s, 0.0), axis=1)
+    rank = jnp.cumsum(~runs, axis=1) - 1
+    joins = ~runs & (rank < admitted[:, None])
+    rank = jnp.clip(rank, 0, places - 1)
+    newcomers = jax.tree.map(lambda queued: jnp.take_along_axis(queued, rank, axis=1), line)
+    request = jax.tree.map(lambda new, old: jnp.where(joins, new, old), newcomers, request)
+
+    works = starts & (ran_before + admitted > 0)
+    grid = (shape.replicas, shape.models)
+    end_s, works_grid, duration_grid = instances.end_s.reshape(grid), works.reshape(grid), duration_s.reshape(grid)
+    for m in range(shape.models):
+        busy = jnp.isfinite(end_s) & (jnp.arange(shape.models) != m)[None]
+        factor = jnp.prod(jnp.where(busy, params.slowdown[m][None], 1.0), axis=1)
+        end_s = end_s.at[:, m].set(jnp.where(works_grid[:, m], now_s + duration_grid[:, m] * factor, end_s[:, m]))
+    return instances._replace(
+        running=Running(
+            request=request,
+            tokens=jnp.where(joins, 0, running.tokens),
+            admission_s=jnp.where(joins, now_s, running.admission_s),
+            first_token_s=running.first_token_s,
+        ),
+        end_s=end_s.reshape(-1),
+        head=(instances.head + admitted) % places,
+        waiting=instances.waiting - admitted,
+    )

@@ -1,0 +1,40 @@
+"""Functions written for many environments at once, callable for one, under any nesting of `jax.vmap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+
+def lanewise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function over a leading lane axis callable for a single lane.
+
+    `function` takes and returns pytrees of arrays with a leading axis of lanes, one environment each. The result takes
+    and returns them without it. Nested `vmap`s around a call are flattened into one lane axis, so that `function` sees
+    all environments together: its loops can run until the last lane is done, without `vmap`'s select between old and
+    new state on every turn, and its updates can stay in place.
+    """
+
+    @custom_vmap
+    def lanes(*args: Any) -> Any:
+        return function(*args)
+
+    @lanes.def_vmap
+    def _(axis_size: int, in_batched: Any, *args: Any) -> Any:
+        def flat(x: jax.Array, batched: bool) -> jax.Array:
+            x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        out = lanes(*jax.tree.map(flat, args, tuple(in_batched)))
+        out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    def single(*args: Any) -> Any:
+        out = lanes(*jax.tree.map(lambda x: jnp.asarray(x)[None], args))
+        return jax.tree.map(lambda x: x[0], out)
+
+    return single

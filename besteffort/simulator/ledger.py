@@ -1,0 +1,72 @@
+"""What became of each decision: a ring over decision indices in which clusters write as requests are resolved."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Timing(NamedTuple):
+    """Seconds from a request's arrival to three moments; each field has the same shape.
+
+    Attributes:
+      wait_s: to the start of the iteration that admits it.
+      first_token_s: to the end of that iteration.
+      service_s: to the end of its last iteration, network delay not included.
+    """
+
+    wait_s: Array
+    first_token_s: Array
+    service_s: Array
+
+
+class Ledger(NamedTuple):
+    """Decision `d` is in slot `d % history`.
+
+    Attributes:
+      reward: (history,) own-request reward; that of a miss until the answer comes.
+      due_s: (history,) when the request can earn nothing more, on the environment's clock.
+      timing: fields of shape (history,), nan until the answer comes; None unless `EnvShape.record`.
+    """
+
+    reward: Array
+    due_s: Array
+    timing: Timing | None
+
+
+def empty(history: int, record: bool) -> Ledger:
+    """A ledger without decisions."""
+    unknown = jnp.full(history, jnp.nan)
+    timing = Timing(unknown, unknown, unknown) if record else None
+    return Ledger(jnp.zeros(history), jnp.full(history, jnp.inf), timing)
+
+
+def open_slot(ledger: Ledger, index: Array, miss: Array, due_s: Array) -> Ledger:
+    """Forgets decision `index - history`, whose slot decision `index` takes; it earns `miss` if no answer comes."""
+    slot = index % ledger.reward.shape[0]
+    return Ledger(
+        reward=ledger.reward.at[slot].set(miss),
+        due_s=ledger.due_s.at[slot].set(due_s),
+        timing=jax.tree.map(lambda times: times.at[slot].set(jnp.nan), ledger.timing),
+    )
+
+
+def write(ledger: Ledger, index: Array, valid: Array, newest: Array, reward: Array, timing: Timing | None) -> Ledger:
+    """Records the answers to decisions `index` (any shape) where `valid`.
+
+    Decisions older than `newest - history` have lost their slot and are passed over.
+    """
+    history = ledger.reward.shape[0]
+    slot = jnp.where(valid & (index > newest - history), index % history, history)
+
+    def put(array: Array, value: Array) -> Array:
+        return array.at[slot].set(value, mode="drop")
+
+    kept = None
+    if ledger.timing is not None and timing is not None:
+        kept = Timing(*map(put, ledger.timing, timing))
+    return ledger._replace(reward=put(ledger.reward, reward), timing=kept)

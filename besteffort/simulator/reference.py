@@ -1,0 +1,247 @@
+"""The serving model in plain Python, one request and one iteration at a time, written to be read: the authority.
+
+The JAX simulator must give what `play` gives. Where its closed forms and this file differ, this file is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import no_type_check
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.observation import Observation, next_rate
+from besteffort.simulator.result import Result
+from besteffort.simulator.reward import reward as reward_of
+from besteffort.simulator.tables import Tables
+from besteffort.situation import Cluster, Reward
+from besteffort.workload.requests import Requests
+
+
+def play(
+    requests: Requests,
+    tables: Tables,
+    cluster: Cluster,
+    route: Callable[[int, Observation], int],
+    *,
+    quality: np.ndarray,
+    weight: np.ndarray,
+    visible_deadline_s: np.ndarray,
+    reward: Reward,
+    rate_tau_s: float,
+) -> Result:
+    """Serves a list of requests until the last answer, in float64.
+
+    At one instant all iterations that are due end first, then the next ones start in order of (replica, model), then
+    requests arrive in list order, each one seeing those before it.
+
+    Args:
+      requests: what arrives. Time 0 of its clock is the start.
+      tables: what iterations cost; its `prefill` covers the longest prompt of the list.
+      cluster: what serves.
+      route: the router: `route(index of the request, observation)` returns the index of a model.
+      quality: (tasks, models) quality, 1 = best model of the task.
+      weight: (tasks,) factor on the rewards of a task.
+      visible_deadline_s: (tasks,) the part of a request's deadline that the router sees.
+      reward: what an answer is worth.
+      rate_tau_s: time constant of the rate estimate.
+
+    Returns:
+      One entry per request, arrays of shape (n,).
+
+    Raises:
+      InputError: if the tables do not cover the largest batch or the longest prompt, or the router names no model.
+    """
+    _check_cover(requests, tables, cluster)
+    claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
+    columns = (requests.prompt_tokens, requests.output_tokens, claims)
+    served = [_Request(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    replicas = _Replicas(tables, cluster)
+    rate = 0.0
+    previous_s = 0.0
+    for index, request in enumerate(served):
+        now, task = float(requests.arrival_s[index]), int(requests.task[index])
+        replicas.advance(now)
+        if index > 0:
+            rate = float(next_rate(rate, now - previous_s, rate_tau_s))
+        previous_s = now
+        observation = Observation(
+            task=task,
+            batch_sizes=replicas.batch_sizes.sum(axis=0),
+            arrival_rate=rate,
+            instance_batch_sizes=replicas.batch_sizes.copy(),
+            deadline_s=visible_deadline_s[task],
+            since_change_s=now - replicas.last_change_s,
+        )
+        request.model = int(route(index, observation))
+        if not 0 <= request.model < tables.models:
+            raise InputError(
+                f"The router chose model {request.model} for request {index}; "
+                f"it must return an index from 0 to {tables.models - 1}."
+            )
+        replicas.place(request, now)
+    replicas.advance(math.inf)
+
+    model = np.array([request.model for request in served])
+    completion_s = np.array([request.completion_s for request in served])
+    replica = np.array([request.replica for request in served])
+    latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + cluster.network_delay_s)
+    return Result(
+        arrival_s=requests.arrival_s,
+        task=requests.task,
+        prompt_tokens=requests.prompt_tokens,
+        output_tokens=requests.output_tokens,
+        deadline_s=requests.deadline_s,
+        model=model,
+        replica=replica,
+        admission_s=np.array([request.admission_s for request in served]),
+        first_token_s=np.array([request.first_token_s for request in served]),
+        completion_s=completion_s,
+        latency_s=latency_s,
+        met=latency_s <= requests.deadline_s,
+        reward=reward_of(
+            quality[requests.task, model],
+            weight[requests.task],
+            latency_s,
+            requests.deadline_s,
+            reward.soft_span,
+            reward.miss_penalty,
+        ),
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Request:
+    """A request and what has become of it so far; times in seconds."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cache_claim: float  # tokens for which the cache must have room at admission
+    generated: int = 0
+    model: int = -1
+    replica: int = -1
+    admission_s: float = math.nan
+    first_token_s: float = math.nan
+    completion_s: float = math.nan
+
+
+@dataclasses.dataclass(slots=True)
+class _Instance:
+    """One model on one replica. It is busy while anybody runs: iterations follow each other without a gap."""
+
+    waiting: deque[_Request] = dataclasses.field(default_factory=deque)
+    running: list[_Request] = dataclasses.field(default_factory=list)
+    busy: bool = False
+
+
+@no_type_check  # at run time: the checks that tests switch on would cost ten times the work of an iteration
+class _Replicas:
+    """All instances, the iterations in progress, and what the router and the load balancer see of them.
+
+    Attributes:
+      batch_sizes: (replicas, models) running plus waiting requests.
+      last_change_s: when any of them last changed; 0 before the first change.
+    """
+
+    def __init__(self, tables: Tables, cluster: Cluster) -> None:
+        self._decode = tables.decode.tolist()
+        self._prefill = tables.prefill.tolist()
+        self._slowdown = tables.slowdown.tolist()
+        self._context_cost_s = tables.context_cost_s.tolist()
+        self._cache_tokens = tables.cache_tokens.tolist()
+        self._cluster = cluster
+        self._instances = [[_Instance() for _ in range(tables.models)] for _ in range(cluster.replicas)]
+        self._ends: list[tuple[float, int, int]] = []  # heap of (end, replica, model) of the iterations in progress
+        self.batch_sizes = np.zeros((cluster.replicas, tables.models), dtype=np.int64)
+        self.last_change_s = 0.0
+
+    def advance(self, until: float) -> None:
+        """Plays every iteration that ends up to and including the instant `until`, and starts those that follow."""
+        while self._ends and self._ends[0][0] <= until:
+            now = self._ends[0][0]
+            ended = []
+            while self._ends and self._ends[0][0] == now:
+                _, replica, model = heapq.heappop(self._ends)
+                self._end_iteration(replica, model, now)
+                ended.append((replica, model))  # in order of (replica, model), as the heap gives them
+            for replica, model in ended:
+                self._start_iteration(replica, model, now)
+
+    def place(self, request: _Request, now: float) -> None:
+        """Hands a request to the least loaded instance of its model, or rejects it."""
+        model = request.model
+        replica = int(self.batch_sizes[:, model].argmin())
+        full = self.batch_sizes[replica, model] >= self._cluster.max_batch + self._cluster.queue_capacity
+        if full or request.cache_claim > self._cache_tokens[model]:
+            return
+        request.replica = replica
+        self._instances[replica][model].waiting.append(request)
+        self.batch_sizes[replica, model] += 1
+        self.last_change_s = now
+        if not self._instances[replica][model].busy:
+            self._start_iteration(replica, model, now)
+
+    def _end_iteration(self, replica: int, model: int, now: float) -> None:
+        """Gives every running request one more token; those with all of theirs leave."""
+        instance = self._instances[replica][model]
+        instance.busy = False
+        staying = []
+        for request in instance.running:
+            request.generated += 1
+            if request.generated == 1:
+                request.first_token_s = now
+            if request.generated < request.output_tokens:
+                staying.append(request)
+            else:
+                request.completion_s = now
+                self.batch_sizes[replica, model] -= 1
+                self.last_change_s = now
+        instance.running = staying
+
+    def _start_iteration(self, replica: int, model: int, now: float) -> None:
+        """Admits who may run and puts the iteration's end on the heap; the instance falls idle if nobody runs."""
+        instance = self._instances[replica][model]
+        tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
+        duration = self._decode[model][len(instance.running)] + self._context_cost_s[model] * tokens_held
+        for request in self._admit(instance, model):
+            request.admission_s = now
+            duration += self._prefill[model][request.prompt_tokens]
+        if not instance.running:
+            return
+        for other, factor in enumerate(self._slowdown[model]):
+            if other != model and self._instances[replica][other].busy:
+                duration *= factor
+        instance.busy = True
+        heapq.heappush(self._ends, (now + duration, replica, model))
+
+    def _admit(self, instance: _Instance, model: int) -> list[_Request]:
+        """Moves waiting requests to the running ones, in order of arrival, until the batch or the cache is full."""
+        admitted = []
+        claimed = sum(request.cache_claim for request in instance.running)
+        while instance.waiting and len(instance.running) < self._cluster.max_batch:
+            claimed += instance.waiting[0].cache_claim
+            if claimed > self._cache_tokens[model]:
+                break
+            admitted.append(instance.waiting.popleft())
+            instance.running.append(admitted[-1])
+        return admitted
+
+
+def _check_cover(requests: Requests, tables: Tables, cluster: Cluster) -> None:
+    """Raises `InputError` if a table is too short for the cluster's largest batch or the longest prompt."""
+    largest_batch = tables.decode.shape[1] - 1
+    if largest_batch < cluster.max_batch:
+        raise InputError(
+            f"`decode` ends at batch size {largest_batch}, `max_batch` is {cluster.max_batch}; make the table longer."
+        )
+    longest = int(requests.prompt_tokens.max())
+    longest_covered = tables.prefill.shape[1] - 1
+    if longest_covered < longest:
+        raise InputError(
+            f"`prefill` ends at {longest_covered} tokens, the longest prompt has {longest}; make the table longer."
+        )

@@ -1,0 +1,65 @@
+"""A request inside the compiled simulator, and what it earns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from besteffort.simulator.types import EnvParams, EnvShape
+
+Array = jax.Array
+
+
+class Request(NamedTuple):
+    """A request on its way to an instance; scalars, or arrays of equal shape when several are held together.
+
+    Attributes:
+      index: number of its decision; -1 for nobody.
+      task: index of its task.
+      output_tokens: tokens that it will generate.
+      prefill_s: duration of its prefill on the instance's model.
+      arrival_s: time of arrival, relative to the clock of whoever holds it.
+      deadline_s: end-to-end latency it may take.
+      prompt_tokens: prompt length; None unless `EnvShape.context_cost`.
+      cache_tokens: tokens it claims of the cache; None unless `EnvShape.cache_limit`.
+    """
+
+    index: Array  # type: ignore[assignment]
+    task: Array
+    output_tokens: Array
+    prefill_s: Array
+    arrival_s: Array
+    deadline_s: Array
+    prompt_tokens: Array | None
+    cache_tokens: Array | None
+
+
+def earned(shape: EnvShape, params: EnvParams, model: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:
+    """Reward of answers by `model` that took `service_s` plus the network delay; arguments broadcast."""
+    return shape.reward_fn(
+        _of_task(params.quality[:, model], task),
+        _of_task(params.weight, task),
+        service_s + params.network_delay_s,
+        deadline_s,
+        params.soft_span,
+        params.miss_penalty,
+        xp=jnp,
+    )
+
+
+def refused(shape: EnvShape, params: EnvParams, task: Array, deadline_s: Array) -> Array:
+    """Reward of a request that is turned away: an answer that never comes."""
+    return earned(shape, params, jnp.zeros_like(task), task, jnp.full_like(deadline_s, jnp.inf), deadline_s)
+
+
+def _of_task(table: Array, task: Array) -> Array:
+    """`table[task]`, whose further axes broadcast with `task`.
+
+    By selection: it runs in vector registers, where a gather on a CPU goes element by element.
+    """
+    value = table[0]
+    for k in range(1, table.shape[0]):
+        value = jnp.where(task == k, table[k], value)
+    return value

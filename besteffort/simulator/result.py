@@ -1,0 +1,46 @@
+"""What a simulation gives per request, the same from the JAX simulator and from the reference. NumPy only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One entry per request, in order of arrival; all arrays share the shape (*lanes, n).
+
+    Attributes:
+      arrival_s: arrival time, seconds.
+      task: index of the task.
+      prompt_tokens, output_tokens: lengths.
+      deadline_s: end-to-end latency that the request may take, seconds.
+      model: index of the model that the router chose, for rejected requests too.
+      replica: index of the replica that served it; -1 if rejected.
+      admission_s: start of the iteration that admitted it; nan if rejected.
+      first_token_s: end of that iteration; nan if rejected.
+      completion_s: end of its last iteration; nan if rejected. Latency is this minus arrival plus the network delay.
+      latency_s: end-to-end latency, network delay included; inf if rejected.
+      met: whether it was answered by its deadline.
+      reward: what it earned.
+    """
+
+    arrival_s: np.ndarray
+    task: np.ndarray
+    prompt_tokens: np.ndarray
+    output_tokens: np.ndarray
+    deadline_s: np.ndarray
+    model: np.ndarray
+    replica: np.ndarray
+    admission_s: np.ndarray
+    first_token_s: np.ndarray
+    completion_s: np.ndarray
+    latency_s: np.ndarray
+    met: np.ndarray
+    reward: np.ndarray
+
+    @property
+    def rejected(self) -> np.ndarray:
+        """(*lanes, n) whether the request was turned away on arrival."""
+        return self.replica < 0

@@ -1,0 +1,173 @@
+"""Plays an explicit list of requests: `simulate`, by the compiled simulator or by the reference."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.observation import Observation
+from besteffort.profile import Profile
+from besteffort.simulator import reference
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import Placement, ServingEnvironment
+from besteffort.simulator.result import Result
+from besteffort.simulator.tables import Tables
+from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
+from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
+from besteffort.workload.requests import Requests
+
+Array = jax.Array
+
+
+def simulate(
+    requests: Requests,
+    cluster: Cluster,
+    profile: Profile,
+    router: Router,
+    *,
+    reward: Reward = Reward(),
+    view: View = View(),
+    tasks: tuple[Task, ...] | None = None,
+    seed: int = 0,
+    backend: Literal["jax", "reference"] = "jax",
+) -> Result:
+    """Plays `requests` on `cluster` in float64 and tells what became of each.
+
+    Args:
+      requests: the list.
+      cluster: what serves.
+      profile: what models cost and give.
+      router: chooses the model of each request.
+      reward: what an answer is worth.
+      view: what the router sees.
+      tasks: what routers may know of the tasks (lengths, deadlines); by default, what the list itself shows of them.
+      seed: of the router's random choices.
+      backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both give the same.
+
+    Returns:
+      Arrays of shape (n,).
+
+    Raises:
+      InputError: if the profile lacks a task, the tasks do not match the list's, or the backend is unknown.
+    """
+    situation = Situation(profile, cluster, tasks or _tasks_of(requests), reward, view)
+    if situation.task_names != requests.tasks:
+        raise InputError(
+            f"The list's tasks are {', '.join(requests.tasks)}, `tasks` names {', '.join(situation.task_names)}; "
+            "give the same names in the same order."
+        )
+    if backend not in ("jax", "reference"):
+        raise InputError(f"Unknown backend `{backend}`; choose `jax` or `reference`.")
+    with jax.enable_x64(True):
+        longest = int(requests.prompt_tokens.max())
+        shape, params = build(situation, None, history=len(requests), longest_prompt=longest, record=True)
+        router = jax.tree.map(_widened, router)
+        key = jax.random.key(seed)
+        if backend == "jax":
+            return play(requests, shape, params, router, key)
+
+    def route(index: int, observation: Observation) -> int:
+        with jax.enable_x64(True):
+            return int(_route(router, observation, params, key, index))
+
+    return reference.play(
+        requests,
+        Tables.of(profile, cluster.max_batch, longest),
+        cluster,
+        route,
+        quality=profile.quality_table(situation.task_names),
+        weight=np.array([task.weight for task in situation.tasks]),
+        visible_deadline_s=situation.visible_deadlines,
+        reward=reward,
+        rate_tau_s=view.rate_tau_s,
+    )
+
+
+def play(requests: Requests, shape: EnvShape, params: EnvParams, router: Router, key: Array) -> Result:
+    """The compiled simulator on a list, in the float type of `params`; see `simulate`.
+
+    `shape` must record times and remember the whole list.
+    """
+    gaps = np.diff(requests.arrival_s, prepend=0.0)
+    arrivals = Arrival(
+        gap_s=jnp.asarray(gaps, params.decode.dtype),
+        task=jnp.asarray(requests.task),
+        prompt_tokens=jnp.asarray(requests.prompt_tokens),
+        output_tokens=jnp.asarray(requests.output_tokens),
+        deadline_s=jnp.asarray(requests.deadline_s, params.decode.dtype),
+    )
+    placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
+    latency = np.where(placement.replica < 0, np.inf, timing.service_s + float(params.network_delay_s))
+    return Result(
+        arrival_s=requests.arrival_s,
+        task=requests.task,
+        prompt_tokens=requests.prompt_tokens,
+        output_tokens=requests.output_tokens,
+        deadline_s=requests.deadline_s,
+        model=placement.model,
+        replica=placement.replica,
+        admission_s=requests.arrival_s + timing.wait_s,
+        first_token_s=requests.arrival_s + timing.first_token_s,
+        completion_s=requests.arrival_s + timing.service_s,
+        latency_s=latency,
+        met=latency <= requests.deadline_s,
+        reward=reward,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _play(
+    shape: EnvShape, params: EnvParams, router: Router, arrivals: Arrival, key: Array
+) -> tuple[Placement, Any, Array]:
+    environment = ServingEnvironment(shape)
+
+    def decide(state: Any, arrival: Arrival) -> tuple[Any, Placement]:
+        state, step = environment.arrive(state, arrival, params)
+        model = _route(router, step.observation, params, key, step.index)
+        return environment.place(state, model, params)
+
+    state = environment.start(jax.tree.map(lambda x: x[0], arrivals))
+    state, placements = jax.lax.scan(decide, state, arrivals)
+    ledger = environment.drain(state, params).ledger
+    return placements, ledger.timing, ledger.reward
+
+
+@jax.jit
+def _route(router: Router, observation: Observation, params: EnvParams, key: Array, index: Array) -> Array:
+    return router.route(observation, params, jax.random.fold_in(key, index))
+
+
+def _widened(leaf: Any) -> Any:
+    """A router's numbers in float64, so that both backends decide alike."""
+    leaf = np.asarray(leaf)
+    return jnp.asarray(leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf)
+
+
+def _tasks_of(requests: Requests) -> tuple[Task, ...]:
+    """Tasks as a list of requests shows them: shares, ranges of lengths, and a deadline fitted to the lengths."""
+    tasks = []
+    for k, name in enumerate(requests.tasks):
+        mine = requests.task == k
+        if not mine.any():
+            tasks.append(Task(name, share=0.0))
+            continue
+        prompts, outputs, deadlines = (
+            x[mine] for x in (requests.prompt_tokens, requests.output_tokens, requests.deadline_s)
+        )
+        slope, base = np.polyfit(outputs, deadlines, 1) if np.ptp(outputs) > 0 else (0.0, deadlines.mean())
+        if base <= 0 or slope < 0:
+            slope, base = 0.0, deadlines.mean()
+        task = Task(
+            name,
+            share=float(mine.mean()),
+            prompt_tokens=(int(prompts.min()), int(prompts.max())),
+            output_tokens=(int(outputs.min()), int(outputs.max())),
+            deadline=Deadline(float(base), float(slope)),
+        )
+        tasks.append(task)
+    return tuple(tasks)

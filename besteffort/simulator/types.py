@@ -1,0 +1,200 @@
+"""The environment's three dataclasses of configuration, and what a router inside it looks like.
+
+`EnvShape` is static: counts and switches that shape the compiled program. `EnvParams` is numbers: a pytree that may be
+vmapped, so that one compiled program serves sweeps over rates, deadlines, tables and qualities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from besteffort.observation import Observation
+from besteffort.simulator import reward
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvShape:
+    """Static shape of an environment; hashable.
+
+    Attributes:
+      replicas, models, tasks: counts.
+      max_batch: requests that run at once on an instance.
+      queue_capacity: requests that may wait at an instance beyond `max_batch`.
+      history: decisions whose outcome the state remembers; at least the number of requests that can be in flight.
+      horizon: decisions per episode, after which the environment truncates; 0 means never.
+      slowdown: instances of a replica slow each other down (`EnvParams.slowdown` counts).
+      context_cost: iterations take longer by the tokens held (`EnvParams.context_cost_s` counts).
+      cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` counts).
+      record: also keep each request's waiting time, time to first token and latency.
+      reward_fn: what an answer is worth; a function with the signature of `besteffort.simulator.reward.reward`.
+    """
+
+    replicas: int
+    models: int
+    tasks: int
+    max_batch: int
+    queue_capacity: int
+    history: int
+    horizon: int = 0
+    slowdown: bool = False
+    context_cost: bool = False
+    cache_limit: bool = False
+    record: bool = False
+    reward_fn: Callable[..., Any] = reward.reward
+
+    @property
+    def instances(self) -> int:
+        """Instances are numbered `replica x models + model`."""
+        return self.replicas * self.models
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EnvParams:
+    """Numbers of an environment. Times in seconds; leaves may carry leading batch axes under `vmap`.
+
+    Attributes:
+      decode: (models, max_batch + 1) duration of a decode iteration by batch size; entry 0 is 0.
+      prefill: (models, longest prompt + 1) duration of a prefill by prompt length; entry 0 is unused.
+      slowdown: (models, models) factor on an iteration of the row's model while the column's has one in progress.
+      context_cost_s: (models,) seconds per token held by the requests that ran before.
+      cache_tokens: (models,) tokens that fit an instance's key-value cache; infinite where unlimited.
+      cache_output_share: () share of a request's output counted against the cache at admission.
+      quality: (tasks, models) quality, 1 = best model of the task.
+      weight: (tasks,) factor on the rewards of a task.
+      mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths; what heuristics may know.
+      deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
+      soft_span: () 0 for hard deadlines, see `besteffort.simulator.reward`.
+      miss_penalty: () cost of a miss or rejection.
+      network_delay_s: () added to every latency.
+      rate_tau_s: () time constant of the rate estimate.
+      workload: a `besteffort.workload.Workload`, the source of arrivals.
+    """
+
+    decode: Array
+    prefill: Array
+    slowdown: Array
+    context_cost_s: Array
+    cache_tokens: Array
+    cache_output_share: Array
+    quality: Array
+    weight: Array
+    mean_prompt_tokens: Array
+    mean_output_tokens: Array
+    deadline_base_s: Array
+    deadline_per_token_s: Array
+    soft_span: Array
+    miss_penalty: Array
+    network_delay_s: Array
+    rate_tau_s: Array
+    workload: Any
+
+
+class Arrival(NamedTuple):
+    """A request as a workload hands it to the environment; every field is a scalar.
+
+    Attributes:
+      gap_s: seconds since the previous arrival (since the start, for the first).
+      task: index of its task.
+      prompt_tokens, output_tokens: its lengths, at least 1.
+      deadline_s: end-to-end latency it may take.
+    """
+
+    gap_s: Array
+    task: Array
+    prompt_tokens: Array
+    output_tokens: Array
+    deadline_s: Array
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """A source of arrivals: a pytree whose leaves are numbers, so that it can be vmapped."""
+
+    def init(self, key: Array) -> Any:
+        """State before the first arrival; a pytree."""
+        ...
+
+    def next(self, key: Array, state: Any) -> tuple[Arrival, Any]:
+        """The next arrival and the state after it."""
+        ...
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Chooses the model of a request. A router is a pytree; its numbers (weights, prices) are leaves to be vmapped."""
+
+    def route(self, observation: Observation, params: EnvParams, key: Array) -> Array:
+        """() integer index of the chosen model. `key` is already folded with the request's index."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TimeStep:
+    """What `reset` and `step` return beside the state; scalars unless said otherwise.
+
+    Attributes:
+      observation: the request that waits for a decision, and the cluster as it sees it.
+      reward: sum of the rewards of all requests resolved since the last decision.
+      terminated: always False here; serving has no natural end. Kept for learners that need the distinction.
+      truncated: whether this decision lies beyond the horizon; it needs no action any more.
+      index: number of the pending decision in this episode, from 0.
+      credit: what the last decision changed in the sum of all requests' rewards, as planned if nobody else came: what
+        its own request earns, less what those in flight lose that it delays beyond their deadlines. Over an episode
+        that is drained, credits and rewards have the same sum. None where instances are coupled.
+      gap_s: seconds between the last decision and this one; None where the environment knows no time.
+    """
+
+    observation: Observation
+    reward: Array
+    terminated: Array
+    truncated: Array
+    index: Array
+    credit: Array | None = None
+    gap_s: Array | None = None
+
+
+class Outcomes(NamedTuple):
+    """Own-request rewards of the remembered decisions; decision `d` is in slot `d % history`.
+
+    Attributes:
+      reward: (history,) what the decision's own request earned, 0 while unresolved.
+      resolved: (history,) whether that is settled, see `ServingEnvironment.outcomes`.
+    """
+
+    reward: Array
+    resolved: Array
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Single-environment functions, to be vmapped; `shape` is static."""
+
+    @property
+    def shape(self) -> EnvShape:
+        """Static shape; `models`, `history`."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes whenever behaviour does."""
+        ...
+
+    def reset(self, key: Array, params: Any) -> tuple[Any, TimeStep]:
+        """First pending decision of an episode."""
+        ...
+
+    def step(self, key: Array, state: Any, action: Array, params: Any) -> tuple[Any, TimeStep]:
+        """Places the pending request on model `action`; the next request arrives."""
+        ...
+
+    def outcomes(self, state: Any, params: Any) -> Outcomes:
+        """Rewards of decisions by index, for learners that credit a decision with its own request."""
+        ...
