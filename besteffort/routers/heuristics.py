@@ -1,0 +1,59 @@
+"""Routers that weigh predicted latency against quality."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from besteffort.observation import Observation
+from besteffort.routers.baselines import largest_where
+from besteffort.routers.prediction import predict_latency, predicted_value
+from besteffort.simulator.types import EnvParams
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeadlineRouter:
+    """Sends each request to the largest model predicted to meet the deadline, else to the one predicted fastest.
+
+    Attributes:
+      reserve: () share of the deadline kept back for what the prediction misses; 0 trusts it.
+    """
+
+    reserve: Any = 0.0
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        latency = predict_latency(observation, params)
+        in_time = latency <= (1.0 - self.reserve) * observation.deadline_s
+        return jnp.where(in_time.any(), largest_where(in_time), jnp.argmin(latency)).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PricedRouter:
+    """Sends each request to the model with the largest `quality x timeliness - price x latency / deadline`, as
+    predicted.
+
+    Latency counts in deadlines, so that one price serves tasks with different deadlines. The timeliness of the
+    predicted latency is in the first term because a late answer earns nothing (or less, where deadlines are soft):
+    without it, a price low enough for light load would send requests to models that are known to miss. Where all are
+    predicted to miss, the price makes it choose the fastest. At a small price this is `DeadlineRouter` with the same
+    reserve, as long as larger models are better.
+
+    Attributes:
+      price: () quality given up per deadline of predicted latency.
+      reserve: () share of the deadline kept back for what the prediction misses.
+    """
+
+    price: Any
+    reserve: Any = 0.0
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        latency = predict_latency(observation, params)
+        deadline = (1.0 - self.reserve) * observation.deadline_s
+        value = predicted_value(observation, params, latency, deadline)
+        return jnp.argmax(value - self.price * latency / observation.deadline_s).astype(jnp.int32)

@@ -1,0 +1,38 @@
+"""The learned router: a multi-layer perceptron over features of the observation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from besteffort.observation import Feature, Observation, encode
+from besteffort.simulator.types import EnvParams
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedRouter:
+    """Sends each request to the model with the largest Q-value.
+
+    Attributes:
+      weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers.
+      features: what the network reads of an observation, in order; static.
+    """
+
+    weights: tuple[tuple[Any, Any], ...]
+    features: tuple[Feature, ...] = dataclasses.field(metadata={"static": True})
+
+    def q_values(self, observation: Observation) -> Float[Array, " models"]:
+        """(models,) expected discounted reward of each model."""
+        x = encode(observation, self.features, jnp)
+        *hidden, (matrix, bias) = self.weights
+        for hidden_matrix, hidden_bias in hidden:
+            x = jax.nn.relu(x @ hidden_matrix + hidden_bias)
+        return x @ matrix + bias
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        return jnp.argmax(self.q_values(observation)).astype(jnp.int32)

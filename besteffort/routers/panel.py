@@ -1,0 +1,31 @@
+"""Several routers side by side in one compiled program: every lane carries all of them and follows one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from besteffort.observation import Observation
+from besteffort.simulator.types import EnvParams, Router
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PanelRouter:
+    """Follows one of its members. Routers are cheap beside the simulator, compilations are not.
+
+    Attributes:
+      members: the routers.
+      chosen: () index of the member that decides.
+    """
+
+    members: tuple[Router, ...]
+    chosen: Any
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        choices = [jnp.asarray(member.route(observation, params, key), jnp.int32) for member in self.members]
+        return jnp.stack(choices)[self.chosen]

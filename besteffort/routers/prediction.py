@@ -1,0 +1,84 @@
+"""How long a request would take on each model, as far as a router can tell when it arrives.
+
+A fluid estimate: the load an instance has now is taken to last. It uses what heuristics may know, the tables of
+`EnvParams`, the mean lengths of the tasks and the batch size of every instance, but neither the request's own output
+length nor the age of the requests ahead of it.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from besteffort.observation import Observation
+from besteffort.simulator.reward import timeliness
+from besteffort.simulator.types import EnvParams
+
+
+def least_loaded(observation: Observation) -> tuple[Int[Array, " models"], Int[Array, " models"]]:
+    """Replica that the load balancer would pick for each model, and the batch size of that instance."""
+    batch = jnp.asarray(observation.instance_batch_sizes)
+    return jnp.argmin(batch, axis=0), jnp.min(batch, axis=0)
+
+
+def predict_latency(observation: Observation, params: EnvParams) -> Float[Array, " models"]:
+    """Predicted end-to-end latency in seconds on the least-loaded instance of each model.
+
+    With `b` the batch size of that instance, `slots` the requests it can run at once, `n` and `p` the mean lengths
+    of the request's task, `N` and `P` their means over all tasks (a router does not know the mix), and
+    `T(k) = decode(k) + k / N x prefill(P)` an iteration that serves k requests, of which one in N has just been
+    admitted:
+
+    1. residual: the iteration in progress is half done on average, `T(min(b, slots)) / 2`, nothing if the instance
+       is idle;
+    2. waiting: `max(0, b + 1 - slots)` requests must leave first, and `slots / N` leave per iteration of `T(slots)`;
+    3. first token: `prefill(p) + decode(k)` beside `k = min(b, slots - 1)` others;
+    4. further tokens: `n - 1` iterations of `decode(k + 1) + k / N x prefill(P)`.
+
+    Every iteration is stretched by the slow-down of the models that are busy on the same replica, and by the cost of
+    the tokens held, `P + N / 2` per request. `slots` is `max_batch`, or what the key-value cache holds of mean
+    requests. The network delay comes on top.
+    """
+    replica, batch = least_loaded(observation)
+    prompt, output = params.mean_prompt_tokens.mean(), params.mean_output_tokens.mean()
+    slots = _slots(params, prompt, output)
+    neighbours = jnp.minimum(batch, slots - 1)
+    admission_s = _prefill(params, prompt) / output
+
+    def decode(running: Int[Array, " models"]) -> Float[Array, " models"]:
+        table = jnp.take_along_axis(params.decode, running[:, None], axis=1)[:, 0]
+        return table + params.context_cost_s * running * (prompt + output / 2)
+
+    def iteration(served: Int[Array, " models"]) -> Float[Array, " models"]:
+        return decode(served) + served * admission_s
+
+    own_prompt, own_output = params.mean_prompt_tokens[observation.task], params.mean_output_tokens[observation.task]
+    residual = iteration(jnp.minimum(batch, slots)) / 2
+    waiting = jnp.maximum(batch + 1 - slots, 0) * output / slots * iteration(slots)
+    first = _prefill(params, own_prompt) + decode(neighbours)
+    further = (own_output - 1) * (decode(neighbours + 1) + neighbours * admission_s)
+    return (residual + waiting + first + further) * _stretch(observation, params, replica) + params.network_delay_s
+
+
+def _slots(params: EnvParams, prompt: Float[Array, ""], output: Float[Array, ""]) -> Int[Array, " models"]:
+    """Requests of mean length that run at once on an instance of each model."""
+    fit = jnp.floor(params.cache_tokens / (prompt + params.cache_output_share * output))
+    return jnp.clip(fit, 1, params.decode.shape[-1] - 1).astype(jnp.int32)
+
+
+def _prefill(params: EnvParams, prompt: Float[Array, ""]) -> Float[Array, " models"]:
+    return params.prefill[:, jnp.round(prompt).astype(jnp.int32)]
+
+
+def _stretch(observation: Observation, params: EnvParams, replica: Int[Array, " models"]) -> Float[Array, " models"]:
+    """Factor on the iterations of each model from the other models that are busy on `replica` of that model."""
+    busy = jnp.asarray(observation.instance_batch_sizes)[replica] > 0
+    others = ~jnp.eye(busy.shape[0], dtype=bool)
+    return jnp.prod(jnp.where(busy & others, params.slowdown, 1.0), axis=1)
+
+
+def predicted_value(
+    observation: Observation, params: EnvParams, latency_s: Float[Array, " models"], deadline_s: Float[Array, ""]
+) -> Float[Array, " models"]:
+    """Quality times timeliness of each model's answer if it took `latency_s`, before the task's weight."""
+    return params.quality[observation.task] * timeliness(latency_s, deadline_s, params.soft_span, jnp)

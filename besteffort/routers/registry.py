@@ -1,0 +1,124 @@
+"""Routers by name, for the command line and the evaluation, and the settings that tuning tries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from besteffort.errors import InputError
+from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
+from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
+from besteffort.simulator.types import EnvShape, Router
+
+Settings = dict[str, Any]
+Number = float | int
+
+
+def make_router(name: str, shape: EnvShape, **numbers: Any) -> Router:
+    """Router `name` (a key of `ROUTERS`) for clusters of the given shape.
+
+    Raises:
+      InputError: on an unknown name, an unknown or missing number, or one out of range.
+    """
+    if name not in ROUTERS:
+        raise InputError(f"Unknown router `{name}`; choose from {', '.join(ROUTERS)}.")
+    build, wanted = ROUTERS[name]
+    if set(numbers) != set(wanted):
+        given = ", ".join(sorted(numbers)) or "nothing"
+        raise InputError(f"Router `{name}` takes {', '.join(wanted) or 'no settings'}, but was given {given}.")
+    return build(shape, **numbers)
+
+
+def candidates(name: str, shape: EnvShape) -> list[Settings]:
+    """Settings of router `name` among which tuning chooses, each a set of keyword arguments of `make_router`.
+
+    A single empty setting where there is nothing to tune. `static` is not tuned: each model is a router of its own.
+    """
+    return TUNABLE[name](shape) if name in TUNABLE else [{}]
+
+
+def stack_routers(routers: Sequence[Router]) -> Any:
+    """Routers of one kind as one pytree with a leading axis on every number, for `jax.vmap`."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *routers)
+
+
+def _static(shape: EnvShape, model: int) -> StaticRouter:
+    if not 0 <= model < shape.models:
+        raise InputError(f"Router `static`: `model` is {model}; choose an index from 0 to {shape.models - 1}.")
+    return StaticRouter(model=jnp.asarray(model, jnp.int32))
+
+
+def _ladder(shape: EnvShape, thresholds: Sequence[Number]) -> LadderRouter:
+    values = np.asarray(thresholds, dtype=float)
+    if values.shape != (shape.models - 1,) or not (values >= 0).all():
+        raise InputError(
+            f"Router `ladder`: `thresholds` is {list(thresholds)}; give {shape.models - 1} batch sizes of at least 0, "
+            "one per model from the second smallest on."
+        )
+    return LadderRouter(thresholds=jnp.asarray(values))
+
+
+def _deadline(shape: EnvShape, reserve: Number = 0.0) -> DeadlineRouter:
+    return DeadlineRouter(reserve=_share("deadline-reserve", reserve))
+
+
+def _priced(shape: EnvShape, price: Number, reserve: Number) -> PricedRouter:
+    if not (np.isfinite(price) and price >= 0):
+        raise InputError(f"Router `priced`: `price` is {price}; give a finite number of at least 0.")
+    return PricedRouter(price=jnp.asarray(float(price)), reserve=_share("priced", reserve))
+
+
+def _share(name: str, reserve: Number) -> Array:
+    if not 0 <= reserve < 1:
+        raise InputError(f"Router `{name}`: `reserve` is {reserve}; give a share from 0 to below 1.")
+    return jnp.asarray(float(reserve))
+
+
+def _ladder_candidates(shape: EnvShape) -> list[Settings]:
+    """Ladders whose thresholds run linearly from the second smallest model's to the largest's, on a coarse grid."""
+    if shape.models == 1:
+        return [{"thresholds": []}]
+    steps = np.unique(
+        np.ceil(shape.max_batch * np.array([1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2]))
+    )
+    ends = itertools.product(steps, steps) if shape.models > 2 else zip(steps, steps, strict=True)
+    return [{"thresholds": np.linspace(low, high, shape.models - 1).tolist()} for low, high in ends]
+
+
+def _reserve_candidates(shape: EnvShape) -> list[Settings]:
+    return [{"reserve": reserve} for reserve in _shares(0.05, 17)]
+
+
+def _price_candidates(shape: EnvShape) -> list[Settings]:
+    prices = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8]
+    return [{"price": price, "reserve": reserve} for price in prices for reserve in _shares(0.1, 6)]
+
+
+def _shares(step: float, count: int) -> list[float]:
+    """`0, step, ...`, without the rounding errors of a sum."""
+    return [round(step * i, 6) for i in range(count)]
+
+
+ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
+    "static": (_static, ("model",)),
+    "random": (lambda shape: RandomRouter(), ()),
+    "shortest-queue": (lambda shape: ShortestQueueRouter(), ()),
+    "ladder": (_ladder, ("thresholds",)),
+    "deadline": (_deadline, ()),
+    "deadline-reserve": (_deadline, ("reserve",)),
+    "priced": (_priced, ("price", "reserve")),
+}
+"""Router names, each with its builder and the numbers that it takes."""
+
+TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
+    "ladder": _ladder_candidates,
+    "deadline-reserve": _reserve_candidates,
+    "priced": _price_candidates,
+}
+"""Names of the routers that are tuned, each with the settings to try on a cluster of a given shape."""

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from besteffort.errors import InputError
+from besteffort.observation import FEATURES, Observation, default_features, encode, input_size
+from besteffort.policy import FORMAT, Policy, load_policy, save_policy
+from besteffort.profile import load_profile
+from besteffort.situation import Cluster, Deadline
+
+MODELS = ("small", "middle", "large")
+TASKS = ("PIQA", "ARC-easy", "WinoGrande", "LAMBADA")
+CLUSTER = Cluster(replicas=4, max_batch=32, queue_capacity=32)
+
+
+def make_policy(names: tuple[str, ...] = FEATURES[:3], hidden: tuple[int, ...] = (64, 64), seed: int = 0) -> Policy:
+    features = default_features(len(TASKS), len(MODELS), CLUSTER.replicas, CLUSTER.max_batch, 50.0, names)
+    rng = np.random.default_rng(seed)
+    sizes = (input_size(features), *hidden, len(MODELS))
+    weights = tuple(
+        (rng.normal(0, rows**-0.5, (rows, columns)).astype(np.float32), rng.normal(0, 0.1, columns).astype(np.float32))
+        for rows, columns in itertools.pairwise(sizes)
+    )
+    return Policy(
+        models=MODELS,
+        tasks=TASKS,
+        features=features,
+        weights=weights,
+        deadlines=tuple(Deadline(0.1 * (i + 1), 0.015) for i in range(len(TASKS))),
+        cluster=CLUSTER,
+        rate_tau_s=2.0,
+        profile_name="opt-a100",
+        profile_digest="0123",
+        training={"seed": seed, "hidden": hidden, "rates": [0.1, 12.0]},
+    )
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return make_policy()
+
+
+@pytest.fixture(scope="module")
+def content(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
+    save_policy(policy, path)
+    return path.read_bytes()
+
+
+def refused(path: Path) -> str:
+    """The sentence with which `path` is refused."""
+    with pytest.raises(InputError) as error:
+        load_policy(path)
+    text = str(error.value)
+    assert text.startswith(str(path))
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def write_with_metadata(path: Path, content: bytes, change: Any) -> None:
+    """The file again, its metadata passed through `change`."""
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    metadata = json.loads(header["__metadata__"]["besteffort"])
+    change(metadata)
+    tensors = safetensors.numpy.load(content)
+    path.write_bytes(safetensors.numpy.save(tensors, {"besteffort": json.dumps(metadata)}))
+
+
+def test_round_trip(policy: Policy, tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    save_policy(policy, path)
+    loaded = load_policy(str(path))
+    for field in dataclasses.fields(Policy):
+        if field.init and field.name not in ("weights", "training"):
+            assert getattr(loaded, field.name) == getattr(policy, field.name)
+    assert loaded.training == {"seed": 0, "hidden": [64, 64], "rates": [0.1, 12.0]}
+    for mine, theirs in zip(loaded.weights, policy.weights, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_array_equal(a, b)
+
+
+def test_equal_policies_are_equal_files(content: bytes, tmp_path: Path) -> None:
+    save_policy(make_policy(), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == content
+    save_policy(load_policy(tmp_path / "again"), tmp_path / "once more")
+    assert (tmp_path / "once more").read_bytes() == content
+    save_policy(make_policy(seed=1), tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() != content
+
+
+def test_cut_anywhere(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    ends = [0, 1, 7, 8, 9, header - 1, header, header + 1, header + 4, len(content) // 2, len(content) - 1]
+    for end in [*ends, *range(16, len(content), 997)]:
+        path.write_bytes(content[:end])
+        assert "not a whole policy file" in refused(path)
+    path.write_bytes(content + b"\0")
+    refused(path)
+
+
+def test_any_flipped_bit_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    rng = np.random.default_rng(1)
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    for at in [*range(header), *rng.integers(header, len(content), 200)]:
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["tasks"].reverse(),
+        lambda m: m["models"].reverse(),
+        lambda m: m["features"][1].update(scale=8.0),
+        lambda m: m["deadlines"][0].update(base_s=9.0),
+        lambda m: m["cluster"].update(replicas=8),
+        lambda m: m["training"].update(seed=1),
+        lambda m: m["profile"].update(digest=""),
+        lambda m: m.update(rate_tau_s=1.0),
+        lambda m: m.update(extra=1),
+        lambda m: m.pop("sha256"),
+        lambda m: m.update(sha256="0" * 64),
+        lambda m: m.update(sha256=None),
+    ],
+)
+def test_edited_metadata_is_refused(content: bytes, tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "policy.safetensors"
+    write_with_metadata(path, content, change)
+    assert "were changed" in refused(path)
+
+
+def test_edited_weights_are_refused(content: bytes, tmp_path: Path) -> None:
+    tensors = safetensors.numpy.load(content)
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(content)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    for name, value in (("layers.1.bias", tensors["layers.1.bias"] + 1), ("extra", np.zeros(1, np.float32))):
+        path.write_bytes(safetensors.numpy.save({**tensors, name: value}, metadata))
+        assert "were changed" in refused(path)
+
+
+def test_other_formats_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    for other in (FORMAT + 1, None, "1"):
+        write_with_metadata(path, content, lambda m, other=other: m.update(format=other))
+        assert "`format`" in refused(path)
+
+
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    assert "no such policy file" in refused(tmp_path / "none")
+    (tmp_path / "directory").mkdir()
+    refused(tmp_path / "directory")
+    (tmp_path / "text").write_text("a policy\n")
+    refused(tmp_path / "text")
+    for number, metadata in enumerate((None, {"format": "pt"}, {"besteffort": "[1]"}, {"besteffort": "{"})):
+        path = tmp_path / str(number)
+        path.write_bytes(safetensors.numpy.save({"x": np.zeros(1)}, metadata))
+        assert "without a policy's metadata" in refused(path)
+
+
+def test_well_signed_nonsense_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file by another program, digest and all, whose fields are not a policy's."""
+    from besteffort import policy as module
+
+    path = tmp_path / "policy.safetensors"
+    monkeypatch.setattr(module, "_digest", lambda metadata, tensors: "signed")
+    for change, expected in [
+        (lambda m: m.pop("tasks"), "'tasks'"),
+        (lambda m: m["features"][0].pop("size"), "size"),
+        (lambda m: m.update(profile="opt"), "not a policy's"),
+        (lambda m: m["models"].append("fourth"), "`batch_sizes` has a size"),
+        (lambda m: m["features"][0].update(name="weather"), "unknown feature `weather`"),
+        (lambda m: m["features"].pop(), "layer 0"),
+    ]:
+        write_with_metadata(path, content, lambda m, change=change: (m.update(sha256="signed"), change(m)))
+        assert expected in refused(path)
+
+
+def test_an_unwritable_place_is_one_sentence(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write it, .*\.$"):
+        save_policy(policy, tmp_path / "none" / "policy.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda w: w[:-1], "64 outputs for 3 models"),
+        (lambda w: ((w[0][0][1:], w[0][1]), *w[1:]), "layer 0 has the shapes"),
+        (lambda w: (w[0], (w[1][0], w[1][1][1:]), w[2]), "layer 1 has the shapes"),
+        (lambda w: (*w[:-1], (w[2][0], w[2][1] * np.float32("nan"))), "layer 2 has a weight that is not finite"),
+        (lambda w: (), "must be equal"),
+    ],
+)
+def test_weights_must_fit(policy: Policy, change: Any, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        dataclasses.replace(policy, weights=change(policy.weights))
+
+
+def random_states(n: int, seed: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "task": TASKS[rng.integers(len(TASKS))],
+            "batch_sizes": dict(zip(MODELS, rng.integers(0, 257, 3).tolist(), strict=True)),
+            "arrival_rate": float(rng.gamma(0.5, 200.0)),
+        }
+        for _ in range(n)
+    ]
+
+
+def test_decide_is_the_argmax_of_jax_on_ten_thousand_states(policy: Policy, tmp_path: Path) -> None:
+    states = random_states(10_000, 7)
+    # Without its mean over the states, a random network chooses every model.
+    kernel, bias = policy.weights[-1]
+    mean = np.mean([policy.values(**s) for s in states], axis=0)
+    policy = dataclasses.replace(policy, weights=(*policy.weights[:-1], (kernel, bias - mean)))
+    save_policy(policy, tmp_path / "policy.safetensors")
+    policy = load_policy(tmp_path / "policy.safetensors")
+
+    @jax.jit
+    @jax.vmap
+    def q_values(task: jax.Array, batch_sizes: jax.Array, arrival_rate: jax.Array) -> jax.Array:
+        seen = Observation(task, batch_sizes, arrival_rate, None, None, None)
+        x = encode(seen, policy.features, jnp)
+        for i, (kernel, bias) in enumerate(policy.weights):
+            x = (jax.nn.relu(x) if i else x) @ kernel + bias
+        return x
+
+    expected = np.asarray(
+        q_values(
+            jnp.array([TASKS.index(s["task"]) for s in states]),
+            jnp.array([list(s["batch_sizes"].values()) for s in states]),
+            jnp.array([s["arrival_rate"] for s in states]),
+        )
+    )
+    np.testing.assert_allclose(np.array([policy.values(**s) for s in states]), expected, atol=5e-6)
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] >= 1e-5
+    decided = np.array([MODELS.index(policy.decide(**s)) for s in states])
+    assert clear.mean() > 0.999
+    np.testing.assert_array_equal(decided[clear], expected.argmax(axis=1)[clear])
+    assert np.bincount(decided, minlength=3).min() > 500
+
+
+@given(
+    names=st.permutations(FEATURES).flatmap(lambda p: st.integers(1, len(p)).map(lambda n: tuple(p[:n]))),
+    task=st.integers(0, 3),
+    instances=st.lists(st.lists(st.integers(0, 64), min_size=3, max_size=3), min_size=4, max_size=4),
+    numbers=st.tuples(*[st.floats(0, 1e4)] * 3),
+)
+def test_any_features_in_any_order_are_read_as_in_simulation(
+    names: tuple[str, ...], task: int, instances: list[list[int]], numbers: tuple[float, float, float]
+) -> None:
+    policy = make_policy(names, hidden=(8,))
+    rate, deadline, since = numbers
+    counts = np.array(instances)
+    seen = Observation(task, counts.sum(axis=0), rate, counts, deadline, since)
+    x = encode(seen, policy.features).astype(np.float32)
+    (first, bias), (last, last_bias) = policy.weights
+    expected = np.maximum(x @ first + bias, 0) @ last + last_bias
+    further = {"deadline_s": deadline, "since_change_s": since, "smallest_batch": counts.min(axis=0).tolist()}
+    got = policy.values(
+        task=TASKS[task],
+        batch_sizes=seen.batch_sizes.tolist(),
+        arrival_rate=rate,
+        **{name: value for name, value in further.items() if name in names},
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_sizes_by_name_or_in_order(policy: Policy) -> None:
+    by_name = policy.values(task="PIQA", batch_sizes={"large": 3, "small": 1, "middle": 2}, arrival_rate=5.0)
+    in_order = policy.values(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0)
+    np.testing.assert_array_equal(by_name, in_order)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"task": "BoolQ"}, "does not know the task `BoolQ`; it was trained for PIQA, ARC-easy"),
+        ({"batch_sizes": [1, 2]}, "`batch_sizes` has 2 values; give one value for each of the models small, middle"),
+        ({"batch_sizes": {"small": 1, "large": 2}}, "has small, large; give one value for each"),
+        ({"batch_sizes": {"small": 1, "middle": 1, "huge": 2}}, "has small, middle, huge; give one"),
+        ({"batch_sizes": [1, -2, 3]}, "`batch_sizes` has the value -2"),
+        ({"arrival_rate": -0.5}, "`arrival_rate` has the value -0.5"),
+        ({"arrival_rate": float("nan")}, "`arrival_rate` has the value nan"),
+        ({"arrival_rate": float("inf")}, "`arrival_rate` has the value inf"),
+        ({"deadline_s": 1.0}, "`deadline_s` is no feature of this policy"),
+    ],
+)
+def test_bad_states_are_one_sentence(policy: Policy, changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        policy.decide(**{"task": "PIQA", "batch_sizes": [1, 2, 3], "arrival_rate": 5.0, **changed})
+    assert expected in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_missing_feature_is_named() -> None:
+    policy = make_policy((*FEATURES[:3], "deadline_s"))
+    with pytest.raises(InputError, match="also needs `deadline_s`"):
+        policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0)
+
+
+def test_check_fits() -> None:
+    profile = load_profile("opt-a100")
+    policy = dataclasses.replace(make_policy(), models=profile.model_names)
+    policy.check_fits(profile, TASKS)
+    with pytest.raises(InputError, match=r"trained for the tasks PIQA, .* in this order, not LAMBADA"):
+        policy.check_fits(profile, TASKS[::-1])
+    with pytest.raises(InputError, match="trained for the models small, middle, large"):
+        make_policy().check_fits(profile, TASKS)
+
+
+FRESH = """
+import sys
+from besteffort import load_policy
+policy = load_policy(sys.argv[1])
+state = dict(task="WinoGrande", batch_sizes={"small": 3, "middle": 2, "large": 7}, arrival_rate=33.0)
+policy.decide(**state)
+heavy = {"jax", "flax", "pydantic", "matplotlib", "torch"} & {name.split(".")[0] for name in sys.modules}
+print(*heavy)
+"""
+
+
+def test_a_fresh_process_decides_without_jax(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", FRESH, str(path)], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
