@@ -1,0 +1,164 @@
+"""Settings of a training run: `Config` shapes the compiled program, `Hyper` is numbers that may differ between runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from annotated_types import Ge, Len
+
+from besteffort.errors import InputError
+
+Count = Annotated[int, Ge(1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static settings, hashable; the same for all runs of one call of `train`.
+
+    Attributes:
+      hidden: width of each hidden layer of the Q-network.
+      envs: environments that step together.
+      chunk: decisions per environment between two rounds of updates.
+      updates: gradient steps per round.
+      batch: decisions per gradient step.
+      ring: decisions per environment that the replay ring remembers; a multiple of `chunk`.
+      settle: decisions per environment that pass before a decision is sampled. Requests that miss their deadline take
+        longer than others to resolve, so sampling too early sees too few of them.
+      decisions: decisions to train on, over all environments; rounded up to a whole number of log points.
+      log_chunks: chunks between two log points; everything between them is one compiled program.
+      run: decisions of a multi-step return, at most; see `besteffort.learning.replay.sample`.
+      baseline: learn returns beyond what decisions earn on average in the same circumstances; see `double_dqn.loss`.
+      credit: the reward of a decision. `own`: what its own request earned, joined when that is settled. `marginal`:
+        what the decision changed in the rewards of all requests (`TimeStep.credit`), known at once.
+      loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `Hyper.huber_delta`). Returns are
+        skewed, and of errors beyond its delta the Huber loss learns the median instead of the mean.
+
+    Raises:
+      InputError: if the ring is no multiple of the chunk or too short for `settle`.
+    """
+
+    hidden: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
+    envs: Count = 256
+    chunk: Count = 64
+    updates: Count = 128
+    batch: Count = 512
+    ring: Count = 1024
+    settle: Annotated[int, Ge(0)] = 0
+    decisions: Count = 3_932_160
+    log_chunks: Count = 16
+    loss: Literal["huber", "l2"] = "l2"
+    run: Count = 16
+    baseline: bool = True
+    credit: Literal["own", "marginal"] = "marginal"
+
+    def __post_init__(self) -> None:
+        if self.ring % self.chunk:
+            raise InputError(f"Training: `ring` is {self.ring}; give a multiple of `chunk`, which is {self.chunk}.")
+        if self.ring <= max(self.settle, self.run):
+            raise InputError(
+                f"Training: `ring` is {self.ring}; give more than `settle` and `run`, "
+                f"which are {self.settle} and {self.run}."
+            )
+
+    @property
+    def decisions_per_chunk(self) -> int:
+        return self.chunk * self.envs
+
+    @property
+    def decisions_per_log_point(self) -> int:
+        return self.decisions_per_chunk * self.log_chunks
+
+    @property
+    def log_points(self) -> int:
+        """Log points of the whole training, the last at its end."""
+        return math.ceil(self.decisions / self.decisions_per_log_point)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Numbers of a training run; schedules count decisions, whatever the number of environments.
+
+    Attributes:
+      learning_rate: of Adam, at the start.
+      learning_rate_end: at the end of its decay.
+      learning_rate_decay: decisions over which it falls, linearly.
+      epsilon_start: share of random decisions at the start.
+      epsilon_end: the same at the end of its decay.
+      epsilon_decay: decisions over which it falls, linearly.
+      epsilon_spread: how far environments differ in exploring, see `schedules.spread`; 0 not at all.
+      discount: of the next decision's value, beside that of `horizon_s`.
+      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`. Congestion lasts for seconds,
+        however many decisions they hold.
+      target_interval: decisions between two updates of the target network.
+      tau: share of the online network that such an update takes over; 1 copies it.
+      huber_delta: error from which the Huber loss grows linearly.
+      max_grad_norm: the gradient is scaled down to this norm.
+    """
+
+    learning_rate: Any = 2e-3
+    learning_rate_end: Any = 1e-5
+    learning_rate_decay: Any = 3_932_160
+    epsilon_start: Any = 1.0
+    epsilon_end: Any = 0.02
+    epsilon_decay: Any = 491_520
+    epsilon_spread: Any = 0.75
+    discount: Any = 1.0
+    horizon_s: Any = 0.2
+    target_interval: Any = 128
+    tau: Any = 0.01
+    huber_delta: Any = 1.0
+    max_grad_norm: Any = 10.0
+
+    @classmethod
+    def for_decisions(cls, decisions: int, **changes: Any) -> Hyper:
+        """Defaults whose schedules fit a training of `decisions`: epsilon falls over its first eighth."""
+        return dataclasses.replace(cls(learning_rate_decay=decisions, epsilon_decay=max(1, decisions // 8)), **changes)
+
+
+_RANGES = {
+    "learning_rate": (0.0, math.inf),
+    "learning_rate_end": (0.0, math.inf),
+    "learning_rate_decay": (1, 2**31 - 1),
+    "epsilon_start": (0.0, 1.0),
+    "epsilon_end": (0.0, 1.0),
+    "epsilon_decay": (1, 2**31 - 1),
+    "epsilon_spread": (0.0, 1.0),
+    "discount": (0.0, 1.0),
+    "horizon_s": (1e-9, math.inf),
+    "target_interval": (1, 2**31 - 1),
+    "tau": (0.0, 1.0),
+    "huber_delta": (1e-12, math.inf),
+    "max_grad_norm": (1e-12, math.inf),
+}
+
+
+def check(config: Config, hyper: Hyper, history: int) -> None:
+    """Checks numbers against each other and against an environment that remembers `history` decisions.
+
+    Raises:
+      InputError: on a number out of range, a target interval shorter than the decisions per update (updates would then
+        depend on the number of environments), more decisions than an int32 counts, or a history shorter than a chunk.
+    """
+    for name, (low, high) in _RANGES.items():
+        values = np.asarray(getattr(hyper, name), dtype=float)
+        if not (np.isfinite(values) & (low <= values) & (values <= high)).all():
+            raise InputError(f"Training: `{name}` is {getattr(hyper, name)}; give numbers from {low:g} to {high:g}.")
+    per_update = config.decisions_per_chunk / config.updates
+    if np.min(hyper.target_interval) < per_update:
+        raise InputError(
+            f"Training: `target_interval` is {np.min(hyper.target_interval)} decisions, but an update comes every "
+            f"{per_update:g}; raise `target_interval` or `updates`, or use fewer `envs`."
+        )
+    total = config.log_points * config.decisions_per_log_point
+    if total > 2**31 - 1:
+        raise InputError(f"Training: `decisions` comes to {total}; stay below 2,147,483,648.")
+    if history <= config.chunk:
+        raise InputError(
+            f"Training: the environment remembers {history} decisions; give it a `history` above `chunk`, "
+            f"which is {config.chunk}."
+        )

@@ -1,0 +1,89 @@
+"""Double DQN (van Hasselt, Guez & Silver, AAAI 2016): its loss and one gradient step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+from jaxtyping import Array, Bool, Float
+
+from besteffort.learning.config import Config, Hyper
+from besteffort.learning.network import Networks, Variables, q_values
+from besteffort.learning.replay import Batch
+
+
+class Learner(NamedTuple):
+    """What a gradient step changes.
+
+    Attributes:
+      online: variables of the networks that act and learn.
+      target: variables of the ones that value the next decision: their average over past updates if `Hyper.tau` is
+        small. A policy is exported from these.
+      optimiser: state of the optimiser.
+    """
+
+    online: Variables
+    target: Variables
+    optimiser: Any
+
+
+def optimiser(hyper: Hyper) -> optax.GradientTransformation:
+    """Adam on the clipped gradient, at rate 1: the learning rate follows decisions, which optax does not count."""
+    return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), optax.scale_by_adam())
+
+
+def start(online: Variables, hyper: Hyper) -> Learner:
+    """A learner whose target networks are its online networks."""
+    return Learner(online, jax.tree.map(jnp.copy, online), optimiser(hyper).init(online))
+
+
+def loss(
+    online: Variables, target: Variables, batch: Batch, networks: Networks, config: Config, hyper: Hyper
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted mean loss of the temporal-difference error, and weighted mean Q-value of the decisions taken.
+
+    The error is `returns + discount x Q_target(next, argmax Q_online(next)) - Q_online(features, action)`, over runs of
+    one or more decisions. Returns are what decisions earn beyond a baseline: what decisions earn on average at the same
+    task and arrival rate, which the second network learns. No decision changes tasks and arrivals, so the baseline adds
+    the same to the value of every action; without it values would vary far more with the arrival rate than with what
+    the router does (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
+    """
+    network, baseline = networks
+    q = q_values(network, online.q, batch.features)
+    error = jax.vmap(rlax.double_q_learning)(
+        q,
+        batch.action,
+        batch.returns,
+        batch.discount,
+        q_values(network, target.q, batch.next_features),
+        q_values(network, online.q, batch.next_features),
+    )
+    cost = optax.losses.huber_loss(error, delta=hyper.huber_delta) if config.loss == "huber" else 0.5 * error**2
+    if config.baseline:
+        cost = cost + 0.5 * (batch.reward - cast(Array, baseline.apply(online.baseline, batch.features))) ** 2
+    taken = jnp.take_along_axis(q, batch.action[:, None], axis=1)[:, 0]
+    total = jnp.maximum(batch.weight.sum(), 1.0)
+    return (batch.weight * cost).sum() / total, (batch.weight * taken).sum() / total
+
+
+def step(
+    learner: Learner,
+    batch: Batch,
+    learning_rate: Float[Array, ""],
+    sync: Bool[Array, ""],
+    networks: Networks,
+    config: Config,
+    hyper: Hyper,
+) -> tuple[Learner, tuple[Float[Array, ""], Float[Array, ""]]]:
+    """One gradient step on `batch`, then one update of the target network if `sync`. Also returns what `loss` does."""
+    (cost, taken), gradient = jax.value_and_grad(loss, has_aux=True)(
+        learner.online, learner.target, batch, networks, config, hyper
+    )
+    direction, state = optimiser(hyper).update(gradient, learner.optimiser)
+    online = optax.apply_updates(learner.online, jax.tree.map(lambda d: -learning_rate * d, direction))
+    share = jnp.where(sync, hyper.tau, 0.0)
+    target = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), learner.target, online)
+    return Learner(online, target, state), (cost, taken)

@@ -1,0 +1,121 @@
+"""The Q-network: a small multi-layer perceptron that also runs on a CPU beside the load balancer."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple, cast
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from besteffort.errors import InputError
+from besteffort.observation import EXOGENOUS, Feature
+
+Weights = tuple[tuple[np.ndarray, np.ndarray], ...]
+"""Per layer the pair of matrix (inputs, outputs) and bias (outputs,): what a policy file holds."""
+
+
+class QNetwork(nn.Module):
+    """Multi-layer perceptron with ReLU between layers, whose last layer is a duel (Wang et al., ICML 2016).
+
+    It learns one value per state and one advantage per action, `Q = value + advantage - mean advantage`. Values are
+    large and common to all actions, advantages small and what decides. All of it is linear in the last hidden layer, so
+    a policy file holds it as one ordinary matrix.
+
+    Attributes:
+      hidden: width of each hidden layer.
+      actions: number of outputs, one Q-value each.
+    """
+
+    hidden: tuple[int, ...]
+    actions: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch actions"]:
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, param_dtype=x.dtype)(x))
+        return _duel(nn.Dense(1 + self.actions, param_dtype=x.dtype)(x))
+
+
+def _duel(outputs: Any) -> Any:
+    """Q-values from the value, which comes first, and the advantages, along the last axis."""
+    value, advantages = outputs[..., :1], outputs[..., 1:]
+    return value + advantages - advantages.mean(axis=-1, keepdims=True)
+
+
+def _unduel(q: np.ndarray) -> np.ndarray:
+    """An inverse of `_duel`: the value is the mean, and the advantages have none."""
+    value = q.mean(axis=-1, keepdims=True)
+    return np.concatenate([value, q - value], axis=-1)
+
+
+class Baseline(nn.Module):
+    """What a decision earns on average, by features that no decision changes; see `double_dqn.loss`.
+
+    Attributes:
+      exogenous: (features,) which inputs it reads.
+    """
+
+    exogenous: tuple[bool, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch"]:
+        x = jnp.where(jnp.broadcast_to(jnp.array(self.exogenous), x.shape), x, 0.0)
+        x = nn.relu(nn.Dense(32, param_dtype=x.dtype)(x))
+        return nn.Dense(1, param_dtype=x.dtype)(x)[..., 0]
+
+
+class Networks(NamedTuple):
+    """The modules of a training."""
+
+    q: QNetwork
+    baseline: Baseline
+
+
+class Variables(NamedTuple):
+    """Their variables."""
+
+    q: Any
+    baseline: Any
+
+
+def exogenous(features: tuple[Feature, ...]) -> tuple[bool, ...]:
+    """Which of the network's inputs no router's choices change."""
+    return tuple(feature.name in EXOGENOUS for feature in features for _ in range(feature.size))
+
+
+def q_values(network: QNetwork, variables: Any, x: Float[Array, "*batch features"]) -> Float[Array, "*batch actions"]:
+    """Q-values of every action."""
+    return cast(Array, network.apply(variables, x))
+
+
+def to_weights(variables: Any) -> Weights:
+    """Weights of a `QNetwork` as NumPy arrays, in the order of its layers."""
+    layers = variables["params"]
+    dense = (layers[f"Dense_{i}"] for i in range(len(layers)))
+    *hidden, (kernel, bias) = ((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in dense)
+    return (*hidden, (_duel(kernel), _duel(bias)))
+
+
+def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:
+    """Variables of `network` on `inputs` features with the given weights.
+
+    Raises:
+      InputError: if the weights have other layers or sizes than the network.
+    """
+    wanted = list(itertools.pairwise((inputs, *network.hidden, network.actions)))
+    given = [matrix.shape for matrix, _ in weights]
+    if given != wanted:
+        raise InputError(
+            f"The starting weights have layers {given}, but this training needs {wanted}; "
+            "train with the features, the models and the `hidden` sizes of the policy that they come from."
+        )
+    *hidden, (kernel, bias) = weights
+    weights = (*hidden, (_unduel(kernel), _unduel(bias)))
+    layers = {
+        f"Dense_{i}": {"kernel": jnp.asarray(matrix, float), "bias": jnp.asarray(bias, float)}
+        for i, (matrix, bias) in enumerate(weights)
+    }
+    return {"params": layers}

@@ -1,0 +1,127 @@
+"""Acting: all environments play a chunk of decisions with an epsilon-greedy network."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from besteffort.learning.config import Config
+from besteffort.learning.network import Networks, Variables, q_values
+from besteffort.learning.replay import Rows
+from besteffort.observation import Feature, Observation, encode
+from besteffort.simulator.types import Environment, TimeStep
+
+
+class Actors(NamedTuple):
+    """Environments between two chunks.
+
+    Attributes:
+      env_state: states, with leading axis (envs,).
+      timestep: what each returned last, with leading axis (envs,).
+    """
+
+    env_state: Any
+    timestep: TimeStep
+
+
+class Tally(NamedTuple):
+    """What happened in a chunk.
+
+    Attributes:
+      reward: () mean over decisions of the reward resolved meanwhile; over a long time the performance.
+      actions: (models,) share of decisions for each model.
+    """
+
+    reward: Array
+    actions: Array
+
+
+def reset(env: Environment, env_params: Any, envs: int, key: Key[Array, ""]) -> Actors:
+    """Environments at their first decisions."""
+    return Actors(*jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, envs), env_params))
+
+
+def read(observation: Observation, features: tuple[Feature, ...]) -> Float[Array, "envs features"]:
+    """Network inputs of observations with leading axis (envs,)."""
+    return jax.vmap(lambda one: encode(one, features, jnp))(observation)
+
+
+def play(
+    env: Environment,
+    env_params: Any,
+    features: tuple[Feature, ...],
+    networks: Networks,
+    config: Config,
+    variables: Variables,
+    actors: Actors,
+    horizon_s: Float[Array, ""],
+    epsilon: Float[Array, "chunk envs"],
+    key: Key[Array, ""],
+) -> tuple[Actors, Rows, Array | None, Bool[Array, " envs"], Tally]:
+    """A chunk of decisions of every environment; each is random with its probability `epsilon`.
+
+    An environment whose episode ends plays on to the end of the chunk, so that the outcomes of the episode can be read
+    there, but those decisions are not valid and count for nothing. `restart` then begins a new episode. A horizon
+    that is a multiple of the chunk wastes nothing.
+
+    Returns:
+      The environments after the chunk, its decisions, their marginal credit where the environment tells it, whose
+      episodes have ended, and what happened.
+    """
+    network, baseline = networks
+    shape = (config.chunk, config.envs)
+    explore_key, action_key, step_key = jax.random.split(key, 3)
+    explore = jax.random.uniform(explore_key, shape) < epsilon
+    random_action = jax.random.randint(action_key, shape, 0, env.shape.models)
+
+    def decide(
+        carry: tuple[Actors, Array, Array], draws: tuple[Array, Array]
+    ) -> tuple[tuple[Actors, Array, Array], Any]:
+        (env_state, timestep), alive, key = carry
+        explore, random_action = draws
+        keys = jax.random.split(key, config.envs + 1)
+        x = read(timestep.observation, features)
+        greedy = jnp.argmax(q_values(network, variables.q, x), axis=-1)
+        action = jnp.where(explore, random_action, greedy.astype(random_action.dtype))
+        env_state, timestep = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[1:], env_state, action, env_params)
+        terminated = timestep.terminated
+        rows = Rows(
+            features=x,
+            action=action,
+            discount=_left(timestep, horizon_s, x.dtype),
+            explored=action != greedy,
+            baseline=cast(Array, baseline.apply(variables.baseline, x)) if config.baseline else jnp.zeros_like(x[:, 0]),
+            valid=alive & (terminated | ~timestep.truncated),
+        )
+        reward = jnp.where(alive, timestep.reward, 0.0)
+        alive_after = alive & ~terminated & ~timestep.truncated
+        return (Actors(env_state, timestep), alive_after, keys[0]), (rows, timestep.credit, reward, alive)
+
+    alive = jnp.ones(config.envs, bool)
+    (actors, alive, _), (rows, credit, reward, lived) = jax.lax.scan(
+        decide, (actors, alive, step_key), (explore, random_action)
+    )
+    models = jnp.arange(env.shape.models)
+    chosen = lived[..., None] & (rows.action[..., None] == models[None, None, :])
+    return actors, rows, credit, ~alive, Tally(reward.sum() / lived.sum(), chosen.sum((0, 1)) / lived.sum())
+
+
+def _left(timestep: TimeStep, horizon_s: Float[Array, ""], dtype: Any) -> Float[Array, " envs"]:
+    """What the step to `timestep` leaves of the value that comes after it."""
+    passed = 1.0 if timestep.gap_s is None else jnp.exp(-timestep.gap_s / horizon_s)
+    return jnp.where(timestep.terminated, 0.0, passed).astype(dtype)
+
+
+def restart(
+    env: Environment, env_params: Any, actors: Actors, ended: Bool[Array, " envs"], key: Key[Array, ""]
+) -> Actors:
+    """Begins new episodes in the environments, (envs,), where the last has `ended`."""
+    fresh = reset(env, env_params, ended.shape[0], key)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, fresh, actors)

@@ -1,0 +1,337 @@
+"""Training: many runs at once, each with its own key and numbers, in compiled pieces that the host looks on between."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from besteffort.errors import InputError
+from besteffort.learning import checkpoint, double_dqn, replay, rollout, schedules
+from besteffort.learning.checkpoint import Metrics
+from besteffort.learning.config import Config, Hyper, check
+from besteffort.learning.double_dqn import Learner
+from besteffort.learning.network import (
+    Baseline,
+    Networks,
+    QNetwork,
+    Variables,
+    Weights,
+    exogenous,
+    from_weights,
+    to_weights,
+)
+from besteffort.learning.replay import Batch, Ring, Rows
+from besteffort.learning.rollout import Actors
+from besteffort.observation import Feature, input_size
+from besteffort.simulator.types import Environment
+
+
+class Run(NamedTuple):
+    """Everything that a single run of training carries from chunk to chunk, `steps` apart."""
+
+    learner: Learner
+    ring: Ring
+    actors: Actors
+    key: Array
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from chunk to chunk.
+
+    Attributes:
+      runs: `Run` with leading axis (runs,).
+      steps: () decisions per environment so far, the same in all runs.
+    """
+
+    runs: Run
+    steps: Array
+
+
+class Progress(NamedTuple):
+    """What the host hears at a log point.
+
+    Attributes:
+      point: number of this log point, from 1.
+      points: log points of the whole training.
+      metrics: see `Trained`; of this log point only, so without that axis.
+    """
+
+    point: int
+    points: int
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The outcome of training.
+
+    Attributes:
+      weights: of each run's network, see `besteffort.learning.network.Weights`.
+      decisions: made by each run.
+      metrics: (log points, runs) each: `decisions` so far; and over the decisions since the log point before: `reward`
+        (mean reward resolved per decision), `actions` (log points, runs, models; share of decisions for each model),
+        `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of decisions that left the ring before
+        their reward was known); and `norm`, of the weights.
+    """
+
+    weights: tuple[Weights, ...]
+    decisions: int
+    metrics: Metrics
+
+
+def train(
+    env: Environment,
+    env_params: Any,
+    features: tuple[Feature, ...],
+    config: Config,
+    hyper: Hyper,
+    keys: Key[Array, " runs"],
+    *,
+    weights: Weights | None = None,
+    checkpoint_path: Path | None = None,
+    checkpoint_every: int = 8,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Trains one network per key by Double DQN, all in one compiled program.
+
+    Args:
+      env: the environment; hashable, because it is compiled in. It may continue for ever or truncate.
+      env_params: its parameters, the same for all runs.
+      features: what the network reads of an observation.
+      config: static settings.
+      hyper: numbers, each a scalar or (runs,), so that a sweep trains side by side.
+      keys: one per run; runs with the same key and numbers are the same.
+      weights: where to start from instead of random networks; fine-tuning.
+      checkpoint_path: file to write checkpoints to, and to continue from if it exists. A run that was killed and
+        started again ends with the same weights, bit for bit.
+      checkpoint_every: log points between two checkpoints; one is always written at the end.
+      progress: called at every log point.
+
+    Raises:
+      InputError: if settings are out of range or do not fit each other, the weights or the environment; if the
+        checkpoint is damaged, belongs to other settings or cannot be written; or if a run diverges.
+    """
+    check(config, hyper, env.shape.history)
+    runs = keys.shape[0]
+    hyper = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (runs,)), hyper)
+    start = None if weights is None else from_weights(weights, input_size(features), _networks(env, features, config).q)
+    state = initial_state(env, features, config, env_params, hyper, keys, start)
+    identity = _identity(env, env_params, features, config, hyper, keys, weights)
+    metrics: Metrics = {}
+    if checkpoint_path is not None and checkpoint_path.exists():
+        state, metrics = checkpoint.load(checkpoint_path, state, identity)
+    for point in range(len(metrics.get("decisions", ())) + 1, config.log_points + 1):
+        state, measured = segment(env, features, config, env_params, hyper, state)
+        news = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
+        news |= {name: np.asarray(values) for name, values in measured.items()}
+        _stop_if_diverged(news)
+        metrics = _extend(metrics, news)
+        if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
+            checkpoint.save(checkpoint_path, state, metrics, identity)
+        if progress is not None:
+            progress(Progress(point, config.log_points, news))
+    return Trained(
+        weights=tuple(to_weights(variables) for variables in _unstack(state.runs.learner.target.q, runs)),
+        decisions=config.log_points * config.decisions_per_log_point,
+        metrics=metrics,
+    )
+
+
+@partial(jax.jit, static_argnames=("env", "features", "config"))
+def initial_state(
+    env: Environment,
+    features: tuple[Feature, ...],
+    config: Config,
+    env_params: Any,
+    hyper: Hyper,
+    keys: Key[Array, " runs"],
+    start: Any | None,
+) -> TrainState:
+    """State before the first decision, with random networks or with the variables `start` in each."""
+    networks = _networks(env, features, config)
+
+    def one(hyper: Hyper, key: Key[Array, ""]) -> Run:
+        network_key, baseline_key, env_key, key = jax.random.split(key, 4)
+        actors = rollout.reset(env, env_params, config.envs, env_key)
+        x = rollout.read(actors.timestep.observation, features)
+        q = networks.q.init(network_key, x) if start is None else start
+        online = Variables(q, networks.baseline.init(baseline_key, x))
+        action = jnp.zeros((1, config.envs), jnp.int32)
+        real, truth = action.astype(x.dtype), action.astype(bool)
+        like = Rows(features=x[None], action=action, discount=real, explored=truth, baseline=real, valid=truth)
+        return Run(double_dqn.start(online, hyper), replay.empty(config.ring, like, x.dtype), actors, key)
+
+    return TrainState(jax.vmap(one)(hyper, keys), jnp.int32(0))
+
+
+@partial(jax.jit, static_argnames=("env", "features", "config"), donate_argnames="state")
+def segment(
+    env: Environment, features: tuple[Feature, ...], config: Config, env_params: Any, hyper: Hyper, state: TrainState
+) -> tuple[TrainState, dict[str, Array]]:
+    """The chunks up to the next log point, of all runs; metrics are means over them, with leading axis (runs,).
+
+    The number of steps stays outside `vmap`: it is the same in all runs, and so remains a plain offset into the ring.
+    """
+
+    def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+        one = partial(chunk, env, env_params, features, config, state.steps)
+        runs, ended, restart_keys, metrics = jax.vmap(one)(hyper, state.runs)
+
+        def restart(actors: Actors) -> Actors:
+            return jax.vmap(partial(rollout.restart, env, env_params))(actors, ended, restart_keys)
+
+        # Outside `vmap`, where a condition saves the work of what does not happen.
+        actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
+        return TrainState(runs._replace(actors=actors), state.steps + config.chunk), metrics
+
+    state, metrics = jax.lax.scan(body, state, length=config.log_chunks)
+    means = {name: values.mean(axis=0) for name, values in metrics.items()}
+    return state, means | {"norm": jax.vmap(optax.tree.norm)(state.runs.learner.online)}
+
+
+def chunk(
+    env: Environment,
+    env_params: Any,
+    features: tuple[Feature, ...],
+    config: Config,
+    steps: Int[Array, ""],
+    hyper: Hyper,
+    run: Run,
+) -> tuple[Run, Bool[Array, " envs"], Key[Array, ""], dict[str, Array]]:
+    """One chunk of one run: decisions of all environments, what is known of their outcomes, a round of updates.
+
+    Returns:
+      The run after it, which environments' episodes ended, a key to restart those with, and metrics.
+    """
+    key, play_key, sample_key, restart_key = jax.random.split(run.key, 4)
+    networks = _networks(env, features, config)
+    decisions = steps * config.envs
+    epsilon = schedules.linear(
+        hyper.epsilon_start,
+        hyper.epsilon_end,
+        hyper.epsilon_decay,
+        decisions + config.envs * jnp.arange(config.chunk),
+    )
+    probability = schedules.spread(epsilon, hyper.epsilon_spread, config.envs)
+    actors, rows, credit, ended, tally = rollout.play(
+        env,
+        env_params,
+        features,
+        networks,
+        config,
+        run.learner.online,
+        run.actors,
+        hyper.horizon_s,
+        probability,
+        play_key,
+    )
+    lost = replay.lost(run.ring, steps, config.chunk)
+    if config.credit == "marginal":
+        ring = replay.append(run.ring, steps, rows, credit)
+    else:
+        outcomes = jax.vmap(env.outcomes, in_axes=(0, None))(actors.env_state, env_params)
+        ring = replay.append(run.ring, steps, rows)
+        ring = replay.join(ring, steps + config.chunk, outcomes, actors.timestep.index)
+    learner, loss, q = improve(run.learner, ring, steps, networks, config, hyper, sample_key)
+    metrics = {"reward": tally.reward, "actions": tally.actions, "epsilon": epsilon.mean(), "lost": lost}
+    return Run(learner, ring, actors, key), ended, restart_key, metrics | {"loss": loss, "q": q}
+
+
+def improve(
+    learner: Learner,
+    ring: Ring,
+    steps: Int[Array, ""],
+    networks: Networks,
+    config: Config,
+    hyper: Hyper,
+    key: Key[Array, ""],
+) -> tuple[Learner, Float[Array, ""], Float[Array, ""]]:
+    """The round of updates that follows the chunk which began at `steps`; also returns the mean loss and Q-value."""
+    at = schedules.decisions_at(config.updates, config.decisions_per_chunk, steps * config.envs)
+    rate = schedules.linear(hyper.learning_rate, hyper.learning_rate_end, hyper.learning_rate_decay, at[:-1])
+    sync = schedules.crossed(hyper.target_interval, at[:-1], at[1:])
+    shape = (config.updates, config.batch)
+    batches = replay.sample(ring, steps + config.chunk, key, shape, hyper.discount, config.run, config.settle)
+
+    def update(learner: Learner, inputs: tuple[Batch, Array, Array]) -> tuple[Learner, tuple[Array, Array]]:
+        return double_dqn.step(learner, *inputs, networks, config, hyper)
+
+    learner, (loss, q) = jax.lax.scan(update, learner, (batches, rate, sync))
+    return learner, loss.mean(), q.mean()
+
+
+def _networks(env: Environment, features: tuple[Feature, ...], config: Config) -> Networks:
+    return Networks(QNetwork(config.hidden, env.shape.models), Baseline(exogenous(features)))
+
+
+def _extend(metrics: Metrics, news: Metrics) -> Metrics:
+    """Metrics with one more log point."""
+    if not metrics:
+        return {name: values[None] for name, values in news.items()}
+    return {name: np.concatenate([metrics[name], values[None]]) for name, values in news.items()}
+
+
+def _unstack(tree: Any, runs: int) -> list[Any]:
+    """The trees of single runs."""
+    return [jax.tree.map(itemgetter(run), tree) for run in range(runs)]
+
+
+def _stop_if_diverged(news: Metrics) -> None:
+    for run, healthy in enumerate(np.isfinite(news["loss"]) & np.isfinite(news["norm"])):
+        if not healthy:
+            raise InputError(
+                f"Training diverged: run {run} has lost its finite weights by {news['decisions'][run]:,} decisions; "
+                "lower `learning_rate` or `discount`, or check that rewards are finite."
+            )
+
+
+def _identity(
+    env: Environment,
+    env_params: Any,
+    features: tuple[Feature, ...],
+    config: Config,
+    hyper: Hyper,
+    keys: Key[Array, " runs"],
+    weights: Weights | None,
+) -> dict[str, str]:
+    """What a checkpoint must agree on to be continued, in words."""
+    return {
+        **{f"`{field.name}`": str(getattr(config, field.name)) for field in dataclasses.fields(config)},
+        **{
+            f"`{field.name}`": str(np.asarray(getattr(hyper, field.name)).tolist())
+            for field in dataclasses.fields(hyper)
+        },
+        "environment": f"{_describe(env)} version {env.version}",
+        "environment parameters": _digest(env_params),
+        "features": ", ".join(map(str, features)),
+        "seeds": _digest(jax.random.key_data(keys)),
+        "starting weights": "none" if weights is None else _digest(weights),
+        "float type": str(jnp.zeros(()).dtype),
+    }
+
+
+def _describe(value: Any) -> str:
+    """`repr` without memory addresses: functions by their names, dataclasses by their fields."""
+    if dataclasses.is_dataclass(value):
+        fields = (f"{field.name}={_describe(getattr(value, field.name))}" for field in dataclasses.fields(value))
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else repr(value)
+
+
+def _digest(tree: Any) -> str:
+    """Short digest of a pytree of numbers: shapes, dtypes and bytes."""
+    digest = hashlib.sha256(str(jax.tree.structure(tree)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + leaf.tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,195 @@
+"""Training as a whole: seeds, sweeps, schedules, checkpoints, divergence, fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
+
+import besteffort
+from besteffort.errors import InputError
+from besteffort.learning import Config, Hyper, Progress, Trained, train
+
+PROBE = probe(**ARGUMENTS)
+
+
+def keys(runs: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), runs)
+
+
+def flat(trained: Trained, run: int = 0) -> np.ndarray:
+    return np.concatenate([array.ravel() for layer in trained.weights[run] for array in layer])
+
+
+def test_eight_seeds_give_eight_networks() -> None:
+    config = dataclasses.replace(CONFIG, decisions=1)
+    trained = train(*PROBE, config, HYPER, keys(8))
+    assert len(trained.weights) == 8
+    for one, other in itertools.combinations(range(8), 2):
+        assert (flat(trained, one) != flat(trained, other)).mean() > 0.9
+
+
+def test_runs_that_train_together_equal_runs_that_train_alone() -> None:
+    config = dataclasses.replace(CONFIG, decisions=1, log_chunks=12)
+    together = train(*PROBE, config, HYPER, keys(3))
+    for run in range(3):
+        alone = train(*PROBE, config, HYPER, keys(3)[run : run + 1])
+        np.testing.assert_allclose(flat(together, run), flat(alone), rtol=1e-3, atol=1e-5)
+        for name in ("reward", "actions", "loss"):
+            np.testing.assert_allclose(together.metrics[name][:, run], alone.metrics[name][:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_numbers_may_differ_between_runs() -> None:
+    config = dataclasses.replace(CONFIG, decisions=1)
+    sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))
+    together = train(*PROBE, config, sweep, jax.numpy.concatenate([keys(1), keys(1)]))
+    alone = train(*PROBE, config, dataclasses.replace(HYPER, learning_rate=1e-3), keys(1))
+    assert not np.allclose(flat(together, 0), flat(together, 1))
+    np.testing.assert_allclose(flat(together, 1), flat(alone), rtol=1e-3, atol=1e-5)
+
+
+def test_metrics_and_progress_tell_the_same() -> None:
+    heard: list[Progress] = []
+    trained = train(*PROBE, CONFIG, HYPER, keys(2), progress=heard.append)
+    assert [news.point for news in heard] == list(range(1, CONFIG.log_points + 1))
+    assert {news.points for news in heard} == {CONFIG.log_points}
+    for name, values in trained.metrics.items():
+        np.testing.assert_array_equal(values, [news.metrics[name] for news in heard])
+        assert values.shape[:2] == (CONFIG.log_points, 2)
+    assert trained.decisions == trained.metrics["decisions"][-1, 0] >= CONFIG.decisions
+    np.testing.assert_allclose(trained.metrics["actions"].sum(-1), 1, rtol=1e-5)
+    epsilon = trained.metrics["epsilon"][:, 0]
+    assert (np.diff(epsilon) <= 0).all()
+    assert epsilon[-1] == pytest.approx(HYPER.epsilon_end)
+    # The best policy earns 1 and 1/2 in turns; a share epsilon_end of decisions is random.
+    assert trained.metrics["reward"][-1] == pytest.approx(0.75 - HYPER.epsilon_end * 0.875, abs=0.1)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    straight = train(*PROBE, CONFIG, HYPER, keys(2))
+    file = tmp_path / "checkpoint.npz"
+
+    def stop(news: Progress) -> None:
+        if news.point == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, checkpoint_every=2, progress=stop)
+    resumed_at: list[int] = []
+    resumed = train(
+        *PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda news: resumed_at.append(news.point)
+    )
+    assert resumed_at[0] == 3
+    for run in range(2):
+        np.testing.assert_array_equal(flat(resumed, run), flat(straight, run))
+    for name, values in straight.metrics.items():
+        np.testing.assert_array_equal(resumed.metrics[name], values)
+    done = train(*PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda news: pytest.fail("trained on"))
+    np.testing.assert_array_equal(flat(done), flat(straight))
+
+
+def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
+    """SIGKILL of a training process, some time after its first checkpoint."""
+    file = tmp_path / "checkpoint.npz"
+    script = (
+        "import sys, jax\n"
+        "from pathlib import Path\n"
+        "from probes import ARGUMENTS, LONG, HYPER, probe\n"
+        "from besteffort.learning import train\n"
+        "keys = jax.random.split(jax.random.key(0), 1)\n"
+        "train(*probe(**ARGUMENTS), LONG, HYPER, keys, checkpoint_path=Path(sys.argv[1]), checkpoint_every=1)\n"
+    )
+    paths = [str(Path(__file__).parent), str(Path(besteffort.__file__).parent.parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(file)], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    )
+    try:
+        while not file.exists():
+            assert process.poll() is None, "it ended before its first checkpoint"
+            time.sleep(0.005)
+        time.sleep(0.03)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it finished before it was killed"
+    resumed_at: list[int] = []
+    resumed = train(
+        *PROBE, LONG, HYPER, keys(1), checkpoint_path=file, progress=lambda news: resumed_at.append(news.point)
+    )
+    assert 1 < resumed_at[0] <= LONG.log_points
+    np.testing.assert_array_equal(flat(resumed), flat(train(*PROBE, LONG, HYPER, keys(1))))
+
+
+def test_fine_tuning_starts_from_the_given_weights() -> None:
+    trained = train(*PROBE, CONFIG, HYPER, keys(1))
+    still = dataclasses.replace(HYPER, learning_rate=0.0, learning_rate_end=0.0)
+    config = dataclasses.replace(CONFIG, decisions=1)
+    tuned = train(*PROBE, config, still, keys(2, seed=1), weights=trained.weights[0])
+    for run in range(2):
+        np.testing.assert_allclose(flat(tuned, run), flat(trained), rtol=1e-5, atol=1e-6)
+
+    env, table, features = PROBE
+    doubled = dataclasses.replace(table, reward=2 * table.reward)
+    tuned = train(env, doubled, features, CONFIG, HYPER, keys(1), weights=trained.weights[0])
+    np.testing.assert_allclose(q_values(tuned.weights[0], 2), 2 * q_values(trained.weights[0], 2), atol=2e-2)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    trained = train(*PROBE, dataclasses.replace(CONFIG, decisions=1), HYPER, keys(1))
+    with pytest.raises(InputError, match="starting weights"):
+        train(*PROBE, dataclasses.replace(CONFIG, hidden=(16, 16)), HYPER, keys(1), weights=trained.weights[0])
+
+
+def test_divergence_stops_with_one_sentence_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    env, table, features = PROBE
+    file = tmp_path / "checkpoint.npz"
+    hyper = dataclasses.replace(HYPER, learning_rate=np.array([1e-3, 1e30]), learning_rate_end=np.array([1e-3, 1e30]))
+    with pytest.raises(InputError, match=r"Training diverged: run 1 .* by [\d,]+ decisions; lower `learning_rate`"):
+        train(env, table, features, CONFIG, hyper, keys(2), checkpoint_path=file, checkpoint_every=1)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discount": 1.5}, "`discount` is 1.5; give numbers from 0 to 1"),
+        ({"learning_rate": float("nan")}, "`learning_rate` is nan"),
+        ({"epsilon_end": np.array([0.1, -0.1])}, "`epsilon_end`"),
+        ({"target_interval": 7}, "`target_interval` is 7 decisions, but an update comes every 8"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(*PROBE, CONFIG, dataclasses.replace(HYPER, **changes), keys(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ring": 65}, "`ring` is 65; give a multiple of `chunk`, which is 8"),
+        ({"ring": 16, "settle": 16}, "`ring` is 16; give more than `settle` and `run`, which are 16 and 1"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_a_history_shorter_than_a_chunk_is_refused() -> None:
+    with pytest.raises(InputError, match="remembers 8 decisions; give it a `history` above `chunk`"):
+        train(*probe([[1.0, 1.0]], history=8), CONFIG, HYPER, keys(1))
+
+
+def test_too_many_decisions_to_count_are_refused() -> None:
+    with pytest.raises(InputError, match="stay below"):
+        train(*PROBE, Config(decisions=2**32), Hyper(), keys(1))
