@@ -1,0 +1,1 @@
+"""Judging routers: rollouts, measures with intervals, bounds, figures and reports."""

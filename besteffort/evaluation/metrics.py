@@ -1,0 +1,228 @@
+"""Measures of a simulation, from what became of each request. NumPy only.
+
+Every function takes a `Result` whose arrays have the shape (*lanes, n) and returns one figure per lane: an array of
+shape (*lanes,), `nan` where a lane has no request that counts. Requests that arrive in the first `warm_up_s` seconds
+after a lane's first arrival do not count, so that an initially empty cluster does not flatter the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from besteffort.errors import InputError
+from besteffort.profile import Profile
+from besteffort.simulator.result import Result
+
+# Rewards come from float32 simulations too: a window that misses its threshold by rounding alone reaches it.
+_ROUNDING = 1e-6
+
+
+def performance(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Mean reward over all requests that arrived, rejected ones included."""
+    return _mean(result.reward, _counted(result, warm_up_s))
+
+
+def slo_attainment(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Share of all requests that arrived, rejected ones included, that were answered by their deadline."""
+    return _mean(result.met, _counted(result, warm_up_s))
+
+
+def effective_accuracy(
+    result: Result, accuracy: Float[np.ndarray, "tasks models"], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Mean over all requests that arrived of the answering model's raw accuracy on the task, 0 if late or rejected.
+
+    The definition of Proteus (ASPLOS 2024) counts served requests only and so rewards rejecting; this one does not.
+    `accuracy` comes from `accuracy_table`.
+    """
+    return _mean(accuracy[result.task, result.model] * result.met, _counted(result, warm_up_s))
+
+
+def accuracy_table(profile: Profile, task_names: Sequence[str]) -> Float[np.ndarray, "tasks models"]:
+    """Raw task metric of every model on the named tasks, 0 to 1; `Profile.quality_table` divides it by the best one."""
+    percent = {task.name: task.quality_percent for task in profile.tasks}
+    return np.array([percent[name] for name in task_names]) / 100
+
+
+def performance_per_gpu(result: Result, replicas: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Performance divided by the number of replicas (GPUs) that it took."""
+    return np.asarray(performance(result, warm_up_s=warm_up_s) / replicas)
+
+
+def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Share of the requests that were turned away on arrival."""
+    return _mean(result.rejected, _counted(result, warm_up_s))
+
+
+def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:
+    """Share of all requests that each model served, smallest first, and as last entry the share that was rejected."""
+    counted = _counted(result, warm_up_s)
+    outcome = np.where(result.rejected, models, result.model)
+    return np.stack([_mean(outcome == index, counted) for index in range(models + 1)], axis=-1)
+
+
+def performance_by_model(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes models"]:
+    """What each model's answers contribute to the performance; they add up to it unless rejections cost a penalty."""
+    counted = _counted(result, warm_up_s)
+    by_model = [np.where(result.model == index, result.reward, 0.0) for index in range(models)]
+    return np.stack([_mean(np.where(result.rejected, 0.0, reward), counted) for reward in by_model], axis=-1)
+
+
+def windows_at_peak(
+    result: Result,
+    peak_reward: Float[np.ndarray, " tasks"],
+    *,
+    width_s: float,
+    fraction: float,
+    warm_up_s: float = 0.0,
+) -> Float[np.ndarray, "*lanes"]:
+    """Share of the windows with performance >= `fraction` of peak performance.
+
+    Windows of `width_s` seconds follow each other from the end of the warm-up and hold the requests that *arrive* in
+    them. Windows without arrivals are left out. The last one counts like the others, though the list may end within
+    it, so that every request counts once. The peak of a window is what its own requests would have earned at
+    `peak_reward` (see `peak_rewards`), so that the task mix of a window does not count for or against a router.
+
+    Raises:
+      InputError: if `width_s` is not positive.
+    """
+    if not width_s > 0:
+        raise InputError(f"`width_s` is {width_s}; give windows a positive width in seconds.")
+    counted = _counted(result, warm_up_s)
+    lanes, n = counted.shape[:-1], counted.shape[-1]
+    elapsed = result.arrival_s - _first_arrival(result) - warm_up_s
+    window = np.floor(np.where(counted, np.maximum(elapsed, 0.0), -1.0) / width_s).reshape(-1, n)
+    # Arrivals are sorted, so a window is a run of requests: sum the runs instead of binning, whatever the width.
+    begins = np.ones(window.shape, dtype=bool)
+    begins[:, 1:] = window[:, 1:] != window[:, :-1]
+    starts = np.flatnonzero(begins)
+    earned = np.add.reduceat(np.where(counted, result.reward, 0.0).ravel(), starts, dtype=np.float64)
+    peak = np.add.reduceat(np.where(counted, peak_reward[result.task], 0.0).ravel(), starts, dtype=np.float64)
+    reached = np.zeros(window.size, dtype=bool)
+    reached[starts] = earned >= fraction * peak * (1 - _ROUNDING)
+    return _mean(reached.reshape(*lanes, n), begins.reshape(*lanes, n) & counted)
+
+
+def peak_rewards(
+    quality: Float[np.ndarray, "tasks models"], weight: Float[np.ndarray, " tasks"]
+) -> Float[np.ndarray, " tasks"]:
+    """What a request of each task earns at peak performance: answered in time by the largest model, the last one."""
+    return weight * quality[:, -1]
+
+
+def peak_performance(
+    result: Result, peak_reward: Float[np.ndarray, " tasks"], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Performance of the same requests if the largest model answered each of them in time."""
+    return _mean(peak_reward[result.task], _counted(result, warm_up_s))
+
+
+def latency_percentiles(
+    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes percentiles"]:
+    """Percentiles (0 to 100) of the end-to-end latency in seconds over answered requests, late ones included.
+
+    Rejected requests have no latency and are left out: read these figures beside `rejection_rate`.
+    """
+    return _percentiles(result.latency_s, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+
+
+def ttft_percentiles(
+    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes percentiles"]:
+    """Like `latency_percentiles`, of the time to first token: the network delay is part of it."""
+    ttft = result.latency_s - (result.completion_s - result.first_token_s)
+    return _percentiles(ttft, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+
+
+def tpot_percentiles(
+    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes percentiles"]:
+    """Like `latency_percentiles`, of the time per output token after the first, over answers of two tokens or more."""
+    tpot = (result.completion_s - result.first_token_s) / np.maximum(result.output_tokens - 1, 1)
+    counted = _counted(result, warm_up_s) & ~result.rejected & (result.output_tokens > 1)
+    return _percentiles(tpot, counted, percentiles)
+
+
+def sustained_rate(
+    rates: Float[np.ndarray, " rates"], attainment: Float[np.ndarray, "*lanes rates"], target: float
+) -> Float[np.ndarray, "*lanes"]:
+    """Highest rate up to which SLO attainment stays at or above `target`, in the unit of `rates`.
+
+    Between two rates of the grid, attainment is taken as linear in the logarithm of the rate. A curve that falls
+    below the target and comes back counts up to where it first falls. At the ends the figure is a lower bound: 0 if
+    already the lowest rate misses the target, the highest rate of the grid if none does.
+
+    Raises:
+      InputError: if `rates` is not positive and strictly increasing.
+    """
+    rates = np.asarray(rates, dtype=np.float64)
+    if not (rates > 0).all() or not (np.diff(rates) > 0).all():
+        raise InputError(
+            "`rates` must be positive and strictly increasing to find the sustained rate; sort the curve by rate."
+        )
+    reached = attainment >= target
+    first_miss = np.where(reached.all(axis=-1), len(rates), reached.argmin(axis=-1))
+    # The crossing lies between the grid points `above` and `above + 1`; the clipping is undone for both ends below.
+    above = np.clip(first_miss - 1, 0, max(len(rates) - 2, 0))
+    below = np.minimum(above + 1, len(rates) - 1)
+    high = np.take_along_axis(attainment, above[..., None], axis=-1)[..., 0]
+    low = np.take_along_axis(attainment, below[..., None], axis=-1)[..., 0]
+    inside = (first_miss > 0) & (first_miss < len(rates))
+    step = np.divide(high - target, high - low, out=np.zeros(inside.shape), where=inside)
+    crossing = rates[above] * (rates[below] / rates[above]) ** step
+    return np.where(inside, crossing, np.where(first_miss == 0, 0.0, rates[-1]))
+
+
+def binned(
+    result: Result, values: np.ndarray, *, width_s: float, bins: int, origin_s: float = 0.0
+) -> tuple[Int[np.ndarray, "*lanes bins"], Float[np.ndarray, "*lanes bins"]]:
+    """Number of arrivals per time bin, and the mean of `values` (*lanes, n) over them, `nan` in an empty bin.
+
+    Bin k holds the arrivals from `origin_s + k width_s` up to but not including the start of the next; others are
+    ignored.
+    """
+    n = result.arrival_s.shape[-1]
+    index = np.floor((result.arrival_s - origin_s) / width_s).reshape(-1, n)
+    inside = (index >= 0) & (index < bins)
+    lane = np.broadcast_to(np.arange(len(index))[:, None], index.shape)
+    flat = (lane * bins + np.where(inside, index, 0).astype(np.int64))[inside]
+    size = len(index) * bins
+    count = np.bincount(flat, minlength=size)
+    total = np.bincount(
+        flat, weights=np.broadcast_to(values, result.arrival_s.shape).reshape(-1, n)[inside], minlength=size
+    )
+    mean = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+    shape = (*result.arrival_s.shape[:-1], bins)
+    return count.reshape(shape), mean.reshape(shape)
+
+
+def _first_arrival(result: Result) -> Float[np.ndarray, "*lanes 1"]:
+    return result.arrival_s[..., :1]
+
+
+def _counted(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
+    return result.arrival_s >= _first_arrival(result) + warm_up_s
+
+
+def _mean(values: np.ndarray, counted: Bool[np.ndarray, "*lanes n"]) -> Float[np.ndarray, "*lanes"]:
+    total = np.sum(values, axis=-1, where=counted, dtype=np.float64)
+    number = counted.sum(axis=-1)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def _percentiles(
+    values: Float[np.ndarray, "*lanes n"], counted: Bool[np.ndarray, "*lanes n"], percentiles: Sequence[float]
+) -> Float[np.ndarray, "*lanes percentiles"]:
+    """As `np.percentile`: linear between order statistics, with a different number of values in each lane."""
+    ordered = np.sort(np.where(counted, values, np.nan), axis=-1)  # nan comes last
+    last = (~np.isnan(ordered)).sum(axis=-1, keepdims=True) - 1
+    place = np.asarray(percentiles, dtype=np.float64) / 100 * np.maximum(last, 0)
+    below = np.floor(place).astype(np.int64)
+    above = np.minimum(below + 1, np.maximum(last, 0))
+    low = np.take_along_axis(ordered, below, axis=-1)
+    high = np.take_along_axis(ordered, above, axis=-1)
+    return low + (place - below) * (high - low)

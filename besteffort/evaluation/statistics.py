@@ -1,0 +1,71 @@
+"""Confidence intervals over seeds. NumPy and SciPy only.
+
+Seeds are independent repetitions, so a Student t interval on their mean is exact for normal samples and close for
+means over thousands of requests. Routers are compared on the same requests (common random numbers):
+`paired_difference` then removes the variation that the requests have in common.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval; arrays of one shape, any shape.
+
+    Attributes:
+      mean: mean over the seeds.
+      half_width: half the width of the interval; infinite for a single seed, which says nothing about its own spread.
+      seeds: number of seeds.
+      confidence: coverage of the interval.
+    """
+
+    mean: np.ndarray
+    half_width: np.ndarray
+    seeds: int
+    confidence: float = 0.95
+
+    @property
+    def low(self) -> np.ndarray:
+        return np.asarray(self.mean - self.half_width)
+
+    @property
+    def high(self) -> np.ndarray:
+        return np.asarray(self.mean + self.half_width)
+
+    def __getitem__(self, index: Any) -> Interval:
+        """The interval of some of the means, indexed as their array."""
+        return dataclasses.replace(
+            self, mean=np.asarray(self.mean[index]), half_width=np.asarray(self.half_width[index])
+        )
+
+
+def mean_interval(samples: Float[np.ndarray, "*rest"], *, axis: int = -1, confidence: float = 0.95) -> Interval:
+    """Mean over the seeds, which lie along `axis`, with a two-sided Student t interval.
+
+    `mean +- t(confidence, seeds - 1) x s / sqrt(seeds)`, with the sample standard deviation `s`. A single seed gives
+    an infinite interval. A `nan` among the samples gives `nan` for its mean and interval.
+    """
+    samples = np.moveaxis(np.asarray(samples, dtype=np.float64), axis, -1)
+    seeds = samples.shape[-1]
+    mean = np.asarray(samples.mean(axis=-1))
+    if seeds == 1:
+        return Interval(mean, np.full(mean.shape, np.inf), seeds, confidence)
+    quantile = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    half_width = quantile * samples.std(axis=-1, ddof=1) / np.sqrt(seeds)
+    return Interval(mean, np.asarray(half_width), seeds, confidence)
+
+
+def paired_difference(
+    ours: Float[np.ndarray, "*rest"], theirs: Float[np.ndarray, "*rest"], *, axis: int = -1, confidence: float = 0.95
+) -> Interval:
+    """Mean of `ours - theirs` over the seeds with its interval; entry s of both comes from the same requests."""
+    return mean_interval(
+        np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), axis=axis, confidence=confidence
+    )

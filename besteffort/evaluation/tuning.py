@@ -1,0 +1,67 @@
+"""Heuristics get the best settings that training draws can give them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from besteffort.evaluation.rollouts import play_routers
+from besteffort.routers.registry import TUNABLE, candidates, make_router
+from besteffort.simulator.build import build
+from besteffort.simulator.types import EnvShape, Router
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+Settings = dict[str, Any]
+
+
+def tune(situation: Situation, lists: Sequence[Requests], groups: int = 1) -> dict[str, list[Settings]]:
+    """For every tunable heuristic the settings with the highest mean performance on training draws.
+
+    Args:
+      situation: what is served, on what.
+      lists: the training draws, of equal length, not the lists that the routers are judged on.
+      groups: the lists come in this many groups of equal size; each group gets its own settings. One group gives one
+        setting for all lists.
+
+    Returns:
+      Per name of a router the settings of each group, keyword arguments of `make_router`.
+    """
+    shape, _ = build(situation, None, history=1)
+    rewards = {name: _performance(situation, lists, name, shape) for name in TUNABLE}
+    best: dict[str, list[Settings]] = {}
+    for name, values in rewards.items():
+        of_groups = values.reshape(len(values), groups, -1).mean(axis=2)
+        best[name] = [candidates(name, shape)[index] for index in of_groups.argmax(axis=0)]
+    return best
+
+
+def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], lists: int) -> dict[str, list[Router]]:
+    """Every router that does not learn, by name, one for each of `lists` lists; static ones are named by their model.
+
+    `tuned` comes from `tune`; its groups divide the lists evenly.
+    """
+    shape, _ = build(situation, None, history=1)
+
+    def repeated(settings: Sequence[Settings], name: str) -> list[Router]:
+        each = lists // len(settings)
+        routers = [make_router(name, shape, **one) for one in settings]
+        return list(itertools.chain.from_iterable([router] * each for router in routers))
+
+    models = situation.profile.model_names
+    routers = {f"always {model}": repeated([{"model": index}], "static") for index, model in enumerate(models)}
+    for name in ("random", "shortest-queue", "ladder", "deadline", "deadline-reserve", "priced"):
+        routers[name] = repeated(tuned.get(name, [{}]), name)
+    return routers
+
+
+def _performance(situation: Situation, lists: Sequence[Requests], name: str, shape: EnvShape) -> np.ndarray:
+    """(candidates, lists) performance of every candidate setting of one heuristic."""
+    options = candidates(name, shape)
+    repeated_lists = [requests for _ in options for requests in lists]
+    routers = [make_router(name, shape, **option) for option in options for _ in lists]
+    result = play_routers(situation, repeated_lists, {name: routers})[name]
+    return result.reward.mean(axis=1).reshape(len(options), len(lists))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.evaluation import plots
+from besteffort.evaluation.bounds import Bound
+from besteffort.evaluation.statistics import Interval, mean_interval
+
+LOADS = np.array([0.1, 0.5, 1.0, 2.0, 10.0])
+MODELS = ("small", "middle", "large")
+
+
+def curves(names, seeds=4):
+    rng = np.random.default_rng(0)
+    return {name: mean_interval(rng.uniform(0.5, 1.0, (len(LOADS), seeds))) for name in names}
+
+
+def texts(figure):
+    found = [text.get_text() for ax in figure.axes for text in (*ax.texts, *ax.get_yticklabels(), ax.title)]
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    return found + [text.get_text() for legend in legends for text in (*legend.get_texts(), legend.get_title())]
+
+
+def test_every_router_and_the_bound_can_be_told_apart():
+    names = [f"router {index}" for index in range(14)]
+    bound = Bound(np.ones(5), np.ones(5), np.ones((5, 1, 3)))
+    figure = plots.plot_against_rate(
+        LOADS, curves(names), curves(names), bound=bound, requests_per_s=200.0, focus="router 3"
+    )
+    for ax in figure.axes:
+        lines = ax.get_lines()
+        assert len(lines) == 15
+        assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 15
+        assert len({(line.get_marker(), str(line._dash_pattern)) for line in lines}) == 15  # in greyscale print
+        assert ax.get_xscale() == "log"
+        assert "200 requests/s" in ax.get_xlabel()
+    assert {*names, "upper bound (fluid)", "bands: 95% intervals over 4 seeds"} <= set(texts(figure))
+
+
+def test_a_single_seed_is_drawn_without_bands():
+    figure = plots.plot_against_rate(LOADS, curves(["one"], seeds=1), curves(["one"], seeds=1))
+    assert "one seed" in texts(figure)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_ylim()[0] == 0.0
+
+
+@pytest.mark.parametrize("models", [1, 2, 3, 7])
+def test_models_run_from_light_to_dark(models):
+    lightness = [mpl.colors.rgb_to_hsv(colour[:3])[2] for colour in plots._model_colours(models)]
+    assert lightness == sorted(lightness, reverse=True)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 4, 5])
+def test_routing_mix_has_a_panel_per_router(panels):
+    mix = np.tile([0.2, 0.3, 0.4, 0.1], (len(LOADS), 1))
+    figure = plots.plot_routing_mix(LOADS, {f"router {index}": mix for index in range(panels)}, MODELS)
+    assert len(figure.axes) == panels
+    assert {*MODELS, "rejected"} <= set(texts(figure))
+
+
+def test_timeline_shows_rates_and_means_per_bin(make_result):
+    arrival_s = np.arange(0.0, 10.0, 0.1) + 0.05
+    burst = make_result(arrival_s, model=np.arange(100) % 3, reward=arrival_s < 5)
+    figure = plots.plot_timeline(
+        {"ours": burst, "theirs": burst}, MODELS, start_s=0.0, end_s=10.0, width_s=1.0, focus="ours", capacity_per_s=7.0
+    )
+    top, _, bottom = figure.axes
+    np.testing.assert_allclose(top.patches[0].get_data().values, 10.0)
+    np.testing.assert_allclose(bottom.get_lines()[0].get_ydata(), [1.0] * 5 + [0.0] * 5)
+    assert {"ours", "theirs", *MODELS, "largest model's capacity"} <= set(texts(figure))
+
+
+def test_comparison_puts_the_best_on_top_and_shows_its_figures():
+    def bar(name, mean):
+        return plots.Bar(
+            name, Interval(np.array(mean), np.array(0.01), 3), np.full(3, mean / 3), mean_interval(np.ones(1))
+        )
+
+    figure = plots.plot_comparison(
+        [bar("middling", 0.6), bar("ours", 0.9), bar("poor", 0.3)], MODELS, title="load", bound=0.95, focus="ours"
+    )
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["poor", "middling", "ours"]
+    assert "90.0% ± 1.0" in texts(figure)
+    assert "no router can do better" in texts(figure)
+
+
+def test_files_are_whole_and_the_same_every_time(tmp_path):
+    figures = [plots.plot_against_rate(LOADS, curves(["one"]), curves(["one"])) for _ in range(2)]
+    png, svg = plots.save_figure(figures[0], tmp_path / "load_0.5", dpi=50)
+    assert (png.name, svg.name) == ("load_0.5.png", "load_0.5.svg")
+    assert matplotlib.image.imread(png).std() > 0
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    again = plots.save_figure(figures[1], tmp_path / "again", dpi=50)
+    assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
+
+
+def test_pyplot_stays_out():
+    code = "import sys, besteffort.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    figure = plots.plot_against_rate(LOADS, curves(["one"]), curves(["one"]))
+    with pytest.raises(InputError, match="file/figure"):
+        plots.save_figure(figure, tmp_path / "file" / "figure", dpi=30)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from besteffort.evaluation.bounds import Bound
+from besteffort.evaluation.report import (
+    Column,
+    Picture,
+    Report,
+    Table,
+    comparison_table,
+    format_cell,
+    provenance_lines,
+    write_report,
+)
+from besteffort.evaluation.statistics import Interval, mean_interval
+
+
+@pytest.fixture
+def situation(make_situation):
+    return make_situation([((1, 1.0),)] * 2, [1.0, 2.0], [(30.0, 60.0)])
+
+
+@pytest.fixture
+def table(situation, make_result):
+    arrival_s = np.tile(np.arange(10.0), (3, 1))
+    large = make_result(arrival_s, model=1, reward=[[1.0] * 10, [1.0] * 9 + [0.0], [1.0] * 10])
+    small = make_result(arrival_s, model=0, reward=0.5)
+    bound = Bound(np.array(0.99), np.array(1.0), np.ones((1, 2)))
+    return comparison_table(
+        "Some load", {"ours": large, "small": small}, situation, width_s=5.0, bound=bound, focus="ours"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "column", "text"),
+    [
+        (None, Column(""), "-"),
+        (0.5, Column(""), "50.0"),
+        (float("nan"), Column(""), "-"),
+        (Interval(np.array(0.9321), np.array(0.0061), 3), Column(""), "93.2 ± 0.6"),
+        (Interval(np.array(0.9321), np.array(np.inf), 1), Column(""), "93.2"),
+        (Interval(np.array(0.01), np.array(0.002), 3), Column("", "points", 2), "+1.00 ± 0.20"),
+        (1.2345, Column("", "milliseconds", 0), "1,234"),
+        (12345.6, Column("", "number"), "12,345.6"),
+    ],
+)
+def test_cells(cell, column, text):
+    assert format_cell(cell, column) == text
+
+
+def test_comparison_has_the_figures_of_the_measures(table):
+    rows = dict(table.rows)
+    titles = [column.title for column in table.columns]
+    ours, small, bound = rows["ours"], rows["small"], rows["upper bound (fluid)"]
+    assert float(ours[0].mean) == pytest.approx(29 / 30)
+    assert ours[1] is None
+    assert float(small[1].mean) == pytest.approx(0.5 - 29 / 30)
+    assert float(small[1].half_width) == pytest.approx(float(ours[0].half_width))
+    assert float(ours[titles.index("5 s windows at 96% of peak (%)")].mean) == pytest.approx(5 / 6)
+    assert float(small[titles.index("Effective accuracy (%)")].mean) == pytest.approx(0.3)
+    assert (bound[0], bound[2], bound[3]) == (0.99, 1.0, None)
+    assert all(len(cells) == len(titles) for cells in rows.values())
+
+
+def test_without_a_focus_nobody_is_compared(situation, make_result):
+    table = comparison_table("t", {"a": make_result(np.zeros((1, 3)))}, situation, width_s=1.0)
+    assert not any("against" in column.title for column in table.columns)
+    assert "One seed" in table.note
+    assert "±" not in table.markdown()
+
+
+def test_markdown_table_is_rectangular_and_bold_in_focus(table):
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| **ours** | **96.67 ±")
+    assert lines[-1].startswith("| upper bound (fluid) | 99.00 | - | 100.0 |")
+
+
+def test_a_pipe_in_a_name_does_not_break_the_table():
+    table = Table("t", "Name", (Column("x"),), (("a|b", (0.5,)),))
+    assert "| a\\|b | 50.0 |" in table.markdown()
+
+
+def test_terminal_table_fits_eighty_columns_and_takes_names_literally(table):
+    odd = dataclasses.replace(table, rows=(("[red]name[/]", table.rows[0][1]), *table.rows[1:]))
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(odd.terminal())
+    shown = stream.getvalue()
+    assert "[red]name[/]" in shown
+    assert "96.67 ± " in shown
+    assert "…" not in shown
+    assert "TTFT" not in shown
+
+
+def test_report_says_what_is_measured_and_links_its_figures(situation, table, tmp_path):
+    report = Report(
+        title="Title",
+        summary="Ours wins.",
+        situation=situation,
+        settings={"Seeds": "3"},
+        tables=(table,),
+        pictures=(Picture(tmp_path / "figures" / "a b.png", "A picture"),),
+    )
+    text = write_report(report, tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\nOurs wins.\n")
+    assert "![A picture](figures/a%20b.png)" in text
+    assert "decode modelled, prefill modelled, slowdown modelled, quality published" in text
+    assert "- decode: **modelled**; made up | for a test; by hand; abacus." in text
+    assert "- quality: **published**; a book." in text
+    assert "| Seeds | 3 |" in text
+    assert "| task0 | 100% | 1 to 1 |" in text
+    assert str(tmp_path) not in text
+
+
+def test_every_part_of_the_profile_has_a_line(situation):
+    lines = provenance_lines(situation.profile).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["- decode", "- prefill", "- slowdown", "- quality"]
+
+
+def test_intervals_in_tables_are_those_of_the_statistics(table):
+    samples = np.array([1.0, 0.9, 1.0])
+    cell = dict(table.rows)["ours"][0]
+    assert format_cell(cell, table.columns[0]) == format_cell(mean_interval(samples), table.columns[0])
