@@ -1,0 +1,1 @@
+"""From a file that states an experiment to a directory with its outcome."""

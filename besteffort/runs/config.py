@@ -1,0 +1,182 @@
+"""Configurations: YAML files read into typed, frozen dataclasses.
+
+A file that does not fit its dataclass is refused with one sentence that names the file, the field, what it should be
+and what it is, see `besteffort.validation`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+import yaml
+from annotated_types import Len
+
+from besteffort.errors import InputError
+from besteffort.profile import load_profile
+from besteffort.situation import Cluster, Reward, Situation, Task, View
+from besteffort.validation import did_you_mean, from_json
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class SituationConfig:
+    """A situation as a file states it.
+
+    Attributes:
+      profile: name of a built-in profile, or path of a profile file (from the working directory).
+      tasks: what is asked for.
+      cluster: what serves.
+      reward: what counts.
+      view: what the router sees.
+    """
+
+    profile: str
+    tasks: Annotated[tuple[Task, ...], Len(1)]
+    cluster: Cluster = Cluster()
+    reward: Reward = Reward()
+    view: View = View()
+
+    def build(self) -> Situation:
+        """The situation, with its profile loaded.
+
+        Raises:
+          InputError: if the profile cannot be loaded or lacks a task.
+        """
+        return Situation(
+            profile=load_profile(self.profile),
+            cluster=self.cluster,
+            tasks=self.tasks,
+            reward=self.reward,
+            view=self.view,
+        )
+
+
+RUN_SECTIONS = ("training", "evaluation")
+"""Sections of a file that a situation does not need, see `besteffort.runs.experiment`."""
+
+
+def load_situation(path_or_name: str | Path) -> Situation:
+    """Situation from a YAML file, or from one of the configurations that come with the package (`paper`).
+
+    The sections `training` and `evaluation` may stand in the file; they are not read.
+
+    Raises:
+      InputError: if the file or its profile is missing, or does not fit.
+    """
+    path = find_config(path_or_name)
+    data = _read(path)
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key not in RUN_SECTIONS}
+    return build_situation(from_mapping(SituationConfig, data, str(path)), path)
+
+
+def build_situation(config: SituationConfig, path: Path) -> Situation:
+    """`config.build()`; `config` was read from `path`, which errors name.
+
+    Raises:
+      InputError: as `SituationConfig.build`.
+    """
+    try:
+        return config.build()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_config(path_or_name: str | Path, cls: type[T]) -> T:
+    """Reads a YAML file into the dataclass `cls`.
+
+    Args:
+      path_or_name: path of a file, or the name of a configuration that comes with the package.
+      cls: a frozen dataclass; fields may be dataclasses, tuples and annotated numbers.
+
+    Raises:
+      InputError: if the file is missing, is not YAML, repeats a key, or does not fit `cls`.
+    """
+    path = find_config(path_or_name)
+    return from_mapping(cls, _read(path), str(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read it as text ({error}); check the path.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: {error.problem}; mend the YAML.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}; mend the YAML.") from error
+
+
+def from_mapping(cls: type[T], data: Any, where: str) -> T:
+    """Fills the dataclass `cls` from plain data (mappings, lists, numbers, strings), read from `where`.
+
+    Raises:
+      InputError: if the data do not fit.
+    """
+    return from_json(cls, json.dumps(data, default=str), where)
+
+
+def to_yaml(config: Any) -> str:
+    """YAML text of a configuration, every field written out; `load_config` reads it back."""
+    data = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def config_names() -> tuple[str, ...]:
+    """Names of the configurations that come with the package."""
+    return tuple(sorted(path.stem for path in _builtin_directory().glob("*.yaml")))
+
+
+def find_config(path_or_name: str | Path) -> Path:
+    """Path of a configuration; a bare word is the name of one that comes with the package.
+
+    Raises:
+      InputError: if there is no configuration of that name.
+    """
+    path = Path(path_or_name)
+    if path.suffix or len(path.parts) != 1 or path.is_file():
+        return path
+    names = config_names()
+    if path.name not in names:
+        raise InputError(
+            f"{path}: no configuration of this name{did_you_mean(path.name, names)}; "
+            f"give the path of a YAML file or one of {', '.join(names)}."
+        )
+    return _builtin_directory() / f"{path}.yaml"
+
+
+def _builtin_directory() -> Path:
+    """`configs/` lies inside an installed package, and beside the package in a checkout."""
+    package = Path(str(importlib.resources.files("besteffort")))
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses repeated keys, and reads `1e-3` as the number it is in YAML 1.2 and JSON."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"the key `{key.value}` stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

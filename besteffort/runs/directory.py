@@ -1,0 +1,147 @@
+"""Run directories, and files that are either whole or not there.
+
+Every write goes to a temporary file beside its target, is flushed to disk and then renamed over it, so that a kill or a
+full disk leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from besteffort.errors import InputError
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and try again",
+    errno.EDQUOT: "free some space and try again",
+    errno.EFBIG: "raise the limit on file sizes",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EROFS: "choose a place that is not mounted read-only",
+    errno.ENOTDIR: "choose a path whose parents are directories",
+    errno.EISDIR: "choose a name that is not a directory",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
+    """Directory for one run's output, created with its parents; with `resume` the one that is there already.
+
+    Raises:
+      InputError: if it exists and holds anything (or, with `resume`, does not exist), or cannot be created.
+    """
+    path = Path(path)
+    if resume:
+        if not path.is_dir():
+            raise InputError(f"{path}: there is no run to resume here; name the directory of one or start anew.")
+        return path
+    with _explained(path):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: this is a file; name a directory that does not exist yet.")
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(f"{path}: the directory exists and is not empty; name another one or remove it first.")
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes `content` to `path`, wholly or not at all.
+
+    Raises:
+      InputError: if the disk is full or the place cannot be written; `path` then holds what it held before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explained(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Like `write_bytes`, for text in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Like `write_bytes`, for JSON; numbers must be finite, so that every reader understands the file."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Like `write_bytes`, for one JSON object per line."""
+    write_text(path, "".join(_line(record) for record in records))
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Adds one line to a file of JSON lines; a last line that a kill cut short is dropped first.
+
+    Raises:
+      InputError: as `write_bytes`; the lines before stay.
+    """
+    path = Path(path)
+    with _explained(path), path.open("ab+") as file:
+        size = whole = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                whole = file.read().rfind(b"\n") + 1
+                file.truncate(whole)
+        try:
+            file.write(_line(record).encode())
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(whole)
+            raise
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a file of JSON lines, without a last line that a kill cut short; none if there is no such file.
+
+    Raises:
+      InputError: if another line is not a JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    with _explained(path, "read"):
+        lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {number} is not a JSON object; remove or mend that line.")
+        records.append(record)
+    return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def _explained(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turns an operating system's refusal into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "mend that or choose another place")
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot {doing} it, {reason}; {remedy}.") from error

@@ -1,0 +1,459 @@
+"""Judging: arenas of request lists, all routers in each, and what is written about it.
+
+An arena is a family of loads whose heuristics share one setting, tuned on lists that nobody is judged on: the grid of
+Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the first half in
+its own order, and all routers know the mean lengths of that half; they are judged on the second half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from besteffort import __version__
+from besteffort.errors import InputError
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.bounds import Bound, fluid_bound_windows
+from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
+from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.statistics import Interval, mean_interval
+from besteffort.evaluation.tuning import Settings, heuristic_routers, tune
+from besteffort.policy import Policy
+from besteffort.runs.directory import write_json
+from besteffort.runs.experiment import EvaluationConfig
+from besteffort.runs.training import learned_router
+from besteffort.simulator.result import Result
+from besteffort.simulator.types import Router
+from besteffort.situation import Situation
+from besteffort.workload import rescale
+from besteffort.workload.config import Poisson
+from besteffort.workload.config import build as build_workload
+from besteffort.workload.requests import Requests
+from besteffort.workload.resample import halves, with_lengths_of
+from besteffort.workload.traces import TraceInfo, read_trace
+
+LEARNED = "learned"
+"""Name of the router that the others are compared with."""
+
+_LONGEST_WORD = 12
+_ON_TIMELINE = ("priced", "deadline")
+_BURST_SHARE = 0.9  # the time line shows the surroundings of the window at this quantile of the arrivals
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """Lists to judge on, load by load, and lists to tune on.
+
+    Attributes:
+      name: short, for headings and files.
+      title: what is served.
+      situation: what is served, on what, and what routers know.
+      loads: mean load of each group of lists.
+      judged: per load one list for each seed, all of one length.
+      tuning: other lists, all of one length.
+      capacity_per_s: requests per second at load 1.
+    """
+
+    name: str
+    title: str
+    situation: Situation
+    loads: tuple[float, ...]
+    judged: tuple[tuple[Requests, ...], ...]
+    tuning: tuple[Requests, ...]
+    capacity_per_s: float
+
+
+class TraceHalves(NamedTuple):
+    """A trace: its first halves are to learn from, its second halves to judge, one of each per seed of its tasks."""
+
+    name: str
+    info: TraceInfo
+    first: tuple[Requests, ...]
+    second: tuple[Requests, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of an arena's lists.
+
+    Attributes:
+      arena: the arena.
+      tuned: settings of the tuned heuristics.
+      results: per load and router a result of shape (seeds, n).
+      bounds: per load the upper bound, mean over the seeds, of shape ().
+    """
+
+    arena: Arena
+    tuned: dict[str, Settings]
+    results: tuple[dict[str, Result], ...]
+    bounds: tuple[Bound, ...]
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        return tuple(self.results[0])
+
+
+def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
+    """Poisson arrivals at every load of the grid."""
+    return _synthetic(
+        "grid", "Poisson arrivals", situation, config, config.loads, [Poisson(load=x) for x in config.loads]
+    )
+
+
+def burst_arena(situation: Situation, config: EvaluationConfig) -> Arena:
+    """The bursty load."""
+    capacity = float(situation.capacity()[-1])
+    load = float(config.burst.process(capacity).mean_rate()) / capacity
+    return _synthetic("bursts", f"Bursty arrivals, mean load {load:.2g}", situation, config, (load,), [config.burst])
+
+
+def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:
+    """Reads traces, each once for every seed of its tasks.
+
+    Raises:
+      InputError: as `read_trace`, if a trace has fewer than four requests, or if two have the same name.
+    """
+    seeds = list(seeds)
+    traces = []
+    for path, name in zip(paths, _short_names(paths), strict=True):
+        read = [read_trace(path, situation, seed=seed) for seed in seeds]
+        try:
+            first, second = zip(*(halves(requests) for requests, _ in read), strict=True)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        traces.append(TraceHalves(name, read[0][1], first, second))
+    return traces
+
+
+def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConfig) -> Arena:
+    """The second half of a trace at every load, with each list's own capacity as load 1."""
+    situation = with_lengths_of(situation, trace.first[0])
+    return Arena(
+        name=trace.name,
+        title=f"Second half of {trace.info.source}",
+        situation=situation,
+        loads=config.trace_loads,
+        judged=tuple(
+            tuple(rescale.to_load(half, situation, load) for half in trace.second) for load in config.trace_loads
+        ),
+        tuning=tuple(rescale.to_load(trace.first[0], situation, load) for load in config.trace_loads),
+        capacity_per_s=float(rescale.capacity(trace.second[0], situation)[-1]),
+    )
+
+
+def judge(arena: Arena, learned: Mapping[str, Router], config: EvaluationConfig) -> Verdict:
+    """Tunes the heuristics and plays every router on every list.
+
+    Args:
+      arena: the lists.
+      learned: learned routers by name, listed first.
+      config: width of windows.
+    """
+    tuned = tune(arena.situation, arena.tuning)
+    lists = [requests for group in arena.judged for requests in group]
+    routers = {name: [router] * len(lists) for name, router in learned.items()}
+    routers |= heuristic_routers(arena.situation, tuned, len(lists))
+    played = play_routers(arena.situation, lists, routers)
+    seeds = len(arena.judged[0])
+    return Verdict(
+        arena=arena,
+        tuned={name: settings[0] for name, settings in tuned.items()},
+        results=tuple(
+            {name: _lanes(result, slice(start, start + seeds)) for name, result in played.items()}
+            for start in range(0, len(lists), seeds)
+        ),
+        bounds=tuple(_mean_bound(arena.situation, group, config.window_s) for group in arena.judged),
+    )
+
+
+def evaluate(
+    policy: Policy, situation: Situation, config: EvaluationConfig, traces: Sequence[TraceHalves], out: Path
+) -> Table:
+    """Judges a policy on the traces, or on the grid and the bursts if there are none, and writes everything to `out`.
+
+    Raises:
+      InputError: if a file cannot be written.
+    """
+    arenas = [trace_arena(trace, situation, config) for trace in traces]
+    arenas = arenas or [grid_arena(situation, config), burst_arena(situation, config)]
+    verdicts = [judge(arena, {LEARNED: learned_router(policy)}, config) for arena in arenas]
+    pictures = []
+    for verdict in verdicts:
+        name = verdict.arena.name
+        if len(verdict.arena.loads) > 1:
+            pictures.append(draw_against_load(verdict, config, out / f"{name}-load"))
+            pictures.append(draw_routing_mix(verdict, config, out / f"{name}-mix"))
+        else:
+            pictures.append(draw_comparison(verdict, 0, config, out / name))
+            pictures.append(draw_timeline(verdict, out / f"{name}-timeline"))
+    settings = {f"Trace {trace.name}": str(trace.info) for trace in traces}
+    write_outcome(out, "Evaluation", verdicts, config, pictures, settings)
+    return performance_table(verdicts, config, intervals=False)
+
+
+def full_table(verdict: Verdict, index: int, config: EvaluationConfig) -> Table:
+    """All measures of all routers at one load of an arena."""
+    arena = verdict.arena
+    title = arena.title if len(arena.loads) == 1 else f"{arena.title}, mean load {arena.loads[index]:g}"
+    return comparison_table(
+        title,
+        verdict.results[index],
+        arena.situation,
+        width_s=config.window_s,
+        warm_up_s=config.warm_up_s,
+        bound=verdict.bounds[index],
+        focus=LEARNED,
+    )
+
+
+def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, intervals: bool) -> Table:
+    """Performance of all routers at all loads of several arenas: one row per router, one column per load."""
+    names = verdicts[0].routers
+    columns: list[Column] = []
+    rows: dict[str, list[Interval | float]] = {name: [] for name in names}
+    limits: list[float] = []
+    for verdict in verdicts:
+        for index, load in enumerate(verdict.arena.loads):
+            columns.append(Column(f"{verdict.arena.name.replace('_', ' ')} {load:.2g}", digits=1, brief=True))
+            for name in names:
+                cell = mean_interval(metrics.performance(verdict.results[index][name], warm_up_s=config.warm_up_s))
+                rows[name].append(cell if intervals else float(cell.mean))
+            limits.append(float(verdict.bounds[index].performance))
+    return Table(
+        title="Performance (%) by load, in multiples of the largest model's capacity",
+        head="Router",
+        columns=tuple(columns),
+        rows=(*((name, tuple(cells)) for name, cells in rows.items()), ("upper bound (fluid)", tuple(limits))),
+        focus=LEARNED,
+        note="Mean ± half the 95% Student t interval over the seeds." if intervals and config.seeds > 1 else "",
+    )
+
+
+def draw_against_load(verdict: Verdict, config: EvaluationConfig, path: Path) -> Picture:
+    """Performance and SLO attainment of all routers against load."""
+
+    def curves(measure: Any) -> dict[str, Interval]:
+        return {
+            name: mean_interval(np.stack([measure(at[name], warm_up_s=config.warm_up_s) for at in verdict.results]))
+            for name in verdict.routers
+        }
+
+    figure = plots.plot_against_rate(
+        np.array(verdict.arena.loads),
+        curves(metrics.performance),
+        curves(metrics.slo_attainment),
+        bound=_stacked(verdict.bounds),
+        requests_per_s=verdict.arena.capacity_per_s,
+        focus=LEARNED,
+    )
+    plots.save_figure(figure, path)
+    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: performance and SLO attainment against load.")
+
+
+def draw_routing_mix(verdict: Verdict, config: EvaluationConfig, path: Path) -> Picture:
+    """Which model serves which share, against load, for the routers that choose by load."""
+    models = verdict.arena.situation.profile.model_names
+    chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
+    mixes = {
+        name: np.stack(
+            [metrics.routing_mix(at[name], len(models), warm_up_s=config.warm_up_s).mean(0) for at in verdict.results]
+        )
+        for name in chosen
+    }
+    figure = plots.plot_routing_mix(
+        np.array(verdict.arena.loads), mixes, models, requests_per_s=verdict.arena.capacity_per_s
+    )
+    plots.save_figure(figure, path)
+    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: which model serves which share of the requests.")
+
+
+def draw_timeline(verdict: Verdict, path: Path) -> Picture:
+    """Through a burst of the first seed's list at the last load, beside the heuristics and the best static model."""
+    results = verdict.results[-1]
+    largest = f"always {verdict.arena.situation.profile.model_names[-1]}"
+    first = {name: _lanes(results[name], 0) for name in (LEARNED, *_ON_TIMELINE, largest)}
+    arrival_s = first[LEARNED].arrival_s
+    width_s = 0.25
+    bins = max(1, math.ceil(float(arrival_s[-1]) / width_s))
+    counts, _ = np.histogram(arrival_s, bins=bins, range=(0.0, bins * width_s))
+    busy = np.flatnonzero(counts >= np.quantile(counts, _BURST_SHARE))
+    middle_s = width_s * float(busy[len(busy) // 2])
+    start_s = min(max(0.0, middle_s - 6.0), max(0.0, float(arrival_s[-1]) - 12.0))
+    figure = plots.plot_timeline(
+        first,
+        verdict.arena.situation.profile.model_names,
+        start_s=start_s,
+        end_s=start_s + 12.0,
+        width_s=width_s,
+        focus=LEARNED,
+        capacity_per_s=verdict.arena.capacity_per_s,
+    )
+    plots.save_figure(figure, path)
+    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: a stretch of the first seed's list.")
+
+
+def draw_comparison(verdict: Verdict, index: int, config: EvaluationConfig, path: Path) -> Picture:
+    """One bar per router."""
+    arena = verdict.arena
+    models = arena.situation.profile.model_names
+    quality = arena.situation.profile.quality_table(arena.situation.task_names)
+    peak = metrics.peak_rewards(quality, np.array([task.weight for task in arena.situation.tasks]))
+    results = verdict.results[index]
+    bars = [
+        plots.Bar(
+            name,
+            mean_interval(metrics.performance(result, warm_up_s=config.warm_up_s)),
+            metrics.performance_by_model(result, len(models), warm_up_s=config.warm_up_s).mean(0),
+            mean_interval(metrics.slo_attainment(result, warm_up_s=config.warm_up_s)),
+        )
+        for name, result in results.items()
+    ]
+    figure = plots.plot_comparison(
+        bars,
+        models,
+        title=f"{arena.title}: quality delivered in time",
+        peak=float(metrics.peak_performance(results[LEARNED], peak, warm_up_s=config.warm_up_s).mean()),
+        bound=float(verdict.bounds[index].performance),
+        focus=LEARNED,
+    )
+    plots.save_figure(figure, path)
+    return Picture(path.with_suffix(".png"), f"{arena.title}: one bar per router.")
+
+
+def figures_of(verdict: Verdict, config: EvaluationConfig) -> dict[str, Any]:
+    """Every figure of a verdict as plain JSON values; null where a table has none."""
+    arena = verdict.arena
+    groups = []
+    for index, load in enumerate(arena.loads):
+        table = full_table(verdict, index, config)
+        titles = [column.title for column in table.columns]
+        groups.append(
+            {
+                "load": load,
+                "requests_per_s": load * arena.capacity_per_s,
+                "rows": {
+                    name: {title: _plain(cell) for title, cell in zip(titles, cells, strict=True)}
+                    for name, cells in table.rows
+                },
+            }
+        )
+    return {
+        "arena": arena.name,
+        "title": arena.title,
+        "seeds": len(arena.judged[0]),
+        "requests": len(arena.judged[0][0]),
+        "tuned": verdict.tuned,
+        "loads": groups,
+    }
+
+
+def write_outcome(
+    out: Path,
+    title: str,
+    verdicts: Sequence[Verdict],
+    config: EvaluationConfig,
+    pictures: Sequence[Picture],
+    settings: Mapping[str, str],
+) -> None:
+    """Writes `results.json` and `report.md`; `verdicts` has at least one.
+
+    Raises:
+      InputError: if a file cannot be written.
+    """
+    write_json(out / "results.json", [figures_of(verdict, config) for verdict in verdicts])
+    tuned = {
+        f"Tuned on other lists ({verdict.arena.name})": "; ".join(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in chosen.items())}"
+            for name, chosen in verdict.tuned.items()
+        )
+        for verdict in verdicts
+    }
+    report = Report(
+        title=title,
+        summary=_summary(verdicts, config),
+        situation=verdicts[0].arena.situation,
+        settings={
+            **settings,
+            "Judged on": f"{config.seeds} seeds; the first {config.warm_up_s:g} s of each list do not count",
+            **tuned,
+            "Version": f"besteffort {__version__}",
+        },
+        tables=(
+            performance_table(verdicts, config, intervals=True),
+            *(full_table(verdict, i, config) for verdict in verdicts for i in range(len(verdict.arena.loads))),
+        ),
+        pictures=tuple(pictures),
+    )
+    write_report(report, out / "report.md")
+
+
+def _summary(verdicts: Sequence[Verdict], config: EvaluationConfig) -> str:
+    sentences = []
+    for verdict in verdicts:
+        for load, results, bound in zip(verdict.arena.loads, verdict.results, verdict.bounds, strict=True):
+            mean = {
+                name: float(metrics.performance(r, warm_up_s=config.warm_up_s).mean()) for name, r in results.items()
+            }
+            rival = max((name for name in mean if not name.startswith(LEARNED)), key=mean.__getitem__)
+            sentences.append(
+                f"- {verdict.arena.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "
+                f"{mean[rival]:.1%}, bound {float(bound.performance):.1%}."
+            )
+    return "Performance (mean of quality in time over all requests):\n\n" + "\n".join(sentences)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """What tells files apart: the parts of their names that not all share, without long words where others are left."""
+    parts = [path.name.split(".")[0].split("_") for path in paths]
+    shared = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    names = []
+    for own in parts:
+        telling = [part for part in own if part not in shared] or own
+        names.append("_".join([part for part in telling if len(part) <= _LONGEST_WORD] or telling))
+    if len(set(names)) < len(names):
+        raise InputError(f"The traces {', '.join(map(str, paths))} have the same name; give each once, or rename one.")
+    return names
+
+
+def _synthetic(
+    name: str,
+    title: str,
+    situation: Situation,
+    config: EvaluationConfig,
+    loads: tuple[float, ...],
+    workloads: Sequence[Any],
+) -> Arena:
+    built = [build_workload(workload, situation) for workload in workloads]
+    names = situation.task_names
+    judged = sample_lists(built, names, config.requests, config.judging_seeds)
+    groups = tuple(tuple(judged[i : i + config.seeds]) for i in range(0, len(judged), config.seeds))
+    tuning = sample_lists(built, names, config.tuning_requests, config.unjudged_seeds)
+    return Arena(name, title, situation, loads, groups, tuple(tuning), float(situation.capacity()[-1]))
+
+
+def _lanes(result: Result, rows: slice | int) -> Result:
+    return Result(**{field.name: getattr(result, field.name)[rows] for field in dataclasses.fields(result)})
+
+
+def _mean_bound(situation: Situation, lists: Sequence[Requests], window_s: float) -> Bound:
+    each = [fluid_bound_windows(situation, requests, window_s=window_s) for requests in lists]
+    return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
+
+
+def _stacked(bounds: Sequence[Bound]) -> Bound:
+    return Bound(*(np.stack([getattr(b, f.name) for b in bounds]) for f in dataclasses.fields(Bound)))
+
+
+def _plain(cell: Interval | float | None) -> Any:
+    if not isinstance(cell, Interval):
+        return cell
+    mean, half_width = float(cell.mean), float(cell.half_width)
+    return {
+        "mean": mean if math.isfinite(mean) else None,
+        "half_width": half_width if math.isfinite(half_width) else None,
+    }

@@ -1,0 +1,134 @@
+"""One list of requests, one router: what `besteffort simulate` does."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.evaluation.report import Table, comparison_table
+from besteffort.evaluation.statistics import Interval
+from besteffort.policy import load_policy
+from besteffort.routers.registry import ROUTERS, make_router
+from besteffort.runs.directory import write_json, write_text
+from besteffort.runs.training import check_policy, learned_router
+from besteffort.simulator.build import build
+from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import simulate
+from besteffort.simulator.types import Router
+from besteffort.situation import Situation
+from besteffort.validation import did_you_mean
+from besteffort.workload import rescale
+from besteffort.workload.requests import Requests
+from besteffort.workload.resample import with_lengths_of
+from besteffort.workload.traces import TraceInfo, read_trace
+
+_PER_REQUEST = ("arrival_s", "admission_s", "first_token_s", "completion_s", "latency_s", "deadline_s", "reward")
+
+
+def read_list(
+    path: Path, situation: Situation, *, seed: int, load: float | None = None
+) -> tuple[Requests, Situation, TraceInfo]:
+    """The requests of a file, scaled to a mean load if one is given, and the situation with their lengths.
+
+    Raises:
+      InputError: on a damaged file, or a load that is not positive.
+    """
+    requests, info = read_trace(path, situation, seed=seed)
+    situation = with_lengths_of(situation, requests)
+    return requests if load is None else rescale.to_load(requests, situation, load), situation, info
+
+
+def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) -> Router:
+    """The router that a name means: a router's, a model's (all requests go to it), or a policy file.
+
+    Args:
+      name: a key of `besteffort.routers.ROUTERS`, a model of the situation, or a path.
+      situation: what is served.
+      settings: the router's numbers, each `name=number` or `name=number,number`.
+
+    Raises:
+      InputError: on an unknown name, settings that the router does not take, or a policy that does not fit.
+    """
+    numbers = dict(_number(setting) for setting in settings)
+    models = situation.profile.model_names
+    shape, _ = build(situation, None, history=1)
+    if name in models:
+        return make_router("static", shape, model=models.index(name), **numbers)
+    if name in ROUTERS:
+        return make_router(name, shape, **numbers)
+    path = Path(name)
+    if not (path.suffix or path.exists()):
+        known = (*ROUTERS, *models)
+        raise InputError(
+            f"Unknown router `{name}`{did_you_mean(name, known)}; choose from {', '.join(known)} or give a policy file."
+        )
+    policy = load_policy(path)
+    check_policy(policy, situation, path)
+    if numbers:
+        raise InputError(f"{path}: a policy takes no settings, but was given {', '.join(numbers)}; leave them out.")
+    return learned_router(policy)
+
+
+def play(
+    requests: Requests, situation: Situation, router: Router, *, seed: int, backend: Literal["jax", "reference"]
+) -> Result:
+    """`besteffort.simulate` in a situation."""
+    return simulate(
+        requests,
+        situation.cluster,
+        situation.profile,
+        router,
+        reward=situation.reward,
+        view=situation.view,
+        tasks=situation.tasks,
+        seed=seed,
+        backend=backend,
+    )
+
+
+def write_result(result: Result, situation: Situation, name: str, out: Path) -> Table:
+    """Writes `requests.csv` and `summary.json` to `out` and returns the summary as a table.
+
+    Raises:
+      InputError: if a file cannot be written.
+    """
+    models = (*situation.profile.model_names, "")
+    columns: dict[str, Any] = {
+        "task": [situation.task_names[task] for task in result.task.tolist()],
+        "prompt_tokens": result.prompt_tokens.tolist(),
+        "output_tokens": result.output_tokens.tolist(),
+        "model": [models[model] for model in result.model.tolist()],
+        "replica": result.replica.tolist(),
+        "met": result.met.astype(int).tolist(),
+        **{field: getattr(result, field).tolist() for field in _PER_REQUEST},
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_text(out / "requests.csv", text.getvalue())
+    one = Result(**{f.name: np.asarray(getattr(result, f.name))[None] for f in dataclasses.fields(Result)})
+    table = comparison_table(f"{len(result.arrival_s):,} requests", {name: one}, situation, width_s=1.0)
+    figures = {
+        column.title: float(cell.mean)
+        for column, cell in zip(table.columns, table.rows[0][1], strict=True)
+        if isinstance(cell, Interval)
+    }
+    write_json(out / "summary.json", {"router": name, **{k: v if np.isfinite(v) else None for k, v in figures.items()}})
+    return table
+
+
+def _number(setting: str) -> tuple[str, Any]:
+    name, _, text = setting.partition("=")
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"Setting `{setting}` is not a number by name; write it like `price=0.1`.") from None
+    return name, values if name == "thresholds" else values[0]

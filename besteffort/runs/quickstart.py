@@ -1,0 +1,110 @@
+"""From nothing to a policy and a picture: trains, judges all routers on bursty load, and on traces where given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from besteffort.evaluation.report import Picture, Table
+from besteffort.learning.train import Progress
+from besteffort.runs import evaluation
+from besteffort.runs.directory import create_run_directory
+from besteffort.runs.evaluation import LEARNED, Arena, Verdict
+from besteffort.runs.experiment import RunConfig
+from besteffort.runs.training import Course, learned_router, make_course, run_training
+from besteffort.situation import Situation
+
+Watch = Callable[[str, Course], Callable[[Progress], None]]
+"""Told what is trained next, gives what is to be called at its log points."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What to tell the user.
+
+    Attributes:
+      table: the one table.
+      picture: file of the picture.
+      policies: files of the policies.
+      report: file of the report.
+      notes: what was done to the traces.
+    """
+
+    table: Table
+    picture: Path
+    policies: tuple[Path, ...]
+    report: Path
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a quickstart does, checked; nothing is written yet.
+
+    Attributes:
+      config: the configuration.
+      stages: per policy the name of its directory, its training, and where it is judged.
+      notes: what was done to each trace, by name.
+    """
+
+    config: RunConfig
+    stages: tuple[tuple[str, Course, Arena], ...]
+    notes: dict[str, str]
+
+
+def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = ()) -> Plan:
+    """Plans to train for the situation and for the lengths of each trace's first half.
+
+    Raises:
+      InputError: on a damaged trace, or one too short to halve.
+    """
+    judging = config.evaluation
+    read = evaluation.read_halves(traces, situation, judging.judging_seeds)
+    synthetic = ("train", make_course(situation, config.training), evaluation.burst_arena(situation, judging))
+    on_traces = (
+        (
+            f"train-{trace.name}",
+            make_course(situation, config.training, trace.first[0]),
+            evaluation.trace_arena(trace, situation, judging),
+        )
+        for trace in read
+    )
+    return Plan(config, (synthetic, *on_traces), {trace.name: str(trace.info) for trace in read})
+
+
+def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
+    """Trains, and judges each policy where it belongs.
+
+    Writes a run directory per policy (`out/train`, `out/train-<trace>`), the table's figures (`results.json`), the
+    pictures and `report.md`.
+
+    Raises:
+      InputError: if a file cannot be written.
+    """
+    config, judging = plan.config, plan.config.evaluation
+    verdicts: list[Verdict] = []
+    policies: list[Path] = []
+    for name, course, arena in plan.stages:
+        directory = create_run_directory(out / name)
+        policy = run_training(config, course, directory, progress=watch(arena.name, course))[0]
+        policies.append(directory / "policy.safetensors")
+        verdicts.append(evaluation.judge(arena, {LEARNED: learned_router(policy)}, judging))
+    pictures: list[Picture] = [
+        evaluation.draw_comparison(verdicts[0], 0, judging, out / "quickstart"),
+        evaluation.draw_timeline(verdicts[0], out / "timeline"),
+        *(evaluation.draw_against_load(verdict, judging, out / verdict.arena.name) for verdict in verdicts[1:]),
+    ]
+    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
+    evaluation.write_outcome(out, "Quickstart", verdicts, judging, pictures, settings)
+    return Outcome(
+        table=(
+            evaluation.performance_table(verdicts, judging, intervals=False)
+            if plan.notes
+            else evaluation.full_table(verdicts[0], 0, judging)
+        ),
+        picture=pictures[0].path,
+        policies=tuple(policies),
+        report=out / "report.md",
+        notes=tuple(plan.notes.values()),
+    )

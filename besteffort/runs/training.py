@@ -1,0 +1,249 @@
+"""Training as one run: from a configuration to a directory with metrics, a checkpoint and policy files.
+
+| file | what |
+|---|---|
+| `config.yaml` | the configuration, every field written out |
+| `metrics.jsonl` | a line per log point and seed, as they came |
+| `checkpoint.npz` | to resume from |
+| `policy-<seed>.safetensors` | the policy of each seed |
+| `policy.safetensors` | that of the seed which did best on draws of the training load that nothing is judged on |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from jaxtyping import Array, Key
+
+from besteffort.errors import InputError
+from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.learning.config import Config
+from besteffort.learning.network import Weights
+from besteffort.learning.train import Progress, Trained, train
+from besteffort.observation import Feature, default_features
+from besteffort.policy import Policy, load_policy, save_policy
+from besteffort.routers.learned import LearnedRouter
+from besteffort.runs.config import to_yaml
+from besteffort.runs.directory import append_jsonl, read_jsonl, write_jsonl, write_text
+from besteffort.runs.experiment import RunConfig, TrainingConfig
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.situation import Situation
+from besteffort.workload import config as workloads
+from besteffort.workload import rescale
+from besteffort.workload.requests import Requests
+from besteffort.workload.resample import resample, with_lengths_of
+
+_SELECTION_LISTS = 2
+_LONGEST_MEMORY = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """All that training needs.
+
+    Attributes:
+      situation: what is served, with the lengths of the trace where one is given.
+      workload: a `besteffort.simulator.types.Workload`.
+      features: the network's input.
+      training: the settings.
+      weights: where to start from; None for random networks.
+    """
+
+    situation: Situation
+    workload: Any
+    features: tuple[Feature, ...]
+    training: TrainingConfig
+    weights: Weights | None = None
+
+
+def make_course(situation: Situation, training: TrainingConfig, lengths: Requests | None = None) -> Course:
+    """Training for a situation; with `lengths`, for requests like these at the rates of the training load.
+
+    Where it starts from a policy, it takes over the policy's weights and features.
+
+    Long answers have long deadlines, so more decisions are open at a time: `ring` and `history` grow until they hold
+    those of nine in ten requests at the highest training load.
+
+    Raises:
+      InputError: if the workload does not fit the situation, or is a trace where `lengths` are given; if the policy to
+        start from is damaged, or its models, tasks or features are not the situation's.
+    """
+    if lengths is None:
+        workload: Any = workloads.build(training.workload, situation)
+        capacity = float(situation.capacity()[-1])
+    else:
+        if isinstance(training.workload, workloads.Trace):
+            raise InputError(
+                "`training.workload` is a trace; give a synthetic one to train for the lengths of another."
+            )
+        situation = with_lengths_of(situation, lengths)
+        capacity = float(rescale.capacity(lengths, situation)[-1])
+        workload = resample(lengths, training.workload.process(capacity))
+        training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
+    if training.start is not None:
+        policy = load_policy(training.start)
+        check_policy(policy, situation, training.start)
+        return Course(situation, workload, policy.features, training, policy.weights)
+    cluster = situation.cluster
+    features = default_features(
+        tasks=len(situation.tasks),
+        models=len(situation.profile.model_names),
+        replicas=cluster.replicas,
+        max_batch=cluster.max_batch,
+        typical_rate=capacity,
+        names=situation.view.features,
+    )
+    return Course(situation, workload, features, training)
+
+
+def run_training(
+    config: RunConfig,
+    course: Course,
+    out: Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[Policy]:
+    """Trains all seeds, writes everything of the module's table to `out`, and returns the policies, best first.
+
+    A checkpoint in `out` is continued.
+
+    Raises:
+      InputError: as `besteffort.learning.train.train`, or if a file cannot be written.
+    """
+    training, situation = course.training, course.situation
+    config = dataclasses.replace(config, tasks=situation.tasks, training=training)
+    write_text(out / "config.yaml", to_yaml(config))
+    seeds = range(training.seed, training.seed + training.seeds)
+    trained = _train(course, _keys(seeds), out, seeds, progress)
+    about = json.loads(pydantic.TypeAdapter(TrainingConfig).dump_json(training))
+    about["hyper"] = dataclasses.asdict(training.numbers())
+    policies = {
+        seed: _policy(course, of_seed, {**about, "seed": seed, "seeds": 1, "decisions_made": trained.decisions})
+        for seed, of_seed in zip(seeds, trained.weights, strict=True)
+    }
+    for seed, policy in policies.items():
+        save_policy(policy, out / f"policy-{seed}.safetensors")
+    ranked = sorted(policies, key=_selection_scores(course, policies).__getitem__, reverse=True)
+    save_policy(policies[ranked[0]], out / "policy.safetensors")
+    return [policies[seed] for seed in ranked]
+
+
+def check_policy(policy: Policy, situation: Situation, path: Path) -> None:
+    """Checks that a policy, read from `path`, can route in a situation.
+
+    Raises:
+      InputError: if its models, tasks, features or rate estimate differ.
+    """
+    try:
+        policy.check_fits(situation.profile, situation.task_names)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    features = tuple(feature.name for feature in policy.features)
+    if features != situation.view.features:
+        raise InputError(
+            f"{path}: the policy's features are {', '.join(features)}, but `view.features` of the situation is "
+            f"{', '.join(situation.view.features)}; set `view.features` to the policy's."
+        )
+    if policy.rate_tau_s != situation.view.rate_tau_s:
+        raise InputError(
+            f"{path}: the policy expects a rate estimate over {policy.rate_tau_s:g} s, but `view.rate_tau_s` of the "
+            f"situation is {situation.view.rate_tau_s:g}; set it to the policy's."
+        )
+
+
+def learned_router(policy: Policy) -> LearnedRouter:
+    """The policy as a router of the compiled simulator."""
+    weights = tuple((jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in policy.weights)
+    return LearnedRouter(weights, policy.features)
+
+
+def _train(
+    course: Course,
+    keys: Key[Array, " runs"],
+    out: Path,
+    seeds: range,
+    progress: Callable[[Progress], None] | None,
+) -> Trained:
+    training = course.training
+    shape, params = build(course.situation, course.workload, history=training.history)
+    log = out / "metrics.jsonl"
+    heard = False
+
+    def keep(news: Progress) -> None:
+        nonlocal heard
+        if not heard:  # Lines after the checkpoint that a killed run left behind come again.
+            first = int(news.metrics["decisions"][0])
+            write_jsonl(log, [record for record in read_jsonl(log) if record["decisions"] < first])
+            heard = True
+        for index, seed in enumerate(seeds):
+            values = {name: value[index].tolist() for name, value in news.metrics.items()}
+            append_jsonl(log, {"seed": seed, **values})
+        if progress is not None:
+            progress(news)
+
+    return train(
+        ServingEnvironment(shape),
+        params,
+        course.features,
+        training.config,
+        training.numbers(),
+        keys,
+        weights=course.weights,
+        checkpoint_path=out / "checkpoint.npz",
+        progress=keep,
+    )
+
+
+def _keys(seeds: range) -> Key[Array, " runs"]:
+    """One key per seed, so that a seed trains alike alone and among others."""
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+def _policy(course: Course, weights: Weights, about: dict[str, Any]) -> Policy:
+    situation = course.situation
+    return Policy(
+        models=situation.profile.model_names,
+        tasks=situation.task_names,
+        features=course.features,
+        weights=tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in weights),
+        deadlines=tuple(task.deadline for task in situation.tasks),
+        cluster=situation.cluster,
+        rate_tau_s=situation.view.rate_tau_s,
+        profile_name=situation.profile.name,
+        profile_digest=situation.profile.digest(),
+        training=about,
+    )
+
+
+def _selection_scores(course: Course, policies: dict[int, Policy]) -> dict[int, float]:
+    """Mean performance of each seed's policy on the same draws of the training load."""
+    if len(policies) == 1:
+        return dict.fromkeys(policies, 0.0)
+    after = max(policies) + 1
+    draws = range(after, after + _SELECTION_LISTS)
+    lists = sample_lists(
+        [course.workload], course.situation.task_names, course.training.selection_requests, list(draws)
+    )
+    routers = {str(seed): [learned_router(policy)] * len(lists) for seed, policy in policies.items()}
+    results = play_routers(course.situation, lists, routers)
+    return {seed: float(results[str(seed)].reward.mean()) for seed in policies}
+
+
+def _remembering(training: TrainingConfig, capacity: float, deadline_s: float) -> TrainingConfig:
+    """Settings whose memory reaches back `deadline_s` seconds at the highest rate of the training load."""
+    load = getattr(training.workload, "high", 1.0)
+    config: Config = training.config
+    open_decisions = min(load * capacity * deadline_s, _LONGEST_MEMORY)
+    ring = max(config.ring, config.chunk * math.ceil(open_decisions / config.chunk))
+    history = max(training.history, ring)
+    return dataclasses.replace(training, history=history, config=dataclasses.replace(config, ring=ring))

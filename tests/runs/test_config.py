@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.runs.config import (
+    SituationConfig,
+    config_names,
+    find_config,
+    from_mapping,
+    load_config,
+    load_situation,
+    to_yaml,
+)
+from besteffort.situation import Cluster, Deadline, Reward, Task, View
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "situation.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refused(path: str | Path) -> str:
+    with pytest.raises(InputError) as error:
+        load_config(path, SituationConfig)
+    text = str(error.value)
+    assert text.startswith(str(path))
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+MINIMAL = "profile: opt-a100\ntasks: [{name: piqa}]\n"
+
+
+def test_paper_is_the_default_situation() -> None:
+    config = load_config("paper", SituationConfig)
+    names = ("piqa", "arc_easy", "winogrande", "lambada")
+    task = {"share": 1.0, "prompt_tokens": (64, 192), "output_tokens": (10, 30), "deadline": Deadline(0.1, 0.015)}
+    assert config == SituationConfig(
+        profile="opt-a100",
+        tasks=tuple(Task(name=name, **task) for name in names),
+        cluster=Cluster(replicas=4, max_batch=32, queue_capacity=32),
+        reward=Reward(soft_span=0.0, miss_penalty=0.0),
+        view=View(features=("task", "batch_sizes", "arrival_rate"), rate_tau_s=2.0),
+    )
+
+
+def test_paper_builds() -> None:
+    situation = load_situation("paper")
+    assert situation.task_names == ("piqa", "arc_easy", "winogrande", "lambada")
+    assert len(situation.profile.model_names) == 3
+    np.testing.assert_allclose(situation.shares, 0.25)
+
+
+def test_absent_fields_take_their_defaults(write) -> None:
+    assert load_config(write(MINIMAL), SituationConfig) == SituationConfig(profile="opt-a100", tasks=(Task("piqa"),))
+
+
+def test_written_out_and_read_back(write) -> None:
+    config = load_config("paper", SituationConfig)
+    config = dataclasses.replace(config, reward=Reward(soft_span=1.0, miss_penalty=1e-7))
+    assert load_config(write(to_yaml(config)), SituationConfig) == config
+
+
+def test_names_and_paths(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "paper" in config_names()
+    assert find_config("paper").is_file()
+    path = write(MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    assert load_config("situation.yaml", SituationConfig) == load_config(path, SituationConfig)
+    assert "no such file" in refused("none.yaml")
+    assert "did you mean `paper`?" in refused("papr")
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the file is null, but should be a mapping"),
+        ("tasks: [{name: piqa}]", "`profile` is missing"),
+        ("profile: 3\ntasks: [{name: piqa}]", "`profile` is 3, but should be a valid string"),
+        ("profile: opt-a100\ntasks: []", "`tasks` is []"),
+        (MINIMAL + "clster: {}", "`clster` is not a known field, did you mean `cluster`?"),
+        (MINIMAL + "cluster: {replica: 4}", "`cluster.replica` is not a known field, did you mean `replicas`?"),
+        (MINIMAL + "cluster: {replicas: 0}", "`cluster.replicas` is 0, but should be greater than or equal to 1"),
+        (MINIMAL + "cluster: {replicas: four}", '`cluster.replicas` is "four", but should be a valid integer'),
+        (MINIMAL + "cluster: {max_batch: '32'}", '`cluster.max_batch` is "32", but should be a valid integer'),
+        (MINIMAL + "reward: {miss_penalty: -1}", "`reward.miss_penalty` is -1"),
+        (MINIMAL + "reward: {miss_penalty: .nan}", "`reward.miss_penalty` is NaN"),
+        (MINIMAL + "view: {features: task}", '`view.features` is "task", but should be a list'),
+        (
+            "profile: opt-a100\ntasks: [{name: piqa, deadline: {base: 1}}]",
+            "`tasks[0].deadline.base` is not a known field, did you mean `base_s`?",
+        ),
+        (
+            "profile: opt-a100\ntasks: [{name: piqa, prompt_tokens: [9, 3]}]",
+            "Task `piqa`: `prompt_tokens` is [9, 3]; put the smaller number first",
+        ),
+        (MINIMAL + "cluster: {replicas: 2, replicas: 3}", "line 3: the key `replicas` stands twice; mend the YAML"),
+        (MINIMAL + "profile: other", "line 3: the key `profile` stands twice"),
+        ("profile: [", "mend the YAML"),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("profile: !!python/object/apply:os.getcwd []", "line 1: could not determine a constructor"),
+        ("profile: \x07", "mend the YAML"),
+    ],
+)
+def test_misfits_are_one_sentence(write, text: str, expected: str) -> None:
+    assert expected in refused(write(text))
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot read it as text" in refused(tmp_path / "x.yaml")
+
+
+def test_a_situation_that_does_not_fit_its_profile_names_the_file(write) -> None:
+    path = write("profile: opt-a100\ntasks: [{name: BoolQ}]")
+    with pytest.raises(InputError, match="`BoolQ`") as error:
+        load_situation(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_exponents_without_a_point_are_numbers(write) -> None:
+    path = write(MINIMAL + "reward: {soft_span: 1e-3, miss_penalty: 2E+1}")
+    assert load_config(path, SituationConfig).reward == Reward(soft_span=0.001, miss_penalty=20.0)
+
+
+def test_merged_keys_are_not_duplicates(write) -> None:
+    path = write(
+        "profile: opt-a100\n"
+        "tasks: [&a {name: piqa, share: 2.0}, &b {<<: *a, name: lambada}, {<<: *b, name: arc_easy, share: 1}]\n"
+    )
+    tasks = load_config(path, SituationConfig).tasks
+    assert [(task.name, task.share) for task in tasks] == [("piqa", 2.0), ("lambada", 2.0), ("arc_easy", 1.0)]
+
+
+def test_plain_data() -> None:
+    assert from_mapping(Cluster, {"replicas": 2}, "here") == Cluster(replicas=2)
+    with pytest.raises(InputError, match=r"^here: `replicas` is -1"):
+        from_mapping(Cluster, {"replicas": -1}, "here")

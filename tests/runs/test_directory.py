@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from besteffort.errors import InputError
+from besteffort.runs.directory import (
+    append_jsonl,
+    create_run_directory,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+
+def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
+    text = str(error.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def test_creates_parents_and_accepts_an_empty_directory(tmp_path: Path) -> None:
+    path = create_run_directory(tmp_path / "a" / "b")
+    assert path.is_dir()
+    assert create_run_directory(str(path)) == path
+
+
+def test_refuses_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run" / "policy", "precious")
+    with pytest.raises(InputError) as error:
+        create_run_directory(tmp_path / "run")
+    assert "not empty" in one_sentence(error)
+    assert (tmp_path / "run" / "policy").read_text() == "precious"
+    with pytest.raises(InputError) as error:
+        create_run_directory(tmp_path / "run" / "policy")
+    assert "is a file" in one_sentence(error)
+    with pytest.raises(InputError) as error:
+        create_run_directory(tmp_path / "run" / "policy" / "deeper")
+    one_sentence(error)
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    write_text(tmp_path / "metrics.jsonl", "")
+    assert create_run_directory(tmp_path, resume=True) == tmp_path
+    with pytest.raises(InputError) as error:
+        create_run_directory(tmp_path / "none", resume=True)
+    assert "no run to resume" in one_sentence(error)
+
+
+def test_writes_replace_and_leave_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "größer")
+    write_text(tmp_path / "a.txt", "≥")
+    write_bytes(tmp_path / "b.bin", b"\0\xff")
+    write_json(tmp_path / "c.json", {"x": [1, 2.5]})
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "≥"
+    assert (tmp_path / "b.bin").read_bytes() == b"\0\xff"
+    assert json.loads((tmp_path / "c.json").read_text()) == {"x": [1, 2.5]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.bin", "c.json"]
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    write_text(tmp_path / "ours", "")
+    (tmp_path / "usual").touch()
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_json_must_be_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
+def test_a_failing_disk_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, code: int
+) -> None:
+    target = tmp_path / "policy"
+    write_text(target, "precious")
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    if failing == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(Path, "open" if failing == "write" else "replace", fail)
+    with pytest.raises(InputError) as error:
+        write_text(target, "new")
+    monkeypatch.undo()
+    text = one_sentence(error)
+    assert str(target) in text
+    assert os.strerror(code).lower() in text
+    assert target.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_append_to_a_full_disk_is_one_sentence() -> None:
+    with pytest.raises(InputError) as error:
+        append_jsonl("/dev/full", {"step": 1})
+    assert "free some space" in one_sentence(error)
+
+
+def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_fd: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "x", "new")
+    assert not list(tmp_path.iterdir())
+
+
+records = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), max_size=6)
+
+
+@given(before=records, cut=st.integers(1, 40), after=records)
+def test_lines_survive_a_cut_at_any_place(
+    tmp_path_factory: pytest.TempPathFactory, before: list[dict], cut: int, after: list[dict]
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    for record in before:
+        append_jsonl(path, record)
+    whole = path.read_bytes() if path.exists() else b""
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    kept = read_jsonl(path)
+    assert kept == before[: len(kept)]
+    assert len(kept) == path.read_bytes().count(b"\n")
+    for record in after:
+        append_jsonl(path, record)
+    assert read_jsonl(path) == kept + after
+    write_jsonl(path, after)
+    assert read_jsonl(path) == after
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_jsonl(path) == []
+    for line in ("{not json", "[1]"):
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.raises(InputError) as error:
+            read_jsonl(path)
+        assert "line 2" in one_sentence(error)

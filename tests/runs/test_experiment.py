@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.learning.config import Config, Hyper
+from besteffort.runs.config import config_names, load_config, load_situation, to_yaml
+from besteffort.runs.experiment import EvaluationConfig, RunConfig, TrainingConfig, load_run
+from besteffort.workload.config import Markov
+
+
+def test_hyper_changes_only_what_is_given() -> None:
+    config = Config(decisions=1_000)
+    assert TrainingConfig(config=config).numbers() == Hyper.for_decisions(1_000)
+    assert TrainingConfig(config=config, hyper={"tau": 0.5}).numbers() == Hyper.for_decisions(1_000, tau=0.5)
+
+
+def test_unknown_hyper_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"`training.hyper.learning_rat` is not a known number, did you mean `learning_"
+    ):
+        TrainingConfig(hyper={"learning_rat": 1.0})
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_shipped_configurations_are_whole(name: str, tmp_path: Path) -> None:
+    run, situation = load_run(name)
+    assert load_situation(name) == situation
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(run), encoding="utf-8")
+    assert load_config(path, RunConfig) == run
+
+
+def test_sections_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "profile: opt-a100\n"
+        "tasks: [{name: piqa}]\n"
+        "training: {seeds: 3, config: {decisions: 1000, hidden: [8]}, hyper: {tau: 0.9}, start: p.safetensors}\n"
+        "evaluation: {burst: {kind: markov, loads: [1.0, 2.0], dwell_s: [1.0, 3.0]}}\n",
+        encoding="utf-8",
+    )
+    run, _ = load_run(path)
+    assert (run.training.seeds, run.training.config.hidden, run.training.start) == (3, (8,), Path("p.safetensors"))
+    assert run.training.numbers().tau == 0.9
+    assert run.evaluation.burst == Markov(loads=(1.0, 2.0), dwell_s=(1.0, 3.0))
+
+
+def test_tuning_seeds_are_no_judging_seeds() -> None:
+    config = EvaluationConfig(seeds=5, tuning_seeds=3)
+    assert not set(config.judging_seeds) & set(config.unjudged_seeds)
+    assert len(config.unjudged_seeds) == 3
+
+
+def test_loads_must_ascend() -> None:
+    with pytest.raises(InputError, match=r"`loads` is \[2.0, 1.0\]; give each load once, smallest first"):
+        EvaluationConfig(loads=(2.0, 1.0))

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from besteffort.cli import main
+from besteffort.errors import InputError
+from besteffort.routers import LearnedRouter, PricedRouter, StaticRouter
+from besteffort.runs.experiment import load_run
+from besteffort.runs.playing import router_named
+
+LIST = "arrival_s,task,prompt_tokens,output_tokens\n0,piqa,100,10\n0.1,arc_easy,100,20\n0.2,piqa,50,3\n"
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    path = tmp_path / "requests.csv"
+    path.write_text(LIST, encoding="utf-8")
+    return path
+
+
+def test_both_backends_write_the_same(small: Path, listed: Path, tmp_path: Path) -> None:
+    written = []
+    for backend in ("jax", "reference"):
+        out = tmp_path / backend
+        arguments = ["simulate", str(listed), "--router", "opt-1.3b", "--config", str(small), "--backend", backend]
+        assert main([*arguments, "--out", str(out)]) == 0
+        written.append(list(csv.DictReader((out / "requests.csv").read_text(encoding="utf-8").splitlines())))
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert summary["SLO attainment (%)"] == 1.0
+    for ours, theirs in zip(*written, strict=True):
+        assert ours["model"] == "opt-1.3b"
+        assert ours["task"] == theirs["task"]
+        assert float(ours["completion_s"]) == pytest.approx(float(theirs["completion_s"]), abs=1e-9)
+
+
+def test_names_of_routers(small: Path, trained: Path) -> None:
+    _, situation = load_run(small)
+    assert isinstance(router_named("opt-6.7b", situation), StaticRouter)
+    priced = router_named("priced", situation, ("price=0.1", "reserve=0.2"))
+    assert isinstance(priced, PricedRouter)
+    assert float(priced.price) == pytest.approx(0.1)
+    assert router_named("ladder", situation, ("thresholds=8,4",)).thresholds.tolist() == [8, 4]
+    assert isinstance(router_named(str(trained / "policy.safetensors"), situation), LearnedRouter)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pricd", (), "Unknown router `pricd`, did you mean `priced`?"),
+        ("priced", ("price=0.1",), "takes price, reserve, but was given price"),
+        ("priced", ("cheap",), "write it like `price=0.1`"),
+        ("nowhere.safetensors", (), "there is no such policy file"),
+    ],
+)
+def test_other_names_are_refused(small: Path, name: str, settings: tuple[str, ...], message: str) -> None:
+    _, situation = load_run(small)
+    with pytest.raises(InputError) as error:
+        router_named(name, situation, settings)
+    assert message in str(error.value)

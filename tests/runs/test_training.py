@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from besteffort.cli import main
+from besteffort.errors import InputError
+from besteffort.policy import load_policy
+from besteffort.runs.config import load_config
+from besteffort.runs.directory import read_jsonl
+from besteffort.runs.experiment import RunConfig, load_run
+from besteffort.runs.training import check_policy, make_course
+from besteffort.workload.resample import ResampledWorkload
+from besteffort.workload.traces import read_trace
+
+
+def test_run_directory_is_whole(trained: Path, small: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "checkpoint.npz"),
+        *("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors"),
+    }
+    resolved = load_config(trained / "config.yaml", RunConfig)
+    run, _ = load_run(small)
+    assert resolved == dataclasses.replace(run, training=dataclasses.replace(run.training, seeds=2))
+
+
+def test_metrics_per_seed(trained: Path) -> None:
+    records = read_jsonl(trained / "metrics.jsonl")
+    assert [(record["decisions"], record["seed"]) for record in records] == [
+        (decisions, seed) for decisions in (2048, 4096, 6144, 8192) for seed in (0, 1)
+    ]
+    assert all(0 <= record["reward"] <= 1 and len(record["actions"]) == 3 for record in records)
+
+
+def test_seeds_differ_and_the_best_is_one_of_them(trained: Path) -> None:
+    one, two = (load_policy(trained / f"policy-{seed}.safetensors") for seed in (0, 1))
+    assert not np.allclose(one.weights[0][0], two.weights[0][0])
+    assert (one.training["seed"], two.training["seed"]) == (0, 1)
+    best = (trained / "policy.safetensors").read_bytes()
+    assert best in [(trained / f"policy-{seed}.safetensors").read_bytes() for seed in (0, 1)]
+
+
+def test_resumed_run_ends_alike(trained: Path, small: Path, tmp_path: Path) -> None:
+    """The last checkpoint is there, the files after it and a line of metrics are not: nothing is trained again."""
+    out = tmp_path / "resumed"
+    shutil.copytree(trained, out)
+    for path in out.glob("policy*"):
+        path.unlink()
+    assert main(["train", str(small), "--seeds", "2", "--out", str(out), "--resume"]) == 0
+    for name in ("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_lines_after_the_checkpoint_come_once(trained: Path, small: Path, tmp_path: Path) -> None:
+    """Killed before the first checkpoint: all points come again, none twice."""
+    out = tmp_path / "killed"
+    out.mkdir()
+    shutil.copy(trained / "metrics.jsonl", out)
+    assert main(["train", str(small), "--seeds", "2", "--out", str(out), "--resume"]) == 0
+    assert (out / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
+    assert len(read_jsonl(out / "metrics.jsonl")) == 8
+
+
+def test_fine_tuning_starts_from_the_policy(trained: Path, small: Path, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, soft deadlines leave the weights where they were."""
+    config = tmp_path / "soft.yaml"
+    text = small.read_text(encoding="utf-8")
+    text = text.replace("hyper: {", "hyper: {learning_rate: 1e-12, learning_rate_end: 0.0, ")
+    text = text.replace("training:", "reward: {soft_span: 1.0}\ntraining:")
+    config.write_text(text, encoding="utf-8")
+    start = trained / "policy.safetensors"
+    assert main(["train", str(config), "--from", str(start), "--out", str(tmp_path / "soft")]) == 0
+    tuned = load_policy(tmp_path / "soft" / "policy.safetensors")
+    for (kernel, bias), (old_kernel, old_bias) in zip(tuned.weights, load_policy(start).weights, strict=True):
+        np.testing.assert_allclose(kernel, old_kernel, atol=1e-6)
+        np.testing.assert_allclose(bias, old_bias, atol=1e-6)
+    assert tuned.training["start"] == str(start)
+
+
+def test_course_of_a_trace(small: Path, trace: Path) -> None:
+    run, situation = load_run(small)
+    lengths, _ = read_trace(trace, situation)
+    course = make_course(situation, run.training, lengths)
+    assert isinstance(course.workload, ResampledWorkload)
+    assert course.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
+    # Ring and history hold what is open at the highest load, in whole chunks.
+    assert course.training.config.ring % run.training.config.chunk == 0
+    assert course.training.history >= course.training.config.ring > run.training.config.ring
+
+
+def test_other_features_do_not_fit(trained: Path, small: Path) -> None:
+    _, situation = load_run(small)
+    path = trained / "policy.safetensors"
+    other = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=("task", "batch_sizes")))
+    with pytest.raises(InputError, match=r"policy\.safetensors: the policy's features are task, batch_sizes, arrival"):
+        check_policy(load_policy(path), other, path)
+    slow = dataclasses.replace(situation, view=dataclasses.replace(situation.view, rate_tau_s=9.0))
+    with pytest.raises(InputError, match=r"`view.rate_tau_s` of the situation is 9"):
+        check_policy(load_policy(path), slow, path)

@@ -1,0 +1,318 @@
+"""The command line as its user meets it: help, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from besteffort.cli import main
+from besteffort.observation import default_features
+from besteffort.policy import Policy, save_policy
+from besteffort.profile import save_profile
+from besteffort.runs.config import load_situation
+from besteffort.situation import Situation
+
+REQUESTS = "arrival_s,task,prompt_tokens,output_tokens\n0,piqa,100,10\n0.1,lambada,100,20\n0.2,piqa,50,3\n"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.1,10,5\n2023-11-16 18:00:00.2,10,5\n"
+CONFIG = "profile: opt-a100\ntasks: [{name: piqa}]\n"
+
+
+@pytest.fixture(scope="module")
+def situation() -> Situation:
+    return load_situation("paper")
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    return written(tmp_path / "requests.csv", REQUESTS)
+
+
+@pytest.fixture
+def policy(tmp_path: Path, situation: Situation) -> Path:
+    """A policy file with random weights."""
+    path = tmp_path / "policy.safetensors"
+    save_policy(random_policy(situation), path)
+    return path
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command with `--out` a new directory; the sentence with which it is refused before anything is written."""
+
+    def run(*arguments: str | Path) -> str:
+        out = tmp_path / "out"
+        assert main([*map(str, arguments), "--out", str(out)]) == 2
+        assert not out.exists()
+        return sentence(capsys)
+
+    return run
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    assert said.err.startswith("besteffort: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith(".\n")
+    assert "Traceback" not in said.err + said.out
+    return said.err
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def random_policy(situation: Situation, names: tuple[str, ...] = ("task", "batch_sizes", "arrival_rate")) -> Policy:
+    rng = np.random.default_rng(0)
+    features = default_features(len(situation.tasks), 3, 4, 32, 200.0, names)
+    sizes = [sum(feature.size for feature in features), 8, 3]
+    return Policy(
+        models=situation.profile.model_names,
+        tasks=situation.task_names,
+        features=features,
+        weights=tuple((rng.normal(size=(n, m)), rng.normal(size=m)) for n, m in itertools.pairwise(sizes)),
+        deadlines=tuple(task.deadline for task in situation.tasks),
+        cluster=situation.cluster,
+        rate_tau_s=situation.view.rate_tau_s,
+        profile_name=situation.profile.name,
+        profile_digest=situation.profile.digest(),
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["train"], ["evaluate"], ["simulate"], ["policy"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([*command, "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert "besteffort" in text
+    if command in (["quickstart"], ["train"], ["evaluate"], ["simulate"]):
+        assert "--out" in text
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    code = "import sys, besteffort.cli; print(*{'jax', 'matplotlib', 'pydantic'}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_module_exits_with_the_status(tmp_path: Path) -> None:
+    """Through the interpreter, as the console script does."""
+    arguments = ["-m", "besteffort.cli", "policy", "show", str(tmp_path / "none.safetensors")]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    pattern = r"besteffort: .*none\.safetensors: there is no such policy file; check the path\.\n"
+    assert re.fullmatch(pattern, done.stderr)
+
+
+def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(path: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("besteffort.policy.load_policy", interrupt)
+    assert main(["policy", "show", "x.safetensors"]) == 130
+    assert capsys.readouterr().err == "besteffort: interrupted; what was written stays.\n"
+
+
+def test_policy_show(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "show", str(policy)]) == 0
+    text = capsys.readouterr().out
+    for word in ("opt-125m, opt-1.3b, opt-6.7b", "lambada", "batch_sizes (3, linear", "8 x 8 x 3", "opt-a100"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("profile: opt-a100\ntasks: [{name: piqa, shar: 2.0}]\n", ["shar", "did you mean `share`?"]),
+        ("tasks: [{name: piqa}]\n", ["`profile` is missing", "add it"]),
+        ("profile: opt-a100\ntasks: [{name: sums}]\n", ["sums", "piqa"]),
+        (CONFIG + "cluster: {replicas: 0}\n", ["`cluster.replicas` is 0", "greater than or equal to 1"]),
+        (CONFIG + "training: {sed: 1}\n", ["`training.sed`", "did you mean `seed"]),
+        (CONFIG + "training: {hyper: {tau: 1.5}}\n", ["`tau` is 1.5", "from 0 to 1"]),
+        (CONFIG + "training: {hyper: {tua: 0.5}}\n", ["`training.hyper.tua`", "did you mean `tau`?"]),
+        (CONFIG + "training: {config: {ring: 100}}\n", ["`ring` is 100", "multiple of `chunk`"]),
+        (CONFIG + "evaluation: {loads: [2.0, 1.0]}\n", ["`loads` is [2.0, 1.0]", "smallest first"]),
+        (CONFIG + "evaluation: {seeds: many}\n", ["`evaluation.seeds`", "many", "integer"]),
+        ("profile: [\n", ["line", "mend the YAML"]),
+    ],
+)
+def test_configuration(refused: Callable[..., str], tmp_path: Path, text: str, words: list[str]) -> None:
+    path = written(tmp_path / "bad.yaml", text)
+    said = refused("train", path)
+    assert str(path) in said
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data["models"][0]["decode"].__setitem__(1, [2, -0.001]), ["decode", "opt-125m"]),
+        (lambda data: data["models"][0]["decode"].__setitem__(-1, [9999, 1e-9]), ["decode", "opt-125m"]),
+        (lambda data: data["tasks"][0]["quality_percent"].__setitem__(0, 140.0), ["quality_percent", "140"]),
+        (lambda data: data["models"][0].pop("prefill"), ["prefill", "missing"]),
+        (lambda data: data.__setitem__("colour", "red"), ["colour", "unknown field"]),
+    ],
+)
+def test_profile(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    situation: Situation,
+    change: Callable[[dict[str, Any]], object],
+    words: list[str],
+) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(situation.profile, path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    said = refused("quickstart", "--profile", path)
+    assert str(path) in said
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (REQUESTS.replace("0.2,piqa", "0.05,piqa"), ["line 4", "`arrival_s` goes back in time", "sort"]),
+        ("", ["the file is empty"]),
+        ("arrival_s,task,prompt_tokens,output_tokens\n", ["no rows below its header"]),
+        (REQUESTS[:-4], ["cut short"]),
+        (REQUESTS.replace("lambada", "sums"), ["task `sums`", "rename it"]),
+        (REQUESTS.replace(",20\n", ",many\n"), ["line 3", "`output_tokens` is `many`"]),
+        ("a,b\n1,2\n", ["fits no known trace format"]),
+    ],
+)
+def test_trace(refused: Callable[..., str], tmp_path: Path, policy: Path, text: str, words: list[str]) -> None:
+    path = written(tmp_path / "trace.csv", text)
+    for command in (
+        ["simulate", path, "--router", "deadline"],
+        ["quickstart", "--trace", path],
+        ["train", "paper", "--trace", path],
+        ["evaluate", policy, "--trace", path],
+    ):
+        said = refused(*command)
+        assert str(path) in said
+        assert all(word in said for word in words)
+
+
+def test_truncated_gzip_trace(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(gzip.compress(AZURE.encode())[:-9])
+    said = refused("quickstart", "--trace", path)
+    assert f"{path}: the gzip stream ends early" in said
+
+
+def test_trace_too_short_to_halve(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = written(tmp_path / "trace.csv", AZURE)
+    assert "at least four" in refused("quickstart", "--trace", path)
+
+
+@pytest.mark.parametrize("names", [("models", "opt-30b"), ("tasks", "sums")])
+def test_policy_for_others(
+    refused: Callable[..., str], tmp_path: Path, requests: Path, situation: Situation, names: tuple[str, str]
+) -> None:
+    field, name = names
+    policy = random_policy(situation)
+    renamed = dataclasses.replace(policy, **{field: (name, *getattr(policy, field)[1:])})
+    path = tmp_path / "other.safetensors"
+    save_policy(renamed, path)
+    for command in (
+        ["evaluate", path],
+        ["simulate", requests, "--router", path],
+        ["train", "paper", "--from", path],
+    ):
+        said = refused(*command)
+        assert str(path) in said
+        assert f"trained for the {field} {name}" in said
+
+
+def test_policy_with_other_features(refused: Callable[..., str], tmp_path: Path, situation: Situation) -> None:
+    path = tmp_path / "other.safetensors"
+    save_policy(random_policy(situation, ("task", "batch_sizes", "deadline_s")), path)
+    said = refused("evaluate", path)
+    assert f"{path}: the policy's features are task, batch_sizes, deadline_s" in said
+    assert "set `view.features` to the policy's" in said
+
+
+def test_policy_cut_short_or_edited(
+    refused: Callable[..., str], policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = policy.read_bytes()
+    policy.write_bytes(whole[:-5])
+    assert f"{policy}: not a whole policy file" in refused("evaluate", policy)
+    edited = bytearray(whole)
+    edited[-3] ^= 1
+    policy.write_bytes(bytes(edited))
+    assert f"{policy}: weights or metadata were changed" in refused("evaluate", policy)
+    assert main(["policy", "show", str(policy)]) == 2
+    assert "export the policy again" in sentence(capsys)
+
+
+def test_directory_that_exists(
+    tmp_path: Path, policy: Path, requests: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is computed, and what is there stays."""
+    out = tmp_path / "taken"
+    out.mkdir()
+    kept = written(out / "thesis.tex", "three years")
+    for command in (
+        ["quickstart"],
+        ["train", "paper"],
+        ["evaluate", str(policy)],
+        ["simulate", str(requests), "--router", "deadline"],
+    ):
+        assert main([*command, "--out", str(out)]) == 2
+        assert f"{out}: the directory exists and is not empty; name another one or remove it first" in sentence(capsys)
+    assert kept.read_text(encoding="utf-8") == "three years"
+    assert list(out.iterdir()) == [kept]
+
+
+def test_nothing_to_resume(refused: Callable[..., str]) -> None:
+    assert "there is no run to resume here" in refused("train", "paper", "--resume")
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+def test_seeds_out_of_range(refused: Callable[..., str], seeds: str) -> None:
+    assert f"`--seeds` is {seeds}; give at least 1" in refused("train", "paper", "--seeds", seeds)
+
+
+def test_full_disk_keeps_what_was_computed(
+    tmp_path: Path, requests: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second file does not fit any more: one sentence, and the first is whole."""
+    synced = os.fsync
+    files = iter(range(100))
+
+    def full(descriptor: int) -> None:
+        if next(files) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "out"
+    assert main(["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out)]) == 2
+    said = sentence(capsys)
+    assert f"{out / 'summary.json'}: cannot write it, no space left on device; free some space" in said
+    assert len((out / "requests.csv").read_text(encoding="utf-8").splitlines()) == 4
+    assert [path.name for path in out.iterdir()] == ["requests.csv"]
+
+
+def test_unknown_profile(refused: Callable[..., str]) -> None:
+    said = refused("quickstart", "--profile", "opt-h100")
+    assert "opt-h100" in said
+    assert "opt-a100" in said
