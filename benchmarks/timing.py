@@ -1,0 +1,98 @@
+"""Side-by-side timing: every case is run once per round, so that a machine that slows down slows all of them alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+      row, column: its place in the table.
+      work: decisions, steps or requests that one run gets through.
+      run: does the work once and returns when it is done; takes the number of the round.
+      compile_s: what it took to compile, None if nothing was compiled for this case.
+    """
+
+    row: str
+    column: str
+    work: int
+    run: Callable[[int], Any]
+    compile_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Work per second over the rounds.
+
+    Attributes:
+      median, slowest, fastest: of the rounds, in work per second.
+      compile_s: see `Case`.
+    """
+
+    median: float
+    slowest: float
+    fastest: float
+    compile_s: float | None = None
+
+
+Speeds = dict[str, dict[str, Speed]]
+"""Row, then column."""
+
+
+def measure(cases: Sequence[Case], rounds: int, console: Console) -> Speeds:
+    """Times all cases in turn, `rounds` times over, every other time in reverse order."""
+    rates: list[list[float]] = [[] for _ in cases]
+    order = list(zip(cases, rates, strict=True))
+    for number in track(range(rounds), "timing", console=console):
+        for case, found in order if number % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            case.run(number)
+            found.append(case.work / (time.perf_counter() - start))
+    speeds: Speeds = {}
+    for case, found in order:
+        speed = Speed(statistics.median(found), min(found), max(found), case.compile_s)
+        speeds.setdefault(case.row, {})[case.column] = speed
+    return speeds
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What figures are measured on, with the versions of `packages`."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _cpu_model() -> str:
+    """Vendor's name, and family and model where the name alone says little (virtual machines)."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    known = {key.strip(): value.strip() for key, value in fields.items()}
+    name = known.get("model name", platform.machine())
+    if "cpu family" in known:
+        name += f" (family {known['cpu family']}, model {known.get('model', '?')})"
+    return name
