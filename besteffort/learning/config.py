@@ -96,6 +96,8 @@ class Hyper:
         however many decisions they hold.
       target_interval: decisions between two updates of the target network.
       tau: share of the online network that such an update takes over; 1 copies it.
+      average_power: an exported policy is the average of the target networks after each round of updates, where that
+        of round t counts as `t**average_power`; 0 is the plain mean, large numbers leave the last one.
       huber_delta: error from which the Huber loss grows linearly.
       max_grad_norm: the gradient is scaled down to this norm.
     """
@@ -111,6 +113,7 @@ class Hyper:
     horizon_s: Any = 0.2
     target_interval: Any = 128
     tau: Any = 0.01
+    average_power: Any = 3.0
     huber_delta: Any = 1.0
     max_grad_norm: Any = 10.0
 
@@ -132,6 +135,7 @@ _RANGES = {
     "horizon_s": (1e-9, math.inf),
     "target_interval": (1, 2**31 - 1),
     "tau": (0.0, 1.0),
+    "average_power": (0.0, 1e9),
     "huber_delta": (1e-12, math.inf),
     "max_grad_norm": (1e-12, math.inf),
 }

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import rlax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from besteffort.learning.config import Config, Hyper
 from besteffort.learning.network import Networks, Variables, q_values
@@ -21,7 +21,7 @@ class Learner(NamedTuple):
     Attributes:
       online: variables of the networks that act and learn.
       target: variables of the ones that value the next decision: their average over past updates if `Hyper.tau` is
-        small. A policy is exported from these.
+        small.
       optimiser: state of the optimiser.
     """
 
@@ -87,3 +87,12 @@ def step(
     share = jnp.where(sync, hyper.tau, 0.0)
     target = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), learner.target, online)
     return Learner(online, target, state), (cost, taken)
+
+
+def averaged(average: Any, latest: Any, count: Int[Array, ""], power: Float[Array, ""]) -> Any:
+    """`average` of `count - 1` trees with `latest` taken in: polynomial-decay averaging (Shamir & Zhang, ICML 2013).
+
+    The t-th tree counts about as `t**power`, so that early ones fade however long it goes on.
+    """
+    share = (power + 1) / (power + count)
+    return jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), average, latest)

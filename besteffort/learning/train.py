@@ -38,9 +38,15 @@ from besteffort.simulator.types import Environment
 
 
 class Run(NamedTuple):
-    """Everything that a single run of training carries from chunk to chunk, `steps` apart."""
+    """Everything that a single run of training carries from chunk to chunk, `steps` apart.
+
+    `average` is what a policy is exported from: the variables of the Q-network, averaged over the training. Greedy
+    policies chatter: a small change of Q-values changes what is done in many states at once, and with it the data that
+    the next change comes from. Their average is better than any of them.
+    """
 
     learner: Learner
+    average: Any
     ring: Ring
     actors: Actors
     key: Array
@@ -142,7 +148,7 @@ def train(
         if progress is not None:
             progress(Progress(point, config.log_points, news))
     return Trained(
-        weights=tuple(to_weights(variables) for variables in _unstack(state.runs.learner.target.q, runs)),
+        weights=tuple(to_weights(variables) for variables in _unstack(state.runs.average, runs)),
         decisions=config.log_points * config.decisions_per_log_point,
         metrics=metrics,
     )
@@ -170,7 +176,13 @@ def initial_state(
         action = jnp.zeros((1, config.envs), jnp.int32)
         real, truth = action.astype(x.dtype), action.astype(bool)
         like = Rows(features=x[None], action=action, discount=real, explored=truth, baseline=real, valid=truth)
-        return Run(double_dqn.start(online, hyper), replay.empty(config.ring, like, x.dtype), actors, key)
+        return Run(
+            double_dqn.start(online, hyper),
+            jax.tree.map(jnp.copy, q),
+            replay.empty(config.ring, like, x.dtype),
+            actors,
+            key,
+        )
 
     return TrainState(jax.vmap(one)(hyper, keys), jnp.int32(0))
 
@@ -244,8 +256,9 @@ def chunk(
         ring = replay.append(run.ring, steps, rows)
         ring = replay.join(ring, steps + config.chunk, outcomes, actors.timestep.index)
     learner, loss, q = improve(run.learner, ring, steps, networks, config, hyper, sample_key)
+    average = double_dqn.averaged(run.average, learner.target.q, steps // config.chunk + 1, hyper.average_power)
     metrics = {"reward": tally.reward, "actions": tally.actions, "epsilon": epsilon.mean(), "lost": lost}
-    return Run(learner, ring, actors, key), ended, restart_key, metrics | {"loss": loss, "q": q}
+    return Run(learner, average, ring, actors, key), ended, restart_key, metrics | {"loss": loss, "q": q}
 
 
 def improve(

@@ -47,6 +47,7 @@ HYPER = Hyper.for_decisions(
     horizon_s=1.0,
     target_interval=64,
     tau=1.0,
+    average_power=1e9,
 )
 
 

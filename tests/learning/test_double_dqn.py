@@ -89,3 +89,19 @@ def test_step_is_adam_and_then_the_target(sync: bool, tau: float, share: float) 
     np.testing.assert_allclose(to_weights(after.online.q)[0][0], expected, rtol=1e-6)
     old = to_weights(TARGET.q)[0][0]
     np.testing.assert_allclose(to_weights(after.target.q)[0][0], old + share * (expected - old), rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 3.0])
+def test_average_weighs_the_t_th_by_a_power_of_t(power: float) -> None:
+    values = np.array([5.0, -1.0, 2.0, 7.0])
+    average = jnp.array(100.0)  # What was there before the first does not count.
+    for count, value in enumerate(values, start=1):
+        average = double_dqn.averaged(average, jnp.array(value), jnp.array(count), jnp.array(power))
+    # (t + power - 1 choose power), the discrete counterpart of t**power.
+    weights = {0.0: np.ones(4), 3.0: np.array([1.0, 4.0, 10.0, 20.0])}[power]
+    np.testing.assert_allclose(average, (weights * values).sum() / weights.sum(), rtol=1e-6)
+
+
+def test_a_large_power_keeps_the_latest() -> None:
+    average = double_dqn.averaged(jnp.array(1.0), jnp.array(3.0), jnp.array(50), jnp.array(1e9))
+    np.testing.assert_allclose(average, 3.0, rtol=1e-6)
