@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,34 @@ from besteffort.workload.sample import draw
 
 _LANES = 512
 _FIELDS = ("task", "prompt_tokens", "output_tokens", "deadline_s")
+
+
+class Lane(NamedTuple):
+    """A list to play, and with which router.
+
+    Attributes:
+      kind: routers of the same kind differ in their numbers only.
+      row: which list.
+      router: the router.
+    """
+
+    kind: str
+    row: int
+    router: Router
+
+
+class Played(NamedTuple):
+    """What happened to the requests; fields of shape (lanes, n).
+
+    Attributes:
+      placement: a `besteffort.simulator.environment.Placement`.
+      timing: a `besteffort.simulator.ledger.Timing`; None unless recorded.
+      reward: of each request.
+    """
+
+    placement: Any
+    timing: Any
+    reward: Any
 
 
 def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, seeds: Sequence[int]) -> list[Requests]:
@@ -68,49 +96,73 @@ def play_routers(
     Raises:
       InputError: if the lists differ in length.
     """
+    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    played = list(_play(situation, lists, lanes, seed, record=True))
+    together: Played = jax.tree.map(lambda *parts: np.concatenate(parts), *played)
+    shaped = jax.tree.map(lambda leaf: leaf.reshape(len(routers), len(lists), *leaf.shape[1:]), together)
+    stacked = _stack(lists)
+    return {
+        name: _result(stacked, situation, *jax.tree.map(lambda leaf, i=i: leaf[i], shaped))
+        for i, name in enumerate(routers)
+    }
+
+
+def mean_rewards(
+    situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], *, seed: int = 0
+) -> np.ndarray:
+    """(lanes,) mean reward of each lane, all played in one compiled program; see `play_routers`.
+
+    Raises:
+      InputError: if the lists differ in length.
+    """
+    blocks = _play(situation, lists, lanes, seed, record=False)
+    return np.concatenate([played.reward.mean(axis=1) for played in blocks])
+
+
+def _play(
+    situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], seed: int, *, record: bool
+) -> Iterator[Played]:
+    """What happens in the lanes, block by block."""
+    stacked = _stack(lists)
+    n = stacked["arrival_s"].shape[1]
+    longest = int(stacked["prompt_tokens"].max())
+    shape, params = build(situation, None, history=n, longest_prompt=longest, record=record)
+    gaps = np.diff(stacked["arrival_s"], axis=1, prepend=0.0)
+    arrivals: Any = Arrival(*map(jnp.asarray, (gaps.astype(np.float32), *(stacked[field] for field in _FIELDS))))
+    # Every lane carries a router of each kind and follows its own.
+    kinds = list(dict.fromkeys(lane.kind for lane in lanes))
+    any_of = {lane.kind: lane.router for lane in lanes}
+    of_lanes = [tuple(lane.router if kind == lane.kind else any_of[kind] for kind in kinds) for lane in lanes]
+    members = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *of_lanes)
+    chosen = np.array([kinds.index(lane.kind) for lane in lanes])
+    rows = np.array([lane.row for lane in lanes])
+
+    key = jax.random.key(seed)
+    width = min(_LANES, len(lanes))
+    for start in range(0, len(lanes), width):
+        # The last block is filled up, so that one compiled program serves all.
+        block = np.arange(start, start + width) % len(lanes)
+        panel = PanelRouter(jax.tree.map(lambda leaf, block=block: leaf[block], members), chosen[block])
+        mine = jax.tree.map(lambda field, block=block: field[rows[block]], arrivals)
+        played = jax.device_get(_play_lanes(shape, params, panel, mine, key))
+        left = min(width, len(lanes) - start)
+        yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
+
+
+def _stack(lists: Sequence[Requests]) -> dict[str, np.ndarray]:
+    """Fields of shape (lists, n)."""
     lengths = {len(requests) for requests in lists}
     if len(lengths) != 1:
         raise InputError(f"The lists have {sorted(lengths)} requests; give lists of one length, or cut them to one.")
-    n = lengths.pop()
-    longest = max(int(requests.prompt_tokens.max()) for requests in lists)
-    shape, params = build(situation, None, history=n, longest_prompt=longest, record=True)
-    stacked = {field: np.stack([getattr(requests, field) for requests in lists]) for field in ("arrival_s", *_FIELDS)}
-    gaps = np.diff(stacked["arrival_s"], axis=1, prepend=0.0)
-    arrivals: Any = Arrival(*map(jnp.asarray, (gaps.astype(np.float32), *(stacked[field] for field in _FIELDS))))
-    names = tuple(routers)
-    per_list = [_panel([routers[name][i] for name in names]) for i in range(len(lists))]
-    members = jax.tree.map(lambda *leaves: np.stack(leaves), *per_list)
-
-    key = jax.random.key(seed)
-    lanes = list(itertools.product(range(len(names)), range(len(lists))))
-    width = min(_LANES, len(lanes))
-    parts = []
-    for start in range(0, len(lanes), width):
-        # The last block is filled up, so that one compiled program serves all.
-        block = np.array([lanes[lane % len(lanes)] for lane in range(start, start + width)])
-        which, row = block[:, 0], block[:, 1]
-        panel = PanelRouter(jax.tree.map(lambda leaf, row=row: leaf[row], members), which)
-        mine = jax.tree.map(lambda field, row=row: field[row], arrivals)
-        parts.append(jax.device_get(_play_lanes(shape, params, panel, mine, key)))
-    together = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
-    shaped = jax.tree.map(lambda leaf: leaf.reshape(len(names), len(lists), n), together)
-    return {
-        name: _result(stacked, params, *jax.tree.map(lambda leaf, i=i: leaf[i], shaped)) for i, name in enumerate(names)
-    }
+    return {field: np.stack([getattr(requests, field) for requests in lists]) for field in ("arrival_s", *_FIELDS)}
 
 
 def _float(leaf: Any) -> Any:
     return float if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None
 
 
-def _panel(members: Sequence[Router]) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf), tuple(members))
-
-
 @partial(jax.jit, static_argnums=0)
-def _play_lanes(
-    shape: EnvShape, params: EnvParams, routers: PanelRouter, arrivals: Arrival, key: Array
-) -> tuple[Placement, Any, Array]:
+def _play_lanes(shape: EnvShape, params: EnvParams, routers: PanelRouter, arrivals: Arrival, key: Array) -> Played:
     environment = ServingEnvironment(shape)
     by_time = jax.tree.map(lambda field: jnp.swapaxes(jnp.asarray(field), 0, 1), arrivals)
 
@@ -125,15 +177,15 @@ def _play_lanes(
     state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], by_time))
     state, placements = jax.lax.scan(decide, state, by_time)
     ledger = jax.vmap(environment.drain, in_axes=(0, None))(state, params).ledger
-    return jax.tree.map(lambda field: jnp.swapaxes(field, 0, 1), placements), ledger.timing, ledger.reward
+    return Played(jax.tree.map(lambda field: jnp.swapaxes(field, 0, 1), placements), ledger.timing, ledger.reward)
 
 
 def _result(
-    requests: Mapping[str, np.ndarray], params: EnvParams, placement: Any, timing: Timing, reward: np.ndarray
+    requests: Mapping[str, np.ndarray], situation: Situation, placement: Any, timing: Timing, reward: np.ndarray
 ) -> Result:
     arrival_s = requests["arrival_s"]
     rejected = placement.replica < 0
-    latency_s = np.where(rejected, np.inf, timing.service_s + np.float32(params.network_delay_s))
+    latency_s = np.where(rejected, np.inf, timing.service_s + np.float32(situation.cluster.network_delay_s))
     return Result(
         **requests,
         model=placement.model,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.evaluation.rollouts import play_routers
+from besteffort.evaluation.rollouts import Lane, mean_rewards
 from besteffort.routers.registry import TUNABLE, candidates, make_router
 from besteffort.simulator.build import build
-from besteffort.simulator.types import EnvShape, Router
+from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
@@ -31,7 +31,15 @@ def tune(situation: Situation, lists: Sequence[Requests], groups: int = 1) -> di
       Per name of a router the settings of each group, keyword arguments of `make_router`.
     """
     shape, _ = build(situation, None, history=1)
-    rewards = {name: _performance(situation, lists, name, shape) for name in TUNABLE}
+    lanes = [
+        Lane(name, row, make_router(name, shape, **option))
+        for name in TUNABLE
+        for option in candidates(name, shape)
+        for row in range(len(lists))
+    ]
+    performance = mean_rewards(situation, lists, lanes)
+    kinds = np.array([lane.kind for lane in lanes])
+    rewards = {name: performance[kinds == name].reshape(-1, len(lists)) for name in TUNABLE}
     best: dict[str, list[Settings]] = {}
     for name, values in rewards.items():
         of_groups = values.reshape(len(values), groups, -1).mean(axis=2)
@@ -56,12 +64,3 @@ def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], li
     for name in ("random", "shortest-queue", "ladder", "deadline", "deadline-reserve", "priced"):
         routers[name] = repeated(tuned.get(name, [{}]), name)
     return routers
-
-
-def _performance(situation: Situation, lists: Sequence[Requests], name: str, shape: EnvShape) -> np.ndarray:
-    """(candidates, lists) performance of every candidate setting of one heuristic."""
-    options = candidates(name, shape)
-    repeated_lists = [requests for _ in options for requests in lists]
-    routers = [make_router(name, shape, **option) for option in options for _ in lists]
-    result = play_routers(situation, repeated_lists, {name: routers})[name]
-    return result.reward.mean(axis=1).reshape(len(options), len(lists))
