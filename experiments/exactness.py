@@ -2,7 +2,7 @@
 
     python -m experiments.exactness [--lists N] [--paper-lists N] [--seed S] [--out FILE]
 
-Three sets of lists of 500 requests:
+Two sets of lists of 500 requests:
 
 - random lists on random clusters (`tests/simulator/cases.py`): load 0.1 to 5, one to seven models, one to eight
   replicas, with shares of slow-down, context cost, cache limits and network delay, and a router that looks at

@@ -21,15 +21,15 @@ from rich.console import Console
 
 from besteffort import __version__
 from besteffort.evaluation import plots
-from besteffort.evaluation.bounds import Bound, fluid_bound_windows
+from besteffort.evaluation.bounds import Bound
 from besteffort.evaluation.metrics import performance, routing_mix, slo_attainment
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
-from besteffort.evaluation.tuning import heuristic_routers, tune
+from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.learning.train import Progress
 from besteffort.runs.directory import create_run_directory, write_json
-from besteffort.runs.evaluation import grid_arena
+from besteffort.runs.evaluation import grid_arena, mean_bound
 from besteffort.runs.experiment import load_run
 from besteffort.runs.training import learned_router, make_course, run_training
 from besteffort.simulator.result import Result
@@ -53,20 +53,25 @@ def main() -> None:
     for seed in range(arguments.seeds):
         training = dataclasses.replace(config.training, seed=seed, seeds=1)
         started = time.perf_counter()
+        first_heard: list[bool] = []
 
-        def hear(news: Progress, seed: int = seed) -> None:
+        def hear(news: Progress, seed: int = seed, first_heard: list[bool] = first_heard) -> None:
+            if news.point == 1:
+                first_heard.append(True)
             console.print(f"seed {seed}: {news.point}/{news.points}, reward {news.metrics['reward'][0]:.3f}")
 
         out = directory / f"seed-{seed}"
         out.mkdir(exist_ok=True)
         policies += run_training(config, make_course(situation, training), out, progress=hear)
-        seconds.append(time.perf_counter() - started)
+        if first_heard:
+            seconds.append(time.perf_counter() - started)
 
     arena = grid_arena(situation, judging)
     console.print("tuning")
     groups = len(arena.loads)
-    tuned = tune(situation, arena.tuning)
-    own = tune(situation, arena.tuning, groups)
+    candidate_scores = score_candidates(situation, arena.tuning, warm_up_s=arena.warm_up_s)
+    tuned = best_settings(situation, candidate_scores)
+    own = best_settings(situation, candidate_scores, groups)
     lists = [requests for group in arena.judged for requests in group]
     routers: dict[str, Any] = {LEARNED: [learned_router(policy) for policy in policies] * groups}
     routers |= heuristic_routers(situation, tuned, len(lists))
@@ -74,10 +79,10 @@ def main() -> None:
     routers |= {f"{name}, tuned per load": own_routers[name] for name in own}
     console.print("judging")
     played = play_routers(situation, lists, routers)
-    bounds = [fluid_bound_windows(situation, requests, window_s=judging.window_s) for requests in lists]
+    bounds = [mean_bound(arena, [requests], judging.window_s) for requests in lists]
 
     def by_load(measure: Any, result: Result) -> np.ndarray:
-        return measure(result, warm_up_s=judging.warm_up_s).reshape(groups, -1)
+        return measure(result, warm_up_s=arena.warm_up_s).reshape(groups, -1)
 
     scores = {name: by_load(performance, result) for name, result in played.items()}
     per_load = [scores.pop(f"{name}, tuned per load") for name in own]
@@ -128,7 +133,7 @@ def main() -> None:
     plots.save_figure(figure, arguments.results / "load_grid")
     models = situation.profile.model_names
     mixes = {
-        name: by_load_mix(played[name], len(models), groups)
+        name: by_load_mix(played[name], len(models), groups, arena.warm_up_s)
         for name in (LEARNED, "priced", "deadline-reserve", "ladder")
     }
     figure = plots.plot_routing_mix(np.array(arena.loads), mixes, models, requests_per_s=arena.capacity_per_s)
@@ -137,9 +142,9 @@ def main() -> None:
     (arguments.results / "load_grid.md").write_text(_table(rows).markdown(), encoding="utf-8")
 
 
-def by_load_mix(result: Result, models: int, groups: int) -> np.ndarray:
+def by_load_mix(result: Result, models: int, groups: int, warm_up_s: float) -> np.ndarray:
     """(loads, models + 1) shares of requests."""
-    mix = routing_mix(result, models)
+    mix = routing_mix(result, models, warm_up_s=warm_up_s)
     return np.asarray(mix.reshape(groups, -1, models + 1).mean(1))
 
 

@@ -88,7 +88,7 @@ def play_routers(
       lists: lists of equal length.
       routers: per name one router for each list (repeat it to use the same for all). Routers of one name, and of
         different names alike, may differ in their numbers.
-      seed: of the routers' random choices.
+      seed: of the routers' random choices, which differ from list to list.
 
     Returns:
       Per name a result of shape (lists, n).
@@ -108,15 +108,20 @@ def play_routers(
 
 
 def mean_rewards(
-    situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], *, seed: int = 0
+    situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], *, warm_up_s: float = 0.0, seed: int = 0
 ) -> np.ndarray:
-    """(lanes,) mean reward of each lane, all played in one compiled program; see `play_routers`.
+    """(lanes,) performance of each lane, all played in one compiled program; see `play_routers`.
+
+    Requests that arrive in the first `warm_up_s` seconds of a list do not count.
 
     Raises:
       InputError: if the lists differ in length.
     """
     blocks = _play(situation, lists, lanes, seed, record=False)
-    return np.concatenate([played.reward.mean(axis=1) for played in blocks])
+    rewards = np.concatenate([played.reward for played in blocks])
+    arrival_s = _stack(lists)["arrival_s"]
+    counts = (arrival_s - arrival_s[:, :1] >= warm_up_s)[[lane.row for lane in lanes]]
+    return np.asarray((rewards * counts).sum(axis=1) / counts.sum(axis=1))
 
 
 def _play(
@@ -137,14 +142,14 @@ def _play(
     chosen = np.array([kinds.index(lane.kind) for lane in lanes])
     rows = np.array([lane.row for lane in lanes])
 
-    key = jax.random.key(seed)
+    row_keys = jax.random.split(jax.random.key(seed), len(lists))
     width = min(_LANES, len(lanes))
     for start in range(0, len(lanes), width):
         # The last block is filled up, so that one compiled program serves all.
         block = np.arange(start, start + width) % len(lanes)
         panel = PanelRouter(jax.tree.map(lambda leaf, block=block: leaf[block], members), chosen[block])
         mine = jax.tree.map(lambda field, block=block: field[rows[block]], arrivals)
-        played = jax.device_get(_play_lanes(shape, params, panel, mine, key))
+        played = jax.device_get(_play_lanes(shape, params, panel, mine, row_keys[rows[block]]))
         left = min(width, len(lanes) - start)
         yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
 
@@ -162,17 +167,17 @@ def _float(leaf: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _play_lanes(shape: EnvShape, params: EnvParams, routers: PanelRouter, arrivals: Arrival, key: Array) -> Played:
+def _play_lanes(shape: EnvShape, params: EnvParams, routers: PanelRouter, arrivals: Arrival, keys: Array) -> Played:
     environment = ServingEnvironment(shape)
     by_time = jax.tree.map(lambda field: jnp.swapaxes(jnp.asarray(field), 0, 1), arrivals)
 
     def decide(state: Any, arrival: Arrival) -> tuple[Any, Placement]:
-        def one(state: Any, arrival: Arrival, router: Router) -> tuple[Any, Placement]:
+        def one(state: Any, arrival: Arrival, router: Router, key: Array) -> tuple[Any, Placement]:
             state, step = environment.arrive(state, arrival, params)
             model = router.route(step.observation, params, jax.random.fold_in(key, step.index))
             return environment.place(state, model, params)
 
-        return jax.vmap(one)(state, arrival, routers)
+        return jax.vmap(one)(state, arrival, routers, keys)
 
     state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], by_time))
     state, placements = jax.lax.scan(decide, state, by_time)

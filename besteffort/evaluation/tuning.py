@@ -18,17 +18,15 @@ from besteffort.workload.requests import Requests
 Settings = dict[str, Any]
 
 
-def tune(situation: Situation, lists: Sequence[Requests], groups: int = 1) -> dict[str, list[Settings]]:
-    """For every tunable heuristic the settings with the highest mean performance on training draws.
+def score_candidates(
+    situation: Situation, lists: Sequence[Requests], *, warm_up_s: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Per tunable heuristic the performance, (candidates, lists), of all its candidate settings.
 
     Args:
       situation: what is served, on what.
       lists: the training draws, of equal length, not the lists that the routers are judged on.
-      groups: the lists come in this many groups of equal size; each group gets its own settings. One group gives one
-        setting for all lists.
-
-    Returns:
-      Per name of a router the settings of each group, keyword arguments of `make_router`.
+      warm_up_s: seconds from the first arrival that do not count.
     """
     shape, _ = build(situation, None, history=1)
     lanes = [
@@ -37,11 +35,26 @@ def tune(situation: Situation, lists: Sequence[Requests], groups: int = 1) -> di
         for option in candidates(name, shape)
         for row in range(len(lists))
     ]
-    performance = mean_rewards(situation, lists, lanes)
+    performance = mean_rewards(situation, lists, lanes, warm_up_s=warm_up_s)
     kinds = np.array([lane.kind for lane in lanes])
-    rewards = {name: performance[kinds == name].reshape(-1, len(lists)) for name in TUNABLE}
+    return {name: performance[kinds == name].reshape(-1, len(lists)) for name in TUNABLE}
+
+
+def best_settings(situation: Situation, scores: dict[str, np.ndarray], groups: int = 1) -> dict[str, list[Settings]]:
+    """For every tunable heuristic the settings with the highest mean performance.
+
+    Args:
+      situation: what is served, on what.
+      scores: what `score_candidates` found.
+      groups: the lists come in this many groups of equal size; each group gets its own settings. One group gives one
+        setting for all lists.
+
+    Returns:
+      Per name of a router the settings of each group, keyword arguments of `make_router`.
+    """
+    shape, _ = build(situation, None, history=1)
     best: dict[str, list[Settings]] = {}
-    for name, values in rewards.items():
+    for name, values in scores.items():
         of_groups = values.reshape(len(values), groups, -1).mean(axis=2)
         best[name] = [candidates(name, shape)[index] for index in of_groups.argmax(axis=0)]
     return best
@@ -50,7 +63,7 @@ def tune(situation: Situation, lists: Sequence[Requests], groups: int = 1) -> di
 def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], lists: int) -> dict[str, list[Router]]:
     """Every router that does not learn, by name, one for each of `lists` lists; static ones are named by their model.
 
-    `tuned` comes from `tune`; its groups divide the lists evenly.
+    `tuned` comes from `best_settings`; its groups divide the lists evenly.
     """
     shape, _ = build(situation, None, history=1)
 

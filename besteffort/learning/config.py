@@ -26,8 +26,8 @@ class Config:
       updates: gradient steps per round.
       batch: decisions per gradient step.
       ring: decisions per environment that the replay ring remembers; a multiple of `chunk`.
-      settle: decisions per environment that pass before a decision is sampled. Requests that miss their deadline take
-        longer than others to resolve, so sampling too early sees too few of them.
+      settle: decisions per environment that pass before a decision is sampled; for environments whose poor outcomes
+        take longer to be known than good ones, of which sampling too early sees too few.
       decisions: decisions to train on, over all environments; rounded up to a whole number of log points.
       log_chunks: chunks between two log points; everything between them is one compiled program.
       run: decisions of a multi-step return, at most; see `besteffort.learning.replay.sample`.
@@ -42,13 +42,13 @@ class Config:
     """
 
     hidden: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
-    envs: Count = 256
-    chunk: Count = 64
+    envs: Count = 128
+    chunk: Count = 128
     updates: Count = 128
     batch: Count = 512
     ring: Count = 1024
     settle: Annotated[int, Ge(0)] = 0
-    decisions: Count = 3_932_160
+    decisions: Count = 5_767_168
     log_chunks: Count = 16
     loss: Literal["huber", "l2"] = "l2"
     run: Count = 16
@@ -92,8 +92,8 @@ class Hyper:
       epsilon_decay: decisions over which it falls, linearly.
       epsilon_spread: how far environments differ in exploring, see `schedules.spread`; 0 not at all.
       discount: of the next decision's value, beside that of `horizon_s`.
-      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`. Congestion lasts for seconds,
-        however many decisions they hold.
+      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`. Congestion lasts for tenths of
+        a second, however many decisions they hold.
       target_interval: decisions between two updates of the target network.
       tau: share of the online network that such an update takes over; 1 copies it.
       average_power: an exported policy is the average of the target networks after each round of updates, where that
@@ -104,15 +104,15 @@ class Hyper:
 
     learning_rate: Any = 2e-3
     learning_rate_end: Any = 1e-5
-    learning_rate_decay: Any = 3_932_160
+    learning_rate_decay: Any = 5_767_168
     epsilon_start: Any = 1.0
     epsilon_end: Any = 0.02
-    epsilon_decay: Any = 491_520
+    epsilon_decay: Any = 720_896
     epsilon_spread: Any = 0.75
     discount: Any = 1.0
-    horizon_s: Any = 0.2
+    horizon_s: Any = 0.25
     target_interval: Any = 128
-    tau: Any = 0.01
+    tau: Any = 0.002
     average_power: Any = 3.0
     huber_delta: Any = 1.0
     max_grad_norm: Any = 10.0

@@ -44,7 +44,7 @@ class Ring(NamedTuple):
 
     Attributes:
       rows: `Rows` of `length` times.
-      reward: (length, envs) what the decision's own request earned; 0 while unresolved.
+      reward: (length, envs) what is credited to the decision, see `Config.credit`; 0 while unresolved.
       resolved: (length, envs) whether that is known.
     """
 

@@ -143,10 +143,11 @@ def train(
         news |= {name: np.asarray(values) for name, values in measured.items()}
         _stop_if_diverged(news)
         metrics = _extend(metrics, news)
-        if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
-            checkpoint.save(checkpoint_path, state, metrics, identity)
+        # In this order a kill in between repeats what was heard; in the other it would be missing.
         if progress is not None:
             progress(Progress(point, config.log_points, news))
+        if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
+            checkpoint.save(checkpoint_path, state, metrics, identity)
     return Trained(
         weights=tuple(to_weights(variables) for variables in _unstack(state.runs.average, runs)),
         decisions=config.log_points * config.decisions_per_log_point,
@@ -164,12 +165,21 @@ def initial_state(
     keys: Key[Array, " runs"],
     start: Any | None,
 ) -> TrainState:
-    """State before the first decision, with random networks or with the variables `start` in each."""
+    """State before the first decision, with random networks or with the variables `start` in each.
+
+    Raises:
+      InputError: if decisions shall be credited with what the environment does not tell.
+    """
     networks = _networks(env, features, config)
 
     def one(hyper: Hyper, key: Key[Array, ""]) -> Run:
         network_key, baseline_key, env_key, key = jax.random.split(key, 4)
         actors = rollout.reset(env, env_params, config.envs, env_key)
+        if config.credit == "marginal" and actors.timestep.credit is None:
+            raise InputError(
+                "Training: `credit` is `marginal`, which this environment does not know, because models slow each "
+                "other down; set `training.config.credit` to `own`."
+            )
         x = rollout.read(actors.timestep.observation, features)
         q = networks.q.init(network_key, x) if start is None else start
         online = Variables(q, networks.baseline.init(baseline_key, x))

@@ -27,7 +27,7 @@ class LearnedRouter:
     features: tuple[Feature, ...] = dataclasses.field(metadata={"static": True})
 
     def q_values(self, observation: Observation) -> Float[Array, " models"]:
-        """(models,) expected discounted reward of each model."""
+        """(models,) expected discounted credit of each model, beyond what decisions earn on average."""
         x = encode(observation, self.features, jnp)
         *hidden, (matrix, bias) = self.weights
         for hidden_matrix, hidden_bias in hidden:

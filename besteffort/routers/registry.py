@@ -20,7 +20,7 @@ Settings = dict[str, Any]
 Number = float | int
 
 
-def make_router(name: str, shape: EnvShape, **numbers: Any) -> Router:
+def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
     """Router `name` (a key of `ROUTERS`) for clusters of the given shape.
 
     Raises:

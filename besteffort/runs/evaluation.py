@@ -22,7 +22,7 @@ from besteffort.evaluation.bounds import Bound, fluid_bound_windows
 from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.evaluation.tuning import Settings, heuristic_routers, tune
+from besteffort.evaluation.tuning import Settings, best_settings, heuristic_routers, score_candidates
 from besteffort.policy import Policy
 from besteffort.runs.directory import write_json
 from besteffort.runs.experiment import EvaluationConfig
@@ -57,6 +57,7 @@ class Arena:
       judged: per load one list for each seed, all of one length.
       tuning: other lists, all of one length.
       capacity_per_s: requests per second at load 1.
+      warm_up_s: seconds from the first arrival of each list that do not count.
     """
 
     name: str
@@ -66,10 +67,15 @@ class Arena:
     judged: tuple[tuple[Requests, ...], ...]
     tuning: tuple[Requests, ...]
     capacity_per_s: float
+    warm_up_s: float
 
 
 class TraceHalves(NamedTuple):
-    """A trace: its first halves are to learn from, its second halves to judge, one of each per seed of its tasks."""
+    """A trace: its first halves are to learn from, its second halves to judge.
+
+    One of each per seed of what had to be drawn (tasks, lengths, arrivals), a single one where nothing had to. Where
+    arrivals are drawn the halves of all seeds are cut to the length of the shortest.
+    """
 
     name: str
     info: TraceInfo
@@ -121,9 +127,12 @@ def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int
     seeds = list(seeds)
     traces = []
     for path, name in zip(paths, _short_names(paths), strict=True):
-        read = [read_trace(path, situation, seed=seed) for seed in seeds]
+        read = [read_trace(path, situation, seed=seeds[0])]
+        if read[0][1].drawn:
+            read += [read_trace(path, situation, seed=seed) for seed in seeds[1:]]
+        shortest = min(len(requests) for requests, _ in read)
         try:
-            first, second = zip(*(halves(requests) for requests, _ in read), strict=True)
+            first, second = zip(*(halves(requests, shortest) for requests, _ in read), strict=True)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         traces.append(TraceHalves(name, read[0][1], first, second))
@@ -133,16 +142,19 @@ def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int
 def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConfig) -> Arena:
     """The second half of a trace at every load, with each list's own capacity as load 1."""
     situation = with_lengths_of(situation, trace.first[0])
+    judged = tuple(
+        tuple(rescale.to_load(half, situation, load) for half in trace.second) for load in config.trace_loads
+    )
+    shortest_s = min(float(requests.arrival_s[-1]) for group in judged for requests in group)
     return Arena(
         name=trace.name,
         title=f"Second half of {trace.info.source}",
         situation=situation,
         loads=config.trace_loads,
-        judged=tuple(
-            tuple(rescale.to_load(half, situation, load) for half in trace.second) for load in config.trace_loads
-        ),
+        judged=judged,
         tuning=tuple(rescale.to_load(trace.first[0], situation, load) for load in config.trace_loads),
         capacity_per_s=float(rescale.capacity(trace.second[0], situation)[-1]),
+        warm_up_s=min(config.warm_up_s, shortest_s / 10),
     )
 
 
@@ -154,7 +166,7 @@ def judge(arena: Arena, learned: Mapping[str, Router], config: EvaluationConfig)
       learned: learned routers by name, listed first.
       config: width of windows.
     """
-    tuned = tune(arena.situation, arena.tuning)
+    tuned = best_settings(arena.situation, score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s))
     lists = [requests for group in arena.judged for requests in group]
     routers = {name: [router] * len(lists) for name, router in learned.items()}
     routers |= heuristic_routers(arena.situation, tuned, len(lists))
@@ -167,8 +179,15 @@ def judge(arena: Arena, learned: Mapping[str, Router], config: EvaluationConfig)
             {name: _lanes(result, slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        bounds=tuple(_mean_bound(arena.situation, group, config.window_s) for group in arena.judged),
+        bounds=tuple(mean_bound(arena, group, config.window_s) for group in arena.judged),
     )
+
+
+def mean_bound(arena: Arena, lists: Sequence[Requests], window_s: float) -> Bound:
+    """Upper bound on what counts of some of an arena's lists, their mean."""
+    counted = [rescale.window(requests, arena.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
+    each = [fluid_bound_windows(arena.situation, requests, window_s=window_s) for requests in counted]
+    return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
 
 
 def evaluate(
@@ -205,7 +224,7 @@ def full_table(verdict: Verdict, index: int, config: EvaluationConfig) -> Table:
         verdict.results[index],
         arena.situation,
         width_s=config.window_s,
-        warm_up_s=config.warm_up_s,
+        warm_up_s=arena.warm_up_s,
         bound=verdict.bounds[index],
         focus=LEARNED,
     )
@@ -221,7 +240,9 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
         for index, load in enumerate(verdict.arena.loads):
             columns.append(Column(f"{verdict.arena.name.replace('_', ' ')} {load:.2g}", digits=1, brief=True))
             for name in names:
-                cell = mean_interval(metrics.performance(verdict.results[index][name], warm_up_s=config.warm_up_s))
+                cell = mean_interval(
+                    metrics.performance(verdict.results[index][name], warm_up_s=verdict.arena.warm_up_s)
+                )
                 rows[name].append(cell if intervals else float(cell.mean))
             limits.append(float(verdict.bounds[index].performance))
     return Table(
@@ -230,7 +251,7 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
         columns=tuple(columns),
         rows=(*((name, tuple(cells)) for name, cells in rows.items()), ("upper bound (fluid)", tuple(limits))),
         focus=LEARNED,
-        note="Mean ± half the 95% Student t interval over the seeds." if intervals and config.seeds > 1 else "",
+        note="Mean ± half the 95% Student t interval over the lists." if intervals and config.seeds > 1 else "",
     )
 
 
@@ -239,7 +260,9 @@ def draw_against_load(verdict: Verdict, config: EvaluationConfig, path: Path) ->
 
     def curves(measure: Any) -> dict[str, Interval]:
         return {
-            name: mean_interval(np.stack([measure(at[name], warm_up_s=config.warm_up_s) for at in verdict.results]))
+            name: mean_interval(
+                np.stack([measure(at[name], warm_up_s=verdict.arena.warm_up_s) for at in verdict.results])
+            )
             for name in verdict.routers
         }
 
@@ -261,7 +284,10 @@ def draw_routing_mix(verdict: Verdict, config: EvaluationConfig, path: Path) -> 
     chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
     mixes = {
         name: np.stack(
-            [metrics.routing_mix(at[name], len(models), warm_up_s=config.warm_up_s).mean(0) for at in verdict.results]
+            [
+                metrics.routing_mix(at[name], len(models), warm_up_s=verdict.arena.warm_up_s).mean(0)
+                for at in verdict.results
+            ]
         )
         for name in chosen
     }
@@ -273,7 +299,7 @@ def draw_routing_mix(verdict: Verdict, config: EvaluationConfig, path: Path) -> 
 
 
 def draw_timeline(verdict: Verdict, path: Path) -> Picture:
-    """Through a burst of the first seed's list at the last load, beside the heuristics and the best static model."""
+    """Through a burst of the first seed's list at the last load, beside the heuristics and the largest model alone."""
     results = verdict.results[-1]
     largest = f"always {verdict.arena.situation.profile.model_names[-1]}"
     first = {name: _lanes(results[name], 0) for name in (LEARNED, *_ON_TIMELINE, largest)}
@@ -307,9 +333,9 @@ def draw_comparison(verdict: Verdict, index: int, config: EvaluationConfig, path
     bars = [
         plots.Bar(
             name,
-            mean_interval(metrics.performance(result, warm_up_s=config.warm_up_s)),
-            metrics.performance_by_model(result, len(models), warm_up_s=config.warm_up_s).mean(0),
-            mean_interval(metrics.slo_attainment(result, warm_up_s=config.warm_up_s)),
+            mean_interval(metrics.performance(result, warm_up_s=verdict.arena.warm_up_s)),
+            metrics.performance_by_model(result, len(models), warm_up_s=verdict.arena.warm_up_s).mean(0),
+            mean_interval(metrics.slo_attainment(result, warm_up_s=verdict.arena.warm_up_s)),
         )
         for name, result in results.items()
     ]
@@ -317,7 +343,7 @@ def draw_comparison(verdict: Verdict, index: int, config: EvaluationConfig, path
         bars,
         models,
         title=f"{arena.title}: quality delivered in time",
-        peak=float(metrics.peak_performance(results[LEARNED], peak, warm_up_s=config.warm_up_s).mean()),
+        peak=float(metrics.peak_performance(results[LEARNED], peak, warm_up_s=verdict.arena.warm_up_s).mean()),
         bound=float(verdict.bounds[index].performance),
         focus=LEARNED,
     )
@@ -379,7 +405,11 @@ def write_outcome(
         situation=verdicts[0].arena.situation,
         settings={
             **settings,
-            "Judged on": f"{config.seeds} seeds; the first {config.warm_up_s:g} s of each list do not count",
+            "Judged on": "; ".join(
+                f"{v.arena.name}: {len(v.arena.judged[0])} list(s) per load, the first {v.arena.warm_up_s:.3g} s of "
+                "each do not count"
+                for v in verdicts
+            ),
             **tuned,
             "Version": f"besteffort {__version__}",
         },
@@ -397,7 +427,8 @@ def _summary(verdicts: Sequence[Verdict], config: EvaluationConfig) -> str:
     for verdict in verdicts:
         for load, results, bound in zip(verdict.arena.loads, verdict.results, verdict.bounds, strict=True):
             mean = {
-                name: float(metrics.performance(r, warm_up_s=config.warm_up_s).mean()) for name, r in results.items()
+                name: float(metrics.performance(r, warm_up_s=verdict.arena.warm_up_s).mean())
+                for name, r in results.items()
             }
             rival = max((name for name in mean if not name.startswith(LEARNED)), key=mean.__getitem__)
             sentences.append(
@@ -433,16 +464,19 @@ def _synthetic(
     judged = sample_lists(built, names, config.requests, config.judging_seeds)
     groups = tuple(tuple(judged[i : i + config.seeds]) for i in range(0, len(judged), config.seeds))
     tuning = sample_lists(built, names, config.tuning_requests, config.unjudged_seeds)
-    return Arena(name, title, situation, loads, groups, tuple(tuning), float(situation.capacity()[-1]))
+    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning))
+    if shortest_s <= config.warm_up_s:
+        raise InputError(
+            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
+            f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
+            "`evaluation.warm_up_s` or the loads."
+        )
+    capacity = float(situation.capacity()[-1])
+    return Arena(name, title, situation, loads, groups, tuple(tuning), capacity, config.warm_up_s)
 
 
 def _lanes(result: Result, rows: slice | int) -> Result:
     return Result(**{field.name: getattr(result, field.name)[rows] for field in dataclasses.fields(result)})
-
-
-def _mean_bound(situation: Situation, lists: Sequence[Requests], window_s: float) -> Bound:
-    each = [fluid_bound_windows(situation, requests, window_s=window_s) for requests in lists]
-    return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
 
 
 def _stacked(bounds: Sequence[Bound]) -> Bound:

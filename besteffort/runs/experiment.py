@@ -30,7 +30,7 @@ class TrainingConfig:
       history: decisions that an environment remembers; more than are in flight at a time.
       config: static settings.
       hyper: numbers of `besteffort.learning.config.Hyper` by name, where they differ from its defaults.
-      selection_requests: length of the two training draws on which the best seed is found.
+      selection_requests: length of the 16 training draws on which the best seed is found.
 
     Raises:
       InputError: if `hyper` names what is no such number.
@@ -72,7 +72,8 @@ class EvaluationConfig:
       requests: length of a synthetic list.
       tuning_seeds, tuning_requests: the lists on which heuristics are tuned.
       window_s: width of the windows in which performance is held against its peak, and of those of the bound.
-      warm_up_s: seconds from the first arrival that do not count.
+      warm_up_s: seconds from the first arrival that do not count; three time constants of the rate estimate, which
+        starts at 0, by default. Of a trace at most a tenth of the list.
     """
 
     loads: Annotated[tuple[Positive, ...], Len(1)] = (0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
@@ -80,17 +81,19 @@ class EvaluationConfig:
     trace_loads: Annotated[tuple[Positive, ...], Len(1)] = (0.5, 1.0, 2.0, 4.0)
     seed: Seed = 1_000
     seeds: Count = 5
-    requests: Annotated[int, Ge(2)] = 20_000
-    tuning_seeds: Count = 2
-    tuning_requests: Annotated[int, Ge(2)] = 5_000
+    requests: Annotated[int, Ge(2)] = 40_000
+    tuning_seeds: Count = 1
+    tuning_requests: Annotated[int, Ge(2)] = 20_000
     window_s: Positive = 1.0
-    warm_up_s: NonNegative = 1.0
+    warm_up_s: NonNegative = 6.0
 
     def __post_init__(self) -> None:
         for field in ("loads", "trace_loads"):
             loads = getattr(self, field)
-            if list(loads) != sorted(set(loads)):
-                raise InputError(f"Evaluation: `{field}` is {list(loads)}; give each load once, smallest first.")
+            if not loads or not min(loads) > 0 or list(loads) != sorted(set(loads)):
+                raise InputError(
+                    f"Evaluation: `{field}` is {list(loads)}; give positive loads, each once, smallest first."
+                )
 
     @property
     def judging_seeds(self) -> range:

@@ -38,8 +38,10 @@ def read_list(
     """The requests of a file, scaled to a mean load if one is given, and the situation with their lengths.
 
     Raises:
-      InputError: on a damaged file, or a load that is not positive.
+      InputError: on a damaged file, a load that is not positive, or a negative seed.
     """
+    if seed < 0:
+        raise InputError(f"The seed is {seed}; give a number of at least 0.")
     requests, info = read_trace(path, situation, seed=seed)
     situation = with_lengths_of(situation, requests)
     return requests if load is None else rescale.to_load(requests, situation, load), situation, info
@@ -60,7 +62,9 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     models = situation.profile.model_names
     shape, _ = build(situation, None, history=1)
     if name in models:
-        return make_router("static", shape, model=models.index(name), **numbers)
+        if numbers:
+            raise InputError(f"A model takes no settings, but `{name}` was given {', '.join(numbers)}; leave them out.")
+        return make_router("static", shape, model=models.index(name))
     if name in ROUTERS:
         return make_router(name, shape, **numbers)
     path = Path(name)
@@ -131,4 +135,8 @@ def _number(setting: str) -> tuple[str, Any]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"Setting `{setting}` is not a number by name; write it like `price=0.1`.") from None
-    return name, values if name == "thresholds" else values[0]
+    if name == "thresholds":
+        return name, values
+    if len(values) > 1:
+        raise InputError(f"Setting `{setting}` has {len(values)} numbers; `{name}` takes one.")
+    return name, values[0]

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
+import yaml
 from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
@@ -40,10 +41,12 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
+from besteffort.workload.replay import replay
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import resample, with_lengths_of
 
-_SELECTION_LISTS = 2
+_SELECTION_LISTS = 16
+_SELECTION_SEED = 2**31  # beyond all that a configuration can name
 _LONGEST_MEMORY = 4096
 
 
@@ -71,25 +74,35 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
 
     Where it starts from a policy, it takes over the policy's weights and features.
 
-    Long answers have long deadlines, so more decisions are open at a time: `ring` and `history` grow until they hold
-    those of nine in ten requests at the highest training load.
+    Long answers have long deadlines, so more decisions are open at a time: for own-request credit `ring` and `history`
+    grow until they hold those of nine in ten requests at the load `training.workload.high` (1 where it has none), to
+    4,096 at most.
 
     Raises:
       InputError: if the workload does not fit the situation, or is a trace where `lengths` are given; if the policy to
         start from is damaged, or its models, tasks or features are not the situation's.
     """
-    if lengths is None:
-        workload: Any = workloads.build(training.workload, situation)
+    workload: Any
+    if lengths is None and isinstance(training.workload, workloads.Trace):
+        requests, _ = workloads.load_trace(training.workload, situation)
+        situation = with_lengths_of(situation, requests)
+        workload = replay(requests, training.workload.start)
+        capacity = float(rescale.capacity(requests, situation)[-1])
+    elif lengths is None:
+        workload = workloads.build(training.workload, situation)
         capacity = float(situation.capacity()[-1])
     else:
         if isinstance(training.workload, workloads.Trace):
             raise InputError(
                 "`training.workload` is a trace; give a synthetic one to train for the lengths of another."
             )
+        if training.workload.mix is not None:
+            raise InputError("`training.workload.mix` cannot be kept with the lengths of a trace; leave it out.")
         situation = with_lengths_of(situation, lengths)
         capacity = float(rescale.capacity(lengths, situation)[-1])
         workload = resample(lengths, training.workload.process(capacity))
-        training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
+        if training.config.credit == "own":
+            training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
     if training.start is not None:
         policy = load_policy(training.start)
         check_policy(policy, situation, training.start)
@@ -122,7 +135,7 @@ def run_training(
     """
     training, situation = course.training, course.situation
     config = dataclasses.replace(config, tasks=situation.tasks, training=training)
-    write_text(out / "config.yaml", to_yaml(config))
+    _keep_config(to_yaml(config), out)
     seeds = range(training.seed, training.seed + training.seeds)
     trained = _train(course, _keys(seeds), out, seeds, progress)
     about = json.loads(pydantic.TypeAdapter(TrainingConfig).dump_json(training))
@@ -136,6 +149,23 @@ def run_training(
     ranked = sorted(policies, key=_selection_scores(course, policies).__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
+
+
+def _keep_config(text: str, out: Path) -> None:
+    """Writes the configuration, unless a training with another one has begun there."""
+    path = out / "config.yaml"
+    begun = (out / "checkpoint.npz").exists() and path.exists()
+    if begun and _trains(path.read_text(encoding="utf-8")) != _trains(text):
+        raise InputError(
+            f"{path}: the training that began here has another configuration; give the same one to continue it, "
+            "or another directory."
+        )
+    write_text(path, text)
+
+
+def _trains(text: str) -> Any:
+    """What of a configuration, as YAML, a training depends on."""
+    return {name: section for name, section in yaml.safe_load(text).items() if name != "evaluation"}
 
 
 def check_policy(policy: Policy, situation: Situation, path: Path) -> None:
@@ -229,8 +259,7 @@ def _selection_scores(course: Course, policies: dict[int, Policy]) -> dict[int, 
     """Mean performance of each seed's policy on the same draws of the training load."""
     if len(policies) == 1:
         return dict.fromkeys(policies, 0.0)
-    after = max(policies) + 1
-    draws = range(after, after + _SELECTION_LISTS)
+    draws = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
     lists = sample_lists(
         [course.workload], course.situation.task_names, course.training.selection_requests, list(draws)
     )

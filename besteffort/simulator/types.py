@@ -74,7 +74,7 @@ class EnvParams:
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency.
       rate_tau_s: () time constant of the rate estimate.
-      workload: a `besteffort.workload.Workload`, the source of arrivals.
+      workload: a `Workload`, the source of arrivals.
     """
 
     decode: Array

@@ -131,8 +131,8 @@ class RandomRates:
 
     kind: Literal["random_rates"] = "random_rates"
     low: Positive = 0.05
-    high: Positive = 16.0
-    dwell_requests: Positive = 8_000.0
+    high: Positive = 24.0
+    dwell_requests: Positive = 12_000.0
     burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     burst_factor: Positive = 4.0
     burst_requests: Positive = 200.0

@@ -86,18 +86,21 @@ def with_lengths_of(situation: Situation, requests: Requests) -> Situation:
     return dataclasses.replace(situation, tasks=tuple(tasks))
 
 
-def halves(requests: Requests) -> tuple[Requests, Requests]:
+def halves(requests: Requests, length: int | None = None) -> tuple[Requests, Requests]:
     """The first and the second half of a list, each with times counted from its first arrival.
 
+    Args:
+      requests: the list.
+      length: how many of its requests to halve; by default all.
+
     Raises:
-      InputError: if the list has fewer than four requests.
+      InputError: if that is fewer than four requests.
     """
-    middle = len(requests) // 2
+    length = len(requests) if length is None else length
+    middle = length // 2
     if middle < 2:
-        raise InputError(
-            f"The list has {len(requests)} requests; give at least four, two to learn from and two to judge."
-        )
-    return _part(requests, slice(None, middle)), _part(requests, slice(middle, None))
+        raise InputError(f"The list has {length} requests; give at least four, two to learn from and two to judge.")
+    return _part(requests, slice(None, middle)), _part(requests, slice(middle, length))
 
 
 def _part(requests: Requests, rows: slice) -> Requests:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.evaluation.tuning import heuristic_routers, tune
+from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.routers.registry import TUNABLE, candidates, make_router
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -26,7 +26,7 @@ def lists(situation: Situation) -> list[Requests]:
 
 @pytest.fixture(scope="module")
 def tuned(situation: Situation, lists: list[Requests]):
-    return tune(situation, lists, groups=2)
+    return best_settings(situation, score_candidates(situation, lists), groups=2)
 
 
 def test_settings_are_candidates(situation: Situation, tuned) -> None:

@@ -20,6 +20,12 @@ from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
 import besteffort
 from besteffort.errors import InputError
 from besteffort.learning import Config, Hyper, Progress, Trained, train
+from besteffort.observation import Feature
+from besteffort.runs.config import load_situation
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.workload.arrivals import Poisson
+from besteffort.workload.synthetic import synthetic
 
 PROBE = probe(**ARGUMENTS)
 
@@ -193,3 +199,17 @@ def test_a_history_shorter_than_a_chunk_is_refused() -> None:
 def test_too_many_decisions_to_count_are_refused() -> None:
     with pytest.raises(InputError, match="stay below"):
         train(*PROBE, Config(decisions=2**32), Hyper(), keys(1))
+
+
+def test_marginal_credit_is_refused_where_there_is_none() -> None:
+    situation = load_situation("paper")
+    first, *others = situation.profile.models
+    slow = dataclasses.replace(
+        situation.profile, models=(dataclasses.replace(first, slowdown=(1.0, 1.0, 2.0)), *others)
+    )
+    shape, params = build(
+        dataclasses.replace(situation, profile=slow), synthetic(situation, Poisson(100.0)), history=256
+    )
+    features = (Feature("batch_sizes", 3, "linear", 16.0),)
+    with pytest.raises(InputError, match=r"`credit` is `marginal`.* set `training.config.credit` to `own`"):
+        train(ServingEnvironment(shape), params, features, Config(), Hyper(), keys(1))

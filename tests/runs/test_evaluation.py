@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.runs.evaluation import read_halves, trace_arena
+from besteffort.runs.evaluation import grid_arena, read_halves, trace_arena
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 
@@ -78,3 +79,31 @@ def test_traces_are_named_by_what_tells_them_apart(small: Path, trace: Path, tmp
     assert [halves.name for halves in read_halves(paths[:1], situation, [0])] == ["code_2023"]
     with pytest.raises(InputError, match="the same name; give each once"):
         read_halves([paths[0], paths[0]], situation, [0])
+
+
+def test_halves_of_drawn_arrivals_are_of_one_length(small: Path, tmp_path: Path) -> None:
+    _, situation = load_run(small)
+    path = tmp_path / "maf.csv"
+    path.write_text("function_id,1,2,3\nf,40,40,40\ng,40,40,40\n", encoding="utf-8")
+    (halves,) = read_halves([path], situation, [0, 1, 2])
+    assert len(halves.first) == 3
+    assert len({len(requests) for requests in halves.second}) == 1
+    assert (halves.second[0].arrival_s != halves.second[1].arrival_s).any()
+
+
+def test_a_log_that_says_everything_is_one_list(small: Path, tmp_path: Path) -> None:
+    run, situation = load_run(small)
+    path = tmp_path / "log.csv"
+    rows = [f"{0.1 * i},piqa,50,{10 + i % 7}" for i in range(40)]
+    path.write_text("\n".join(["arrival_s,task,prompt_tokens,output_tokens", *rows]) + "\n", encoding="utf-8")
+    (halves,) = read_halves([path], situation, [0, 1, 2])
+    assert len(halves.second) == 1
+    arena = trace_arena(halves, situation, run.evaluation)
+    assert 0 < arena.warm_up_s <= min(group[0].arrival_s[-1] for group in arena.judged) / 10
+
+
+def test_lists_shorter_than_the_warm_up_are_refused(small: Path) -> None:
+    run, situation = load_run(small)
+    config = dataclasses.replace(run.evaluation, warm_up_s=1e4)
+    with pytest.raises(InputError, match=r"all of it in `evaluation.warm_up_s`.*; raise `evaluation.requests`"):
+        grid_arena(situation, config)

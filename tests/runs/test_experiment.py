@@ -55,5 +55,5 @@ def test_tuning_seeds_are_no_judging_seeds() -> None:
 
 
 def test_loads_must_ascend() -> None:
-    with pytest.raises(InputError, match=r"`loads` is \[2.0, 1.0\]; give each load once, smallest first"):
+    with pytest.raises(InputError, match=r"`loads` is \[2.0, 1.0\]; give positive loads, each once, smallest first"):
         EvaluationConfig(loads=(2.0, 1.0))

@@ -50,6 +50,9 @@ def test_names_of_routers(small: Path, trained: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("opt-125m", ("model=1",), "takes no settings, but `opt-125m` was given model"),
+        ("priced", ("name=1",), "takes price, reserve, but was given name"),
+        ("priced", ("price=0.1,0.2", "reserve=0"), "has 2 numbers; `price` takes one"),
         ("pricd", (), "Unknown router `pricd`, did you mean `priced`?"),
         ("priced", ("price=0.1",), "takes price, reserve, but was given price"),
         ("priced", ("cheap",), "write it like `price=0.1`"),

@@ -14,6 +14,8 @@ from besteffort.runs.config import load_config
 from besteffort.runs.directory import read_jsonl
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.training import check_policy, make_course
+from besteffort.simulator.build import build
+from besteffort.workload.config import Trace
 from besteffort.workload.resample import ResampledWorkload
 from besteffort.workload.traces import read_trace
 
@@ -85,10 +87,11 @@ def test_fine_tuning_starts_from_the_policy(trained: Path, small: Path, tmp_path
 def test_course_of_a_trace(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
     lengths, _ = read_trace(trace, situation)
-    course = make_course(situation, run.training, lengths)
+    own = dataclasses.replace(run.training, config=dataclasses.replace(run.training.config, credit="own"))
+    course = make_course(situation, own, lengths)
     assert isinstance(course.workload, ResampledWorkload)
     assert course.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
-    # Ring and history hold what is open at the highest load, in whole chunks.
+    # For own-request credit ring and history hold what is open at the highest load, in whole chunks.
     assert course.training.config.ring % run.training.config.chunk == 0
     assert course.training.history >= course.training.config.ring > run.training.config.ring
 
@@ -102,3 +105,25 @@ def test_other_features_do_not_fit(trained: Path, small: Path) -> None:
     slow = dataclasses.replace(situation, view=dataclasses.replace(situation.view, rate_tau_s=9.0))
     with pytest.raises(InputError, match=r"`view.rate_tau_s` of the situation is 9"):
         check_policy(load_policy(path), slow, path)
+
+
+def test_another_configuration_is_not_written_over_the_one_that_began(
+    trained: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "begun"
+    shutil.copytree(trained, out)
+    other = tmp_path / "other.yaml"
+    other.write_text(small.read_text(encoding="utf-8").replace("hidden: [16]", "hidden: [8]"), encoding="utf-8")
+    assert main(["train", str(other), "--seeds", "2", "--out", str(out), "--resume"]) == 2
+    assert "another configuration; give the same one" in " ".join(capsys.readouterr().err.split())
+    assert (out / "config.yaml").read_bytes() == (trained / "config.yaml").read_bytes()
+
+
+def test_a_trace_to_train_on_brings_its_own_lengths(small: Path, trace: Path) -> None:
+    run, situation = load_run(small)
+    course = make_course(situation, dataclasses.replace(run.training, workload=Trace(path=trace)))
+    requests, _ = read_trace(trace, situation, seed=0)
+    longest = max(task.prompt_tokens[1] for task in course.situation.tasks)
+    assert longest == requests.prompt_tokens.max() > max(task.prompt_tokens[1] for task in situation.tasks)
+    _, params = build(course.situation, course.workload, history=8)
+    assert params.prefill.shape[1] == longest + 1
