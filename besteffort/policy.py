@@ -1,4 +1,4 @@
-"""The exported policy: one file, read with NumPy and safetensors alone, that answers in microseconds.
+"""The exported policy: one file, read without JAX, that answers in microseconds.
 
 A policy file is a `.safetensors` file. Its tensors are `layers.<i>.kernel` (in, out) and `layers.<i>.bias` (out,), in
 float32. Its metadata has one entry, `besteffort`, a JSON object: `format`, `version` (of the package that wrote it),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +102,10 @@ class Verdict:
     @property
     def routers(self) -> tuple[str, ...]:
         return tuple(self.results[0])
+
+    def measure(self, measure: Callable[..., np.ndarray], index: int, router: str) -> np.ndarray:
+        """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
+        return measure(self.results[index][router], warm_up_s=self.arena.warm_up_s)
 
 
 def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
@@ -240,9 +244,7 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
         for index, load in enumerate(verdict.arena.loads):
             columns.append(Column(f"{verdict.arena.name.replace('_', ' ')} {load:.2g}", digits=1, brief=True))
             for name in names:
-                cell = mean_interval(
-                    metrics.performance(verdict.results[index][name], warm_up_s=verdict.arena.warm_up_s)
-                )
+                cell = mean_interval(verdict.measure(metrics.performance, index, name))
                 rows[name].append(cell if intervals else float(cell.mean))
             limits.append(float(verdict.bounds[index].performance))
     return Table(
@@ -252,6 +254,26 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
         rows=(*((name, tuple(cells)) for name, cells in rows.items()), ("upper bound (fluid)", tuple(limits))),
         focus=LEARNED,
         note="Mean ± half the 95% Student t interval over the lists." if intervals and config.seeds > 1 else "",
+    )
+
+
+def sustained_table(verdict: Verdict) -> Table:
+    """Highest load up to which each router answers enough requests in time; `verdict` is of several loads."""
+    loads = np.array(verdict.arena.loads)
+    targets = (0.99, 0.95)
+
+    def sustained(name: str) -> tuple[Interval, ...]:
+        attained = [verdict.measure(metrics.slo_attainment, index, name) for index in range(len(loads))]
+        return tuple(mean_interval(metrics.sustained_rate(loads, np.stack(attained, -1), target)) for target in targets)
+
+    return Table(
+        title=f"Sustained load ({verdict.arena.name})",
+        head="Router",
+        columns=tuple(Column(f"At {target:.0%} SLO attainment", "number", 2) for target in targets),
+        rows=tuple((name, sustained(name)) for name in verdict.routers),
+        focus=LEARNED,
+        note=f"In multiples of the largest model's capacity, {verdict.arena.capacity_per_s:.0f} requests/s; "
+        f"interpolated between the loads judged, 0 where the lowest is too much, at most {loads[-1]:g}.",
     )
 
 
@@ -415,6 +437,7 @@ def write_outcome(
         },
         tables=(
             performance_table(verdicts, config, intervals=True),
+            *(sustained_table(verdict) for verdict in verdicts if len(verdict.arena.loads) > 1),
             *(full_table(verdict, i, config) for verdict in verdicts for i in range(len(verdict.arena.loads))),
         ),
         pictures=tuple(pictures),

@@ -47,6 +47,8 @@ def test_report_shows_every_figure_and_where_the_profile_comes_from(evaluated: P
     assert all(f"]({name})" in report for name in pictures)
     assert "**modelled**" in report
     assert "**published**" in report
+    assert "### Sustained load (grid)" in report
+    assert "Sustained load (bursts)" not in report
 
 
 def test_traces_are_judged_on_their_second_half(small: Path, trace: Path) -> None:
