@@ -115,7 +115,7 @@ def main() -> None:
             "version": __version__,
             "seeds": arguments.seeds,
             "requests_per_list": judging.requests,
-            "seconds_per_training": [round(value, 1) for value in seconds],
+            "seconds_per_training": [round(value, 1) for value in seconds],  # of those trained in this call
             "tuned": {name: settings[0] for name, settings in tuned.items()},
             "distinct_networks": len({policy.weights[0][0].tobytes() for policy in policies}),
             "loads": rows,
