@@ -13,8 +13,6 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tests spend their time compiling: LLVM's first level takes two thirds of it, and numbers stay as they are.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HAS_CHECKOUT = (CHECKOUT / "experiments").is_dir() and (CHECKOUT / "benchmarks").is_dir()
