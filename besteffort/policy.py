@@ -36,6 +36,9 @@ _PER_MODEL = ("batch_sizes", "smallest_batch")
 _ALWAYS_GIVEN = ("task", "batch_sizes", "arrival_rate")
 
 
+_ZERO = np.zeros((), np.float32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
     """A trained router, and what it was trained for.
@@ -69,9 +72,10 @@ class Policy:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: str = __version__
 
-    # Derived for speed: the first kernel without the rows of the task, and the first bias with the task's row added.
-    _task_bias: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
-    _layers: tuple[tuple[np.ndarray, np.ndarray], ...] = dataclasses.field(init=False, repr=False)
+    # Derived for speed. Every layer has one more unit, which is always 1, so that biases are rows of the kernels; the
+    # first kernel is per task, with the task's row in its bias.
+    _first: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
+    _rest: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
     _inputs: tuple[tuple[str, bool, bool, float], ...] = dataclasses.field(init=False, repr=False)
     _further: frozenset[str] = dataclasses.field(init=False, repr=False)
 
@@ -93,8 +97,10 @@ class Policy:
                 inputs.append((feature.name, feature.name in _PER_MODEL, feature.transform == "log1p", feature.scale))
             start = stop
         first = np.concatenate(rows) if rows else np.zeros((0, len(bias)), np.float32)
-        object.__setattr__(self, "_task_bias", task_bias)
-        object.__setattr__(self, "_layers", ((first, bias), *weights[1:]))
+        last = len(weights) == 1
+        object.__setattr__(self, "_first", {task: _with_one(first, row, last) for task, row in task_bias.items()})
+        rest = (_with_one(*layer, i == len(weights) - 1) for i, layer in enumerate(weights[1:], start=1))
+        object.__setattr__(self, "_rest", tuple(rest))
         object.__setattr__(self, "_inputs", tuple(inputs))
         object.__setattr__(self, "_further", frozenset(f.name for f in self.features) - frozenset(_ALWAYS_GIVEN))
 
@@ -124,18 +130,15 @@ class Policy:
         """(models,) float32 Q-values; arguments and errors as `decide`."""
         if further.keys() != self._further:
             raise self._wrong_features(further)
-        bias = self._task_bias.get(task)
-        if bias is None:
+        first = self._first.get(task)
+        if first is None:
             raise InputError(f"The policy does not know the task `{task}`; it was trained for {', '.join(self.tasks)}.")
         further["batch_sizes"] = batch_sizes
         further["arrival_rate"] = arrival_rate
-        layers = self._layers
-        hidden = np.dot(self._encode(further), layers[0][0])
-        hidden += bias
-        for kernel, bias in layers[1:]:
-            np.maximum(hidden, 0.0, out=hidden)
-            hidden = np.dot(hidden, kernel)
-            hidden += bias
+        hidden: np.ndarray = self._encode(further).dot(first)
+        for kernel in self._rest:
+            np.maximum(hidden, _ZERO, out=hidden)
+            hidden = hidden.dot(kernel)
         return hidden
 
     def check_fits(self, profile: Profile, tasks: Sequence[str]) -> None:
@@ -152,7 +155,7 @@ class Policy:
                 )
 
     def _encode(self, given: Mapping[str, Any]) -> np.ndarray:
-        """(inputs,) float32 network input, as `besteffort.observation.encode` but for the task, and in plain floats."""
+        """(inputs + 1,) float32 network input and a 1, as `besteffort.observation.encode` but for the task."""
         numbers = []
         for name, per_model, log1p, scale in self._inputs:
             values = self._per_model(name, given[name]) if per_model else (given[name],)
@@ -160,6 +163,7 @@ class Policy:
                 if not 0.0 <= value < math.inf:
                     raise InputError(f"`{name}` has the value {value}; it must be a number, at least 0 and finite.")
                 numbers.append(math.log1p(value / scale) if log1p else value / scale)
+        numbers.append(1.0)
         return np.array(numbers, np.float32)
 
     def _per_model(self, name: str, values: Mapping[str, int] | Sequence[int]) -> Sequence[int]:
@@ -313,3 +317,13 @@ def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> s
         digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
+
+
+def _with_one(kernel: np.ndarray, bias: np.ndarray, last: bool) -> np.ndarray:
+    """(inputs + 1, outputs + 1) kernel whose last input, always 1, carries the bias and, unless `last`, goes on."""
+    rows = np.concatenate([kernel, bias[None]])
+    if last:
+        return rows
+    one = np.zeros((len(rows), 1), np.float32)
+    one[-1] = 1.0
+    return np.concatenate([rows, one], axis=1)
