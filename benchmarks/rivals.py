@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 
-import numpy as np
-
 from benchmarks.simpy_model import Served, serve
 from benchmarks.timing import Case, cores
-from besteffort.simulator import reference
 from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import play_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
@@ -43,18 +41,7 @@ class Job:
 
 def by_reference(job: Job) -> Result:
     """Serves the list by the reference, which also works out the rewards."""
-    situation = job.situation
-    return reference.play(
-        job.requests,
-        job.tables,
-        situation.cluster,
-        lambda index, observation: job.models[index],
-        quality=situation.profile.quality_table(situation.task_names),
-        weight=np.array([task.weight for task in situation.tasks]),
-        visible_deadline_s=situation.visible_deadlines,
-        reward=situation.reward,
-        rate_tau_s=situation.view.rate_tau_s,
-    )
+    return play_reference(job.requests, job.situation, lambda index, observation: job.models[index], job.tables)
 
 
 def by_simpy(job: Job) -> Served:

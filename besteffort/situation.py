@@ -161,17 +161,21 @@ class Situation:
         means x times the capacity of the largest model, which is the last entry. Where a task states its mean prompt,
         E[prefill(p)] is taken there.
         """
-        decode = self.profile.decode_table(self.cluster.max_batch)[:, -1]
         longest = max(task.prompt_tokens[1] for task in self.tasks)
         prefill = self.profile.prefill_table(longest)
-        mean_prefill = np.zeros(len(decode))
+        mean_prefill_s = np.zeros(len(prefill))
         for share, task in zip(self.shares, self.tasks, strict=True):
             low, high = task.prompt_tokens
             if task.mean_prompt_tokens is not None:
                 low = high = round(task.mean_prompt_tokens)
-            mean_prefill += share * prefill[:, low : high + 1].mean(axis=1)
-        mean_decodes = self.shares @ self.mean_output_tokens - 1
-        return self.cluster.replicas / (mean_prefill + mean_decodes * decode / self.cluster.max_batch)
+            mean_prefill_s += share * prefill[:, low : high + 1].mean(axis=1)
+        return self.capacity_at(mean_prefill_s, self.shares @ self.mean_output_tokens)
+
+    def capacity_at(self, mean_prefill_s: np.ndarray, mean_output_tokens: float) -> np.ndarray:
+        """(models,) `capacity` for prefills of (models,) `mean_prefill_s` and `mean_output_tokens`."""
+        decode_s = self.profile.decode_table(self.cluster.max_batch)[:, -1]
+        decodes_s = (mean_output_tokens - 1) * decode_s / self.cluster.max_batch
+        return np.asarray(self.cluster.replicas / (mean_prefill_s + decodes_s))
 
     def deadlines(self, task: np.ndarray, output_tokens: np.ndarray) -> np.ndarray:
         """(n,) deadline in seconds of requests with the given task indices and output lengths."""

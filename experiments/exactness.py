@@ -32,9 +32,9 @@ from rich.progress import Progress
 import besteffort
 from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
+from besteffort.runs.playing import play
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
-from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_requests
@@ -112,18 +112,7 @@ def paper_cases(router: Router, lists: int, seed: int) -> list[Case]:
 
 def play_paper_reference(case: Case) -> Result:
     """The reference with a router of the package, which JAX evaluates request by request."""
-    situation = case.situation
-    return simulate(
-        case.requests,
-        situation.cluster,
-        situation.profile,
-        case.router,
-        reward=situation.reward,
-        view=situation.view,
-        tasks=situation.tasks,
-        seed=case.seed,
-        backend="reference",
-    )
+    return play(case.requests, case.situation, case.router, seed=case.seed, backend="reference")
 
 
 def exactly(rows: Sequence[Row]) -> dict[str, Any]:

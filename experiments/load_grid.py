@@ -29,13 +29,12 @@ from besteffort.evaluation.statistics import Interval, mean_interval, paired_dif
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.learning.train import Progress
 from besteffort.runs.directory import create_run_directory, write_json
-from besteffort.runs.evaluation import grid_arena, mean_bound
+from besteffort.runs.evaluation import LEARNED, grid_arena, mean_bound
 from besteffort.runs.experiment import load_run
 from besteffort.runs.training import learned_router, make_course, run_training
 from besteffort.simulator.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
-LEARNED, PER_LOAD = "learned", "best heuristic, tuned per load"
 
 
 def main() -> None:
@@ -53,17 +52,15 @@ def main() -> None:
     for seed in range(arguments.seeds):
         training = dataclasses.replace(config.training, seed=seed, seeds=1)
         started = time.perf_counter()
-        first_heard: list[bool] = []
 
-        def hear(news: Progress, seed: int = seed, first_heard: list[bool] = first_heard) -> None:
-            if news.point == 1:
-                first_heard.append(True)
+        def hear(news: Progress, seed: int = seed) -> None:
             console.print(f"seed {seed}: {news.point}/{news.points}, reward {news.metrics['reward'][0]:.3f}")
 
         out = directory / f"seed-{seed}"
+        resumed = out.is_dir()
         out.mkdir(exist_ok=True)
         policies += run_training(config, make_course(situation, training), out, progress=hear)
-        if first_heard:
+        if not resumed:
             seconds.append(time.perf_counter() - started)
 
     arena = grid_arena(situation, judging)

@@ -20,14 +20,26 @@ from besteffort.simulator.result import Result
 _ROUNDING = 1e-6
 
 
+def after_warm_up(arrival_s: Float[np.ndarray, "*lanes n"], warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
+    """Which requests count."""
+    return arrival_s >= arrival_s[..., :1] + warm_up_s
+
+
+def mean_over(values: np.ndarray, counted: Bool[np.ndarray, "*lanes n"]) -> Float[np.ndarray, "*lanes"]:
+    """Mean of the values that count."""
+    total = np.sum(values, axis=-1, where=counted, dtype=np.float64)
+    number = counted.sum(axis=-1)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
 def performance(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
     """Mean reward over all requests that arrived, rejected ones included."""
-    return _mean(result.reward, _counted(result, warm_up_s))
+    return mean_over(result.reward, _counted(result, warm_up_s))
 
 
 def slo_attainment(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
     """Share of all requests that arrived, rejected ones included, that were answered by their deadline."""
-    return _mean(result.met, _counted(result, warm_up_s))
+    return mean_over(result.met, _counted(result, warm_up_s))
 
 
 def effective_accuracy(
@@ -38,7 +50,7 @@ def effective_accuracy(
     The definition of Proteus (ASPLOS 2024) counts served requests only and so rewards rejecting; this one does not.
     `accuracy` comes from `accuracy_table`.
     """
-    return _mean(accuracy[result.task, result.model] * result.met, _counted(result, warm_up_s))
+    return mean_over(accuracy[result.task, result.model] * result.met, _counted(result, warm_up_s))
 
 
 def accuracy_table(profile: Profile, task_names: Sequence[str]) -> Float[np.ndarray, "tasks models"]:
@@ -54,21 +66,21 @@ def performance_per_gpu(result: Result, replicas: int, *, warm_up_s: float = 0.0
 
 def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
     """Share of the requests that were turned away on arrival."""
-    return _mean(result.rejected, _counted(result, warm_up_s))
+    return mean_over(result.rejected, _counted(result, warm_up_s))
 
 
 def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:
     """Share of all requests that each model served, smallest first, and as last entry the share that was rejected."""
     counted = _counted(result, warm_up_s)
     outcome = np.where(result.rejected, models, result.model)
-    return np.stack([_mean(outcome == index, counted) for index in range(models + 1)], axis=-1)
+    return np.stack([mean_over(outcome == index, counted) for index in range(models + 1)], axis=-1)
 
 
 def performance_by_model(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes models"]:
     """What each model's answers contribute to the performance; they add up to it unless rejections cost a penalty."""
     counted = _counted(result, warm_up_s)
     by_model = [np.where(result.model == index, result.reward, 0.0) for index in range(models)]
-    return np.stack([_mean(np.where(result.rejected, 0.0, reward), counted) for reward in by_model], axis=-1)
+    return np.stack([mean_over(np.where(result.rejected, 0.0, reward), counted) for reward in by_model], axis=-1)
 
 
 def windows_at_peak(
@@ -103,7 +115,7 @@ def windows_at_peak(
     peak = np.add.reduceat(np.where(counted, peak_reward[result.task], 0.0).ravel(), starts, dtype=np.float64)
     reached = np.zeros(window.size, dtype=bool)
     reached[starts] = earned >= fraction * peak * (1 - _ROUNDING)
-    return _mean(reached.reshape(*lanes, n), begins.reshape(*lanes, n) & counted)
+    return mean_over(reached.reshape(*lanes, n), begins.reshape(*lanes, n) & counted)
 
 
 def peak_rewards(
@@ -117,7 +129,7 @@ def peak_performance(
     result: Result, peak_reward: Float[np.ndarray, " tasks"], *, warm_up_s: float = 0.0
 ) -> Float[np.ndarray, "*lanes"]:
     """Performance of the same requests if the largest model answered each of them in time."""
-    return _mean(peak_reward[result.task], _counted(result, warm_up_s))
+    return mean_over(peak_reward[result.task], _counted(result, warm_up_s))
 
 
 def latency_percentiles(
@@ -205,13 +217,7 @@ def _first_arrival(result: Result) -> Float[np.ndarray, "*lanes 1"]:
 
 
 def _counted(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
-    return result.arrival_s >= _first_arrival(result) + warm_up_s
-
-
-def _mean(values: np.ndarray, counted: Bool[np.ndarray, "*lanes n"]) -> Float[np.ndarray, "*lanes"]:
-    total = np.sum(values, axis=-1, where=counted, dtype=np.float64)
-    number = counted.sum(axis=-1)
-    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+    return after_warm_up(result.arrival_s, warm_up_s)
 
 
 def _percentiles(

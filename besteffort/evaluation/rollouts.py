@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from besteffort.errors import InputError
+from besteffort.evaluation.metrics import after_warm_up, mean_over
 from besteffort.routers.panel import PanelRouter
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
@@ -117,11 +118,9 @@ def mean_rewards(
     Raises:
       InputError: if the lists differ in length.
     """
-    blocks = _play(situation, lists, lanes, seed, record=False)
-    rewards = np.concatenate([played.reward for played in blocks])
-    arrival_s = _stack(lists)["arrival_s"]
-    counts = (arrival_s - arrival_s[:, :1] >= warm_up_s)[[lane.row for lane in lanes]]
-    return np.asarray((rewards * counts).sum(axis=1) / counts.sum(axis=1))
+    rewards = np.concatenate([played.reward for played in _play(situation, lists, lanes, seed, record=False)])
+    counted = after_warm_up(_stack(lists)["arrival_s"], warm_up_s)
+    return mean_over(rewards, counted[[lane.row for lane in lanes]])
 
 
 def _play(

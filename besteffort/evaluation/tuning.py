@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from besteffort.evaluation.rollouts import Lane, mean_rewards
-from besteffort.routers.registry import TUNABLE, candidates, make_router
+from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
-
-Settings = dict[str, Any]
 
 
 def score_candidates(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ from besteffort.evaluation.bounds import Bound, fluid_bound_windows
 from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.evaluation.tuning import Settings, best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.policy import Policy
+from besteffort.routers.registry import Settings
 from besteffort.runs.directory import write_json
 from besteffort.runs.experiment import EvaluationConfig
 from besteffort.runs.training import learned_router
@@ -35,7 +37,8 @@ from besteffort.workload.config import Poisson
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, with_lengths_of
-from besteffort.workload.traces import TraceInfo, read_trace
+from besteffort.workload.table import read_table
+from besteffort.workload.traces import TraceInfo, interpret
 
 LEARNED = "learned"
 """Name of the router that the others are compared with."""
@@ -107,6 +110,10 @@ class Verdict:
         """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
         return measure(self.results[index][router], warm_up_s=self.arena.warm_up_s)
 
+    def over_loads(self, measure: Callable[..., np.ndarray], router: str) -> np.ndarray:
+        """(loads, seeds, ...) the same at all loads."""
+        return np.stack([self.measure(measure, index, router) for index in range(len(self.results))])
+
 
 def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
     """Poisson arrivals at every load of the grid."""
@@ -123,7 +130,7 @@ def burst_arena(situation: Situation, config: EvaluationConfig) -> Arena:
 
 
 def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:
-    """Reads traces, each once for every seed of its tasks.
+    """Reads traces, and draws what they leave out once for every seed.
 
     Raises:
       InputError: as `read_trace`, if a trace has fewer than four requests, or if two have the same name.
@@ -131,9 +138,10 @@ def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int
     seeds = list(seeds)
     traces = []
     for path, name in zip(paths, _short_names(paths), strict=True):
-        read = [read_trace(path, situation, seed=seeds[0])]
+        table = read_table(path)
+        read = [interpret(table, situation, seed=seeds[0])]
         if read[0][1].drawn:
-            read += [read_trace(path, situation, seed=seed) for seed in seeds[1:]]
+            read += [interpret(table, situation, seed=seed) for seed in seeds[1:]]
         shortest = min(len(requests) for requests, _ in read)
         try:
             first, second = zip(*(halves(requests, shortest) for requests, _ in read), strict=True)
@@ -209,10 +217,10 @@ def evaluate(
     for verdict in verdicts:
         name = verdict.arena.name
         if len(verdict.arena.loads) > 1:
-            pictures.append(draw_against_load(verdict, config, out / f"{name}-load"))
-            pictures.append(draw_routing_mix(verdict, config, out / f"{name}-mix"))
+            pictures.append(draw_against_load(verdict, out / f"{name}-load"))
+            pictures.append(draw_routing_mix(verdict, out / f"{name}-mix"))
         else:
-            pictures.append(draw_comparison(verdict, 0, config, out / name))
+            pictures.append(draw_comparison(verdict, 0, out / name))
             pictures.append(draw_timeline(verdict, out / f"{name}-timeline"))
     settings = {f"Trace {trace.name}": str(trace.info) for trace in traces}
     write_outcome(out, "Evaluation", verdicts, config, pictures, settings)
@@ -263,8 +271,8 @@ def sustained_table(verdict: Verdict) -> Table:
     targets = (0.99, 0.95)
 
     def sustained(name: str) -> tuple[Interval, ...]:
-        attained = [verdict.measure(metrics.slo_attainment, index, name) for index in range(len(loads))]
-        return tuple(mean_interval(metrics.sustained_rate(loads, np.stack(attained, -1), target)) for target in targets)
+        attained = verdict.over_loads(metrics.slo_attainment, name).T
+        return tuple(mean_interval(metrics.sustained_rate(loads, attained, target)) for target in targets)
 
     return Table(
         title=f"Sustained load ({verdict.arena.name})",
@@ -277,16 +285,11 @@ def sustained_table(verdict: Verdict) -> Table:
     )
 
 
-def draw_against_load(verdict: Verdict, config: EvaluationConfig, path: Path) -> Picture:
+def draw_against_load(verdict: Verdict, path: Path) -> Picture:
     """Performance and SLO attainment of all routers against load."""
 
-    def curves(measure: Any) -> dict[str, Interval]:
-        return {
-            name: mean_interval(
-                np.stack([measure(at[name], warm_up_s=verdict.arena.warm_up_s) for at in verdict.results])
-            )
-            for name in verdict.routers
-        }
+    def curves(measure: Callable[..., np.ndarray]) -> dict[str, Interval]:
+        return {name: mean_interval(verdict.over_loads(measure, name)) for name in verdict.routers}
 
     figure = plots.plot_against_rate(
         np.array(verdict.arena.loads),
@@ -300,19 +303,12 @@ def draw_against_load(verdict: Verdict, config: EvaluationConfig, path: Path) ->
     return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: performance and SLO attainment against load.")
 
 
-def draw_routing_mix(verdict: Verdict, config: EvaluationConfig, path: Path) -> Picture:
+def draw_routing_mix(verdict: Verdict, path: Path) -> Picture:
     """Which model serves which share, against load, for the routers that choose by load."""
     models = verdict.arena.situation.profile.model_names
+    mix = partial(metrics.routing_mix, models=len(models))
     chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
-    mixes = {
-        name: np.stack(
-            [
-                metrics.routing_mix(at[name], len(models), warm_up_s=verdict.arena.warm_up_s).mean(0)
-                for at in verdict.results
-            ]
-        )
-        for name in chosen
-    }
+    mixes = {name: verdict.over_loads(mix, name).mean(axis=1) for name in chosen}
     figure = plots.plot_routing_mix(
         np.array(verdict.arena.loads), mixes, models, requests_per_s=verdict.arena.capacity_per_s
     )
@@ -345,27 +341,28 @@ def draw_timeline(verdict: Verdict, path: Path) -> Picture:
     return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: a stretch of the first seed's list.")
 
 
-def draw_comparison(verdict: Verdict, index: int, config: EvaluationConfig, path: Path) -> Picture:
+def draw_comparison(verdict: Verdict, index: int, path: Path) -> Picture:
     """One bar per router."""
     arena = verdict.arena
     models = arena.situation.profile.model_names
     quality = arena.situation.profile.quality_table(arena.situation.task_names)
     peak = metrics.peak_rewards(quality, np.array([task.weight for task in arena.situation.tasks]))
-    results = verdict.results[index]
+    by_model = partial(metrics.performance_by_model, models=len(models))
     bars = [
         plots.Bar(
             name,
-            mean_interval(metrics.performance(result, warm_up_s=verdict.arena.warm_up_s)),
-            metrics.performance_by_model(result, len(models), warm_up_s=verdict.arena.warm_up_s).mean(0),
-            mean_interval(metrics.slo_attainment(result, warm_up_s=verdict.arena.warm_up_s)),
+            mean_interval(verdict.measure(metrics.performance, index, name)),
+            verdict.measure(by_model, index, name).mean(0),
+            mean_interval(verdict.measure(metrics.slo_attainment, index, name)),
         )
-        for name, result in results.items()
+        for name in verdict.routers
     ]
+    peaks = verdict.measure(partial(metrics.peak_performance, peak_reward=peak), index, LEARNED)
     figure = plots.plot_comparison(
         bars,
         models,
         title=f"{arena.title}: quality delivered in time",
-        peak=float(metrics.peak_performance(results[LEARNED], peak, warm_up_s=verdict.arena.warm_up_s).mean()),
+        peak=float(peaks.mean()),
         bound=float(verdict.bounds[index].performance),
         focus=LEARNED,
     )
@@ -423,7 +420,7 @@ def write_outcome(
     }
     report = Report(
         title=title,
-        summary=_summary(verdicts, config),
+        summary=_summary(verdicts),
         situation=verdicts[0].arena.situation,
         settings={
             **settings,
@@ -445,14 +442,11 @@ def write_outcome(
     write_report(report, out / "report.md")
 
 
-def _summary(verdicts: Sequence[Verdict], config: EvaluationConfig) -> str:
+def _summary(verdicts: Sequence[Verdict]) -> str:
     sentences = []
     for verdict in verdicts:
-        for load, results, bound in zip(verdict.arena.loads, verdict.results, verdict.bounds, strict=True):
-            mean = {
-                name: float(metrics.performance(r, warm_up_s=verdict.arena.warm_up_s).mean())
-                for name, r in results.items()
-            }
+        for index, (load, bound) in enumerate(zip(verdict.arena.loads, verdict.bounds, strict=True)):
+            mean = {name: float(verdict.measure(metrics.performance, index, name).mean()) for name in verdict.routers}
             rival = max((name for name in mean if not name.startswith(LEARNED)), key=mean.__getitem__)
             sentences.append(
                 f"- {verdict.arena.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "

@@ -91,9 +91,9 @@ def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
         policies.append(directory / "policy.safetensors")
         verdicts.append(evaluation.judge(arena, {LEARNED: learned_router(policy)}, judging))
     pictures: list[Picture] = [
-        evaluation.draw_comparison(verdicts[0], 0, judging, out / "quickstart"),
+        evaluation.draw_comparison(verdicts[0], 0, out / "quickstart"),
         evaluation.draw_timeline(verdicts[0], out / "timeline"),
-        *(evaluation.draw_against_load(verdict, judging, out / verdict.arena.name) for verdict in verdicts[1:]),
+        *(evaluation.draw_against_load(verdict, out / verdict.arena.name) for verdict in verdicts[1:]),
     ]
     settings = {f"Trace {name}": note for name, note in plan.notes.items()}
     evaluation.write_outcome(out, "Quickstart", verdicts, judging, pictures, settings)

@@ -26,7 +26,7 @@ import yaml
 from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
 from besteffort.learning.config import Config
 from besteffort.learning.network import Weights
 from besteffort.learning.train import Progress, Trained, train
@@ -263,9 +263,10 @@ def _selection_scores(course: Course, policies: dict[int, Policy]) -> dict[int, 
     lists = sample_lists(
         [course.workload], course.situation.task_names, course.training.selection_requests, list(draws)
     )
-    routers = {str(seed): [learned_router(policy)] * len(lists) for seed, policy in policies.items()}
-    results = play_routers(course.situation, lists, routers)
-    return {seed: float(results[str(seed)].reward.mean()) for seed in policies}
+    routers = [learned_router(policy) for policy in policies.values()]
+    lanes = [Lane("learned", row, router) for router in routers for row in range(len(lists))]
+    means = mean_rewards(course.situation, lists, lanes).reshape(len(policies), -1).mean(axis=1)
+    return dict(zip(policies, means.tolist(), strict=True))
 
 
 def _remembering(training: TrainingConfig, capacity: float, deadline_s: float) -> TrainingConfig:

@@ -92,11 +92,7 @@ def play(
     replica = np.array([request.replica for request in served])
     latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + cluster.network_delay_s)
     return Result(
-        arrival_s=requests.arrival_s,
-        task=requests.task,
-        prompt_tokens=requests.prompt_tokens,
-        output_tokens=requests.output_tokens,
-        deadline_s=requests.deadline_s,
+        **requests.columns,
         model=model,
         replica=replica,
         admission_s=np.array([request.admission_s for request in served]),

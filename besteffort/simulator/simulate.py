@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -75,16 +76,25 @@ def simulate(
         with jax.enable_x64(True):
             return int(_route(router, observation, params, key, index))
 
+    return play_reference(requests, situation, route)
+
+
+def play_reference(
+    requests: Requests, situation: Situation, route: Callable[[int, Observation], int], tables: Tables | None = None
+) -> Result:
+    """The reference in a situation; see `reference.play`. `tables` may be given where lists share them."""
+    if tables is None:
+        tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
     return reference.play(
         requests,
-        Tables.of(profile, cluster.max_batch, longest),
-        cluster,
+        tables,
+        situation.cluster,
         route,
-        quality=profile.quality_table(situation.task_names),
+        quality=situation.profile.quality_table(situation.task_names),
         weight=np.array([task.weight for task in situation.tasks]),
         visible_deadline_s=situation.visible_deadlines,
-        reward=reward,
-        rate_tau_s=view.rate_tau_s,
+        reward=situation.reward,
+        rate_tau_s=situation.view.rate_tau_s,
     )
 
 
@@ -104,11 +114,7 @@ def play(requests: Requests, shape: EnvShape, params: EnvParams, router: Router,
     placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
     latency = np.where(placement.replica < 0, np.inf, timing.service_s + float(params.network_delay_s))
     return Result(
-        arrival_s=requests.arrival_s,
-        task=requests.task,
-        prompt_tokens=requests.prompt_tokens,
-        output_tokens=requests.output_tokens,
-        deadline_s=requests.deadline_s,
+        **requests.columns,
         model=placement.model,
         replica=placement.replica,
         admission_s=requests.arrival_s + timing.wait_s,

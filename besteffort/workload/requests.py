@@ -69,6 +69,16 @@ class Requests:
     def __len__(self) -> int:
         return len(self.arrival_s)
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name, as a `besteffort.simulator.result.Result` repeats them."""
+        return {name: getattr(self, name) for name in _DTYPES}
+
+    def part(self, rows: slice, start_s: float) -> Requests:
+        """Some of the requests, with times counted from `start_s`."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Requests(self.tasks, **{**columns, "arrival_s": columns["arrival_s"] - start_s})
+
 
 _DTYPES = {
     "arrival_s": np.float64,

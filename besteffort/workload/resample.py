@@ -100,16 +100,8 @@ def halves(requests: Requests, length: int | None = None) -> tuple[Requests, Req
     middle = length // 2
     if middle < 2:
         raise InputError(f"The list has {length} requests; give at least four, two to learn from and two to judge.")
-    return _part(requests, slice(None, middle)), _part(requests, slice(middle, length))
-
-
-def _part(requests: Requests, rows: slice) -> Requests:
-    arrival_s = requests.arrival_s[rows]
-    return dataclasses.replace(
-        requests,
-        arrival_s=arrival_s - arrival_s[0],
-        task=requests.task[rows],
-        prompt_tokens=requests.prompt_tokens[rows],
-        output_tokens=requests.output_tokens[rows],
-        deadline_s=requests.deadline_s[rows],
+    second_s = float(requests.arrival_s[middle])
+    return (
+        requests.part(slice(None, middle), float(requests.arrival_s[0])),
+        requests.part(slice(middle, length), second_s),
     )

@@ -62,11 +62,8 @@ def capacity(requests: Requests, situation: Situation) -> np.ndarray:
 
     `Situation.capacity` with these requests' own lengths in place of the situation's.
     """
-    decode = situation.profile.decode_table(situation.cluster.max_batch)[:, -1]
     prefill = situation.profile.prefill_table(int(requests.prompt_tokens.max()))
-    mean_prefill = prefill[:, requests.prompt_tokens].mean(axis=1)
-    mean_decodes = requests.output_tokens.mean() - 1
-    return situation.cluster.replicas / (mean_prefill + mean_decodes * decode / situation.cluster.max_batch)
+    return situation.capacity_at(prefill[:, requests.prompt_tokens].mean(axis=1), requests.output_tokens.mean())
 
 
 def to_load(requests: Requests, situation: Situation, load: float) -> Requests:
@@ -90,15 +87,7 @@ def window(requests: Requests, start_s: float, end_s: float) -> Requests:
             f"No request arrives between {start_s:g} and {end_s:g} s; "
             f"the list spans {requests.arrival_s[0]:g} to {requests.arrival_s[-1]:g} s."
         )
-    part = slice(first, end)
-    return Requests(
-        tasks=requests.tasks,
-        arrival_s=requests.arrival_s[part] - start_s,
-        task=requests.task[part],
-        prompt_tokens=requests.prompt_tokens[part],
-        output_tokens=requests.output_tokens[part],
-        deadline_s=requests.deadline_s[part],
-    )
+    return requests.part(slice(first, end), start_s)
 
 
 def write_csv(requests: Requests, path: str | Path) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Trace",
     "TraceInfo",
     "complete",
+    "interpret",
     "read_azure_llm",
     "read_csv",
     "read_maf",
@@ -110,11 +111,23 @@ def read_trace(
     Raises:
       InputError: on a damaged file, an unknown format, or a task that the situation lacks.
     """
-    table = read_table(path)
+    return interpret(read_table(path), situation, seed=seed, kind=kind, maf=maf, servegen=servegen)
+
+
+def interpret(
+    table: Table,
+    situation: Situation,
+    *,
+    seed: int = 0,
+    kind: str | None = None,
+    maf: MafOptions | None = None,
+    servegen: ServeGenOptions | None = None,
+) -> tuple[Requests, TraceInfo]:
+    """`read_trace` of a table already read."""
     if kind is None:
         kind = _detect(table)
     elif kind not in KINDS:
-        raise InputError(f"{path}: unknown trace format `{kind}`; choose from {', '.join(KINDS)}.")
+        raise InputError(f"{table.path}: unknown trace format `{kind}`; choose from {', '.join(KINDS)}.")
     arrivals_seed, rest_seed = np.random.SeedSequence(seed).generate_state(2)
     if kind == "maf":
         trace = readers.maf(table, len(situation.tasks), maf or MafOptions(), int(arrivals_seed))

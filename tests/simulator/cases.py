@@ -17,11 +17,10 @@ import numpy as np
 
 from besteffort.observation import Observation
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.simulator import reference
+from besteffort.simulator import simulate
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import _play
-from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.workload.requests import Requests
@@ -301,19 +300,13 @@ def stacked_params(cases: Sequence[Case]) -> tuple[EnvShape, EnvParams]:
 
 def play_reference(case: Case) -> Result:
     """Plays a case with the reference; the `CuriousRouter` of the case is evaluated by NumPy."""
-    requests, situation, router = case.requests, case.situation, case.router
+    requests, router = case.requests, case.router
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(case.seed)))(np.arange(len(requests)))
     noise = np.asarray(jax.vmap(router.draw)(keys), np.float64)
-    return reference.play(
+    return simulate.play_reference(
         requests,
-        Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max())),
-        situation.cluster,
+        case.situation,
         lambda index, observation: int(np.argmax(router.scores(observation, noise[index]))),
-        quality=situation.profile.quality_table(situation.task_names),
-        weight=np.array([task.weight for task in situation.tasks]),
-        visible_deadline_s=situation.visible_deadlines,
-        reward=situation.reward,
-        rate_tau_s=situation.view.rate_tau_s,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from besteffort.routers import StaticRouter
+from besteffort.runs import playing
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import play, simulate
@@ -91,19 +92,9 @@ def test_the_lists_are_as_nasty_as_they_should_be() -> None:
 @pytest.mark.parametrize("index", [3, 8, 13], ids=lambda index: str(KINDS[index]))
 def test_simulate_gives_the_same_by_either_backend(index: int) -> None:
     # One list at a time, which XLA compiles differently, and with the router run by JAX for the reference, too.
-    (case, truth), situation = lists(index)[1], lists(index)[1][0].situation
+    case, truth = lists(index)[1]
     results = {
-        backend: simulate(
-            case.requests,
-            situation.cluster,
-            situation.profile,
-            case.router,
-            reward=situation.reward,
-            view=situation.view,
-            tasks=situation.tasks,
-            seed=case.seed,
-            backend=backend,
-        )
+        backend: playing.play(case.requests, case.situation, case.router, seed=case.seed, backend=backend)
         for backend in ("jax", "reference")
     }
     for name in ("model", "replica", "met", "rejected"):
