@@ -26,12 +26,12 @@ from rich.table import Table
 from benchmarks.cartpole import cartpole_case
 from benchmarks.compiled import Rollouts, Scenario, part_cases, scenarios
 from benchmarks.rivals import Job, Workers, columns, rival_cases
+from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, cores, machine, measure
 from besteffort.simulator.tables import Tables
 from besteffort.workload.sample import sample_requests
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUTERS = ("random", "static largest", "deadline")
 HEADLINE = "load 0.9, random"
 TARGET = 500_000
 PARTS_AT = 1024
@@ -43,6 +43,7 @@ class Size:
 
     Attributes:
       loads: multiples of the capacity of the largest model.
+      routers: routers of the compiled simulator.
       environments: counts of environments that run side by side.
       rounds: how often every case is run.
       decisions: of the compiled simulator in a run, over all environments.
@@ -52,6 +53,7 @@ class Size:
     """
 
     loads: tuple[float, ...] = (0.3, 0.9, 3.0, 10.0)
+    routers: tuple[str, ...] = ("random", "static largest", "deadline")
     environments: tuple[int, ...] = (64, 256, 1024, 4096)
     rounds: int = 5
     decisions: int = 2**17
@@ -61,7 +63,14 @@ class Size:
 
 
 FAST = Size(
-    loads=(0.9,), environments=(64,), rounds=2, decisions=2**12, warm_steps=64, cartpole_steps=2**14, requests=200
+    loads=(0.9,),
+    routers=("random",),
+    environments=(64,),
+    rounds=2,
+    decisions=2**12,
+    warm_steps=64,
+    cartpole_steps=2**14,
+    requests=200,
 )
 
 
@@ -70,7 +79,7 @@ def simulator_cases(size: Size, found: Sequence[Scenario]) -> list[Case]:
     rollouts = Rollouts(size.decisions, size.warm_steps)
     cases = []
     for scenario in found:
-        for router in ROUTERS:
+        for router in size.routers:
             cases += [rollouts.case(scenario, router, count) for count in size.environments]
             if f"{scenario.name}, {router}" == HEADLINE:
                 cases += [rollouts.case(scenario, router, count, rewards=False) for count in size.environments]
@@ -181,6 +190,20 @@ def run(size: Size, console: Console) -> dict[str, Any]:
         "ratios": {name: {key: round(value, 2) for key, value in row.items()} for name, row in ratios(speeds).items()},
         "parts_ns": {name: round(1e9 / value.median) for name, row in parts.items() for value in row.values()},
     }
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """Lines of the table of all benchmarks."""
+    row, ours = result["headline"]["row"], result["headline"]["per_second"]
+    return [
+        Row(
+            f"Simulation, {row}",
+            f"{ours:,} decisions/s",
+            f"{result['per_second'][row][rival]['median']:,} requests/s ({rival})",
+            ratio,
+        )
+        for rival, ratio in result["ratios"][row].items()
+    ]
 
 
 def _rounded(speed: Speed) -> dict[str, float]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+
+from besteffort.profile.device import cores, cpu_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,30 +69,12 @@ def measure(cases: Sequence[Case], rounds: int, console: Console) -> Speeds:
     return speeds
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine(*packages: str) -> dict[str, Any]:
     """What figures are measured on, with the versions of `packages`."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def _cpu_model() -> str:
-    """Vendor's name, and family and model where the name alone says little (virtual machines)."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
-    known = {key.strip(): value.strip() for key, value in fields.items()}
-    name = known.get("model name", platform.machine())
-    if "cpu family" in known:
-        name += f" (family {known['cpu family']}, model {known.get('model', '?')})"
-    return name

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from besteffort.errors import InputError
+from besteffort.runs.cache import keep_compilations
 
 if TYPE_CHECKING:
     from besteffort.learning.train import Progress as News
+    from besteffort.policy import Policy
+    from besteffort.runs.sweep import News as ProgramNews
     from besteffort.runs.training import Course
 
+Trackers = Annotated[
+    tuple[Literal["mlflow", "wandb"], ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.UseAppendAction
+]
 Traces = Annotated[tuple[Path, ...], tyro.conf.arg(name="trace", metavar="FILE"), tyro.conf.UseAppendAction]
 
 _OUTPUT = Console()
@@ -66,6 +71,7 @@ def train(
     resume: bool = False,
     start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="POLICY")] = None,
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    track: Trackers = (),
 ) -> None:
     """Train routers for a situation and write their policy files.
 
@@ -76,12 +82,15 @@ def train(
       resume: continue the run in `--out`, which was killed, with the same settings.
       start: policy file to start from, for fine-tuning.
       trace: train for requests like those of the first half of this request log, at the configured loads.
+      track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
     """
     from besteffort.runs.directory import create_run_directory
     from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
+    from besteffort.runs.trackers import check_trackers
     from besteffort.runs.training import make_course, run_training
 
+    check_trackers(track)
     run, situation = load_run(config)
     changes: dict[str, Any] = {"seeds": seeds, "start": start}
     training = dataclasses.replace(run.training, **{k: v for k, v in changes.items() if v is not None})
@@ -95,9 +104,64 @@ def train(
     course = make_course(situation, training, lengths)
     create_run_directory(out, resume=resume)
     with _bars() as watch:
-        run_training(run, course, out, progress=watch(out.name, course))
+        run_training(run, course, out, progress=watch(out.name, course), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
     _say(f"Policy: {out / 'policy.safetensors'}{each}")
+
+
+def sweep(
+    file: tyro.conf.Positional[str],
+    out: Path,
+    resume: bool = False,
+    workers: int | None = None,
+    together: int = 64,
+    backend: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
+    early_stopping: bool = False,
+    track: Trackers = (),
+) -> None:
+    """Train and judge routers over any fields of a configuration, and tell which of them mattered.
+
+    Args:
+      file: name of a sweep that comes with the package (`learning_rate`), or a YAML file.
+      out: new directory for the leaderboard and, trial by trial, configuration, metrics and policy.
+      resume: continue the sweep in `--out`, which was killed; trials that are finished are not repeated.
+      workers: local processes at a time, instead of one per core.
+      together: trials that train side by side in one program, at most; fewer need less memory.
+      backend: local processes, or a Ray cluster.
+      address: of the Ray cluster (`auto`, `host:6379`, `ray://...`); without it one is started on this machine.
+      cpus: cores of each program on a Ray cluster.
+      gpus: GPUs of each program on a Ray cluster, or a share of one.
+      early_stopping: on a Ray cluster, give up programs that lag behind (asynchronous successive halving).
+      track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
+    """
+    import jax
+
+    from besteffort.runs import sweep as sweeps
+    from besteffort.runs.trials import load_sweep, make_plan
+
+    # This process only plans, and leaves an accelerator to the programs.
+    jax.config.update("jax_platforms", "cpu")
+    if workers is not None and workers < 1:
+        raise InputError(f"`--workers` is {workers}; give at least 1.")
+    on: sweeps.Local | sweeps.Ray = sweeps.Local(workers)
+    if backend == "ray":
+        on = sweeps.Ray(address, cpus, gpus, sweeps.EarlyStopping() if early_stopping else None)
+    elif address is not None or early_stopping or (cpus, gpus) != (1, 0.0):
+        raise InputError(
+            "`--address`, `--cpus`, `--gpus` and `--early-stopping` are for a cluster; add `--backend ray` or leave "
+            "them out."
+        )
+    plan = make_plan(load_sweep(file), where=file, together=together)
+    with _program_bars(len(plan.programs)) as watch:
+        board = sweeps.run_sweep(plan, out, resume=resume, on=on, track=track, watch=watch)
+    _OUTPUT.print(board.brief.terminal())
+    if board.unfinished:
+        _say(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
+    _say(f"Picture: {board.picture}")
+    _say(f"Report: {board.report}")
 
 
 def evaluate(
@@ -143,6 +207,47 @@ def evaluate(
     _say(f"Report: {out / 'report.md'}")
 
 
+def diagnose(
+    policy: tyro.conf.Positional[Path],
+    out: Path,
+    config: str = "paper",
+    profile: str | None = None,
+    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    load: float = 1.0,
+) -> None:
+    """Find out where a policy breaks: wrong tables, late views, other loads, bursts and tasks than it knows.
+
+    Args:
+      policy: policy file.
+      out: new directory for the figures and the report.
+      config: situation to diagnose it in: a name or a YAML file.
+      profile: built-in profile or profile file, instead of the configuration's.
+      trace: request log to judge on (its second half) in place of the bursty load.
+      load: mean load of the trace, in multiples of the largest model's capacity.
+    """
+    from besteffort.policy import load_policy
+    from besteffort.runs import diagnosis
+    from besteffort.runs.directory import create_run_directory
+    from besteffort.runs.evaluation import read_halves
+    from besteffort.runs.experiment import load_run
+    from besteffort.runs.training import check_policy
+
+    run, situation = load_run(config, profile=profile)
+    loaded = load_policy(policy)
+    check_policy(loaded, situation, policy)
+    judging = run.evaluation
+    halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
+    create_run_directory(out)
+    for half in halves:
+        _say(str(half.info))
+    with _OUTPUT.status("Diagnosing"):
+        done = diagnosis.diagnose(loaded, situation, judging, out, trace=halves[0] if halves else None, load=load)
+    _OUTPUT.print(done.table.terminal())
+    for line in done.lines:
+        _say(line)
+    _say(f"Report: {done.report}")
+
+
 def simulate(
     requests: tyro.conf.Positional[Path],
     router: str,
@@ -178,16 +283,76 @@ def simulate(
     _say(f"Per request: {out / 'requests.csv'}")
 
 
-def policy(action: tyro.conf.Positional[Literal["show"]], file: tyro.conf.Positional[Path]) -> None:
-    """Tell what is in a policy file.
+def reproduce(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    out: Path = Path("reproduced"),
+    fast: bool = False,
+    data: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Run the experiments behind the paper's claims, and set its figures beside ours. Needs a checkout.
 
     Args:
-      action: what to do.
+      names: experiments (`stable_load`, ...); all by default. Those that are done already are not repeated.
+      out: directory for results and trainings; an interrupted reproduction goes on there.
+      fast: fewer seeds, decisions and requests: an indication in ten minutes on two cores instead of hours.
+      data: directory with public traces; without it what needs them is left out.
+      workers: processes at a time, instead of one per core.
+    """
+    from besteffort.runs.reproduce import plan, reproduce
+
+    chosen = plan(names)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_ERRORS
+    ) as progress:
+        total = progress.add_task("Experiments", total=len(chosen))
+        outcome = reproduce(
+            chosen,
+            out,
+            fast=fast,
+            data=data,
+            workers=workers,
+            heard=lambda name, line: progress.console.print(line, highlight=False, markup=False, soft_wrap=True),
+            ended=lambda name, status: progress.update(total, advance=1),
+        )
+        progress.update(total, completed=len(chosen) - len(outcome.failed))
+    _OUTPUT.print(outcome.table.terminal())
+    _say(f"Page: {outcome.page}")
+    if outcome.failed:
+        failed = ", ".join(f"{name} ({log})" for name, log in outcome.failed.items())
+        raise InputError(f"These experiments failed, see their logs: {failed}; run the same command to try them again.")
+
+
+def policy(
+    action: tyro.conf.Positional[Literal["show", "export"]],
+    file: tyro.conf.Positional[Path],
+    onnx: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None,
+) -> None:
+    """Tell what is in a policy file, or export it for other languages.
+
+    Args:
+      action: `show`, or `export`.
       file: policy file.
+      onnx: new ONNX file to export to.
     """
     from besteffort.policy import load_policy
 
     loaded = load_policy(file)
+    if action == "show":
+        if onnx is not None:
+            raise InputError("`--onnx` names a file to export to, and `show` writes none; leave it out or `export`.")
+        _show(loaded)
+        return
+    if onnx is None:
+        raise InputError("`export` needs to know where to; name a new file, `--onnx OUT.onnx`.")
+    from besteffort.adapters.onnx import export_onnx
+
+    export_onnx(loaded, onnx)
+    _say(f"ONNX: {onnx}")
+
+
+def _show(loaded: Policy) -> None:
+    """What is in a policy file, a line each."""
     layers = [kernel.shape[0] for kernel, _ in loaded.weights] + [len(loaded.models)]
     cluster = loaded.cluster
     lines = {
@@ -211,16 +376,119 @@ def policy(action: tyro.conf.Positional[Literal["show"]], file: tyro.conf.Positi
         _say(f"{name:<{width}}  {value}")
 
 
+def profile_measure(
+    models: tyro.conf.Positional[tuple[str, ...]],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    max_batch: int = 32,
+    context: int = 512,
+    repeats: int = 15,
+    qualities: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
+    resume: bool = False,
+) -> None:
+    """Measure what OPT models cost on this device: decode, prefill, and how they slow each other down.
+
+    Args:
+      models: published sizes (`opt-125m`; random weights, which take as long), or directories and names on the Hugging
+        Face Hub; from the smallest to the largest.
+      out: new profile file; the figures behind it are written beside it as they come.
+      dtype: number format of weights and cache.
+      max_batch: largest batch of a decode step.
+      context: longest sequence, prompt and answer.
+      repeats: iterations that a figure is the median of.
+      qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
+      resume: go on with a measurement that was stopped, with the same settings.
+    """
+    from besteffort.profile.device import device_name
+    from besteffort.profile.measure import Plan, figures_file, measure_profile, read_qualities, tables
+
+    plan = Plan(models, dtype, max_batch, context, repeats)
+    known = read_qualities(plan.names, qualities)
+    if out.exists():
+        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    _say(f"Device: {device_name()}")
+    with _OUTPUT.status("Measuring") as status:
+        report = measure_profile(
+            plan,
+            known,
+            out,
+            resume=resume,
+            watch=lambda what, done, total: status.update(f"{what} ({done} of {total})"),
+        )
+    for table in tables(report):
+        _OUTPUT.print(table.terminal())
+    for remark in report.remarks:
+        _say(remark)
+    _say(f"Profile: {out}")
+    _say(f"Figures: {figures_file(out)}")
+
+
+def profile_fit(
+    log: tyro.conf.Positional[Path],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    quality: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
+    into: Annotated[str | None, tyro.conf.arg(metavar="PROFILE")] = None,
+    name: str | None = None,
+    device: str | None = None,
+    max_batch: int | None = None,
+) -> None:
+    """Find what a server's models cost from its request log, and how far that can be trusted.
+
+    Args:
+      log: request log: CSV or JSON lines, plain or `.gz`; columns as in `besteffort.profile.log`.
+      out: new profile file; a situation, the figures and a picture are written beside it.
+      quality: percent that the model reaches on a task, `piqa=71.7`, or `piqa=small:63,large:71.7` for several models;
+        may be given several times.
+      into: profile to put the costs into, built-in or a file; what it says of quality stays.
+      name: the model's name, where the log has no column `model`; by default the log's.
+      device: what the server runs on, for the record.
+      max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
+    """
+    from besteffort.profile import load_profile
+    from besteffort.profile.log import read_log
+    from besteffort.runs import fitting
+
+    if out.exists() and (into is None or str(out) != into):
+        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    qualities = fitting.parse_qualities(quality)
+    base = None if into is None else load_profile(into)
+    requests = read_log(log)
+    fitting.check(requests, qualities, base, name)
+    with _OUTPUT.status("Fitting") as status:
+        models = fitting.fit_log(
+            requests,
+            name=name,
+            max_batch=max_batch,
+            share=None if base is None else fitting.share_of_others(base, requests, name),
+            progress=lambda doing, misfit: status.update(f"Fitting {doing}; misfit {misfit:.3f}"),
+        )
+    made = fitting.make_profile(models, name=out.stem, qualities=qualities, into=base, device=device)
+    outcome = fitting.write_outcome(models, made, out)
+    _OUTPUT.print(outcome.table.terminal())
+    for note in outcome.notes:
+        _say(note)
+    for what, file in zip(("Profile", "Situation", "Figures", "Picture"), outcome.files, strict=True):
+        _say(f"{what}: {file}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
     commands: dict[str, Callable[..., None]] = {
         "quickstart": quickstart,
         "train": train,
+        "sweep": sweep,
         "evaluate": evaluate,
+        "diagnose": diagnose,
         "simulate": simulate,
+        "reproduce": reproduce,
         "policy": policy,
+        "profile": _group(
+            "What models cost: measured here, or from a server's request log.",
+            {"measure": profile_measure, "fit": profile_fit},
+        ),
     }
-    _cache_compilations()
+    if "jax" not in sys.modules:
+        keep_compilations()
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -237,17 +505,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _group(description: str, commands: dict[str, Callable[..., None]]) -> Callable[..., None]:
+    """A command that does nothing but hold others."""
+    options = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=call)] for name, call in commands.items()]
+    one_of: Any = Union.__getitem__((*options, Annotated[None, tyro.conf.Suppress]))  # tyro needs two or more
+
+    def group(command: Any) -> None:
+        """Whatever it does is done by the command."""
+
+    group.__doc__ = description
+    group.__annotations__["command"] = Annotated[one_of, tyro.conf.arg(name="")]
+    return group
+
+
 def _say(text: str) -> None:
     _OUTPUT.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _cache_compilations() -> None:
-    """Lets JAX, unless it runs already, keep compiled programs between calls in the user's cache."""
-    if "jax" in sys.modules:
-        return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "besteffort" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+@contextmanager
+def _program_bars(programs: int) -> Iterator[Callable[[ProgramNews], None]]:
+    """Progress bars of a sweep: one for all programs, and one for each that runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_ERRORS) as progress:
+        total = progress.add_task("Programs", total=programs, figures="")
+        running: dict[str, Any] = {}
+
+        def hear(news: ProgramNews) -> None:
+            if news.ended:
+                progress.update(total, advance=1)
+                if news.program in running:
+                    progress.remove_task(running.pop(news.program))
+                return
+            if news.program not in running:
+                running[news.program] = progress.add_task(f"Program {news.program}", figures="")
+            figures = f"mean reward {news.reward:.3f}"
+            progress.update(running[news.program], completed=news.point, total=news.points, figures=figures)
+
+        yield hear
 
 
 @contextmanager

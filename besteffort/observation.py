@@ -17,12 +17,15 @@ from besteffort.errors import InputError
 class Observation(NamedTuple):
     """What is known when a request arrives, before it is placed.
 
+    Batch sizes and rate may be those of an earlier moment, see `besteffort.situation.View`.
+
     Attributes:
       task: () integer, index of the request's task.
       batch_sizes: (models,) running plus waiting requests of each model, summed over replicas.
       arrival_rate: () estimated arrival rate in requests per second, see `next_rate`.
       instance_batch_sizes: (replicas, models) the same counts per instance; for heuristics and load balancers.
-      deadline_s: () what is known of the request's deadline before its answer: that of its task's mean output.
+      deadline_s: () what is known of the request's deadline before its answer: that of its task's mean output, times
+        the factor in force on deadlines where these change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
     """
 

@@ -231,8 +231,14 @@ def save_policy(policy: Policy, path: str | Path) -> None:
     for i, (kernel, bias) in enumerate(policy.weights):
         tensors[f"layers.{i}.kernel"] = np.ascontiguousarray(kernel)
         tensors[f"layers.{i}.bias"] = np.ascontiguousarray(bias)
+    metadata = {"format": FORMAT, **describe(policy)}
+    text = json.dumps({**metadata, "sha256": _digest(metadata, tensors)})
+    write_bytes(path, safetensors.numpy.save(tensors, {_ENTRY: text}))
+
+
+def describe(policy: Policy) -> dict[str, Any]:
+    """All of a policy but its weights, as a reader of its file gets it back: plain JSON values."""
     metadata = {
-        "format": FORMAT,
         "version": policy.version,
         "models": list(policy.models),
         "tasks": list(policy.tasks),
@@ -243,10 +249,8 @@ def save_policy(policy: Policy, path: str | Path) -> None:
         "profile": {"name": policy.profile_name, "digest": policy.profile_digest},
         "training": dict(policy.training),
     }
-    # Through JSON once, so that the digest covers what a reader gets back (lists for tuples, for example).
-    metadata = json.loads(_canonical(metadata))
-    text = json.dumps({**metadata, "sha256": _digest(metadata, tensors)})
-    write_bytes(path, safetensors.numpy.save(tensors, {_ENTRY: text}))
+    values: dict[str, Any] = json.loads(_canonical(metadata))
+    return values
 
 
 def load_policy(path: str | Path) -> Policy:

@@ -98,10 +98,16 @@ class View:
     Attributes:
       features: names from `besteffort.observation.FEATURES`, in the order of the network's input.
       rate_tau_s: time constant of the rate estimate, in seconds.
+      rate_lag: arrivals by which the rate estimate is late: a request meets the estimate that belongs to the one so
+        many arrivals before it, and 0 where there was none.
+      batch_refresh_s: batch sizes are read at an arrival if they were read that many seconds ago or more, as from
+        servers that publish them from time to time; 0 reads them at every arrival. Load balancers see the present ones.
     """
 
     features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
     rate_tau_s: Positive = 2.0
+    rate_lag: Annotated[int, Ge(0)] = 0
+    batch_refresh_s: NonNegative = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +157,10 @@ class Situation:
 
     @property
     def visible_deadlines(self) -> np.ndarray:
-        """(tasks,) what is known of a request's deadline on arrival, in seconds: that of the task's mean output."""
+        """(tasks,) what is known of a request's deadline on arrival, in seconds: that of the task's mean output.
+
+        Where deadlines change with time, routers see this times the factor in force.
+        """
         return self.deadlines(np.arange(len(self.tasks)), self.mean_output_tokens)
 
     def capacity(self) -> np.ndarray:

@@ -189,6 +189,17 @@ def sustained_rate(
     return np.where(inside, crossing, np.where(first_miss == 0, 0.0, rates[-1]))
 
 
+def batch_sizes_found(result: Result, replicas: int, models: int) -> Int[np.ndarray, "n replicas models"]:
+    """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived."""
+    sizes = np.empty((len(result.arrival_s), replicas, models), dtype=np.int64)
+    for replica, model in np.ndindex(replicas, models):
+        mine = (result.replica == replica) & (result.model == model)
+        came = np.cumsum(mine) - mine
+        left = np.searchsorted(np.sort(result.completion_s[mine]), result.arrival_s, side="right")
+        sizes[:, replica, model] = came - left
+    return sizes
+
+
 def binned(
     result: Result, values: np.ndarray, *, width_s: float, bins: int, origin_s: float = 0.0
 ) -> tuple[Int[np.ndarray, "*lanes bins"], Float[np.ndarray, "*lanes bins"]]:

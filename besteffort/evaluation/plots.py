@@ -23,8 +23,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from besteffort.evaluation.bounds import Bound
 from besteffort.evaluation.metrics import binned
+from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval
 from besteffort.runs.directory import write_bytes
 from besteffort.simulator.result import Result
@@ -38,6 +38,20 @@ _FOCUS = "#d55e00"  # vermilion, for the router that the figure is about
 _COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#8c6d46", "#7a7a7a")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+_SETTING: dict[str, Any] = {"color": "#0072b2", "alpha": 0.75, "zorder": 2}
+_MEAN: dict[str, Any] = {"color": _FOCUS, "linewidth": 2.4, "marker": "D", "markersize": 5, "zorder": 3}
+_BEST: dict[str, Any] = {
+    "color": _INK,
+    "linestyle": "",
+    "marker": "o",
+    "markersize": 9,
+    "fillstyle": "none",
+    "markeredgewidth": 1.6,
+    "zorder": 4,
+}
+_MOST_LISTED = 8  # values of an axis that stand side by side
+_BINS = 4  # of an axis whose values all differ
+_BOUND: dict[str, Any] = {"color": _INK, "linewidth": 1.4, "linestyle": (0, (4, 2))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +69,53 @@ class Bar:
     performance: Interval
     by_model: np.ndarray
     slo_attainment: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One diagram of `plot_panels`.
+
+    Attributes:
+      title: what it shows.
+      x: (points,) positions.
+      curves: per name an interval of shape (points,).
+      x_label, y_label: what the axes show, with units.
+      log: whether the x axis is logarithmic; `x` is then labelled point by point.
+      share: whether the figures are shares, shown in percent.
+      bound: (points,) what nothing can exceed.
+      zero: draw a line at 0, for differences.
+    """
+
+    title: str
+    x: np.ndarray
+    curves: Mapping[str, Interval]
+    x_label: str
+    y_label: str
+    log: bool = False
+    share: bool = True
+    bound: np.ndarray | None = None
+    zero: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One row of `plot_settings`; performances as shares of peak performance.
+
+    Attributes:
+      group: what is varied; rows of one group stand together.
+      name: its value here.
+      static, heuristic, learned: performance of the best static model, the best heuristic and the learned router.
+      ahead: by how much the learned router is ahead of the best heuristic, paired.
+      bound: what no router can exceed.
+    """
+
+    group: str
+    name: str
+    static: float
+    heuristic: float
+    learned: Interval
+    ahead: Interval
+    bound: float
 
 
 def plot_against_rate(
@@ -99,7 +160,7 @@ def plot_against_rate(
         ax.set_ylim(top=1.02, bottom=min(0.0, ax.get_ylim()[0]))
     handles = [Line2D([], [], label=name, **styles[name]) for name in performance]
     if bound is not None:
-        handles.append(Line2D([], [], color=_INK, linewidth=1.4, linestyle=(0, (4, 2)), label="upper bound (fluid)"))
+        handles.append(Line2D([], [], color=_INK, linewidth=1.4, linestyle=(0, (4, 2)), label="upper bound"))
     first = next(iter(performance.values()))
     note = f"bands: {first.confidence:.0%} intervals over {first.seeds} seeds" if first.seeds > 1 else "one seed"
     _legend(figure, handles, note)
@@ -282,6 +343,307 @@ def plot_comparison(
     return figure
 
 
+def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: int = 2) -> Figure:
+    """Curves with confidence bands, panel by panel; a name has one style in all of them, and one entry in the legend.
+
+    Args:
+      panels: the diagrams, row by row.
+      focus: the curve that is drawn broad, beneath the others.
+      columns: panels per row.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns + 2.2, 3.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    names = tuple(dict.fromkeys(name for panel in panels for name in panel.curves))
+    styles = _router_styles(names, focus)
+    for ax, panel in zip(axes, panels, strict=False):
+        if panel.zero:
+            ax.axhline(0.0, color=_GREY, linewidth=1.0)
+        if panel.bound is not None:
+            ax.plot(panel.x, panel.bound, **_BOUND)
+        for name, curve in panel.curves.items():
+            style = styles[name]
+            ax.plot(panel.x, curve.mean, **style)
+            band = np.isfinite(curve.half_width)
+            ax.fill_between(panel.x, curve.low, curve.high, where=band, color=style["color"], alpha=0.18, linewidth=0)
+        _decorate(ax, panel.title)
+        ax.set_xlabel(panel.x_label, color=_INK)
+        ax.set_ylabel(panel.y_label, color=_INK)
+        if panel.log:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(FixedLocator(list(panel.x)))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(_short))
+        if panel.share:
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        shown = [curve.mean for curve in panel.curves.values()] + ([] if panel.bound is None else [panel.bound])
+        low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+        margin = 0.08 * (high - low) or 0.01
+        ax.set_ylim(low - margin, high + margin)  # by the means: a band of few seeds may be wider than the picture
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    handles = [Line2D([], [], label=name, **styles[name]) for name in names]
+    if any(panel.bound is not None for panel in panels):
+        handles.append(Line2D([], [], label="upper bound", **_BOUND))
+    first = next(iter(panels[0].curves.values()))
+    _legend(figure, handles, f"bands: {first.confidence:.0%} intervals over {first.seeds} seeds")
+    return figure
+
+
+def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
+    """A row per setting: the best static model, the best heuristic, the learned router and the bound on one line.
+
+    Beside each row, by how much the learned router is ahead of the best heuristic: bold where the interval leaves no
+    doubt of it, grey where it leaves the sign open.
+    """
+    groups = list(dict.fromkeys(setting.group for setting in settings))
+    rows = np.array([-(index + 0.9 * groups.index(setting.group)) for index, setting in enumerate(settings)])
+    figure = Figure(figsize=(10.5, 1.5 + 0.25 * -rows[-1]), layout="constrained")
+    ax = figure.subplots()
+    marks = (
+        ("best static model", "s", "#7a7a7a", [setting.static for setting in settings]),
+        ("best heuristic, tuned", "^", "#0072b2", [setting.heuristic for setting in settings]),
+        ("learned", "o", _FOCUS, [float(setting.learned.mean) for setting in settings]),
+    )
+    for row, setting in zip(rows, settings, strict=True):
+        ax.plot([setting.static, setting.bound], [row, row], color=_GRID, linewidth=2.0, zorder=1)
+        ax.plot([setting.bound] * 2, [row - 0.35, row + 0.35], color=_INK, linewidth=1.6, zorder=2)
+        ahead, half = float(setting.ahead.mean), float(setting.ahead.half_width)
+        sure = abs(ahead) > half
+        text = f"{100 * ahead:+.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
+        colour = _GREY if not sure else _FOCUS if ahead > 0 else "#0072b2"
+        ax.text(1.02, row, text, va="center", fontsize=9, color=colour, fontweight="bold" if sure else "normal")
+    for name, marker, colour, values in marks:
+        ax.scatter(values, rows, marker=marker, s=42 if marker == "o" else 30, color=colour, label=name, zorder=3)
+    for group in groups:
+        top = max(row for row, setting in zip(rows, settings, strict=True) if setting.group == group)
+        ax.text(0.0, top + 0.72, group, fontsize=9, fontweight="bold", color=_INK, va="center")
+    ax.text(1.02, rows[0] + 0.8, "learned ahead of\nbest heuristic (points)", fontsize=8, color=_GREY, va="bottom")
+    _decorate(ax)
+    ax.set_yticks(rows, [setting.name for setting in settings])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.set(xlim=(0, 1.22), ylim=(rows[-1] - 0.7, rows[0] + 1.2))
+    ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.set_xlabel("Performance, in percent of peak quality", color=_INK, loc="left")
+    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
+    handles = [*ax.get_legend_handles_labels()[0], Line2D([], [], color=_INK, marker="|", linestyle="", label="bound")]
+    legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9)
+    _ink(legend)
+    return figure
+
+
+def plot_matrix(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    row_label: str,
+    column_label: str,
+) -> Figure:
+    """Differences in points as a table of colours with the figures in it; blue is behind, orange is ahead.
+
+    Args:
+      values: differences, as shares.
+      rows: names of the rows.
+      columns: names of the columns.
+      title: what it shows.
+      row_label: what rows are.
+      column_label: what columns are.
+    """
+    figure = Figure(figsize=(3.4 + 0.95 * len(columns), 1.8 + 0.5 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    limit = max(float(np.nanmax(np.abs(values))), 1e-3)
+    ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.7 * limit else _INK
+        ax.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=9, color=colour)
+    _decorate(ax, title)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0)
+    ax.set_xlabel(column_label, color=_INK)
+    ax.set_ylabel(row_label, color=_INK)
+    return figure
+
+
+def plot_choices(
+    choices: Mapping[str, np.ndarray],
+    model_names: Sequence[str],
+    *,
+    rates: Float[np.ndarray, " rates"],
+    sizes: Float[np.ndarray, " sizes"],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """What a policy does: the model that it chooses, as a colour over arrival rate and batch size, panel by panel.
+
+    Args:
+      choices: per panel (sizes, rates) indices of models.
+      model_names: names of the models, smallest first.
+      rates: arrival rates, ascending and evenly spaced in the logarithm.
+      sizes: batch sizes, ascending and evenly spaced.
+      x_label: what the rates are, with their unit.
+      y_label: what the sizes are.
+    """
+    figure = Figure(figsize=(3.1 * len(choices) + 1.8, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(choices), squeeze=False, sharey=True).ravel()
+    colours = _model_colours(len(model_names))
+    palette = mpl.colors.ListedColormap(colours)
+    for ax, (title, chosen) in zip(axes, choices.items(), strict=True):
+        ax.pcolormesh(rates, sizes, chosen, cmap=palette, vmin=-0.5, vmax=len(model_names) - 0.5, shading="nearest")
+        ax.set_xscale("log")
+        _decorate(ax, title)
+        ax.grid(False)
+        ax.set_xlabel(x_label, color=_INK)
+    axes[0].set_ylabel(y_label, color=_INK)
+    handles = [Patch(facecolor=colour, label=name) for name, colour in zip(model_names, colours, strict=True)]
+    _legend(figure, handles, "model chosen")
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class SweptAxis:
+    """One axis of a sweep, a panel of `plot_sweep`.
+
+    Attributes:
+      name: its name.
+      values: its value in each setting, numbers or names.
+      log: drawn evenly in its logarithm.
+      explained: share of the variance between networks that lies between its values; `nan` if that is not known.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    log: bool = False
+    explained: float = float("nan")
+
+    @property
+    def listed(self) -> bool:
+        """Few values that come again and again stand side by side, in place of a scale."""
+        return len(set(self.values)) <= _MOST_LISTED or not all(map(is_number, self.values))
+
+    def groups(self, values: Sequence[Any]) -> list[Any]:
+        """What `values` of this axis count as alike: the same ones, or neighbours where most differ."""
+        if self.listed:
+            return list(values)
+        edges = np.quantile(np.unique(np.asarray(self.values, float)), np.linspace(0, 1, _BINS + 1)[1:-1])
+        return np.searchsorted(edges, np.asarray(values, float), side="right").tolist()
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value has a place on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def plot_sweep(axes: Sequence[SweptAxis], performance: Interval) -> Figure:
+    """Performance of all settings of a sweep against each axis, with the mean over the settings of a value.
+
+    Args:
+      axes: the axes, panel by panel.
+      performance: of shape (settings,); its intervals are those of the difference from the mean setting.
+    """
+    columns = 2 if len(axes) == 4 else min(3, len(axes))
+    rows = -(-len(axes) // columns)
+    figure = Figure(figsize=(3.7 * columns + 1.9, 3.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    mean = np.asarray(performance.mean)
+    half = np.where(np.isfinite(performance.half_width), performance.half_width, 0.0)
+    best = int(mean.argmax())
+    for ax, axis in zip(panels.ravel(), axes, strict=False):
+        groups = axis.groups(axis.values)
+        distinct = sorted(set(groups)) if all(map(is_number, groups)) else list(dict.fromkeys(groups))
+        if axis.listed:
+            # Settings of one value stand beside each other, in their order, so that they do not hide each other.
+            x = np.empty(len(groups))
+            for place, value in enumerate(distinct):
+                mine = [index for index, group in enumerate(groups) if group == value]
+                x[mine] = place + (np.linspace(-0.2, 0.2, len(mine)) if len(mine) > 1 else 0.0)
+            ax.set_xticks(range(len(distinct)), [f"{v:g}" if is_number(v) else v for v in distinct])
+            ax.set_xlim(-0.5, len(distinct) - 0.5)
+        else:
+            x = np.asarray(axis.values, float)
+            if axis.log:
+                ax.set_xscale("log")
+        ax.errorbar(x, mean, half, linestyle="", marker="o", markersize=4, elinewidth=0.8, **_SETTING)
+        of_group = [np.array([index for index, group in enumerate(groups) if group == value]) for value in distinct]
+        places = [place if axis.listed else float(np.median(x[mine])) for place, mine in enumerate(of_group)]
+        ax.plot(places, [mean[mine].mean() for mine in of_group], **_MEAN)
+        ax.plot(x[best], mean[best], **_BEST)
+        known = "" if np.isnan(axis.explained) else f": explains {axis.explained:.0%}"
+        _decorate(ax, f"{axis.name}{known}")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    margin = 0.08 * float(np.ptp(mean)) or 0.01
+    panels[0, 0].set_ylim(float(mean.min()) - margin, float(mean.max()) + margin)  # few lists have wide intervals
+    for ax in panels.ravel()[len(axes) :]:
+        ax.remove()
+    for ax in panels[:, 0]:
+        ax.set_ylabel("Performance", color=_INK)
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=4, label="a setting", **_SETTING),
+        Line2D([], [], label="mean of settings", **_MEAN),
+        Line2D([], [], label="the best setting", **_BEST),
+    ]
+    many = performance.seeds > 1
+    note = f"bars: {performance.confidence:.0%} intervals of the\ndifference from the mean setting"
+    _legend(figure, handles, note if many else None)
+    return figure
+
+
+def plot_prediction(times: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Distributions of times as measured and as predicted, one diagram each, with 50th, 95th and 99th percentiles.
+
+    Args:
+      times: by (model, what was timed) the measured and the predicted seconds, arrays of shape (n,); nan where unknown.
+    """
+    columns = min(len(times), 2)
+    rows = -(-len(times) // columns)
+    figure = Figure(figsize=(4.7 * columns + 1.6, 3.6 * rows + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    styles: tuple[dict[str, Any], ...] = (
+        {"color": _INK, "linewidth": 4.0, "alpha": 0.35, "solid_capstyle": "butt"},
+        {"color": _FOCUS, "linewidth": 1.6, "linestyle": (0, (5, 1.5))},
+    )
+    for ax, ((model, what), pair) in zip(axes, times.items(), strict=False):
+        known = np.isfinite(pair[0])
+        for seconds, style in zip(pair, styles, strict=True):
+            ordered = np.sort(seconds[known])
+            ax.plot(ordered, (np.arange(len(ordered)) + 0.5) / len(ordered), **style)
+        for percentile in (50, 95, 99):
+            measured, predicted = (float(np.percentile(seconds[known], percentile)) for seconds in pair)
+            ax.plot(predicted, percentile / 100, "o", color=_FOCUS, markersize=5, zorder=3)
+            label = ax.annotate(
+                f"P{percentile}  {measured:.3g} s, predicted {100 * (predicted / measured - 1):+.1f}%",
+                (min(measured, predicted), percentile / 100),
+                xytext=(-8, {50: 0, 95: -3, 99: 4}[percentile]),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=8.5,
+                color=_INK,
+            )
+            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        _decorate(ax, f"{model}: {what}" if len({key[0] for key in times}) > 1 else what.capitalize())
+        low, high = ax.get_xlim()
+        ax.set(xlim=(low - 0.45 * (high - low), high), ylim=(0, 1.06))
+        ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= high])
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.set_xlabel("Seconds", color=_INK)
+        ax.set_ylabel("Share of requests", color=_INK)
+    for ax in axes[len(times) :]:
+        ax.remove()
+    _legend(
+        figure, [Line2D([], [], label=n, **style) for n, style in zip(("measured", "predicted"), styles, strict=True)]
+    )
+    return figure
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160) -> tuple[Path, Path]:
     """Writes `path`, a name without suffix, as .png and as .svg and returns both; the same data give the same bytes.
 
@@ -348,6 +710,15 @@ def _decorate(ax: Axes, title: str | None = None) -> None:
     ax.tick_params(colors=_GREY, labelcolor=_INK, labelsize=9)
     ax.grid(color=_GRID, linewidth=0.8)
     ax.set_axisbelow(True)
+
+
+def _short(value: float, position: int | None = None) -> str:
+    """Tick labels such as 0.5, 20, 3k, 1.2M."""
+    del position
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:.3g}"
 
 
 def _load_axis(ax: Axes, loads: np.ndarray, requests_per_s: float | None) -> None:

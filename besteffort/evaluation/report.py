@@ -18,15 +18,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from besteffort.evaluation import metrics
-from besteffort.evaluation.bounds import Bound
+from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.profile import Profile, Source
 from besteffort.runs.directory import write_text
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 
-Kind = Literal["percent", "points", "milliseconds", "number"]
-Cell = Interval | float | None
+Kind = Literal["percent", "points", "milliseconds", "number", "text"]
+Cell = Interval | float | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Column:
     Attributes:
       title: its heading, unit included.
       kind: how its figures, given as shares or in SI units, are shown: shares as `percent` or, with a sign, as
-        percentage `points`; seconds as `milliseconds`; others as plain `number`.
+        percentage `points`; seconds as `milliseconds`; others as plain `number`; words as `text`.
       digits: digits after the point.
       brief: shown on a terminal too, which has room for a few columns.
     """
@@ -55,7 +55,7 @@ class Table:
       title: what it shows.
       head: heading of the column of names.
       columns: the columns of figures.
-      rows: name and cells of each row; a cell is an interval of shape (), a plain number, or None for no figure.
+      rows: name and cells of each row; a cell is an interval of shape (), a plain number, words, or None for no figure.
       focus: name of the row that stands out.
       note: a line below the table.
     """
@@ -87,10 +87,13 @@ class Table:
             pad_edge=False,
             collapse_padding=True,
         )
-        table.add_column(self.head, no_wrap=True)
+        table.add_column(self.head, no_wrap=all(column.kind != "text" for column in self.columns))
         brief = [index for index, column in enumerate(self.columns) if column.brief] or range(len(self.columns))
         formatted = self._formatted()
         for index in brief:
+            if self.columns[index].kind == "text":
+                table.add_column(self.columns[index].title, overflow="fold")
+                continue
             widest = max((len(cells[index]) for _, cells in formatted), default=0)
             table.add_column(self.columns[index].title, justify="right", min_width=widest)
         for name, cells in formatted:
@@ -107,12 +110,12 @@ class Table:
 
 def format_cell(cell: Cell, column: Column) -> str:
     """A figure as text: `93.2 ± 0.6`, without the interval where there is one seed, `-` where there is no figure."""
-    if cell is None:
-        return "-"
+    if cell is None or isinstance(cell, str):
+        return cell or "-"
     mean, half_width = (float(cell.mean), float(cell.half_width)) if isinstance(cell, Interval) else (cell, math.inf)
     if math.isnan(mean):
         return "-"
-    scale = {"percent": 100, "points": 100, "milliseconds": 1000, "number": 1}[column.kind]
+    scale = {"percent": 100, "points": 100, "milliseconds": 1000, "number": 1, "text": 1}[column.kind]
     sign = "+" if column.kind == "points" else ""
     text = f"{scale * mean:{sign},.{column.digits}f}"
     return f"{text} ± {scale * half_width:.{column.digits}f}" if math.isfinite(half_width) else text
@@ -146,7 +149,7 @@ def comparison_table(
         rows.append((name, [mean_interval(measure(result)) for _, measure in measures]))
     if bound is not None:
         figures = {"Performance (%)": float(bound.performance), "SLO attainment (%)": float(bound.slo_attainment)}
-        rows.append(("upper bound (fluid)", [figures.get(column.title) for column in columns]))
+        rows.append(("upper bound", [figures.get(column.title) for column in columns]))
     if focus is not None:
         columns.insert(1, Column(f"against {focus} (points)", "points", 2, brief=True))
         ours = metrics.performance(results[focus], warm_up_s=warm_up_s)

@@ -8,6 +8,7 @@ means over thousands of requests. Routers are compared on the same requests (com
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,21 @@ def paired_difference(
     return mean_interval(
         np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), axis=axis, confidence=confidence
     )
+
+
+def explained_share(groups: Sequence[Hashable], samples: Float[np.ndarray, " samples"]) -> float:
+    """Share of the samples' variance that lies between their groups, freed of what chance alone puts there.
+
+    `(between - (groups - 1) within / (samples - groups)) / total`, sums of squares (the epsilon-squared of Kelley, PNAS
+    1935), at least 0; `nan` if there is a single group, or no group of two samples.
+    """
+    samples = np.asarray(samples, dtype=np.float64)
+    members: dict[Hashable, list[float]] = {}
+    for group, sample in zip(groups, samples.tolist(), strict=True):
+        members.setdefault(group, []).append(sample)
+    spare = len(samples) - len(members)
+    total = float(((samples - samples.mean()) ** 2).sum())
+    if len(members) < 2 or not spare or not total:
+        return float("nan")
+    within = sum(float(np.var(each)) * len(each) for each in members.values())
+    return max(0.0, (total - within - (len(members) - 1) * within / spare) / total)

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from besteffort.evaluation.gears import gear_plan
 from besteffort.evaluation.rollouts import Lane, mean_rewards
 from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
+
+ALWAYS = "always "
+"""What the name of a static router begins with; its model's name follows."""
+
+
+def maker(situation: Situation) -> Callable[..., Router]:
+    """`make_router` for a situation: called with a name and settings, it adds the plan that `gear` takes."""
+    shape, _ = build(situation, None, history=1)
+    given = {"gear": gear_plan(situation)}
+
+    def make(name: str, /, **settings: Any) -> Router:
+        return make_router(name, shape, **(given.get(name, {}) | settings))
+
+    return make
 
 
 def score_candidates(
@@ -26,8 +42,9 @@ def score_candidates(
       warm_up_s: seconds from the first arrival that do not count.
     """
     shape, _ = build(situation, None, history=1)
+    make = maker(situation)
     lanes = [
-        Lane(name, row, make_router(name, shape, **option))
+        Lane(name, row, make(name, **option))
         for name in TUNABLE
         for option in candidates(name, shape)
         for row in range(len(lists))
@@ -47,7 +64,7 @@ def best_settings(situation: Situation, scores: dict[str, np.ndarray], groups: i
         setting for all lists.
 
     Returns:
-      Per name of a router the settings of each group, keyword arguments of `make_router`.
+      Per name of a router the settings of each group, keyword arguments of what `maker` gives.
     """
     shape, _ = build(situation, None, history=1)
     best: dict[str, list[Settings]] = {}
@@ -62,15 +79,15 @@ def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], li
 
     `tuned` comes from `best_settings`; its groups divide the lists evenly.
     """
-    shape, _ = build(situation, None, history=1)
+    make = maker(situation)
 
     def repeated(settings: Sequence[Settings], name: str) -> list[Router]:
         each = lists // len(settings)
-        routers = [make_router(name, shape, **one) for one in settings]
+        routers = [make(name, **one) for one in settings]
         return list(itertools.chain.from_iterable([router] * each for router in routers))
 
     models = situation.profile.model_names
-    routers = {f"always {model}": repeated([{"model": index}], "static") for index, model in enumerate(models)}
-    for name in ("random", "shortest-queue", "ladder", "deadline", "deadline-reserve", "priced"):
+    routers = {f"{ALWAYS}{model}": repeated([{"model": index}], "static") for index, model in enumerate(models)}
+    for name in ("random", "shortest-queue", "gear", "ladder", "deadline", "deadline-reserve", "priced"):
         routers[name] = repeated(tuned.get(name, [{}]), name)
     return routers

@@ -2,6 +2,6 @@
 
 from besteffort.learning.config import Config, Hyper
 from besteffort.learning.network import QNetwork, Weights
-from besteffort.learning.train import Progress, Trained, train
+from besteffort.learning.train import PerRun, Progress, Trained, per_run, train
 
-__all__ = ["Config", "Hyper", "Progress", "QNetwork", "Trained", "Weights", "train"]
+__all__ = ["Config", "Hyper", "PerRun", "Progress", "QNetwork", "Trained", "Weights", "per_run", "train"]

@@ -34,6 +34,8 @@ class Config:
       baseline: learn returns beyond what decisions earn on average in the same circumstances; see `double_dqn.loss`.
       credit: the reward of a decision. `own`: what its own request earned, joined when that is settled. `marginal`:
         what the decision changed in the rewards of all requests (`TimeStep.credit`), known at once.
+      double: the online network chooses the next action and the target network values it; else the target network
+        does both, as in plain DQN.
       loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `Hyper.huber_delta`). Returns are
         skewed, and of errors beyond its delta the Huber loss learns the median instead of the mean.
 
@@ -54,6 +56,7 @@ class Config:
     run: Count = 16
     baseline: bool = True
     credit: Literal["own", "marginal"] = "marginal"
+    double: bool = True
 
     def __post_init__(self) -> None:
         if self.ring % self.chunk:

@@ -53,14 +53,9 @@ def loss(
     """
     network, baseline = networks
     q = q_values(network, online.q, batch.features)
-    error = jax.vmap(rlax.double_q_learning)(
-        q,
-        batch.action,
-        batch.returns,
-        batch.discount,
-        q_values(network, target.q, batch.next_features),
-        q_values(network, online.q, batch.next_features),
-    )
+    valued = q_values(network, target.q, batch.next_features)
+    chosen_by = q_values(network, online.q, batch.next_features) if config.double else valued
+    error = jax.vmap(rlax.double_q_learning)(q, batch.action, batch.returns, batch.discount, valued, chosen_by)
     cost = optax.losses.huber_loss(error, delta=hyper.huber_delta) if config.loss == "huber" else 0.5 * error**2
     if config.baseline:
         cost = cost + 0.5 * (batch.reward - cast(Array, baseline.apply(online.baseline, batch.features))) ** 2

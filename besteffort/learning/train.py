@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,37 @@ from besteffort.learning.replay import Batch, Ring, Rows
 from besteffort.learning.rollout import Actors
 from besteffort.observation import Feature, input_size
 from besteffort.simulator.types import Environment
+
+T = TypeVar("T")
+
+
+class PerRun(NamedTuple):
+    """Parameters of an environment that partly differ between runs; `per_run` makes them.
+
+    Attributes:
+      common: the parameters, a pytree.
+      own: by their place in it, as `jax.tree_util.keystr` names it, (runs, ...) leaves that differ.
+    """
+
+    common: Any
+    own: dict[str, Array]
+
+
+def per_run(params: Sequence[Any]) -> Any:
+    """The parameters of several runs, pytrees of one structure, as one: a `PerRun`, or their own kind if all are equal.
+
+    Raises:
+      ValueError: if structures or shapes differ.
+    """
+    if len(set(map(jax.tree.structure, params))) > 1:
+        raise ValueError("the parameters have different structures")
+    own: dict[str, Array] = {}
+    for (place, _), *leaves in zip(jax.tree.leaves_with_path(params[0]), *map(jax.tree.leaves, params), strict=True):
+        values = np.stack(leaves)
+        if (values != values[0]).any():
+            kind = float if np.issubdtype(values.dtype, np.floating) else None
+            own[jax.tree_util.keystr(place)] = jnp.asarray(values, dtype=kind)
+    return PerRun(params[0], own) if own else params[0]
 
 
 class Run(NamedTuple):
@@ -77,6 +108,10 @@ class Progress(NamedTuple):
     points: int
     metrics: Metrics
 
+    def of(self, run: int) -> dict[str, Any]:
+        """The metrics of one run, plain numbers and lists."""
+        return {name: values[run].tolist() for name, values in self.metrics.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -95,6 +130,14 @@ class Trained:
     decisions: int
     metrics: Metrics
 
+    @property
+    def diverged(self) -> tuple[int | None, ...]:
+        """Per run the number of decisions by which it had lost its finite weights; None if it kept them."""
+        return tuple(
+            None if healthy.all() else int(decisions[healthy.argmin()])
+            for healthy, decisions in zip(_healthy(self.metrics).T, self.metrics["decisions"].T, strict=True)
+        )
+
 
 def train(
     env: Environment,
@@ -108,12 +151,13 @@ def train(
     checkpoint_path: Path | None = None,
     checkpoint_every: int = 8,
     progress: Callable[[Progress], None] | None = None,
+    tolerant: bool = False,
 ) -> Trained:
     """Trains one network per key by Double DQN, all in one compiled program.
 
     Args:
       env: the environment; hashable, because it is compiled in. It may continue for ever or truncate.
-      env_params: its parameters, the same for all runs.
+      env_params: its parameters, the same for all runs unless they are a `PerRun`.
       features: what the network reads of an observation.
       config: static settings.
       hyper: numbers, each a scalar or (runs,), so that a sweep trains side by side.
@@ -123,10 +167,12 @@ def train(
         started again ends with the same weights, bit for bit.
       checkpoint_every: log points between two checkpoints; one is always written at the end.
       progress: called at every log point.
+      tolerant: let runs that diverge be, see `Trained.diverged`; the others do not notice, and training ends early only
+        if none is left. Their metrics are not finite from then on.
 
     Raises:
       InputError: if settings are out of range or do not fit each other, the weights or the environment; if the
-        checkpoint is damaged, belongs to other settings or cannot be written; or if a run diverges.
+        checkpoint is damaged, belongs to other settings or cannot be written; or if a run diverges, unless `tolerant`.
     """
     check(config, hyper, env.shape.history)
     runs = keys.shape[0]
@@ -138,10 +184,13 @@ def train(
     if checkpoint_path is not None and checkpoint_path.exists():
         state, metrics = checkpoint.load(checkpoint_path, state, identity)
     for point in range(len(metrics.get("decisions", ())) + 1, config.log_points + 1):
+        if tolerant and metrics and not _healthy(metrics)[-1].any():
+            break
         state, measured = segment(env, features, config, env_params, hyper, state)
         news = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
         news |= {name: np.asarray(values) for name, values in measured.items()}
-        _stop_if_diverged(news)
+        if not tolerant:
+            _stop_if_diverged(news)
         metrics = _extend(metrics, news)
         # In this order a kill in between repeats what was heard; in the other it would be missing.
         if progress is not None:
@@ -150,7 +199,7 @@ def train(
             checkpoint.save(checkpoint_path, state, metrics, identity)
     return Trained(
         weights=tuple(to_weights(variables) for variables in _unstack(state.runs.average, runs)),
-        decisions=config.log_points * config.decisions_per_log_point,
+        decisions=int(metrics["decisions"][-1, 0]),
         metrics=metrics,
     )
 
@@ -172,7 +221,7 @@ def initial_state(
     """
     networks = _networks(env, features, config)
 
-    def one(hyper: Hyper, key: Key[Array, ""]) -> Run:
+    def one(env_params: Any, hyper: Hyper, key: Key[Array, ""]) -> Run:
         network_key, baseline_key, env_key, key = jax.random.split(key, 4)
         actors = rollout.reset(env, env_params, config.envs, env_key)
         if config.credit == "marginal" and actors.timestep.credit is None:
@@ -194,7 +243,7 @@ def initial_state(
             key,
         )
 
-    return TrainState(jax.vmap(one)(hyper, keys), jnp.int32(0))
+    return TrainState(_each_run(one, env_params)(hyper, keys), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnames=("env", "features", "config"), donate_argnames="state")
@@ -207,11 +256,11 @@ def segment(
     """
 
     def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
-        one = partial(chunk, env, env_params, features, config, state.steps)
-        runs, ended, restart_keys, metrics = jax.vmap(one)(hyper, state.runs)
+        one = partial(chunk, env, features, config, state.steps)
+        runs, ended, restart_keys, metrics = _each_run(one, env_params)(hyper, state.runs)
 
         def restart(actors: Actors) -> Actors:
-            return jax.vmap(partial(rollout.restart, env, env_params))(actors, ended, restart_keys)
+            return _each_run(partial(rollout.restart, env), env_params)(actors, ended, restart_keys)
 
         # Outside `vmap`, where a condition saves the work of what does not happen.
         actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
@@ -224,10 +273,10 @@ def segment(
 
 def chunk(
     env: Environment,
-    env_params: Any,
     features: tuple[Feature, ...],
     config: Config,
     steps: Int[Array, ""],
+    env_params: Any,
     hyper: Hyper,
     run: Run,
 ) -> tuple[Run, Bool[Array, " envs"], Key[Array, ""], dict[str, Array]]:
@@ -294,6 +343,17 @@ def improve(
     return learner, loss.mean(), q.mean()
 
 
+def _each_run(function: Callable[..., T], env_params: Any) -> Callable[..., T]:
+    """`function(env_params, ...)`, vmapped over its other arguments and over what of `env_params` is each run's own."""
+    common, own = env_params if isinstance(env_params, PerRun) else (env_params, {})
+
+    def one(own: dict[str, Array], *arguments: Any) -> T:
+        mine = jax.tree.map_with_path(lambda place, leaf: own.get(jax.tree_util.keystr(place), leaf), common)
+        return function(mine, *arguments)
+
+    return partial(jax.vmap(one), own)
+
+
 def _networks(env: Environment, features: tuple[Feature, ...], config: Config) -> Networks:
     return Networks(QNetwork(config.hidden, env.shape.models), Baseline(exogenous(features)))
 
@@ -310,8 +370,12 @@ def _unstack(tree: Any, runs: int) -> list[Any]:
     return [jax.tree.map(itemgetter(run), tree) for run in range(runs)]
 
 
+def _healthy(metrics: Metrics) -> Bool[np.ndarray, "*points runs"]:
+    return np.isfinite(metrics["loss"]) & np.isfinite(metrics["norm"])
+
+
 def _stop_if_diverged(news: Metrics) -> None:
-    for run, healthy in enumerate(np.isfinite(news["loss"]) & np.isfinite(news["norm"])):
+    for run, healthy in enumerate(_healthy(news)):
         if not healthy:
             raise InputError(
                 f"Training diverged: run {run} has lost its finite weights by {news['decisions'][run]:,} decisions; "

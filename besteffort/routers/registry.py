@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from besteffort.errors import InputError
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
+from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.simulator.types import EnvShape, Router
 
@@ -64,6 +65,20 @@ def _ladder(shape: EnvShape, thresholds: Sequence[Number]) -> LadderRouter:
     return LadderRouter(thresholds=jnp.asarray(values))
 
 
+def _gear(shape: EnvShape, rates: Any, shares: Any, head_room: Number) -> GearRouter:
+    rates, shares = np.asarray(rates, dtype=float), np.asarray(shares, dtype=float)
+    if rates.ndim != 1 or not len(rates) or not (np.diff(rates, prepend=0.0) > 0).all():
+        raise InputError("Router `gear`: `rates` are not ascending; give at least one, all positive, smallest first.")
+    if shares.shape != (len(rates), shape.tasks, shape.models) or not np.allclose(shares.sum(axis=2), 1):
+        raise InputError(
+            f"Router `gear`: `shares` has the shape {shares.shape}; give shares that sum to one over the models, for "
+            f"each of {len(rates)} rates, {shape.tasks} tasks and {shape.models} models."
+        )
+    if not (np.isfinite(head_room) and head_room > 0):
+        raise InputError(f"Router `gear`: `head_room` is {head_room}; give a positive factor.")
+    return GearRouter(jnp.asarray(rates), jnp.asarray(shares), jnp.asarray(float(head_room)))
+
+
 def _deadline(shape: EnvShape, reserve: Number = 0.0) -> DeadlineRouter:
     return DeadlineRouter(reserve=_share("deadline-reserve", reserve))
 
@@ -91,6 +106,10 @@ def _ladder_candidates(shape: EnvShape) -> list[Settings]:
     return [{"thresholds": np.linspace(low, high, shape.models - 1).tolist()} for low, high in ends]
 
 
+def _head_room_candidates(shape: EnvShape) -> list[Settings]:
+    return [{"head_room": x} for x in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)]
+
+
 def _reserve_candidates(shape: EnvShape) -> list[Settings]:
     return [{"reserve": reserve} for reserve in _shares(0.05, 17)]
 
@@ -109,6 +128,7 @@ ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
     "static": (_static, ("model",)),
     "random": (lambda shape: RandomRouter(), ()),
     "shortest-queue": (lambda shape: ShortestQueueRouter(), ()),
+    "gear": (_gear, ("rates", "shares", "head_room")),
     "ladder": (_ladder, ("thresholds",)),
     "deadline": (_deadline, ()),
     "deadline-reserve": (_deadline, ("reserve",)),
@@ -117,8 +137,12 @@ ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
 """Router names, each with its builder and the numbers that it takes."""
 
 TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
+    "gear": _head_room_candidates,
     "ladder": _ladder_candidates,
     "deadline-reserve": _reserve_candidates,
     "priced": _price_candidates,
 }
-"""Names of the routers that are tuned, each with the settings to try on a cluster of a given shape."""
+"""Names of the routers that are tuned, each with the settings to try on a cluster of a given shape.
+
+The plan of `gear` is no such setting: it follows from the situation, see `besteffort.evaluation.gears`.
+"""

@@ -71,7 +71,7 @@ def load_situation(path_or_name: str | Path) -> Situation:
       InputError: if the file or its profile is missing, or does not fit.
     """
     path = find_config(path_or_name)
-    data = _read(path)
+    data = read_yaml(path)
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key not in RUN_SECTIONS}
     return build_situation(from_mapping(SituationConfig, data, str(path)), path)
@@ -100,10 +100,15 @@ def load_config(path_or_name: str | Path, cls: type[T]) -> T:
       InputError: if the file is missing, is not YAML, repeats a key, or does not fit `cls`.
     """
     path = find_config(path_or_name)
-    return from_mapping(cls, _read(path), str(path))
+    return from_mapping(cls, read_yaml(path), str(path))
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain data.
+
+    Raises:
+      InputError: if the file is missing, is not YAML, or repeats a key.
+    """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
@@ -133,13 +138,13 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def config_names() -> tuple[str, ...]:
-    """Names of the configurations that come with the package."""
-    return tuple(sorted(path.stem for path in _builtin_directory().glob("*.yaml")))
+def config_names(folder: str = "") -> tuple[str, ...]:
+    """Names of the configurations that come with the package, or of what else lies in a folder beside them."""
+    return tuple(sorted(path.stem for path in (_builtin_directory() / folder).glob("*.yaml")))
 
 
-def find_config(path_or_name: str | Path) -> Path:
-    """Path of a configuration; a bare word is the name of one that comes with the package.
+def find_config(path_or_name: str | Path, folder: str = "") -> Path:
+    """Path of a configuration; a bare word is the name of one that comes with the package (in `folder`).
 
     Raises:
       InputError: if there is no configuration of that name.
@@ -147,13 +152,13 @@ def find_config(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.suffix or len(path.parts) != 1 or path.is_file():
         return path
-    names = config_names()
+    names = config_names(folder)
     if path.name not in names:
         raise InputError(
             f"{path}: no configuration of this name{did_you_mean(path.name, names)}; "
             f"give the path of a YAML file or one of {', '.join(names)}."
         )
-    return _builtin_directory() / f"{path}.yaml"
+    return _builtin_directory() / folder / f"{path}.yaml"
 
 
 def _builtin_directory() -> Path:

@@ -40,7 +40,7 @@ def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
         if not path.is_dir():
             raise InputError(f"{path}: there is no run to resume here; name the directory of one or start anew.")
         return path
-    with _explained(path):
+    with explained(path):
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: this is a file; name a directory that does not exist yet.")
         if path.is_dir() and any(path.iterdir()):
@@ -57,7 +57,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(path):
+    with explained(path):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -86,13 +86,18 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Adds one line to a file of JSON lines; a last line that a kill cut short is dropped first.
+    """Like `append_line`, for a JSON object."""
+    append_line(path, _line(record))
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a file, its end included; a last line that a kill cut short is dropped first.
 
     Raises:
       InputError: as `write_bytes`; the lines before stay.
     """
     path = Path(path)
-    with _explained(path), path.open("ab+") as file:
+    with explained(path), path.open("ab+") as file:
         size = whole = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -101,7 +106,7 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
                 whole = file.read().rfind(b"\n") + 1
                 file.truncate(whole)
         try:
-            file.write(_line(record).encode())
+            file.write(line.encode())
             file.flush()
         except OSError:
             with contextlib.suppress(OSError):
@@ -118,7 +123,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    with _explained(path, "read"):
+    with explained(path, "read"):
         lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
@@ -137,8 +142,12 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turns an operating system's refusal into one sentence."""
+def explained(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turns an operating system's refusal to do something with `path` into one sentence.
+
+    Raises:
+      InputError: in place of an `OSError`.
+    """
     try:
         yield
     except OSError as error:

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from besteffort import __version__
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.bounds import Bound, fluid_bound_windows
-from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
+from besteffort.evaluation.clairvoyant import clairvoyant_bound
+from besteffort.evaluation.prices import Bound
+from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, comparison_table, write_report
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
 from besteffort.runs.directory import write_json
@@ -33,7 +35,7 @@ from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload import rescale
-from besteffort.workload.config import Poisson
+from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, with_lengths_of
@@ -41,7 +43,7 @@ from besteffort.workload.table import read_table
 from besteffort.workload.traces import TraceInfo, interpret
 
 LEARNED = "learned"
-"""Name of the router that the others are compared with."""
+"""Name of the router that the others are compared with; those of further learned ones begin with it."""
 
 _LONGEST_WORD = 12
 _ON_TIMELINE = ("priced", "deadline")
@@ -106,6 +108,21 @@ class Verdict:
     def routers(self) -> tuple[str, ...]:
         return tuple(self.results[0])
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Routers that learned."""
+        return tuple(name for name in self.routers if name.startswith(LEARNED))
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """Routers that send everything to one model."""
+        return tuple(name for name in self.routers if name.startswith(ALWAYS))
+
+    @property
+    def heuristics(self) -> tuple[str, ...]:
+        """Routers that neither learn nor send everything to one model."""
+        return tuple(name for name in self.routers if not name.startswith((LEARNED, ALWAYS)))
+
     def measure(self, measure: Callable[..., np.ndarray], index: int, router: str) -> np.ndarray:
         """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
         return measure(self.results[index][router], warm_up_s=self.arena.warm_up_s)
@@ -117,7 +134,7 @@ class Verdict:
 
 def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
     """Poisson arrivals at every load of the grid."""
-    return _synthetic(
+    return synthetic_arena(
         "grid", "Poisson arrivals", situation, config, config.loads, [Poisson(load=x) for x in config.loads]
     )
 
@@ -126,7 +143,37 @@ def burst_arena(situation: Situation, config: EvaluationConfig) -> Arena:
     """The bursty load."""
     capacity = float(situation.capacity()[-1])
     load = float(config.burst.process(capacity).mean_rate()) / capacity
-    return _synthetic("bursts", f"Bursty arrivals, mean load {load:.2g}", situation, config, (load,), [config.burst])
+    title = f"Bursty arrivals, mean load {load:.2g}"
+    return synthetic_arena("bursts", title, situation, config, (load,), [config.burst])
+
+
+def synthetic_arena(
+    name: str,
+    title: str,
+    situation: Situation,
+    config: EvaluationConfig,
+    loads: tuple[float, ...],
+    workloads: Sequence[Synthetic],
+) -> Arena:
+    """Lists drawn from synthetic workloads of one kind, one for each of `loads`, their mean loads.
+
+    Raises:
+      InputError: if a workload does not fit the situation, or a list would end within the warm-up.
+    """
+    built = [build_workload(workload, situation) for workload in workloads]
+    names = situation.task_names
+    judged = sample_lists(built, names, config.requests, config.judging_seeds)
+    groups = tuple(tuple(judged[i : i + config.seeds]) for i in range(0, len(judged), config.seeds))
+    tuning = sample_lists(built, names, config.tuning_requests, config.unjudged_seeds)
+    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning))
+    if shortest_s <= config.warm_up_s:
+        raise InputError(
+            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
+            f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
+            "`evaluation.warm_up_s` or the loads."
+        )
+    capacity = float(situation.capacity()[-1])
+    return Arena(name, title, situation, loads, groups, tuple(tuning), capacity, config.warm_up_s)
 
 
 def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:
@@ -170,35 +217,44 @@ def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConf
     )
 
 
-def judge(arena: Arena, learned: Mapping[str, Router], config: EvaluationConfig) -> Verdict:
+def judge(
+    arena: Arena,
+    learned: Mapping[str, Sequence[Router]],
+    config: EvaluationConfig,
+    tuned: Mapping[str, Settings] | None = None,
+) -> Verdict:
     """Tunes the heuristics and plays every router on every list.
 
     Args:
       arena: the lists.
-      learned: learned routers by name, listed first.
+      learned: learned routers by name, listed first: one for all lists, or one for each seed of the arena, so that
+        intervals span networks and arrivals alike.
       config: width of windows.
+      tuned: settings of the heuristics, if they are not to be tuned on the arena's own lists.
     """
-    tuned = best_settings(arena.situation, score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s))
+    if tuned is None:
+        scores = score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s)
+        tuned = {name: settings[0] for name, settings in best_settings(arena.situation, scores).items()}
     lists = [requests for group in arena.judged for requests in group]
-    routers = {name: [router] * len(lists) for name, router in learned.items()}
-    routers |= heuristic_routers(arena.situation, tuned, len(lists))
+    routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
+    routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
     played = play_routers(arena.situation, lists, routers)
     seeds = len(arena.judged[0])
     return Verdict(
         arena=arena,
-        tuned={name: settings[0] for name, settings in tuned.items()},
+        tuned=dict(tuned),
         results=tuple(
-            {name: _lanes(result, slice(start, start + seeds)) for name, result in played.items()}
+            {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        bounds=tuple(mean_bound(arena, group, config.window_s) for group in arena.judged),
+        bounds=tuple(mean_bound(arena, group) for group in arena.judged),
     )
 
 
-def mean_bound(arena: Arena, lists: Sequence[Requests], window_s: float) -> Bound:
-    """Upper bound on what counts of some of an arena's lists, their mean."""
+def mean_bound(arena: Arena, lists: Sequence[Requests]) -> Bound:
+    """Upper bound on what counts of some of an arena's lists, whatever a router knows of them; their mean."""
     counted = [rescale.window(requests, arena.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
-    each = [fluid_bound_windows(arena.situation, requests, window_s=window_s) for requests in counted]
+    each = [clairvoyant_bound(arena.situation, requests) for requests in counted]
     return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
 
 
@@ -212,7 +268,7 @@ def evaluate(
     """
     arenas = [trace_arena(trace, situation, config) for trace in traces]
     arenas = arenas or [grid_arena(situation, config), burst_arena(situation, config)]
-    verdicts = [judge(arena, {LEARNED: learned_router(policy)}, config) for arena in arenas]
+    verdicts = [judge(arena, {LEARNED: [learned_router(policy)]}, config) for arena in arenas]
     pictures = []
     for verdict in verdicts:
         name = verdict.arena.name
@@ -259,7 +315,7 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
         title="Performance (%) by load, in multiples of the largest model's capacity",
         head="Router",
         columns=tuple(columns),
-        rows=(*((name, tuple(cells)) for name, cells in rows.items()), ("upper bound (fluid)", tuple(limits))),
+        rows=(*((name, tuple(cells)) for name, cells in rows.items()), ("upper bound", tuple(limits))),
         focus=LEARNED,
         note="Mean ± half the 95% Student t interval over the lists." if intervals and config.seeds > 1 else "",
     )
@@ -285,13 +341,13 @@ def sustained_table(verdict: Verdict) -> Table:
     )
 
 
-def draw_against_load(verdict: Verdict, path: Path) -> Picture:
+def load_figure(verdict: Verdict) -> Figure:
     """Performance and SLO attainment of all routers against load."""
 
     def curves(measure: Callable[..., np.ndarray]) -> dict[str, Interval]:
         return {name: mean_interval(verdict.over_loads(measure, name)) for name in verdict.routers}
 
-    figure = plots.plot_against_rate(
+    return plots.plot_against_rate(
         np.array(verdict.arena.loads),
         curves(metrics.performance),
         curves(metrics.slo_attainment),
@@ -299,28 +355,36 @@ def draw_against_load(verdict: Verdict, path: Path) -> Picture:
         requests_per_s=verdict.arena.capacity_per_s,
         focus=LEARNED,
     )
-    plots.save_figure(figure, path)
+
+
+def draw_against_load(verdict: Verdict, path: Path) -> Picture:
+    """`load_figure`, as files."""
+    plots.save_figure(load_figure(verdict), path)
     return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: performance and SLO attainment against load.")
 
 
-def draw_routing_mix(verdict: Verdict, path: Path) -> Picture:
+def mix_figure(verdict: Verdict) -> Figure:
     """Which model serves which share, against load, for the routers that choose by load."""
     models = verdict.arena.situation.profile.model_names
     mix = partial(metrics.routing_mix, models=len(models))
     chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
     mixes = {name: verdict.over_loads(mix, name).mean(axis=1) for name in chosen}
-    figure = plots.plot_routing_mix(
+    return plots.plot_routing_mix(
         np.array(verdict.arena.loads), mixes, models, requests_per_s=verdict.arena.capacity_per_s
     )
-    plots.save_figure(figure, path)
+
+
+def draw_routing_mix(verdict: Verdict, path: Path) -> Picture:
+    """`mix_figure`, as files."""
+    plots.save_figure(mix_figure(verdict), path)
     return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: which model serves which share of the requests.")
 
 
 def draw_timeline(verdict: Verdict, path: Path) -> Picture:
     """Through a burst of the first seed's list at the last load, beside the heuristics and the largest model alone."""
     results = verdict.results[-1]
-    largest = f"always {verdict.arena.situation.profile.model_names[-1]}"
-    first = {name: _lanes(results[name], 0) for name in (LEARNED, *_ON_TIMELINE, largest)}
+    largest = f"{ALWAYS}{verdict.arena.situation.profile.model_names[-1]}"
+    first = {name: results[name].lanes(0) for name in (LEARNED, *_ON_TIMELINE, largest)}
     arrival_s = first[LEARNED].arrival_s
     width_s = 0.25
     bins = max(1, math.ceil(float(arrival_s[-1]) / width_s))
@@ -447,7 +511,7 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         for index, (load, bound) in enumerate(zip(verdict.arena.loads, verdict.bounds, strict=True)):
             mean = {name: float(verdict.measure(metrics.performance, index, name).mean()) for name in verdict.routers}
-            rival = max((name for name in mean if not name.startswith(LEARNED)), key=mean.__getitem__)
+            rival = max((*verdict.static, *verdict.heuristics), key=mean.__getitem__)
             sentences.append(
                 f"- {verdict.arena.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "
                 f"{mean[rival]:.1%}, bound {float(bound.performance):.1%}."
@@ -468,39 +532,11 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _synthetic(
-    name: str,
-    title: str,
-    situation: Situation,
-    config: EvaluationConfig,
-    loads: tuple[float, ...],
-    workloads: Sequence[Any],
-) -> Arena:
-    built = [build_workload(workload, situation) for workload in workloads]
-    names = situation.task_names
-    judged = sample_lists(built, names, config.requests, config.judging_seeds)
-    groups = tuple(tuple(judged[i : i + config.seeds]) for i in range(0, len(judged), config.seeds))
-    tuning = sample_lists(built, names, config.tuning_requests, config.unjudged_seeds)
-    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning))
-    if shortest_s <= config.warm_up_s:
-        raise InputError(
-            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
-            f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
-            "`evaluation.warm_up_s` or the loads."
-        )
-    capacity = float(situation.capacity()[-1])
-    return Arena(name, title, situation, loads, groups, tuple(tuning), capacity, config.warm_up_s)
-
-
-def _lanes(result: Result, rows: slice | int) -> Result:
-    return Result(**{field.name: getattr(result, field.name)[rows] for field in dataclasses.fields(result)})
-
-
 def _stacked(bounds: Sequence[Bound]) -> Bound:
     return Bound(*(np.stack([getattr(b, f.name) for b in bounds]) for f in dataclasses.fields(Bound)))
 
 
-def _plain(cell: Interval | float | None) -> Any:
+def _plain(cell: Cell) -> Any:
     if not isinstance(cell, Interval):
         return cell
     mean, half_width = float(cell.mean), float(cell.half_width)

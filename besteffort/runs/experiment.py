@@ -71,7 +71,7 @@ class EvaluationConfig:
       seeds: lists per load, drawn by seed; of a trace, drawings of its tasks.
       requests: length of a synthetic list.
       tuning_seeds, tuning_requests: the lists on which heuristics are tuned.
-      window_s: width of the windows in which performance is held against its peak, and of those of the bound.
+      window_s: width of the windows in which performance is held against its peak.
       warm_up_s: seconds from the first arrival that do not count; three time constants of the rate estimate, which
         starts at 0, by default. Of a trace at most a tenth of the list.
     """

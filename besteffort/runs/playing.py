@@ -14,11 +14,11 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Table, comparison_table
 from besteffort.evaluation.statistics import Interval
+from besteffort.evaluation.tuning import maker
 from besteffort.policy import load_policy
-from besteffort.routers.registry import ROUTERS, make_router
+from besteffort.routers.registry import ROUTERS
 from besteffort.runs.directory import write_json, write_text
 from besteffort.runs.training import check_policy, learned_router
-from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
@@ -60,13 +60,13 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     """
     numbers = dict(_number(setting) for setting in settings)
     models = situation.profile.model_names
-    shape, _ = build(situation, None, history=1)
+    make = maker(situation)
     if name in models:
         if numbers:
             raise InputError(f"A model takes no settings, but `{name}` was given {', '.join(numbers)}; leave them out.")
-        return make_router("static", shape, model=models.index(name))
+        return make("static", model=models.index(name))
     if name in ROUTERS:
-        return make_router(name, shape, **numbers)
+        return make(name, **numbers)
     path = Path(name)
     if not (path.suffix or path.exists()):
         known = (*ROUTERS, *models)

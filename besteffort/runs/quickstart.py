@@ -89,7 +89,7 @@ def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
         directory = create_run_directory(out / name)
         policy = run_training(config, course, directory, progress=watch(arena.name, course))[0]
         policies.append(directory / "policy.safetensors")
-        verdicts.append(evaluation.judge(arena, {LEARNED: learned_router(policy)}, judging))
+        verdicts.append(evaluation.judge(arena, {LEARNED: [learned_router(policy)]}, judging))
     pictures: list[Picture] = [
         evaluation.draw_comparison(verdicts[0], 0, out / "quickstart"),
         evaluation.draw_timeline(verdicts[0], out / "timeline"),

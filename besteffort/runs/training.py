@@ -3,7 +3,7 @@
 | file | what |
 |---|---|
 | `config.yaml` | the configuration, every field written out |
-| `metrics.jsonl` | a line per log point and seed, as they came |
+| `metrics.jsonl`, `metrics.csv`, `tensorboard/` | the metrics of each log point and seed, as they came |
 | `checkpoint.npz` | to resume from |
 | `policy-<seed>.safetensors` | the policy of each seed |
 | `policy.safetensors` | that of the seed which did best on draws of the training load that nothing is judged on |
@@ -12,9 +12,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,15 @@ from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import LearnedRouter
 from besteffort.runs.config import to_yaml
-from besteffort.runs.directory import append_jsonl, read_jsonl, write_jsonl, write_text
+from besteffort.runs.directory import write_text
 from besteffort.runs.experiment import RunConfig, TrainingConfig
+from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
-from besteffort.workload.replay import replay
+from besteffort.workload.replay import replay, replay_at_rates
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import resample, with_lengths_of
 
@@ -72,6 +72,10 @@ class Course:
 def make_course(situation: Situation, training: TrainingConfig, lengths: Requests | None = None) -> Course:
     """Training for a situation; with `lengths`, for requests like these at the rates of the training load.
 
+    At the wide rates of `RandomRates`, these requests come in their own order with their own bursts, which take the
+    place of the configured ones, half the list at one mean rate; with any other arrivals, or changing deadlines, they
+    are drawn one by one.
+
     Where it starts from a policy, it takes over the policy's weights and features.
 
     Long answers have long deadlines, so more decisions are open at a time: for own-request credit `ring` and `history`
@@ -100,7 +104,13 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
             raise InputError("`training.workload.mix` cannot be kept with the lengths of a trace; leave it out.")
         situation = with_lengths_of(situation, lengths)
         capacity = float(rescale.capacity(lengths, situation)[-1])
-        workload = resample(lengths, training.workload.process(capacity))
+        rates, changes = training.workload, training.workload.deadlines
+        if isinstance(rates, workloads.RandomRates) and changes is None:
+            highest = rates.high / rates.burst_factor
+            workload = replay_at_rates(lengths, rates.low * capacity, highest * capacity, len(lengths) / 2)
+        else:
+            factors = changes.build() if changes is not None else None
+            workload = resample(lengths, rates.process(capacity), factors)
         if training.config.credit == "own":
             training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
     if training.start is not None:
@@ -125,30 +135,48 @@ def run_training(
     out: Path,
     *,
     progress: Callable[[Progress], None] | None = None,
+    track: Sequence[TrackerName] = (),
 ) -> list[Policy]:
     """Trains all seeds, writes everything of the module's table to `out`, and returns the policies, best first.
+
+    A checkpoint in `out` is continued. The trackers `track` hear the metrics, too.
+
+    Raises:
+      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
+    """
+    config = dataclasses.replace(config, tasks=course.situation.tasks, training=course.training)
+    _keep_config(to_yaml(config), out)
+    policies = train_policies(course, out, progress=progress, track=track)
+    ranked = sorted(policies, key=_selection_scores(course, policies).__getitem__, reverse=True)
+    save_policy(policies[ranked[0]], out / "policy.safetensors")
+    return [policies[seed] for seed in ranked]
+
+
+def train_policies(
+    course: Course,
+    out: Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    track: Sequence[TrackerName] = (),
+) -> dict[int, Policy]:
+    """Trains all seeds side by side, writes their metrics, checkpoint and policies to `out`; policies by seed.
 
     A checkpoint in `out` is continued.
 
     Raises:
-      InputError: as `besteffort.learning.train.train`, or if a file cannot be written.
+      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
     """
-    training, situation = course.training, course.situation
-    config = dataclasses.replace(config, tasks=situation.tasks, training=training)
-    _keep_config(to_yaml(config), out)
+    training = course.training
     seeds = range(training.seed, training.seed + training.seeds)
-    trained = _train(course, _keys(seeds), out, seeds, progress)
-    about = json.loads(pydantic.TypeAdapter(TrainingConfig).dump_json(training))
-    about["hyper"] = dataclasses.asdict(training.numbers())
+    with MetricsLog(out, seeds, course.situation.profile.model_names, settings(course), track) as log:
+        trained = _train(course, seeds, out, log, progress)
     policies = {
-        seed: _policy(course, of_seed, {**about, "seed": seed, "seeds": 1, "decisions_made": trained.decisions})
+        seed: make_policy(course, of_seed, about_training(training, seed, trained.decisions))
         for seed, of_seed in zip(seeds, trained.weights, strict=True)
     }
     for seed, policy in policies.items():
         save_policy(policy, out / f"policy-{seed}.safetensors")
-    ranked = sorted(policies, key=_selection_scores(course, policies).__getitem__, reverse=True)
-    save_policy(policies[ranked[0]], out / "policy.safetensors")
-    return [policies[seed] for seed in ranked]
+    return policies
 
 
 def _keep_config(text: str, out: Path) -> None:
@@ -199,25 +227,17 @@ def learned_router(policy: Policy) -> LearnedRouter:
 
 def _train(
     course: Course,
-    keys: Key[Array, " runs"],
+    seeds: Sequence[int],
     out: Path,
-    seeds: range,
+    log: MetricsLog,
     progress: Callable[[Progress], None] | None,
 ) -> Trained:
     training = course.training
     shape, params = build(course.situation, course.workload, history=training.history)
-    log = out / "metrics.jsonl"
-    heard = False
 
     def keep(news: Progress) -> None:
-        nonlocal heard
-        if not heard:  # Lines after the checkpoint that a killed run left behind come again.
-            first = int(news.metrics["decisions"][0])
-            write_jsonl(log, [record for record in read_jsonl(log) if record["decisions"] < first])
-            heard = True
         for index, seed in enumerate(seeds):
-            values = {name: value[index].tolist() for name, value in news.metrics.items()}
-            append_jsonl(log, {"seed": seed, **values})
+            log.add(seed, news.of(index))
         if progress is not None:
             progress(news)
 
@@ -227,19 +247,36 @@ def _train(
         course.features,
         training.config,
         training.numbers(),
-        keys,
+        run_keys(seeds),
         weights=course.weights,
         checkpoint_path=out / "checkpoint.npz",
         progress=keep,
     )
 
 
-def _keys(seeds: range) -> Key[Array, " runs"]:
+def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:
     """One key per seed, so that a seed trains alike alone and among others."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def _policy(course: Course, weights: Weights, about: dict[str, Any]) -> Policy:
+def settings(course: Course) -> dict[str, Any]:
+    """The configuration of a course by dotted field, for trackers."""
+    situation = course.situation
+    fields = {name: getattr(situation, name) for name in ("tasks", "cluster", "reward", "view")}
+    config = RunConfig(profile=situation.profile.name, **fields, training=course.training)
+    data = pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json", exclude={"evaluation"})
+    return flat(data | {"tasks": {task.pop("name"): task for task in data["tasks"]}})
+
+
+def about_training(training: TrainingConfig, seed: int, decisions: int) -> dict[str, Any]:
+    """What the policy file of one seed, trained for so many decisions, says of its training; plain JSON."""
+    data = pydantic.TypeAdapter(TrainingConfig).dump_python(training, mode="json")
+    hyper = dataclasses.asdict(training.numbers())
+    return {**data, "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
+
+
+def make_policy(course: Course, weights: Weights, about: Mapping[str, Any]) -> Policy:
+    """Weights that were trained on a course as a policy; `about` is what its file says of the training, plain JSON."""
     situation = course.situation
     return Policy(
         models=situation.profile.model_names,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from besteffort.errors import InputError
 from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
@@ -49,6 +52,8 @@ def build(
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
+        rate_memory=situation.view.rate_lag,
+        stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
     )
 
@@ -72,6 +77,43 @@ def build(
         miss_penalty=numbers(situation.reward.miss_penalty),
         network_delay_s=numbers(cluster.network_delay_s),
         rate_tau_s=numbers(situation.view.rate_tau_s),
+        rate_lag=jnp.asarray(situation.view.rate_lag, jnp.int32),
+        batch_refresh_s=numbers(situation.view.batch_refresh_s),
         workload=workload,
     )
     return shape, params
+
+
+def build_alike(
+    situations: Sequence[Situation], *, history: int, longest_prompt: int | None = None, record: bool = False
+) -> tuple[EnvShape, list[EnvParams]]:
+    """One shape for situations that differ in numbers only, and the numbers of each, to be played as lanes.
+
+    What any of them switches on is on for all; whoever does not need it has numbers that make it do nothing. One that
+    slows instances down makes all advance iteration by iteration.
+
+    Args:
+      situations: at least one.
+      history: as `build`.
+      longest_prompt: as `build`; by default the longest of all situations' tasks.
+      record: as `build`.
+
+    Raises:
+      InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds.
+    """
+    if longest_prompt is None:
+        longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
+    built = [
+        build(situation, None, history=history, longest_prompt=longest_prompt, record=record)
+        for situation in situations
+    ]
+    shapes = [shape for shape, _ in built]
+    switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes")
+    widest = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
+    alike = {dataclasses.replace(shape, **widest) for shape in shapes}
+    if len(alike) > 1:
+        raise InputError(
+            "The situations to be played side by side differ in the number of models, tasks or replicas, `max_batch` "
+            "or `queue_capacity`; give situations that differ in numbers only."
+        )
+    return alike.pop(), [params for _, params in built]

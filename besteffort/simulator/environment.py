@@ -24,8 +24,10 @@ import jax.numpy as jnp
 from besteffort.observation import Observation, next_rate
 from besteffort.simulator import closed_form, iterative
 from besteffort.simulator import ledger as ledgers
+from besteffort.simulator import sight as sights
 from besteffort.simulator.ledger import Ledger
 from besteffort.simulator.request import Request, refused
+from besteffort.simulator.sight import Sight
 from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Outcomes, TimeStep
 
 Array = jax.Array
@@ -39,10 +41,11 @@ class EnvState(NamedTuple):
       ledger: outcomes by decision.
       workload: the workload's own state.
       pending: the request that waits for a decision.
-      sizes: (replicas, models) batch sizes as the pending request sees them.
+      sizes: (replicas, models) batch sizes as the pending request finds them.
       index: number of the pending decision.
       clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
       rate: estimated arrival rate, requests per second.
+      sight: what the router remembers of rates and batch sizes.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
       refused: reward of the last decision if its request was turned away, else 0.
     """
@@ -55,6 +58,7 @@ class EnvState(NamedTuple):
     index: Array  # type: ignore[assignment]
     clock_s: Array
     rate: Array
+    sight: Sight
     since_accept_s: Array
     refused: Array
 
@@ -134,6 +138,7 @@ class ServingEnvironment:
             index=jnp.int32(-1),
             clock_s=zero,
             rate=zero,
+            sight=sights.empty(shape),
             since_accept_s=zero,
             refused=zero,
         )
@@ -147,6 +152,7 @@ class ServingEnvironment:
         )
         rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
         sizes = dynamics.batch_sizes(shape, instances)
+        sight, seen_rate, seen_sizes = sights.look(params, state.sight, index, arrival.gap_s, rate, sizes)
         reward = reward + state.refused
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
@@ -160,16 +166,22 @@ class ServingEnvironment:
             index=index,
             clock_s=clock_s,
             rate=rate,
+            sight=sight,
             since_accept_s=state.since_accept_s + arrival.gap_s,
             refused=jnp.zeros_like(state.refused),
         )
+        visible_s = (
+            params.deadline_base_s[arrival.task]
+            + params.deadline_per_token_s[arrival.task] * params.mean_output_tokens[arrival.task]
+        )
+        if arrival.deadline_factor is not None:
+            visible_s = visible_s * arrival.deadline_factor
         observation = Observation(
             task=arrival.task,
-            batch_sizes=sizes.sum(0),
-            arrival_rate=rate,
-            instance_batch_sizes=sizes,
-            deadline_s=params.deadline_base_s[arrival.task]
-            + params.deadline_per_token_s[arrival.task] * params.mean_output_tokens[arrival.task],
+            batch_sizes=seen_sizes.sum(0),
+            arrival_rate=seen_rate,
+            instance_batch_sizes=seen_sizes,
+            deadline_s=visible_s,
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
         truncated = (index >= shape.horizon) if shape.horizon else jnp.zeros((), bool)

@@ -19,7 +19,7 @@ from besteffort.observation import Observation, next_rate
 from besteffort.simulator.result import Result
 from besteffort.simulator.reward import reward as reward_of
 from besteffort.simulator.tables import Tables
-from besteffort.situation import Cluster, Reward
+from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 
 
@@ -33,7 +33,7 @@ def play(
     weight: np.ndarray,
     visible_deadline_s: np.ndarray,
     reward: Reward,
-    rate_tau_s: float,
+    view: View,
 ) -> Result:
     """Serves a list of requests until the last answer, in float64.
 
@@ -47,9 +47,9 @@ def play(
       route: the router: `route(index of the request, observation)` returns the index of a model.
       quality: (tasks, models) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
-      visible_deadline_s: (tasks,) the part of a request's deadline that the router sees.
+      visible_deadline_s: (tasks,) the part of a request's deadline that the router sees, before the factor in force.
       reward: what an answer is worth.
-      rate_tau_s: time constant of the rate estimate.
+      view: what the router sees.
 
     Returns:
       One entry per request, arrays of shape (n,).
@@ -61,21 +61,24 @@ def play(
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
     columns = (requests.prompt_tokens, requests.output_tokens, claims)
     served = [_Request(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    factors = requests.deadline_factors
     replicas = _Replicas(tables, cluster)
-    rate = 0.0
+    rates: list[float] = []  # the estimate at each arrival
+    seen_sizes, seen_s = replicas.batch_sizes.copy(), -math.inf  # batch sizes as they were read last, and when
     previous_s = 0.0
     for index, request in enumerate(served):
         now, task = float(requests.arrival_s[index]), int(requests.task[index])
         replicas.advance(now)
-        if index > 0:
-            rate = float(next_rate(rate, now - previous_s, rate_tau_s))
+        rates.append(float(next_rate(rates[-1], now - previous_s, view.rate_tau_s)) if rates else 0.0)
         previous_s = now
+        if now - seen_s >= view.batch_refresh_s:
+            seen_sizes, seen_s = replicas.batch_sizes.copy(), now
         observation = Observation(
             task=task,
-            batch_sizes=replicas.batch_sizes.sum(axis=0),
-            arrival_rate=rate,
-            instance_batch_sizes=replicas.batch_sizes.copy(),
-            deadline_s=visible_deadline_s[task],
+            batch_sizes=seen_sizes.sum(axis=0),
+            arrival_rate=rates[index - view.rate_lag] if index >= view.rate_lag else 0.0,
+            instance_batch_sizes=seen_sizes.copy(),
+            deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
         )
         request.model = int(route(index, observation))

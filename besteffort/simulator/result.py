@@ -40,6 +40,10 @@ class Result:
     met: np.ndarray
     reward: np.ndarray
 
+    def lanes(self, rows: slice | int) -> Result:
+        """Some of the lanes, or one."""
+        return Result(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+
     @property
     def rejected(self) -> np.ndarray:
         """(*lanes, n) whether the request was turned away on arrival."""

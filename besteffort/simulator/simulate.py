@@ -94,7 +94,7 @@ def play_reference(
         weight=np.array([task.weight for task in situation.tasks]),
         visible_deadline_s=situation.visible_deadlines,
         reward=situation.reward,
-        rate_tau_s=situation.view.rate_tau_s,
+        view=situation.view,
     )
 
 
@@ -104,12 +104,14 @@ def play(requests: Requests, shape: EnvShape, params: EnvParams, router: Router,
     `shape` must record times and remember the whole list.
     """
     gaps = np.diff(requests.arrival_s, prepend=0.0)
+    factor = requests.deadline_factor
     arrivals = Arrival(
         gap_s=jnp.asarray(gaps, params.decode.dtype),
         task=jnp.asarray(requests.task),
         prompt_tokens=jnp.asarray(requests.prompt_tokens),
         output_tokens=jnp.asarray(requests.output_tokens),
         deadline_s=jnp.asarray(requests.deadline_s, params.decode.dtype),
+        deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
     )
     placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
     latency = np.where(placement.replica < 0, np.inf, timing.service_s + float(params.network_delay_s))
@@ -157,14 +159,13 @@ def _widened(leaf: Any) -> Any:
 def _tasks_of(requests: Requests) -> tuple[Task, ...]:
     """Tasks as a list of requests shows them: shares, ranges of lengths, and a deadline fitted to the lengths."""
     tasks = []
+    unchanged_s = requests.deadline_s / requests.deadline_factors
     for k, name in enumerate(requests.tasks):
         mine = requests.task == k
         if not mine.any():
             tasks.append(Task(name, share=0.0))
             continue
-        prompts, outputs, deadlines = (
-            x[mine] for x in (requests.prompt_tokens, requests.output_tokens, requests.deadline_s)
-        )
+        prompts, outputs, deadlines = (x[mine] for x in (requests.prompt_tokens, requests.output_tokens, unchanged_s))
         slope, base = np.polyfit(outputs, deadlines, 1) if np.ptp(outputs) > 0 else (0.0, deadlines.mean())
         if base <= 0 or slope < 0:
             slope, base = 0.0, deadlines.mean()

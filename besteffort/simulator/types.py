@@ -31,6 +31,9 @@ class EnvShape:
       slowdown: instances of a replica slow each other down (`EnvParams.slowdown` counts).
       context_cost: iterations take longer by the tokens held (`EnvParams.context_cost_s` counts).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` counts).
+      rate_memory: arrivals by which the router's rate estimate may be late; 0 means that it is not
+        (`EnvParams.rate_lag` counts otherwise).
+      stale_sizes: the router sees batch sizes as they were read last (`EnvParams.batch_refresh_s` counts).
       record: also keep each request's waiting time, time to first token and latency.
       reward_fn: what an answer is worth; a function with the signature of `besteffort.simulator.reward.reward`.
     """
@@ -45,6 +48,8 @@ class EnvShape:
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False
+    rate_memory: int = 0
+    stale_sizes: bool = False
     record: bool = False
     reward_fn: Callable[..., Any] = reward.reward
 
@@ -74,6 +79,8 @@ class EnvParams:
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency.
       rate_tau_s: () time constant of the rate estimate.
+      rate_lag: () arrivals by which the router's rate estimate is late, an integer up to `EnvShape.rate_memory`.
+      batch_refresh_s: () age from which the router's batch sizes are read anew.
       workload: a `Workload`, the source of arrivals.
     """
 
@@ -93,6 +100,8 @@ class EnvParams:
     miss_penalty: Array
     network_delay_s: Array
     rate_tau_s: Array
+    rate_lag: Array
+    batch_refresh_s: Array
     workload: Any
 
 
@@ -104,6 +113,7 @@ class Arrival(NamedTuple):
       task: index of its task.
       prompt_tokens, output_tokens: its lengths, at least 1.
       deadline_s: end-to-end latency it may take.
+      deadline_factor: the factor in force on deadlines, contained in `deadline_s`; None if they never change.
     """
 
     gap_s: Array
@@ -111,6 +121,7 @@ class Arrival(NamedTuple):
     prompt_tokens: Array
     output_tokens: Array
     deadline_s: Array
+    deadline_factor: Array | None = None
 
 
 @runtime_checkable

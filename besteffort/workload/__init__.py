@@ -6,7 +6,7 @@ Every workload serves two ways. As a generator inside the compiled simulator: a 
 | module | what |
 |---|---|
 | `requests` | the explicit list |
-| `arrivals`, `mix`, `synthetic` | synthetic generators: arrival processes, task mixes, both put together |
+| `arrivals`, `mix`, `deadlines`, `synthetic` | synthetic generators: arrival times, task mixes, deadlines, together |
 | `replay`, `sample` | a list as a generator; a generator as a list |
 | `traces` | `read_trace` and one reader per file format |
 | `rescale` | rates, times, windows and files of lists |

@@ -15,6 +15,7 @@ from pydantic import Discriminator
 
 from besteffort.situation import NonNegative, Positive, Situation
 from besteffort.workload import arrivals, rescale, traces
+from besteffort.workload.deadlines import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix
 from besteffort.workload.replay import ReplayWorkload, replay
 from besteffort.workload.requests import Requests
@@ -39,20 +40,52 @@ class MixConfig:
         return task_mix(self.shares, self.starts_s, self.period_s)
 
 
+@dataclasses.dataclass(frozen=True)
+class DeadlinesConfig:
+    """Deadlines that change with time.
+
+    Attributes:
+      factors: per period a factor on the deadlines of all tasks.
+      starts_s: when each period begins; the first is 0.
+      period_s: length of a cycle; null if the last period lasts for ever.
+      random_start: begin at a random moment of the cycle, whatever the arrivals do.
+    """
+
+    factors: Annotated[tuple[Positive, ...], Len(1)]
+    starts_s: tuple[NonNegative, ...] = (0.0,)
+    period_s: Positive | None = None
+    random_start: bool = False
+
+    def build(self) -> DeadlineFactors:
+        return deadline_factors(self.factors, self.starts_s, self.period_s, self.random_start)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Poisson:
+class Changes:
+    """What may change with time in every synthetic workload, beside the load.
+
+    Attributes:
+      mix: the task mix; null for the tasks' own shares throughout.
+      deadlines: factors on the deadlines; null if they do not change.
+    """
+
+    mix: MixConfig | None = None
+    deadlines: DeadlinesConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poisson(Changes):
     """Poisson arrivals at a constant `load`."""
 
     kind: Literal["poisson"] = "poisson"
     load: Positive
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.Poisson(self.load * capacity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Steps:
+class Steps(Changes):
     """Poisson arrivals at loads that change at set times.
 
     Attributes:
@@ -67,40 +100,37 @@ class Steps:
     starts_s: tuple[NonNegative, ...]
     period_s: Positive | None = None
     random_start: bool = False
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.steps([load * capacity for load in self.loads], self.starts_s, self.period_s, self.random_start)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Markov:
+class Markov(Changes):
     """Markov-modulated Poisson arrivals: each state's load and mean dwell time."""
 
     kind: Literal["markov"] = "markov"
     loads: Annotated[tuple[NonNegative, ...], Len(2)]
     dwell_s: Annotated[tuple[Positive, ...], Len(2)]
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.markov_modulated([load * capacity for load in self.loads], self.dwell_s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gamma:
+class Gamma(Changes):
     """A renewal process with Gamma gaps of the given coefficient of variation."""
 
     kind: Literal["gamma"] = "gamma"
     load: Positive
     cv: Positive
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.GammaRenewal(self.load * capacity, self.cv)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(Changes):
     """Poisson arrivals at `high` load for the first `duty` share of each period, at `low` load for the rest."""
 
     kind: Literal["square"] = "square"
@@ -109,7 +139,6 @@ class Square:
     period_s: Positive
     duty: Annotated[float, Interval(gt=0, lt=1)] = 0.5
     random_start: bool = False
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.square_wave(
@@ -118,7 +147,7 @@ class Square:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomRates:
+class RandomRates(Changes):
     """The training load: loads spread log-uniformly, changing in steps and bursts.
 
     Attributes:
@@ -136,7 +165,6 @@ class RandomRates:
     burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     burst_factor: Positive = 4.0
     burst_requests: Positive = 200.0
-    mix: MixConfig | None = None
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.random_rates(
@@ -204,4 +232,5 @@ def build(config: Synthetic | Trace, situation: Situation) -> SyntheticWorkload 
     if isinstance(config, Trace):
         return replay(load_trace(config, situation)[0], config.start)
     mix = config.mix.build() if config.mix is not None else None
-    return synthetic(situation, config.process(float(situation.capacity()[-1])), mix)
+    factors = config.deadlines.build() if config.deadlines is not None else None
+    return synthetic(situation, config.process(float(situation.capacity()[-1])), mix, factors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from besteffort.errors import InputError
 from besteffort.simulator.types import Arrival
+from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
 
 
@@ -25,7 +26,7 @@ class ReplayWorkload:
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
-      task, prompt_tokens, output_tokens, deadline_s: (n + 1,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor: (n + 1,) as in `Requests`.
       random_start: start at a random request instead of the first one. Static.
     """
 
@@ -34,6 +35,7 @@ class ReplayWorkload:
     prompt_tokens: Any
     output_tokens: Any
     deadline_s: Any
+    deadline_factor: Any = None
     random_start: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
@@ -54,8 +56,74 @@ class ReplayWorkload:
             prompt_tokens=jnp.asarray(self.prompt_tokens)[state],
             output_tokens=jnp.asarray(self.output_tokens)[state],
             deadline_s=jnp.asarray(self.deadline_s, float)[state],
+            deadline_factor=None if self.deadline_factor is None else jnp.asarray(self.deadline_factor, float)[state],
         )
         return arrival, jnp.where(state == self.length, 1, state + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReplayAtRates:
+    """A list in its own order and with its own bursts, at one mean rate after another; `replay_at_rates` builds one.
+
+    Mean rates are log-uniform. After about `dwell_requests` requests (exponential) a new one is drawn, and the list
+    goes on from a random request.
+
+    Attributes:
+      replay: the list.
+      mean_rate: its own mean rate, in requests per second.
+      low, high: smallest and largest mean rate.
+      dwell_requests: mean number of requests at one rate.
+    """
+
+    replay: ReplayWorkload
+    mean_rate: Any
+    low: Any
+    high: Any
+    dwell_requests: Any
+
+    def init(self, key: PRNGKeyArray) -> AtRate:
+        uniforms = jax.random.uniform(key, (3,))
+        low = jnp.asarray(self.low, float)
+        rate = low * jnp.exp(uniforms[0] * jnp.log(self.high / low))
+        row = 1 + (uniforms[1] * self.replay.length).astype(jnp.int32)
+        left = 1 + (-jnp.log1p(-uniforms[2]) * self.dwell_requests).astype(jnp.int32)
+        return AtRate(row, jnp.asarray(self.mean_rate, float) / rate, left)
+
+    def next(self, key: PRNGKeyArray, state: AtRate) -> tuple[Arrival, AtRate]:
+        fresh_key, replay_key = jax.random.split(key)
+        fresh = self.init(fresh_key)
+        row, stretch, left = jax.tree.map(lambda new, old: jnp.where(state.left > 0, old, new), fresh, state)
+        arrival, row = self.replay.next(replay_key, row)
+        return arrival._replace(gap_s=stretch * arrival.gap_s), AtRate(row, stretch, left - 1)
+
+
+class AtRate(NamedTuple):
+    """State of a `ReplayAtRates`: scalars.
+
+    Attributes:
+      row: row of the next request.
+      stretch: factor on the list's gaps.
+      left: requests until the rate changes.
+    """
+
+    row: Array
+    stretch: Array
+    left: Array
+
+
+def replay_at_rates(requests: Requests, low: float, high: float, dwell_requests: float) -> ReplayAtRates:
+    """The list at mean rates spread log-uniformly from `low` to `high` requests per second.
+
+    Raises:
+      InputError: as `replay`, or if a number is out of range.
+    """
+    if not 0 < low <= high < float("inf") or not dwell_requests > 0:
+        raise InputError(
+            f"The rates go from {low} to {high} requests/s and change after {dwell_requests} requests; "
+            "give positive numbers, the smaller rate first."
+        )
+    return ReplayAtRates(replay(requests), rescale.mean_rate(requests), low, high, dwell_requests)
 
 
 def replay(requests: Requests, start: Literal["random", "first"] = "random") -> ReplayWorkload:
@@ -80,5 +148,6 @@ def replay(requests: Requests, start: Literal["random", "first"] = "random") -> 
         prompt_tokens=ring(requests.prompt_tokens),
         output_tokens=ring(requests.output_tokens),
         deadline_s=ring(requests.deadline_s),
+        deadline_factor=None if requests.deadline_factor is None else ring(requests.deadline_factor),
         random_start=start == "random",
     )

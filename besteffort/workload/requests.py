@@ -20,6 +20,8 @@ class Requests:
       prompt_tokens: (n,) prompt lengths, at least 1.
       output_tokens: (n,) output lengths, at least 1.
       deadline_s: (n,) end-to-end latency that each request may take, in seconds, positive.
+      deadline_factor: (n,) factor in force on each deadline, positive and contained in `deadline_s`; routers see it in
+        `Observation.deadline_s`. None where deadlines do not change with time.
 
     Raises:
       InputError: on an empty list, arrays of unequal length, unsorted or non-finite times, or values out of range.
@@ -31,6 +33,7 @@ class Requests:
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
     deadline_s: np.ndarray
+    deadline_factor: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -65,9 +68,19 @@ class Requests:
                 )
         if not (np.isfinite(self.deadline_s).all() and self.deadline_s.min() > 0):
             raise InputError("Requests: `deadline_s` must be finite and positive for every request.")
+        if self.deadline_factor is not None:
+            factor = np.ascontiguousarray(self.deadline_factor, dtype=np.float64)
+            object.__setattr__(self, "deadline_factor", factor)
+            if factor.shape != (n,) or not (np.isfinite(factor).all() and factor.min() > 0):
+                raise InputError("Requests: `deadline_factor` must be finite and positive for every request.")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def deadline_factors(self) -> np.ndarray:
+        """(n,) factor in force on each deadline, 1 where deadlines do not change."""
+        return np.ones(len(self)) if self.deadline_factor is None else self.deadline_factor
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -77,7 +90,8 @@ class Requests:
     def part(self, rows: slice, start_s: float) -> Requests:
         """Some of the requests, with times counted from `start_s`."""
         columns = {name: values[rows] for name, values in self.columns.items()}
-        return Requests(self.tasks, **{**columns, "arrival_s": columns["arrival_s"] - start_s})
+        factor = None if self.deadline_factor is None else self.deadline_factor[rows]
+        return Requests(self.tasks, **{**columns, "arrival_s": columns["arrival_s"] - start_s}, deadline_factor=factor)
 
 
 _DTYPES = {

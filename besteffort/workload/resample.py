@@ -16,6 +16,7 @@ from besteffort.errors import InputError
 from besteffort.simulator.types import Arrival
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
+from besteffort.workload.deadlines import DeadlineFactors
 from besteffort.workload.requests import Requests
 
 
@@ -26,7 +27,8 @@ class ResampledWorkload:
 
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
-      task, prompt_tokens, output_tokens, deadline_s: (n,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor: (n,) as in `Requests`.
+      factors: what these deadlines are multiplied by, period by period; None if they do not change.
     """
 
     arrivals: Any
@@ -34,12 +36,20 @@ class ResampledWorkload:
     prompt_tokens: Any
     output_tokens: Any
     deadline_s: Any
+    deadline_factor: Any = None
+    factors: DeadlineFactors | None = None
 
     def init(self, key: PRNGKeyArray) -> Any:
-        return self.arrivals.init(key)
+        if self.factors is None:
+            return self.arrivals.init(key)
+        arrivals_key, factors_key = jax.random.split(key)
+        return self.arrivals.init(arrivals_key), self.factors.init(factors_key)
 
     def next(self, key: PRNGKeyArray, state: Any) -> tuple[Arrival, Any]:
         gap_key, row_key = jax.random.split(key)
+        clock: Any = None
+        if self.factors is not None:
+            state, clock = state
         gap_s, state = self.arrivals.next(gap_key, state)
         row = jax.random.randint(row_key, (), 0, jnp.shape(self.task)[-1])
 
@@ -52,14 +62,26 @@ class ResampledWorkload:
             prompt_tokens=pick(self.prompt_tokens),
             output_tokens=pick(self.output_tokens),
             deadline_s=pick(self.deadline_s, float),
+            deadline_factor=None if self.deadline_factor is None else pick(self.deadline_factor, float),
         )
-        return arrival, state
+        if self.factors is None:
+            return arrival, state
+        factor, clock = self.factors.next(gap_s, clock)
+        own = 1.0 if arrival.deadline_factor is None else arrival.deadline_factor
+        arrival = arrival._replace(deadline_s=factor * arrival.deadline_s, deadline_factor=factor * own)
+        return arrival, (state, clock)
 
 
-def resample(requests: Requests, arrivals: Arrivals) -> ResampledWorkload:
-    """Requests like those of a list, at the times of an arrival process."""
+def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | None = None) -> ResampledWorkload:
+    """Requests like those of a list, at the times of an arrival process; deadlines times the `factors` in force."""
     return ResampledWorkload(
-        arrivals, requests.task, requests.prompt_tokens, requests.output_tokens, requests.deadline_s
+        arrivals,
+        requests.task,
+        requests.prompt_tokens,
+        requests.output_tokens,
+        requests.deadline_s,
+        requests.deadline_factor,
+        factors,
     )
 
 

@@ -44,4 +44,5 @@ def sample_requests(workload: Any, task_names: tuple[str, ...], n: int, seed: in
         prompt_tokens=arrivals.prompt_tokens,
         output_tokens=arrivals.output_tokens,
         deadline_s=arrivals.deadline_s,
+        deadline_factor=arrivals.deadline_factor,
     )

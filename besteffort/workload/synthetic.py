@@ -14,14 +14,16 @@ from besteffort.errors import InputError
 from besteffort.simulator.types import Arrival
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
+from besteffort.workload.deadlines import DeadlineFactors
 from besteffort.workload.mix import TaskMix, task_mix
 
 
 class SyntheticState(NamedTuple):
-    """State of the arrival process and of the task mix."""
+    """State of the arrival process, of the task mix, and of the deadlines where they change."""
 
     arrivals: Any
     mix: Any
+    deadlines: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +36,7 @@ class SyntheticWorkload:
       mix: a `besteffort.workload.mix.TaskMix`.
       prompt_tokens, output_tokens: (tasks, 2) smallest and largest length, both included.
       deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
+      deadline_factors: what deadlines are multiplied by, period by period; None if they do not change.
     """
 
     arrivals: Any
@@ -42,10 +45,15 @@ class SyntheticWorkload:
     output_tokens: Any
     deadline_base_s: Any
     deadline_per_token_s: Any
+    deadline_factors: DeadlineFactors | None = None
 
     def init(self, key: PRNGKeyArray) -> SyntheticState:
         arrivals_key, mix_key = jax.random.split(key)
-        return SyntheticState(self.arrivals.init(arrivals_key), self.mix.init(mix_key))
+        deadlines = None
+        if self.deadline_factors is not None:
+            mix_key, deadlines_key = jax.random.split(mix_key)
+            deadlines = self.deadline_factors.init(deadlines_key)
+        return SyntheticState(self.arrivals.init(arrivals_key), self.mix.init(mix_key), deadlines)
 
     def next(self, key: PRNGKeyArray, state: SyntheticState) -> tuple[Arrival, SyntheticState]:
         gap_key, request_key = jax.random.split(key)
@@ -62,11 +70,19 @@ class SyntheticWorkload:
         base_s = jnp.asarray(self.deadline_base_s, float)[task]
         per_token_s = jnp.asarray(self.deadline_per_token_s, float)[task]
         arrival = Arrival(gap_s, task, prompt_tokens, output_tokens, base_s + per_token_s * output_tokens)
-        return arrival, SyntheticState(arrivals, mix)
+        deadlines = None
+        if self.deadline_factors is not None:
+            factor, deadlines = self.deadline_factors.next(gap_s, state.deadlines)
+            arrival = arrival._replace(deadline_s=factor * arrival.deadline_s, deadline_factor=factor)
+        return arrival, SyntheticState(arrivals, mix, deadlines)
 
 
-def synthetic(situation: Situation, arrivals: Arrivals, mix: TaskMix | None = None) -> SyntheticWorkload:
+def synthetic(
+    situation: Situation, arrivals: Arrivals, mix: TaskMix | None = None, factors: DeadlineFactors | None = None
+) -> SyntheticWorkload:
     """A synthetic workload for the tasks of a situation, in their own constant mix unless `mix` is given.
+
+    Deadlines are those of the tasks, times the `factors` in force where given.
 
     Raises:
       InputError: if `mix` is for another number of tasks.
@@ -85,4 +101,5 @@ def synthetic(situation: Situation, arrivals: Arrivals, mix: TaskMix | None = No
         output_tokens=np.array([task.output_tokens for task in tasks], np.int32),
         deadline_base_s=np.array([task.deadline.base_s for task in tasks]),
         deadline_per_token_s=np.array([task.deadline.per_token_s for task in tasks]),
+        deadline_factors=factors,
     )

@@ -1,4 +1,4 @@
-"""Reads CSV tables, plain or gzip-compressed, and names file, line and remedy where one is damaged."""
+"""Reads tables, CSV or JSON lines, plain or gzip-compressed, and names file, line and remedy where one is damaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,19 +20,21 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A CSV file with a header, its cells still text. Row `i` stands on line `i + 2`.
+    """A CSV file with a header, its cells still text. Row `i` stands on line `i + first_line`.
 
     Attributes:
       path: where it was read from.
       header: names of the columns.
       rows: the cells, as many in each row as the header has names.
       ends_with_newline: whether the last line is known to be complete.
+      first_line: line of the first row.
     """
 
     path: Path
     header: tuple[str, ...]
     rows: list[list[str]]
     ends_with_newline: bool
+    first_line: int = 2
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,14 +58,20 @@ class Table:
         index = self.header.index(name)
         return [row[index] for row in self.rows]
 
-    def numbers(self, name: str, minimum: float = 0.0) -> np.ndarray:
-        """(rows,) a column as float64.
+    def numbers(self, name: str, minimum: float = 0.0, *, gaps: bool = False) -> np.ndarray:
+        """(rows,) a column as float64; with `gaps`, cells may be empty and become nan.
 
         Raises:
           InputError: naming the line of the first cell that is not a finite number of at least `minimum`.
         """
-        values = _parse(self.column(name), "float64", "nan")
-        self.refuse(~np.isfinite(values), name, "which is not a number")
+        cells = self.column(name)
+        values = _parse(cells, "float64", "nan")
+        bad = ~np.isfinite(values)
+        if gaps:
+            empty = np.array([not cell.strip() for cell in cells])
+            values[empty] = np.nan
+            bad &= ~empty
+        self.refuse(bad, name, "which is not a number")
         self.refuse(values < minimum, name, f"which is below {minimum:g}")
         return values
 
@@ -98,7 +107,8 @@ class Table:
         if bad.any():
             row = int(np.argmax(bad))
             raise InputError(
-                f"{self.path}, line {row + 2}: `{name}` is `{self.column(name)[row]}`, {why}; mend or remove the line."
+                f"{self.path}, line {row + self.first_line}: `{name}` is `{self.column(name)[row]}`, {why}; "
+                "mend or remove the line."
             )
 
     def require_order(self, name: str, times: np.ndarray) -> None:
@@ -106,18 +116,23 @@ class Table:
         back = np.diff(times) < 0
         if back.any():
             row = int(np.argmax(back)) + 1
-            raise InputError(f"{self.path}, line {row + 2}: `{name}` goes back in time; sort the file by `{name}`.")
+            raise InputError(
+                f"{self.path}, line {row + self.first_line}: `{name}` goes back in time; sort the file by `{name}`."
+            )
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a CSV file.
+    """Reads a CSV file, or one of JSON lines: an object each, whose names are the header; what is null or missing in
+    one of them is an empty cell.
 
     Raises:
       InputError: if it is missing, unreadable, not text, empty, a damaged or cut gzip file, or its lines differ in
-        length.
+        length or are no objects.
     """
     path = Path(path)
     text = _text(path)
+    if text.lstrip().startswith("{"):
+        return _json_lines(path, text)
     try:
         rows = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
@@ -138,6 +153,21 @@ def read_table(path: str | Path) -> Table:
                 f"{path}, line {index + 2}: the line has {len(row)} fields but the header has {len(header)}{cut}."
             )
     return Table(path, tuple(name.strip() for name in header), body, text.endswith("\n"))
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {number}: the line is not a JSON object; mend or remove it.")
+        records.append(record)
+    header = tuple(dict.fromkeys(name for record in records for name in record))
+    rows = [["" if record.get(name) is None else str(record[name]) for name in header] for record in records]
+    return Table(path, header, rows, text.endswith("\n"), first_line=1)
 
 
 def _text(path: Path) -> str:
@@ -163,7 +193,9 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: the file is not UTF-8 text; give a CSV file, plain or gzip-compressed.") from None
+        raise InputError(
+            f"{path}: the file is not UTF-8 text; give a CSV file or JSON lines, plain or gzip-compressed."
+        ) from None
 
 
 def _parse(cells: list[str], dtype: str, gap: str) -> np.ndarray:

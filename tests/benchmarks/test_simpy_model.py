@@ -10,7 +10,7 @@ import pytest
 from besteffort.observation import Observation
 from besteffort.simulator.reference import play
 from besteffort.simulator.tables import Tables
-from besteffort.situation import Cluster, Reward
+from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 
 pytestmark = pytest.mark.checkout
@@ -64,7 +64,7 @@ def test_simpy_and_reference_agree(dyadic: bool) -> None:
             weight=np.ones(1),
             visible_deadline_s=np.ones(1),
             reward=Reward(),
-            rate_tau_s=2.0,
+            view=View(),
         )
         also_seen: list[tuple[list[int], float]] = []
 

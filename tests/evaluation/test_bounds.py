@@ -12,8 +12,9 @@ from besteffort.errors import InputError
 from besteffort.evaluation import bounds
 from besteffort.evaluation.bounds import fluid_bound, fluid_bound_windows, seconds_per_answer, throughput
 from besteffort.simulator import reference
+from besteffort.simulator.simulate import play_reference
 from besteffort.simulator.tables import Tables
-from besteffort.situation import Cluster, Deadline, Reward
+from besteffort.situation import Cluster, Deadline, Reward, View
 from besteffort.workload.requests import Requests
 
 CONSTANT = ((1, 1.0),)  # a decode takes 1 s whatever the batch
@@ -37,10 +38,11 @@ def test_one_model_serves_its_capacity_and_no_more(make_situation):
     np.testing.assert_allclose(bound.routing[:, 0, 0], np.minimum(1.0, 6.0 / rates))
 
 
-def test_without_deadlines_it_is_the_capacity_of_the_situation(make_situation):
-    task = {"prompt_tokens": (1, 5), "output_tokens": (3, 9)}
+@pytest.mark.parametrize("means", [{}, {"mean_output_tokens": 4.0, "mean_prompt_tokens": 1.5}])
+def test_with_patience_it_is_the_capacity_of_the_situation(make_situation, means):
+    task = {"prompt_tokens": (1, 5), "output_tokens": (3, 9), **means}
     situation = make_situation([AFFINE, CONSTANT], [0.5, 2.0], [(50.0, 60.0)], tasks=[task])
-    np.testing.assert_allclose(throughput(situation, deadlines=False), situation.capacity())
+    np.testing.assert_allclose(throughput(situation), situation.capacity())
 
 
 def test_two_models_fill_like_a_knapsack(make_situation):
@@ -67,11 +69,12 @@ def test_a_tight_deadline_needs_small_batches(make_situation):
     task = {"output_tokens": (4, 4), "deadline": Deadline(6.0, 0.0)}
     situation = make_situation([AFFINE], [0.001], [(80.0,)], tasks=[task])
     per_decode = (6.0 - 0.001) / 3
-    pace = [0.5 + 0.5 * b + 0.001 / 3 * (b - 1) for b in (2, 3)]
-    part = (per_decode - pace[0]) / (pace[1] - pace[0])
-    expected = 0.001 + 3 * ((1 - part) * 1.5 / 2 + part * 2.0 / 3)
-    np.testing.assert_allclose(seconds_per_answer(situation), [[expected]])
-    assert throughput(situation) < throughput(situation, deadlines=False)
+    for beside in (0.0, 0.001 / 3):
+        pace = [0.5 + 0.5 * b + beside * (b - 1) for b in (2, 3)]
+        part = (per_decode - pace[0]) / (pace[1] - pace[0])
+        expected = 0.001 + 3 * ((1 - part) * 1.5 / 2 + part * 2.0 / 3)
+        np.testing.assert_allclose(seconds_per_answer(situation, even_prefills=beside > 0), [[expected]])
+    assert throughput(situation, even_prefills=True) < throughput(situation) < situation.capacity()
 
 
 def test_a_deadline_that_nobody_can_meet(make_situation):
@@ -99,9 +102,9 @@ def test_network_delay_context_cost_and_cache_only_lower_the_bound(make_situatio
     task = {"prompt_tokens": (2, 6), "output_tokens": (4, 8), "deadline": Deadline(4.0, 2.0)}
     make = lambda **more: throughput(make_situation([AFFINE], [0.3], [(80.0,)], tasks=[task], **more))  # noqa: E731
     plain = make()
-    assert make(cluster=Cluster(replicas=1, max_batch=4, network_delay_s=2.0)) < plain
+    assert make(cluster=Cluster(replicas=1, max_batch=4, network_delay_s=4.0)) < plain
     assert make(context_cost_s=0.01) < plain
-    assert make(cache_tokens=12) < plain
+    assert make(cache_tokens=14) < plain
 
 
 def test_context_cost_is_that_of_the_tokens_held(make_situation):
@@ -124,7 +127,8 @@ def test_soft_deadlines_are_worth_at_least_hard_ones(make_situation):
     rates = np.array([0.1, 0.5, 1.0, 4.0])
     hard = fluid_bound(make_situation(*arguments, tasks=[task]), rates)
     soft = fluid_bound(make_situation(*arguments, tasks=[task], reward=Reward(soft_span=1.0)), rates)
-    free = fluid_bound(make_situation(*arguments, tasks=[task]), rates, deadlines=False)
+    patient = {**task, "deadline": Deadline(100.0, 0.0)}
+    free = fluid_bound(make_situation(*arguments, tasks=[patient]), rates)
     assert (soft.performance >= hard.performance - 1e-12).all()
     assert (soft.performance[2:] > hard.performance[2:]).all()
     assert (soft.performance <= free.performance + 1e-12).all()
@@ -137,22 +141,24 @@ def test_soft_deadlines_are_worth_at_least_hard_ones(make_situation):
     base=st.floats(0.5, 30),
     per_token=st.floats(0, 4),
 )
-def test_falls_with_the_rate_and_deadlines_only_lower_it(make_situation, prefill, slope, base, per_token):
+def test_falls_with_the_rate_and_with_all_that_makes_answers_dearer(make_situation, prefill, slope, base, per_token):
     task = {"prompt_tokens": (1, 3), "output_tokens": (1, 6), "deadline": Deadline(base, per_token)}
     decode = [((1, 0.3), (4, 0.3 + slope[0])), ((1, 1.0), (4, 1.0 + slope[1]))]
     situation = make_situation(decode, prefill, [(40.0, 80.0)], tasks=[task])
     rates = np.geomspace(0.01, 100, 12)
-    bound, free = fluid_bound(situation, rates), fluid_bound(situation, rates, deadlines=False)
+    bound, even = fluid_bound(situation, rates), fluid_bound(situation, rates, even_prefills=True)
+    patient = make_situation(decode, prefill, [(40.0, 80.0)], tasks=[{**task, "deadline": Deadline(1e4, 0.0)}])
     assert (np.diff(bound.performance) <= 1e-9).all()
     assert (np.diff(bound.slo_attainment) <= 1e-9).all()
-    assert (bound.performance <= free.performance + 1e-9).all()
+    assert (even.performance <= bound.performance + 1e-9).all()
+    assert (bound.performance <= fluid_bound(patient, rates).performance + 1e-9).all()
     assert (bound.performance <= bound.slo_attainment + 1e-9).all()
     assert (bound.routing.sum(axis=-1) <= 1 + 1e-9).all()
 
 
 def test_many_programmes_at_once_equal_each_alone(make_situation):
     situation = make_situation([CONSTANT] * 3, [0.1, 0.3, 1.0], [(30.0, 50.0, 80.0), (50.0, 70.0, 75.0)])
-    rates = np.geomspace(0.1, 50, 2 * bounds._GROUPS_PER_PROGRAMME + 3)
+    rates = np.geomspace(0.1, 50, 2 * bounds._PROGRAMMES_AT_ONCE + 3)
     together = fluid_bound(situation, rates)
     seconds = seconds_per_answer(situation)
     quality = situation.profile.quality_table(situation.task_names)
@@ -195,6 +201,35 @@ def test_windows_use_the_lengths_of_their_own_requests(make_situation):
     assert fluid_bound_windows(situation, short, window_s=1.0).performance == 1.0
     long = listed(situation, np.zeros(10), output_tokens=2)
     assert fluid_bound_windows(situation, long, window_s=1.0).performance == 0.0
+
+
+def test_even_prefills_are_an_estimate_that_the_patient_first_beat_and_the_bound_is_not(make_situation):
+    """Twelve patient requests, then four urgent ones, one per iteration; when all have left, again."""
+    decode, prefill, output = ((1, 0.010), (16, 0.013)), 0.06, 80
+    whole = prefill + (output - 1) * 0.013
+    tasks = [
+        {"output_tokens": (output, output), "deadline": Deadline(whole + others * prefill, 0.0)} for others in (15, 4)
+    ]
+    cluster = Cluster(replicas=1, max_batch=16, queue_capacity=0)
+    situation = make_situation([decode], [prefill], [(80.0,), (80.0,)], tasks=tasks, cluster=cluster)
+    table = Tables.of(situation.profile, 16, 1)
+    gaps_s = np.append(0.0, prefill + table.decode[0, :15])  # each arrives when the iteration before it ends
+    requests = listed(situation, np.cumsum(gaps_s) - 1e-9 * (gaps_s > 0), output_tokens=output, task=[0] * 12 + [1] * 4)
+    result = play_reference(requests, situation, lambda index, observation: 0)
+    assert result.met.all()
+    busy_s = float(result.completion_s.max())  # never idle; the next sixteen may follow at once
+    served = np.array([12, 4])
+    assert served @ seconds_per_answer(situation)[:, 0] < busy_s
+    assert served @ seconds_per_answer(situation, even_prefills=True)[:, 0] > 1.03 * busy_s
+
+
+def test_what_the_cache_rejects_costs_nothing(make_situation):
+    # Of prompts of 1 to 100 tokens, 100 in sum with the output, the cache holds the shorter half only.
+    task = {"prompt_tokens": (1, 99), "output_tokens": (1, 1)}
+    situation = make_situation([CONSTANT], [1.0], [(80.0,)], tasks=[task], cache_tokens=50)
+    rising = dataclasses.replace(situation.profile.models[0], prefill=((1, 1.0), (99, 99.0)))
+    situation = dataclasses.replace(situation, profile=dataclasses.replace(situation.profile, models=(rising,)))
+    assert seconds_per_answer(situation)[0, 0] <= 25.0  # the mean of those that are answered, of 1 to 49 s
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, np.nan])
@@ -249,7 +284,8 @@ def test_no_threshold_and_no_gang_gets_more_answers_in_time(make_situation, deco
                 weight=np.ones(1),
                 visible_deadline_s=situation.visible_deadlines,
                 reward=Reward(),
-                rate_tau_s=2.0,
+                view=View(),
             )
             best = max(best, float(result.reward.sum() / np.nanmax(result.completion_s)))
-    assert 0.6 * throughput(situation)[1] < best <= throughput(situation)[1]
+    steady = throughput(situation, even_prefills=True)[1]
+    assert 0.6 * steady < best <= steady <= throughput(situation)[1]

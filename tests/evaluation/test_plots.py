@@ -11,7 +11,7 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
-from besteffort.evaluation.bounds import Bound
+from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval, mean_interval
 
 LOADS = np.array([0.1, 0.5, 1.0, 2.0, 10.0])
@@ -31,7 +31,7 @@ def texts(figure):
 
 def test_every_router_and_the_bound_can_be_told_apart():
     names = [f"router {index}" for index in range(14)]
-    bound = Bound(np.ones(5), np.ones(5), np.ones((5, 1, 3)))
+    bound = Bound(np.ones(5), np.ones(5))
     figure = plots.plot_against_rate(
         LOADS, curves(names), curves(names), bound=bound, requests_per_s=200.0, focus="router 3"
     )
@@ -42,7 +42,7 @@ def test_every_router_and_the_bound_can_be_told_apart():
         assert len({(line.get_marker(), str(line._dash_pattern)) for line in lines}) == 15  # in greyscale print
         assert ax.get_xscale() == "log"
         assert "200 requests/s" in ax.get_xlabel()
-    assert {*names, "upper bound (fluid)", "bands: 95% intervals over 4 seeds"} <= set(texts(figure))
+    assert {*names, "upper bound", "bands: 95% intervals over 4 seeds"} <= set(texts(figure))
 
 
 def test_a_single_seed_is_drawn_without_bands():
@@ -113,3 +113,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     figure = plots.plot_against_rate(LOADS, curves(["one"]), curves(["one"]))
     with pytest.raises(InputError, match="file/figure"):
         plots.save_figure(figure, tmp_path / "file" / "figure", dpi=30)
+
+
+def test_predictions_stand_beside_what_was_measured():
+    seconds = np.arange(1.0, 101.0)
+    unknown = np.where(seconds > 50, np.nan, seconds)
+    figure = plots.plot_prediction(
+        {("m", "first token"): (unknown, 2 * seconds), ("m", "end to end"): (seconds, seconds)}
+    )
+    first, last = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["First token", "End to end"]
+    measured, predicted = first.get_lines()[:2]
+    np.testing.assert_array_equal(measured.get_xdata(), seconds[:50])
+    np.testing.assert_array_equal(predicted.get_xdata(), 2 * seconds[:50])
+    assert measured.get_linestyle() != predicted.get_linestyle()
+    assert first.texts[0].get_text() == "P50  25.5 s, predicted +100.0%"
+    assert all(text.get_text().endswith("+0.0%") for text in last.texts)
+    assert {"measured", "predicted"} <= set(texts(figure))
+    named = plots.plot_prediction({(name, "end to end"): (seconds, seconds) for name in "abc"})
+    assert [ax.get_title(loc="left") for ax in named.axes] == ["a: end to end", "b: end to end", "c: end to end"]

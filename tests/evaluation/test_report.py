@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from besteffort.evaluation.bounds import Bound
+from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.report import (
     Column,
     Picture,
@@ -31,7 +31,7 @@ def table(situation, make_result):
     arrival_s = np.tile(np.arange(10.0), (3, 1))
     large = make_result(arrival_s, model=1, reward=[[1.0] * 10, [1.0] * 9 + [0.0], [1.0] * 10])
     small = make_result(arrival_s, model=0, reward=0.5)
-    bound = Bound(np.array(0.99), np.array(1.0), np.ones((1, 2)))
+    bound = Bound(np.array(0.99), np.array(1.0))
     return comparison_table(
         "Some load", {"ours": large, "small": small}, situation, width_s=5.0, bound=bound, focus="ours"
     )
@@ -57,7 +57,7 @@ def test_cells(cell, column, text):
 def test_comparison_has_the_figures_of_the_measures(table):
     rows = dict(table.rows)
     titles = [column.title for column in table.columns]
-    ours, small, bound = rows["ours"], rows["small"], rows["upper bound (fluid)"]
+    ours, small, bound = rows["ours"], rows["small"], rows["upper bound"]
     assert float(ours[0].mean) == pytest.approx(29 / 30)
     assert ours[1] is None
     assert float(small[1].mean) == pytest.approx(0.5 - 29 / 30)
@@ -79,7 +79,7 @@ def test_markdown_table_is_rectangular_and_bold_in_focus(table):
     lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| **ours** | **96.67 ±")
-    assert lines[-1].startswith("| upper bound (fluid) | 99.00 | - | 100.0 |")
+    assert lines[-1].startswith("| upper bound | 99.00 | - | 100.0 |")
 
 
 def test_a_pipe_in_a_name_does_not_break_the_table():

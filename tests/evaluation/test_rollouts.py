@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.routers import DeadlineRouter, StaticRouter
+from besteffort.evaluation import rollouts
+from besteffort.evaluation.rollouts import Lane, play_lanes, play_routers, sample_lists
+from besteffort.profile.wrong import wrong_latency, wrong_quality
+from besteffort.routers import BelievingRouter, DeadlineRouter, PricedRouter, RandomRouter, StaticRouter
 from besteffort.runs.config import load_situation
+from besteffort.simulator.build import build
+from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
+from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
@@ -70,6 +76,76 @@ def test_each_list_has_its_own_router(situation: Situation, lists: list[Requests
     played = play_routers(situation, lists, {"mixed": [StaticRouter(index % 3) for index in range(4)]})["mixed"]
     assert [set(row.tolist()) for row in played.model] == [{0}, {1}, {2}, {0}]
     assert played.reward.shape == (4, N)
+
+
+def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situation, lists: list[Requests]) -> None:
+    """Lanes of one program against the package's other way to say the same: a router that believes something else."""
+    profile, view = situation.profile, situation.view
+    worlds = [
+        dataclasses.replace(situation, profile=wrong_latency(profile, 0.3, "slower")),
+        dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=10, batch_refresh_s=0.05)),
+        situation,
+        dataclasses.replace(
+            situation,
+            profile=wrong_quality(profile, 0.3, seed=1),
+            cluster=dataclasses.replace(situation.cluster, network_delay_s=0.02),
+        ),
+    ]
+    routers = {"small": StaticRouter(0), "priced": PricedRouter(0.1, 0.2)}
+    each = {name: [router] * len(lists) for name, router in routers.items()}
+    played = play_routers(situation, lists, each, worlds=worlds)
+    as_known = play_routers(situation, lists, each)
+    for name, router in routers.items():
+        for index, (requests, world) in enumerate(zip(lists, worlds, strict=True)):
+            with jax.enable_x64(True):
+                _, belief = build(situation, None, history=1)
+            alone = simulate(
+                requests,
+                world.cluster,
+                world.profile,
+                BelievingRouter(router, belief),
+                view=world.view,
+                tasks=world.tasks,
+            )
+            assert np.mean(played[name].model[index] == alone.model) > 0.98
+            assert played[name].reward[index].mean() == pytest.approx(alone.reward.mean(), abs=5e-3)
+            assert played[name].met[index].mean() == pytest.approx(alone.met.mean(), abs=5e-3)
+    # A lane in the world that is as believed is what it is without other worlds beside it.
+    for field in dataclasses.fields(Result):
+        np.testing.assert_array_equal(
+            getattr(played["priced"], field.name)[2], getattr(as_known["priced"], field.name)[2]
+        )
+    assert (played["small"].latency_s[0] > 1.2 * as_known["small"].latency_s[0]).all()
+
+
+def test_blocks_of_lanes_are_what_all_together_are(
+    situation: Situation, lists: list[Requests], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routers = {"mixed": [StaticRouter(index % 3) for index in range(4)], "random": [RandomRouter()] * 4}
+    whole = play_routers(situation, lists, routers)
+    monkeypatch.setattr(rollouts, "_LANES", 3)
+    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    blocks = list(play_lanes(situation, lists, lanes))
+    assert [len(block) for block, _ in blocks] == [3, 3, 2]
+    assert [lane for block, _ in blocks for lane in block] == lanes
+    for name, start in (("mixed", 0), ("random", 4)):
+        for field in ("model", "latency_s", "reward", "arrival_s"):
+            found = np.concatenate([getattr(result, field) for _, result in blocks])[start : start + 4]
+            np.testing.assert_array_equal(found, getattr(whole[name], field))
+
+
+def test_routers_of_one_name_differ_in_numbers_only(situation: Situation, lists: list[Requests]) -> None:
+    with pytest.raises(InputError, match="a name of its own"):
+        play_routers(situation, lists, {"mixed": [StaticRouter(0), RandomRouter(), StaticRouter(0), StaticRouter(1)]})
+
+
+def test_lists_keep_the_factors_on_their_deadlines(situation: Situation) -> None:
+    factors = deadline_factors([1.0, 0.25], [0.0, 0.5], 1.0)
+    listed = sample_lists([synthetic(situation, Poisson(100.0), factors=factors)], situation.task_names, N, [5])
+    played = play_routers(situation, listed, {"deadline": [DeadlineRouter(0.0)]})["deadline"]
+    alone = simulate(listed[0], situation.cluster, situation.profile, DeadlineRouter(0.0), tasks=situation.tasks)
+    assert np.mean(played.model[0] == alone.model) > 0.98
+    assert played.model[0][listed[0].deadline_factor == 0.25].mean() < played.model[0].mean() - 0.3
 
 
 def test_lists_of_different_length_are_refused(situation: Situation, lists: list[Requests]) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from besteffort.evaluation.bounds import fluid_bound_windows
+from besteffort.evaluation.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.routers.registry import TUNABLE, candidates, make_router
@@ -25,8 +28,20 @@ def lists(situation: Situation) -> list[Requests]:
 
 
 @pytest.fixture(scope="module")
-def tuned(situation: Situation, lists: list[Requests]):
-    return best_settings(situation, score_candidates(situation, lists), groups=2)
+def scores(situation: Situation, lists: list[Requests]) -> dict[str, np.ndarray]:
+    return score_candidates(situation, lists)
+
+
+@pytest.fixture(scope="module")
+def tuned(situation: Situation, scores: dict[str, np.ndarray]):
+    return best_settings(situation, scores, groups=2)
+
+
+def test_no_candidate_beats_the_bounds(situation: Situation, lists: list[Requests], scores) -> None:
+    clairvoyant = [clairvoyant_bound(situation, requests).performance for requests in lists]
+    windows = [fluid_bound_windows(situation, requests, window_s=0.5).performance for requests in lists]
+    for values in scores.values():
+        assert (values <= np.minimum(clairvoyant, windows) + 1e-6).all()
 
 
 def test_settings_are_candidates(situation: Situation, tuned) -> None:
@@ -51,7 +66,7 @@ def test_routers_for_every_list(situation: Situation, tuned) -> None:
     routers = heuristic_routers(situation, tuned, 6)
     assert list(routers) == [
         *(f"always {model}" for model in situation.profile.model_names),
-        *("random", "shortest-queue", "ladder", "deadline", "deadline-reserve", "priced"),
+        *("random", "shortest-queue", "gear", "ladder", "deadline", "deadline-reserve", "priced"),
     ]
     assert all(len(each) == 6 for each in routers.values())
     reserves = [float(router.reserve) for router in routers["deadline-reserve"]]

@@ -19,7 +19,7 @@ from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
 
 import besteffort
 from besteffort.errors import InputError
-from besteffort.learning import Config, Hyper, Progress, Trained, train
+from besteffort.learning import Config, Hyper, Progress, Trained, per_run, train
 from besteffort.observation import Feature
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -213,3 +213,37 @@ def test_marginal_credit_is_refused_where_there_is_none() -> None:
     features = (Feature("batch_sizes", 3, "linear", 16.0),)
     with pytest.raises(InputError, match=r"`credit` is `marginal`.* set `training.config.credit` to `own`"):
         train(ServingEnvironment(shape), params, features, Config(), Hyper(), keys(1))
+
+
+def test_numbers_of_the_environment_may_differ_between_runs() -> None:
+    env, table, features = PROBE
+    config = dataclasses.replace(CONFIG, decisions=1)
+    tables = [dataclasses.replace(table, reward=scale * table.reward) for scale in (1.0, 3.0)]
+    params = per_run(tables)
+    assert list(params.own) == [".reward"]
+    together = train(env, params, features, config, HYPER, keys(2))
+    assert per_run([table, table]) is table
+    assert not np.allclose(flat(together, 0), flat(together, 1))
+    for run, alone in enumerate(tables):
+        single = train(env, alone, features, config, HYPER, keys(2)[run : run + 1])
+        np.testing.assert_allclose(flat(together, run), flat(single), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(together.metrics["reward"][:, run], single.metrics["reward"][:, 0], rtol=1e-5)
+
+
+def test_runs_beside_one_that_diverges_do_not_notice(tmp_path: Path) -> None:
+    hyper = dataclasses.replace(HYPER, learning_rate=np.array([1e-3, 1e30]), learning_rate_end=np.array([1e-3, 1e30]))
+    file = tmp_path / "checkpoint.npz"
+    both = train(*PROBE, CONFIG, hyper, keys(2), checkpoint_path=file, tolerant=True)
+    sound = dataclasses.replace(HYPER, learning_rate=np.array([1e-3, 2e-3]), learning_rate_end=np.array([1e-3, 2e-3]))
+    np.testing.assert_array_equal(flat(both, 0), flat(train(*PROBE, CONFIG, sound, keys(2)), 0))
+    assert both.diverged == (None, CONFIG.decisions_per_log_point)
+    assert not np.isfinite(flat(both, 1)).all()
+    again = train(*PROBE, CONFIG, hyper, keys(2), checkpoint_path=file, tolerant=True)
+    assert again.diverged == both.diverged
+
+    hyper = dataclasses.replace(hyper, learning_rate=1e30)
+    points: list[int] = []
+    none = train(*PROBE, CONFIG, hyper, keys(2), tolerant=True, progress=lambda news: points.append(news.point))
+    assert points == [1]
+    assert none.decisions == CONFIG.decisions_per_log_point
+    assert None not in none.diverged

@@ -39,6 +39,8 @@ def params(**changes: Any) -> EnvParams:
             miss_penalty=jnp.array(0.0),
             network_delay_s=jnp.array(0.0),
             rate_tau_s=jnp.array(2.0),
+            rate_lag=jnp.array(0),
+            batch_refresh_s=jnp.array(0.0),
             workload=None,
         ),
         **changes,

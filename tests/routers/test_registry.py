@@ -13,6 +13,8 @@ from cluster import SHAPE, observe, params
 from besteffort.errors import InputError
 from besteffort.routers import ROUTERS, TUNABLE, candidates, make_router, stack_routers
 
+PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.models), 1 / 3), "head_room": 1.0}
+
 
 @pytest.mark.parametrize(
     ("name", "numbers", "message"),
@@ -24,6 +26,10 @@ from besteffort.routers import ROUTERS, TUNABLE, candidates, make_router, stack_
         ("ladder", {"thresholds": [1.0]}, "`thresholds` is .* give 2 batch sizes"),
         ("ladder", {"thresholds": [1.0, -1.0]}, "`thresholds`"),
         ("deadline-reserve", {"reserve": 1.0}, "`reserve` is 1.0; give a share from 0 to below 1"),
+        ("gear", {**PLAN, "rates": [2.0, 1.0]}, "`rates` are not ascending"),
+        ("gear", {**PLAN, "shares": np.full((2, 2, 2), 0.5)}, r"`shares` has the shape \(2, 2, 2\); .* 3 models"),
+        ("gear", {**PLAN, "shares": np.full((2, 2, 3), 0.5)}, "sum to one over the models"),
+        ("gear", {**PLAN, "head_room": 0.0}, "`head_room` is 0.0; give a positive factor"),
         ("priced", {"price": -1.0, "reserve": 0.0}, "`price` is -1.0"),
         ("priced", {"price": float("nan"), "reserve": 0.0}, "`price` is nan"),
         ("priced", {"price": 0.1, "reserve": 2.0}, "Router `priced`: `reserve` is 2.0"),
@@ -40,7 +46,8 @@ def test_candidates_are_distinct_valid_and_stack(name: str, models: int) -> None
     shape = dataclasses.replace(SHAPE, models=models, max_batch=32)
     settings = candidates(name, shape)
     assert len({repr(setting) for setting in settings}) == len(settings) <= 100
-    routers = [make_router(name, shape, **setting) for setting in settings]
+    plan = {"rates": [1.0], "shares": np.full((1, shape.tasks, models), 1 / models)} if name == "gear" else {}
+    routers = [make_router(name, shape, **plan, **setting) for setting in settings]
     stacked = stack_routers(routers)
     assert all(leaf.shape[0] == len(settings) for leaf in jax.tree.leaves(stacked))
 

@@ -45,6 +45,7 @@ def choose(router: Any, batch: Any, **how: Any) -> int:
         make_router("static", SHAPE, model=1),
         make_router("random", SHAPE),
         make_router("shortest-queue", SHAPE),
+        make_router("gear", SHAPE, rates=[5.0, 20.0], shares=np.full((2, 2, 3), 1 / 3), head_room=1.2),
         make_router("ladder", SHAPE, thresholds=[2, 1]),
         make_router("deadline", SHAPE),
         make_router("deadline-reserve", SHAPE, reserve=0.2),

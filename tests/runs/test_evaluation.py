@@ -15,7 +15,7 @@ from besteffort.workload import rescale
 
 ROUTERS = {
     *("learned", "always opt-125m", "always opt-1.3b", "always opt-6.7b", "random", "shortest-queue"),
-    *("ladder", "deadline", "deadline-reserve", "priced", "upper bound (fluid)"),
+    *("gear", "ladder", "deadline", "deadline-reserve", "priced", "upper bound"),
 }
 
 
@@ -33,8 +33,8 @@ def test_all_routers_and_the_bound_at_all_loads(evaluated: Path) -> None:
     assert bursts["loads"][0]["load"] == pytest.approx((0.5 * 4 + 4 * 2) / 6)
     for group in [*grid["loads"], *bursts["loads"]]:
         assert group["rows"].keys() == ROUTERS
-        bound = group["rows"]["upper bound (fluid)"]["Performance (%)"]
-        for name in ROUTERS - {"upper bound (fluid)"}:
+        bound = group["rows"]["upper bound"]["Performance (%)"]
+        for name in ROUTERS - {"upper bound"}:
             performance = group["rows"][name]["Performance (%)"]
             assert 0 <= performance["mean"] <= bound + 1e-6
 

@@ -44,6 +44,9 @@ def test_names_of_routers(small: Path, trained: Path) -> None:
     assert isinstance(priced, PricedRouter)
     assert float(priced.price) == pytest.approx(0.1)
     assert router_named("ladder", situation, ("thresholds=8,4",)).thresholds.tolist() == [8, 4]
+    gear = router_named("gear", situation)
+    assert (gear.shares.shape[1:], float(gear.head_room)) == ((len(situation.tasks), 3), 1.0)
+    assert float(router_named("gear", situation, ("head_room=1.5",)).head_room) == 1.5
     assert isinstance(router_named(str(trained / "policy.safetensors"), situation), LearnedRouter)
 
 

@@ -15,8 +15,10 @@ from besteffort.runs.directory import read_jsonl
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.training import check_policy, make_course
 from besteffort.simulator.build import build
-from besteffort.workload.config import Trace
+from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
+from besteffort.workload.replay import ReplayAtRates
 from besteffort.workload.resample import ResampledWorkload
+from besteffort.workload.rescale import capacity as capacity_of
 from besteffort.workload.traces import read_trace
 
 
@@ -89,7 +91,13 @@ def test_course_of_a_trace(small: Path, trace: Path) -> None:
     lengths, _ = read_trace(trace, situation)
     own = dataclasses.replace(run.training, config=dataclasses.replace(run.training.config, credit="own"))
     course = make_course(situation, own, lengths)
-    assert isinstance(course.workload, ResampledWorkload)
+    assert isinstance(course.workload, ReplayAtRates)
+    rates, capacity = run.training.workload, float(capacity_of(lengths, course.situation)[-1])
+    assert course.workload.low == pytest.approx(rates.low * capacity)
+    assert course.workload.high == pytest.approx(rates.high / rates.burst_factor * capacity)
+    for other in (Poisson(load=1.0), RandomRates(deadlines=DeadlinesConfig((0.5,)))):
+        changed = make_course(situation, dataclasses.replace(own, workload=other), lengths)
+        assert isinstance(changed.workload, ResampledWorkload)
     assert course.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
     # For own-request credit ring and history hold what is open at the highest load, in whole chunks.
     assert course.training.config.ring % run.training.config.chunk == 0

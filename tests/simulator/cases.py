@@ -18,7 +18,7 @@ import numpy as np
 from besteffort.observation import Observation
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.simulator import simulate
-from besteffort.simulator.build import build
+from besteffort.simulator.build import build_alike
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import _play
 from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
@@ -40,12 +40,12 @@ _EXTRAS: tuple[frozenset[str], ...] = tuple(
             ("context",),
             ("cache",),
             ("slowdown",),
-            ("context", "cache"),
+            ("context", "cache", "lag", "stale"),
             ("slowdown", "context"),
-            ("context", "delay"),
-            ("slowdown", "context", "cache", "delay"),
-            ("slowdown", "cache"),
-            (),
+            ("context", "delay", "factors"),
+            ("slowdown", "context", "cache", "delay", "lag", "stale", "factors"),
+            ("slowdown", "cache", "stale"),
+            ("lag", "stale"),
         ),
     )
 )
@@ -101,7 +101,8 @@ class Kind:
       max_batch, queue_capacity: of each instance.
       dyadic: durations, arrivals and deadlines are multiples of a power of two, so that sums are exact and instants
         coincide all the time; otherwise they are continuous.
-      extras: those of `slowdown`, `context` (cost), `cache` (limit) and (network) `delay` that are on.
+      extras: those of `slowdown`, `context` (cost), `cache` (limit), (network) `delay`, `lag` (of the rate), `stale`
+        (batch sizes) and (deadline) `factors` that are on.
     """
 
     models: int
@@ -263,7 +264,11 @@ def draw_case(kind: Kind, seed: int) -> Case:
         output_tokens=rng.integers(1, most_tokens + 1, LENGTH),
         deadline_s=deadline_s,
     )
-    return Case(requests, situation, _draw_router(rng, kind, rate), seed)
+    router = _draw_router(rng, kind, rate)
+    if "factors" in kind.extras:
+        requests = dataclasses.replace(requests, deadline_factor=rng.choice([0.5, 1.0, 1.3], LENGTH))
+    view = _draw_view(rng, kind, rate, situation.view)
+    return Case(requests, dataclasses.replace(situation, view=view), router, seed)
 
 
 def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> list[Played]:
@@ -275,7 +280,14 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
         shape, params = stacked_params(cases)
         shape = dataclasses.replace(shape, **static)
         arrivals = [
-            Arrival(np.diff(r.arrival_s, prepend=0.0), r.task, r.prompt_tokens, r.output_tokens, r.deadline_s)
+            Arrival(
+                np.diff(r.arrival_s, prepend=0.0),
+                r.task,
+                r.prompt_tokens,
+                r.output_tokens,
+                r.deadline_s,
+                r.deadline_factor,
+            )
             for r in (case.requests for case in cases)
         ]
         arrivals, routers = (
@@ -291,11 +303,10 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
 def stacked_params(cases: Sequence[Case]) -> tuple[EnvShape, EnvParams]:
     """The static shape that all cases share, and their parameters with a leading axis, in the present float type."""
     longest = max(int(case.requests.prompt_tokens.max()) for case in cases)
-    built = [
-        build(case.situation, None, history=len(case.requests), longest_prompt=longest, record=True) for case in cases
-    ]
-    (shape,) = {shape for shape, _ in built}
-    return shape, jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in built))
+    history = max(len(case.requests) for case in cases)
+    situations = [case.situation for case in cases]
+    shape, params = build_alike(situations, history=history, longest_prompt=longest, record=True)
+    return shape, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
 
 def play_reference(case: Case) -> Result:
@@ -360,6 +371,17 @@ def _draw_profile(rng: np.random.Generator, kind: Kind) -> Profile:
         cache_tokens=cache_tokens,
         cache_output_share=float(rng.choice([0, 0.37, 0.5, 1])),
     )
+
+
+def _draw_view(rng: np.random.Generator, kind: Kind, rate: float, view: View) -> View:
+    """`view`, late where the kind says so: in some lists by nothing, in others by many arrivals at the given rate."""
+    if "lag" in kind.extras:
+        view = dataclasses.replace(view, rate_lag=int(rng.choice([0, 1, 10, 100])))
+    if "stale" in kind.extras:
+        refresh_s = float(rng.choice([0, 0.5, 4, 40]) / rate)
+        refresh_s = round(refresh_s * 128) / 128 if kind.dyadic else refresh_s
+        view = dataclasses.replace(view, batch_refresh_s=refresh_s)
+    return view
 
 
 def _draw_router(rng: np.random.Generator, kind: Kind, rate: float) -> CuriousRouter:

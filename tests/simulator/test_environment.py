@@ -17,8 +17,9 @@ from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import EnvState, ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape, Router, TimeStep
-from besteffort.situation import Reward, Situation
+from besteffort.situation import Reward, Situation, View
 from besteffort.workload.arrivals import Poisson
+from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.replay import replay
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_requests
@@ -74,6 +75,47 @@ def test_the_environment_keeps_its_protocol(name: str, x64: bool) -> None:
     with jax.enable_x64(x64):
         environment, params = make_environment(situation_of(KINDS[name]))
         check_environment(environment, params)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_environment_keeps_its_protocol_where_views_are_late_and_deadlines_change(x64: bool) -> None:
+    view = View(rate_lag=3, batch_refresh_s=0.5)
+    with jax.enable_x64(x64):
+        environment, params = make_environment(dataclasses.replace(situation_of(), view=view))
+        workload = dataclasses.replace(params.workload, deadline_factors=deadline_factors([1, 2], [0, 0.1], 0.2))
+        check_environment(environment, dataclasses.replace(params, workload=workload))
+
+
+def test_routers_see_the_past_and_load_balancers_the_present() -> None:
+    # One program, vmapped over how late the view is; the router looks at nothing, so requests go the same way.
+    situation = situation_of()
+    view = dataclasses.replace(situation.view, rate_lag=5, batch_refresh_s=0.25)
+    environment, params = make_environment(dataclasses.replace(situation, view=view), load=1.0)
+    lags, refreshes_s = jnp.array([0, 2, 5]), jnp.array([0.0, 0.01, 0.25])
+
+    def run(lag: jax.Array, refresh_s: jax.Array) -> TimeStep:
+        own = dataclasses.replace(params, rate_lag=lag, batch_refresh_s=refresh_s)
+        return rollout(environment, own, RandomRouter(), jax.random.key(0), 200).timesteps
+
+    seen = jax.jit(jax.vmap(run))(lags, refreshes_s)
+    live, plain = make_environment(situation, load=1.0)
+    true = jax.jit(lambda: rollout(live, plain, RandomRouter(), jax.random.key(0), 200).timesteps)()
+    for lane, (lag, refresh_s) in enumerate(zip(lags.tolist(), refreshes_s.tolist(), strict=True)):
+        np.testing.assert_array_equal(seen.reward[lane], true.reward)  # the balancer is not misled
+        np.testing.assert_array_equal(seen.observation.since_change_s[lane], true.observation.since_change_s)
+        # Timesteps begin with decision 1; decision 0 saw the rate 0 and nobody.
+        rate = np.concatenate([np.zeros(1 + lag), true.observation.arrival_rate])[1:201]
+        np.testing.assert_array_equal(seen.observation.arrival_rate[lane], rate)
+        sizes = np.concatenate([np.zeros((1, 2, 3), int), true.observation.instance_batch_sizes])
+        age_s, read, fresh = np.float32(0), 0, []
+        for index, gap_s in enumerate(np.asarray(true.gap_s, np.float32), start=1):
+            age_s += gap_s
+            if age_s >= np.float32(refresh_s):
+                age_s, read = np.float32(0), index
+            fresh.append(read)
+        np.testing.assert_array_equal(seen.observation.instance_batch_sizes[lane], sizes[fresh])
+        np.testing.assert_array_equal(seen.observation.batch_sizes[lane], sizes[fresh].sum(1))
+        assert (len(set(fresh)) < 200) == (refresh_s > 0)
 
 
 def test_the_horizon_truncates_and_nothing_terminates() -> None:

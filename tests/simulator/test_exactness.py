@@ -73,7 +73,7 @@ def test_the_lists_are_as_nasty_as_they_should_be() -> None:
     assert len(KINDS) * LISTS >= 300
     assert {kind.models for kind in KINDS} == set(range(1, 8))
     assert {kind.replicas for kind in KINDS} == set(range(1, 9))
-    for extra in ("slowdown", "context", "cache", "delay"):
+    for extra in ("slowdown", "context", "cache", "delay", "lag", "stale", "factors"):
         assert {kind.dyadic for kind in KINDS if extra in kind.extras} == {False, True}
     assert any(kind.queue_capacity == 0 for kind in KINDS)
 

@@ -21,7 +21,7 @@ from besteffort.observation import Observation
 from besteffort.simulator.reference import play
 from besteffort.simulator.result import Result
 from besteffort.simulator.tables import Tables
-from besteffort.situation import Cluster, Reward
+from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 from tests.simulator.queueing import (
     batch_means,
@@ -58,6 +58,7 @@ def run(
     cluster: Cluster | None = None,
     route: Callable[[int, Observation], int] = lambda index, observation: 0,
     reward: Reward | None = None,
+    view: View | None = None,
 ) -> Result:
     tables = tables or make_tables()
     return play(
@@ -69,7 +70,7 @@ def run(
         weight=np.array([2.0]),
         visible_deadline_s=np.array([3.0]),
         reward=reward or Reward(),
-        rate_tau_s=2.0,
+        view=view or View(),
     )
 
 
@@ -420,6 +421,44 @@ def test_the_theory_itself_gives_known_answers() -> None:
     assert ps_mean_response(0.5, 1.0) == 2.0
     assert fcfs_waits(np.array([0.0, 1.0, 1.0]), np.array([4.0, 2.0, 1.0]), servers=2).tolist() == [0.0, 0.0, 2.0]
     assert ps_responses(np.array([0.0, 1.0, 9.0]), np.array([2.0, 1.5, 1.0])).tolist() == [3.0, 2.5, 1.0]
+
+
+class TestView:
+    """What the router sees, one line per request; six arrive half a second apart and stay for ten iterations."""
+
+    def seen(self, view: View, factors: np.ndarray | None = None) -> list[Observation]:
+        requests = make_requests(np.arange(6) / 2, np.ones(6, int), np.full(6, 10))
+        requests = dataclasses.replace(requests, deadline_factor=factors)
+        observations: list[Observation] = []
+
+        def route(index: int, observation: Observation) -> int:
+            observations.append(observation)
+            return 0
+
+        self.replicas = run(requests, cluster=Cluster(replicas=2, max_batch=4), route=route, view=view).replica.tolist()
+        return observations
+
+    def test_rates_are_those_of_so_many_arrivals_ago(self) -> None:
+        now = [observation.arrival_rate for observation in self.seen(View())]
+        late = [observation.arrival_rate for observation in self.seen(View(rate_lag=2))]
+        assert late == [0.0, 0.0, *now[:4]]
+        assert np.all(np.diff(now) > 0)
+        assert {observation.arrival_rate for observation in self.seen(View(rate_lag=6))} == {0.0}
+
+    def test_batch_sizes_are_those_of_the_last_reading(self) -> None:
+        now = [observation.batch_sizes.tolist() for observation in self.seen(View())]
+        assert now == [[0], [1], [2], [3], [4], [5]]
+        late = self.seen(View(batch_refresh_s=1.0))
+        assert [observation.batch_sizes.tolist() for observation in late] == [[0], [0], [2], [2], [4], [4]]
+        assert late[3].instance_batch_sizes.tolist() == [[1], [1]]
+        assert [observation.since_change_s for observation in late] == [0.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+        # The load balancer goes on alternating.
+        assert self.replicas == [0, 1, 0, 1, 0, 1]
+
+    def test_deadlines_are_seen_with_the_factor_in_force(self) -> None:
+        factors = np.array([1.0, 1.0, 0.5, 0.5, 2.0, 1.0])
+        assert [observation.deadline_s for observation in self.seen(View(), factors)] == (3 * factors).tolist()
+        assert {observation.deadline_s for observation in self.seen(View())} == {3.0}
 
 
 class TestTheory:

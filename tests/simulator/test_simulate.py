@@ -136,6 +136,21 @@ def test_what_routers_know_of_tasks_is_what_the_list_shows_unless_told() -> None
     assert relaxed.model.mean() > as_shown.model.mean()
 
 
+def test_deadlines_that_change_do_not_hide_what_the_list_shows() -> None:
+    # Half the deadlines are half as long; told so, the tasks' own are on a line as before.
+    requests = make_requests()
+    factor = np.where(np.arange(len(requests)) % 2, 0.5, 1.0)
+    strict = dataclasses.replace(requests, deadline_s=factor * requests.deadline_s, deadline_factor=factor)
+    results = [simulate(strict, CLUSTER, PROFILE, DeadlineRouter(0.0), backend=b) for b in ("jax", "reference")]
+    assert_alike(*results)
+    told = tuple(Task(name, 1.0, (16, 399), (1, 29), Deadline(0.1, 0.015)) for name in requests.tasks)
+    as_told = simulate(strict, CLUSTER, PROFILE, DeadlineRouter(0.0), tasks=told)
+    assert (results[0].model == as_told.model).mean() > 0.95
+    hidden = dataclasses.replace(strict, deadline_factor=None)
+    unaware = simulate(hidden, CLUSTER, PROFILE, DeadlineRouter(0.0), tasks=told)
+    assert results[0].met.mean() > unaware.met.mean()
+
+
 def test_the_view_sets_the_time_constant_of_the_rate() -> None:
     class ByRate:
         """The larger model while the estimated rate is low."""

@@ -38,6 +38,12 @@ def test_mix(situation):
     np.testing.assert_array_equal(requests.task, requests.arrival_s >= 0.05)
 
 
+def test_deadlines_that_change(situation):
+    config = {"kind": "poisson", "load": 1, "deadlines": {"factors": [1, 0.5], "starts_s": [0, 0.05]}}
+    requests = sample_requests(build(ADAPTER.validate_python(config), situation), situation.task_names, 100, seed=0)
+    np.testing.assert_array_equal(requests.deadline_factor, np.where(requests.arrival_s < 0.05, 1.0, 0.5))
+
+
 def test_trace(situation, write):
     rows = "".join(f"{i},piqa,{10 + i},{1 + i}\n" for i in range(10))
     path = write("own.csv", "arrival_s,task,prompt_tokens,output_tokens\n" + rows)
@@ -64,6 +70,7 @@ def test_trace(situation, write):
         {"kind": "markov", "loads": [1], "dwell_s": [1]},
         {"kind": "square", "low": 1, "high": 2, "period_s": 2, "duty": 1.5},
         {"kind": "random_rates", "burst_probability": 1},
+        {"kind": "poisson", "load": 1, "deadlines": {"factors": [0]}},
         {"kind": "trace", "path": "a.csv", "format": "parquet"},
     ],
 )
@@ -79,6 +86,7 @@ def test_values_out_of_range_are_refused(config):
         {"kind": "markov", "loads": [1, 2], "dwell_s": [1, 2, 3]},
         {"kind": "random_rates", "low": 2, "high": 1},
         {"kind": "poisson", "load": 1, "mix": {"shares": [[1, 1, 1]]}},
+        {"kind": "poisson", "load": 1, "deadlines": {"factors": [1, 2]}},
         {"kind": "trace", "path": "nowhere.csv"},
     ],
 )

@@ -1,0 +1,13 @@
+"""Other people's libraries: their learners on our environment, and their policies as our routers.
+
+| module | what | needs |
+|---|---|---|
+| `problem` | an environment, what a network reads of it and what a step pays, as all of them take it | |
+| `gymnasium` | a vector environment and a single one, registered as `besteffort/Serving-v1` | gymnasium |
+| `gymnax` | an environment of gymnax 1.0, for loops that are compiled as a whole | gymnax |
+| `stable_baselines3` | a `VecEnv`, a replay buffer that joins outcomes, its DQN as our policy | stable-baselines3 |
+| `routers` | any function, or a model that predicts, as a router | |
+| `onnx` | a policy as one ONNX file | onnx |
+
+Nothing here is imported unless it is asked for.
+"""

@@ -1,0 +1,343 @@
+"""The serving environment for gymnasium: many environments in one compiled call, and a single one.
+
+    import besteffort.adapters.gymnasium
+    envs = gymnasium.make_vec("besteffort/Serving-v1", num_envs=64, problem="paper", pay="credit")
+
+Episodes never terminate, they truncate. Environment `i` of a vector that is seeded with `s` lives through the same as a
+single one that is seeded with `s + i`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Array
+
+from besteffort.adapters.problem import Pay, Problem, make_problem, network_input
+from besteffort.errors import InputError
+from besteffort.observation import Feature
+from besteffort.runs.training import Course
+from besteffort.simulator.types import Environment, Outcomes, TimeStep
+
+ID = "besteffort/Serving-v1"
+"""What both are registered as."""
+
+_NOT_BEGUN = "The environment has not begun; call `reset` before `step`."
+
+
+class View(NamedTuple):
+    """What a learner sees of the lanes; fields have the leading axis (lanes,).
+
+    Attributes:
+      observation: (lanes, features) float32.
+      reward: sum of the rewards of the requests that were resolved since the last decision.
+      credit: of the last decision, see `TimeStep`; 0 where the environment does not know it.
+      truncated: whether the episode has ended.
+      index: number of the pending decision.
+      gap_s: seconds since the last decision.
+    """
+
+    observation: Any
+    reward: Any
+    credit: Any
+    truncated: Any
+    index: Any
+    gap_s: Any
+
+
+class _Lane(NamedTuple):
+    """An environment between two decisions: the data of its key, its state, and what it returned last.
+
+    Data and not a key, because where a lane either steps or begins anew both are computed from it.
+    """
+
+    key: Array
+    state: Any
+    timestep: TimeStep
+
+
+class Lanes:
+    """Environments side by side on the device, each with random numbers of its own; NumPy in and out."""
+
+    def __init__(self, problem: Problem, count: int) -> None:
+        self.problem = problem
+        self.count = count
+        self._static = (problem.env, problem.features)
+        self._lanes: _Lane | None = None
+
+    def begin(self, seeds: Sequence[int] | np.ndarray | None) -> View:
+        """New episodes in all lanes; without seeds their random numbers go on."""
+        if seeds is not None:
+            keys = _keys(np.asarray(seeds, np.uint64).astype(np.uint32))
+        else:
+            keys = self._running.key
+        self._lanes, view = _begin(self._static, self.problem.params, keys)
+        return _to_numpy(view)
+
+    def step(self, actions: np.ndarray) -> View:
+        """One decision in every lane.
+
+        Raises:
+          InputError: if an action is no index of a model.
+        """
+        lanes = self._running
+        self._lanes, view = _step(self._static, self.problem.params, lanes, self._checked(actions))
+        return _to_numpy(view)
+
+    def step_or_begin(self, actions: np.ndarray, begin: np.ndarray) -> View:
+        """A new episode in the lanes where `begin`, one decision in all others."""
+        lanes = self._running
+        fresh = _begin(self._static, self.problem.params, lanes.key)
+        stepped = _step(self._static, self.problem.params, lanes, self._checked(np.where(begin, 0, actions)))
+        self._lanes, view = _choose(begin, fresh, stepped)
+        return _to_numpy(view)
+
+    def begin_where(self, begin: np.ndarray, view: View) -> View:
+        """A new episode in the lanes where `begin`; `view` is what the last step gave."""
+        lanes = self._running
+        fresh = _begin(self._static, self.problem.params, lanes.key)
+        self._lanes, view = _choose(begin, fresh, (lanes, view))
+        return _to_numpy(view)
+
+    def outcomes(self) -> Outcomes:
+        """(lanes, history) rewards of the remembered decisions, see `ServingEnvironment.outcomes`."""
+        lanes = self._running
+        return _to_numpy(_outcomes(self.problem.env, self.problem.params, lanes.state))
+
+    @property
+    def _running(self) -> _Lane:
+        if self._lanes is None:
+            raise gymnasium.error.ResetNeeded(_NOT_BEGUN)
+        return self._lanes
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        actions = np.asarray(actions)
+        models = self.problem.env.shape.models
+        if actions.shape != (self.count,) or not ((actions >= 0) & (actions < models)).all():
+            raise InputError(f"The actions are {actions.tolist()}; give {self.count} indices from 0 to {models - 1}.")
+        return actions.astype(np.int32)
+
+
+class ServingVectorEnv(gymnasium.vector.VectorEnv):
+    """Many serving environments, all of whose steps are one compiled call.
+
+    `infos` hold per environment `index` (number of the pending decision), `gap_s` (seconds since the last one) and
+    `earned` (rewards of the requests resolved meanwhile). Where `pay` is `own`, after every `outcomes_every` steps and
+    at the end of an episode also `outcome_reward` and `outcome_resolved`, (num_envs, history): what each remembered
+    decision's own request earned, decision `d` in slot `d % history`, as known when `outcome_index` was pending.
+
+    Args:
+      num_envs: how many.
+      problem: what to decide on, see `make_problem`, which takes `pay`, `horizon` and `history`.
+      autoreset_mode: `NEXT_STEP`, in which the step after the end of an episode begins a new one and ignores its
+        action, or `SAME_STEP`, in which the step that ends one begins the next and tells `final_obs` and `final_info`.
+      outcomes_every: steps between two readings of the outcomes, each of which costs about as much as ten steps.
+
+    Raises:
+      InputError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        problem: Problem | Course | str | Path = "paper",
+        *,
+        pay: Pay = "credit",
+        horizon: int = 16_384,
+        history: int = 4_096,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        outcomes_every: int = 256,
+        render_mode: None = None,
+    ) -> None:
+        if num_envs < 1 or outcomes_every < 1:
+            raise InputError(
+                f"`num_envs` is {num_envs} and `outcomes_every` {outcomes_every}; give at least 1 of each."
+            )
+        mode = AutoresetMode(autoreset_mode)
+        if mode is AutoresetMode.DISABLED:
+            raise InputError("`autoreset_mode` is Disabled; choose NextStep or SameStep.")
+        self.problem = make_problem(problem, pay=pay, horizon=horizon, history=history)
+        self.metadata = {"autoreset_mode": mode, "render_modes": []}
+        self.render_mode = render_mode
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = spaces(self.problem)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._lanes = Lanes(self.problem, num_envs)
+        self._outcomes_every = outcomes_every
+        self._steps = 0
+        self._seeded = False
+        self._ended = np.zeros(num_envs, bool)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """New episodes everywhere. There are no options."""
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        seeds: Any = seed
+        if isinstance(seed, int):
+            seeds = [seed + i for i in range(self.num_envs)]
+        elif seed is None and not self._seeded:
+            seeds = self.np_random.integers(2**32, size=self.num_envs)
+        self._seeded = True
+        self._ended = np.zeros(self.num_envs, bool)
+        view = self._lanes.begin(seeds)
+        return view.observation, _infos(view)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self._steps += 1
+        if self._ended.any() and self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
+            view = self._lanes.step_or_begin(actions, self._ended)
+        else:
+            view = self._lanes.step(actions)
+        self._ended = view.truncated
+        reward = view.credit if self.problem.pay == "credit" else view.reward
+        terminated, ended = np.zeros(self.num_envs, bool), view.truncated
+        told: dict[str, Any] = {}
+        if self.problem.pay == "own" and (self._steps % self._outcomes_every == 0 or ended.any()):
+            reward_of, resolved = self._lanes.outcomes()
+            told = {"outcome_reward": reward_of, "outcome_resolved": resolved, "outcome_index": view.index}
+        if ended.any() and self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            final = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(ended):
+                final[i] = view.observation[i]
+            told |= {"final_obs": final, "_final_obs": ended, "final_info": _infos(view, ended), "_final_info": ended}
+            view = self._lanes.begin_where(ended, view)
+        return view.observation, reward, terminated, ended, _infos(view) | told
+
+
+class ServingEnv(gymnasium.Env):
+    """A single serving environment; arguments and `info` as those of `ServingVectorEnv`, which is far faster."""
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (as gymnasium has it)
+
+    def __init__(
+        self,
+        problem: Problem | Course | str | Path = "paper",
+        *,
+        pay: Pay = "credit",
+        horizon: int = 16_384,
+        history: int = 4_096,
+        outcomes_every: int = 256,
+        render_mode: None = None,
+    ) -> None:
+        self._env = ServingVectorEnv(
+            1, problem, pay=pay, horizon=horizon, history=history, outcomes_every=outcomes_every
+        )
+        self.problem = self._env.problem
+        self.render_mode = render_mode
+        self.observation_space = self._env.single_observation_space
+        self.action_space = self._env.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new episode. There are no options."""
+        super().reset(seed=seed)
+        observation, infos = self._env.reset(seed=seed)
+        return observation[0], _only(infos)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, infos = self._env.step(np.asarray(action)[None])
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
+
+
+def spaces(problem: Problem) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """What a single environment shows and takes: a network's input, the index of a model."""
+    high = problem.high
+    return (
+        gymnasium.spaces.Box(np.zeros_like(high), high, dtype=np.float32),
+        gymnasium.spaces.Discrete(problem.env.shape.models),
+    )
+
+
+def _infos(view: View, where: np.ndarray | None = None) -> dict[str, Any]:
+    """In gymnasium's form: arrays by name, and under `_name` which environments have the entry."""
+    named = {"index": view.index, "gap_s": view.gap_s, "earned": view.reward}
+    where = np.ones(len(view.index), bool) if where is None else where
+    return named | {f"_{name}": where for name in named}
+
+
+def _only(infos: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of the first environment, without the masks."""
+    return {name: values[0] for name, values in infos.items() if not name.startswith("_")}
+
+
+def _to_numpy(tree: Any) -> Any:
+    """Copies: what the device holds may be overwritten by the next step, and users may write into theirs."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), tree)
+
+
+@jax.jit
+def _keys(seeds: Array) -> Array:
+    """(lanes, ...) data of the keys of uint32 seeds."""
+    return jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(seeds)
+
+
+Static = tuple[Environment, tuple[Feature, ...]]
+
+
+@partial(jax.jit, static_argnames="static")
+def _begin(static: Static, params: Any, keys: Array) -> tuple[_Lane, View]:
+    """First decisions of new episodes."""
+
+    def one(data: Array) -> tuple[_Lane, View]:
+        key, reset_key = jax.random.split(jax.random.wrap_key_data(data))
+        state, timestep = static[0].reset(reset_key, params)
+        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], timestep)
+
+    return jax.vmap(one)(keys)
+
+
+@partial(jax.jit, static_argnames="static", donate_argnames="lanes")
+def _step(static: Static, params: Any, lanes: _Lane, actions: Array) -> tuple[_Lane, View]:
+    def one(lane: _Lane, action: Array) -> tuple[_Lane, View]:
+        key, step_key = jax.random.split(jax.random.wrap_key_data(lane.key))
+        state, timestep = static[0].step(step_key, lane.state, action, params)
+        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], timestep)
+
+    return jax.vmap(one)(lanes, actions)
+
+
+def _view(features: tuple[Feature, ...], timestep: TimeStep) -> View:
+    nothing = jnp.zeros(())
+    return View(
+        network_input(timestep.observation, features),
+        timestep.reward,
+        nothing if timestep.credit is None else timestep.credit,
+        timestep.truncated,
+        timestep.index,
+        nothing if timestep.gap_s is None else timestep.gap_s,
+    )
+
+
+@jax.jit
+def _choose(where: Array, yes: Any, no: Any) -> Any:
+    """Lane by lane the one or the other."""
+
+    def pick(one: Array, other: Array) -> Array:
+        return jnp.where(where.reshape(where.shape + (1,) * (jnp.ndim(one) - 1)), one, other)
+
+    return jax.tree.map(pick, yes, no)
+
+
+@partial(jax.jit, static_argnames="env")
+def _outcomes(env: Environment, params: Any, states: Any) -> Outcomes:
+    return jax.vmap(env.outcomes, in_axes=(0, None))(states, params)
+
+
+if ID not in gymnasium.registry:
+    gymnasium.register(
+        ID,
+        entry_point="besteffort.adapters.gymnasium:ServingEnv",
+        vector_entry_point="besteffort.adapters.gymnasium:ServingVectorEnv",
+    )

@@ -1,0 +1,143 @@
+"""The serving environment in the form of gymnax 1.0, for training loops that are compiled as a whole.
+
+    env = ServingGymnax("paper")
+    params = env.default_params
+    observation, state = env.reset(key, params)
+    observation, state, reward, terminated, truncated, info = env.step(key, state, action, params)
+
+`params.serving` are the numbers of the situation; any of them may be vmapped over.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+from jaxtyping import Array
+
+from besteffort.adapters.problem import Pay, Problem, make_problem, network_input
+from besteffort.runs.training import Course
+from besteffort.simulator.types import Outcomes, TimeStep
+
+_NEVER = 2**31 - 1
+
+
+@struct.dataclass
+class ServingState(environment.EnvState):
+    """State between two decisions.
+
+    Attributes:
+      time: number of the pending decision.
+      serving: the environment's own state.
+      observation: (features,) what the network reads before the pending decision.
+    """
+
+    time: Any
+    serving: Any
+    observation: Any
+
+
+@struct.dataclass
+class ServingParams(environment.EnvParams):
+    """Numbers, to be vmapped over.
+
+    Attributes:
+      max_steps_in_episode: decisions after which an episode truncates.
+      serving: a `besteffort.simulator.types.EnvParams`.
+    """
+
+    max_steps_in_episode: Any = _NEVER
+    serving: Any = None
+
+
+class ServingGymnax(environment.Environment):
+    """One decision per step; an episode never terminates, it truncates.
+
+    `info` holds `discount` (always 1), `gap_s` (seconds since the last decision) and `earned` (rewards of the requests
+    that were resolved meanwhile). For own-request credit, `outcomes` tells what each remembered decision earned.
+
+    Args:
+      problem: what to decide on, see `make_problem`, which takes the other arguments. With `horizon` 0 no episode ends,
+        whatever the params say, and a step spends nothing on beginning another.
+
+    Raises:
+      InputError: as `make_problem`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem | Course | str | Path = "paper",
+        *,
+        pay: Pay = "credit",
+        horizon: int = 16_384,
+        history: int = 4_096,
+    ) -> None:
+        super().__init__()
+        self.problem = make_problem(problem, pay=pay, horizon=horizon, history=history)
+
+    @property
+    def default_params(self) -> ServingParams:
+        return ServingParams(max_steps_in_episode=self.problem.env.shape.horizon or _NEVER, serving=self.problem.params)
+
+    @partial(jax.jit, static_argnames="self")
+    def step(
+        self, key: Array, state: ServingState, action: Any, params: ServingParams | None = None
+    ) -> tuple[Array, ServingState, Array, Array, Array, dict[str, Array]]:
+        """Observation, state, reward, terminated, truncated, info; after the end of an episode those of the next."""
+        if self.problem.env.shape.horizon:
+            return super().step(key, state, action, params)
+        observation, state, reward, terminated, info = self.step_env(key, state, action, params or self.default_params)
+        truncated = jnp.zeros((), bool)
+        ends = {"terminated": terminated, "truncated": truncated, "final_observation": observation}
+        return observation, state, reward, terminated, truncated, info | ends
+
+    def step_env(
+        self, key: Array, state: ServingState, action: Any, params: ServingParams
+    ) -> tuple[Array, ServingState, Array, Array, dict[str, Array]]:
+        serving, timestep = self.problem.env.step(key, state.serving, jnp.asarray(action), params.serving)
+        state = self._state(serving, timestep)
+        info = {
+            "discount": jnp.ones(()),
+            "gap_s": jnp.zeros(()) if timestep.gap_s is None else timestep.gap_s,
+            "earned": timestep.reward,
+        }
+        paid = timestep.credit if self.problem.pay == "credit" else timestep.reward
+        return state.observation, state, jnp.asarray(paid), timestep.terminated, info
+
+    def reset_env(self, key: Array, params: ServingParams) -> tuple[Array, ServingState]:
+        state = self._state(*self.problem.env.reset(key, params.serving))
+        return state.observation, state
+
+    def get_obs(self, state: ServingState, params: ServingParams | None = None, key: Array | None = None) -> Array:
+        return state.observation
+
+    def is_terminated(self, state: ServingState, params: ServingParams) -> Array:
+        return jnp.zeros((), bool)
+
+    def outcomes(self, state: ServingState, params: ServingParams) -> Outcomes:
+        """Own-request rewards by decision, see `besteffort.simulator.environment.ServingEnvironment.outcomes`."""
+        return self.problem.env.outcomes(state.serving, params.serving)
+
+    @property
+    def name(self) -> str:
+        return "besteffort-Serving-v1"
+
+    @property
+    def num_actions(self) -> int:
+        return self.problem.env.shape.models
+
+    def action_space(self, params: ServingParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: ServingParams | None = None) -> spaces.Box:
+        high = jnp.asarray(self.problem.high)
+        return spaces.Box(jnp.zeros_like(high), high, high.shape, jnp.float32)
+
+    def _state(self, serving: Any, timestep: TimeStep) -> ServingState:
+        observation = network_input(timestep.observation, self.problem.features)
+        return ServingState(time=timestep.index, serving=serving, observation=observation)

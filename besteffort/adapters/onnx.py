@@ -1,0 +1,120 @@
+"""A policy as one ONNX file, for routers that are not written in Python.
+
+| input | type | shape | |
+|---|---|---|---|
+| `task` | int64 | (batch,) | index of the request's task, in the order of the metadata |
+| `batch_sizes` | int64 | (batch, models) | requests running and waiting per model, on all replicas, without this |
+| `arrival_rate` | double | (batch,) | requests per second, see `besteffort.observation.next_rate` |
+| `smallest_batch` | int64 | (batch, models) | the same on the emptiest instance of each model |
+| `deadline_s`, `since_change_s` | double | (batch,) | what is known of the deadline; time since a batch size changed |
+
+| output | type | shape | |
+|---|---|---|---|
+| `q_values` | float | (batch, models) | Q-value of each model |
+| `model` | int64 | (batch,) | index of the largest |
+
+An input is there if the policy has the feature. The transforms are part of the graph and computed in double precision,
+as `besteffort.policy` does, the network in single precision. Nothing checks that values are finite and not negative.
+The file's metadata are those of the policy file, each entry as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.observation import Feature
+from besteffort.policy import Policy, describe
+from besteffort.runs.directory import write_bytes
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise InputError("The package `onnx` is not installed; run `pip install onnx` to export to ONNX.") from error
+
+OPSET = 17
+"""Version of the operators: read by ONNX Runtime from 1.12 (2022) on."""
+
+_IR_VERSION = 8
+_COUNTS = ("task", "batch_sizes", "smallest_batch")
+
+
+def to_onnx(policy: Policy) -> onnx.ModelProto:
+    """The policy as an ONNX model that has passed ONNX's checker."""
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def constant(name: str, values: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def node(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def encoded(feature: Feature) -> str:
+        """(batch, size) float32 part of the network's input."""
+        name = feature.name
+        if feature.transform == "one_hot":
+            # Rows of the unit matrix: unlike `OneHot`, this refuses an index that is none.
+            return node("Gather", [constant("tasks", np.eye(feature.size, dtype=np.float32)), name], f"{name}_encoded")
+        value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
+        if feature.size == 1 and name not in _COUNTS:
+            value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")
+        value = node("Div", [value, constant(f"{name}_scale", np.float64(feature.scale))], f"{name}_scaled")
+        if feature.transform == "log1p":
+            value = node("Add", [value, constant(f"{name}_one", np.float64(1.0))], f"{name}_plus_one")
+            value = node("Log", [value], f"{name}_log")
+        return node("Cast", [value], f"{name}_encoded", to=TensorProto.FLOAT)
+
+    hidden = node("Concat", [encoded(feature) for feature in policy.features], "features", axis=1)
+    last = len(policy.weights) - 1
+    for i, (kernel, bias) in enumerate(policy.weights):
+        names = [hidden, constant(f"kernel_{i}", kernel), constant(f"bias_{i}", bias)]
+        hidden = node("Gemm", names, "q_values" if i == last else f"layer_{i}")
+        if i < last:
+            hidden = node("Relu", [hidden], f"hidden_{i}")
+    node("ArgMax", ["q_values"], "model", axis=1, keepdims=0)
+    graph = helper.make_graph(
+        nodes,
+        "besteffort",
+        [_input(feature) for feature in policy.features],
+        [
+            helper.make_tensor_value_info("q_values", TensorProto.FLOAT, ["batch", len(policy.models)]),
+            helper.make_tensor_value_info("model", TensorProto.INT64, ["batch"]),
+        ],
+        constants,
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="besteffort",
+        producer_version=policy.version,
+    )
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in describe(policy).items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def export_onnx(policy: Policy, path: str | Path) -> None:
+    """Writes the policy as an ONNX file, wholly or not at all.
+
+    Raises:
+      InputError: if there is something at `path` already, or it cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path}: this exists already; name another file or remove it first.")
+    write_bytes(path, to_onnx(policy).SerializeToString())
+
+
+def _input(feature: Feature) -> Any:
+    kind = TensorProto.INT64 if feature.name in _COUNTS else TensorProto.DOUBLE
+    per_model = feature.name in ("batch_sizes", "smallest_batch")
+    return helper.make_tensor_value_info(feature.name, kind, ["batch", feature.size] if per_model else ["batch"])

@@ -1,0 +1,87 @@
+"""The way back: any function, or a model of another library, as a router that plays beside ours.
+
+    mine = HostRouter(each(lambda observation: 2 if observation.batch_sizes[-1] < 40 else 0))
+    theirs = HostRouter(predicting(model, course.features))
+    result = play(requests, situation, theirs, seed=0, backend="jax")
+
+The simulator stays compiled and asks the host at every decision, once for all lists that it plays side by side; that
+takes tens of microseconds and what the function takes. A Stable-Baselines3 DQN is better turned into a policy
+(`besteffort.adapters.stable_baselines3.dqn_policy`), which asks nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from besteffort.errors import InputError
+from besteffort.observation import Feature, Observation, encode
+from besteffort.simulator.types import EnvParams
+
+Batched = Callable[[Observation], Any]
+"""From an observation of NumPy arrays with a leading axis (lanes,) to (lanes,) indices of models."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HostRouter:
+    """Asks a Python function; it must not call JAX.
+
+    Attributes:
+      function: called with the observations of all lanes at once, see `Batched`; static.
+    """
+
+    function: Batched = dataclasses.field(metadata={"static": True})
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        models = observation.instance_batch_sizes.shape[-1]
+
+        def ask(observation: Observation) -> np.ndarray:
+            seen = Observation(*map(np.asarray, observation))
+            lanes = seen.task.shape
+            # Of each field one row per lane, however many axes of lanes there are.
+            flat = Observation(*(field.reshape(-1, *field.shape[len(lanes) :]) for field in seen))
+            chosen = np.asarray(self.function(flat))
+            if chosen.shape != flat.task.shape or not ((chosen >= 0) & (chosen < models)).all():
+                raise InputError(
+                    f"The router's function gave {chosen.tolist()} for {len(flat.task)} requests; it must give each an "
+                    f"index from 0 to {models - 1}."
+                )
+            return chosen.astype(np.int32).reshape(lanes)
+
+        return jax.pure_callback(ask, jax.ShapeDtypeStruct((), jnp.int32), observation, vmap_method="broadcast_all")
+
+
+def each(function: Callable[[Observation], Any]) -> Batched:
+    """For a function that decides one request at a time: it gets its observation, NumPy values without lanes."""
+
+    def batched(observation: Observation) -> np.ndarray:
+        lanes = range(len(observation.task))
+        return np.array([int(function(Observation(*(field[lane] for field in observation)))) for lane in lanes])
+
+    return batched
+
+
+def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]) -> Batched:
+    """For a function that reads network inputs, (lanes, inputs) float32, and returns (lanes,) models."""
+
+    def batched(observation: Observation) -> Any:
+        lanes = range(len(observation.task))
+        inputs = [encode(Observation(*(field[lane] for field in observation)), features) for lane in lanes]
+        return function(np.array(inputs, np.float32))
+
+    return batched
+
+
+def predicting(model: Any, features: tuple[Feature, ...]) -> Batched:
+    """For a model with `predict(inputs, deterministic=True) -> (models, state)`, as those of Stable-Baselines3.
+
+    `features` are those of the problem that it was trained on.
+    """
+    return reading(lambda inputs: model.predict(inputs, deterministic=True)[0], features)

@@ -1,0 +1,276 @@
+"""Stable-Baselines3 on the serving environment: a `VecEnv`, and a replay buffer that credits decisions with outcomes.
+
+    env = ServingVecEnv(64, "paper", pay="own")
+    model = DQN("MlpPolicy", env, replay_buffer_class=ServingReplayBuffer, replay_buffer_kwargs={"horizon_s": 0.25})
+    model.learn(1_000_000)
+    policy = dqn_policy(model, course)
+
+with `course` a `besteffort.runs.training.Course`, which may take the place of the configuration's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from besteffort.adapters.problem import Pay, Problem
+from besteffort.errors import InputError
+from besteffort.learning.network import Weights
+from besteffort.policy import Policy
+from besteffort.runs.training import Course, make_policy
+
+try:
+    from stable_baselines3.common.buffers import ReplayBuffer
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:
+    raise InputError("Stable-Baselines3 is not installed; run `pip install 'stable-baselines3>=2.7'`.") from error
+
+from besteffort.adapters.gymnasium import ServingVectorEnv
+
+_OUTCOMES = ("outcome_reward", "outcome_resolved", "outcome_index")
+_ROUNDS = 100
+
+
+class ServingVecEnv(VecEnv):
+    """Many serving environments as Stable-Baselines3 takes them.
+
+    `infos[i]` has `gap_s`, and where a `ServingReplayBuffer` needs them the outcomes of environment `i`, see
+    `besteffort.adapters.gymnasium.ServingVectorEnv`, whose arguments these are.
+
+    Raises:
+      InputError: as `ServingVectorEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 64,
+        problem: Problem | Course | str | Path = "paper",
+        *,
+        pay: Pay = "credit",
+        horizon: int = 16_384,
+        history: int = 4_096,
+        outcomes_every: int = 256,
+    ) -> None:
+        self.envs = ServingVectorEnv(
+            num_envs,
+            problem,
+            pay=pay,
+            horizon=horizon,
+            history=history,
+            autoreset_mode="SameStep",
+            outcomes_every=outcomes_every,
+        )
+        self.problem = self.envs.problem
+        self.render_mode = None
+        self._actions = np.zeros(num_envs, np.int64)
+        super().__init__(num_envs, self.envs.single_observation_space, self.envs.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        seeds = [seed for seed in self._seeds if seed is not None] or None
+        observations, _ = self.envs.reset(seed=seeds)
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observations, rewards, _, truncated, told = self.envs.step(self._actions)
+        gaps_s = told["gap_s"]
+        if truncated.any():
+            gaps_s = np.where(truncated, told["final_info"]["gap_s"], gaps_s)
+        infos: list[dict[str, Any]] = [{"gap_s": gap_s} for gap_s in gaps_s.tolist()]
+        for i in np.flatnonzero(truncated).tolist():
+            infos[i] |= {"TimeLimit.truncated": True, "terminal_observation": told["final_obs"][i]}
+        if "outcome_index" in told:
+            for i, info in enumerate(infos):
+                info |= {name: told[name][i] for name in _OUTCOMES}
+        return observations, rewards, truncated, infos
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
+        value = getattr(self.envs, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
+        raise InputError(f"`{attr_name}` cannot be set in environments that are compiled; make others.")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
+    ) -> list[Any]:
+        raise InputError(f"`{method_name}` cannot be called in single environments of a vector; call it on `envs`.")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+class ServingReplayBuffer(ReplayBuffer):
+    """A replay buffer for serving: own-request credit, and a future that is discounted by time.
+
+    With `own` a decision is credited with what its own request earned, joined by decision index from the outcomes that
+    the environment tells (`pay="own"`); until then it is not sampled, and what is overwritten or ended before never is.
+    See `besteffort.learning.replay`, whose counterpart this is.
+
+    Args:
+      buffer_size, observation_space, action_space, device, n_envs: as in Stable-Baselines3; `buffer_size` counts
+        decisions of all environments.
+      own: join outcomes; without, decisions keep the reward of their step.
+      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`, as in
+        `besteffort.learning.config.Hyper`; None for no discount by time.
+      gamma: discount of the next decision's value beside that. The learner's own `gamma` counts for nothing.
+      n_steps: decisions of a multi-step return.
+
+    Raises:
+      InputError: if a number is out of range, or, when sampling, if hardly any decision can be learned from.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: Any,
+        action_space: Any,
+        device: Any = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        *,
+        own: bool = True,
+        horizon_s: float | None = None,
+        gamma: float = 1.0,
+        n_steps: int = 1,
+    ) -> None:
+        if optimize_memory_usage or not handle_timeout_termination:
+            raise InputError("Serving episodes truncate; leave `optimize_memory_usage` and its like at their defaults.")
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        if not (0 < n_steps < self.buffer_size and 0 <= gamma <= 1 and (horizon_s is None or horizon_s > 0)):
+            raise InputError(
+                f"`n_steps` is {n_steps}, `gamma` is {gamma}, `horizon_s` is {horizon_s}; give at least one step and "
+                f"fewer than the {self.buffer_size} that are kept per environment, a share, and a positive time."
+            )
+        self.own = own
+        self.horizon_s = horizon_s
+        self.gamma = gamma
+        self.n_steps = n_steps
+        self.resolved = np.zeros((self.buffer_size, n_envs), bool)
+        self.discounts = np.zeros((self.buffer_size, n_envs), np.float32)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        row = self.pos
+        super().add(obs, next_obs, action, np.zeros_like(reward) if self.own else reward, done, infos)
+        self.resolved[row] = not self.own
+        self.discounts[row] = self.gamma
+        if self.horizon_s is not None:
+            self.discounts[row] *= np.exp(-np.array([info["gap_s"] for info in infos]) / self.horizon_s)
+        if self.own and "outcome_index" in infos[0]:
+            self._join(*(np.array([info[name] for info in infos]) for name in _OUTCOMES))
+
+    def _join(self, reward: np.ndarray, resolved: np.ndarray, index: np.ndarray) -> None:
+        """Fills in what is known by now, as `besteffort.learning.replay.join`.
+
+        Outcomes are (envs, history), decision `d` in slot `d % history`; `index`, (envs,), is the pending decision, the
+        one after the newest row.
+        """
+        history = resolved.shape[1]
+        age = np.arange(min(history, self.buffer_size + 1) - 1, 0, -1)[:, None]
+        row = (self.pos - age[:, 0]) % self.buffer_size
+        decision = index[None, :] - age
+        slot = decision % history
+        known = (decision >= 0) & np.take_along_axis(resolved.T, slot, axis=0)
+        self.rewards[row] = np.where(known, np.take_along_axis(reward.T, slot, axis=0), self.rewards[row])
+        self.resolved[row] |= known
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        """Uniformly, with replacement, from the decisions whose rewards are known, and those of their `n_steps`."""
+        filled = self.buffer_size if self.full else self.pos
+        rows = np.zeros(0, np.int64)
+        lanes = np.zeros(0, np.int64)
+        for _ in range(_ROUNDS if filled >= self.n_steps else 0):
+            # The generator that the library seeds.
+            age = np.random.randint(self.n_steps, filled + 1, batch_size)  # noqa: NPY002
+            lane = np.random.randint(0, self.n_envs, batch_size)  # noqa: NPY002
+            row = (self.pos - age) % self.buffer_size
+            at, inside = self._run(row, lane)
+            known = (self.resolved[at, lane[:, None]] | ~inside).all(axis=1)
+            rows, lanes = np.concatenate([rows, row[known]]), np.concatenate([lanes, lane[known]])
+            if len(rows) >= batch_size:
+                return self._samples_at(rows[:batch_size], lanes[:batch_size], env)
+        raise InputError(
+            f"Of {filled * self.n_envs:,} decisions in the buffer hardly any can be learned from, because their "
+            "requests are not settled; give a larger `learning_starts`, `buffer_size` or `history`, or a smaller "
+            "`outcomes_every`."
+        )
+
+    def _run(self, row: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(batch, n_steps) rows of the runs that begin at `row`, and which of them lie within their episode."""
+        at = (row[:, None] + np.arange(self.n_steps)) % self.buffer_size
+        before = self.dones[at, lane[:, None]][:, :-1].cumsum(axis=1)
+        return at, np.concatenate([np.ones((len(row), 1), bool), before == 0], axis=1)
+
+    def _samples_at(self, row: np.ndarray, lane: np.ndarray, env: Any) -> ReplayBufferSamples:
+        at, inside = self._run(row, lane)
+        lanes = lane[:, None]
+        after = np.where(inside, self.discounts[at, lanes], 1.0).cumprod(axis=1)
+        before = np.concatenate([np.ones((len(row), 1)), after[:, :-1]], axis=1)
+        earned = self._normalize_reward(self.rewards[at, lanes], env) * inside * before
+        last = at[np.arange(len(row)), inside.sum(axis=1) - 1]
+        arrays = (
+            self._normalize_obs(self.observations[row, lane], env),
+            self.actions[row, lane],
+            self._normalize_obs(self.next_observations[last, lane], env),
+            np.zeros((len(row), 1), np.float32),  # serving never terminates
+            earned.sum(axis=1, keepdims=True).astype(np.float32),
+            after[:, -1:].astype(np.float32),
+        )
+        return ReplayBufferSamples(*map(self.to_torch, arrays))
+
+
+def dqn_policy(model: Any, course: Course, training: Mapping[str, Any] | None = None) -> Policy:
+    """The network of a trained `DQN` as a policy: the same Q-values, in a file that needs neither of the libraries.
+
+    Args:
+      model: trained on a problem made of `course`.
+      course: says what the network's input and output mean.
+      training: plain JSON values to keep in the policy file.
+
+    Raises:
+      InputError: if the network is not a plain one with ReLU on the features of the course.
+    """
+    return make_policy(course, dqn_weights(model), {"library": "stable-baselines3", **(training or {})})
+
+
+def dqn_weights(model: Any) -> Weights:
+    """Weights of a `DQN`'s network, as a policy file holds them.
+
+    Raises:
+      InputError: if it is not a plain network with ReLU.
+    """
+    from torch import nn
+
+    network = model.policy.q_net
+    layers: Sequence[Any] = list(network.q_net)
+    linear, between = layers[::2], layers[1::2]
+    plain = all(isinstance(layer, nn.Linear) for layer in linear) and all(isinstance(x, nn.ReLU) for x in between)
+    if not plain or network.features_dim != layers[0].in_features or len(layers) % 2 == 0:
+        raise InputError(
+            "A policy file holds a plain network with ReLU between its layers, this model's is "
+            f"{[type(layer).__name__ for layer in layers]}; train `DQN('MlpPolicy', ...)` with its default activation."
+        )
+    return tuple(
+        (layer.weight.detach().cpu().numpy().T.copy(), layer.bias.detach().cpu().numpy().copy()) for layer in linear
+    )

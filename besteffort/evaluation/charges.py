@@ -1,0 +1,223 @@
+"""How much time of an instance an answer takes at least: what every upper bound rests on.
+
+An iteration with b earlier requests lasts `sum of prefill + decode(b)`. Charge each prefill to its request, and each
+decode in equal parts, `decode(b) / b`, to the b requests that get a token from it. The charges of all requests then
+add up to no more than the time that the instance is busy, and a request of p prompt and n output tokens is charged
+
+    prefill(p) + sum over its n - 1 decodes of decode(b_i) / b_i                                             (1)
+
+Large batches are cheap per token but slow. An answer within its deadline needs
+
+    prefill(p) + sum over its n - 1 decodes of decode(b_i) <= slack = deadline - network delay               (2)
+
+The least charge (1) under (2) is `prefill(p) + (n - 1) G((slack - prefill(p)) / (n - 1))`, where G is the lower convex
+envelope of the points `(decode(b), decode(b) / b)` over the batches that fit, constant beyond the lowest of them: by
+Jensen's inequality no sequence of batches does better. A late answer is charged at least `prefill(p) + (n - 1) min G`.
+
+This holds request by request, whatever the router knows. Waiting, the iteration in progress at the arrival, decodes
+during the own first iteration, prefills of others and slow-down between models only make answers later or dearer.
+Context cost of the own tokens counts like prefill, that of others is left out; the cache bounds b, and a request that
+exceeds it alone is rejected: it cannot be answered, and costs nothing.
+
+Prefills of others are left out of (2) for a reason. In a steady state each request meets as many prefills as others
+leave beside it, `h (b - 1)` per decode with h the prefill seconds per decoded token, and with this term the charges
+are close to what routers reach (`beside_s`). But it is no bound: requests admitted in the order of their slack, the
+patient first, share a batch in which the urgent meet next to no prefill of others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from besteffort.simulator.tables import Tables
+from besteffort.situation import Reward, Situation
+from besteffort.workload.requests import Requests
+
+# Steps into which the span of a soft deadline is cut; each counts as its early end, so that bounds hold.
+_SOFT_STEPS = 16
+_ROUNDING = 1e-6  # seconds, or relative; what falls short of a deadline by that may be in time in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Kinds of requests, each with its costs. All arrays have one entry per kind, those by model (models, kinds).
+
+    Attributes:
+      task: index of its task.
+      count: how many there are, or their probability within the task.
+      decodes: output tokens after the first.
+      deadline_s: end-to-end latency that it may take.
+      own_s: (models, kinds) instance-seconds of its prefill and of the context cost of its own tokens.
+      fits: (models, kinds) whether the cache holds it.
+      late_costs: (models,) whether every late answer costs; not where the cache rejects some requests for their size.
+      tables: what iterations cost.
+      batch_limit: (models,) largest number of requests that can decode together.
+      network_delay_s: seconds of every latency that no instance works.
+    """
+
+    task: np.ndarray
+    count: np.ndarray
+    decodes: np.ndarray
+    deadline_s: np.ndarray
+    own_s: np.ndarray
+    fits: np.ndarray
+    late_costs: np.ndarray
+    tables: Tables
+    batch_limit: np.ndarray
+    network_delay_s: float
+
+    def beside_s(self, model: int) -> float:
+        """Instance-seconds of prefill and context per decoded token, smallest over the tasks; 0 without decodes."""
+        seconds = np.bincount(self.task, weights=self.count * self.own_s[model])
+        tokens = np.bincount(self.task, weights=self.count * self.decodes)
+        decoding = tokens > 0
+        return float((seconds[decoding] / tokens[decoding]).min()) if decoding.any() else 0.0
+
+    def charges(
+        self, model: int, stretch: Float[np.ndarray, " steps"], beside_s: float = 0.0
+    ) -> tuple[Float[np.ndarray, " kinds"], Float[np.ndarray, "kinds steps"]]:
+        """Least charges of each kind: of a late answer, and of one within `stretch` deadlines, infinite if impossible.
+
+        `beside_s` adds `beside_s x (b - 1)` to every decode of (2), for estimates.
+        """
+        own = self.own_s[model]
+        batch = np.arange(1, self.batch_limit[model] + 1)
+        decode = self.tables.decode[model, batch]
+        pace, per_token = _envelope(decode + beside_s * (batch - 1), decode / batch)
+        slack = self.deadline_s[:, None] * stretch - self.network_delay_s - own[:, None]
+        decodes = self.decodes[:, None]
+        share = np.divide(slack, decodes, out=np.full(slack.shape, np.inf), where=decodes > 0)
+        possible = self.fits[model][:, None] & (slack >= -_ROUNDING) & (share >= pace[0] * (1 - _ROUNDING))
+        in_time = np.where(possible, own[:, None] + decodes * np.interp(share, pace, per_token), np.inf)
+        return self.late_costs[model] * (own + self.decodes * per_token[-1]), in_time
+
+
+def typical_work(situation: Situation) -> Work:
+    """One kind per task and output length, as the tasks state them; prefills by their mean over the prompt lengths.
+
+    Where a task states its mean length, lengths follow the law of largest entropy with that mean on their range,
+    which is uniform if the mean is the middle. Where the cache of a model rejects long prompts, all prompts count as
+    the task's shortest there.
+    """
+    tasks = situation.tasks
+    tables = Tables.of(situation.profile, situation.cluster.max_batch, max(task.prompt_tokens[1] for task in tasks))
+    outputs = [_lengths(task.output_tokens, task.mean_output_tokens) for task in tasks]
+    prompts = [_lengths(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
+    task = np.repeat(np.arange(len(tasks)), [len(values) for values, _ in outputs])
+    output = np.concatenate([values for values, _ in outputs])
+    shortest, longest = np.array([one.prompt_tokens for one in tasks]).T
+    late_costs = (longest[task] + np.ceil(tables.cache_output_share * output)).max() <= tables.cache_tokens
+    mean_s = np.stack([tables.prefill[:, values] @ share for values, share in prompts], axis=1)
+    mean = np.array([values @ share for values, share in prompts])
+    return _work(
+        situation,
+        tables,
+        task=task,
+        count=np.concatenate([share for _, share in outputs]),
+        prompt=shortest[task],
+        held=np.where(late_costs[:, None], mean, shortest)[:, task],
+        prefill_s=np.where(late_costs[:, None], mean_s, tables.prefill[:, shortest])[:, task],
+        output=output,
+        deadline_s=situation.deadlines(task, output),
+        late_costs=late_costs,
+    )
+
+
+def realised_work(situation: Situation, requests: Requests) -> Work:
+    """One kind per request of a list."""
+    tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
+    return _work(
+        situation,
+        tables,
+        task=requests.task,
+        count=np.ones(len(requests)),
+        prompt=requests.prompt_tokens,
+        held=requests.prompt_tokens[None],
+        prefill_s=tables.prefill[:, requests.prompt_tokens],
+        output=requests.output_tokens,
+        deadline_s=requests.deadline_s,
+        late_costs=np.zeros(tables.models, dtype=bool),  # of a list, late answers may come after all that counts
+    )
+
+
+def gains(quality: Float[np.ndarray, "tasks models"], reward: Reward) -> Float[np.ndarray, "tasks models steps"]:
+    """What an answer earns more than none, before the task's weight: in time, then by step of the soft span."""
+    in_time = (quality + reward.miss_penalty)[..., None]
+    if reward.soft_span == 0:
+        return in_time
+    late = 1 - np.arange(_SOFT_STEPS) / _SOFT_STEPS
+    return np.concatenate([in_time, quality[..., None] * late], axis=-1)
+
+
+def stretches(reward: Reward) -> Float[np.ndarray, " steps"]:
+    """Deadlines within which each step of `gains` comes: 1, then the late ends of the steps of the soft span."""
+    if reward.soft_span == 0:
+        return np.ones(1)
+    return 1 + reward.soft_span * np.arange(_SOFT_STEPS + 1) / _SOFT_STEPS
+
+
+def _work(
+    situation: Situation,
+    tables: Tables,
+    *,
+    task: Int[np.ndarray, " kinds"],
+    count: Float[np.ndarray, " kinds"],
+    prompt: Int[np.ndarray, " kinds"],
+    held: np.ndarray,
+    prefill_s: Float[np.ndarray, "models kinds"],
+    output: Int[np.ndarray, " kinds"],
+    deadline_s: Float[np.ndarray, " kinds"],
+    late_costs: np.ndarray,
+) -> Work:
+    """`prompt` is the shortest of a kind, for the cache; `held` (models or 1, kinds) what counts for context cost."""
+    claim = prompt + np.ceil(tables.cache_output_share * output)
+    together = np.floor(tables.cache_tokens / claim.min())  # if all are as short as the shortest
+    # A request holds p + 1, ..., p + n - 1 tokens during its n - 1 decodes.
+    token_decodes = (output - 1) * held + output * (output - 1) / 2
+    return Work(
+        task=task,
+        count=count,
+        decodes=output - 1,
+        deadline_s=deadline_s,
+        own_s=prefill_s + tables.context_cost_s[:, None] * token_decodes,
+        fits=claim <= tables.cache_tokens[:, None],
+        late_costs=late_costs,
+        tables=tables,
+        batch_limit=np.clip(together, 1, situation.cluster.max_batch).astype(np.int64),
+        network_delay_s=situation.cluster.network_delay_s,
+    )
+
+
+def _lengths(
+    ends: tuple[int, int], mean: float | None
+) -> tuple[Int[np.ndarray, " lengths"], Float[np.ndarray, " lengths"]]:
+    """Lengths from the smallest to the largest and their probabilities, proportional to `exp(tilt x length)`."""
+    values = np.arange(ends[0], ends[1] + 1)
+    if mean is None or len(values) == 1:
+        return values, np.full(len(values), 1 / len(values))
+    # Beyond these tilts all weight is at an end.
+    low, high = -50.0, 50.0
+    for _ in range(100):
+        tilt = (low + high) / 2
+        weight = np.exp(tilt * (values - values[0 if tilt < 0 else -1]))
+        share = weight / weight.sum()
+        low, high = (tilt, high) if values @ share < mean else (low, tilt)
+    return values, share
+
+
+def _envelope(
+    x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]
+) -> tuple[Float[np.ndarray, " corners"], Float[np.ndarray, " corners"]]:
+    """Corners of the lower convex envelope of points with ascending x, from the first to the lowest."""
+    corners: list[int] = []
+    for point in range(int(y.argmin()) + 1):
+        while len(corners) >= 2:
+            first, second = corners[-2:]
+            if (y[second] - y[first]) * (x[point] - x[first]) < (y[point] - y[first]) * (x[second] - x[first]):
+                break
+            corners.pop()
+        corners.append(point)
+    return x[corners], y[corners]

@@ -1,0 +1,52 @@
+"""The clairvoyant bound: what no router can beat on a list of requests, not even one that knows the whole list.
+
+A linear programme over time, by prices (`besteffort.evaluation.prices`). Time is cut into equal bins; in a bin of
+`bin_s` seconds every model has `replicas x bin_s` instance-seconds of room. A request that a model answers within its
+deadline, or within a step of a soft one, is charged at least so much (`besteffort.evaluation.charges`).
+
+Why it is a bound. Spread the charges of an iteration evenly over its duration. At any moment the charges of all
+requests on an instance then add up to at most one second per second, so in every bin the charges of all requests on a
+model add up to at most its room. The charges of a request lie within its own iterations, hence between its arrival and
+its latest completion, deadline less network delay: in the bins from the one to the other. So whatever a router does
+is a feasible allotment of room, with the gains that it really earns, and late answers and rejections gain and need
+nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed of prefills,
+tables, mixes or arrivals.
+
+What it leaves out, and why it cannot be reached: requests are divisible in time, prefills of others do not delay
+anybody, batches are as full as each request's own deadline allows, whoever else is there, and a choice is made with
+knowledge of the future.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.evaluation.prices import Bound, Offers
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+_BINS_PER_DEADLINE = 4  # more make the bound tighter by some hundredths of a point
+
+
+def clairvoyant_bound(situation: Situation, requests: Requests, *, bin_s: float | None = None) -> Bound:
+    """Upper bound for a list of requests; it holds for every router, whatever it knows.
+
+    Args:
+      situation: what is served, on what.
+      requests: the list.
+      bin_s: width of the bins; by default a quarter of the median deadline.
+
+    Raises:
+      InputError: if `bin_s` is not positive.
+    """
+    if bin_s is None:
+        bin_s = float(np.median(requests.deadline_s)) / _BINS_PER_DEADLINE
+    if not bin_s > 0:
+        raise InputError(f"`bin_s` is {bin_s}; give bins a positive width in seconds.")
+    offers = Offers.of(situation, requests)
+    start_s = requests.arrival_s[0]
+    first = np.floor((requests.arrival_s - start_s) / bin_s).astype(np.int64)
+    # Whose deadline touches the edge of a bin, give or take rounding, may use it.
+    last = np.floor((offers.until_s - start_s) / bin_s + 1e-6).astype(np.int64)
+    return offers.bound(first, last, bin_s)

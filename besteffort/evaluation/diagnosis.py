@@ -1,0 +1,159 @@
+"""What is wrong with a policy, in words: findings from the outcomes of trials.
+
+A policy is held against the best other router of each trial, the best in hindsight, on the same requests. Small
+differences, and those that the interval leaves open, are passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+
+from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.evaluation.trials import Outcome
+
+Kind = Literal["collapse", "worse", "underestimates load"]
+
+WORSE = 0.005
+"""Performance by which a policy is behind another router before anybody is told."""
+
+COLLAPSE = 0.05
+"""Performance by which it is behind where it is said to collapse."""
+
+TOO_LARGE = 0.02
+"""Share of the requests missed on too large models, and missed beyond what another router misses, that is told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a policy.
+
+    Attributes:
+      kind: `collapse` or `worse`, by how far it is behind; or `underestimates load`.
+      family: what was varied, see `besteffort.evaluation.trials.Trial`.
+      sentence: what was found, with the figures of the worst trial.
+      loss: performance by which it is behind in the worst trial; findings are ordered by it.
+      trials: names of the trials of the family where it was found, the worst first.
+    """
+
+    kind: Kind
+    family: str
+    sentence: str
+    loss: float
+    trials: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A policy beside the best other router of a trial.
+
+    Attributes:
+      outcome: the trial's outcome.
+      policy: name of the policy.
+      rule: name of the other router with the highest performance.
+    """
+
+    outcome: Outcome
+    policy: str
+    rule: str
+
+    @property
+    def ahead(self) -> Interval:
+        """Performance of the policy less that of the rule."""
+        return paired_difference(self.outcome.performance[self.policy], self.outcome.performance[self.rule])
+
+    @property
+    def in_time(self) -> Interval:
+        """Requests that the policy answers in time beyond those that the rule does, as a share of all."""
+        return paired_difference(self.outcome.slo_attainment[self.policy], self.outcome.slo_attainment[self.rule])
+
+    @property
+    def too_large(self) -> Interval:
+        """Share of the requests that the policy missed on too large models."""
+        return mean_interval(self.outcome.too_large[self.policy])
+
+
+def compare(outcome: Outcome, policy: str) -> Comparison:
+    """The policy beside the best other router; of several policies (names that begin alike) the others do not count."""
+    others = {name: values.mean() for name, values in outcome.performance.items() if not name.startswith(policy)}
+    return Comparison(outcome, policy, max(others, key=others.__getitem__))
+
+
+def diagnose(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:
+    """What is wrong, worst first; of several trials of a family the worst speaks for the others."""
+    findings = []
+    by_family = sorted(outcomes, key=lambda outcome: outcome.trial.family)
+    for family, group in groupby(by_family, key=lambda outcome: outcome.trial.family):
+        compared = [compare(outcome, policy) for outcome in group]
+        behind = [one for one in compared if one.ahead.high < 0 and one.ahead.mean <= -WORSE]
+        if behind:
+            findings.append(_behind(family, sorted(behind, key=lambda one: float(one.ahead.mean))))
+        bold = [
+            one
+            for one in compared
+            if one.too_large.low > 0
+            and one.too_large.mean >= TOO_LARGE
+            and one.in_time.high < 0
+            and one.in_time.mean <= -TOO_LARGE
+            and one.ahead.mean < 0  # what was risked did not pay
+        ]
+        if bold:
+            findings.append(_bold(family, sorted(bold, key=lambda one: float(one.ahead.mean))))
+    return sorted(findings, key=lambda finding: -finding.loss)
+
+
+def _behind(family: str, compared: Sequence[Comparison]) -> Finding:
+    worst = compared[0]
+    performance = worst.outcome.performance
+    collapse = float(worst.ahead.mean) <= -COLLAPSE
+    verb = "collapses" if collapse else "routes worse than a simple rule"
+    return Finding(
+        kind="collapse" if collapse else "worse",
+        family=family,
+        sentence=(
+            f"With {worst.outcome.trial.name} it {verb}: it earns {_percent(performance[worst.policy])}, "
+            f"`{worst.rule}` {_percent(performance[worst.rule])} on the same requests, "
+            f"{_points(worst.ahead)} points more.{_likewise(compared)}"
+        ),
+        loss=-float(worst.ahead.mean),
+        trials=tuple(one.outcome.trial.name for one in compared),
+    )
+
+
+def _bold(family: str, compared: Sequence[Comparison]) -> Finding:
+    worst = compared[0]
+    attainment = worst.outcome.slo_attainment
+    return Finding(
+        kind="underestimates load",
+        family=family,
+        sentence=(
+            f"With {worst.outcome.trial.name} it underestimates the load and routes to too large models: "
+            f"{_percent(1 - attainment[worst.policy])} of its answers are late or refused, of `{worst.rule}` "
+            f"{_percent(1 - attainment[worst.rule])}; for {float(worst.too_large.mean):.1%} of all requests a smaller "
+            f"model was predicted to be in time with a fifth of the deadline to spare.{_likewise(compared)}"
+        ),
+        loss=-float(worst.ahead.mean),
+        trials=tuple(one.outcome.trial.name for one in compared),
+    )
+
+
+def _likewise(compared: Sequence[Comparison]) -> str:
+    others = [one.outcome.trial.name for one in compared[1:]]
+    return f" Likewise, if less so, with {enumerate_words(others)}." if others else ""
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _percent(values: np.ndarray) -> str:
+    return f"{float(values.mean()):.1%}"
+
+
+def _points(ahead: Interval) -> str:
+    return f"{-100 * float(ahead.mean):.1f} ± {100 * float(ahead.half_width):.1f}"

@@ -1,0 +1,201 @@
+"""Trials: routers on lists of requests in worlds that are not what the routers were made for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from besteffort.evaluation import metrics
+from besteffort.evaluation.rollouts import Lane, play_lanes
+from besteffort.observation import Observation
+from besteffort.profile.wrong import Latency, wrong_latency, wrong_quality
+from besteffort.routers.prediction import predict_latency
+from besteffort.simulator.build import build
+from besteffort.simulator.result import Result
+from besteffort.simulator.types import EnvParams, Router
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+SHARES = (0.05, 0.1, 0.2, 0.3)
+"""By how much tables are wrong."""
+
+LAGS = (1, 3, 10, 30, 100)
+"""Arrivals by which the rate estimate is late."""
+
+REFRESHES_S = (0.01, 0.05, 0.2, 1.0, 5.0)
+"""Seconds between two readings of the batch sizes."""
+
+_SPARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Lists of requests, and the worlds in which they are played.
+
+    Attributes:
+      family: what is varied.
+      name: what is different, as it follows "with" in a sentence; short enough for a table.
+      size: how much of it, in a unit of the family's own.
+      lists: one list per seed, all of one length.
+      worlds: the situation in which each list is played.
+    """
+
+    family: str
+    name: str
+    size: float
+    lists: tuple[Requests, ...]
+    worlds: tuple[Situation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a trial; per router values of shape (seeds,).
+
+    Attributes:
+      trial: the trial.
+      performance: mean reward.
+      slo_attainment: share of the requests that were answered in time.
+      too_large: of the routers that were inspected, the share of the requests that were not, see `too_large`.
+    """
+
+    trial: Trial
+    performance: dict[str, np.ndarray]
+    slo_attainment: dict[str, np.ndarray]
+    too_large: dict[str, np.ndarray]
+
+
+def as_known(situation: Situation, lists: Sequence[Requests]) -> Trial:
+    """The trial in which nothing is different."""
+    return Trial("as known", "everything as known", 0.0, tuple(lists), (situation,) * len(lists))
+
+
+def perturbations(situation: Situation, lists: Sequence[Requests], *, seed: int = 0) -> list[Trial]:
+    """The same lists in worlds with other tables, and with views that are late.
+
+    Tables: qualities wrong by each of `SHARES`, and latencies, with signs drawn anew for each list; all models slower
+    or all faster by as much. Views: rate estimates late by `LAGS`, batch sizes read every `REFRESHES_S`.
+    """
+    profile, view = situation.profile, situation.view
+    draws = range(seed, seed + len(lists))
+
+    def trial(family: str, name: str, size: float, worlds: Sequence[Situation]) -> Trial:
+        return Trial(family, name, size, tuple(lists), tuple(worlds) * (len(lists) // len(worlds)))
+
+    trials = []
+    for share in SHARES:
+        worlds = [dataclasses.replace(situation, profile=wrong_quality(profile, share, draw)) for draw in draws]
+        trials.append(trial("quality table", f"qualities {share:.0%} off", share, worlds))
+    for share in SHARES:
+        worlds = [dataclasses.replace(situation, profile=wrong_latency(profile, share, seed=draw)) for draw in draws]
+        trials.append(trial("latency table", f"latencies {share:.0%} off", share, worlds))
+    ways: tuple[Latency, ...] = ("slower", "faster")
+    for how in ways:
+        for share in SHARES:
+            world = dataclasses.replace(situation, profile=wrong_latency(profile, share, how))
+            trials.append(trial(f"{how} models", f"all models {share:.0%} {how}", share, [world]))
+    for lag in LAGS:
+        world = dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=lag))
+        late = f"rates {lag} arrival{'s' if lag > 1 else ''} late"
+        trials.append(trial("rate estimate", late, float(lag), [world]))
+    for refresh_s in REFRESHES_S:
+        world = dataclasses.replace(situation, view=dataclasses.replace(view, batch_refresh_s=refresh_s))
+        age = f"{1000 * refresh_s:g} ms" if refresh_s < 1 else f"{refresh_s:g} s"
+        trials.append(trial("batch sizes", f"batch sizes up to {age} old", refresh_s, [world]))
+    return trials
+
+
+def judge_trials(
+    situation: Situation,
+    trials: Sequence[Trial],
+    routers: Sequence[Mapping[str, Sequence[Router]]],
+    *,
+    inspect: Sequence[str] = (),
+    warm_up_s: float = 0.0,
+    seed: int = 0,
+) -> list[Outcome]:
+    """Plays all trials, those with lists of one length in one compiled program.
+
+    Args:
+      situation: what the routers believe.
+      trials: the trials.
+      routers: for each trial routers by name, each one for all lists or one for each.
+      inspect: names of the routers whose misses are looked into, see `too_large`.
+      warm_up_s: seconds from the first arrival of each list that do not count.
+      seed: of the routers' random choices.
+
+    Raises:
+      InputError: if the lists of a trial differ in length, or worlds in more than numbers.
+    """
+    figures: dict[tuple[int, str, str], list[float]] = {}
+    for length in dict.fromkeys(len(trial.lists[0]) for trial in trials):
+        lists: dict[int, Requests] = {}
+        lanes: list[tuple[int, Lane]] = []
+        for index, trial in enumerate(trials):
+            if len(trial.lists[0]) != length:
+                continue
+            lists |= {id(requests): requests for requests in trial.lists}
+            rows = [list(lists).index(id(requests)) for requests in trial.lists]
+            for name, each in routers[index].items():
+                own = [*each] * (len(rows) // len(each))
+                lanes += [(index, Lane(name, *one)) for one in zip(rows, own, trial.worlds, strict=True)]
+        at = iter(lanes)
+        for block, result in play_lanes(situation, tuple(lists.values()), [lane for _, lane in lanes], seed=seed):
+            performance = metrics.performance(result, warm_up_s=warm_up_s)
+            attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
+            for row, lane in enumerate(block):
+                index, _ = next(at)
+                values = {"performance": performance[row], "slo_attainment": attainment[row]}
+                if lane.kind in inspect:
+                    requests = tuple(lists.values())[lane.row]
+                    missed = too_large(result.lanes(row), lane.world or situation, requests.deadline_factors)
+                    counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
+                    values["too_large"] = metrics.mean_over(missed, counted)
+                for measure, value in values.items():
+                    figures.setdefault((index, lane.kind, measure), []).append(float(value))
+
+    def of(index: int, measure: str) -> dict[str, np.ndarray]:
+        found = {name: figures.get((index, name, measure)) for name in routers[index]}
+        return {name: np.array(values) for name, values in found.items() if values is not None}
+
+    return [
+        Outcome(trial, of(index, "performance"), of(index, "slo_attainment"), of(index, "too_large"))
+        for index, trial in enumerate(trials)
+    ]
+
+
+def too_large(result: Result, world: Situation, factors: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which requests were late or rejected although a smaller model was predicted to be in time, with time to spare.
+
+    In hindsight: from the batch sizes that each request really found and the tables of the world, by
+    `besteffort.routers.predict_latency`, for the mean lengths of its task; a fifth of its deadline has to be left.
+
+    Args:
+      result: what became of a list, arrays of shape (n,).
+      world: where.
+      factors: factor in force on each deadline.
+    """
+    _, params = build(world, None, history=1)
+    models = len(world.profile.model_names)
+    sizes = metrics.batch_sizes_found(result, world.cluster.replicas, models)
+    latency_s = np.asarray(_predicted(params, jnp.asarray(result.task), jnp.asarray(sizes, jnp.int32)))
+    in_time = latency_s <= (1 - _SPARE) * (world.visible_deadlines[result.task] * factors)[:, None]
+    smaller = np.arange(models) < result.model[:, None]
+    return np.asarray(~result.met & (in_time & smaller).any(axis=1))
+
+
+@jax.jit
+def _predicted(
+    params: EnvParams, task: Int[Array, " n"], sizes: Int[Array, "n replicas models"]
+) -> Float[Array, "n models"]:
+    """Predicted latency of every request on every model."""
+    zero = jnp.zeros(())
+
+    def one(task: Array, sizes: Array) -> Array:
+        return predict_latency(Observation(task, sizes.sum(0), zero, sizes, zero, zero), params)
+
+    return jax.vmap(one)(task, sizes)

@@ -1,0 +1,363 @@
+"""An engine that serves several OPT models on one device by continuous batching, with an asynchronous interface.
+
+An instance works as the serving model says (`ARCHITECTURE.md`, points 1 to 3): in iterations. When one starts, waiting
+requests are admitted in order of arrival while fewer than `max_batch` run; it reads the prompts of those and gives one
+token to every request that ran before. At its end each has one more token, and who is done leaves. An instance that
+holds `max_batch + queue_capacity` requests rejects. Each model computes in a thread of its own, so several may have an
+iteration in progress on the device.
+
+    async with Engine({"small": small, "large": large}, max_batch=8, queue_capacity=8, context=512) as engine:
+        await engine.warm_up()
+        answer = engine.submit("small", prompt, max_new_tokens=20)
+        async for token in answer:
+            ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import jax
+
+from besteffort.errors import InputError
+from besteffort.opt.runtime import NEEDS_KEY, Buckets, Runtime
+from besteffort.opt.sampling import GREEDY, Sampling
+from besteffort.opt.weights import Model
+
+
+class OverloadedError(RuntimeError):
+    """An instance holds as many requests as it may; the request was rejected."""
+
+
+class StoppedError(RuntimeError):
+    """The engine stopped, or its device failed, before the answer was complete."""
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A request and its answer, which arrives token by token: iterate over it, or await `complete()`.
+
+    Attributes:
+      model: name of the model that answers.
+      prompt: tokens.
+      max_new_tokens: the answer is at most so long.
+      sampling, key: how its tokens are chosen.
+      stop_tokens: the answer ends with the first of these.
+      tokens: what has been generated.
+      arrival_s, admission_s, first_token_s, completion_s: by the engine's clock; NaN for what has not happened.
+      cancelled: whether `cancel` was called before it was complete.
+    """
+
+    model: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    key: jax.Array | None
+    stop_tokens: frozenset[int]
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    arrival_s: float = math.nan
+    admission_s: float = math.nan
+    first_token_s: float = math.nan
+    completion_s: float = math.nan
+    cancelled: bool = False
+    _news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
+    _failure: BaseException | None = dataclasses.field(default=None, repr=False)
+    _withdraw: Callable[[Answer], None] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether no further token will come."""
+        return self.cancelled or self._failure is not None or not math.isnan(self.completion_s)
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        """Tokens as they come; ends early if the request is cancelled.
+
+        Raises:
+          StoppedError: if the engine stopped before the answer was complete.
+        """
+        given = 0
+        while True:
+            self._news.clear()
+            while given < len(self.tokens):
+                given += 1
+                yield self.tokens[given - 1]
+            if self._failure is not None:
+                raise StoppedError(f"The answer of `{self.model}` was not completed.") from self._failure
+            if self.done:
+                return
+            if not self._news.is_set():
+                await self._news.wait()
+
+    async def complete(self) -> list[int]:
+        """All tokens; raises as iterating does."""
+        async for _ in self:
+            pass
+        return self.tokens
+
+    def cancel(self) -> None:
+        """Gives the answer up. If it waits it leaves at once; if it runs, its slot is free when the iteration ends."""
+        if not self.done and self._withdraw is not None:
+            self.cancelled = True
+            self._withdraw(self)
+            self._news.set()
+
+
+class Engine:
+    """Several models on one device. Use it as an asynchronous context; all calls from its event loop.
+
+    Attributes:
+      models: their names, in the given order.
+      max_batch: requests of a model that run at once.
+      queue_capacity: requests of a model that may wait beyond these.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        *,
+        max_batch: int,
+        queue_capacity: int,
+        context: int | None = None,
+        buckets: Buckets | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Makes a cache for each model.
+
+        Args:
+          models: by name.
+          max_batch: requests of a model that run at once.
+          queue_capacity: requests of a model that may wait beyond these.
+          context: longest sequence, prompt and answer; by default all that each model can take.
+          buckets: see `Runtime`.
+          clock: gives the seconds that answers are stamped with.
+
+        Raises:
+          InputError: if there is no model, a number is out of range, or the caches do not fit in memory.
+        """
+        if not models:
+            raise InputError("The engine has no model; give at least one.")
+        if queue_capacity < 0:
+            raise InputError(f"`queue_capacity` is {queue_capacity}; give 0 or more.")
+        self.models = tuple(models)
+        self.max_batch = max_batch
+        self.queue_capacity = queue_capacity
+        self._instances = {
+            name: Instance(Runtime(model, max_batch, context, buckets), max_batch + queue_capacity, clock)
+            for name, model in models.items()
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(instance.serve(), name=f"serve {name}") for name, instance in self._instances.items()
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends all iterations in progress and gives up what is not answered."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compiles everything that serving needs; call it before the first request.
+
+        Args:
+          progress: told the model's name, the programs compiled and how many there are.
+        """
+        for name, instance in self._instances.items():
+            await instance.warm_up(None if progress is None else functools.partial(progress, name))
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return sum(instance.runtime.compilations for instance in self._instances.values())
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Requests running or waiting, by model."""
+        return {name: instance.batch_size for name, instance in self._instances.items()}
+
+    def submit(
+        self,
+        model: str,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        key: jax.Array | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Answer:
+        """Hands a request to a model. An idle instance starts at once, a busy one admits it when its iteration ends.
+
+        Args:
+          model: name of the model.
+          prompt: tokens.
+          max_new_tokens: tokens to generate at most.
+          sampling: how they are chosen; greedily by default.
+          key: for random choice.
+          stop_tokens: the answer ends with the first of these, which it includes; by default the model's own.
+
+        Raises:
+          InputError: if there is no such model, or it cannot serve such a request.
+          OverloadedError: if the instance holds `max_batch + queue_capacity` requests.
+          StoppedError: if the engine is not running.
+        """
+        if model not in self._instances:
+            raise InputError(f"The engine has no model `{model}`; choose from {', '.join(self.models)}.")
+        instance = self._instances[model]
+        instance.runtime.check(prompt, max_new_tokens)
+        if sampling.temperature > 0 and key is None:
+            raise InputError(NEEDS_KEY)
+        if not self._tasks or any(task.done() for task in self._tasks):
+            raise StoppedError("The engine is not running; use it inside `async with`.")
+        stop = instance.runtime.model.config.stop_tokens if stop_tokens is None else stop_tokens
+        answer = Answer(
+            model, tuple(prompt), max_new_tokens, sampling, key, frozenset(stop), _withdraw=instance.withdraw
+        )
+        instance.place(answer)
+        return answer
+
+
+class Instance:
+    """One model of an engine. Its state belongs to the event loop; a thread of its own computes iterations.
+
+    Attributes:
+      runtime: the model and its cache; only the thread uses it while an iteration is in progress.
+      capacity: requests that it may hold.
+    """
+
+    def __init__(self, runtime: Runtime, capacity: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.runtime = runtime
+        self.capacity = capacity
+        self._clock = clock
+        self._waiting: deque[Answer] = deque()
+        self._running: dict[int, Answer] = {}  # by row of the cache
+        self._admitted: list[Answer] = []  # in the iteration in progress, without a row yet
+        self._arrival = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"serve {runtime.model.name}")
+
+    @property
+    def batch_size(self) -> int:
+        """Requests running or waiting; a cancelled one counts until its slot is free."""
+        return len(self._waiting) + len(self._running) + len(self._admitted)
+
+    def place(self, answer: Answer) -> None:
+        """Puts a request into the line, or raises `OverloadedError`."""
+        if self.batch_size >= self.capacity:
+            raise OverloadedError(f"`{answer.model}` holds {self.capacity} requests; try again later.")
+        answer.arrival_s = self._clock()
+        self._waiting.append(answer)
+        self._arrival.set()
+
+    def withdraw(self, answer: Answer) -> None:
+        """Takes a cancelled request out of the line; one that runs is dropped when its iteration ends."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(answer)
+
+    async def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compiles in the thread, and tells of it in the event loop: programs done, and how many there are."""
+        loop = asyncio.get_running_loop()
+
+        def compile_all() -> None:
+            for done, total in self.runtime.warm_up():
+                if progress is not None:
+                    loop.call_soon_threadsafe(progress, done, total)
+
+        await loop.run_in_executor(self._thread, compile_all)
+
+    async def serve(self) -> None:
+        """Iterates while there are requests, and sleeps while there are none, until cancelled."""
+        failure: BaseException = StoppedError("the engine was stopped")
+        try:
+            while True:
+                await self._arrival.wait()
+                while self._running or self._waiting:
+                    await self.iterate()
+                self._arrival.clear()
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            self.close()
+            self._abandon(failure)
+
+    def close(self) -> None:
+        """Ends the thread when it has finished what it is at."""
+        self._thread.shutdown()
+
+    def adopt(self, answers: Sequence[Answer], held: int) -> None:
+        """Has these requests run as if each held so many tokens already; for timing, as their tokens mean nothing."""
+        self._running = dict(zip(self.runtime.occupy([held] * len(answers)), answers, strict=True))
+
+    async def iterate(self) -> None:
+        """One iteration: admits, computes in the thread, hands out tokens, and lets go of who is done."""
+        now = self._clock()
+        while self._waiting and len(self._running) + len(self._admitted) < self.runtime.max_batch:
+            self._admitted.append(self._waiting.popleft())
+            self._admitted[-1].admission_s = now
+        loop = asyncio.get_running_loop()
+        computing = loop.run_in_executor(self._thread, self._compute, list(self._admitted))
+        try:
+            moved, tokens, rows = await asyncio.shield(computing)
+        except asyncio.CancelledError:
+            await asyncio.wait([computing])  # the thread must be idle before anybody else uses the device's cache
+            raise
+        self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
+        self._running |= dict(zip(rows, self._admitted, strict=True))
+        self._admitted = []
+        now = self._clock()
+        for row, token in tokens.items():
+            if self._hand_over(self._running[row], token, now):
+                del self._running[row]
+                self.runtime.release(row)
+
+    def _compute(self, admitted: list[Answer]) -> tuple[dict[int, int], dict[int, int], list[int]]:
+        """Moves rows together, decodes, and reads prompts; gives rows moved, tokens by row and rows of the admitted."""
+        moved = self.runtime.compact()
+        tokens = self.runtime.decode()
+        rows = []
+        for answer in admitted:
+            row, token = self.runtime.prefill(answer.prompt, answer.sampling, answer.key)
+            tokens[row] = token
+            rows.append(row)
+        return moved, tokens, rows
+
+    def _hand_over(self, answer: Answer, token: int, now: float) -> bool:
+        """Gives a request its token; whether it leaves with that."""
+        if answer.cancelled:
+            return True
+        answer.tokens.append(token)
+        if len(answer.tokens) == 1:
+            answer.first_token_s = now
+        if len(answer.tokens) == answer.max_new_tokens or token in answer.stop_tokens:
+            answer.completion_s = now
+        answer._news.set()
+        return answer.done
+
+    def _abandon(self, failure: BaseException) -> None:
+        """Tells everybody still here that no token will come."""
+        for answer in (*self._waiting, *self._admitted, *self._running.values()):
+            if not answer.done:
+                answer._failure = failure
+                answer._news.set()
+        self._waiting.clear()
+        self._admitted.clear()
+        self._running.clear()

@@ -1,0 +1,106 @@
+"""Files of a model, from a directory or the Hugging Face Hub, and its tokenizer.
+
+The hub and tokenizers need the extra `opt`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from besteffort.errors import InputError
+
+_EXTRA = 'install them with `pip install "besteffort[opt]"`'
+
+
+def fetch_config(name: str | Path) -> Path:
+    """A model's `config.json`, in a directory or downloaded from the hub.
+
+    Raises:
+      InputError: if there is no such model, or the hub cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name) / "config.json"
+    found = _download(str(name), "config.json")
+    if found is None:
+        raise InputError(f"{name}: the hub has no `config.json` for it; choose an OPT model.")
+    return found
+
+
+def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
+    """Directory with a model's weights in the first of `formats` that there is; only that one is downloaded.
+
+    Args:
+      name: a directory, or a name on the hub.
+      formats: file names of checkpoints, the best first; `<file name>.index.json` names the shards of a large one.
+
+    Raises:
+      InputError: if none is in the cache, and the hub has none or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    for look, file in itertools.product((_cached, _download), formats):
+        whole = look(str(name), file)
+        if whole is not None:
+            return whole.parent
+        index = look(str(name), f"{file}.index.json")
+        if index is not None:
+            for shard in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+                _download(str(name), shard)
+            return index.parent
+    known = ", ".join(formats)
+    raise InputError(f"{name}: the hub has its weights in no known format ({known}); choose another model.")
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model: `encode(text)`, `decode(tokens)`; OPT's puts a `</s>` before every text.
+
+    Args:
+      name: a directory with the tokenizer's files, or a name on the hub.
+
+    Raises:
+      InputError: if transformers is not installed, or there is no tokenizer.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError:
+        raise InputError(f"{name}: a tokenizer needs transformers and tokenizers; {_EXTRA}.") from None
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: there is no tokenizer that can be read ({_reason(error)}); add its files.") from None
+
+
+def _cached(name: str, file: str) -> Path | None:
+    """A file of a model that was downloaded before; needs no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(name: str, file: str) -> Path | None:
+    """A file of a model on the hub, from its cache if it is there; None if the model has no such file."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{name}: no such directory, and the hub needs transformers and tokenizers; {_EXTRA}."
+        ) from None
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HFValidationError, OSError, EntryNotFoundError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise InputError(
+            f"{name}: no such directory, and the hub does not give it ({_reason(error)}); "
+            "check the name and the network."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,272 @@
+"""Compiled programs of a model and the cache they work on: rows that prompts are read into and decoded together.
+
+Shapes come in buckets, so that a fixed set of programs, which `warm_up` compiles, serves every request: a prefill per
+length of prompt, a decode step per number of rows and length of context. The cache never leaves the device and is
+updated in place. An unused row costs nothing beyond the bucket.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.opt import model as opt
+from besteffort.opt.memory import cache_bytes, check_fits
+from besteffort.opt.sampling import GREEDY, Rules, Sampling, choose
+from besteffort.opt.weights import Model
+
+NEEDS_KEY = "Random choice (`temperature` above 0) needs a `key`; give one, such as `jax.random.key(0)`."
+
+_PROMPTS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Sizes that programs are compiled for, each ascending; the last ones are the limits.
+
+    Attributes:
+      batch: rows of a decode step.
+      prompt: tokens of a prefill.
+      length: tokens of context that a decode step reads.
+    """
+
+    batch: tuple[int, ...]
+    prompt: tuple[int, ...]
+    length: tuple[int, ...]
+
+    @classmethod
+    def up_to(cls, max_batch: int, context: int) -> Buckets:
+        """Powers of two for batches and contexts, closer ones for prompts, up to the limits."""
+        batch = tuple(2**i for i in range(max_batch.bit_length()) if 2**i < max_batch)
+        return cls((*batch, max_batch), _up_to(_PROMPTS, context), _up_to(_LENGTHS, context))
+
+
+def _up_to(sizes: tuple[int, ...], last: int) -> tuple[int, ...]:
+    return (*(size for size in sizes if size < last), last)
+
+
+@dataclasses.dataclass
+class _Row:
+    """What a row of the cache holds.
+
+    Attributes:
+      held: tokens whose keys and values are in the cache.
+      token: the last one generated, not in the cache yet.
+      sampling, key_data: how its tokens are chosen.
+      drawn: tokens generated.
+    """
+
+    held: int
+    token: int
+    sampling: Sampling
+    key_data: np.ndarray
+    drawn: int
+
+
+class Runtime:
+    """A model with a cache of `max_batch` rows of up to `context` tokens. Not for several threads at once.
+
+    Attributes:
+      model: the model.
+      max_batch, context: the limits.
+      buckets: sizes that programs are compiled for.
+      compilations: programs compiled so far.
+    """
+
+    def __init__(
+        self, model: Model, max_batch: int, context: int | None = None, buckets: Buckets | None = None
+    ) -> None:
+        """Makes the cache.
+
+        Args:
+          model: the model.
+          max_batch: rows.
+          context: tokens of a row, prompt and output; by default all that the model can take.
+          buckets: sizes to compile for, by default `Buckets.up_to` the limits.
+
+        Raises:
+          InputError: if `max_batch` or `context` is out of range, or the cache does not fit in memory.
+        """
+        context = model.config.positions if context is None else context
+        if max_batch < 1:
+            raise InputError(f"`max_batch` is {max_batch}; give at least 1.")
+        if not 2 <= context <= model.config.positions:
+            raise InputError(
+                f"`context` is {context}; {model.name} takes from 2 to {model.config.positions} tokens, "
+                "prompt and output together."
+            )
+        self.model = model
+        self.max_batch = max_batch
+        self.context = context
+        self.buckets = Buckets.up_to(max_batch, context) if buckets is None else buckets
+        self.compilations = 0
+        # A cache of one row would lose its first axis in XLA's hands and be copied in every step.
+        rows = max(2, max_batch)
+        check_fits(
+            f"The key-value cache of {model.name} for {max_batch} x {context} tokens",
+            cache_bytes(model.config, rows, context, model.dtype),
+            "lower `max_batch` or `context`",
+        )
+        self._cache: opt.Cache = opt.empty_cache(model.config, rows, context, model.dtype)
+        self._rows: dict[int, _Row] = {}
+        self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Rows in use, ascending."""
+        return tuple(sorted(self._rows))
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Compiles all programs and runs each once; yields how many are done and how many there are. No row is kept."""
+        self._rows.clear()
+        steps = list(itertools.product(self.buckets.batch, self.buckets.length))
+        total = len(self.buckets.prompt) + len(steps) + 1
+        done = itertools.count(1)
+        self._move(0, 0)
+        yield next(done), total
+        for size in self.buckets.prompt:
+            self._prefill(0, np.zeros(size, np.int32), size, GREEDY, np.zeros(2, np.uint32))
+            yield next(done), total
+        for batch, length in steps:
+            self._decode(length, [None] * batch)
+            yield next(done), total
+
+    def check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raises `InputError` if a request cannot be served here."""
+        check_prompt(prompt, self.model.config.vocab)
+        if max_new_tokens < 1:
+            raise InputError(f"`max_new_tokens` is {max_new_tokens}; ask for at least 1.")
+        if len(prompt) + max_new_tokens - 1 > self.context:
+            raise InputError(
+                f"A prompt of {len(prompt)} tokens and {max_new_tokens} more exceed the context of {self.context} "
+                "tokens; shorten the prompt, ask for fewer, or raise `context`."
+            )
+
+    def prefill(
+        self, prompt: Sequence[int], sampling: Sampling = GREEDY, key: jax.Array | None = None
+    ) -> tuple[int, int]:
+        """Reads a prompt into the lowest free row; gives that row and the first token after the prompt.
+
+        Args:
+          prompt: tokens; `check` says whether they fit.
+          sampling: how this request's tokens are chosen.
+          key: for random choice; a request has the same tokens with the same key, whoever runs beside it.
+
+        Raises:
+          InputError: if all rows are in use, or random choice is asked for without a key.
+        """
+        free = next((row for row in range(self.max_batch) if row not in self._rows), None)
+        if free is None:
+            raise InputError(f"All {self.max_batch} rows are in use; release one or raise `max_batch`.")
+        if sampling.temperature > 0 and key is None:
+            raise InputError(NEEDS_KEY)
+        key_data = np.zeros(2, np.uint32) if key is None else np.asarray(jax.random.key_data(key))
+        bucket = _bucket(self.buckets.prompt, len(prompt))
+        tokens = np.zeros(bucket, np.int32)
+        tokens[: len(prompt)] = prompt
+        token = self._prefill(free, tokens, len(prompt), sampling, key_data)
+        self._rows[free] = _Row(len(prompt), token, sampling, key_data, 1)
+        return free, token
+
+    def occupy(self, held: Sequence[int]) -> tuple[int, ...]:
+        """Takes the first rows as if prompts of so many tokens had been read into them; for timing. Gives the rows."""
+        self._rows = {row: _Row(tokens, 0, GREEDY, np.zeros(2, np.uint32), 1) for row, tokens in enumerate(held)}
+        return self.used
+
+    def decode(self) -> dict[int, int]:
+        """One more token for every row in use."""
+        if not self._rows:
+            return {}
+        batch = _bucket(self.buckets.batch, max(self._rows) + 1)
+        length = _bucket(self.buckets.length, 1 + max(row.held for row in self._rows.values()))
+        chosen = self._decode(length, [self._rows.get(number) for number in range(batch)])
+        for number, row in self._rows.items():
+            row.held += 1
+            row.token = int(chosen[number])
+            row.drawn += 1
+        return {number: row.token for number, row in self._rows.items()}
+
+    def release(self, row: int) -> None:
+        """Frees a row."""
+        del self._rows[row]
+
+    def compact(self) -> dict[int, int]:
+        """Moves rows down while that makes the next decode step smaller; gives the new place of each row moved."""
+        moved = {}
+        while self._rows and _bucket(self.buckets.batch, len(self._rows)) < _bucket(
+            self.buckets.batch, max(self._rows) + 1
+        ):
+            last = max(self._rows)
+            free = next(row for row in range(self.max_batch) if row not in self._rows)
+            self._move(last, free)
+            self._rows[free] = self._rows.pop(last)
+            moved[last] = free
+        return moved
+
+    def _prefill(self, row: int, tokens: np.ndarray, length: int, sampling: Sampling, key_data: np.ndarray) -> int:
+        rules = _rules([_Row(0, 0, sampling, key_data, 0)])
+
+        def program(params: Any, cache: opt.Cache, row: Any, tokens: Any, length: Any, rules: Rules) -> Any:
+            logits, cache = opt.prefill(self.model.module, params, cache, row, tokens, length)
+            return choose(logits[:, None], rules)[0], cache
+
+        return int(self._run(("prefill", len(tokens)), program, np.int32(row), tokens, np.int32(length), rules))
+
+    def _decode(self, length: int, rows: Sequence[_Row | None]) -> np.ndarray:
+        """A step of the first rows of the cache, of which some may be unused."""
+        tokens = np.array([row.token if row else 0 for row in rows], np.int32)
+        positions = np.array([row.held if row else self.context for row in rows], np.int32)  # the end: written nowhere
+
+        def program(params: Any, cache: opt.Cache, tokens: Any, positions: Any, rules: Rules) -> Any:
+            logits, cache = opt.decode(self.model.module, params, cache, tokens, positions, length)
+            return choose(logits, rules), cache
+
+        return np.asarray(self._run(("decode", len(tokens), length), program, tokens, positions, _rules(rows)))
+
+    def _move(self, source: int, target: int) -> None:
+        def program(params: Any, cache: opt.Cache, source: Any, target: Any) -> Any:
+            return source, opt.move_row(cache, source, target)
+
+        self._run(("move",), program, np.int32(source), np.int32(target))
+
+    def _run(self, name: tuple[Any, ...], program: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a program on the cache, which it replaces; compiled the first time it is named."""
+        arguments = (self.model.params, self._cache, *arguments)
+        if name not in self._programs:
+            self._programs[name] = jax.jit(program, donate_argnums=1).lower(*arguments).compile()
+            self.compilations += 1
+        result, self._cache = self._programs[name](*arguments)
+        return result
+
+
+def check_prompt(prompt: Sequence[int], vocab: int) -> None:
+    """Raises `InputError` if a prompt is empty or has a token that the model lacks."""
+    if len(prompt) == 0:
+        raise InputError("The prompt is empty; give at least one token, such as the tokenizer's `</s>`.")
+    for token in prompt:
+        if not 0 <= token < vocab:
+            raise InputError(f"The prompt has the token {token}; this model's run from 0 to {vocab - 1}.")
+
+
+def _rules(rows: Sequence[_Row | None]) -> Rules:
+    sampling = [row.sampling if row else GREEDY for row in rows]
+    return Rules(
+        temperature=np.array([s.temperature for s in sampling], np.float32),
+        top_k=np.array([s.top_k for s in sampling], np.int32),
+        top_p=np.array([s.top_p for s in sampling], np.float32),
+        key_data=np.array([row.key_data if row else (0, 0) for row in rows], np.uint32),
+        drawn=np.array([row.drawn if row else 0 for row in rows], np.int32),
+    )
+
+
+def _bucket(sizes: tuple[int, ...], needed: int) -> int:
+    """The smallest bucket that holds `needed`."""
+    return sizes[bisect.bisect_left(sizes, needed)]

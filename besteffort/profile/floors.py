@@ -1,0 +1,104 @@
+"""What a device attains at best, measured, and the floors that this puts under latencies.
+
+A latency cannot be lower than what must be read, through the bytes that the device reads per second, nor than what must
+be computed, through its rate of matrix products. Whatever JAX sees is measured by the same programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from besteffort.opt.config import OPTConfig
+from besteffort.opt.memory import free_bytes
+
+_READ_BYTES = 2**30
+_SIDES = (1024, 2048, 4096, 8192, 16384)
+_PATIENCE_S = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What a device attains.
+
+    Attributes:
+      bytes_per_s: reading memory, far more of it than any cache holds.
+      flops_per_s: multiplying large square matrices.
+    """
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def floor_s(self, transferred: int | float, operations: int | float) -> float:
+        """Seconds that reading so many bytes and computing so much take at least; both may happen at once."""
+        return max(transferred / self.bytes_per_s, operations / self.flops_per_s)
+
+
+def measure_ceilings(dtype: Any, repeats: int = 7) -> Ceilings:
+    """Measures the default device; the best of several repeats each, as in STREAM (McCalpin, 1995).
+
+    Args:
+      dtype: of the matrices; accumulated as the device does by default, float32 in full precision.
+      repeats: of each size.
+    """
+    return Ceilings(bytes_per_s=_read_rate(repeats), flops_per_s=_matrix_rate(jnp.dtype(dtype), repeats))
+
+
+def _read_rate(repeats: int) -> float:
+    """The better of a sum and a matrix times a vector: compilers do not treat them alike."""
+    size = min(_READ_BYTES, (free_bytes() or 8 * _READ_BYTES) // 8)
+    matrix = jax.block_until_ready(jnp.ones((max(size // 16384, 1), 4096), jnp.float32))
+    vector = jnp.ones((4096,), jnp.float32)
+    total = jax.jit(jnp.sum)
+    product = jax.jit(lambda a, x: jnp.matmul(a, x, precision=jax.lax.Precision.HIGHEST))
+    return matrix.nbytes / min(
+        _best_s(lambda: total(matrix), repeats), _best_s(lambda: product(matrix, vector), repeats)
+    )
+
+
+def _matrix_rate(dtype: Any, repeats: int) -> float:
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+    best = 0.0
+    for side in _SIDES:
+        a = jax.block_until_ready(jnp.ones((side, side), dtype))
+        took_s = _best_s(lambda a=a: product(a, a), repeats)
+        best = max(best, 2 * side**3 / took_s)
+        if 8 * took_s > _PATIENCE_S:
+            break
+    return best
+
+
+def _best_s(run: Callable[[], jax.Array], repeats: int) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def decode_floor_s(config: OPTConfig, batch: int, context: int | float, itemsize: int, ceilings: Ceilings) -> float:
+    """Least seconds of a decode step of `batch` rows that hold `context` tokens each.
+
+    Weights and cache are read once; two operations per weight and token, and attention.
+    """
+    weights = config.parameters - config.positions * config.hidden  # a position is looked up
+    transferred = itemsize * (weights + batch * context * config.cache_values)
+    operations = batch * (2 * weights + 4 * config.layers * config.hidden * context)
+    return ceilings.floor_s(transferred, operations)
+
+
+def prefill_floor_s(config: OPTConfig, tokens: int, itemsize: int, ceilings: Ceilings) -> float:
+    """Least seconds of the prefill of a prompt: weights read once, the output layer applied to its last token."""
+    head = config.vocab * config.embedding
+    weights = config.parameters - config.positions * config.hidden
+    attention = 2 * config.layers * config.hidden * tokens  # causal: half of the pairs
+    operations = tokens * (2 * (weights - head) + attention) + 2 * head
+    return ceilings.floor_s(itemsize * weights, operations)

@@ -1,0 +1,503 @@
+"""Profiles that are measured: what iterations of the engine take on the device that JAX sees, whichever that is.
+
+Every figure is the time of whole iterations of `besteffort.opt.engine`, from admission until the event loop has the
+tokens, with all that the host adds. Programs come in buckets, so tables are staircases: a size costs what the bucket
+costs that holds it, and both ends of a bucket become points of the profile.
+
+Figures are written one by one, as lines of JSON beside the profile, with their spread and the device's floor, so that a
+run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import importlib.metadata
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+import besteffort
+from besteffort.errors import InputError
+from besteffort.evaluation.report import Column, Table
+from besteffort.opt.config import PUBLISHED
+from besteffort.opt.engine import Answer, Instance
+from besteffort.opt.runtime import Runtime
+from besteffort.opt.sampling import GREEDY
+from besteffort.opt.weights import Model, load_model, random_model
+from besteffort.profile.device import device_name
+from besteffort.profile.files import load_profile, save_profile
+from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
+from besteffort.profile.types import ModelProfile, Points, Profile, Provenance, Source, TaskQuality
+from besteffort.runs.directory import append_jsonl, read_jsonl, write_jsonl
+from besteffort.validation import from_json
+
+PUBLISHED_QUALITIES = "opt-a100-all"
+"""Built-in profile whose qualities are taken for published sizes, if no others are given."""
+
+_WARM_UP = 2
+_PATIENCE_S = 60.0
+_NOTABLE = 0.1
+
+Watch = Callable[[str, int, int], None]
+"""Told what is being done, the steps done, and how many there are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+      models: published sizes by name (with random weights of their shapes, which take as long as trained ones), or
+        models by directory or hub name; from the smallest to the largest.
+      dtype: `float32` or `bfloat16`.
+      max_batch: largest batch of a decode step.
+      context: longest sequence, prompt and answer.
+      repeats: iterations that a figure is the median of; fewer, but at least 3, if they would take over a minute.
+
+    Raises:
+      InputError: if there is no model or one twice, or a number is out of range.
+    """
+
+    models: tuple[str, ...]
+    dtype: str = "float32"
+    max_batch: int = 32
+    context: int = 512
+    repeats: int = 15
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InputError("No model to measure; name at least one, such as `opt-125m`.")
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise InputError(f"`{name}` is to be measured twice; name it once.")
+        if self.repeats < 3:
+            raise InputError(f"`repeats` is {self.repeats}; give at least 3, so that there is a median.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"`dtype` is {self.dtype}; choose float32 or bfloat16.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models in the profile: the last part of what they are loaded from."""
+        return tuple(Path(model).name for model in self.models)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What one figure is about.
+
+    Attributes:
+      model: its name.
+      kind: `decode`, `prefill` or `slowdown` (decode steps in turns, alone and beside other models).
+      size: batch size, or prompt tokens.
+      context: tokens that attention reads of each request; 0 for a prefill.
+      beside: names of the models that iterate at the same time.
+    """
+
+    model: str
+    kind: Literal["decode", "prefill", "slowdown"]
+    size: int
+    context: int = 0
+    beside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "prefill":
+                return f"{self.model}: prefill of {self.size} tokens"
+            case "decode":
+                return f"{self.model}: decode at batch {self.size}, context {self.context}"
+            case _:
+                return f"{self.model}: beside {' and '.join(self.beside) or 'none'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measured figure, and one line of the file of figures.
+
+    Attributes:
+      point: what it is about.
+      median_s: of the iterations.
+      quartiles_s: first and third, which say how far the median may be trusted.
+      repeats: iterations.
+      floor_s: what the device needs at least for the work.
+    """
+
+    point: Point
+    median_s: float
+    quartiles_s: tuple[float, float]
+    repeats: int
+    floor_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a measurement gave.
+
+    Attributes:
+      profile: the profile.
+      ceilings: what the device attains at best.
+      figures: what the profile was made of.
+      remarks: sentences on how far the serving model's terms describe the figures.
+    """
+
+    profile: Profile
+    ceilings: Ceilings
+    figures: tuple[Figure, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Qualities:
+    """What models give on tasks: the content of a file, or a part of a profile.
+
+    Attributes:
+      models: their names.
+      tasks: with a figure for each of these models, in their order.
+      source: how they are known.
+    """
+
+    models: tuple[str, ...]
+    tasks: tuple[TaskQuality, ...]
+    source: Source
+
+
+def read_qualities(names: Sequence[str], file: str | Path | None = None) -> Qualities:
+    """Qualities of some models: of a profile or a file of `Qualities`, or else the published ones of OPT.
+
+    Raises:
+      InputError: if the file cannot be read, or lacks one of the models.
+    """
+    where = PUBLISHED_QUALITIES if file is None else str(file)
+    found = _qualities(where)
+    for name in names:
+        if name not in found.models:
+            raise InputError(
+                f"{where}: there is no quality of `{name}`, only of {', '.join(found.models)}; "
+                "name a file that has it with `--qualities`."
+            )
+    picked = [found.models.index(name) for name in names]
+    tasks = []
+    for task in found.tasks:
+        if len(task.quality_percent) != len(found.models):
+            raise InputError(
+                f"{where}: task `{task.name}` has {len(task.quality_percent)} values for {len(found.models)} models; "
+                "give one per model."
+            )
+        tasks.append(dataclasses.replace(task, quality_percent=tuple(task.quality_percent[i] for i in picked)))
+    return Qualities(tuple(names), tuple(tasks), found.source)
+
+
+def _qualities(where: str) -> Qualities:
+    try:
+        content = Path(where).read_bytes()
+        if "source" in json.loads(content):
+            return from_json(Qualities, content, where)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+    profile = load_profile(where)
+    return Qualities(profile.model_names, profile.tasks, profile.provenance.quality)
+
+
+def measure_profile(
+    plan: Plan, qualities: Qualities, out: Path, *, resume: bool = False, watch: Watch | None = None
+) -> Report:
+    """Measures models on JAX's default device and writes their profile.
+
+    Args:
+      plan: what is measured.
+      qualities: of the same models, in the same order.
+      out: the profile's file; the figures go to `figures_file(out)`.
+      resume: go on with the figures that are there.
+      watch: is told of the progress.
+
+    Raises:
+      InputError: if a model cannot be loaded or does not fit, if there are figures already and `resume` is off, or they
+        are of another plan or device, or a file cannot be written.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out}: name a file in a directory that exists.")
+    watch = watch or (lambda what, done, total: None)
+    file = figures_file(out)
+    about = {"plan": dataclasses.asdict(plan), "device": device_name(), "libraries": _libraries()}
+    about = json.loads(json.dumps(about))  # as it is read back
+    known = _known_figures(about, file, resume)
+    with ExitStack() as stack:
+        rigs = []
+        for name, model in zip(plan.names, plan.models, strict=True):
+            watch(f"{name}: loading", 0, 1)
+            rigs.append(_Rig(name, _load(model, plan.dtype), plan))
+            stack.callback(rigs[-1].instance.close)
+        if not file.exists():
+            write_jsonl(file, [about])
+        ceilings = _ceilings(plan, file, watch)
+        figures = asyncio.run(_measure_all(plan, rigs, known, ceilings, file, watch))
+    rates = f"{ceilings.bytes_per_s / 1e9:.3g} GB/s and computes {ceilings.flops_per_s / 1e9:.4g} GFLOP/s"
+    remarks = [f"The device reads {rates} of matrix products; floors are what these allow."]
+    profile = Profile(
+        format=1,
+        name=out.stem,
+        device=device_name(),
+        models=tuple(_model_profile(rig, plan.names, figures, remarks) for rig in rigs),
+        tasks=qualities.tasks,
+        provenance=_provenance(plan, qualities.source),
+    )
+    remarks += company_remarks(profile, figures)
+    save_profile(profile, out)
+    return Report(profile, ceilings, tuple(figures), tuple(remarks))
+
+
+def figures_file(out: Path) -> Path:
+    """Where the figures behind a profile lie: `profile.figures.jsonl` beside `profile.json`."""
+    return out.with_name(f"{out.stem}.figures.jsonl")
+
+
+def tables(report: Report) -> list[Table]:
+    """One table per model: the median of each figure, what a quarter and three quarters stay below, and the floor."""
+    columns = (
+        Column("median ms", "milliseconds", 3),
+        Column("quarter", "milliseconds", 3),
+        Column("3 quarters", "milliseconds", 3),
+        Column("floor ms", "milliseconds", 3),
+        Column("floor %", "percent", 0),
+    )
+    found = []
+    for name in report.profile.model_names:
+        rows = []
+        for figure in report.figures:
+            if figure.point.model == name:
+                attained = figure.floor_s / figure.median_s
+                row = (figure.median_s, *figure.quartiles_s, figure.floor_s, attained)
+                rows.append((str(figure.point).partition(": ")[2], row))
+        found.append(Table(name, "iteration", columns, tuple(rows)))
+    return found
+
+
+class _Rig:
+    """A model in an instance of the engine, and how its iterations are timed.
+
+    Attributes:
+      name: of the model.
+      runtime, instance: its engine.
+      companion: the decode step that it makes, over and over, beside others.
+    """
+
+    def __init__(self, name: str, model: Model, plan: Plan) -> None:
+        self.name = name
+        self.runtime = Runtime(model, plan.max_batch, min(plan.context, model.config.positions))
+        self.instance = Instance(self.runtime, plan.max_batch)
+        buckets = self.runtime.buckets
+        batch, length = buckets.batch[len(buckets.batch) // 2], buckets.length[len(buckets.length) // 2]
+        self.companion = Point(name, "decode", batch, length)
+
+    def points(self, others: Sequence[str]) -> list[Point]:
+        """All figures of the model, those beside `others` last."""
+        buckets = self.runtime.buckets
+        points = [Point(self.name, "decode", b, c) for b, c in itertools.product(buckets.batch, buckets.length)]
+        points += [Point(self.name, "prefill", tokens) for tokens in buckets.prompt]
+        companies = [(), *((other,) for other in others), *([tuple(others)] if len(others) > 1 else [])]
+        size, context = self.companion.size, self.companion.context
+        return points + [Point(self.name, "slowdown", size, context, beside) for beside in companies if others]
+
+    def floor_s(self, point: Point, ceilings: Ceilings) -> float:
+        config, itemsize = self.runtime.model.config, jnp.dtype(self.runtime.model.dtype).itemsize
+        if point.kind == "prefill":
+            return prefill_floor_s(config, point.size, itemsize, ceilings)
+        return decode_floor_s(config, point.size, point.context, itemsize, ceilings)
+
+    async def iterate(self, point: Point) -> float:
+        """Seconds of one iteration."""
+        if point.kind == "prefill":
+            self.instance.adopt([], 0)
+            self.instance.place(_request(self.name, point.size, 1))
+        else:
+            endless = [_request(self.name, 1, 1 << 30) for _ in range(point.size)]
+            self.instance.adopt(endless, point.context - 1)  # with the token of this step as much as the bucket holds
+        start = time.perf_counter()
+        await self.instance.iterate()
+        return time.perf_counter() - start
+
+    async def keep_busy(self) -> None:
+        """Decode steps without end."""
+        while True:
+            await self.iterate(self.companion)
+
+
+def _request(model: str, prompt: int, tokens: int) -> Answer:
+    return Answer(model, (0,) * prompt, tokens, GREEDY, None, frozenset())
+
+
+def _load(model: str, dtype: str) -> Model:
+    return random_model(model, dtype) if model in PUBLISHED else load_model(model, dtype)
+
+
+def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[Point, Figure]:
+    """The figures that are there already, if they are `about` the same."""
+    lines = read_jsonl(file)
+    if not lines:
+        return {}
+    if not resume:
+        raise InputError(f"{file}: there are figures already; go on with them by `--resume`, or remove the file.")
+    if lines[0] != about:
+        raise InputError(
+            f"{file}: these figures are of another plan, device or version; remove the file or name another."
+        )
+    figures = [from_json(Figure, json.dumps(line), str(file)) for line in lines[1:] if "point" in line]
+    return {figure.point: figure for figure in figures}
+
+
+def _ceilings(plan: Plan, file: Path, watch: Watch) -> Ceilings:
+    """Measured, or as the file has them."""
+    for line in read_jsonl(file):
+        if "ceilings" in line:
+            return Ceilings(**line["ceilings"])
+    watch("memory bandwidth and matrix rate", 0, 1)
+    found = measure_ceilings(plan.dtype)
+    append_jsonl(file, {"ceilings": dataclasses.asdict(found)})
+    return found
+
+
+async def _measure_all(
+    plan: Plan, rigs: Sequence[_Rig], known: dict[Point, Figure], ceilings: Ceilings, file: Path, watch: Watch
+) -> list[Figure]:
+    """Every figure, those that are missing measured and written."""
+    points = [(rig, point) for rig in rigs for point in rig.points([o.name for o in rigs if o is not rig])]
+    points.sort(key=lambda job: job[1].kind == "slowdown")  # these last: all models have been compiled by then
+    figures = []
+    for done, (rig, point) in enumerate(points):
+        watch(str(point), done, len(points))
+        if point not in known:
+            times_s = await _times_s(rig, point, [o for o in rigs if o.name in point.beside], plan.repeats)
+            low, median, high = statistics.quantiles(times_s, n=4, method="inclusive")
+            known[point] = Figure(point, median, (low, high), len(times_s), rig.floor_s(point, ceilings))
+            append_jsonl(file, dataclasses.asdict(known[point]))
+        figures.append(known[point])
+    watch("done", len(points), len(points))
+    return figures
+
+
+async def _times_s(rig: _Rig, point: Point, beside: Sequence[_Rig], repeats: int) -> list[float]:
+    """Durations of iterations while the models `beside` iterate as well; the first ones warm up and do not count."""
+    for other in beside:
+        await other.iterate(other.companion)  # not while somebody is timed: it may have to compile
+    companions = [asyncio.create_task(other.keep_busy()) for other in beside]
+    try:
+        for _ in range(_WARM_UP):
+            await rig.iterate(point)
+        times_s: list[float] = []
+        while len(times_s) < 3 or (len(times_s) < repeats and sum(times_s) < _PATIENCE_S):
+            times_s.append(await rig.iterate(point))
+        return times_s
+    finally:
+        for task in companions:
+            task.cancel()
+        await asyncio.gather(*companions, return_exceptions=True)
+
+
+def _model_profile(rig: _Rig, names: Sequence[str], figures: Sequence[Figure], remarks: list[str]) -> ModelProfile:
+    """The serving model's terms of one model; adds remarks where they describe the figures badly."""
+    own = {figure.point: figure.median_s for figure in figures if figure.point.model == rig.name}
+    buckets = rig.runtime.buckets
+    # A bucket of contexts stands for the middle of those that it serves.
+    middle = {size: (low + size) / 2 for low, size in itertools.pairwise((0, *buckets.length))}
+    steps = {(p.size, middle[p.context]): seconds for p, seconds in own.items() if p.kind == "decode"}
+    cost_s = context_cost_s(steps)
+    decode = {
+        batch: statistics.mean(s - cost_s * b * context for (b, context), s in steps.items() if b == batch)
+        for batch in buckets.batch
+    }
+    prefill = {p.size: seconds for p, seconds in own.items() if p.kind == "prefill"}
+    misses = [abs(decode[b] + cost_s * b * context - s) / s for (b, context), s in steps.items()]
+    if max(misses) > _NOTABLE:
+        remarks.append(
+            f"{rig.name}: `decode` and `context_cost_s` miss measured steps by up to {max(misses):.0%} "
+            f"({statistics.mean(misses):.0%} on average)."
+        )
+    alone_s = next((s for p, s in own.items() if p.kind == "slowdown" and not p.beside), 1.0)
+    beside_s = {p.beside[0]: s for p, s in own.items() if p.kind == "slowdown" and len(p.beside) == 1}
+    factors = tuple(max(1.0, beside_s.get(name, alone_s) / alone_s) for name in names)
+    return ModelProfile(
+        name=rig.name,
+        decode=staircase(decode),
+        prefill=staircase(prefill),
+        slowdown=factors if beside_s else (),
+        context_cost_s=cost_s,
+    )
+
+
+def context_cost_s(steps: dict[tuple[int, float], float]) -> float:
+    """Seconds per token held, from the seconds of decode steps by batch size and context.
+
+    Least squares with one intercept per batch size; at least 0, and no more than leaves every intercept positive.
+    """
+    rows = [(batch, batch * context, seconds) for (batch, context), seconds in steps.items()]
+    covariance = variance = 0.0
+    limit = math.inf
+    for batch in {row[0] for row in rows}:
+        held, seconds = np.array([row[1:] for row in rows if row[0] == batch]).T
+        covariance += float((held - held.mean()) @ (seconds - seconds.mean()))
+        variance += float((held - held.mean()) @ (held - held.mean()))
+        limit = min(limit, 0.9 * float(seconds.mean() / held.mean()))
+    return min(max(covariance / variance, 0.0), limit) if variance > 0 else 0.0
+
+
+def staircase(seconds: dict[int, float]) -> Points:
+    """Points of a table whose values hold for all sizes above the last one; never falling, for noise does not pay."""
+    points: list[tuple[int, float]] = []
+    highest = 0.0
+    for low, size in itertools.pairwise((0, *sorted(seconds))):
+        highest = max(highest, seconds[size])
+        points += [(x, highest) for x in sorted({low + 1, size})]
+    return tuple(points)
+
+
+def company_remarks(profile: Profile, figures: Sequence[Figure]) -> list[str]:
+    """Whether the factors of several models beside one multiply, as the serving model has it."""
+    times_s = {(f.point.model, f.point.beside): f.median_s for f in figures if f.point.kind == "slowdown"}
+    remarks = []
+    for (name, beside), seconds in times_s.items():
+        if len(beside) > 1:
+            row = profile.slowdown[profile.model_names.index(name)]
+            product = math.prod(row[profile.model_names.index(other)] for other in beside)
+            found = seconds / times_s[name, ()]
+            remarks.append(
+                f"{name}: beside {' and '.join(beside)} it takes {found:.2f} times as long; the product of its "
+                f"factors says {product:.2f}."
+            )
+    return remarks
+
+
+def _provenance(plan: Plan, quality: Source) -> Provenance:
+    def measured(method: str) -> Source:
+        return Source(
+            kind="measured",
+            source=f"`besteffort profile measure`, besteffort {besteffort.__version__}",
+            method=f"{method}; median of {plan.repeats} iterations of the engine, host included",
+            device=device_name(),
+            dtype=plan.dtype,
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            libraries=_libraries(),
+        )
+
+    return Provenance(
+        decode=measured(f"decode steps at batch sizes up to {plan.max_batch} and contexts up to {plan.context}"),
+        prefill=measured(f"one prompt of up to {plan.context} tokens"),
+        slowdown=measured(
+            "decode steps while another model decodes without a break" if len(plan.models) > 1 else "one model"
+        ),
+        quality=quality,
+    )
+
+
+def _libraries() -> tuple[str, ...]:
+    return tuple(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax"))

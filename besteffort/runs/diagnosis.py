@@ -1,0 +1,442 @@
+"""Diagnosing a policy: what it is worth where tables are wrong, views are late, and requests are not as in training.
+
+All routers are played beside it. The rules among them are tuned where everything is as known, on lists that nothing is
+judged on: for most trials on the workload of the diagnosis, for those at other loads on loads of the training range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from besteffort import __version__
+from besteffort.evaluation import diagnosis, plots
+from besteffort.evaluation.diagnosis import Comparison, Finding, enumerate_words
+from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
+from besteffort.evaluation.rollouts import sample_lists
+from besteffort.evaluation.statistics import mean_interval, paired_difference
+from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
+from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.policy import Policy
+from besteffort.routers.registry import Settings
+from besteffort.runs.directory import write_json
+from besteffort.runs.evaluation import LEARNED, Arena, TraceHalves, burst_arena, mean_bound, trace_arena
+from besteffort.runs.experiment import EvaluationConfig
+from besteffort.runs.training import learned_router
+from besteffort.simulator.types import Router
+from besteffort.situation import Situation
+from besteffort.workload import rescale
+from besteffort.workload.config import Gamma, Markov, MixConfig, Poisson, Square, Synthetic
+from besteffort.workload.config import build as build_workload
+from besteffort.workload.requests import Requests
+
+REQUESTS, TUNING_REQUESTS = 8_000, 11_000
+"""Length of the lists, where the configuration does not ask for less."""
+
+_LONG_LISTS, _LONGEST = 3, 80_000  # lists at loads that need more requests, and their largest length
+_COUNTED_S = 3.0  # seconds after the warm-up that such a list lasts
+_BOUNDED = ("as known", "load", "arrivals", "task mix")  # families whose bound is shown; it would take long for all
+
+
+class Bench(NamedTuple):
+    """Where a policy is diagnosed.
+
+    Attributes:
+      arena: its lists of one load are those of the trials in which requests stay as they are.
+      shifts: trials with other requests.
+      range_tuning: lists at loads of the training range, for rules that are judged at other loads.
+      notes: what could not be tried.
+    """
+
+    arena: Arena
+    shifts: tuple[Trial, ...]
+    range_tuning: tuple[Requests, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What is to be told of a policy.
+
+    Attributes:
+      findings: what is wrong, worst first.
+      table: every trial.
+      checked: what was tried, in a sentence.
+      report: file of the report.
+    """
+
+    findings: tuple[Finding, ...]
+    table: Table
+    checked: str
+    report: Path
+
+    @property
+    def lines(self) -> list[str]:
+        """The findings, numbered, or that there are none."""
+        if not self.findings:
+            return [f"Nothing found. {self.checked}"]
+        return [f"{number}. {finding.sentence}" for number, finding in enumerate(self.findings, start=1)]
+
+
+def trained_loads(policy: Policy) -> tuple[float, float] | None:
+    """Lowest and highest load of the workload that a policy was trained on, outside bursts; None if it does not say."""
+    workload = policy.training.get("workload", {})
+    loads = [workload[name] for name in ("low", "high", "load") if workload.get(name) is not None]
+    loads += workload.get("loads", ())
+    return (min(loads), max(loads)) if loads else None
+
+
+def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple[float, float]) -> Bench:
+    """The bursty load of the configuration, and around it other loads, arrivals and task mixes.
+
+    Args:
+      situation: what is served, on what.
+      config: how to judge.
+      loads: lowest and highest load of the training.
+
+    Raises:
+      InputError: if a list would end within the warm-up.
+    """
+    arena = burst_arena(situation, config)
+    capacity, names = arena.capacity_per_s, situation.task_names
+
+    def draw(workloads: Sequence[Synthetic], requests: int, seeds: Sequence[int]) -> list[tuple[Requests, ...]]:
+        lists = sample_lists([build_workload(one, situation) for one in workloads], names, requests, seeds)
+        return [tuple(lists[i : i + len(seeds)]) for i in range(0, len(lists), len(seeds))]
+
+    def trial(family: str, name: str, size: float, lists: tuple[Requests, ...]) -> Trial:
+        return Trial(family, name, size, lists, (situation,) * len(lists))
+
+    needed = {load: math.ceil(load * capacity * (config.warm_up_s + _COUNTED_S)) for load in _loads_to_try(*loads)}
+    short = [load for load in needed if needed[load] <= config.requests]
+    long = [load for load in needed if config.requests < needed[load] <= _LONGEST]
+    lists = draw([Poisson(load=load) for load in short], config.requests, config.judging_seeds)
+    if long:
+        seeds = config.judging_seeds[:_LONG_LISTS]
+        lists += draw([Poisson(load=load) for load in long], max(needed[load] for load in long), seeds)
+    shifts = [
+        trial("load", _load_name(load, *loads), load, each) for load, each in zip([*short, *long], lists, strict=True)
+    ]
+    middle, peak = 1.5, min(8.0, loads[1])
+    for name, workload in (
+        (f"rare bursts to load {peak:g}", Markov(loads=(0.5, peak), dwell_s=(6.0, 1.0))),
+        (f"turns of load 0.5 and {peak / 2:g}", Square(low=0.5, high=peak / 2, period_s=0.5)),
+        ("clustered arrivals (cv 5)", Gamma(load=middle, cv=5.0)),
+    ):
+        shifts.append(trial("arrivals", name, 1.0, *draw([workload], config.requests, config.judging_seeds)))
+    if len(names) > 1:
+        alone = [dataclasses.replace(config.burst, mix=MixConfig((tuple(row),))) for row in np.eye(len(names)).tolist()]
+        lists = draw(alone, config.requests, config.judging_seeds)
+        shifts += [trial("task mix", f"{name} only", 1.0, each) for name, each in zip(names, lists, strict=True)]
+    typical = [load for load in needed if loads[0] <= load <= loads[1] and needed[load] <= config.tuning_requests]
+    tuning = draw(
+        [Poisson(load=load) for load in typical or loads[:1]], config.tuning_requests, config.unjudged_seeds[:1]
+    )
+    return Bench(arena, tuple(shifts), tuple(each[0] for each in tuning), _left_out(set(needed) - {*short, *long}))
+
+
+def trace_bench(
+    trace: TraceHalves, situation: Situation, config: EvaluationConfig, loads: tuple[float, float], load: float
+) -> Bench:
+    """The second half of a trace at a mean `load`, at other loads, and with one task alone; `loads` as above."""
+    first, second = trace.first[0], trace.second
+    trace = trace._replace(
+        first=(_cut(first, config.tuning_requests),), second=tuple(_cut(half, config.requests) for half in second)
+    )
+    arena = trace_arena(trace, situation, dataclasses.replace(config, trace_loads=(load,)))
+    situation, lists = arena.situation, arena.judged[0]
+
+    def trial(family: str, name: str, size: float, lists: Sequence[Requests]) -> Trial:
+        return Trial(family, name, size, tuple(lists), (situation,) * len(lists))
+
+    wanted = _loads_to_try(*loads)
+    possible = [x for x in wanted if len(lists[0]) >= x * arena.capacity_per_s * (config.warm_up_s + _COUNTED_S)]
+    shifts = [
+        trial("load", _load_name(x, *loads), x, [rescale.to_load(half, situation, x) for half in trace.second])
+        for x in possible
+    ]
+    if len(situation.tasks) > 1:
+        shifts += [
+            trial("task mix", f"{name} only", 1.0, [_of_task(requests, index, situation) for requests in lists])
+            for index, name in enumerate(situation.task_names)
+        ]
+    typical = [x for x in possible if loads[0] <= x <= loads[1]] or [loads[0]]
+    tuning = tuple(rescale.to_load(trace.first[0], situation, x) for x in typical)
+    return Bench(arena, tuple(shifts), tuning, _left_out(set(wanted) - set(possible)))
+
+
+def diagnose(
+    policy: Policy,
+    situation: Situation,
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    trace: TraceHalves | None = None,
+    load: float = 1.0,
+) -> Diagnosis:
+    """Diagnoses a policy and writes `report.md`, its figure and `results.json` to `out`.
+
+    Args:
+      policy: the policy.
+      situation: what is served, on what, as all routers believe.
+      config: how to judge; lists are no longer than `REQUESTS` and `TUNING_REQUESTS`.
+      out: directory.
+      trace: judge on it, in place of the configuration's bursty load.
+      load: mean load of the trace, in multiples of the largest model's capacity.
+
+    Raises:
+      InputError: if lists end within the warm-up, the load is not positive, or a file cannot be written.
+    """
+    config = dataclasses.replace(
+        config,
+        requests=min(config.requests, REQUESTS),
+        tuning_requests=min(config.tuning_requests, TUNING_REQUESTS),
+        tuning_seeds=1,
+    )
+    loads = trained_loads(policy) or (config.loads[0], config.loads[-1])
+    if trace is None:
+        bench = synthetic_bench(situation, config, loads)
+    else:
+        bench = trace_bench(trace, situation, config, loads, load)
+    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, bench, seed=config.seed)
+    compared = [diagnosis.compare(outcome, LEARNED) for outcome in outcomes]
+    findings = tuple(diagnosis.diagnose(outcomes, LEARNED))
+    bounds = bounds_of(bench.arena, outcomes)
+    table = trials_table(compared, bounds)
+    done = Diagnosis(findings, table, _checked(outcomes, bench.notes), out / "report.md")
+    write_json(out / "results.json", _figures(done, outcomes, bounds, tuned))
+    _write_report(done, compared, bounds, bench, tuned, out, trace, loads)
+    return done
+
+
+def try_out(
+    learned: dict[str, Sequence[Router]], bench: Bench, *, seed: int = 0
+) -> tuple[list[Outcome], tuple[dict[str, Settings], dict[str, Settings]]]:
+    """Tunes the rules and judges everybody in all trials of a bench.
+
+    Args:
+      learned: learned routers by name, all names beginning with `LEARNED`; one for all lists or one for each.
+      bench: where.
+      seed: of the perturbed tables.
+
+    Returns:
+      What became of each trial, the one with everything as known first, and the settings of the rules: those for most
+      trials, and those for trials at other loads.
+    """
+    arena, lists = bench.arena, bench.arena.judged[0]
+    trials = [as_known(arena.situation, lists), *perturbations(arena.situation, lists, seed=seed), *bench.shifts]
+    scores = score_candidates(arena.situation, [*arena.tuning, *bench.range_tuning], warm_up_s=arena.warm_up_s)
+    rules, tuned = [], []
+    for part in (slice(None, len(arena.tuning)), slice(len(arena.tuning), None)):
+        best = best_settings(arena.situation, {name: values[:, part] for name, values in scores.items()})
+        tuned.append({name: settings[0] for name, settings in best.items()})
+        rules.append(heuristic_routers(arena.situation, best, 1))
+        del rules[-1]["random"]
+    routers = [{**learned, **rules[trial.family == "load"]} for trial in trials]
+    outcomes = judge_trials(
+        arena.situation, trials, routers, inspect=tuple(learned), warm_up_s=arena.warm_up_s, seed=seed
+    )
+    return outcomes, (tuned[0], tuned[1])
+
+
+def _loads_to_try(low: float, high: float) -> list[float]:
+    """Below the training range, in it and beyond it."""
+    inside = np.geomspace(low, high, 5)[1:-1] if low < high else [low]
+    return [float(f"{load:.2g}") for load in (low / 2, *inside, 1.5 * high)]
+
+
+def _load_name(load: float, low: float, high: float) -> str:
+    return f"load {load:g}" + (", below training" if load < low else ", beyond training" if load > high else "")
+
+
+def _left_out(loads: set[float]) -> tuple[str, ...]:
+    if not loads:
+        return ()
+    listed = enumerate_words([f"{load:g}" for load in sorted(loads)])
+    return (f"Load {listed} was left out: lists that outlast the warm-up there would be too long.",)
+
+
+def _cut(requests: Requests, length: int) -> Requests:
+    return requests.part(slice(None, length), 0.0)
+
+
+def _of_task(requests: Requests, index: int, situation: Situation) -> Requests:
+    """The same requests, all of one task, with its deadlines."""
+    task = np.full(len(requests), index)
+    deadline_s = situation.deadlines(task, requests.output_tokens) * requests.deadline_factors
+    return dataclasses.replace(requests, task=task, deadline_s=deadline_s)
+
+
+def bounds_of(arena: Arena, outcomes: Sequence[Outcome]) -> list[float | None]:
+    """Upper bound of each trial, for those families where it is shown."""
+    return [
+        float(mean_bound(arena, trial.lists).performance) if trial.family in _BOUNDED else None
+        for trial in (outcome.trial for outcome in outcomes)
+    ]
+
+
+def _checked(outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:
+    families: dict[str, list[str]] = {}
+    for outcome in outcomes[1:]:
+        families.setdefault(outcome.trial.family, []).append(outcome.trial.name)
+    parts = [
+        f"{family} ({names[0]} to {names[-1]})" if len(names) > 1 else f"{family} ({names[0]})"
+        for family, names in families.items()
+    ]
+    tried = f"Checked in {len(outcomes)} trials: everything as known, {enumerate_words(parts)}."
+    return " ".join([tried, *notes])
+
+
+def trials_table(compared: Sequence[Comparison], bounds: Sequence[float | None]) -> Table:
+    """Every trial: the policy beside the best other router."""
+    columns = (
+        Column("Learned (%)", brief=True),
+        Column("Best rule", brief=True),
+        Column("Rule (%)", brief=True),
+        Column("Ahead (points)", "points", 1, brief=True),
+        Column("Too large (%)"),
+        Column("In time (%)"),
+        Column("Rule in time (%)"),
+        Column("Bound (%)"),
+    )
+    rows = []
+    for one, bound in zip(compared, bounds, strict=True):
+        performance, in_time = one.outcome.performance, one.outcome.slo_attainment
+        cells = (
+            float(performance[one.policy].mean()),
+            one.rule,
+            float(performance[one.rule].mean()),
+            one.ahead,
+            float(one.too_large.mean),
+            float(in_time[one.policy].mean()),
+            float(in_time[one.rule].mean()),
+            bound,
+        )
+        rows.append((one.outcome.trial.name, cells))
+    return Table(
+        title="The policy where things are not as known",
+        head="With",
+        columns=columns,
+        rows=tuple(rows),
+        note=(
+            "Performance of the policy and of the best other router of each trial, in hindsight; the paired difference "
+            "with its 95% interval over the lists; requests that the policy missed although a smaller model was "
+            "predicted to be in time."
+        ),
+    )
+
+
+def _rules_table(outcomes: Sequence[Outcome]) -> Table:
+    names = tuple(outcomes[0].performance)
+    return Table(
+        title="Performance (%) of all routers",
+        head="With",
+        columns=tuple(Column(name) for name in names),
+        rows=tuple(
+            (outcome.trial.name, tuple(mean_interval(outcome.performance[name]) for name in names))
+            for outcome in outcomes
+        ),
+    )
+
+
+def _write_report(
+    done: Diagnosis,
+    compared: Sequence[Comparison],
+    bounds: Sequence[float | None],
+    bench: Bench,
+    tuned: Sequence[dict[str, Settings]],
+    out: Path,
+    trace: TraceHalves | None,
+    loads: tuple[float, float],
+) -> None:
+    outcomes = [one.outcome for one in compared]
+    arena = bench.arena
+    plots.save_figure(trials_figure(compared, bounds, arena.situation), out / "diagnosis")
+    summary = "\n".join(done.lines) + (f"\n\n{done.checked}" if done.findings else "")
+    report = Report(
+        title="Diagnosis",
+        summary=f"{summary}\n\n{_LIMITS}",
+        situation=arena.situation,
+        settings={
+            "Workload": arena.title + ("" if trace is None else f", mean load {arena.loads[0]:g}"),
+            **({} if trace is None else {f"Trace {trace.name}": str(trace.info)}),
+            "Training range": f"load {loads[0]:g} to {loads[1]:g}",
+            "Lists": f"{len(arena.judged[0])} of {len(arena.judged[0][0]):,} requests per trial, "
+            f"the first {arena.warm_up_s:.3g} s do not count",
+            "Rules tuned on the workload": _settings_line(tuned[0]),
+            "Rules tuned on loads of the training range": _settings_line(tuned[1]),
+            "Version": f"besteffort {__version__}",
+        },
+        tables=(done.table, _rules_table(outcomes)),
+        pictures=(Picture(out / "diagnosis.png", "The policy, the best rule and the best static model, by trial."),),
+    )
+    write_report(report, done.report)
+
+
+_LIMITS = (
+    f"The policy is held against the best other router of each trial, in hindsight. It is said to route worse from "
+    f"{100 * diagnosis.WORSE:g} points on and to collapse from {100 * diagnosis.COLLAPSE:g}, where the 95% interval "
+    "leaves no doubt; of so many trials one or two may go beyond their interval by chance."
+)
+
+
+def _settings_line(tuned: dict[str, Settings]) -> str:
+    return "; ".join(
+        f"{name}: {', '.join(f'{key} {value}' for key, value in chosen.items())}" for name, chosen in tuned.items()
+    )
+
+
+def trials_figure(compared: Sequence[Comparison], bounds: Sequence[float | None], situation: Situation) -> Any:
+    """The same as a picture, trial by trial."""
+    weight = np.array([task.weight for task in situation.tasks])
+    settings = []
+    for one, bound in zip(compared, bounds, strict=True):
+        trial = one.outcome.trial
+        peak = float(np.mean([weight[requests.task].mean() for requests in trial.lists]))
+        relative = {name: values / peak for name, values in one.outcome.performance.items()}
+        heuristics = [name for name in relative if not name.startswith((ALWAYS, LEARNED))]
+        best = max(heuristics, key=lambda name: float(relative[name].mean()))
+        settings.append(
+            plots.Setting(
+                group=trial.family.capitalize(),
+                name=trial.name,
+                static=max(float(values.mean()) for name, values in relative.items() if name.startswith(ALWAYS)),
+                heuristic=float(relative[best].mean()),
+                learned=mean_interval(relative[LEARNED]),
+                ahead=paired_difference(relative[LEARNED], relative[best]),
+                bound=math.nan if bound is None else bound / peak,
+            )
+        )
+    return plots.plot_settings(settings, title="The policy where things are not as known")
+
+
+def _figures(
+    done: Diagnosis,
+    outcomes: Sequence[Outcome],
+    bounds: Sequence[float | None],
+    tuned: Sequence[dict[str, Settings]],
+) -> dict[str, Any]:
+    """Everything as plain JSON values."""
+    return {
+        "findings": [dataclasses.asdict(finding) for finding in done.findings],
+        "checked": done.checked,
+        "tuned": {"workload": tuned[0], "training range": tuned[1]},
+        "trials": [
+            {
+                "family": outcome.trial.family,
+                "name": outcome.trial.name,
+                "size": outcome.trial.size,
+                "bound": bound,
+                **{
+                    measure: {name: values.tolist() for name, values in getattr(outcome, measure).items()}
+                    for measure in ("performance", "slo_attainment", "too_large")
+                },
+            }
+            for outcome, bound in zip(outcomes, bounds, strict=True)
+        ],
+    }

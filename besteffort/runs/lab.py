@@ -1,0 +1,468 @@
+"""What experiments share: how much of everything, trainings that are found again, judging, results with figures.
+
+An experiment is a module of `experiments/` with a function `run(lab) -> Findings` and, as its last line,
+`main(run, __file__)`, which gives it a command line. Nothing that is done is done twice: a training is kept under what
+it depends on, so that experiments share it and an interrupted one goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from annotated_types import Ge
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from besteffort import __version__
+from besteffort.errors import InputError
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.learning.network import Weights
+from besteffort.learning.train import Progress
+from besteffort.policy import Policy
+from besteffort.routers.registry import Settings
+from besteffort.runs.cache import keep_compilations
+from besteffort.runs.config import from_mapping
+from besteffort.runs.directory import write_json, write_text
+from besteffort.runs.evaluation import LEARNED, Arena, Verdict, judge
+from besteffort.runs.experiment import EvaluationConfig, Seed, TrainingConfig
+from besteffort.runs.training import Course, learned_router, make_course, train_policies
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.situation import Count, NonNegative, Situation
+
+_SECONDS = "seconds.json"
+_LISTS = 1_000  # seeds of lists from one seed to the next
+
+Standing = Literal["holds", "holds in part", "does not hold", "no claim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+      name: `full`, or `fast` for an indication within minutes.
+      seeds: networks per training, and lists per load.
+      decisions: of a training of the default situation.
+      variant_decisions: of a training of one of many variants.
+      requests: length of a list to judge on.
+      tuning_requests: length of a list to tune heuristics on.
+      warm_up_s: seconds of a list that do not count.
+      seed: another one gives other networks and other lists throughout.
+    """
+
+    name: Literal["full", "fast"]
+    seeds: Annotated[int, Ge(2)]
+    decisions: Count
+    variant_decisions: Count
+    requests: Annotated[int, Ge(2)]
+    tuning_requests: Annotated[int, Ge(2)]
+    warm_up_s: NonNegative
+    seed: Seed = 0
+
+
+FULL = Scale("full", 5, 5_767_168, 1_048_576, 30_000, 20_000, 6.0)
+FAST = Scale("fast", 3, 786_432, 196_608, 8_000, 3_200, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One line of the page that sets the paper's figures beside ours.
+
+    Attributes:
+      claim: what is claimed.
+      paper: the paper's figure; empty where it has none.
+      ours: our figure, with its interval.
+      static: the best static model's, on the same requests.
+      heuristic: the best heuristic's, with its name.
+      bound: what no router can exceed; empty where there is none.
+      standing: whether it holds here.
+    """
+
+    claim: str
+    paper: str
+    ours: str
+    static: str = ""
+    heuristic: str = ""
+    bound: str = ""
+    standing: Standing = "no claim"
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What an experiment found.
+
+    Attributes:
+      data: every figure, as plain JSON values.
+      claims: lines for the page of claims.
+      tables: to read.
+      figures: by the end of their file's name; the one named "" has the experiment's own name.
+    """
+
+    data: Any
+    claims: Sequence[Claim] = ()
+    tables: Sequence[Table] = ()
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """Where an experiment is done.
+
+    Attributes:
+      scale: how much of everything.
+      work: directory that keeps trainings.
+      data: directory with public traces, see README; None where there is none.
+      say: told what is going on, line by line.
+    """
+
+    scale: Scale
+    work: Path
+    data: Path | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """How to judge at this scale."""
+        scale = self.scale
+        return EvaluationConfig(
+            seed=_LISTS * (1 + scale.seed),
+            seeds=scale.seeds,
+            requests=scale.requests,
+            tuning_requests=scale.tuning_requests,
+            warm_up_s=scale.warm_up_s,
+        )
+
+    def training(self, *, variant: bool = False, **changes: Any) -> TrainingConfig:
+        """The default training at this scale; `changes` are fields of `TrainingConfig`."""
+        given = changes.pop("config", {})
+        decisions = self.scale.variant_decisions if variant else self.scale.decisions
+        config = dataclasses.replace(TrainingConfig().config, **{"decisions": decisions, **given})
+        seed = self.scale.seed * self.scale.seeds
+        return TrainingConfig(seed=seed, seeds=self.scale.seeds, config=config, **changes)
+
+    def train(
+        self,
+        situation: Situation,
+        training: TrainingConfig,
+        *,
+        name: str,
+        workload: Any = None,
+        weights: Weights | None = None,
+    ) -> list[Policy]:
+        """One policy per seed; trained once, whoever asks, and continued where it was interrupted.
+
+        Args:
+          situation: what to train for.
+          training: how.
+          name: what to call it while it goes on.
+          workload: train on this instead of the workload that `training` names.
+          weights: where to start from instead of random networks.
+        """
+        course = make_course(situation, training)
+        if workload is not None:
+            course = dataclasses.replace(course, workload=workload)
+        course = dataclasses.replace(course, weights=weights)
+        out = self._place(course)
+        out.mkdir(parents=True, exist_ok=True)
+        done = out / _SECONDS
+
+        def hear(news: Progress) -> None:
+            if news.point == news.points or news.point % max(1, news.points // 4) == 0:
+                reward = float(news.metrics["reward"].mean())
+                self.say(f"training {name}: {news.point}/{news.points}, mean reward {reward:.3f}")
+
+        with _alone(out / "lock"):
+            started = time.perf_counter()
+            policies = train_policies(course, out, progress=hear)
+            if not done.exists():
+                write_json(done, round(time.perf_counter() - started, 1))
+        return list(policies.values())
+
+    def seconds(self, situation: Situation, training: TrainingConfig) -> float:
+        """How long the training of all seeds took when it was done, compilation included."""
+        place = self._place(make_course(situation, training)) / _SECONDS
+        return float(json.loads(place.read_text(encoding="utf-8")))
+
+    def _place(self, course: Course) -> Path:
+        return self.work / "trainings" / _digest(course)
+
+    def judge(
+        self,
+        arena: Arena,
+        policies: Mapping[str, Sequence[Policy]] | Sequence[Policy],
+        tuned: Mapping[str, Settings] | None = None,
+    ) -> Verdict:
+        """Every router on the arena's lists; network `i` plays the lists of seed `i`. `tuned` as for `judge`."""
+        if not isinstance(policies, Mapping):
+            policies = {LEARNED: policies}
+        self.say(f"judging on {arena.title.lower()}, {len(arena.loads)} load(s)")
+        routers = {name: [learned_router(policy) for policy in each] for name, each in policies.items()}
+        return judge(arena, routers, self.evaluation, tuned)
+
+    def trace(self, name: str) -> Path | None:
+        """A public trace by its file name, if it is at hand."""
+        path = None if self.data is None else self.data / name
+        if path is None or not path.is_file():
+            self.say(f"{name} is not at hand (`--data DIR` names its directory): left out")
+            return None
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Standings:
+    """Who is best at one load of a verdict, by one measure; values of shape (seeds,).
+
+    Attributes:
+      learned: the learned router's.
+      static, heuristic: name and values of the best static model and of the best other router, in hindsight.
+    """
+
+    learned: np.ndarray
+    static: tuple[str, np.ndarray]
+    heuristic: tuple[str, np.ndarray]
+
+    @property
+    def ahead_of_static(self) -> Interval:
+        return paired_difference(self.learned, self.static[1])
+
+    @property
+    def ahead_of_heuristic(self) -> Interval:
+        return paired_difference(self.learned, self.heuristic[1])
+
+
+def standings(
+    verdict: Verdict, index: int = 0, measure: Callable[..., np.ndarray] = metrics.performance, learned: str = LEARNED
+) -> Standings:
+    """The learned router beside the best static model and the best heuristic at one load."""
+    values = {name: np.asarray(verdict.measure(measure, index, name)) for name in verdict.routers}
+
+    def best(names: Sequence[str]) -> tuple[str, np.ndarray]:
+        name = max(names, key=lambda name: float(values[name].mean()))
+        return name, values[name]
+
+    return Standings(values[learned], best(verdict.static), best(verdict.heuristics))
+
+
+def as_setting(group: str, name: str, verdict: Verdict, learned: str = LEARNED) -> plots.Setting:
+    """The first load of a verdict as a row of `plots.plot_settings`."""
+    situation = verdict.arena.situation
+    rewards = metrics.peak_rewards(
+        situation.profile.quality_table(situation.task_names), np.array([task.weight for task in situation.tasks])
+    )
+    peak = verdict.measure(partial(metrics.peak_performance, peak_reward=rewards), 0, learned)
+    one = standings(verdict, learned=learned)
+    return plots.Setting(
+        group=group,
+        name=name,
+        static=float((one.static[1] / peak).mean()),
+        heuristic=float((one.heuristic[1] / peak).mean()),
+        learned=mean_interval(one.learned / peak),
+        ahead=paired_difference(one.learned / peak, one.heuristic[1] / peak),
+        bound=float(verdict.bounds[0].performance / peak.mean()),
+    )
+
+
+def settings_table(title: str, head: str, settings: Sequence[plots.Setting]) -> Table:
+    """What `plots.plot_settings` shows, in figures."""
+    return Table(
+        title=title,
+        head=head,
+        columns=(
+            Column("Learned (%)", digits=2, brief=True),
+            Column("Best heuristic (%)", digits=2, brief=True),
+            Column("Ahead of it (points)", "points", 2, brief=True),
+            Column("Best static (%)", digits=2, brief=True),
+            Column("Bound (%)", digits=2, brief=True),
+        ),
+        rows=tuple(
+            (f"{row.group}: {row.name}", (row.learned, row.heuristic, row.ahead, row.static, row.bound))
+            for row in settings
+        ),
+        note="Performance in percent of peak quality; the best static model and the best heuristic are the best in "
+        "hindsight. Mean ± half the 95% interval over networks and lists; differences are paired.",
+    )
+
+
+def main(run: Callable[[Lab], Findings], file: str) -> None:
+    """The command line of an experiment.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake.
+    """
+    name = Path(file).stem
+    description = (sys.modules["__main__"].__doc__ or "").strip()
+    console = Console(stderr=True)
+    keep_compilations()
+    try:
+        arguments = tyro.cli(Arguments, prog=f"python -m experiments.{name}", description=description)
+        findings = conduct(run, name, arguments)
+    except InputError as error:
+        console.print(f"{name}: {error}", style="red", highlight=False)
+        raise SystemExit(2) from error
+    for table in findings.tables:
+        Console().print(table.terminal())
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line of every experiment.
+
+    Attributes:
+      out: directory for the results.
+      work: directory that keeps trainings; experiments share them.
+      data: directory with the public traces, for experiments that use them.
+      fast: fewer seeds, decisions and requests, for an indication within minutes.
+      seeds: networks per training, instead of the scale's.
+      decisions: of a training of the default situation, instead of the scale's.
+      variant_decisions: of a training of one of many variants, instead of the scale's.
+      requests: length of a list to judge on, instead of the scale's.
+      tuning_requests: length of a list to tune on, instead of the scale's.
+      warm_up_s: seconds of a list that do not count, instead of the scale's.
+      seed: another one gives other networks and other lists throughout.
+    """
+
+    out: Path = Path("results")
+    work: Path = Path("runs/lab")
+    data: Path | None = None
+    fast: bool = False
+    seeds: int | None = None
+    decisions: int | None = None
+    variant_decisions: int | None = None
+    requests: int | None = None
+    tuning_requests: int | None = None
+    warm_up_s: float | None = None
+    seed: int | None = None
+
+    def scale(self) -> Scale:
+        """The scale, checked.
+
+        Raises:
+          InputError: if a number is out of range.
+        """
+        base = dataclasses.asdict(FAST if self.fast else FULL)
+        given = {key: getattr(self, key) for key in base if key != "name" and getattr(self, key) is not None}
+        return from_mapping(Scale, {**base, **given}, "Command line")
+
+
+def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> Findings:
+    """Runs an experiment and writes `<name>.json`, `<name>.md` and its figures to `arguments.out`.
+
+    Raises:
+      InputError: if a number is out of range, a trace is damaged, or a file cannot be written.
+    """
+    if arguments.data is not None and not arguments.data.is_dir():
+        raise InputError(f"{arguments.data}: there is no such directory; give `--data` the one with the traces.")
+    scale = arguments.scale()
+    started = time.perf_counter()
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    lab = Lab(scale, arguments.work, arguments.data, lambda line: console.print(f"{name}: {line}"))
+    findings = run(lab)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for suffix, figure in findings.figures.items():
+        plots.save_figure(figure, arguments.out / (f"{name}_{suffix}" if suffix else name))
+    if findings.tables:
+        write_text(arguments.out / f"{name}.md", "\n".join(table.markdown() for table in findings.tables))
+    record = {
+        "experiment": name,
+        "version": __version__,
+        "scale": dataclasses.asdict(scale),
+        "traces": arguments.data is not None,
+        "seconds": round(time.perf_counter() - started, 1),
+        "claims": [dataclasses.asdict(claim) for claim in findings.claims],
+        "data": findings.data,
+    }
+    write_json(arguments.out / f"{name}.json", plain(record))
+    return findings
+
+
+def plain(value: Any) -> Any:
+    """Intervals, arrays and dataclasses as JSON values; what is not finite becomes null."""
+    if isinstance(value, Interval):
+        return {"mean": plain(value.mean), "half_width": plain(value.half_width)}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def percent(value: Interval | np.ndarray | float, digits: int = 1) -> str:
+    """A share, or its mean over seeds with the interval, in percent."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = mean_interval(value)
+    if not isinstance(value, Interval):
+        return f"{100 * float(value):.{digits}f}%"
+    half = f" ± {100 * float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
+    return f"{100 * float(value.mean):.{digits}f}{half}%"
+
+
+def times(value: Interval | float, digits: int = 1) -> str:
+    """A ratio with its interval."""
+    if not isinstance(value, Interval):
+        return f"{value:.{digits}f}x"
+    half = f" ± {float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
+    return f"{float(value.mean):.{digits}f}{half}x"
+
+
+def ratio_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """Ratio of the means of paired (seeds,) values, with a jackknife interval over the seeds.
+
+    Ratios seed by seed would be infinite wherever a rival has a seed with 0. Where only one seed of theirs is not 0,
+    nothing is known of the ratio's spread.
+    """
+    seeds, rest = len(ours), theirs.sum() - theirs
+    whole = np.asarray(ours.mean() / theirs.mean() if theirs.sum() > 0 else np.inf)
+    if not (rest > 0).all():
+        return Interval(whole, np.asarray(np.inf), seeds)
+    without = (ours.sum() - ours) / rest
+    return dataclasses.replace(mean_interval(seeds * whole - (seeds - 1) * without), mean=whole)
+
+
+def _digest(course: Course) -> str:
+    """What a training depends on, in a word."""
+    fields = {field.name: getattr(course.situation, field.name) for field in dataclasses.fields(course.situation)}
+    content = {
+        "profile": fields.pop("profile").digest(),
+        "situation": repr(fields),
+        "training": repr(course.training),
+        "workload": _hash(jax.tree.leaves(course.workload)),
+        "weights": _hash(jax.tree.leaves(course.weights)),
+        "version": (__version__, ServingEnvironment.version, jax.__version__),
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _hash(arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,264 @@
+"""The leaderboard of a sweep: settings by what their routers earn on draws that nobody trained on, and what mattered.
+
+| file | what |
+|---|---|
+| `report.md` | the leaderboard, the picture, and what went wrong |
+| `results.json` | every figure |
+| `trials.csv` | a row per trial: its values, how it ended and its performance |
+| `what-mattered.png`, `.svg` | performance against each axis |
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from besteffort.evaluation import plots
+from besteffort.evaluation.report import Cell, Column, Table
+from besteffort.evaluation.statistics import explained_share, mean_interval, paired_difference
+from besteffort.runs.directory import write_json, write_text
+
+Status = Literal["finished", "diverged", "stopped", "failed"]
+
+_SHOWN = 15  # settings on a terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What became of a trial.
+
+    Attributes:
+      trial: its name, that of its directory.
+      setting: number of its setting.
+      seed: its seed.
+      values: its value of each axis.
+      status: `finished`; `diverged`; `stopped` early, because it lagged behind; or `failed`, its program having ended.
+      reason: why it did not finish.
+      performance, slo_attainment: (lists,) how it did on each; empty unless finished.
+    """
+
+    trial: str
+    setting: int
+    seed: int
+    values: Mapping[str, Any]
+    status: Status
+    reason: str = ""
+    performance: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+    slo_attainment: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaderboard:
+    """A sweep's outcome.
+
+    Attributes:
+      entries: all trials in their order.
+      table: settings, best first.
+      brief: the best of them, for a terminal.
+      report, picture: files.
+    """
+
+    entries: tuple[Entry, ...]
+    table: Table
+    brief: Table
+    report: Path
+    picture: Path
+
+    @property
+    def unfinished(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.status != "finished")
+
+
+def write_leaderboard(
+    entries: Sequence[Entry], out: Path, *, title: str, judged_on: str, logarithmic: Sequence[str] = ()
+) -> Leaderboard:
+    """Writes the files of the module's table to `out`.
+
+    Args:
+      entries: all trials, of which at least one is finished.
+      out: the sweep's directory.
+      title: what was swept.
+      judged_on: what was judged on, a sentence.
+      logarithmic: axes that were drawn evenly in their logarithm.
+
+    Raises:
+      InputError: if a file cannot be written.
+    """
+    settings = _settings(entries)
+    names = short_names(tuple(entries[0].values))
+    table = _table(settings, title)
+    further = len(table.rows) - _SHOWN
+    note = f"{table.note} {further} further settings are in the report." if further > 0 else table.note
+    brief = dataclasses.replace(table, rows=table.rows[:_SHOWN], note=note)
+    sound = [setting for setting in settings if setting.finished]
+    axes = [_axis(name, short, sound, log=name in logarithmic) for name, short in names.items()]
+    axes.sort(key=lambda axis: -np.nan_to_num(axis.explained))
+    performance = np.stack([setting.performance for setting in sound])
+    # What lists have in common says nothing about settings.
+    beside = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
+    figure = plots.plot_sweep(axes, dataclasses.replace(beside, mean=performance.mean(axis=1)))
+    png, _ = plots.save_figure(figure, out / "what-mattered")
+    unfinished = [
+        f"- {entry.trial} ({says(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
+        for entry in entries
+        if entry.status != "finished"
+    ]
+    parts = [
+        f"# {title}",
+        f"{len(entries)} trials, {len(settings)} settings. {judged_on}",
+        f"![Performance against each axis]({png.name})",
+        "*Performance on the judged draws against each axis, the one that explains most first.*",
+        table.markdown().rstrip(),
+        *(["## Not finished", "\n".join(unfinished)] if unfinished else []),
+    ]
+    report = out / "report.md"
+    write_text(report, "\n\n".join(parts) + "\n")
+    write_json(out / "results.json", {"judged_on": judged_on, "trials": [_plain(entry) for entry in entries]})
+    write_text(out / "trials.csv", _trials_csv(entries))
+    return Leaderboard(tuple(entries), table, brief, report, png)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """For each dotted name the shortest end of it that no other has."""
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[-size:]) for size in range(1, len(parts) + 1))
+        short[name] = next(
+            end for end in ends if not any(other != name and f".{other}".endswith(f".{end}") for other in names)
+        )
+    return short
+
+
+def says(values: Mapping[str, Any]) -> str:
+    """Values by short names, in one line."""
+    names = short_names(tuple(values))
+    return ", ".join(f"{names[name]} {_shown(value)}" for name, value in values.items()) or "as the base"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """A setting: its values, the finished trials, and (lists,) means over their networks."""
+
+    values: Mapping[str, Any]
+    trials: int
+    finished: tuple[Entry, ...]
+
+    @property
+    def performance(self) -> np.ndarray:
+        return np.mean([entry.performance for entry in self.finished], axis=0)
+
+    @property
+    def slo_attainment(self) -> np.ndarray:
+        return np.mean([entry.slo_attainment for entry in self.finished], axis=0)
+
+
+def _settings(entries: Sequence[Entry]) -> list[_Setting]:
+    """The settings, best first; those of which no trial is finished come last."""
+    groups: dict[int, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.setting, []).append(entry)
+    settings = [
+        _Setting(group[0].values, len(group), tuple(entry for entry in group if entry.status == "finished"))
+        for group in groups.values()
+    ]
+    return sorted(settings, key=lambda setting: -setting.performance.mean() if setting.finished else math.inf)
+
+
+def _table(settings: Sequence[_Setting], title: str) -> Table:
+    several = max(setting.trials for setting in settings) > 1
+    columns = [
+        Column("Performance (%)", digits=2, brief=True),
+        Column("against the best (points)", "points", 2, brief=True),
+        Column("SLO attainment (%)", digits=1),
+    ]
+    if several:
+        columns += [Column("Worst network (%)", digits=2), Column("Networks", "number", 0)]
+    best = settings[0].performance
+
+    def cells(setting: _Setting) -> tuple[Cell, ...]:
+        if not setting.finished:
+            return (None,) * (len(columns) - 1) + ((0.0,) if several else (None,))
+        mine = setting.performance
+        row: list[Cell] = [
+            mean_interval(mine),
+            None if setting is settings[0] else paired_difference(mine, best),
+            mean_interval(setting.slo_attainment),
+        ]
+        if several:
+            row += [min(float(entry.performance.mean()) for entry in setting.finished), float(len(setting.finished))]
+        return tuple(row)
+
+    lists = len(best)
+    return Table(
+        title=title,
+        head=", ".join(short_names(tuple(settings[0].values)).values()) or "setting",
+        columns=tuple(columns),
+        rows=tuple((_name(setting), cells(setting)) for setting in settings),
+        focus=_name(settings[0]),
+        note=(
+            f"Mean ± half the 95% Student t interval over {lists} lists that all trials meet; differences are paired."
+            if lists > 1
+            else "One list, so no intervals."
+        ),
+    )
+
+
+def _name(setting: _Setting) -> str:
+    return ", ".join(map(_shown, setting.values.values())) or "as the base"
+
+
+def _axis(name: str, short: str, settings: Sequence[_Setting], *, log: bool) -> plots.SweptAxis:
+    """An axis as it is drawn, and how much of the variance between networks it explains."""
+    values = [setting.values[name] for setting in settings]
+    networks = [
+        (value, float(np.mean(entry.performance)))
+        for value, setting in zip(values, settings, strict=True)
+        for entry in setting.finished
+    ]
+    axis = plots.SweptAxis(short, tuple(value if plots.is_number(value) else _shown(value) for value in values), log)
+    groups = axis.groups([value if plots.is_number(value) else _shown(value) for value, _ in networks])
+    return dataclasses.replace(axis, explained=explained_share(groups, np.array([mean for _, mean in networks])))
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "trial": entry.trial,
+        "setting": entry.setting,
+        "seed": entry.seed,
+        "values": dict(entry.values),
+        "status": entry.status,
+    }
+    if entry.status != "finished":
+        return {**data, "reason": entry.reason}
+    return {**data, "performance": entry.performance.tolist(), "slo_attainment": entry.slo_attainment.tolist()}
+
+
+def _trials_csv(entries: Sequence[Entry]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["trial", "setting", "seed", *entries[0].values, "status", "performance", "half_width"])
+    for entry in entries:
+        figures: list[Any] = ["", ""]
+        if entry.status == "finished":
+            interval = mean_interval(entry.performance)
+            half_width = float(interval.half_width)
+            figures = [float(interval.mean), half_width if math.isfinite(half_width) else ""]
+        values = (value if plots.is_number(value) else _shown(value) for value in entry.values.values())
+        rows.writerow([entry.trial, entry.setting, entry.seed, *values, entry.status, *figures])
+    return text.getvalue()
+
+
+def _shown(value: Any) -> str:
+    """A value in few letters."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

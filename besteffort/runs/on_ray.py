@@ -1,0 +1,159 @@
+"""Programs of a sweep on a Ray cluster: one trial of Ray Tune each.
+
+Ray decides where a program runs, and starts it anew elsewhere if its machine dies; it then goes on from its own
+checkpoint. All machines have to see the sweep's directory, and to have this package installed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from besteffort.errors import InputError
+from besteffort.learning.train import Progress
+from besteffort.runs.cache import keep_compilations
+from besteffort.runs.directory import write_json
+from besteffort.runs.program import CHECKPOINT, OUTCOME, read_programs, run_program
+from besteffort.runs.sweep import News, Ray
+from besteffort.runs.trackers import TrackerName
+
+_STARTS_ANEW = 5
+
+
+def run_on_ray(
+    out: Path,
+    programs: Sequence[str],
+    points: int,
+    cluster: Ray,
+    track: Sequence[TrackerName],
+    watch: Callable[[News], None] | None,
+) -> dict[str, str]:
+    """Runs programs of the sweep in `out` on a cluster; why those failed that did, by name.
+
+    Args:
+      out: directory of the sweep.
+      programs: their names.
+      points: log points of the longest.
+      cluster: where, and with what.
+      track: trackers that hear the metrics, too.
+      watch: told how programs get on.
+
+    Raises:
+      InputError: if no cluster answers.
+    """
+    if not programs:
+        return {}
+    out = out.resolve()
+    # Tune's own files would only repeat what trials keep.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"`--address {cluster.address}`: no Ray cluster answers there ({reason}); start one with `ray start`, "
+                "or leave the address out to use this machine."
+            ) from error
+    try:
+        settings = {"out": str(out), "directory": str(Path.cwd()), "track": tuple(track), "cpus": cluster.cpus}
+        trainable = tune.with_parameters(_train, settings=settings)
+        early = cluster.early
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": cluster.cpus, "gpu": cluster.gpus}),
+            param_space={"program": tune.grid_search(list(programs))},
+            tune_config=tune.TuneConfig(
+                metric="reward",
+                mode="max",
+                scheduler=None
+                if early is None
+                else ASHAScheduler(
+                    time_attr="point",
+                    max_t=points,
+                    grace_period=min(early.grace, points),
+                    reduction_factor=early.factor,
+                    stop_last_trials=False,
+                ),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(out / "ray"),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_STARTS_ANEW),
+                callbacks=[_Watch(watch)] if watch is not None else [],
+            ),
+        )
+        results = tuner.fit()
+    finally:
+        if ours:
+            ray.shutdown()
+    trials = read_programs(out)
+    failures: dict[str, str] = {}
+    for result in results:
+        program, said = result.config["program"], result.metrics or {}
+        if result.error is not None:
+            failures[program] = f"{str(result.error).strip().splitlines()[-1]}, see {result.path}"
+        elif "failed" in said:
+            failures[program] = said["failed"]
+        else:
+            _conclude_stopped(out, program, trials[program], said)
+    return failures
+
+
+def _conclude_stopped(out: Path, program: str, trials: Sequence[str], said: Mapping[str, Any]) -> None:
+    """Says of the trials that are not finished that they were stopped."""
+    for trial in trials:
+        path = out / "trials" / trial / OUTCOME
+        if not path.exists():
+            reason = f"it lagged behind after {said['point']} of {said['points']} log points"
+            write_json(path, {"status": "stopped", "reason": reason})
+    (out / "programs" / program / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """A program, on whatever machine; the last point is reported when all is written, for then nothing is stopped."""
+    out, program = Path(settings["out"]), config["program"]
+    os.environ.setdefault("NPROC", str(settings["cpus"]))  # JAX has not started yet
+    keep_compilations()
+    last: dict[str, Any] = {"point": 0, "points": 0, "reward": 0.0}
+
+    def tell(news: Progress) -> None:
+        last.update(point=news.point, points=news.points, reward=float(news.metrics["reward"].max()))
+        if news.point < news.points:
+            tune.report(dict(last))
+
+    try:
+        if not (out / "programs.json").exists():
+            raise InputError(
+                f"{out}: the machine {socket.gethostname()} of the cluster does not see this directory; "
+                "name one that all machines share."
+            )
+        os.chdir(settings["directory"])
+        (out / "programs" / program).mkdir(parents=True, exist_ok=True)
+        run_program(out, program, track=settings["track"], progress=tell)
+    except InputError as error:
+        last["failed"] = str(error).rstrip(".")  # it would fail again
+    tune.report(dict(last))
+
+
+class _Watch(tune.Callback):
+    """Hands on how programs get on."""
+
+    def __init__(self, watch: Callable[[News], None]) -> None:
+        self._watch = watch
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        self._watch(News(trial.config["program"], result["point"], result["points"], result["reward"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._watch(News(trial.config["program"], ended=True))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._watch(News(trial.config["program"], ended=True))

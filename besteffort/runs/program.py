@@ -1,0 +1,243 @@
+"""One program of a sweep, in a process of its own: its trials train side by side, then each is judged.
+
+`python -m besteffort.runs.program SWEEP PROGRAM [TRACKER ...]` prints a line of JSON at every log point. Killed and
+started again, it goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.evaluation import metrics
+from besteffort.evaluation.rollouts import Lane, play_lanes, sample_lists
+from besteffort.learning.config import Hyper
+from besteffort.learning.train import Progress, per_run, train
+from besteffort.policy import Policy, save_policy
+from besteffort.runs.cache import keep_compilations
+from besteffort.runs.config import load_config
+from besteffort.runs.directory import explained, write_json
+from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
+from besteffort.runs.trackers import MetricsLog, TrackerName
+from besteffort.runs.training import (
+    Course,
+    about_training,
+    learned_router,
+    make_course,
+    make_policy,
+    run_keys,
+    settings,
+)
+from besteffort.runs.trials import Judging, SweepConfig, judged_situation
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.situation import Situation
+from besteffort.workload.config import Poisson
+from besteffort.workload.config import build as build_workload
+from besteffort.workload.requests import Requests
+
+OUTCOME = "outcome.json"
+CHECKPOINT = "checkpoint.npz"
+
+
+class Member(NamedTuple):
+    """A trial: its directory, its configuration and what it trains."""
+
+    directory: Path
+    config: RunConfig
+    course: Course
+
+    @property
+    def seed(self) -> int:
+        return self.course.training.seed
+
+
+def run_program(
+    out: Path,
+    program: str,
+    *,
+    track: Sequence[TrackerName] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Trains the trials of a program, judges those that did not diverge, and says in their directories what became of
+    each. Trials of which that is said already are not judged again.
+
+    Args:
+      out: directory of the sweep.
+      program: name of the program.
+      track: trackers that hear the metrics, too.
+      progress: called at every log point.
+
+    Raises:
+      InputError: if a file is damaged or cannot be written, or settings do not fit each other after all.
+    """
+    members = [_read(out / "trials" / name) for name in read_programs(out)[program]]
+    checkpoint = out / "programs" / program / CHECKPOINT
+    sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
+    # Before the training, so that lists that cannot be judged on are found out now.
+    worlds = [judged_situation(sweep, base, member.course.situation) for member in members]
+    courts = open_courts(sweep.judge, base.evaluation, worlds)
+    courses = [member.course for member in members]
+    built = [build(each.situation, each.workload, history=each.training.history) for each in courses]
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(_log(member, track)) for member in members]
+
+        def keep(news: Progress) -> None:
+            for run, (member, log) in enumerate(zip(members, logs, strict=True)):
+                point = news.of(run)
+                if np.isfinite([point["loss"], point["norm"]]).all():
+                    log.add(member.seed, point)
+            if progress is not None:
+                progress(news)
+
+        # In all that is static they are alike.
+        trained = train(
+            ServingEnvironment(built[0][0]),
+            per_run([params for _, params in built]),
+            courses[0].features,
+            courses[0].training.config,
+            _numbers([each.training.numbers() for each in courses]),
+            run_keys([member.seed for member in members]),
+            weights=courses[0].weights,
+            checkpoint_path=checkpoint,
+            progress=keep,
+            tolerant=True,
+        )
+    sound: list[int] = []
+    policies: list[Policy] = []
+    for index, (member, weights, diverged) in enumerate(zip(members, trained.weights, trained.diverged, strict=True)):
+        if diverged is not None:
+            reason = f"lost its finite weights by {diverged:,} decisions"
+            _conclude(member, {"status": "diverged", "reason": reason, "decisions": diverged})
+        elif not (member.directory / OUTCOME).exists():
+            about = about_training(member.course.training, member.seed, trained.decisions)
+            policy = make_policy(member.course, weights, about)
+            save_policy(policy, member.directory / f"policy-{member.seed}.safetensors")
+            save_policy(policy, member.directory / "policy.safetensors")
+            sound.append(index)
+            policies.append(policy)
+    judged = judge(policies, [courts[index] for index in sound], base.evaluation.warm_up_s)
+    for index, outcome in zip(sound, judged, strict=True):
+        _conclude(members[index], {"status": "finished", "decisions": trained.decisions, **outcome})
+    checkpoint.unlink(missing_ok=True)
+
+
+class Court(NamedTuple):
+    """Where a policy is judged: the situation, and lists of shape (loads, seeds); policies may share them."""
+
+    situation: Situation
+    lists: tuple[tuple[Requests, ...], ...]
+
+
+def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence[Situation]) -> list[Court]:
+    """Draws the lists on which policies are judged, each in its own situation; equal ones share their court.
+
+    Raises:
+      InputError: if a list ends within the warm-up.
+    """
+    workloads = [Poisson(load=load) for load in config.loads] if judging.lists == "grid" else [config.burst]
+    courts: list[Court] = []
+    for situation in situations:
+        known = next((court for court in courts if court.situation == situation), None)
+        if known is None:
+            built = [build_workload(workload, situation) for workload in workloads]
+            lists = sample_lists(built, situation.task_names, config.requests, config.judging_seeds)
+            shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
+            if shortest_s <= config.warm_up_s:
+                raise InputError(
+                    f"The shortest list to judge on lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
+                    f"{config.warm_up_s:g} s; raise `evaluation.requests` or lower that."
+                )
+            known = Court(situation, tuple(zip(*[iter(lists)] * config.seeds, strict=True)))
+        courts.append(known)
+    return courts
+
+
+def judge(policies: Sequence[Policy], courts: Sequence[Court], warm_up_s: float) -> list[dict[str, list[float]]]:
+    """How policies do, each in its court, all in one compiled program; the courts differ in numbers only.
+
+    Returns:
+      Per policy `performance` and `slo_attainment` by seed of its lists, means over the loads.
+    """
+    if not policies:
+        return []
+    first: dict[int, int] = {}  # row of the first list of each court
+    lists: list[Requests] = []
+    lanes: list[Lane] = []
+    for policy, court in zip(policies, courts, strict=True):
+        mine = [requests for group in court.lists for requests in group]
+        if id(court) not in first:
+            first[id(court)] = len(lists)
+            lists += mine
+        router, row = learned_router(policy), first[id(court)]
+        lanes += [Lane("learned", row + offset, router, court.situation) for offset in range(len(mine))]
+    measures = {"performance": metrics.performance, "slo_attainment": metrics.slo_attainment}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    for _, result in play_lanes(courts[0].situation, lists, lanes):
+        for name, measure in measures.items():
+            found[name].append(measure(result, warm_up_s=warm_up_s))
+    shape = (len(policies), len(courts[0].lists), -1)
+    means = {name: np.concatenate(parts).reshape(shape).mean(axis=1) for name, parts in found.items()}
+    return [{name: values[index].tolist() for name, values in means.items()} for index in range(len(policies))]
+
+
+def read_programs(out: Path) -> dict[str, list[str]]:
+    """Names of the trials of each program of a sweep.
+
+    Raises:
+      InputError: if there is no sweep.
+    """
+    path = out / "programs.json"
+    with explained(path, "read"):
+        programs: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    return programs
+
+
+def _read(directory: Path) -> Member:
+    config, situation = load_run(directory / "config.yaml")
+    return Member(directory, config, make_course(situation, config.training))
+
+
+def _log(member: Member, track: Sequence[TrackerName]) -> MetricsLog:
+    models = member.course.situation.profile.model_names
+    return MetricsLog(member.directory, [member.seed], models, settings(member.course), track)
+
+
+def _numbers(numbers: Sequence[Hyper]) -> Hyper:
+    """The numbers of all runs, (runs,) each."""
+    return Hyper(
+        **{field.name: np.array([getattr(each, field.name) for each in numbers]) for field in dataclasses.fields(Hyper)}
+    )
+
+
+def _conclude(member: Member, outcome: dict[str, Any]) -> None:
+    write_json(member.directory / OUTCOME, outcome)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a program and returns its exit status: 0, or 2 if settings or files do not fit."""
+    out, program, *track = arguments
+    keep_compilations()
+
+    def tell(news: Progress) -> None:
+        reward = float(news.metrics["reward"].mean())
+        print(json.dumps({"point": news.point, "points": news.points, "reward": reward}))  # noqa: T201
+
+    try:
+        run_program(Path(out), program, track=cast(Sequence[TrackerName], track), progress=tell)
+    except InputError as error:
+        print(error)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

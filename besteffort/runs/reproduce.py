@@ -1,0 +1,186 @@
+"""Reproducing: the experiments of a checkout, side by side, and the page that sets the paper's figures beside ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import besteffort
+from besteffort.errors import InputError
+from besteffort.evaluation.report import Column, Table
+from besteffort.runs.directory import write_text
+from besteffort.runs.lab import FAST, FULL, Claim, Scale
+from besteffort.runs.processes import Job, run_jobs
+from besteffort.validation import did_you_mean
+
+EXPERIMENTS = (
+    "stable_load",
+    "unpredictable_load",
+    "hardware_utility",
+    "task_mix_shift",
+    "arrival_shift",
+    "soft_deadlines",
+    "task_deadlines",
+    "cheap_router",
+    "more_models",
+    "paper_recipe",
+    "optimal",
+    "where_it_pays",
+    "ablations",
+    "robustness",
+)
+"""Experiments in the order of the page: the paper's claims, then what goes beyond it."""
+
+# Long ones first, so that processes end together, and first of all those that share no training with the others.
+_LONG = ("where_it_pays", "stable_load", "more_models", "ablations", "arrival_shift", "paper_recipe", "cheap_router")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """What came of it.
+
+    Attributes:
+      table: the claims, the paper's figures and ours.
+      page: the file that shows the same, with all figures.
+      failed: experiments that ended with an error, each with its log.
+    """
+
+    table: Table
+    page: Path
+    failed: dict[str, Path]
+
+
+def plan(names: Sequence[str]) -> tuple[str, ...]:
+    """The experiments to run: those named, or all.
+
+    Raises:
+      InputError: on an unknown name, or if this is no checkout.
+    """
+    if not (_checkout() / "experiments").is_dir():
+        raise InputError(
+            "`reproduce` runs the files under `experiments/`, which only a checkout has; clone the repository and "
+            "install from there with `python -m pip install --no-deps -e .`."
+        )
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise InputError(
+                f"There is no experiment `{name}`{did_you_mean(name, EXPERIMENTS)}; "
+                f"choose from {', '.join(EXPERIMENTS)}."
+            )
+    return tuple(name for name in EXPERIMENTS if not names or name in names)
+
+
+def reproduce(
+    names: Sequence[str],
+    out: Path,
+    *,
+    fast: bool,
+    data: Path | None = None,
+    workers: int | None = None,
+    heard: Callable[[str, str], None] | None = None,
+    ended: Callable[[str, int], None] | None = None,
+) -> Reproduction:
+    """Runs experiments that have no result of this scale in `out` yet, and writes `out/claims.md`.
+
+    Args:
+      names: experiments, as from `plan`.
+      out: directory for results; trainings are kept under `out/work`.
+      fast: fewer seeds and decisions, for an indication.
+      data: directory with the public traces.
+      workers: processes at a time; by default one per core.
+      heard: told an experiment's name and a line that it prints.
+      ended: told an experiment's name and its exit status.
+
+    Raises:
+      InputError: if `data` is no directory, or nothing can be written.
+    """
+    if data is not None and not data.is_dir():
+        raise InputError(f"{data}: there is no such directory; give `--data` the one with the traces.")
+    scale = FAST if fast else FULL
+    logs = out / "work" / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{logs}: cannot make this directory ({error.strerror}); choose another `--out`.") from error
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.{}",
+        "--out",
+        str(out.resolve()),
+        "--work",
+        str((out / "work").resolve()),
+    ]
+    command += ["--fast"] * fast + (["--data", str(data.resolve())] if data is not None else [])
+    order = sorted(names, key=lambda name: _LONG.index(name) if name in _LONG else len(_LONG))
+    jobs = [
+        Job(name, tuple(part.format(name) for part in command), logs / f"{name}.log")
+        for name in order
+        if not _done(out / f"{name}.json", scale, data is not None)
+    ]
+    statuses = run_jobs(
+        jobs,
+        workers or len(os.sched_getaffinity(0)),
+        directory=_checkout(),
+        heard=None if heard is None else lambda job, line: heard(job.name, line),
+        ended=None if ended is None else lambda job, status: ended(job.name, status),
+    )
+    table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
+    page = out / "claims.md"
+    write_text(page, table.markdown() + "\n" + _pictures(out))
+    return Reproduction(table, page, {job.name: job.log for job in jobs if statuses[job.name]})
+
+
+def claims_table(names: Sequence[str], out: Path) -> Table:
+    """The claims of experiments whose results are in `out`."""
+    rows = []
+    scales = set()
+    for name in names:
+        record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        scales.add(record["scale"]["name"])
+        for claim in (Claim(**entry) for entry in record["claims"]):
+            standing = claim.standing if record["scale"]["name"] == "full" else f"{claim.standing} (indicative)"
+            cells = (claim.paper, claim.ours, claim.static, claim.heuristic, claim.bound)
+            rows.append((claim.claim, (*cells, "" if claim.standing == "no claim" else standing)))
+    headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "Verdict")
+    fast = " Fewer seeds, decisions and requests than in full: an indication only." if "fast" in scales else ""
+    return Table(
+        title="The paper's claims, and what goes beyond them",
+        head="Claim",
+        columns=tuple(Column(heading, "text", brief=True) for heading in headings),
+        rows=tuple(rows),
+        note="Mean ± half the 95% interval over networks and lists. The best static model and the best heuristic are "
+        f"the best in hindsight on the same requests; heuristics are tuned on others.{fast}",
+    )
+
+
+def _pictures(out: Path) -> str:
+    """Every experiment's figures below its name."""
+    parts = []
+    for name in EXPERIMENTS:
+        figures = sorted(path.name for path in out.glob(f"{name}*.png"))
+        if figures:
+            heading = name.replace("_", " ").capitalize()
+            links = "\n\n".join(f"![{heading}]({figure})" for figure in figures)
+            parts.append(
+                f"## {heading}\n\n`python -m experiments.{name}`, figures in [{name}.json]({name}.json)\n\n{links}\n"
+            )
+    return "\n".join(parts)
+
+
+def _done(path: Path, scale: Scale, traces: bool) -> bool:
+    """Whether an experiment's result is there, of this version and scale; one with traces serves without them, too."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    known = (record.get("version"), record.get("scale"))
+    return known == (besteffort.__version__, dataclasses.asdict(scale)) and (record.get("traces") or not traces)
+
+
+def _checkout() -> Path:
+    return Path(besteffort.__file__).resolve().parent.parent

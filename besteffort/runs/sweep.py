@@ -1,0 +1,251 @@
+"""Sweeps: all trials trained and judged, in local processes or on a cluster, into one directory.
+
+| file | what |
+|---|---|
+| `sweep.yaml`, `base.yaml` | the sweep, and the configuration that it varies, every field written out |
+| `programs.json` | the trials of each program, see `besteffort.runs.trials` |
+| `programs/<program>/` | what its process printed, and its checkpoint until its trials are judged |
+| `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and what became of the trial |
+| `report.md` and others | the leaderboard, see `besteffort.runs.leaderboard` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge
+
+from besteffort.errors import InputError
+from besteffort.runs.config import to_yaml
+from besteffort.runs.directory import create_run_directory, explained, write_json, write_text
+from besteffort.runs.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
+from besteffort.runs.processes import Job, run_jobs, usable_cores
+from besteffort.runs.program import OUTCOME, read_programs
+from besteffort.runs.trackers import TrackerName, check_trackers
+from besteffort.runs.trials import SEED, Plan, Trial
+from besteffort.situation import Count, NonNegative
+
+
+@dataclasses.dataclass(frozen=True)
+class News:
+    """How a program gets on.
+
+    Attributes:
+      program: its name.
+      point, points: log points so far, and of the whole training.
+      reward: mean over its trials of the reward per decision, since the log point before.
+      ended: the program has ended, in one way or another.
+    """
+
+    program: str
+    point: int = 0
+    points: int = 0
+    reward: float = 0.0
+    ended: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung, only the best programs go on.
+
+    Attributes:
+      grace: log points that every program gets.
+      factor: of the programs that come to a rung one in so many goes on, to a rung that is as many times as far.
+    """
+
+    grace: Count = 1
+    factor: Annotated[int, Ge(2)] = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Processes on this machine.
+
+    Attributes:
+      workers: how many at a time; by default one per core.
+    """
+
+    workers: Count | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+    """A Ray cluster, whose machines all see the sweep's directory.
+
+    Attributes:
+      address: where it is; None for one that is started on this machine.
+      cpus, gpus: what each program gets.
+      early: programs that lag behind are given up; None if none is.
+    """
+
+    address: str | None = None
+    cpus: Count = 1
+    gpus: NonNegative = 0.0
+    early: EarlyStopping | None = None
+
+
+_HERE = Local()
+
+
+def run_sweep(
+    plan: Plan,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on: Local | Ray = _HERE,
+    track: Sequence[TrackerName] = (),
+    watch: Callable[[News], None] | None = None,
+) -> Leaderboard:
+    """Trains and judges all trials and writes everything of the module's table to `out`.
+
+    Args:
+      plan: the sweep.
+      out: new directory; with `resume` that of a sweep which was killed, whose finished trials are left as they are.
+      resume: go on in `out`.
+      on: where.
+      track: trackers that hear the metrics, too.
+      watch: told how programs get on.
+
+    Raises:
+      InputError: if `out` cannot be written or holds another sweep, Ray or a tracker is not installed, no cluster
+        answers, or no trial finishes.
+    """
+    check_trackers(track)
+    if isinstance(on, Ray):
+        _check_ray(plan, on)
+    out = create_run_directory(out, resume=resume)
+    programs = _write_plan(plan, out)
+    left = [
+        name
+        for name, trials in programs.items()
+        if not all((out / "trials" / trial / OUTCOME).exists() for trial in trials)
+    ]
+    if isinstance(on, Ray):
+        from besteffort.runs.on_ray import run_on_ray
+
+        points = max(trial.config.training.config.log_points for trial in plan.trials)
+        failures = run_on_ray(out, left, points, on, track, watch)
+    else:
+        failures = _run_locally(out, left, on.workers, track, watch)
+    failed = {trial: failures[name] for name, trials in programs.items() if name in failures for trial in trials}
+    entries = [_entry(out, trial, failed) for trial in plan.trials]
+    if all(entry.status != "finished" for entry in entries):
+        worst = entries[0]
+        raise InputError(f"{out}: no trial finished; the first one {worst.status}: {worst.reason}.")
+    judging = plan.base.evaluation
+    lists = "the bursty load" if plan.sweep.judge.lists == "bursts" else "every load of the grid"
+    return write_leaderboard(
+        entries,
+        out,
+        title=f"Sweep of {', '.join(short_names(tuple(plan.sweep.axes)).values())}",
+        judged_on=(
+            f"Judged on {judging.seeds} list(s) of {judging.requests:,} requests of {lists}, which are no training "
+            f"draws, in the situation of {'each trial' if plan.sweep.judge.situation == 'own' else 'the base'}; the "
+            f"first {judging.warm_up_s:g} s of each do not count."
+        ),
+        logarithmic=[name for name, axis in plan.sweep.axes.items() if axis.log_uniform is not None],
+    )
+
+
+def _check_ray(plan: Plan, on: Ray) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("`--backend ray`: Ray is not installed; `pip install 'ray[tune]'`, or leave it out.")
+    for name in plan.sweep.axes if on.early is not None else ():
+        if not name.startswith(("training.config", "training.hyper", SEED, "view")):
+            raise InputError(
+                f"`--early-stopping` compares rewards in training, which the axis `{name}` changes by itself; "
+                "leave it out."
+            )
+
+
+def _write_plan(plan: Plan, out: Path) -> dict[str, list[str]]:
+    """Writes the sweep, its trials and its programs, and returns these.
+
+    Where the sweep has begun already, the programs are those that it began with.
+    """
+    stated = {"sweep.yaml": to_yaml(plan.sweep), "base.yaml": to_yaml(plan.base)}
+    if not (out / "programs.json").exists():
+        for trial in plan.trials:
+            with explained(out):
+                (out / "trials" / trial.name).mkdir(parents=True, exist_ok=True)
+            write_text(out / "trials" / trial.name / "config.yaml", to_yaml(trial.config))
+        for name, text in stated.items():
+            write_text(out / name, text)
+        programs = {f"{index:03d}": [f"{trial:04d}" for trial in trials] for index, trials in enumerate(plan.programs)}
+        write_json(out / "programs.json", programs)
+    for name, text in stated.items():
+        with explained(out / name, "read"):
+            begun = (out / name).read_text(encoding="utf-8")
+        if begun != text:
+            raise InputError(f"{out / name}: another sweep began here; give the same one to resume it.")
+    return read_programs(out)
+
+
+def _run_locally(
+    out: Path,
+    programs: Sequence[str],
+    workers: int | None,
+    track: Sequence[TrackerName],
+    watch: Callable[[News], None] | None,
+) -> dict[str, str]:
+    """Runs programs in processes on this machine; why those failed that did, by name."""
+    jobs = []
+    for name in programs:
+        with explained(out):
+            (out / "programs" / name).mkdir(parents=True, exist_ok=True)
+        command = (sys.executable, "-m", "besteffort.runs.program", str(out), name, *track)
+        jobs.append(Job(name, command, out / "programs" / name / "log.txt"))
+
+    def heard(job: Job, line: str) -> None:
+        news = _news(job.name, line)
+        if news is not None and watch is not None:
+            watch(news)
+
+    def ended(job: Job, status: int) -> None:
+        if watch is not None:
+            watch(News(job.name, ended=True))
+
+    statuses = run_jobs(jobs, min(workers or usable_cores(), max(1, len(jobs))), heard=heard, ended=ended)
+    return {job.name: _why(job, statuses[job.name]) for job in jobs if statuses[job.name]}
+
+
+def _news(program: str, line: str) -> News | None:
+    """What a line says, if it is news."""
+    try:
+        return News(program, **json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _why(job: Job, status: int) -> str:
+    """Why a job failed: its last words, if it has not been killed."""
+    if status < 0:
+        return f"its process was ended by signal {-status} ({signal.strsignal(-status)}), see {job.log}"
+    lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    words = lines[-1].strip().rstrip(".") if lines else f"its process ended with status {status}"
+    return f"{words}, see {job.log}"
+
+
+def _entry(out: Path, trial: Trial, failed: Mapping[str, str]) -> Entry:
+    """What became of a trial, from its directory, or why its program failed."""
+    entry = Entry(trial.name, trial.setting, trial.config.training.seed, trial.values, "failed")
+    path = out / "trials" / trial.name / OUTCOME
+    if not path.exists():
+        return dataclasses.replace(entry, reason=failed.get(trial.name, "its program left nothing"))
+    with explained(path, "read"):
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    return dataclasses.replace(
+        entry,
+        status=outcome["status"],
+        reason=outcome.get("reason", ""),
+        performance=np.array(outcome.get("performance", ())),
+        slo_attainment=np.array(outcome.get("slo_attainment", ())),
+    )

@@ -1,0 +1,265 @@
+"""Where the metrics of a training go: to files of its run directory always, and to trackers that somebody asks for.
+
+| where | what |
+|---|---|
+| `metrics.jsonl` | a line per log point and seed, as they came |
+| `metrics.csv` | the same as a table |
+| `tensorboard/seed-<seed>/` | the same as TensorBoard's event files |
+| MLflow, Weights & Biases | the same and the configuration; one run per seed, which goes on where a training does |
+
+Which server a tracker talks to, and under which project, its own environment variables say (`MLFLOW_TRACKING_URI`,
+`MLFLOW_EXPERIMENT_NAME`, `WANDB_MODE`, `WANDB_PROJECT`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from besteffort.errors import InputError
+from besteffort.runs.directory import append_jsonl, append_line, read_jsonl, write_json, write_jsonl, write_text
+from besteffort.runs.events import EventFile
+
+TrackerName = Literal["mlflow", "wandb"]
+
+_PROJECT = "besteffort"
+_EVERYWHERE = "reward"  # a metric that every point has
+
+
+class Tracker(Protocol):
+    """Takes the points of several seeds, each once.
+
+    Attributes:
+      last: by seed the decisions of the last point that it has; 0 if it has none.
+    """
+
+    last: dict[int, int]
+
+    def log(self, seed: int, decisions: int, values: Mapping[str, float]) -> None:
+        """A point of one seed: a value by name, after so many decisions."""
+        ...
+
+    def close(self) -> None:
+        """No more points come."""
+        ...
+
+
+def check_trackers(names: Sequence[TrackerName]) -> None:
+    """Checks that trackers are installed.
+
+    Raises:
+      InputError: naming the one that is not.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"`--track {name}`: {name} is not installed; `pip install {name}`, or leave it out.")
+
+
+class MetricsLog:
+    """The files of the module's table, and trackers, for one run directory; a context manager.
+
+    What the files hold from the first point on that is added was left behind by a killed run, and is replaced. Trackers
+    are told what the files hold and they do not have. One that fails later on is given up with a warning; training goes
+    on.
+
+    Args:
+      out: the run directory.
+      seeds: of the runs that are recorded here.
+      models: their names, for the shares of the decisions.
+      about: the configuration by field, for trackers.
+      track: which trackers.
+
+    Raises:
+      InputError: if a tracker is not installed or does not start.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        seeds: Sequence[int],
+        models: Sequence[str],
+        about: Mapping[str, Any],
+        track: Sequence[TrackerName] = (),
+    ) -> None:
+        check_trackers(track)
+        self._out, self._models = out, models
+        self._lines, self._table = out / "metrics.jsonl", out / "metrics.csv"
+        self._events: dict[int, EventFile] = {}
+        self._trackers: dict[str, Tracker] = {}
+        known: dict[TrackerName, Callable[..., Tracker]] = {"mlflow": _MLflow, "wandb": _WeightsAndBiases}
+        for name in track:
+            try:
+                self._trackers[name] = known[name](out, seeds, about)
+            except Exception as error:
+                raise InputError(
+                    f"`--track {name}`: it does not start ({_brief(error)}); mend that or leave it out."
+                ) from error
+        for record in read_jsonl(self._lines):
+            self._tell(record["seed"], record["decisions"], self._values(record))
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for events in self._events.values():
+            events.close()
+        for name, tracker in list(self._trackers.items()):
+            with self._giving_up(name):
+                tracker.close()
+
+    def add(self, seed: int, metrics: Mapping[str, Any]) -> None:
+        """One point of one seed: `decisions` so far, and numbers by name, of which `actions` are one per model.
+
+        Raises:
+          InputError: if a file cannot be written.
+        """
+        decisions, values = metrics["decisions"], self._values(metrics)
+        if not self._events:
+            kept = [record for record in read_jsonl(self._lines) if record["decisions"] < decisions]
+            write_jsonl(self._lines, kept)
+            rows = ([record["decisions"], record["seed"], *self._values(record).values()] for record in kept)
+            write_text(self._table, "".join(map(_row, (["decisions", "seed", *values], *rows))))
+        append_jsonl(self._lines, {"seed": seed, **metrics})
+        append_line(self._table, _row([decisions, seed, *values.values()]))
+        if seed not in self._events:
+            path = self._out / "tensorboard" / f"seed-{seed}" / "events.out.tfevents.metrics"
+            self._events[seed] = EventFile(path, decisions)
+        self._events[seed].add(decisions, values)
+        self._tell(seed, decisions, values)
+
+    def _tell(self, seed: int, decisions: int, values: Mapping[str, float]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            if decisions > tracker.last[seed]:
+                with self._giving_up(name):
+                    tracker.log(seed, decisions, values)
+                    tracker.last[seed] = decisions
+
+    def _values(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers by name."""
+        values = {name: value for name, value in metrics.items() if name not in ("seed", "decisions", "actions")}
+        shares = zip(self._models, metrics["actions"], strict=True)
+        return values | {f"actions/{model}": share for model, share in shares}
+
+    @contextlib.contextmanager
+    def _giving_up(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            del self._trackers[name]
+            warnings.warn(f"{name} failed ({_brief(error)}) and is told no more of {self._out}.", stacklevel=3)
+
+
+class _MLflow:
+    def __init__(self, out: Path, seeds: Sequence[int], about: Mapping[str, Any]) -> None:
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        self._client, self._metric = mlflow.MlflowClient(), Metric
+        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
+        known = self._client.get_experiment_by_name(project)
+        experiment = known.experiment_id if known else self._client.create_experiment(project)
+
+        def begin(seed: int) -> str:
+            run = self._client.create_run(experiment, run_name=_run_name(out, seed)).info.run_id
+            params = [Param(name, str(value)) for name, value in {**about, "seed": seed}.items()]
+            self._client.log_batch(run, params=params)
+            return str(run)
+
+        self._runs = _identities(out, "mlflow", seeds, begin)
+        self.last = dict.fromkeys(seeds, 0)
+        for seed, run in self._runs.items():
+            self._client.update_run(run, status="RUNNING")
+            self.last[seed] = max((m.step for m in self._client.get_metric_history(run, _EVERYWHERE)), default=0)
+
+    def log(self, seed: int, decisions: int, values: Mapping[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, decisions) for name, value in values.items()]
+        self._client.log_batch(self._runs[seed], metrics=metrics)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            self._client.set_terminated(run)
+
+
+class _WeightsAndBiases:
+    def __init__(self, out: Path, seeds: Sequence[int], about: Mapping[str, Any]) -> None:
+        import wandb
+
+        identities = _identities(out, "wandb", seeds, lambda _: uuid.uuid4().hex[:16])
+        # A killed run leaves little of what it wrote for later; all of it is told again.
+        for identity in identities.values():
+            for left in (out / "wandb").glob(f"offline-run-*-{identity}"):
+                shutil.rmtree(left)
+        self._runs = {
+            seed: wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                id=identity,
+                name=_run_name(out, seed),
+                group=out.resolve().name,
+                dir=out,
+                config={**about, "seed": seed},
+                resume="allow",
+                reinit="create_new",
+            )
+            for seed, identity in identities.items()
+        }
+        self.last = {seed: run.step - 1 for seed, run in self._runs.items()}
+
+    def log(self, seed: int, decisions: int, values: Mapping[str, float]) -> None:
+        self._runs[seed].log(dict(values), step=decisions)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.finish()
+
+
+def flat(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    return {
+        name: value
+        for key, inner in data.items()
+        for name, value in (
+            flat(inner, f"{before}{key}.") if isinstance(inner, Mapping) else {f"{before}{key}": inner}
+        ).items()
+    }
+
+
+def _identities(out: Path, tracker: str, seeds: Sequence[int], begin: Callable[[int], str]) -> dict[int, str]:
+    """A tracker's own name for each seed's run, kept in the run directory so that a resumed one is found again."""
+    path = out / "trackers.json"
+    known: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    mine = known.setdefault(tracker, {})
+    for seed in seeds:
+        if str(seed) not in mine:
+            mine[str(seed)] = begin(seed)
+            write_json(path, known)
+    return {seed: mine[str(seed)] for seed in seeds}
+
+
+def _run_name(out: Path, seed: int) -> str:
+    return f"{'/'.join(out.resolve().parts[-2:])}, seed {seed}"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,390 @@
+"""Sweeps as files state them, and their trials: what is varied, checked before anything is compiled.
+
+```yaml
+base: quickstart                      # name of a configuration, or a file
+changes: {training.config.decisions: 500_000}
+axes:
+  training.hyper.learning_rate: {log_uniform: [1e-4, 1e-2]}
+  training.hyper.discount: [0.9, 1.0]
+  tasks.*.deadline.base_s: [0.1, 0.2]
+samples: 8                            # draws of the first axis, for each point of the grid of the others
+seeds: 2                              # networks per setting
+```
+
+Trials that differ in numbers only train side by side in one compiled program; what changes shapes makes another
+program. Nobody has to say which is which: trials whose environments, features and static settings are equal share one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pydantic
+
+from besteffort.errors import InputError
+from besteffort.learning.config import check
+from besteffort.runs.config import find_config, from_mapping, read_yaml
+from besteffort.runs.experiment import RunConfig, Seed, load_run
+from besteffort.runs.leaderboard import says
+from besteffort.runs.training import Course, make_course
+from besteffort.simulator.build import build
+from besteffort.situation import Count, Situation
+from besteffort.validation import did_you_mean
+
+SEED = "training.seed"
+
+_WAYS = ("values", "choice", "uniform", "log_uniform")
+_TOGETHER = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """What one field is varied over: exactly one of the first four.
+
+    Attributes:
+      values: all of these, a dimension of the grid; a plain list in a file says the same.
+      choice: each sample draws one of these.
+      uniform: each sample draws a number from the first to the second, to four digits.
+      log_uniform: the same, evenly in its logarithm.
+      whole: round what is drawn to whole numbers.
+    """
+
+    values: tuple[Any, ...] | None = None
+    choice: tuple[Any, ...] | None = None
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    whole: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        return self.values is None
+
+    @property
+    def ends(self) -> tuple[int | float, ...]:
+        """The range of a number that is drawn; nothing for what is listed."""
+        return tuple(map(self._rounded, self.uniform or self.log_uniform or ()))
+
+    def draw(self, uniform: float) -> Any:
+        """The value for a uniform draw from [0, 1)."""
+        if self.choice is not None:
+            return self.choice[int(uniform * len(self.choice))]
+        if self.uniform is not None:
+            low, high = self.uniform
+            return self._rounded(min(max(float(f"{low + uniform * (high - low):.4g}"), low), high))
+        assert self.log_uniform is not None
+        low, high = self.log_uniform
+        return self._rounded(min(max(float(f"{low * (high / low) ** uniform:.4g}"), low), high))
+
+    def _rounded(self, number: float) -> int | float:
+        return round(number) if self.whole else number
+
+    def check(self, name: str) -> None:
+        """Raises `InputError`, which names the axis, if there is nothing to draw from it."""
+        given = [way for way in _WAYS if getattr(self, way) is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"`axes`: `{name}` has {' and '.join(given) or 'no values'}; give one of {', '.join(_WAYS)}."
+            )
+        (way,) = given
+        values = getattr(self, way)
+        if not values:
+            raise InputError(f"`axes`: `{name}` has no `{way}`; give at least one.")
+        if way in ("uniform", "log_uniform"):
+            low, high = values
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise InputError(f"`axes`: `{name}` has `{way}` [{low:g}, {high:g}]; put the smaller number first.")
+            if way == "log_uniform" and low <= 0:
+                raise InputError(f"`axes`: `{name}` has `log_uniform` from {low:g}; start above 0.")
+        elif self.whole:
+            raise InputError(f"`axes`: `{name}` lists its values, so `whole` has nothing to round; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """What trials are judged on; lists and seeds are those of the base's `evaluation`.
+
+    Attributes:
+      lists: `bursts`, the bursty load, or `grid`, the mean over the grid of Poisson loads.
+      situation: each trial in its `own` situation, or all in that of the `base`, which tells whether other deadlines or
+        rewards to train with make better routers for it.
+    """
+
+    lists: Literal["bursts", "grid"] = "bursts"
+    situation: Literal["own", "base"] = "own"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """A sweep as its file states it.
+
+    Attributes:
+      base: name of a configuration that comes with the package, or a YAML file (from the working directory).
+      axes: what varies, by field: dotted, `*` for all entries of a list, a number or an entry's `name` for one.
+      changes: other values for fields of the base, for all trials.
+      samples: draws of the axes that are drawn, for each point of the grid of those that are listed.
+      seeds: networks per setting; null for as many as `training.seeds` of the base.
+      seed: of the draws.
+      judge: how trials are judged.
+
+    Raises:
+      InputError: if an axis has nothing to draw from, or `samples` and `seeds` do not fit the axes.
+    """
+
+    base: str
+    axes: dict[str, Axis]
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: Count = 1
+    seeds: Count | None = None
+    seed: Seed = 0
+    judge: Judging = Judging()
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise InputError("`axes` is empty; name at least one field to vary.")
+        for name, axis in self.axes.items():
+            axis.check(name)
+        if self.samples > 1 and not any(axis.sampled for axis in self.axes.values()):
+            raise InputError(f"`samples` is {self.samples}, but all axes list their values; leave `samples` out.")
+        if SEED in self.axes:
+            if self.axes[SEED].sampled:
+                raise InputError(f"`axes`: `{SEED}` is drawn; list its values, so that settings share them.")
+            if self.seeds is not None:
+                raise InputError(f"`seeds` and the axis `{SEED}` both say which networks to train; leave one out.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+      number: from 0, in the order of the grid.
+      setting: number of its values of all axes; trials of one setting differ in their seed only.
+      values: its value of each axis, without the seed.
+      config: its configuration, of one seed.
+    """
+
+    number: int
+    setting: int
+    values: dict[str, Any]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:04d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, checked; nothing is compiled yet.
+
+    Attributes:
+      sweep: as stated.
+      base: what it varies, changes included.
+      trials: the trials.
+      programs: numbers of the trials that train side by side.
+    """
+
+    sweep: SweepConfig
+    base: RunConfig
+    trials: tuple[Trial, ...]
+    programs: tuple[tuple[int, ...], ...]
+
+
+def load_sweep(path_or_name: str | Path) -> SweepConfig:
+    """A sweep from a YAML file, or one that comes with the package by name.
+
+    Raises:
+      InputError: if the file is missing, is not YAML, repeats a key, or does not fit.
+    """
+    path = find_config(path_or_name, "sweeps")
+    data = read_yaml(path)
+    if isinstance(data, dict) and isinstance(data.get("axes"), dict):
+        axes = {name: {"values": axis} if isinstance(axis, list) else axis for name, axis in data["axes"].items()}
+        data = {**data, "axes": axes}
+    return from_mapping(SweepConfig, data, str(path))
+
+
+def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _TOGETHER) -> Plan:
+    """All trials of a sweep, and which of them train side by side.
+
+    Args:
+      sweep: the sweep.
+      where: the file that it was read from, for messages.
+      together: trials in one program, at most.
+
+    Raises:
+      InputError: if the base is missing or does not fit, an axis names no field, two set the same one, or a trial has
+        values that are out of range or do not fit each other.
+    """
+    if together < 1:
+        raise InputError(f"`--together` is {together}; give at least 1.")
+    data = _plain(load_run(sweep.base)[0])
+    try:
+        data = _changed(data, sweep.changes)
+        _check_axes(data, sweep)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    base = from_mapping(RunConfig, data, f"{where}: `changes`")
+    trials: list[Trial] = []
+    programs: dict[Hashable, list[int]] = {}
+    for setting, values in enumerate(_settings(sweep)):
+        changed = _changed(data, values)
+        if not trials:
+            _check_ends(changed, sweep, base, where)
+        for seed in _seeds(sweep, changed):
+            one = _changed(changed, {SEED: seed, "training.seeds": 1})
+            trial_where = f"{where}, trial {len(trials)} ({says(values)})"
+            config = from_mapping(RunConfig, one, trial_where)
+            course = _course(sweep, base, config, trial_where)
+            programs.setdefault(_static(course), []).append(len(trials))
+            trials.append(Trial(len(trials), setting, values, config))
+    blocks = (
+        block for members in programs.values() for block in np.array_split(members, math.ceil(len(members) / together))
+    )
+    return Plan(sweep, base, tuple(trials), tuple(tuple(map(int, block)) for block in blocks))
+
+
+def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Situation:
+    """What the policy of a trial is judged in that trained in its `own` situation.
+
+    Raises:
+      InputError: if it shall be the base's, which has other models or tasks.
+    """
+    if sweep.judge.situation == "own":
+        return own
+    shared = dataclasses.replace(base, view=own.view).build()
+    for what, mine, others in (
+        ("tasks", own.task_names, shared.task_names),
+        ("models", own.profile.model_names, shared.profile.model_names),
+    ):
+        if mine != others:
+            raise InputError(
+                f"its {what} are {', '.join(mine)}, so it cannot be judged in the situation of the base; "
+                "set `judge.situation` to `own`."
+            )
+    return shared
+
+
+def _settings(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """The values of all axes but the seed, setting by setting. More samples leave the draws before them as they are."""
+    axes = {name: axis for name, axis in sweep.axes.items() if name != SEED}
+    grid = {name: axis.values for name, axis in axes.items() if axis.values is not None}
+    for point, values in enumerate(itertools.product(*grid.values())):
+        listed = dict(zip(grid, values, strict=True))
+        for sample in range(sweep.samples):
+            draws = iter(np.random.default_rng((sweep.seed, point, sample)).random(len(axes)).tolist())
+            yield {name: listed[name] if name in listed else axis.draw(next(draws)) for name, axis in axes.items()}
+
+
+def _seeds(sweep: SweepConfig, data: dict[str, Any]) -> Sequence[Any]:
+    if SEED in sweep.axes:
+        return sweep.axes[SEED].values or ()
+    first = data["training"]["seed"]
+    return range(first, first + (sweep.seeds or data["training"]["seeds"]))
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(pydantic.TypeAdapter(RunConfig).dump_json(config))
+    return data
+
+
+def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration's data with other values at some fields."""
+    data = copy.deepcopy(data)
+    for name, value in values.items():
+        for *parents, last in _places(data, name):
+            inner: Any = data
+            for part in parents:
+                inner = inner[part]
+            inner[last] = value
+    return data
+
+
+def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
+    """Checks that every axis names fields that may vary, and that no other says what they are."""
+    taken: dict[tuple[str | int, ...], str] = {}
+    for name in sweep.axes:
+        for place in _places(data, name):
+            for other, other_name in taken.items():
+                shared = min(len(place), len(other))
+                if place[:shared] == other[:shared]:
+                    field = ".".join(map(str, place if len(place) > len(other) else other))
+                    raise InputError(f"`axes`: `{other_name}` and `{name}` both set `{field}`; leave one of them out.")
+            taken[place] = name
+        if name in sweep.changes:
+            raise InputError(f"`{name}` stands in `changes` and in `axes`; leave one of them out.")
+        if name.split(".")[0] == "evaluation":
+            raise InputError(f"`axes`: `{name}` would judge trials differently; set it under `changes`, for all.")
+        if name == "training.seeds":
+            raise InputError(f"`axes`: `{name}` is no axis; say under `seeds` how many networks a setting has.")
+
+
+def _places(data: Any, name: str) -> list[tuple[str | int, ...]]:
+    """Where in a configuration's data the dotted field `name` is."""
+    parts = name.split(".")
+    found: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    for depth, part in enumerate(parts):
+        where = f"`{name}`: `{'.'.join(parts[:depth])}`" if depth else f"`{name}`: a configuration"
+        deeper: list[tuple[tuple[str | int, ...], Any]] = []
+        for place, inner in found:
+            if isinstance(inner, dict):
+                # Numbers of the training that are not given have defaults; what names none is found when it is read.
+                if part not in inner and place != ("training", "hyper"):
+                    known = tuple(inner)
+                    raise InputError(
+                        f"{where} has no field `{part}`{did_you_mean(part, known)}; known are {', '.join(known)}."
+                    )
+                deeper.append(((*place, part), inner.get(part)))
+            elif isinstance(inner, list):
+                entries = [
+                    index
+                    for index, entry in enumerate(inner)
+                    if part in ("*", str(index)) or (isinstance(entry, dict) and part == entry.get("name"))
+                ]
+                if not entries:
+                    raise InputError(
+                        f"{where} has no entry `{part}`; give `*` for all, a name or a number below {len(inner)}."
+                    )
+                deeper += [((*place, index), inner[index]) for index in entries]
+            else:
+                raise InputError(f"{where} is {json.dumps(inner)} and has no fields; vary it as a whole.")
+        found = deeper
+    return [place for place, _ in found]
+
+
+def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where: str) -> None:
+    """Checks the ends of ranges, which no draw may reach."""
+    for name, axis in sweep.axes.items():
+        for end in axis.ends:
+            reached = f"{where}: `axes`: `{name}` reaches {end:g}"
+            _course(sweep, base, from_mapping(RunConfig, _changed(data, {name: end}), reached), reached)
+
+
+def _course(sweep: SweepConfig, base: RunConfig, config: RunConfig, where: str) -> Course:
+    """What a trial trains, checked."""
+    training = config.training
+    try:
+        check(training.config, training.numbers(), training.history)
+        course = make_course(config.build(), training)
+        judged_situation(sweep, base, course.situation)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return course
+
+
+def _static(course: Course) -> Hashable:
+    """Equal for trials that one compiled program can train side by side."""
+    training = course.training
+    shape, params = build(course.situation, course.workload, history=training.history)
+    leaves, structure = jax.tree.flatten(params)
+    kinds = tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves))
+    return shape, course.features, training.config, training.start, structure, kinds

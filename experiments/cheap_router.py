@@ -1,0 +1,143 @@
+"""Claim 8, a cheap router: what a decision takes on one CPU core, and what the size of the network does.
+
+    python -m experiments.cheap_router [--fast]
+
+The paper's network of 2 x 256 units decides on a CPU. Here one to three layers of 16 to 512 units in all, trained alike
+(half the usual batch, so that the largest ends in reasonable time), judged under the same bursty arrivals. A decision
+is `Policy.decide`, from names and numbers to the name of a model, in one thread; its time depends on the machine.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from besteffort.evaluation import plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import Interval, mean_interval
+from besteffort.policy import Policy
+from besteffort.runs.config import load_situation
+from besteffort.runs.evaluation import LEARNED, burst_arena
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+
+UNITS = (16, 64, 256, 512)
+SIZES = tuple((units,) * layers for layers in (1, 2, 3) for units in UNITS if layers * units <= 512)
+PAPER, DEFAULT = (256, 256), (64, 64)
+
+
+def run(lab: Lab) -> Findings:
+    """Trains all sizes, judges them on the same lists, times their decisions."""
+    situation = load_situation("paper")
+    policies = {}
+    for hidden in SIZES:
+        config = {"hidden": hidden, "batch": 256, "decisions": lab.scale.variant_decisions // 2}
+        policies[hidden] = lab.train(situation, lab.training(config=config), name=_name(hidden))
+    verdict = lab.judge(
+        burst_arena(situation, lab.evaluation),
+        {f"{LEARNED}: {_name(hidden)}": each for hidden, each in policies.items()},
+    )
+    performance = {hidden: standings(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in SIZES}
+    micros = {hidden: microseconds(each[0]) for hidden, each in policies.items()}
+    one = standings(verdict, learned=f"{LEARNED}: {_name(DEFAULT)}")
+    gap = mean_interval(performance[PAPER] - performance[DEFAULT])
+    claim = Claim(
+        "A router that is cheap on a CPU: time of a decision, 2 x 256 units",
+        "runs on a CPU",
+        f"{micros[PAPER]:.1f} microseconds; 2 x 64 units: {micros[DEFAULT]:.1f}, and performance is "
+        f"{100 * float(gap.mean):+.2f} ± {100 * float(gap.half_width):.2f} points with 2 x 256 "
+        f"({percent(performance[PAPER], 2)})",
+        static=f"{percent(one.static[1])} ({one.static[0]})",
+        heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+        bound=percent(float(verdict.bounds[0].performance)),
+        standing="holds",
+    )
+    table = Table(
+        title="Size of the network",
+        head="Hidden units",
+        columns=(
+            Column("Performance (%)", digits=2, brief=True),
+            Column("Decision (microseconds)", "number", 1, brief=True),
+            Column("Weights", "number", 0, brief=True),
+        ),
+        rows=tuple(
+            (
+                _name(hidden),
+                (
+                    mean_interval(performance[hidden]),
+                    micros[hidden],
+                    float(sum(kernel.size + bias.size for kernel, bias in policies[hidden][0].weights)),
+                ),
+            )
+            for hidden in SIZES
+        ),
+        note="Mean ± half the 95% interval over networks and lists. Decisions: best median of five rounds, one thread.",
+    )
+
+    def by_units(layers: int) -> Interval:
+        missing = np.full(lab.scale.seeds, np.nan)
+        return mean_interval(np.stack([performance.get((units,) * layers, missing) for units in UNITS]))
+
+    panels = [
+        plots.Panel(
+            title="Performance under bursts",
+            x=np.array(UNITS, float),
+            curves={f"{layers} layer{'s' * (layers > 1)}": by_units(layers) for layers in (1, 2, 3)},
+            x_label="Units per layer",
+            y_label="Performance (mean reward)",
+            log=True,
+        ),
+        plots.Panel(
+            title="Time of a decision",
+            x=np.array(UNITS, float),
+            curves={
+                f"{layers} layer{'s' * (layers > 1)}": Interval(
+                    np.array([micros.get((units,) * layers, np.nan) for units in UNITS]),
+                    np.full(len(UNITS), np.inf),
+                    lab.scale.seeds,
+                )
+                for layers in (1, 2, 3)
+            },
+            x_label="Units per layer",
+            y_label="Decision (microseconds)",
+            log=True,
+            share=False,
+        ),
+    ]
+    data = {
+        _name(hidden): {"performance": mean_interval(performance[hidden]), "microseconds": micros[hidden]}
+        for hidden in SIZES
+    }
+    return Findings(data, [claim], [table], {"": plots.plot_panels(panels)})
+
+
+def microseconds(policy: Policy, rounds: int = 5, decisions: int = 2_000) -> float:
+    """Smallest of some rounds' median time of a decision."""
+    generator = np.random.default_rng(0)
+    states = [
+        {
+            "task": policy.tasks[generator.integers(len(policy.tasks))],
+            "batch_sizes": dict(
+                zip(policy.models, generator.integers(0, 64, len(policy.models)).tolist(), strict=True)
+            ),
+            "arrival_rate": float(generator.uniform(1, 2_000)),
+        }
+        for _ in range(decisions)
+    ]
+    medians = []
+    for _ in range(rounds):
+        taken = []
+        for state in states:
+            started = time.perf_counter()
+            policy.decide(**state)
+            taken.append(time.perf_counter() - started)
+        medians.append(float(np.median(taken)))
+    return round(1e6 * min(medians), 2)
+
+
+def _name(hidden: tuple[int, ...]) -> str:
+    return f"{len(hidden)} x {hidden[0]}"
+
+
+if __name__ == "__main__":
+    main(run, __file__)

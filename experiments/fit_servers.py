@@ -1,0 +1,265 @@
+"""`besteffort profile fit` on logs of servers whose truth is known, from idle to overloaded.
+
+    python -m experiments.fit_servers [--requests N] [--seed S] [--out FILE]
+
+Four servers, each at three rates. One is the serving model itself (the reference simulator), so that its terms can be
+held against those fitted. Three are not: they share nothing with it but the word iteration, mix prompts cut to a
+budget of tokens with decoding, overlap arithmetic and memory, and take noisy times; one is limited by its batch, one
+by a cache from which it evicts the youngest, one by a cache that it reserves beforehand. Every log is fitted on its
+first half and judged on its second. Writes results/fit_servers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from besteffort import __version__
+from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
+from besteffort.profile.fit import fit
+from besteffort.profile.log import RequestLog, read_log
+from besteffort.runs.directory import write_json
+from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
+from besteffort.simulator.simulate import play_reference
+from besteffort.situation import Cluster, Situation, Task
+from besteffort.workload.requests import Requests
+
+ROOT = Path(__file__).resolve().parent.parent
+RATES = {"idle": 0.2, "moderate": 3.0, "overloaded": 10.0}
+_KNOWN = Source("modelled", "chosen for this experiment")
+DECODE = ((1, 0.012), (8, 0.0125), (32, 0.015))
+PREFILL = ((1, 0.004), (4000, 0.3))
+MODEL = Profile(
+    format=1,
+    name="known",
+    device="none",
+    models=(ModelProfile("model", DECODE, PREFILL, context_cost_s=1e-7),),
+    tasks=(TaskQuality("task", "none", "none", (100.0,)),),
+    provenance=Provenance(_KNOWN, _KNOWN, _KNOWN, _KNOWN),
+)
+MODEL_BATCH = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server in plain Python. The defaults are about an 8 billion model on a card with 1.5 TB/s and 200 TFLOP/s.
+
+    Attributes:
+      weights_s: reading the weights, which every iteration has to.
+      token_s: arithmetic per token, of prompts and outputs alike; goes on while weights are read.
+      overhead_s: the host's share of an iteration.
+      context_s: reading one token of the cache.
+      budget: most tokens of an iteration; prompts are cut to fit.
+      max_batch: most requests that run at once.
+      cache_tokens: tokens that fit the cache.
+      block: tokens of one block of the cache.
+      reserve: admit a request only if its whole answer will fit; else as soon as its prompt does, and if the cache
+        fills up, evict the youngest, who starts again with what it has.
+      noise: standard deviation of the logarithm of an iteration's length.
+    """
+
+    weights_s: float = 0.0105
+    token_s: float = 8e-5
+    overhead_s: float = 0.003
+    context_s: float = 1e-7
+    budget: int = 2048
+    max_batch: int = 256
+    cache_tokens: float = math.inf
+    block: int = 16
+    reserve: bool = False
+    noise: float = 0.05
+
+    def blocks(self, tokens: int) -> int:
+        """Tokens of cache that so many tokens take."""
+        return -(-tokens // self.block) * self.block
+
+
+SERVERS = {
+    "batch of 32": Server(max_batch=32),
+    "cache with eviction": Server(cache_tokens=20_000),
+    "cache reserved": Server(cache_tokens=20_000, reserve=True),
+}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Sequence:
+    """A request: `computed` of its tokens are in the cache, it gets its next one when all `known` ones are."""
+
+    index: int
+    prompt: int
+    output: int
+    known: int
+    computed: int = 0
+
+    @property
+    def generated(self) -> int:
+        return self.known - self.prompt
+
+
+def serve(
+    server: Server, arrival_s: np.ndarray, prompts: np.ndarray, outputs: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) times of first and last tokens of requests in order of arrival."""
+    rng = np.random.default_rng(seed)
+    first_s, last_s = np.full((2, len(arrival_s)), np.nan)
+    waiting: deque[_Sequence] = deque()
+    running: list[_Sequence] = []
+    now, coming = 0.0, 0
+    while coming < len(arrival_s) or waiting or running:
+        if not waiting and not running:
+            now = max(now, float(arrival_s[coming]))
+        while coming < len(arrival_s) and arrival_s[coming] <= now:
+            prompt = int(prompts[coming])
+            waiting.append(_Sequence(coming, prompt, int(outputs[coming]), known=prompt))
+            coming += 1
+        work = _schedule(server, waiting, running)
+        held = sum(sequence.computed for sequence in work)
+        arithmetic_s = server.token_s * sum(work.values())
+        length_s = server.overhead_s + max(server.weights_s, arithmetic_s) + server.context_s * held
+        now += length_s * math.exp(server.noise * rng.normal())
+        for sequence, tokens in work.items():
+            sequence.computed += tokens
+            if sequence.computed < sequence.known:
+                continue
+            sequence.known += 1
+            if sequence.generated == 1:
+                first_s[sequence.index] = now
+            if sequence.generated == sequence.output:
+                last_s[sequence.index] = now
+                running.remove(sequence)
+    return first_s, last_s
+
+
+def _schedule(server: Server, waiting: deque[_Sequence], running: list[_Sequence]) -> dict[_Sequence, int]:
+    """Tokens to compute in the next iteration, by request; admits and evicts."""
+    budget = server.budget
+    work: dict[_Sequence, int] = {}
+
+    def taken() -> int:
+        return sum(
+            server.blocks(each.prompt + each.output if server.reserve else each.computed + work.get(each, 0))
+            for each in running
+        )
+
+    for sequence in list(running):
+        if sequence not in running:
+            continue
+        work[sequence] = min(sequence.known - sequence.computed, budget)
+        while taken() > server.cache_tokens and running[-1] is not sequence:
+            evicted = running.pop()
+            budget += work.pop(evicted, 0)
+            evicted.computed = 0
+            waiting.appendleft(evicted)
+        budget -= work[sequence]
+    while waiting and budget > 0 and len(running) < server.max_batch:
+        sequence = waiting[0]
+        needed = server.blocks(sequence.prompt + sequence.output if server.reserve else sequence.known)
+        if running and taken() + needed > server.cache_tokens:
+            break
+        running.append(waiting.popleft())
+        work[sequence] = min(sequence.known, budget)
+        budget -= work[sequence]
+    return {sequence: tokens for sequence, tokens in work.items() if tokens > 0}
+
+
+def requests_at(rate: float, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Poisson arrivals, prompts of about 500 and outputs of about 150 tokens, both log-normal."""
+    rng = np.random.default_rng(seed)
+    arrival_s = np.cumsum(rng.exponential(1 / rate, count))
+    prompts = np.clip(rng.lognormal(math.log(500), 0.7, count), 8, 4000).astype(int)
+    outputs = np.clip(rng.lognormal(math.log(150), 0.6, count), 2, 1500).astype(int)
+    return arrival_s - arrival_s[0], prompts, outputs
+
+
+def log_of(server: Server | None, rate: float, count: int, seed: int, path: Path) -> RequestLog:
+    """Serves requests, writes the log to `path` and reads it; None is the serving model."""
+    arrival_s, prompts, outputs = requests_at(rate, count, seed)
+    if server is None:
+        requests = Requests(("task",), arrival_s, np.zeros(count), prompts, outputs, np.ones(count))
+        situation = Situation(MODEL, Cluster(1, MODEL_BATCH, count), (Task("task"),))
+        result = play_reference(requests, situation, lambda index, observation: 0)
+        first_s, last_s = result.first_token_s, result.completion_s
+    else:
+        first_s, last_s = serve(server, arrival_s, prompts, outputs, seed)
+    names = ("arrival_s", "first_token_s", "last_token_s", "prompt_tokens", "output_tokens")
+    columns = (arrival_s, first_s, last_s, prompts, outputs)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows), encoding="utf-8")
+    return read_log(path)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=600, help="per log (default 600)")
+    parser.add_argument("--seed", type=int, default=1, help="of arrivals, lengths and noise (default 1)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "fit_servers.json", help="file to write")
+    arguments = parser.parse_args()
+    console = Console()
+    rows: list[dict[str, Any]] = []
+    for name, server in {"serving model": None, **SERVERS}.items():
+        for load, rate in RATES.items():
+            with tempfile.TemporaryDirectory() as directory:
+                log = log_of(server, rate, arguments.requests, arguments.seed, Path(directory) / "log.jsonl")
+            started = time.process_time()
+            half = len(log) // 2
+            found = fit(log, np.arange(len(log)) < half, explain=False)
+            held_out = HeldOut(
+                {"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
+                {"ttft_s": found.first_s[half:], "latency_s": found.last_s[half:]},
+            )
+            row: dict[str, Any] = {
+                "server": name,
+                "load": load,
+                "requests_per_s": rate,
+                "limit_found": found.limit,
+                "max_batch": found.max_batch,
+                "median_latency_s": float(np.median(log.latency_s)),
+                "processor_seconds": round(time.process_time() - started, 1),
+                "relative_error": {MEASURES[m]: [float(e) for e in held_out.errors(m)] for m in MEASURES},
+            }
+            if server is None:
+                row["terms"] = _terms(found.decode, found.prefill, found.context_cost_s, log)
+            rows.append(row)
+            errors = " ".join(f"{100 * error:+.1f}%" for error in row["relative_error"]["end to end"])
+            console.print(f"{name}, {load}: {errors}; limit found: {found.limit}", highlight=False)
+            write_json(  # after every log, so that an interrupted run leaves what it has
+                arguments.out,
+                {
+                    "version": __version__,
+                    "seed": arguments.seed,
+                    "requests": arguments.requests,
+                    "percentiles": PERCENTILES,
+                    "logs": rows,
+                },
+            )
+
+
+def _terms(decode: Any, prefill: Any, context_cost_s: float, log: RequestLog) -> dict[str, float]:
+    """Relative errors of what the serving model's server costs, at the middle and the end of what the log covers."""
+
+    def at(points: Any, x: float) -> float:
+        return float(np.interp(x, *np.array(points).T))
+
+    held = float(np.mean(log.prompt_tokens + log.output_tokens / 2))
+    errors = {}
+    for batch in sorted({1, decode[-1][0] // 2 or 1, decode[-1][0]}):
+        found, truth = (at(p, batch) + c * held * batch for p, c in ((decode, context_cost_s), (DECODE, 1e-7)))
+        errors[f"decode at {batch}, context included"] = found / truth - 1
+    for tokens in (200, 500, 1500):
+        errors[f"prefill of {tokens}"] = at(prefill, tokens) / at(PREFILL, tokens) - 1
+    return errors
+
+
+if __name__ == "__main__":
+    main()

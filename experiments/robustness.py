@@ -1,0 +1,93 @@
+"""When it breaks: wrong tables, views that are late, requests that are not as in training.
+
+    python -m experiments.robustness [--fast]
+
+The trials of `besteffort diagnose`, for all networks of the default situation: qualities and latencies that are wrong
+by 5 to 30%, a rate estimate that lags by 1 to 100 arrivals, batch sizes that are up to 5 s old, loads below and beyond
+those of the training, other arrivals, single tasks. Heuristics believe the same wrong tables and see the same late
+views; network `i` plays list `i`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from besteffort.evaluation import diagnosis
+from besteffort.evaluation.statistics import mean_interval
+from besteffort.runs.config import load_situation
+from besteffort.runs.diagnosis import (
+    REQUESTS,
+    TUNING_REQUESTS,
+    bounds_of,
+    synthetic_bench,
+    trained_loads,
+    trials_figure,
+    trials_table,
+    try_out,
+)
+from besteffort.runs.evaluation import LEARNED
+from besteffort.runs.lab import Claim, Findings, Lab, main
+from besteffort.runs.training import learned_router
+
+
+def run(lab: Lab) -> Findings:
+    """Tries the default situation's networks out."""
+    situation = load_situation("paper")
+    policies = lab.train(situation, lab.training(), name="paper")
+    judging = lab.evaluation
+    config = dataclasses.replace(
+        judging,
+        requests=min(judging.requests, REQUESTS),
+        tuning_requests=min(judging.tuning_requests, TUNING_REQUESTS),
+        warm_up_s=min(judging.warm_up_s, 1.0),
+    )
+    loads = trained_loads(policies[0])
+    assert loads is not None, "the default training names its loads"
+    bench = synthetic_bench(situation, config, loads)
+    lab.say("trying out")
+    outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, bench, seed=config.seed)
+    compared = [diagnosis.compare(outcome, LEARNED) for outcome in outcomes]
+    bounds = bounds_of(bench.arena, outcomes)
+    views = ("rate estimate", "batch sizes")
+    groups = {
+        "wrong tables (5 to 30%)": [
+            one for one in compared if "table" in one.outcome.trial.family or "models" in one.outcome.trial.family
+        ],
+        "late views": [one for one in compared if one.outcome.trial.family in views],
+        "other requests": [
+            one for one in compared if one.outcome.trial.family in ("load", "arrivals", "task mix")
+        ],
+    }
+    claims = []
+    for name, members in groups.items():
+        behind = [one for one in members if float(one.ahead.mean + one.ahead.half_width) < 0]
+        ahead = [one for one in members if float(one.ahead.mean - one.ahead.half_width) > 0]
+        worst = min(members, key=lambda one: float(one.ahead.mean))
+        claims.append(
+            Claim(
+                f"When it breaks: {name}",
+                "",
+                f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(members)} trials, behind in "
+                f"{len(behind)}; at worst {100 * float(worst.ahead.mean):+.1f} points "
+                f"(with {worst.outcome.trial.name})",
+            )
+        )
+    data = [
+        {
+            "family": one.outcome.trial.family,
+            "trial": one.outcome.trial.name,
+            "size": one.outcome.trial.size,
+            "learned": mean_interval(one.outcome.performance[LEARNED]),
+            "best_rule": [one.rule, mean_interval(one.outcome.performance[one.rule])],
+            "ahead": one.ahead,
+            "too_large": one.too_large,
+            "bound": bound,
+        }
+        for one, bound in zip(compared, bounds, strict=True)
+    ]
+    figure = trials_figure(compared, bounds, situation)
+    return Findings(data, claims, [trials_table(compared, bounds)], {"": figure})
+
+
+if __name__ == "__main__":
+    main(run, __file__)

@@ -1,0 +1,127 @@
+"""Claim 6, soft deadlines: fine-tuning from the hard-deadline policy against training from scratch.
+
+    python -m experiments.soft_deadlines [--fast]
+
+After its deadline an answer loses its worth linearly, to nothing at twice the deadline. Both ways are trained for
+several numbers of decisions and judged under the same bursty arrivals. Fine-tuning explores little and learns slowly,
+so that it keeps what it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from besteffort.evaluation import plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import mean_interval, paired_difference
+from besteffort.runs.config import load_situation
+from besteffort.runs.evaluation import LEARNED, burst_arena
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+from besteffort.situation import Reward
+
+STEPS = 4
+FINE = {"epsilon_start": 0.1, "learning_rate": 5e-4}
+
+
+def run(lab: Lab) -> Findings:
+    """Trains both ways and judges them."""
+    hard = load_situation("paper")
+    soft = dataclasses.replace(hard, reward=Reward(soft_span=1.0))
+    base = lab.train(hard, lab.training(), name="hard deadlines")
+    unit = lab.scale.variant_decisions // 2 ** (STEPS - 1)
+    lengths = [unit * 2**step for step in range(STEPS)]
+    ways: dict[str, list] = {"fine-tuned": [], "from scratch": []}
+    for decisions in lengths:
+        config = {"decisions": decisions, "log_chunks": 2}
+        scratch = lab.training(config=config)
+        ways["from scratch"].append(lab.train(soft, scratch, name=f"from scratch, {decisions:,} decisions"))
+        fine = lab.training(config=config, hyper=FINE)
+        tuned = [
+            lab.train(
+                soft,
+                dataclasses.replace(fine, seeds=1, seed=fine.seed + seed),
+                name=f"fine-tuning {seed}, {decisions:,} decisions",
+                weights=policy.weights,
+            )[0]
+            for seed, policy in enumerate(base)
+        ]
+        ways["fine-tuned"].append(tuned)
+    policies = {
+        f"{LEARNED}: {way}, {decisions}": each
+        for way, by_length in ways.items()
+        for decisions, each in zip(lengths, by_length, strict=True)
+    }
+    verdict = lab.judge(burst_arena(soft, lab.evaluation), {f"{LEARNED}: hard": base, **policies})
+    performance = {
+        way: np.stack([standings(verdict, learned=f"{LEARNED}: {way}, {decisions}").learned for decisions in lengths])
+        for way in ways
+    }
+    untouched = standings(verdict, learned=f"{LEARNED}: hard")
+    final = performance["from scratch"][-1]
+    enough = next(
+        (
+            decisions
+            for decisions, values in zip(lengths, performance["fine-tuned"], strict=True)
+            if float(values.mean()) >= float(final.mean())
+        ),
+        None,
+    )
+    sooner = [paired_difference(fine, scratch) for fine, scratch in zip(*performance.values(), strict=True)]
+    claim = Claim(
+        "Soft deadlines: fine-tuning needs fewer iterations than training from scratch",
+        "fewer",
+        (f"{lengths[-1] / enough:.3g} times fewer" if enough else "not reached")
+        + f" to {percent(final, 2)}; after {lengths[0]:,} decisions {100 * float(sooner[0].mean):+.2f} ± "
+        f"{100 * float(sooner[0].half_width):.2f} points ahead",
+        static=f"{percent(untouched.static[1])} ({untouched.static[0]})",
+        heuristic=f"{percent(untouched.heuristic[1])} ({untouched.heuristic[0]})",
+        bound=percent(float(verdict.bounds[0].performance)),
+        standing="holds" if enough and enough < lengths[-1] else "holds in part" if enough else "does not hold",
+    )
+    table = Table(
+        title="Soft deadlines: performance by decisions of training",
+        head="Decisions",
+        columns=(
+            Column("Fine-tuned (%)", digits=2, brief=True),
+            Column("From scratch (%)", digits=2, brief=True),
+            Column("Difference (points)", "points", 2, brief=True),
+        ),
+        rows=(
+            ("0", (mean_interval(untouched.learned), None, None)),
+            *(
+                (f"{decisions:,}", (mean_interval(fine), mean_interval(scratch), difference))
+                for decisions, fine, scratch, difference in zip(lengths, *performance.values(), sooner, strict=True)
+            ),
+        ),
+        note=f"0 is the hard-deadline policy as it is; the best heuristic, {untouched.heuristic[0]}, reaches "
+        f"{percent(untouched.heuristic[1], 2)}. Mean ± half the 95% interval over networks and lists.",
+    )
+    level = {
+        "hard-deadline policy as it is": untouched.learned,
+        untouched.heuristic[0]: untouched.heuristic[1],
+    }
+    panel = plots.Panel(
+        title="Bursty arrivals, soft deadlines",
+        x=np.array(lengths, float),
+        curves={
+            **{way: mean_interval(values) for way, values in performance.items()},
+            **{name: mean_interval(np.stack([values] * len(lengths))) for name, values in level.items()},
+        },
+        x_label="Decisions of training",
+        y_label="Performance (mean reward)",
+        log=True,
+    )
+    data = {
+        "decisions": lengths,
+        **{way: mean_interval(values) for way, values in performance.items()},
+        "hard_policy": mean_interval(untouched.learned),
+        "best_heuristic": [untouched.heuristic[0], mean_interval(untouched.heuristic[1])],
+        "bound": float(verdict.bounds[0].performance),
+    }
+    return Findings(data, [claim], [table], {"": plots.plot_panels([panel], focus="fine-tuned")})
+
+
+if __name__ == "__main__":
+    main(run, __file__)

@@ -1,0 +1,99 @@
+"""Claim 7, deadlines: different ones per task, and ones that change during the run.
+
+    python -m experiments.task_deadlines [--fast]
+
+In the first setting the tasks' deadlines are 0.6, 1, 2 and 4 times the default. In the second all deadlines are 0.7
+times the default at peak hours, which come every 20 s and bring six times as many requests, and 1.5 times between them.
+There, three networks, trained for equally many decisions: one that sees the deadline, one that was trained for the same
+but does not see it, and one of the default situation, which has never met another deadline. Heuristics see the
+deadline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from besteffort.evaluation import plots
+from besteffort.evaluation.statistics import mean_interval, paired_difference
+from besteffort.runs.config import load_situation
+from besteffort.runs.evaluation import LEARNED, burst_arena, synthetic_arena
+from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, settings_table, standings
+from besteffort.situation import Deadline, Situation, View
+from besteffort.workload.config import DeadlinesConfig, RandomRates, Square
+
+FACTORS = (0.6, 1.0, 2.0, 4.0)
+PEAK, BETWEEN, PERIOD_S = 0.7, 1.5, 20.0
+LOADS = (3.0, 0.5)
+
+
+def run(lab: Lab) -> Findings:
+    """Trains for both settings and judges."""
+    situation = load_situation("paper")
+    base = lab.train(situation, lab.training(variant=True), name="default deadlines")
+
+    several = dataclasses.replace(situation, tasks=_with_deadlines(situation))
+    own = lab.train(several, lab.training(variant=True), name="a deadline per task")
+    per_task = lab.judge(burst_arena(several, lab.evaluation), {LEARNED: own, f"{LEARNED}: default": base})
+
+    changing = DeadlinesConfig((PEAK, BETWEEN), (0.0, PERIOD_S / 2), PERIOD_S)
+    training = lab.training(
+        variant=True, workload=RandomRates(deadlines=dataclasses.replace(changing, random_start=True))
+    )
+    seeing = dataclasses.replace(situation, view=View(features=("task", "batch_sizes", "arrival_rate", "deadline_s")))
+    sighted = lab.train(seeing, training, name="changing deadlines, seen")
+    blind = lab.train(situation, training, name="changing deadlines, not seen")
+    load = sum(LOADS) / 2
+    peaks = Square(high=LOADS[0], low=LOADS[1], period_s=PERIOD_S, deadlines=changing)
+    arena = synthetic_arena("peaks", "peak hours", seeing, lab.evaluation, (load,), [peaks])
+    names = {LEARNED: sighted, f"{LEARNED}: not seen": blind, f"{LEARNED}: default": base}
+    over_time = lab.judge(arena, names)
+
+    settings = [
+        as_setting("a deadline per task", "trained for them", per_task),
+        as_setting("a deadline per task", "default network", per_task, learned=f"{LEARNED}: default"),
+        as_setting("stricter at peak hours", "deadline seen", over_time),
+        as_setting("stricter at peak hours", "trained for them, not seen", over_time, learned=f"{LEARNED}: not seen"),
+        as_setting("stricter at peak hours", "default network", over_time, learned=f"{LEARNED}: default"),
+    ]
+    claims = []
+    for verdict, name in ((per_task, "Different deadlines per task"), (over_time, "Deadlines stricter at peak hours")):
+        one = standings(verdict)
+        default = standings(verdict, learned=f"{LEARNED}: default").learned
+        gain = paired_difference(one.learned, default)
+        ahead = one.ahead_of_heuristic
+        claims.append(
+            Claim(
+                name,
+                "handled",
+                f"{percent(one.learned)}; {100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points "
+                f"to the best heuristic, {100 * float(gain.mean):+.2f} to the network of the default deadlines",
+                static=f"{percent(one.static[1])} ({one.static[0]})",
+                heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+                bound=percent(float(verdict.bounds[0].performance)),
+                standing="holds in part" if float(ahead.mean + ahead.half_width) < 0 else "holds",
+            )
+        )
+    data = {
+        verdict.arena.name: {
+            "performance": {name: mean_interval(standings(verdict, learned=name).learned) for name in verdict.learned},
+            "best_heuristic": [standings(verdict).heuristic[0], mean_interval(standings(verdict).heuristic[1])],
+            "best_static": [standings(verdict).static[0], mean_interval(standings(verdict).static[1])],
+            "bound": float(verdict.bounds[0].performance),
+        }
+        for verdict in (per_task, over_time)
+    }
+    title = "Other deadlines"
+    return Findings(
+        data, claims, [settings_table(title, "Setting", settings)], {"": plots.plot_settings(settings, title=title)}
+    )
+
+
+def _with_deadlines(situation: Situation) -> tuple:
+    return tuple(
+        dataclasses.replace(task, deadline=Deadline(factor * task.deadline.base_s, factor * task.deadline.per_token_s))
+        for task, factor in zip(situation.tasks, FACTORS, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main(run, __file__)

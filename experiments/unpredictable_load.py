@@ -1,0 +1,239 @@
+"""Claim 2, unpredictable load: how often performance is near its peak, beside the best static model.
+
+    python -m experiments.unpredictable_load [--fast] [--data DIR]
+
+The paper: at least 96% of peak performance 4.1 times as often, and 98% 2.3 times as often, as static serving. Windows
+of 0.5 to 30 s; those of 1 s are held against the claims. Three loads: bursts between load 0.5 and 4; the counts of
+Azure Functions 2019, spread over the tasks and given Gamma arrivals inside each minute; and the requests for code of
+the Azure LLM traces of 2023. Of the counts, heuristics are tuned on sample A and everybody is judged on sample B; the
+network is that of the default situation and has seen neither. Of the trace, networks are trained and heuristics are
+tuned on the first half and judged on the second; these networks also see the smallest batch of each model, as
+heuristics do, and look a second ahead, because its prompts are long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.clairvoyant import clairvoyant_bound
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import Interval, mean_interval
+from besteffort.runs.config import load_situation
+from besteffort.runs.evaluation import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, ratio_interval, standings, times
+from besteffort.runs.training import make_course
+from besteffort.situation import Situation
+from besteffort.workload import rescale
+from besteffort.workload.requests import Requests
+from besteffort.workload.traces import MafOptions, read_trace
+
+WINDOWS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+CLAIMED_S = 1.0
+CLAIMS = {0.96: 4.1, 0.98: 2.3}
+SAMPLES = tuple(f"maf2019_sample{name}_1350_functions_x_1440min.csv.gz" for name in "AB")
+CODE = "AzureLLMInferenceTrace_code_2023.csv.gz"
+MEAN_LOAD = 1.0
+LONGER = 4  # times the usual list, for windows of 30 s
+
+
+def run(lab: Lab) -> Findings:
+    """Judges the default situation's networks on both loads."""
+    situation = load_situation("paper")
+    policies = lab.train(situation, lab.training(), name="paper")
+    judging = dataclasses.replace(lab.evaluation, requests=LONGER * lab.scale.requests)
+    arenas = [burst_arena(situation, judging)]
+    maf = maf_arena(lab, situation)
+    if maf is not None:
+        arenas.append(maf)
+    verdicts = [lab.judge(arena, policies) for arena in arenas]
+    code = code_verdict(lab, situation)
+    if code is not None:
+        verdicts.append(code)
+    limits = [clairvoyant(verdict) for verdict in verdicts]
+    claims = [claim for verdict, limit in zip(verdicts, limits, strict=True) for claim in _claims(verdict, limit)]
+    panels = [_panel(verdict, fraction) for verdict in verdicts for fraction in CLAIMS]
+    data = {
+        verdict.arena.name: {
+            "tuned": verdict.tuned,
+            "bound": {"fluid": float(verdict.bounds[0].performance), "clairvoyant": mean_interval(limit)},
+            "performance": {
+                name: mean_interval(verdict.measure(metrics.performance, 0, name)) for name in verdict.routers
+            },
+            "share_of_windows": {
+                f"{fraction:g}": {
+                    name: [mean_interval(near_peak(verdict, name, fraction, width)) for width in WINDOWS_S]
+                    for name in verdict.routers
+                }
+                for fraction in CLAIMS
+            },
+            "windows_s": WINDOWS_S,
+        }
+        for verdict, limit in zip(verdicts, limits, strict=True)
+    }
+    return Findings(
+        data, claims, [_table(verdict) for verdict in verdicts], {"": plots.plot_panels(panels, focus=LEARNED)}
+    )
+
+
+def maf_arena(lab: Lab, situation: Situation) -> Arena | None:
+    """The most variable minutes of sample B at mean load 1; heuristics are tuned on those of sample A."""
+    paths = [path for name in SAMPLES if (path := lab.trace(name)) is not None]
+    if len(paths) < len(SAMPLES):
+        return None
+    judging = lab.evaluation
+    capacity = float(situation.capacity()[-1])
+    tuning, judged = (
+        maf_lists(path, situation, seeds, MEAN_LOAD * capacity, LONGER * requests)
+        for path, seeds, requests in zip(
+            paths,
+            (judging.unjudged_seeds, judging.judging_seeds),
+            (judging.tuning_requests, judging.requests),
+            strict=True,
+        )
+    )
+    title = "Azure Functions 2019, sample B"
+    return Arena("maf", title, situation, (MEAN_LOAD,), (judged,), tuning, capacity, judging.warm_up_s)
+
+
+def code_verdict(lab: Lab, situation: Situation) -> Verdict | None:
+    """Networks trained on the first half of the code trace, judged on its second half."""
+    path = lab.trace(CODE)
+    if path is None:
+        return None
+    judging = dataclasses.replace(lab.evaluation, trace_loads=(MEAN_LOAD,))
+    features = (*situation.view.features, "smallest_batch")
+    situation = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
+    (trace,) = read_halves([path], situation, judging.judging_seeds)
+    training = lab.training(config={"decisions": 2 * lab.scale.variant_decisions}, hyper={"horizon_s": 1.0})
+    course = make_course(situation, training, trace.first[0])
+    policies = lab.train(course.situation, training, name="Azure code", workload=course.workload)
+    arena = trace_arena(trace, situation, judging)
+    return lab.judge(dataclasses.replace(arena, title="Azure LLM 2023, code"), policies)
+
+
+def maf_lists(path: Path, situation: Situation, seeds: range, rate: float, requests: int) -> tuple[Requests, ...]:
+    """About so many requests at a mean `rate`, from those minutes of the day whose counts vary most.
+
+    A minute stays a minute: counts are scaled, not times. One drawing per seed, cut to the length of the shortest.
+    """
+    minutes = max(2, round(requests / (60 * rate)))
+    day = read_trace(path, situation)[0]
+    counts = np.bincount((day.arrival_s // 60).astype(int))
+    stretches = np.lib.stride_tricks.sliding_window_view(counts, minutes)
+    start = int(np.argmax(stretches.std(axis=1) / stretches.mean(axis=1)))
+    options = MafOptions(rate_scale=rate * 60 / stretches[start].mean(), minutes=(start, start + minutes))
+    drawn = [read_trace(path, situation, seed=seed, maf=options)[0] for seed in seeds]
+    shortest = min(map(len, drawn))
+    return tuple(each.part(slice(0, shortest), float(each.arrival_s[0])) for each in drawn)
+
+
+def near_peak(verdict: Verdict, router: str, fraction: float, width_s: float) -> np.ndarray:
+    """(seeds,) share of the windows at or above `fraction` of peak performance."""
+    situation = verdict.arena.situation
+    peak = metrics.peak_rewards(
+        situation.profile.quality_table(situation.task_names), np.array([task.weight for task in situation.tasks])
+    )
+    measure = partial(metrics.windows_at_peak, peak_reward=peak, width_s=width_s, fraction=fraction)
+    return np.asarray(verdict.measure(measure, 0, router))
+
+
+def clairvoyant(verdict: Verdict) -> np.ndarray:
+    """(seeds,) what no router can exceed on each list, even if it knew the list beforehand."""
+    arena = verdict.arena
+    counted = [rescale.window(requests, arena.warm_up_s, np.inf) for requests in arena.judged[0]]
+    return np.array([float(clairvoyant_bound(arena.situation, requests).performance) for requests in counted])
+
+
+def _claims(verdict: Verdict, limit: np.ndarray) -> list[Claim]:
+    claims = []
+    for fraction, wanted in CLAIMS.items():
+        shares = {name: near_peak(verdict, name, fraction, CLAIMED_S) for name in verdict.routers}
+        static = max(verdict.static, key=lambda name: float(shares[name].mean()))
+        rival = max(verdict.heuristics, key=lambda name: float(shares[name].mean()))
+        ratio = ratio_interval(shares[LEARNED], shares[static])
+        reached = float(ratio.mean - (ratio.half_width if np.isfinite(ratio.half_width) else 0)) >= wanted
+        claims.append(
+            Claim(
+                f"{verdict.arena.title}: {fraction:.0%} of peak performance, how often compared with static serving",
+                f"{wanted:g}x",
+                f"{times(ratio)} ({percent(shares[LEARNED])} of windows of {CLAIMED_S:g} s)",
+                static=f"{percent(shares[static])} ({static})",
+                heuristic=f"{percent(shares[rival])} ({rival})",
+                standing="holds" if reached else "holds in part" if float(ratio.mean) > 1 else "does not hold",
+            )
+        )
+    one = standings(verdict)
+    ahead = one.ahead_of_heuristic
+    below = float(ahead.mean + ahead.half_width) < 0
+    claims.append(
+        Claim(
+            f"{verdict.arena.title}: performance, never below the best tuned heuristic",
+            "",
+            f"{percent(one.learned)} ({100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points)",
+            static=f"{percent(one.static[1])} ({one.static[0]})",
+            heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+            bound=f"{percent(limit)} (clairvoyant)",
+            standing="does not hold" if below else "holds",
+        )
+    )
+    share = mean_interval(one.learned / limit)
+    claims.append(
+        Claim(
+            f"{verdict.arena.title}: within 3% of the clairvoyant bound",
+            "",
+            f"{percent(share)} of it",
+            static=percent(one.static[1] / limit),
+            heuristic=percent(one.heuristic[1] / limit),
+            bound="100%",
+            standing="holds" if float(share.mean) >= 0.97 else "does not hold",
+        )
+    )
+    return claims
+
+
+def _panel(verdict: Verdict, fraction: float) -> plots.Panel:
+    shown = [LEARNED, *verdict.static, *verdict.heuristics]
+
+    def curve(name: str) -> Interval:
+        return mean_interval(np.stack([near_peak(verdict, name, fraction, width) for width in WINDOWS_S]))
+
+    return plots.Panel(
+        title=f"{verdict.arena.title}: at {fraction:.0%} of peak",
+        x=np.array(WINDOWS_S),
+        curves={name: curve(name) for name in shown if name != "random"},
+        x_label="Width of a window (s)",
+        y_label="Share of windows",
+        log=True,
+    )
+
+
+def _table(verdict: Verdict) -> Table:
+    return Table(
+        title=f"{verdict.arena.title}, mean load {verdict.arena.loads[0]:.2g}",
+        head="Router",
+        columns=(
+            Column("Performance (%)", digits=2, brief=True),
+            *(Column(f"Windows at {fraction:.0%} of peak (%)", brief=True) for fraction in CLAIMS),
+        ),
+        rows=tuple(
+            (
+                name,
+                (
+                    mean_interval(verdict.measure(metrics.performance, 0, name)),
+                    *(mean_interval(near_peak(verdict, name, fraction, CLAIMED_S)) for fraction in CLAIMS),
+                ),
+            )
+            for name in verdict.routers
+        ),
+        focus=LEARNED,
+        note=f"Windows of {CLAIMED_S:g} s. Mean ± half the 95% interval over networks and lists.",
+    )
+
+
+if __name__ == "__main__":
+    main(run, __file__)

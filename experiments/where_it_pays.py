@@ -1,0 +1,139 @@
+"""Where it pays: one thing of the default situation varied at a time, a network trained for each.
+
+    python -m experiments.where_it_pays [--fast]
+
+The paper's settings are not public, so none is picked that flatters: deadline slack, output length, replicas, the
+models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own networks, its own
+tuned heuristics and its own bound, under bursts between load 0.5 and 4 (1 = the largest model's capacity there).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from besteffort.evaluation import plots
+from besteffort.profile import ModelProfile, Profile, TaskQuality
+from besteffort.runs.config import load_situation
+from besteffort.runs.evaluation import burst_arena
+from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
+from besteffort.situation import Deadline, Reward, Situation
+from besteffort.workload.config import Markov
+
+
+class Variant(NamedTuple):
+    """A setting: what is varied, its value, the situation, and the load to judge on if it is not the usual one."""
+
+    group: str
+    name: str
+    situation: Situation
+    burst: Markov | None = None
+
+
+def run(lab: Lab) -> Findings:
+    """Trains and judges every variant."""
+    settings, data = [], {}
+    for variant in variants(load_situation("paper")):
+        name = f"{variant.group}: {variant.name}"
+        policies = lab.train(variant.situation, lab.training(variant=True), name=name)
+        judging = lab.evaluation
+        if variant.burst is not None:
+            judging = dataclasses.replace(judging, burst=variant.burst)
+        verdict = lab.judge(burst_arena(variant.situation, judging), policies)
+        one = standings(verdict)
+        settings.append(as_setting(variant.group, variant.name, verdict))
+        data[name] = {
+            "learned": settings[-1].learned,
+            "ahead_of_heuristic": settings[-1].ahead,
+            "ahead_of_static": one.ahead_of_static,
+            "best_heuristic": [one.heuristic[0], settings[-1].heuristic],
+            "best_static": [one.static[0], settings[-1].static],
+            "bound": settings[-1].bound,
+        }
+    ahead = [row for row in settings if float(row.ahead.mean - row.ahead.half_width) > 0]
+    behind = [row for row in settings if float(row.ahead.mean + row.ahead.half_width) < 0]
+    best = max(settings, key=lambda row: float(row.ahead.mean))
+    worst = min(settings, key=lambda row: float(row.ahead.mean))
+    beaten = [row for row in settings if float(row.learned.mean) > row.static]
+    claim = Claim(
+        "Where it pays",
+        "",
+        f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(settings)} settings, behind in "
+        f"{len(behind)}; from {100 * float(worst.ahead.mean):+.1f} ({worst.group}: {worst.name}) to "
+        f"{100 * float(best.ahead.mean):+.1f} points ({best.group}: {best.name})",
+        static=f"ahead in {len(beaten)} of {len(settings)} settings",
+    )
+    title = "Where learning pays: bursty load, one thing varied at a time"
+    return Findings(
+        data, [claim], [settings_table(title, "Setting", settings)], {"": plots.plot_settings(settings, title=title)}
+    )
+
+
+def variants(paper: Situation) -> Iterator[Variant]:
+    """The default situation, and all that differ from it in one thing."""
+    yield Variant("default", "", paper)
+    for factor in (0.6, 2.0, 4.0):
+        yield Variant("deadlines", f"{factor:g} x", _with_tasks(paper, deadline=factor))
+    for low, high in ((3, 7), (30, 90), (100, 300)):
+        yield Variant("output tokens", f"{low} to {high}", _with_tasks(paper, output=(low, high)))
+    for replicas in (1, 2, 8):
+        cluster = dataclasses.replace(paper.cluster, replicas=replicas)
+        yield Variant("replicas", str(replicas), dataclasses.replace(paper, cluster=cluster))
+    for power in (0.5, 1.5):
+        profile = with_costs(paper.profile, power)
+        ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]
+        yield Variant(
+            "largest model's cost", f"{ratio:.1f} x the smallest", dataclasses.replace(paper, profile=profile)
+        )
+    for factor in (0.3, 2.0):
+        profile = with_quality_gap(paper.profile, factor)
+        yield Variant("quality gaps", f"{factor:g} x", dataclasses.replace(paper, profile=profile))
+    for loads in ((1.5, 2.0), (0.2, 4.6), (0.2, 9.2)):
+        name = f"load {loads[0]:g} to {loads[1]:g}"
+        yield Variant("bursts", name, paper, Markov(loads=loads, dwell_s=(4.0, 2.0)))
+    for penalty in (0.5, 1.0):
+        yield Variant("penalty for a miss", f"{penalty:g}", dataclasses.replace(paper, reward=Reward(0.0, penalty)))
+
+
+def with_costs(profile: Profile, power: float) -> Profile:
+    """Latencies of all models spread out around the smallest: `smallest x (own / smallest) ** power`."""
+    smallest = profile.models[0]
+
+    def table(model: ModelProfile, field: str) -> tuple[tuple[int, float], ...]:
+        pairs = zip(getattr(model, field), getattr(smallest, field), strict=True)
+        return tuple((x, least * (own / least) ** power) for (x, own), (_, least) in pairs)
+
+    models = tuple(
+        dataclasses.replace(model, decode=table(model, "decode"), prefill=table(model, "prefill"))
+        for model in profile.models
+    )
+    return dataclasses.replace(profile, name=f"{profile.name}, costs to the power {power:g}", models=models)
+
+
+def with_quality_gap(profile: Profile, factor: float) -> Profile:
+    """Qualities whose distance to the task's best is multiplied, and at least 0."""
+
+    def spread(task: TaskQuality) -> TaskQuality:
+        best = max(task.quality_percent)
+        quality = tuple(max(0.0, best - factor * (best - value)) for value in task.quality_percent)
+        return dataclasses.replace(task, quality_percent=quality)
+
+    tasks = tuple(map(spread, profile.tasks))
+    return dataclasses.replace(profile, name=f"{profile.name}, quality gaps x {factor:g}", tasks=tasks)
+
+
+def _with_tasks(situation: Situation, deadline: float = 1.0, output: tuple[int, int] | None = None) -> Situation:
+    tasks = tuple(
+        dataclasses.replace(
+            task,
+            deadline=Deadline(deadline * task.deadline.base_s, deadline * task.deadline.per_token_s),
+            output_tokens=output or task.output_tokens,
+        )
+        for task in situation.tasks
+    )
+    return dataclasses.replace(situation, tasks=tasks)
+
+
+if __name__ == "__main__":
+    main(run, __file__)

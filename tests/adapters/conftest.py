@@ -1,0 +1,34 @@
+"""A small problem that all adapters share, so that they share its compiled programs."""
+
+from __future__ import annotations
+
+import pytest
+
+from besteffort.adapters.problem import Pay, Problem
+from besteffort.observation import default_features
+from besteffort.runs.config import load_situation
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.situation import Situation
+from besteffort.workload.arrivals import Poisson
+from besteffort.workload.synthetic import synthetic
+
+HORIZON = 40
+RATE = 20.0  # requests per second, so that answers come within an episode
+
+
+@pytest.fixture(scope="session")
+def situation() -> Situation:
+    return load_situation("paper")
+
+
+@pytest.fixture(scope="session")
+def problem(situation: Situation) -> Problem:
+    return serving(situation)
+
+
+def serving(situation: Situation, pay: Pay = "credit", horizon: int = HORIZON, history: int = 256) -> Problem:
+    """The default situation under Poisson arrivals."""
+    shape, params = build(situation, synthetic(situation, Poisson(RATE)), history=history, horizon=horizon)
+    features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, RATE)
+    return Problem(ServingEnvironment(shape), params, features, pay)

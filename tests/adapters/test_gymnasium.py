@@ -1,0 +1,159 @@
+"""The gymnasium environments: gymnasium's own checks, and that both live through the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from besteffort.adapters.problem import Problem
+from besteffort.errors import InputError
+from besteffort.observation import encode
+
+pytest.importorskip("gymnasium")
+
+import gymnasium
+from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_match import check_environments_match
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from besteffort.adapters.gymnasium import ID, ServingEnv, ServingVectorEnv
+
+HORIZON = 40  # of the shared problem
+
+
+def actions_of(envs: int, steps: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 3, (steps, envs))
+
+
+def played(envs: Any, seed: int, steps: int = HORIZON + 10) -> list[Any]:
+    """What `reset` and every `step` return."""
+    return [envs.reset(seed=seed), *(envs.step(actions) for actions in actions_of(envs.num_envs, steps))]
+
+
+def test_the_single_environment_passes_gymnasiums_check(problem: Problem) -> None:
+    """Any warning of the check is an error here."""
+    check_env(gymnasium.make(ID, problem=problem).unwrapped)
+    environments = (ServingEnv(problem), ServingEnv(problem))
+    check_environments_match(*environments, num_steps=HORIZON // 2, seed=3)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_the_vector_environment_is_a_vector_of_single_ones(problem: Problem, mode: AutoresetMode) -> None:
+    """Against gymnasium's own vector of single environments: spaces, seeds, resets, rewards, infos."""
+    ours = gymnasium.make_vec(
+        ID, num_envs=2, vectorization_mode="vector_entry_point", problem=problem, autoreset_mode=mode
+    )
+    theirs = SyncVectorEnv([lambda: ServingEnv(problem)] * 2, autoreset_mode=mode)
+    assert ours.metadata["autoreset_mode"] is mode
+    for name in ("single_observation_space", "single_action_space", "observation_space", "action_space", "num_envs"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for one, other in zip(played(ours, seed=5), played(theirs, seed=5), strict=True):
+        assert one[0] in ours.observation_space
+        same(one, other)
+
+
+def same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            same(one[name], other[name])
+    elif isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    elif isinstance(one, np.ndarray) and one.dtype == object:
+        same(tuple(one), tuple(other))
+    elif one is None:
+        assert other is None
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_episodes_truncate_and_never_terminate(problem: Problem) -> None:
+    envs = ServingVectorEnv(2, problem)
+    steps = played(envs, seed=0, steps=2 * HORIZON + 3)[1:]
+    ended = np.array([truncated for _, _, _, truncated, _ in steps])
+    assert not np.any([terminated for _, _, terminated, _, _ in steps])
+    # The step after the end begins anew: its action and its reward count for nothing.
+    assert np.flatnonzero(ended[:, 0]).tolist() == [HORIZON - 1, 2 * HORIZON]
+    np.testing.assert_array_equal(ended[:, 0], ended[:, 1])
+    assert [int(infos["index"][0]) for *_, infos in steps[HORIZON - 1 : HORIZON + 2]] == [HORIZON, 0, 1]
+    assert steps[HORIZON][1].tolist() == [0.0, 0.0]
+
+
+def test_seeds_decide(problem: Problem) -> None:
+    envs = ServingVectorEnv(2, problem)
+    first, again, other = (played(envs, seed, steps=3)[-1] for seed in (1, 1, 2))
+    same(first, again)
+    assert not np.allclose(first[0], other[0])
+    assert not np.allclose(first[0][0], first[0][1])
+    listed, _ = envs.reset(seed=[7, 1])
+    np.testing.assert_allclose(listed[1], envs.reset(seed=1)[0][0])
+
+
+def test_an_observation_is_what_the_network_reads(problem: Problem) -> None:
+    from besteffort.adapters.gymnasium import Lanes
+
+    lanes = Lanes(problem, 2)
+    lanes.begin([0, 1])
+    for actions in actions_of(2, HORIZON):
+        view = lanes.step(actions)
+    assert lanes._lanes is not None
+    seen = lanes._lanes.timestep.observation
+    for lane in range(2):
+        one = type(seen)(*(np.asarray(value)[lane] for value in seen))
+        np.testing.assert_allclose(view.observation[lane], encode(one, problem.features, np), rtol=1e-5)
+
+
+def test_what_a_step_pays(problem: Problem) -> None:
+    """Over an episode the credits and the rewards tell of the same requests; the environment's reward comes later."""
+    paid: dict[str, np.ndarray] = {}
+    earned: dict[str, np.ndarray] = {}
+    for pay in ("credit", "reward", "own"):
+        envs = ServingVectorEnv(2, dataclasses.replace(problem, pay=pay), outcomes_every=16)
+        steps = played(envs, seed=0, steps=HORIZON)[1:]
+        paid[pay] = np.array([step[1] for step in steps])
+        earned[pay] = np.array([step[4]["earned"] for step in steps])
+        read = [step[4]["outcome_index"].tolist() for step in steps if "outcome_index" in step[4]]
+        assert read == ([[16, 16], [32, 32], [HORIZON, HORIZON]] if pay == "own" else [])
+    for told in (paid["reward"], paid["own"], *earned.values()):
+        np.testing.assert_array_equal(told, paid["reward"])
+    assert paid["credit"].sum() > paid["reward"].sum() > 0
+    assert (paid["credit"][0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_envs": 0}, "`num_envs` is 0"),
+        ({"autoreset_mode": "Disabled"}, "`autoreset_mode` is Disabled; choose NextStep or SameStep"),
+        ({"problem": "papers"}, "did you mean `paper`?"),
+        ({"problem": "paper", "horizon": -1}, "`horizon` is -1"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(problem: Problem, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words.replace("?", r"\?")):
+        ServingVectorEnv(**{"problem": problem, **arguments})
+
+
+def test_wrong_actions_and_steps_before_the_first_reset(problem: Problem) -> None:
+    envs = ServingVectorEnv(2, problem)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(np.array([0, 1]))
+    envs.reset(seed=0)
+    for actions in (np.array([0, 3]), np.array([0, -1]), np.array([0])):
+        with pytest.raises(InputError, match="indices from 0 to 2"):
+            envs.step(actions)
+
+
+def test_bounds_hold_for_every_feature(problem: Problem) -> None:
+    from besteffort.observation import FEATURES, default_features
+
+    shape = problem.env.shape
+    features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, 200.0, FEATURES)
+    envs = ServingVectorEnv(2, dataclasses.replace(problem, features=features))
+    assert np.isfinite(envs.single_observation_space.high).all()
+    for step in played(envs, seed=0):
+        assert step[0] in envs.observation_space

@@ -1,0 +1,68 @@
+"""What comes from the Hugging Face Hub, read from its cache: no test reaches for the network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_opt import REFERENCES
+
+pytest.importorskip("huggingface_hub", reason="needs the extra `opt`")
+
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """The hub's cache with one model in it, as the hub's library leaves it."""
+    model = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = model / "snapshots" / COMMIT
+    sharded = next(path for path in REFERENCES if (path / "model.safetensors.index.json").exists())
+    shutil.copytree(sharded, snapshot)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    return tmp_path
+
+
+def run(program: str, cache: Path) -> str:
+    environment = os.environ | {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_model_by_name_and_names_that_are_none(cache: Path) -> None:
+    program = """
+from besteffort.errors import InputError
+from besteffort.opt.hub import load_tokenizer
+from besteffort.opt.weights import load_model
+print(load_model("someone/tiny").config.positions)
+for load, name in ((load_model, "someone/other"), (load_model, "not a name"), (load_tokenizer, "someone/other")):
+    try:
+        load(name)
+    except InputError as error:
+        print(error)
+"""
+    positions, *sentences = run(program, cache).splitlines()
+    assert positions == "48"
+    assert [line.split(": ")[0] for line in sentences] == ["someone/other", "not a name", "someone/other"]
+    assert "no such directory, and the hub does not give it (" in sentences[0]
+    assert sentences[1].endswith("check the name and the network.")
+
+
+def test_a_tokenizer_from_a_directory(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra `opt`")
+    pytest.importorskip("transformers", reason="needs the extra `opt`")
+    from besteffort.opt.hub import load_tokenizer
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "best": 1, "effort": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("best effort") == [1, 2]
+    assert tokenizer.decode([2, 1]).split() == ["effort", "best"]

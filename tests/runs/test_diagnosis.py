@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from besteffort.cli import main
+from besteffort.policy import load_policy, save_policy
+from besteffort.runs import diagnosis
+from besteffort.runs.evaluation import read_halves
+from besteffort.runs.experiment import load_run
+from besteffort.workload import rescale
+
+
+@pytest.fixture(scope="module")
+def policy(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that says it was trained at load 0.5 only, so that lists are short."""
+    path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
+    loaded = load_policy(trained / "policy.safetensors")
+    save_policy(dataclasses.replace(loaded, training={"workload": {"kind": "poisson", "load": 0.5}}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("workload", "loads"),
+    [
+        ({"kind": "random_rates", "low": 0.05, "high": 24.0}, (0.05, 24.0)),
+        ({"kind": "poisson", "load": 2.0}, (2.0, 2.0)),
+        ({"kind": "markov", "loads": [4.0, 0.5]}, (0.5, 4.0)),
+        ({"kind": "trace", "load": None}, None),
+        (None, None),
+    ],
+)
+def test_the_training_range_is_what_the_policy_says(policy: Path, workload, loads) -> None:
+    training = {} if workload is None else {"workload": workload}
+    assert diagnosis.trained_loads(dataclasses.replace(load_policy(policy), training=training)) == loads
+
+
+def test_around_the_bursty_load(small: Path) -> None:
+    run, situation = load_run(small)
+    bench = diagnosis.synthetic_bench(situation, run.evaluation, (0.05, 0.8))
+    by_family = {family: [t for t in bench.shifts if t.family == family] for family in ("load", "arrivals", "task mix")}
+    assert [trial.size for trial in by_family["load"]] == [0.025, 0.1, 0.2, 0.4, 1.2]
+    assert [trial.name for trial in by_family["load"]][::4] == [
+        "load 0.025, below training",
+        "load 1.2, beyond training",
+    ]
+    for trial in by_family["load"]:
+        rate = np.mean([rescale.mean_rate(requests) for requests in trial.lists])
+        assert rate == pytest.approx(trial.size * bench.arena.capacity_per_s, rel=0.2)
+        counted_s = min(float(requests.arrival_s[-1]) for requests in trial.lists) - run.evaluation.warm_up_s
+        assert counted_s > 2.0
+    assert [set(trial.lists[0].task) for trial in by_family["task mix"]] == [{0}, {1}]
+    judged = {id(requests) for trial in bench.shifts for requests in trial.lists}
+    assert not judged & {id(requests) for requests in bench.range_tuning}
+    assert len({len(requests) for requests in (*bench.arena.tuning, *bench.range_tuning)}) == 1
+    assert bench.notes == ()
+
+
+def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> None:
+    run, situation = load_run(small)
+    config = dataclasses.replace(run.evaluation, warm_up_s=2.0)
+    bench = diagnosis.synthetic_bench(situation, config, (0.05, 1000.0))
+    assert bench.notes[0].startswith("Load ")
+    assert "1.5e+03" in bench.notes[0] or "1500" in bench.notes[0]
+
+
+def test_around_a_trace(small: Path, trace: Path) -> None:
+    run, situation = load_run(small)
+    (halves,) = read_halves([trace], situation, run.evaluation.judging_seeds)
+    bench = diagnosis.trace_bench(halves, situation, run.evaluation, (0.05, 0.1), 0.1)
+    lists = bench.arena.judged[0]
+    loads = [trial for trial in bench.shifts if trial.family == "load"]
+    assert [trial.size for trial in loads] == [0.025, 0.059, 0.071, 0.084, 0.15]
+    for trial in loads:
+        np.testing.assert_array_equal(trial.lists[0].output_tokens, lists[0].output_tokens)
+    alone = [trial for trial in bench.shifts if trial.family == "task mix"]
+    for index, trial in enumerate(alone):
+        assert set(trial.lists[0].task) == {index}
+        np.testing.assert_array_equal(trial.lists[0].arrival_s, lists[0].arrival_s)
+        wanted = bench.arena.situation.deadlines(trial.lists[0].task, trial.lists[0].output_tokens)
+        np.testing.assert_allclose(trial.lists[0].deadline_s, wanted)
+    for requests in (*bench.arena.tuning, *bench.range_tuning):
+        np.testing.assert_array_equal(requests.prompt_tokens, halves.first[0].prompt_tokens)
+
+
+@pytest.mark.slow
+def test_a_diagnosis_says_in_words_and_figures_what_is_wrong(
+    policy: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["diagnose", str(policy), "--config", str(small), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    report = (out / "report.md").read_text(encoding="utf-8")
+    names = [trial["name"] for trial in results["trials"]]
+    assert names[0] == "everything as known"
+    assert {"qualities 30% off", "rates 100 arrivals late", "batch sizes up to 5 s old", "piqa only"} <= set(names)
+    for name in names:
+        assert name in said
+        assert f"| {name} |" in report
+    for trial in results["trials"]:
+        assert {"learned", "priced", "always opt-125m"} <= set(trial["performance"])
+        assert "random" not in trial["performance"]
+        lists = len(trial["performance"]["learned"])
+        assert lists == 2
+        if trial["bound"] is not None:
+            for values in trial["performance"].values():
+                assert np.mean(values) <= trial["bound"] + 1e-6
+    losses = [finding["loss"] for finding in results["findings"]]
+    assert losses == sorted(losses, reverse=True)
+    for finding in results["findings"]:
+        assert finding["sentence"] in report
+    assert ("Nothing found." in said) == (not losses)
+    assert "](diagnosis.png)" in report
+    assert (out / "diagnosis.svg").stat().st_size > 0

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.evaluation import plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import Interval
+from besteffort.policy import Policy
+from besteffort.runs.evaluation import LEARNED, burst_arena
+from besteffort.runs.experiment import TrainingConfig, load_run
+from besteffort.runs.lab import (
+    FAST,
+    FULL,
+    Arguments,
+    Claim,
+    Findings,
+    Lab,
+    as_setting,
+    conduct,
+    percent,
+    plain,
+    ratio_interval,
+    settings_table,
+    standings,
+    times,
+)
+from besteffort.runs.reproduce import EXPERIMENTS, claims_table, plan
+from besteffort.situation import Situation
+
+TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(TINY, tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def course(small: Path) -> tuple[Situation, TrainingConfig]:
+    run, situation = load_run(small)
+    return situation, dataclasses.replace(run.training, seeds=2)
+
+
+@pytest.fixture(scope="module")
+def policies(lab: Lab, course: tuple[Situation, TrainingConfig]) -> list[Policy]:
+    return lab.train(*course, name="first")
+
+
+def test_nothing_is_trained_twice(lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]) -> None:
+    said: list[str] = []
+    again = dataclasses.replace(lab, say=said.append).train(*course, name="second")
+    assert said == []
+    for one, other in zip(policies, again, strict=True):
+        np.testing.assert_array_equal(one.weights[0][0], other.weights[0][0])
+    assert not np.array_equal(policies[0].weights[0][0], policies[1].weights[0][0])
+    assert lab.seconds(*course) > 0
+
+
+def test_what_differs_is_trained_anew(
+    lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]
+) -> None:
+    situation, training = course
+    said: list[str] = []
+    talking = dataclasses.replace(lab, say=said.append)
+    reward = dataclasses.replace(situation.reward, miss_penalty=0.5)
+    talking.train(dataclasses.replace(situation, reward=reward), training, name="penalty")
+    assert any("penalty" in line for line in said)
+    (tuned, *_) = talking.train(situation, training, name="fine", weights=policies[0].weights)
+    assert any("fine" in line for line in said)
+    assert not np.array_equal(tuned.weights[0][0], policies[0].weights[0][0])
+    assert len(list((lab.work / "trainings").iterdir())) == 3
+
+
+def test_networks_are_judged_seed_by_seed(
+    lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]
+) -> None:
+    arena = burst_arena(course[0], lab.evaluation)
+    both = lab.judge(arena, policies)
+    alone = [lab.judge(arena, [policy], both.tuned) for policy in policies]
+    expected = [standings(verdict).learned[seed] for seed, verdict in enumerate(alone)]
+    one = standings(both)
+    np.testing.assert_allclose(one.learned, expected, rtol=1e-6)
+    assert one.static[0] in both.static
+    assert one.heuristic[0] in both.heuristics
+    assert {LEARNED, *both.static, *both.heuristics} == set(both.routers)
+    setting = as_setting("group", "name", both)
+    assert float(setting.learned.mean) <= setting.bound + 1e-6
+    assert float(setting.ahead.mean) == pytest.approx(float(setting.learned.mean) - setting.heuristic)
+    assert "group: name" in settings_table("title", "Setting", [setting]).markdown()
+
+
+def test_an_experiment_writes_what_it_found(tmp_path: Path) -> None:
+    def run(lab: Lab) -> Findings:
+        assert lab.scale.seeds == 3
+        values = mean = Interval(np.asarray(0.5), np.asarray(np.inf), 1)
+        table = Table("Title", "Head", (Column("Value (%)"),), (("row", (values,)),))
+        panel = plots.Panel("t", np.array([1.0, 2.0]), {"a": Interval(np.ones(2), np.zeros(2), 2)}, "x (s)", "y")
+        figure = plots.plot_panels([panel])
+        return Findings({"mean": mean}, [Claim("claim", "4x", "5x")], [table], {"": figure, "more": figure})
+
+    conduct(run, "trial", Arguments(out=tmp_path / "out", work=tmp_path / "work", seeds=3))
+    names = {"trial.json", "trial.md", "trial.png", "trial.svg", "trial_more.png", "trial_more.svg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    record = json.loads((tmp_path / "out" / "trial.json").read_text())
+    assert record["data"] == {"mean": {"mean": 0.5, "half_width": None}}
+    assert record["scale"] == dataclasses.asdict(dataclasses.replace(FULL, seeds=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "seeds"),
+        ({"decisions": 0}, "decisions"),
+        ({"data": Path("nowhere")}, "nowhere: there is no such directory"),
+    ],
+)
+def test_a_scale_out_of_range_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    arguments = Arguments(out=tmp_path, work=tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        conduct(lambda lab: Findings({}), "trial", arguments)
+
+
+def test_figures_in_words() -> None:
+    assert percent(0.1234) == "12.3%"
+    assert percent(np.array([0.1, 0.2])) == "15.0 ± 63.5%"
+    assert times(Interval(np.asarray(4.14), np.asarray(np.inf), 1)) == "4.1x"
+    assert times(Interval(np.asarray(4.14), np.asarray(0.26), 5)) == "4.1 ± 0.3x"
+    assert plain({"a": [np.float64("nan"), np.int64(2)], 3: (Claim("c", "", ""),)})["a"] == [None, 2]
+
+
+def test_ratio_of_means() -> None:
+    exact = ratio_interval(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    assert (float(exact.mean), float(exact.half_width)) == (pytest.approx(2.0), pytest.approx(0.0))
+    one_zero = ratio_interval(np.array([2.0, 2.0, 2.0]), np.array([0.0, 1.0, 2.0]))
+    assert np.isfinite([one_zero.mean, one_zero.half_width]).all()
+    assert np.isinf(ratio_interval(np.ones(3), np.zeros(3)).mean)
+    unknown = ratio_interval(np.ones(2), np.array([0.0, 0.5]))
+    assert (float(unknown.mean), float(unknown.half_width)) == (4.0, np.inf)
+    # Its coverage: the ratio of the true means lies inside nineteen times out of twenty.
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        interval = ratio_interval(rng.normal(4, 0.4, 5), rng.normal(2, 0.2, 5))
+        inside += float(interval.low) <= 2 <= float(interval.high)
+    assert 0.91 <= inside / 400 <= 0.98
+
+
+def test_page_of_claims(tmp_path: Path) -> None:
+    for name, scale in (("stable_load", FULL), ("hardware_utility", FAST)):
+        claim = dataclasses.asdict(Claim(f"claim of {name}", "4x", "5x", standing="holds"))
+        record = {"scale": dataclasses.asdict(scale), "claims": [claim]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    text = claims_table(["stable_load", "hardware_utility"], tmp_path).markdown()
+    assert "| claim of stable_load | 4x | 5x | - | - | - | holds |" in text
+    assert "holds (indicative)" in text.splitlines()[-3]
+
+
+@pytest.mark.checkout
+def test_experiments_by_name() -> None:
+    assert plan([]) == EXPERIMENTS
+    assert plan(["where_it_pays", "stable_load"]) == ("stable_load", "where_it_pays")
+    with pytest.raises(InputError, match="no experiment `stable_lode`, did you mean `stable_load`"):
+        plan(["stable_lode"])
+    root = Path(__file__).resolve().parents[2]
+    for name in EXPERIMENTS:
+        assert (root / "experiments" / f"{name}.py").is_file(), name
