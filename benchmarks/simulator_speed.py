@@ -101,6 +101,8 @@ def jobs(size: Size, found: Sequence[Scenario]) -> dict[str, Sequence[Job]]:
         ]
         drawn = np.random.default_rng(0).integers(0, tables.models, size.requests).tolist()
         for router, models in (("random", drawn), ("static largest", [tables.models - 1] * size.requests)):
+            if router not in size.routers:
+                continue
             lists[f"{scenario.name}, {router}"] = [Job(situation, tables, one, models) for one in requests]
     return lists
 

@@ -17,7 +17,6 @@ from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
 from besteffort.runs.diagnosis import (
     REQUESTS,
-    TUNING_REQUESTS,
     bounds_of,
     synthetic_bench,
     trained_loads,
@@ -38,7 +37,7 @@ def run(lab: Lab) -> Findings:
     config = dataclasses.replace(
         judging,
         requests=min(judging.requests, REQUESTS),
-        tuning_requests=min(judging.tuning_requests, TUNING_REQUESTS),
+        tuning_requests=min(judging.tuning_requests, REQUESTS),
         warm_up_s=min(judging.warm_up_s, 1.0),
     )
     loads = trained_loads(policies[0])

@@ -74,11 +74,26 @@ def as_known(situation: Situation, lists: Sequence[Requests]) -> Trial:
     return Trial("as known", "everything as known", 0.0, tuple(lists), (situation,) * len(lists))
 
 
-def perturbations(situation: Situation, lists: Sequence[Requests], *, seed: int = 0) -> list[Trial]:
+def perturbations(
+    situation: Situation,
+    lists: Sequence[Requests],
+    *,
+    shares: Sequence[float] = SHARES,
+    common_shares: Sequence[float] = SHARES,
+    lags: Sequence[int] = LAGS,
+    refreshes_s: Sequence[float] = REFRESHES_S,
+    seed: int = 0,
+) -> list[Trial]:
     """The same lists in worlds with other tables, and with views that are late.
 
-    Tables: qualities wrong by each of `SHARES`, and latencies, with signs drawn anew for each list; all models slower
-    or all faster by as much. Views: rate estimates late by `LAGS`, batch sizes read every `REFRESHES_S`.
+    Args:
+      situation: what the routers believe.
+      lists: one per seed.
+      shares: by how much qualities are wrong, and latencies, up or down by chance, which falls anew for each list.
+      common_shares: by how much all models are slower, or all faster.
+      lags: arrivals by which rate estimates are late.
+      refreshes_s: seconds between two readings of the batch sizes.
+      seed: of the chances.
     """
     profile, view = situation.profile, situation.view
     draws = range(seed, seed + len(lists))
@@ -87,22 +102,22 @@ def perturbations(situation: Situation, lists: Sequence[Requests], *, seed: int 
         return Trial(family, name, size, tuple(lists), tuple(worlds) * (len(lists) // len(worlds)))
 
     trials = []
-    for share in SHARES:
+    for share in shares:
         worlds = [dataclasses.replace(situation, profile=wrong_quality(profile, share, draw)) for draw in draws]
         trials.append(trial("quality table", f"qualities {share:.0%} off", share, worlds))
-    for share in SHARES:
+    for share in shares:
         worlds = [dataclasses.replace(situation, profile=wrong_latency(profile, share, seed=draw)) for draw in draws]
         trials.append(trial("latency table", f"latencies {share:.0%} off", share, worlds))
     ways: tuple[Latency, ...] = ("slower", "faster")
     for how in ways:
-        for share in SHARES:
+        for share in common_shares:
             world = dataclasses.replace(situation, profile=wrong_latency(profile, share, how))
             trials.append(trial(f"{how} models", f"all models {share:.0%} {how}", share, [world]))
-    for lag in LAGS:
+    for lag in lags:
         world = dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=lag))
         late = f"rates {lag} arrival{'s' if lag > 1 else ''} late"
         trials.append(trial("rate estimate", late, float(lag), [world]))
-    for refresh_s in REFRESHES_S:
+    for refresh_s in refreshes_s:
         world = dataclasses.replace(situation, view=dataclasses.replace(view, batch_refresh_s=refresh_s))
         age = f"{1000 * refresh_s:g} ms" if refresh_s < 1 else f"{refresh_s:g} s"
         trials.append(trial("batch sizes", f"batch sizes up to {age} old", refresh_s, [world]))

@@ -46,6 +46,7 @@ _KINK = 0.2  # by how much of its value a curve may bend between two knots witho
 _SLOPE = 0.3  # by how much of an iteration a stretch of batch sizes changes it, as long as the log does not tell
 _DEPENDENT = 10.0  # requests that share a fate: one residual in so many is independent evidence
 _PLAIN = 0.02  # cost per residual, about 1% of error, with which the simplest explanation is good enough
+_SHAPE = 0.02  # relative error of times by which a fit's uncertainty is reckoned at least
 _LOOSE = 0.2  # relative width of an interval from which on a curve counts as undetermined
 _CACHE_SHARE, _CACHE_SPREAD = (
     0.2,
@@ -352,9 +353,9 @@ class _Problem:
         row[self.context + 1] = 10.0  # a delay looks like a prefill that costs nobody else anything: rather the latter
         rows.append(row)
         targets.append(0.0)
-        # Where the number of tokens held hardly changes, as with a full cache, a log cannot tell what they cost from what
-        # weights do. Both go through the same memory, and the cache gets what the weights leave of it, so a full one
-        # costs a part of every iteration. How large a part is our own assumption, checked on one real log.
+        # Where the number of tokens held hardly changes, as with a full cache, a log cannot tell what they cost from
+        # what the weights do. Both go through the same memory, and the cache gets what the weights leave of it, so a
+        # full one costs a part of every iteration. How large a part is our own assumption, checked on one real log.
         row = np.zeros(len(self.units))
         row[self.context] = 1.0 / _CACHE_SPREAD if self.cache else 1.0
         rows.append(row)
@@ -535,7 +536,9 @@ def _covariance(problem: _Problem, x: np.ndarray) -> np.ndarray:
     _, residuals, weighted = _linearise(problem, x, step, problem.low, problem.high)
     size = float(np.mean(residuals[0] ** 2 / np.sqrt(1 + residuals[0] ** 2)))
     rows, _ = problem.prior
-    information = (weighted.T @ weighted) / max(size, 1e-9) + rows.T @ rows
+    # Even without noise, curves of a few stretches are off by something, and no closer than that is anything known.
+    size = max(size, (_SHAPE / problem.scale) ** 2)
+    information = (weighted.T @ weighted) / size + rows.T @ rows
     inverse = np.linalg.pinv(information / _DEPENDENT + 1e-6 * np.eye(len(x)))
     return np.asarray(inverse * problem.units * problem.units[:, None])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ def _matrix_rate(dtype: Any, repeats: int) -> float:
     best = 0.0
     for side in _SIDES:
         a = jax.block_until_ready(jnp.ones((side, side), dtype))
-        took_s = _best_s(lambda a=a: product(a, a), repeats)
+        took_s = _best_s(partial(product, a, a), repeats)
         best = max(best, 2 * side**3 / took_s)
         if 8 * took_s > _PATIENCE_S:
             break

@@ -31,15 +31,18 @@ from besteffort.runs.training import learned_router
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload import rescale
-from besteffort.workload.config import Gamma, Markov, MixConfig, Poisson, Square, Synthetic
+from besteffort.workload.config import Markov, MixConfig, Poisson, Synthetic
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests
 
-REQUESTS, TUNING_REQUESTS = 8_000, 11_000
-"""Length of the lists, where the configuration does not ask for less."""
+REQUESTS = 9_000
+"""Length of the lists to judge and to tune on, where the configuration does not ask for less."""
 
 _LONG_LISTS, _LONGEST = 3, 80_000  # lists at loads that need more requests, and their largest length
-_COUNTED_S = 3.0  # seconds after the warm-up that such a list lasts
+_COUNTED_S = 1.5  # least seconds of a list at a set load after the warm-up
+_TYPICAL = 2  # loads of the training range, the highest ones that are tried, that rules are tuned on
+_COMMON_SHARES, _LAGS = (0.1, 0.3), (1, 10, 100)  # fewer than `besteffort.evaluation.trials` has, to save time
+_LEFT_OUT = ("random", "deadline")  # the second is `deadline-reserve` without a reserve
 _BOUNDED = ("as known", "load", "arrivals", "task mix")  # families whose bound is shown; it would take long for all
 
 
@@ -49,7 +52,8 @@ class Bench(NamedTuple):
     Attributes:
       arena: its lists of one load are those of the trials in which requests stay as they are.
       shifts: trials with other requests.
-      range_tuning: lists at loads of the training range, for rules that are judged at other loads.
+      range_tuning: lists at loads of the training range, for rules that are judged at other loads; where there are
+        none, the arena's serve.
       notes: what could not be tried.
     """
 
@@ -113,31 +117,32 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
         return Trial(family, name, size, lists, (situation,) * len(lists))
 
     needed = {load: math.ceil(load * capacity * (config.warm_up_s + _COUNTED_S)) for load in _loads_to_try(*loads)}
-    short = [load for load in needed if needed[load] <= config.requests]
-    long = [load for load in needed if config.requests < needed[load] <= _LONGEST]
-    lists = draw([Poisson(load=load) for load in short], config.requests, config.judging_seeds)
+    short = [load for load in needed if needed[load] <= min(config.requests, config.tuning_requests)]
+    long = [load for load in needed if load not in short and needed[load] <= _LONGEST]
+    seeds = [*config.judging_seeds, *config.unjudged_seeds]
+    drawn = draw([Poisson(load=load) for load in short], max(config.requests, config.tuning_requests), seeds)
+    lists = [tuple(_cut(requests, config.requests) for requests in each[: config.seeds]) for each in drawn]
+    typical = [each[config.seeds :] for load, each in zip(short, drawn, strict=True) if loads[0] <= load <= loads[1]]
+    tuning = [_cut(requests, config.tuning_requests) for each in typical[-_TYPICAL:] for requests in each]
     if long:
-        seeds = config.judging_seeds[:_LONG_LISTS]
-        lists += draw([Poisson(load=load) for load in long], max(needed[load] for load in long), seeds)
+        longest = max(needed[load] for load in long)
+        lists += draw([Poisson(load=load) for load in long], longest, config.judging_seeds[:_LONG_LISTS])
     shifts = [
         trial("load", _load_name(load, *loads), load, each) for load, each in zip([*short, *long], lists, strict=True)
     ]
-    middle, peak = 1.5, min(8.0, loads[1])
-    for name, workload in (
-        (f"rare bursts to load {peak:g}", Markov(loads=(0.5, peak), dwell_s=(6.0, 1.0))),
-        (f"turns of load 0.5 and {peak / 2:g}", Square(low=0.5, high=peak / 2, period_s=0.5)),
-        ("clustered arrivals (cv 5)", Gamma(load=middle, cv=5.0)),
-    ):
-        shifts.append(trial("arrivals", name, 1.0, *draw([workload], config.requests, config.judging_seeds)))
+    # All of one kind, which is drawn by one compiled program.
+    bursts = {
+        "rare bursts to load 8": Markov(loads=(0.5, 8.0), dwell_s=(6.0, 1.0)),
+        "bursts of 0.25 s to load 4": Markov(loads=(0.5, 4.0), dwell_s=(0.25, 0.25)),
+        "load 4 on and off": Markov(loads=(0.0, 4.0), dwell_s=(1.0, 1.0)),
+    }
+    lists = draw(list(bursts.values()), config.requests, config.judging_seeds)
+    shifts += [trial("arrivals", name, 1.0, each) for name, each in zip(bursts, lists, strict=True)]
     if len(names) > 1:
         alone = [dataclasses.replace(config.burst, mix=MixConfig((tuple(row),))) for row in np.eye(len(names)).tolist()]
         lists = draw(alone, config.requests, config.judging_seeds)
         shifts += [trial("task mix", f"{name} only", 1.0, each) for name, each in zip(names, lists, strict=True)]
-    typical = [load for load in needed if loads[0] <= load <= loads[1] and needed[load] <= config.tuning_requests]
-    tuning = draw(
-        [Poisson(load=load) for load in typical or loads[:1]], config.tuning_requests, config.unjudged_seeds[:1]
-    )
-    return Bench(arena, tuple(shifts), tuple(each[0] for each in tuning), _left_out(set(needed) - {*short, *long}))
+    return Bench(arena, tuple(shifts), tuple(tuning), _left_out(set(needed) - {*short, *long}))
 
 
 def trace_bench(
@@ -165,7 +170,7 @@ def trace_bench(
             trial("task mix", f"{name} only", 1.0, [_of_task(requests, index, situation) for requests in lists])
             for index, name in enumerate(situation.task_names)
         ]
-    typical = [x for x in possible if loads[0] <= x <= loads[1]] or [loads[0]]
+    typical = [x for x in possible if loads[0] <= x <= loads[1]][-_TYPICAL:]
     tuning = tuple(rescale.to_load(trace.first[0], situation, x) for x in typical)
     return Bench(arena, tuple(shifts), tuning, _left_out(set(wanted) - set(possible)))
 
@@ -184,7 +189,7 @@ def diagnose(
     Args:
       policy: the policy.
       situation: what is served, on what, as all routers believe.
-      config: how to judge; lists are no longer than `REQUESTS` and `TUNING_REQUESTS`.
+      config: how to judge; lists are no longer than `REQUESTS`.
       out: directory.
       trace: judge on it, in place of the configuration's bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
@@ -195,7 +200,7 @@ def diagnose(
     config = dataclasses.replace(
         config,
         requests=min(config.requests, REQUESTS),
-        tuning_requests=min(config.tuning_requests, TUNING_REQUESTS),
+        tuning_requests=min(config.tuning_requests, REQUESTS),
         tuning_seeds=1,
     )
     loads = trained_loads(policy) or (config.loads[0], config.loads[-1])
@@ -229,17 +234,19 @@ def try_out(
       trials, and those for trials at other loads.
     """
     arena, lists = bench.arena, bench.arena.judged[0]
-    trials = [as_known(arena.situation, lists), *perturbations(arena.situation, lists, seed=seed), *bench.shifts]
+    perturbed = perturbations(arena.situation, lists, common_shares=_COMMON_SHARES, lags=_LAGS, seed=seed)
+    trials = [as_known(arena.situation, lists), *perturbed, *bench.shifts]
     scores = score_candidates(arena.situation, [*arena.tuning, *bench.range_tuning], warm_up_s=arena.warm_up_s)
+    own = len(arena.tuning)
     rules, tuned = [], []
-    for part in (slice(None, len(arena.tuning)), slice(len(arena.tuning), None)):
+    for part in (slice(None, own), slice(own if bench.range_tuning else 0, None)):
         best = best_settings(arena.situation, {name: values[:, part] for name, values in scores.items()})
         tuned.append({name: settings[0] for name, settings in best.items()})
-        rules.append(heuristic_routers(arena.situation, best, 1))
-        del rules[-1]["random"]
-    routers = [{**learned, **rules[trial.family == "load"]} for trial in trials]
+        routers = heuristic_routers(arena.situation, best, 1)
+        rules.append({name: each for name, each in routers.items() if name not in _LEFT_OUT})
+    everybody = [{**learned, **rules[trial.family == "load"]} for trial in trials]
     outcomes = judge_trials(
-        arena.situation, trials, routers, inspect=tuple(learned), warm_up_s=arena.warm_up_s, seed=seed
+        arena.situation, trials, everybody, inspect=tuple(learned), warm_up_s=arena.warm_up_s, seed=seed
     )
     return outcomes, (tuned[0], tuned[1])
 

@@ -143,11 +143,22 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     tune.report(dict(last))
 
 
+def _nobody(news: News) -> None:
+    del news
+
+
 class _Watch(tune.Callback):
     """Hands on how programs get on."""
 
     def __init__(self, watch: Callable[[News], None]) -> None:
         self._watch = watch
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
+        return self
+
+    def __reduce__(self) -> Any:
+        """Tune keeps a copy of what it runs, which watches nothing."""
+        return _Watch, (_nobody,)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
         self._watch(News(trial.config["program"], result["point"], result["points"], result["reward"]))

@@ -52,7 +52,7 @@ def test_around_the_bursty_load(small: Path) -> None:
         rate = np.mean([rescale.mean_rate(requests) for requests in trial.lists])
         assert rate == pytest.approx(trial.size * bench.arena.capacity_per_s, rel=0.2)
         counted_s = min(float(requests.arrival_s[-1]) for requests in trial.lists) - run.evaluation.warm_up_s
-        assert counted_s > 2.0
+        assert counted_s > 1.0
     assert [set(trial.lists[0].task) for trial in by_family["task mix"]] == [{0}, {1}]
     judged = {id(requests) for trial in bench.shifts for requests in trial.lists}
     assert not judged & {id(requests) for requests in bench.range_tuning}
@@ -62,10 +62,8 @@ def test_around_the_bursty_load(small: Path) -> None:
 
 def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> None:
     run, situation = load_run(small)
-    config = dataclasses.replace(run.evaluation, warm_up_s=2.0)
-    bench = diagnosis.synthetic_bench(situation, config, (0.05, 1000.0))
-    assert bench.notes[0].startswith("Load ")
-    assert "1.5e+03" in bench.notes[0] or "1500" in bench.notes[0]
+    bench = diagnosis.synthetic_bench(situation, run.evaluation, (0.05, 1000.0))
+    assert bench.notes[0].startswith("Load 1500 was left out")
 
 
 def test_around_a_trace(small: Path, trace: Path) -> None:

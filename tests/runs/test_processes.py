@@ -125,8 +125,12 @@ def soon_gone(pid: int) -> bool:
     return gone(pid)
 
 
-def test_an_interrupt_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setattr("besteffort.runs.processes._GRACE_S", 0.3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes lack
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     pids: list[int] = []
 
     def interrupt(_: Job, line: str) -> None:

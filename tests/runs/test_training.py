@@ -25,7 +25,7 @@ from besteffort.workload.traces import read_trace
 def test_run_directory_is_whole(trained: Path, small: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.jsonl", "checkpoint.npz"),
+        *("config.yaml", "metrics.jsonl", "metrics.csv", "tensorboard", "checkpoint.npz"),
         *("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors"),
     }
     resolved = load_config(trained / "config.yaml", RunConfig)
