@@ -53,9 +53,7 @@ def run(lab: Lab) -> Findings:
             one for one in compared if "table" in one.outcome.trial.family or "models" in one.outcome.trial.family
         ],
         "late views": [one for one in compared if one.outcome.trial.family in views],
-        "other requests": [
-            one for one in compared if one.outcome.trial.family in ("load", "arrivals", "task mix")
-        ],
+        "other requests": [one for one in compared if one.outcome.trial.family in ("load", "arrivals", "task mix")],
     }
     claims = []
     for name, members in groups.items():
