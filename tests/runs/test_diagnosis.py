@@ -63,7 +63,7 @@ def test_around_the_bursty_load(small: Path) -> None:
 def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> None:
     run, situation = load_run(small)
     bench = diagnosis.synthetic_bench(situation, run.evaluation, (0.05, 1000.0))
-    assert bench.notes[0].startswith("Load 3000 was left out")
+    assert bench.notes[0].startswith("Load 1500 was left out")
 
 
 def test_around_a_trace(small: Path, trace: Path) -> None:
