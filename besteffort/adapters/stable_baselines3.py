@@ -72,7 +72,7 @@ class ServingVecEnv(VecEnv):
     def reset(self) -> np.ndarray:
         seeds = [seed for seed in self._seeds if seed is not None] or None
         observations, _ = self.envs.reset(seed=seeds)
-        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self.reset_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return observations
