@@ -28,12 +28,14 @@ class Config:
       ring: decisions per environment that the replay ring remembers; a multiple of `chunk`.
       settle: decisions per environment that pass before a decision is sampled; for environments whose poor outcomes
         take longer to be known than good ones, of which sampling too early sees too few.
-      decisions: decisions to train on, over all environments; rounded up to a whole number of log points.
+      decisions: decisions to train a network on, over all environments; rounded up to a whole number of log points.
       log_chunks: chunks between two log points; everything between them is one compiled program.
       run: decisions of a multi-step return, at most; see `besteffort.learning.replay.sample`.
       baseline: learn returns beyond what decisions earn on average in the same circumstances; see `double_dqn.loss`.
       credit: the reward of a decision. `own`: what its own request earned, joined when that is settled. `marginal`:
         what the decision changed in the rewards of all requests (`TimeStep.credit`), known at once.
+      committee: networks that a run trains apart, each from its own key on its own decisions; their mean Q-values make
+        the policy. What single ones get wrong by chance averages out.
       double: the online network chooses the next action and the target network values it; else the target network
         does both, as in plain DQN.
       loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `Hyper.huber_delta`). Returns are
@@ -57,6 +59,7 @@ class Config:
     baseline: bool = True
     credit: Literal["own", "marginal"] = "marginal"
     double: bool = True
+    committee: Count = 1
 
     def __post_init__(self) -> None:
         if self.ring % self.chunk:

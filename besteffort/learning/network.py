@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
+from scipy.linalg import block_diag
 
 from besteffort.errors import InputError
 from besteffort.observation import EXOGENOUS, Feature
@@ -97,6 +99,40 @@ def to_weights(variables: Any) -> Weights:
     dense = (layers[f"Dense_{i}"] for i in range(len(layers)))
     *hidden, (kernel, bias) = ((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in dense)
     return (*hidden, (_duel(kernel), _duel(bias)))
+
+
+def merge(committee: Sequence[Weights]) -> Weights:
+    """One network that holds several of one shape side by side; its Q-values are the means of theirs."""
+    (first, *inner), last = list(zip(*committee, strict=True))[:-1], [weights[-1] for weights in committee]
+    kernels = [np.concatenate([kernel for kernel, _ in first], axis=1)]
+    kernels += [block_diag(*(kernel for kernel, _ in layer)) for layer in inner]
+    biases = [np.concatenate([bias for _, bias in layer]) for layer in (first, *inner)]
+    kernel = np.concatenate([kernel for kernel, _ in last]) / len(last)
+    return (*zip(kernels, biases, strict=True), (kernel, np.mean([bias for _, bias in last], axis=0)))
+
+
+def split(weights: Weights, networks: int) -> list[Weights]:
+    """The networks that `merge` made one of.
+
+    Raises:
+      InputError: if they are not so many networks side by side.
+    """
+    *hidden, (kernel, bias) = weights
+    if not any(offset.size % networks for _, offset in hidden):
+        (first, offset), *inner = [[np.split(part, networks, axis=-1) for part in layer] for layer in hidden]
+        parts = [[pair] for pair in zip(first, offset, strict=True)]
+        for columns, offsets in inner:
+            for index, part in enumerate(parts):
+                part.append((np.split(columns[index], networks)[index], offsets[index]))
+        for part, rows in zip(parts, np.split(kernel * networks, networks), strict=True):
+            part.append((rows, bias))
+        committee = [tuple(part) for part in parts]
+        if all((old[0] == new[0]).all() for old, new in zip(hidden, merge(committee), strict=False)):
+            return committee
+    raise InputError(
+        f"The starting weights are not {networks} networks side by side; set `training.config.committee` to the number "
+        "of networks in the policy that they come from."
+    )
 
 
 def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:

@@ -29,6 +29,8 @@ from besteffort.learning.network import (
     Weights,
     exogenous,
     from_weights,
+    merge,
+    split,
     to_weights,
 )
 from besteffort.learning.replay import Batch, Ring, Rows
@@ -118,12 +120,12 @@ class Trained:
     """The outcome of training.
 
     Attributes:
-      weights: of each run's network, see `besteffort.learning.network.Weights`.
-      decisions: made by each run.
-      metrics: (log points, runs) each: `decisions` so far; and over the decisions since the log point before: `reward`
-        (mean reward resolved per decision), `actions` (log points, runs, models; share of decisions for each model),
-        `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of decisions that left the ring before
-        their reward was known); and `norm`, of the weights.
+      weights: of each run's network or committee, see `besteffort.learning.network.Weights`.
+      decisions: made by each network.
+      metrics: (log points, runs) each, means over a committee: `decisions` so far; and over the decisions since the log
+        point before: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
+        decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
+        decisions that left the ring before their reward was known); and `norm`, of the weights.
     """
 
     weights: tuple[Weights, ...]
@@ -153,7 +155,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     tolerant: bool = False,
 ) -> Trained:
-    """Trains one network per key by Double DQN, all in one compiled program.
+    """Trains one network per key by Double DQN, or a committee of them, all in one compiled program.
 
     Args:
       env: the environment; hashable, because it is compiled in. It may continue for ever or truncate.
@@ -162,7 +164,7 @@ def train(
       config: static settings.
       hyper: numbers, each a scalar or (runs,), so that a sweep trains side by side.
       keys: one per run; runs with the same key and numbers are the same.
-      weights: where to start from instead of random networks; fine-tuning.
+      weights: where to start from instead of random networks, of as many networks as a committee has; fine-tuning.
       checkpoint_path: file to write checkpoints to, and to continue from if it exists. A run that was killed and
         started again ends with the same weights, bit for bit.
       checkpoint_every: log points between two checkpoints; one is always written at the end.
@@ -177,9 +179,19 @@ def train(
     check(config, hyper, env.shape.history)
     runs = keys.shape[0]
     hyper = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (runs,)), hyper)
-    start = None if weights is None else from_weights(weights, input_size(features), _networks(env, features, config).q)
-    state = initial_state(env, features, config, env_params, hyper, keys, start)
     identity = _identity(env, env_params, features, config, hyper, keys, weights)
+    start = None
+    if weights is not None:
+        network = _networks(env, features, config).q
+        each = [from_weights(part, input_size(features), network) for part in split(weights, config.committee)]
+        start = jax.tree.map(lambda *leaves: jnp.stack(leaves * runs), *each)
+    if config.committee > 1:
+        repeat = partial(jnp.repeat, repeats=config.committee, axis=0)
+        keys = jax.vmap(partial(jax.random.split, num=config.committee))(keys).reshape(-1)
+        hyper = jax.tree.map(repeat, hyper)
+        if isinstance(env_params, PerRun):
+            env_params = env_params._replace(own=jax.tree.map(repeat, env_params.own))
+    state = initial_state(env, features, config, env_params, hyper, keys, start)
     metrics: Metrics = {}
     if checkpoint_path is not None and checkpoint_path.exists():
         state, metrics = checkpoint.load(checkpoint_path, state, identity)
@@ -188,7 +200,11 @@ def train(
             break
         state, measured = segment(env, features, config, env_params, hyper, state)
         news = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
-        news |= {name: np.asarray(values) for name, values in measured.items()}
+        # The mean of a committee is finite only if all its networks are.
+        news |= {
+            name: np.asarray(values).reshape(runs, config.committee, *values.shape[1:]).mean(1)
+            for name, values in measured.items()
+        }
         if not tolerant:
             _stop_if_diverged(news)
         metrics = _extend(metrics, news)
@@ -197,8 +213,12 @@ def train(
             progress(Progress(point, config.log_points, news))
         if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
             checkpoint.save(checkpoint_path, state, metrics, identity)
+    networks = [to_weights(variables) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
-        weights=tuple(to_weights(variables) for variables in _unstack(state.runs.average, runs)),
+        weights=tuple(
+            networks[first] if config.committee == 1 else merge(networks[first : first + config.committee])
+            for first in range(0, len(keys), config.committee)
+        ),
         decisions=int(metrics["decisions"][-1, 0]),
         metrics=metrics,
     )
@@ -214,14 +234,14 @@ def initial_state(
     keys: Key[Array, " runs"],
     start: Any | None,
 ) -> TrainState:
-    """State before the first decision, with random networks or with the variables `start` in each.
+    """State before the first decision, with random networks or with the variables `start`, of leading axis (runs,).
 
     Raises:
       InputError: if decisions shall be credited with what the environment does not tell.
     """
     networks = _networks(env, features, config)
 
-    def one(env_params: Any, hyper: Hyper, key: Key[Array, ""]) -> Run:
+    def one(env_params: Any, hyper: Hyper, key: Key[Array, ""], start: Any | None) -> Run:
         network_key, baseline_key, env_key, key = jax.random.split(key, 4)
         actors = rollout.reset(env, env_params, config.envs, env_key)
         if config.credit == "marginal" and actors.timestep.credit is None:
@@ -243,7 +263,7 @@ def initial_state(
             key,
         )
 
-    return TrainState(_each_run(one, env_params)(hyper, keys), jnp.int32(0))
+    return TrainState(_each_run(one, env_params)(hyper, keys, start), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnames=("env", "features", "config"), donate_argnames="state")

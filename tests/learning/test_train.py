@@ -20,6 +20,7 @@ from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
 import besteffort
 from besteffort.errors import InputError
 from besteffort.learning import Config, Hyper, Progress, Trained, per_run, train
+from besteffort.learning.network import merge
 from besteffort.observation import Feature
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -63,6 +64,22 @@ def test_numbers_may_differ_between_runs() -> None:
     alone = train(*PROBE, config, dataclasses.replace(HYPER, learning_rate=1e-3), keys(1))
     assert not np.allclose(flat(together, 0), flat(together, 1))
     np.testing.assert_allclose(flat(together, 1), flat(alone), rtol=1e-3, atol=1e-5)
+
+
+def test_a_committee_is_its_networks_trained_apart() -> None:
+    """Also from given weights, and with numbers of its own beside another run."""
+    config = dataclasses.replace(CONFIG, decisions=1)
+    sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))
+    together = train(*PROBE, dataclasses.replace(config, committee=2), sweep, keys(2))
+    slow = dataclasses.replace(HYPER, learning_rate=1e-3)
+    apart = train(*PROBE, config, slow, jax.random.split(keys(2)[1], 2))
+    assert together.metrics["reward"].shape == (1, 2)
+    np.testing.assert_allclose(together.metrics["reward"][:, 1], apart.metrics["reward"].mean(1), rtol=1e-5)
+    for (kernel, bias), (own_kernel, own_bias) in zip(together.weights[1], merge(apart.weights), strict=True):
+        np.testing.assert_allclose(kernel, own_kernel, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(bias, own_bias, rtol=1e-3, atol=1e-5)
+    again = train(*PROBE, dataclasses.replace(config, committee=2), HYPER, keys(1), weights=together.weights[1])
+    assert [kernel.shape for kernel, _ in again.weights[0]] == [kernel.shape for kernel, _ in together.weights[1]]
 
 
 def test_metrics_and_progress_tell_the_same() -> None:
