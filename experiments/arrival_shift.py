@@ -2,10 +2,10 @@
 
     python -m experiments.arrival_shift [--fast] [--data DIR]
 
-The paper: robust when the arrivals shift. Every network serves the same tasks; what differs is when requests come: at
+The paper: robust when the arrivals shift. Every policy serves the same tasks; what differs is when requests come: at
 rates spread widely (the default training load), the same without bursts, as Gamma renewals, in Markov-modulated bursts,
 as a square wave, and at the times of the Azure traces of 2023 (first halves to train on, second halves to judge on).
-The matrix shows how far each network is ahead of the best heuristic, which is tuned on the very process that it is
+The matrix shows how far each policy is ahead of the best heuristic, which is tuned on the very process that it is
 judged on.
 """
 
@@ -48,7 +48,7 @@ TRACES = {
 
 
 def run(lab: Lab) -> Findings:
-    """Trains a network per process and seed, and judges each on all processes."""
+    """Trains a policy per process and seed, and judges each on all processes."""
     situation = load_situation("paper")
     judging = lab.evaluation
     policies, arenas = {}, {}
@@ -100,7 +100,7 @@ def run(lab: Lab) -> Findings:
         columns=tuple(Column(f"{name} (points)", "points", 2, brief=True) for name in verdicts),
         rows=tuple((source, tuple(row.values())) for source, row in ahead.items()),
         note="The heuristics are tuned on other draws of the arrivals that they are judged on. Mean ± half the 95% "
-        "interval over networks and lists, paired.",
+        "interval over policies and lists, paired.",
     )
     figure = plots.plot_matrix(
         values,

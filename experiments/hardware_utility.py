@@ -29,7 +29,7 @@ CALM, BURST, DWELL_S = 0.3, 2.4, (4.0, 2.0)  # of the mean load; mean (4 x 0.3 +
 
 
 def run(lab: Lab) -> Findings:
-    """Judges the default situation's networks beside eight replicas of the large model."""
+    """Judges the default situation's policies beside eight replicas of the large model."""
     situation = load_situation("paper")
     double = dataclasses.replace(
         situation, cluster=dataclasses.replace(situation.cluster, replicas=2 * situation.cluster.replicas)
@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
             (f"{load:g}", (mean_interval(learned[i]), mean_interval(eight[i]), ratios[i]))
             for i, load in enumerate(LOADS)
         ),
-        note="Load 1 is what the large model sustains on four replicas. Mean ± half the 95% interval over networks and "
+        note="Load 1 is what the large model sustains on four replicas. Mean ± half the 95% interval over policies and "
         "lists.",
     )
     panel = plots.Panel(

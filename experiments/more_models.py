@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
             "best_static": [one.static[0], mean_interval(one.static[1])],
             "bound": bound,
             "share_of_bound": share,
-            "training_seconds_per_network": seconds,
+            "training_seconds_per_policy": seconds,
             "decision_microseconds": micros,
         }
     behind = [row.name for row in settings if float(row.ahead.mean + row.ahead.half_width) < 0]
@@ -83,8 +83,8 @@ def run(lab: Lab) -> Findings:
         "More models: does it scale (the paper leaves it open)?",
         "open",
         f"2 to {MADE_UP} models: {percent(lowest)} of the bound or more; behind the best heuristic in {len(behind)} of "
-        f"{len(settings)} catalogues; {MADE_UP} models train in {most['training_seconds_per_network']:.0f} s per "
-        f"network and decide in {most['decision_microseconds']:.0f} microseconds",
+        f"{len(settings)} catalogues; {MADE_UP} models train in {most['training_seconds_per_policy']:.0f} s per "
+        f"policy and decide in {most['decision_microseconds']:.0f} microseconds",
         static=f"ahead by {100 * over_static:.1f} points or more",
         standing="holds" if not behind else "holds in part",
     )
@@ -95,12 +95,12 @@ def run(lab: Lab) -> Findings:
             Column("Learned (%)", digits=2, brief=True),
             Column("Ahead of best heuristic (points)", "points", 2, brief=True),
             Column("Share of bound (%)", digits=1, brief=True),
-            Column("Training per network (s)", "number", 0, brief=True),
+            Column("Training per policy (s)", "number", 0, brief=True),
             Column("Decision (microseconds)", "number", 1, brief=True),
         ),
         rows=tuple(rows),
         note="Training time includes compilation and depends on what else the machine does. Mean ± half the 95% "
-        "interval over networks and lists; differences are paired.",
+        "interval over policies and lists; differences are paired.",
     )
     return Findings(data, [claim], [table], {"": plots.plot_settings(settings, title="From two models to twelve")})
 

@@ -194,7 +194,7 @@ def table(cases: list[Case]) -> Table:
         rows=tuple(rows),
         note="Computed: the optimum, of a router that sees the whole state, and a policy that sees task and batch "
         "sizes alone. Played: the optimal policy in the reference simulator, on the lists of all others. Gaps are "
-        "relative to that. In brackets the best heuristic. Mean ± half the 95% interval over networks and lists.",
+        "relative to that. In brackets the best heuristic. Mean ± half the 95% interval over policies and lists.",
     )
 
 

@@ -2,10 +2,10 @@
 
     python -m experiments.robustness [--fast]
 
-The trials of `besteffort diagnose`, for all networks of the default situation: qualities and latencies that are wrong
+The trials of `besteffort diagnose`, for all policies of the default situation: qualities and latencies that are wrong
 by 5 to 30%, a rate estimate that lags by 1 to 100 arrivals, batch sizes that are up to 5 s old, loads below and beyond
 those of the training, other arrivals, single tasks. Heuristics believe the same wrong tables and see the same late
-views; network `i` plays list `i`.
+views; policy `i` plays list `i`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from besteffort.runs.training import learned_router
 
 
 def run(lab: Lab) -> Findings:
-    """Tries the default situation's networks out."""
+    """Tries the default situation's policies out."""
     situation = load_situation("paper")
     policies = lab.train(situation, lab.training(), name="paper")
     judging = lab.evaluation

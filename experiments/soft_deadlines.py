@@ -96,7 +96,7 @@ def run(lab: Lab) -> Findings:
             ),
         ),
         note=f"0 is the hard-deadline policy as it is; the best heuristic, {untouched.heuristic[0]}, reaches "
-        f"{percent(untouched.heuristic[1], 2)}. Mean ± half the 95% interval over networks and lists.",
+        f"{percent(untouched.heuristic[1], 2)}. Mean ± half the 95% interval over policies and lists.",
     )
     level = {
         "hard-deadline policy as it is": untouched.learned,

@@ -1,4 +1,4 @@
-"""Claim 1, stable load: performance and SLO attainment against the arrival rate, network by network.
+"""Claim 1, stable load: performance and SLO attainment against the arrival rate, policy by policy.
 
     python -m experiments.stable_load [--fast]
 
@@ -31,7 +31,7 @@ ATTAINMENT = 0.99
 
 
 def run(lab: Lab) -> Findings:
-    """Trains the default situation's networks and judges them on the grid of loads."""
+    """Trains the default situation's policies and judges them on the grid of loads."""
     situation = load_situation("paper")
     policies = lab.train(situation, lab.training(), name="paper")
     verdict = lab.judge(grid_arena(situation, lab.evaluation), policies)
@@ -142,7 +142,7 @@ def grid_table(verdict: Verdict) -> Table:
         ),
         rows=tuple(rows),
         note="In brackets the best other router, the best in hindsight at each load, static models included. "
-        "Mean ± half the 95% interval over networks and lists; differences are paired.",
+        "Mean ± half the 95% interval over policies and lists; differences are paired.",
     )
 
 

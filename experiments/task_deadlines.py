@@ -4,7 +4,7 @@
 
 In the first setting the tasks' deadlines are 0.6, 1, 2 and 4 times the default. In the second all deadlines are 0.7
 times the default at peak hours, which come every 20 s and bring six times as many requests, and 1.5 times between them.
-There, three networks, trained for equally many decisions: one that sees the deadline, one that was trained for the same
+There, three policies, trained for equally many decisions: one that sees the deadline, one that was trained for the same
 but does not see it, and one of the default situation, which has never met another deadline. Heuristics see the
 deadline.
 """
@@ -50,10 +50,10 @@ def run(lab: Lab) -> Findings:
 
     settings = [
         as_setting("a deadline per task", "trained for them", per_task),
-        as_setting("a deadline per task", "default network", per_task, learned=f"{LEARNED}: default"),
+        as_setting("a deadline per task", "default policy", per_task, learned=f"{LEARNED}: default"),
         as_setting("stricter at peak hours", "deadline seen", over_time),
         as_setting("stricter at peak hours", "trained for them, not seen", over_time, learned=f"{LEARNED}: not seen"),
-        as_setting("stricter at peak hours", "default network", over_time, learned=f"{LEARNED}: default"),
+        as_setting("stricter at peak hours", "default policy", over_time, learned=f"{LEARNED}: default"),
     ]
     claims = []
     for verdict, name in ((per_task, "Different deadlines per task"), (over_time, "Deadlines stricter at peak hours")):
@@ -66,7 +66,7 @@ def run(lab: Lab) -> Findings:
                 name,
                 "handled",
                 f"{percent(one.learned)}; {100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points "
-                f"to the best heuristic, {100 * float(gain.mean):+.2f} to the network of the default deadlines",
+                f"to the best heuristic, {100 * float(gain.mean):+.2f} to the policy of the default deadlines",
                 static=f"{percent(one.static[1])} ({one.static[0]})",
                 heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
                 bound=percent(float(verdict.bounds[0].performance)),

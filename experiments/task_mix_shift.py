@@ -20,7 +20,7 @@ from besteffort.workload.config import MixConfig
 
 
 def run(lab: Lab) -> Findings:
-    """Judges the default situation's networks on every mix."""
+    """Judges the default situation's policies on every mix."""
     situation = load_situation("paper")
     policies = lab.train(situation, lab.training(), name="paper")
     judging = lab.evaluation

@@ -1,9 +1,9 @@
-"""Where it pays: one thing of the default situation varied at a time, a network trained for each.
+"""Where it pays: one thing of the default situation varied at a time, policies trained for each.
 
     python -m experiments.where_it_pays [--fast]
 
 The paper's settings are not public, so none is picked that flatters: deadline slack, output length, replicas, the
-models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own networks, its own
+models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own policies, its own
 tuned heuristics and its own bound, under bursts between load 0.5 and 4 (1 = the largest model's capacity there).
 """
 
@@ -80,6 +80,9 @@ def variants(paper: Situation) -> Iterator[Variant]:
     for replicas in (1, 2, 8):
         cluster = dataclasses.replace(paper.cluster, replicas=replicas)
         yield Variant("replicas", str(replicas), dataclasses.replace(paper, cluster=cluster))
+    for line in (8, 128):
+        cluster = dataclasses.replace(paper.cluster, queue_capacity=line)
+        yield Variant("waiting line", str(line), dataclasses.replace(paper, cluster=cluster))
     for power in (0.5, 1.5):
         profile = with_costs(paper.profile, power)
         ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]

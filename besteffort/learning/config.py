@@ -52,14 +52,14 @@ class Config:
     batch: Count = 512
     ring: Count = 1024
     settle: Annotated[int, Ge(0)] = 0
-    decisions: Count = 5_767_168
-    log_chunks: Count = 16
+    decisions: Count = 2_097_152
+    log_chunks: Count = 8
     loss: Literal["huber", "l2"] = "l2"
     run: Count = 16
     baseline: bool = True
     credit: Literal["own", "marginal"] = "marginal"
     double: bool = True
-    committee: Count = 1
+    committee: Count = 4
 
     def __post_init__(self) -> None:
         if self.ring % self.chunk:
@@ -110,10 +110,10 @@ class Hyper:
 
     learning_rate: Any = 2e-3
     learning_rate_end: Any = 1e-5
-    learning_rate_decay: Any = 5_767_168
+    learning_rate_decay: Any = 2_097_152
     epsilon_start: Any = 1.0
     epsilon_end: Any = 0.02
-    epsilon_decay: Any = 720_896
+    epsilon_decay: Any = 262_144
     epsilon_spread: Any = 0.75
     discount: Any = 1.0
     horizon_s: Any = 0.25

@@ -228,7 +228,7 @@ def judge(
     Args:
       arena: the lists.
       learned: learned routers by name, listed first: one for all lists, or one for each seed of the arena, so that
-        intervals span networks and arrivals alike.
+        intervals span policies and arrivals alike.
       config: width of windows.
       tuned: settings of the heuristics, if they are not to be tuned on the arena's own lists.
     """

@@ -56,9 +56,10 @@ class Scale:
 
     Attributes:
       name: `full`, or `fast` for an indication within minutes.
-      seeds: networks per training, and lists per load.
-      decisions: of a training of the default situation.
-      variant_decisions: of a training of one of many variants.
+      seeds: policies per training, and lists per load.
+      committee: networks of a policy.
+      decisions: of each network of the default situation.
+      variant_decisions: of each network of one of many variants.
       requests: length of a list to judge on.
       tuning_requests: length of a list to tune heuristics on.
       warm_up_s: seconds of a list that do not count.
@@ -67,6 +68,7 @@ class Scale:
 
     name: Literal["full", "fast"]
     seeds: Annotated[int, Ge(2)]
+    committee: Count
     decisions: Count
     variant_decisions: Count
     requests: Annotated[int, Ge(2)]
@@ -75,8 +77,8 @@ class Scale:
     seed: Seed = 0
 
 
-FULL = Scale("full", 5, 5_767_168, 1_048_576, 30_000, 20_000, 6.0)
-FAST = Scale("fast", 3, 786_432, 196_608, 8_000, 3_200, 1.0)
+FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)
+FAST = Scale("fast", 3, 1, 786_432, 196_608, 8_000, 3_200, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,8 @@ class Lab:
         """The default training at this scale; `changes` are fields of `TrainingConfig`."""
         given = changes.pop("config", {})
         decisions = self.scale.variant_decisions if variant else self.scale.decisions
-        config = dataclasses.replace(TrainingConfig().config, **{"decisions": decisions, **given})
+        amount = {"committee": self.scale.committee, "decisions": decisions}
+        config = dataclasses.replace(TrainingConfig().config, **(amount | given))
         seed = self.scale.seed * self.scale.seeds
         return TrainingConfig(seed=seed, seeds=self.scale.seeds, config=config, **changes)
 
@@ -207,7 +210,7 @@ class Lab:
         policies: Mapping[str, Sequence[Policy]] | Sequence[Policy],
         tuned: Mapping[str, Settings] | None = None,
     ) -> Verdict:
-        """Every router on the arena's lists; network `i` plays the lists of seed `i`. `tuned` as for `judge`."""
+        """Every router on the arena's lists; policy `i` plays the lists of seed `i`. `tuned` as for `judge`."""
         if not isinstance(policies, Mapping):
             policies = {LEARNED: policies}
         self.say(f"judging on {arena.title.lower()}, {len(arena.loads)} load(s)")
@@ -294,7 +297,7 @@ def settings_table(title: str, head: str, settings: Sequence[plots.Setting]) -> 
             for row in settings
         ),
         note="Performance in percent of peak quality; the best static model and the best heuristic are the best in "
-        "hindsight. Mean ± half the 95% interval over networks and lists; differences are paired.",
+        "hindsight. Mean ± half the 95% interval over policies and lists; differences are paired.",
     )
 
 
@@ -327,9 +330,10 @@ class Arguments:
       work: directory that keeps trainings; experiments share them.
       data: directory with the public traces, for experiments that use them.
       fast: fewer seeds, decisions and requests, for an indication within minutes.
-      seeds: networks per training, instead of the scale's.
-      decisions: of a training of the default situation, instead of the scale's.
-      variant_decisions: of a training of one of many variants, instead of the scale's.
+      seeds: policies per training, instead of the scale's.
+      committee: networks of a policy, instead of the scale's.
+      decisions: of each network of the default situation, instead of the scale's.
+      variant_decisions: of each network of one of many variants, instead of the scale's.
       requests: length of a list to judge on, instead of the scale's.
       tuning_requests: length of a list to tune on, instead of the scale's.
       warm_up_s: seconds of a list that do not count, instead of the scale's.
@@ -341,6 +345,7 @@ class Arguments:
     data: Path | None = None
     fast: bool = False
     seeds: int | None = None
+    committee: int | None = None
     decisions: int | None = None
     variant_decisions: int | None = None
     requests: int | None = None

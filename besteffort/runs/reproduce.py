@@ -153,7 +153,7 @@ def claims_table(names: Sequence[str], out: Path) -> Table:
         head="Claim",
         columns=tuple(Column(heading, "text", brief=True) for heading in headings),
         rows=tuple(rows),
-        note="Mean ± half the 95% interval over networks and lists. The best static model and the best heuristic are "
+        note="Mean ± half the 95% interval over policies and lists. The best static model and the best heuristic are "
         f"the best in hindsight on the same requests; heuristics are tuned on others.{fast}",
     )
 

@@ -162,9 +162,9 @@ class RandomRates(Changes):
     low: Positive = 0.05
     high: Positive = 24.0
     dwell_requests: Positive = 12_000.0
-    burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.5
     burst_factor: Positive = 4.0
-    burst_requests: Positive = 200.0
+    burst_requests: Positive = 1000.0
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.random_rates(

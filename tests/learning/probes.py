@@ -32,6 +32,7 @@ CONFIG = Config(
     loss="l2",
     baseline=False,
     credit="own",
+    committee=1,
 )
 LONG = dataclasses.replace(CONFIG, decisions=262_144)
 """Long enough to be killed half-way."""

@@ -215,7 +215,7 @@ def test_a_history_shorter_than_a_chunk_is_refused() -> None:
 
 def test_too_many_decisions_to_count_are_refused() -> None:
     with pytest.raises(InputError, match="stay below"):
-        train(*PROBE, Config(decisions=2**32), Hyper(), keys(1))
+        train(*PROBE, Config(decisions=2**32, committee=1), Hyper(), keys(1))
 
 
 def test_marginal_credit_is_refused_where_there_is_none() -> None:

@@ -14,7 +14,8 @@ profile: opt-a100
 cluster: {replicas: 2, max_batch: 8, queue_capacity: 8}
 tasks: [{name: piqa}, {name: arc_easy}]
 training:
-  config: {decisions: 8192, envs: 32, chunk: 32, ring: 256, batch: 64, updates: 4, log_chunks: 2, hidden: [16]}
+  config:
+    {decisions: 8192, envs: 32, chunk: 32, ring: 256, batch: 64, updates: 4, log_chunks: 2, hidden: [8], committee: 2}
   hyper: {target_interval: 256}
   history: 256
   selection_requests: 200
