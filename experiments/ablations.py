@@ -58,7 +58,7 @@ def run(lab: Lab) -> Findings:
     names: dict[str, np.ndarray] = {}
     arenas = (burst_arena(situation, judging), grid_arena(situation, judging))
 
-    decisions = max(lab.scale.variant_decisions, lab.scale.variant_decisions * lab.scale.committee // 2)
+    decisions = lab.scale.variant_decisions
 
     def training(times: int = 1, config: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> TrainingConfig:
         return lab.training(config={"committee": 1, "decisions": times * decisions, **config}, **changes)

@@ -57,7 +57,7 @@ def run(lab: Lab) -> Findings:
         verdict = lab.judge(burst_arena(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
         one = standings(verdict)
         bound = float(verdict.bounds[0].performance)
-        seconds = lab.seconds(own, lab.training(variant=True)) / lab.scale.seeds
+        seconds = lab.seconds(own, lab.training(variant=True))
         micros = microseconds(policies[0])
         settings.append(as_setting("catalogue", name, verdict))
         share = mean_interval(one.learned / bound)

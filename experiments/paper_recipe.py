@@ -61,8 +61,8 @@ def run(lab: Lab) -> Findings:
         training = lab.training(config={"decisions": max(32_768, int(share * lab.scale.decisions)), "log_chunks": 2})
         training = training if share < 1 else lab.training()
         ours[training.config.decisions] = lab.train(situation, training, name=f"default, {share:g} of its decisions")
-        seconds[training.config.decisions] = lab.seconds(situation, training) / lab.scale.seeds
-    recipe_s = lab.seconds(situation, recipe) / lab.scale.seeds
+        seconds[training.config.decisions] = lab.seconds(situation, training)
+    recipe_s = lab.seconds(situation, recipe)
     verdict = lab.judge(
         burst_arena(situation, lab.evaluation),
         {f"{LEARNED}: recipe": theirs, **{f"{LEARNED}: {count}": each for count, each in ours.items()}},

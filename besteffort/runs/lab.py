@@ -169,6 +169,8 @@ class Lab:
     ) -> list[Policy]:
         """One policy per seed; trained once, whoever asks, and continued where it was interrupted.
 
+        Seed by seed, because the networks of many, side by side, are slower: they outgrow the processor's caches.
+
         Args:
           situation: what to train for.
           training: how.
@@ -176,16 +178,18 @@ class Lab:
           workload: train on this instead of the workload that `training` names.
           weights: where to start from instead of random networks.
         """
-        course = make_course(situation, training)
-        if workload is not None:
-            course = dataclasses.replace(course, workload=workload)
-        course = dataclasses.replace(course, weights=weights)
+        return [
+            self._train(_course(situation, one, workload, weights), f"{name}, policy {one.seed}")
+            for one in _each(training)
+        ]
+
+    def _train(self, course: Course, name: str) -> Policy:
         out = self._place(course)
         out.mkdir(parents=True, exist_ok=True)
         done = out / _SECONDS
 
         def hear(news: Progress) -> None:
-            if news.point == news.points or news.point % max(1, news.points // 4) == 0:
+            if news.point == news.points or news.point % max(1, news.points // 2) == 0:
                 reward = float(news.metrics["reward"].mean())
                 self.say(f"training {name}: {news.point}/{news.points}, mean reward {reward:.3f}")
 
@@ -194,12 +198,15 @@ class Lab:
             policies = train_policies(course, out, progress=hear)
             if not done.exists():
                 write_json(done, round(time.perf_counter() - started, 1))
-        return list(policies.values())
+        return policies[course.training.seed]
 
     def seconds(self, situation: Situation, training: TrainingConfig) -> float:
-        """How long the training of all seeds took when it was done, compilation included."""
-        place = self._place(make_course(situation, training)) / _SECONDS
-        return float(json.loads(place.read_text(encoding="utf-8")))
+        """Median over the seeds of how long the training of a policy took when it was done.
+
+        Compilation counts, where it was not kept from before.
+        """
+        places = [self._place(make_course(situation, one)) / _SECONDS for one in _each(training)]
+        return float(np.median([json.loads(place.read_text(encoding="utf-8")) for place in places]))
 
     def _place(self, course: Course) -> Path:
         return self.work / "trainings" / _digest(course)
@@ -442,6 +449,18 @@ def ratio_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
         return Interval(whole, np.asarray(np.inf), seeds)
     without = (ours.sum() - ours) / rest
     return dataclasses.replace(mean_interval(seeds * whole - (seeds - 1) * without), mean=whole)
+
+
+def _each(training: TrainingConfig) -> list[TrainingConfig]:
+    """The trainings of single seeds."""
+    return [dataclasses.replace(training, seeds=1, seed=training.seed + index) for index in range(training.seeds)]
+
+
+def _course(situation: Situation, training: TrainingConfig, workload: Any, weights: Weights | None) -> Course:
+    course = make_course(situation, training)
+    if workload is not None:
+        course = dataclasses.replace(course, workload=workload)
+    return dataclasses.replace(course, weights=weights)
 
 
 def _digest(course: Course) -> str:
