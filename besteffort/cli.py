@@ -423,6 +423,62 @@ def profile_measure(
     _say(f"Figures: {figures_file(out)}")
 
 
+def profile_quality(
+    models: tyro.conf.Positional[tuple[str, ...]],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME"), tyro.conf.UseAppendAction] = (),
+    examples: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction] = (),
+    into: Annotated[str | None, tyro.conf.arg(metavar="PROFILE")] = None,
+    metric: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK=METRIC"), tyro.conf.UseAppendAction] = (),
+    shots: int | None = None,
+    limit: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    max_batch: int = 8,
+) -> None:
+    """Measure what OPT models give on tasks, with lm-evaluation-harness: accuracy, likelihoods, ROUGE, BLEU.
+
+    Args:
+      models: directories with weights and tokenizer, names on the Hugging Face Hub, or published sizes (`opt-125m`);
+        from the smallest to the largest.
+      out: new file: the qualities, for `profile measure --qualities`, or with `--into` a profile. Every metric is
+        written beside it as it comes.
+      task: task of the harness, such as `piqa`; may be given several times.
+      examples: task of your own: JSON lines of `prompt` and `answer`, with `choices` to choose from, or of `text`; see
+        `besteffort.profile.quality`. May be given several times.
+      into: profile to put the qualities into, built-in or a file; what it says of costs stays.
+      metric: which metric is a task's quality, such as `piqa=acc_norm`; may be given several times.
+      shots: examples in the prompts of the harness's tasks, instead of each task's own number.
+      limit: only so many examples of each task.
+      dtype: number format of weights and cache.
+      max_batch: sequences at a time.
+    """
+    from besteffort.profile import load_profile, quality, save_profile
+    from besteffort.runs.directory import write_json
+
+    if out.exists() and (into is None or str(out) != into):
+        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    own = tuple(quality.read_examples(file) for file in examples)
+    plan = quality.Plan(models, task, own, quality.parse_metrics(metric), shots, limit, dtype, max_batch)
+    base = None if into is None else load_profile(into)
+    if base is not None:
+        quality.check_merge(base, plan)
+    figures = out.with_name(f"{out.stem}.quality.jsonl")
+    if figures.exists():
+        raise InputError(f"{figures}: there are figures already; remove the file or name another one.")
+    with _ERRORS.status("Measuring") as status:
+        found = quality.measure_qualities(
+            plan, figures, watch=lambda what, done, total: status.update(f"{what} ({done} of {total})")
+        )
+    measured = quality.qualities(plan, found)
+    if base is None:
+        write_json(out, dataclasses.asdict(measured))
+    else:
+        save_profile(quality.merged(base, measured), out)
+    _OUTPUT.print(quality.table(found).terminal())
+    _say(f"{'Qualities' if base is None else 'Profile'}: {out}")
+    _say(f"Figures: {figures}")
+
+
 def profile_fit(
     log: tyro.conf.Positional[Path],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
@@ -483,8 +539,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "reproduce": reproduce,
         "policy": policy,
         "profile": _group(
-            "What models cost: measured here, or from a server's request log.",
-            {"measure": profile_measure, "fit": profile_fit},
+            "What models cost and give: measured here, or from a server's request log.",
+            {"measure": profile_measure, "quality": profile_quality, "fit": profile_fit},
         ),
     }
     if "jax" not in sys.modules:

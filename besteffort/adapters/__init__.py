@@ -1,4 +1,5 @@
-"""Other people's libraries: their learners on our environment, and their policies as our routers.
+"""Other people's libraries: their learners on our environment, their policies as our routers, our models
+under their measures.
 
 | module | what | needs |
 |---|---|---|
@@ -8,6 +9,7 @@
 | `stable_baselines3` | a `VecEnv`, a replay buffer that joins outcomes, its DQN as our policy | stable-baselines3 |
 | `routers` | any function, or a model that predicts, as a router | |
 | `onnx` | a policy as one ONNX file | onnx |
+| `lm_eval` | OPT as a model of lm-evaluation-harness | lm-eval |
 
 Nothing here is imported unless it is asked for.
 """

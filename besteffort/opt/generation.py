@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -19,6 +19,7 @@ def generate(
     sampling: Sampling = GREEDY,
     key: jax.Array | None = None,
     stop_tokens: Sequence[int] | None = None,
+    stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt.
 
@@ -29,6 +30,7 @@ def generate(
       sampling: how they are chosen; greedily by default.
       key: for random choice; prompt `i` uses `fold_in(key, i)`, so its tokens do not depend on the others.
       stop_tokens: an answer ends with the first of these, which it includes; by default the model's own.
+      stop: told the tokens of an answer after each new one; whether it ends with that.
 
     Raises:
       InputError: on an empty prompt, one that is too long, or an unknown token, before anything is generated.
@@ -37,7 +39,7 @@ def generate(
         raise InputError(NEEDS_KEY)
     for prompt in prompts:
         runtime.check(prompt, max_new_tokens)
-    stop = set(runtime.model.config.stop_tokens if stop_tokens is None else stop_tokens)
+    last = set(runtime.model.config.stop_tokens if stop_tokens is None else stop_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
     waiting = deque(range(len(prompts)))
     running: dict[int, int] = {}
@@ -45,7 +47,7 @@ def generate(
     def take(row: int, token: int) -> None:
         answer = answers[running[row]]
         answer.append(token)
-        if len(answer) == max_new_tokens or token in stop:
+        if len(answer) == max_new_tokens or token in last or (stop is not None and stop(answer)):
             runtime.release(row)
             del running[row]
 

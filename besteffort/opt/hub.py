@@ -69,9 +69,12 @@ def load_tokenizer(name: str | Path) -> Any:
     except ModuleNotFoundError:
         raise InputError(f"{name}: a tokenizer needs transformers and tokenizers; {_EXTRA}.") from None
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: there is no tokenizer that can be read ({_reason(error)}); add its files.") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
+        raise InputError(f"{name}: there is no tokenizer; add its files, such as `tokenizer.json`.")
+    return tokenizer
 
 
 def _cached(name: str, file: str) -> Path | None:
