@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -133,6 +135,16 @@ def split(weights: Weights, networks: int) -> list[Weights]:
         f"The starting weights are not {networks} networks side by side; set `training.config.committee` to the number "
         "of networks in the policy that they come from."
     )
+
+
+def members(weights: Weights) -> list[Weights]:
+    """The networks of which one consists side by side, as many as there can be; itself where there is one."""
+    widths = [offset.size for _, offset in weights[:-1]]
+    if len(widths) > 1:  # of a single layer, every unit could be called a network
+        for networks in range(math.gcd(*widths), 1, -1):
+            with contextlib.suppress(InputError):
+                return split(weights, networks)
+    return [weights]
 
 
 def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:

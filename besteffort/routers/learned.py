@@ -19,7 +19,8 @@ class LearnedRouter:
     """Sends each request to the model with the largest Q-value.
 
     Attributes:
-      weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers.
+      weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. With one more
+        axis in front, those of a committee, whose mean Q-values decide.
       features: what the network reads of an observation, in order; static.
     """
 
@@ -29,10 +30,16 @@ class LearnedRouter:
     def q_values(self, observation: Observation) -> Float[Array, " models"]:
         """(models,) expected discounted credit of each model, beyond what decisions earn on average."""
         x = encode(observation, self.features, jnp)
-        *hidden, (matrix, bias) = self.weights
-        for hidden_matrix, hidden_bias in hidden:
-            x = jax.nn.relu(x @ hidden_matrix + hidden_bias)
-        return x @ matrix + bias
+        if self.weights[0][0].ndim == 2:
+            return _perceptron(self.weights, x)
+        return jax.vmap(_perceptron, in_axes=(0, None))(self.weights, x).mean(0)
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         return jnp.argmax(self.q_values(observation)).astype(jnp.int32)
+
+
+def _perceptron(weights: tuple[tuple[Any, Any], ...], x: Float[Array, " inputs"]) -> Float[Array, " models"]:
+    *hidden, (matrix, bias) = weights
+    for hidden_matrix, hidden_bias in hidden:
+        x = jax.nn.relu(x @ hidden_matrix + hidden_bias)
+    return x @ matrix + bias

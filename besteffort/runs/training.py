@@ -27,7 +27,7 @@ from jaxtyping import Array, Key
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
 from besteffort.learning.config import Config
-from besteffort.learning.network import Weights
+from besteffort.learning.network import Weights, members
 from besteffort.learning.train import Progress, Trained, train
 from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
@@ -220,9 +220,10 @@ def check_policy(policy: Policy, situation: Situation, path: Path) -> None:
 
 
 def learned_router(policy: Policy) -> LearnedRouter:
-    """The policy as a router of the compiled simulator."""
-    weights = tuple((jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in policy.weights)
-    return LearnedRouter(weights, policy.features)
+    """The policy as a router of the compiled simulator, without the zeros between the networks of a committee."""
+    networks = members(policy.weights)
+    stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
+    return LearnedRouter(jax.tree.map(jnp.asarray, stacked), policy.features)
 
 
 def _train(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.learning.network import QNetwork, Weights, from_weights, merge, split, to_weights
+from besteffort.learning.network import QNetwork, Weights, from_weights, members, merge, split, to_weights
 
 NETWORK = QNetwork((5, 4), 3)
 
@@ -75,6 +75,15 @@ def test_a_committee_parts_again() -> None:
             np.testing.assert_array_equal(old_bias, new_bias)
         np.testing.assert_allclose(old[-1][0], new[-1][0], rtol=1e-6)
     np.testing.assert_allclose(np.mean([values(weights, x) for weights in parts], axis=0), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_how_many_a_network_consists_of_is_seen_from_its_zeros() -> None:
+    three = committee()
+    assert len(members(merge(three))) == 3
+    np.testing.assert_array_equal(members(merge(three))[1][1][0], three[1][1][0])
+    assert members(three[0]) == [three[0]]
+    flat = to_weights(QNetwork((6,), 3).init(jax.random.key(0), jnp.zeros((1, 2))))
+    assert members(flat) == [flat]
 
 
 @pytest.mark.parametrize("networks", [2, 5])

@@ -153,3 +153,16 @@ def test_learned_is_the_argmax_of_the_network() -> None:
         q = x @ weights[-1][0] + weights[-1][1]
         np.testing.assert_allclose(router.q_values(observe(batch, task=1)), q, rtol=1e-4, atol=1e-5)
         assert choose(router, batch, task=1) == q.argmax()
+
+
+def test_a_committee_decides_by_the_mean_of_its_networks() -> None:
+    features = (Feature("batch_sizes", 3, "log1p", 2.0),)
+    random = np.random.default_rng(1)
+    weights = tuple(
+        (jnp.asarray(random.normal(size=(4, *size))), jnp.asarray(random.normal(size=(4, size[1]))))
+        for size in [(3, 8), (8, 3)]
+    )
+    seen = observe(random.integers(0, 9, (2, 3)))
+    single = [LearnedRouter(jax.tree.map(lambda leaf, i=i: leaf[i], weights), features) for i in range(4)]
+    mean = np.mean([router.q_values(seen) for router in single], axis=0)
+    np.testing.assert_allclose(LearnedRouter(weights, features).q_values(seen), mean, rtol=1e-5, atol=1e-6)
