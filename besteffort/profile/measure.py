@@ -1,8 +1,10 @@
 """Profiles that are measured: what iterations of the engine take on the device that JAX sees, whichever that is.
 
 Every figure is the time of whole iterations of `besteffort.opt.engine`, from admission until the event loop has the
-tokens, with all that the host adds. Programs come in buckets, so tables are staircases: a size costs what the bucket
-costs that holds it, and both ends of a bucket become points of the profile.
+tokens, with all that the host adds. It adds that once per iteration, however many prompts are read in it, so a prefill
+in the profile is an iteration that reads one prompt less an iteration that has nothing to compute. Programs come in
+buckets, so tables are staircases: a size costs what the bucket costs that holds it, and both ends of a bucket become
+points of the profile.
 
 Figures are written one by one, as lines of JSON beside the profile, with their spread and the device's floor, so that a
 run that was killed goes on where it was.
@@ -17,6 +19,7 @@ import importlib.metadata
 import itertools
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,14 +101,15 @@ class Point:
 
     Attributes:
       model: its name.
-      kind: `decode`, `prefill` or `slowdown` (decode steps in turns, alone and beside other models).
+      kind: `decode`, `prefill`, `host` (an iteration with nothing to compute) or `slowdown` (decode steps in turns,
+        alone and beside other models).
       size: batch size, or prompt tokens.
       context: tokens that attention reads of each request; 0 for a prefill.
       beside: names of the models that iterate at the same time.
     """
 
     model: str
-    kind: Literal["decode", "prefill", "slowdown"]
+    kind: Literal["decode", "prefill", "host", "slowdown"]
     size: int
     context: int = 0
     beside: tuple[str, ...] = ()
@@ -116,6 +120,8 @@ class Point:
                 return f"{self.model}: prefill of {self.size} tokens"
             case "decode":
                 return f"{self.model}: decode at batch {self.size}, context {self.context}"
+            case "host":
+                return f"{self.model}: nothing to compute"
             case _:
                 return f"{self.model}: beside {' and '.join(self.beside) or 'none'}"
 
@@ -305,19 +311,24 @@ class _Rig:
         buckets = self.runtime.buckets
         points = [Point(self.name, "decode", b, c) for b, c in itertools.product(buckets.batch, buckets.length)]
         points += [Point(self.name, "prefill", tokens) for tokens in buckets.prompt]
+        points.append(Point(self.name, "host", 0))
         companies = [(), *((other,) for other in others), *([tuple(others)] if len(others) > 1 else [])]
         size, context = self.companion.size, self.companion.context
         return points + [Point(self.name, "slowdown", size, context, beside) for beside in companies if others]
 
     def floor_s(self, point: Point, ceilings: Ceilings) -> float:
         config, itemsize = self.runtime.model.config, jnp.dtype(self.runtime.model.dtype).itemsize
+        if point.kind == "host":
+            return 0.0
         if point.kind == "prefill":
             return prefill_floor_s(config, point.size, itemsize, ceilings)
         return decode_floor_s(config, point.size, point.context, itemsize, ceilings)
 
     async def iterate(self, point: Point) -> float:
         """Seconds of one iteration."""
-        if point.kind == "prefill":
+        if point.kind == "host":
+            self.instance.adopt([], 0)
+        elif point.kind == "prefill":
             self.instance.adopt([], 0)
             self.instance.place(_request(self.name, point.size, 1))
         else:
@@ -416,7 +427,8 @@ def _model_profile(rig: _Rig, names: Sequence[str], figures: Sequence[Figure], r
         batch: statistics.mean(s - cost_s * b * context for (b, context), s in steps.items() if b == batch)
         for batch in buckets.batch
     }
-    prefill = {p.size: seconds for p, seconds in own.items() if p.kind == "prefill"}
+    host_s = own[Point(rig.name, "host", 0)]
+    prefill = {p.size: max(s - host_s, 0.1 * s) for p, s in own.items() if p.kind == "prefill"}  # noise must not win
     misses = [abs(decode[b] + cost_s * b * context - s) / s for (b, context), s in steps.items()]
     if max(misses) > _NOTABLE:
         remarks.append(
@@ -478,11 +490,14 @@ def company_remarks(profile: Profile, figures: Sequence[Figure]) -> list[str]:
 
 
 def _provenance(plan: Plan, quality: Source) -> Provenance:
+    flags = os.environ.get("XLA_FLAGS", "")  # which may decide how many threads compute
+
     def measured(method: str) -> Source:
         return Source(
             kind="measured",
             source=f"`besteffort profile measure`, besteffort {besteffort.__version__}",
-            method=f"{method}; median of {plan.repeats} iterations of the engine, host included",
+            method=f"{method}; median of {plan.repeats} iterations of the engine, host included"
+            + (f"; XLA_FLAGS {flags}" if flags else ""),
             device=device_name(),
             dtype=plan.dtype,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -491,7 +506,7 @@ def _provenance(plan: Plan, quality: Source) -> Provenance:
 
     return Provenance(
         decode=measured(f"decode steps at batch sizes up to {plan.max_batch} and contexts up to {plan.context}"),
-        prefill=measured(f"one prompt of up to {plan.context} tokens"),
+        prefill=measured(f"one prompt of up to {plan.context} tokens, less an iteration with nothing to compute"),
         slowdown=measured(
             "decode steps while another model decodes without a break" if len(plan.models) > 1 else "one model"
         ),

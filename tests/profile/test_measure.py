@@ -90,7 +90,7 @@ def test_a_measured_profile_says_what_it_is(measured: tuple[Path, Report, list])
         assert model.prefill[0][1] == model.prefill[1][1]
         assert len(model.slowdown) == 2
         assert min(model.slowdown) == 1.0
-    assert news[-1] == ("done", 12, 12)
+    assert news[-1] == ("done", 14, 14)
 
 
 def test_each_figure_has_its_spread_and_its_floor(measured: tuple[Path, Report, list]) -> None:
@@ -101,17 +101,26 @@ def test_each_figure_has_its_spread_and_its_floor(measured: tuple[Path, Report, 
     assert lines[1]["ceilings"] == dataclasses.asdict(report.ceilings)
     figures = lines[2:]
     kinds = [line["point"]["kind"] for line in figures]
-    # Per model two batches at one context, and two prompts; alone and beside the other.
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"decode": 4, "prefill": 4, "slowdown": 4}
+    # Per model two batches at one context, two prompts, and nothing; alone and beside the other.
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"decode": 4, "prefill": 4, "host": 2, "slowdown": 4}
     floors = {
         (line["point"]["model"], line["point"]["kind"], line["point"]["size"]): line["floor_s"] for line in figures
     }
     assert floors["small", "decode", 1] < floors["large", "decode", 1]
     for line in figures:
         low, high = line["quartiles_s"]
-        assert 0 < line["floor_s"] < line["median_s"]
+        assert line["floor_s"] < line["median_s"]
+        assert (line["floor_s"] > 0) == (line["point"]["kind"] != "host")
         assert low <= line["median_s"] <= high
         assert line["repeats"] == 4
+
+
+def test_the_host_counts_once_per_iteration(measured: tuple[Path, Report, list]) -> None:
+    _, report, _ = measured
+    seconds = {figure.point: figure.median_s for figure in report.figures}
+    for model in report.profile.models:
+        alone_s, host_s = seconds[Point(model.name, "prefill", 16)], seconds[Point(model.name, "host", 0)]
+        assert model.prefill[0][1] == pytest.approx(max(alone_s - host_s, 0.1 * alone_s))
 
 
 def test_a_killed_measurement_goes_on(

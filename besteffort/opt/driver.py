@@ -1,0 +1,229 @@
+"""Plays a list of requests to the engine in real time, and tells of each what the simulator tells.
+
+Requests come when the list says, whether or not earlier ones are answered. Latencies count from the time in the list,
+so what the host is late by counts as well. Answers have exactly the output tokens that the list asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from besteffort.errors import InputError
+from besteffort.observation import Observation, next_rate
+from besteffort.opt.engine import Answer, Engine, OverloadedError
+from besteffort.policy import Policy
+from besteffort.simulator.build import build
+from besteffort.simulator.result import Result
+from besteffort.simulator.reward import reward as reward_of
+from besteffort.simulator.types import Router
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+Choose = Callable[[int, Observation], int]
+"""A router as a function on the host: of a request's index in the list and what is seen, the index of a model."""
+
+_LEAD_S = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """What became of a list.
+
+    Attributes:
+      result: per request, as from `besteffort.simulate`.
+      answers: its tokens; none if it was rejected.
+      lateness_s: (n,) seconds by which it reached the engine after the time in the list.
+      routing_s: (n,) seconds that the choice of its model took.
+    """
+
+    result: Result
+    answers: tuple[tuple[int, ...], ...]
+    lateness_s: Float[np.ndarray, " n"]
+    routing_s: Float[np.ndarray, " n"]
+
+
+def choose_by_policy(policy: Policy) -> Choose:
+    """A policy file's decisions.
+
+    Raises:
+      InputError: if it needs a feature that the engine does not tell.
+    """
+    further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
+    if any(feature.name == "since_change_s" for feature in policy.features):
+        raise InputError("The policy reads `since_change_s`, which the engine does not tell; train one without it.")
+
+    def choose(index: int, seen: Observation) -> int:
+        known = {"deadline_s": seen.deadline_s, "smallest_batch": seen.instance_batch_sizes.min(axis=0).tolist()}
+        values = policy.values(
+            task=policy.tasks[seen.task],
+            batch_sizes=seen.batch_sizes.tolist(),
+            arrival_rate=seen.arrival_rate,
+            **{name: known[name] for name in further},
+        )
+        return int(values.argmax())
+
+    return choose
+
+
+def choose_by_router(router: Router, situation: Situation, seed: int = 0) -> Choose:
+    """Any router of the simulator, compiled for the host; its first choice is made here."""
+    _, params = build(situation, None, history=1)
+    key = jax.random.key(seed)
+
+    @jax.jit
+    def route(observation: Observation, index: Any) -> jax.Array:
+        return router.route(observation, params, jax.random.fold_in(key, index))
+
+    def choose(index: int, seen: Observation) -> int:
+        return int(route(seen, index))
+
+    choose(0, _observation(0, np.zeros(len(situation.profile.models), np.int64), 0.0, 1.0))
+    return choose
+
+
+async def drive(
+    engine: Engine, requests: Requests, prompts: Sequence[Sequence[int]], situation: Situation, choose: Choose
+) -> Played:
+    """Plays a list to an engine that serves, until the last answer is complete.
+
+    Args:
+      engine: warm, with the situation's models in their order, and nothing to do.
+      requests: the list; `prompt_tokens` are the lengths of `prompts`.
+      prompts: tokens of each prompt.
+      situation: one replica; `max_batch` and `queue_capacity` are the engine's.
+      choose: the router.
+
+    Raises:
+      InputError: if the engine, the prompts or the situation do not belong together.
+    """
+    _check(engine, requests, prompts, situation)
+    loop, clock = asyncio.get_running_loop(), time.perf_counter
+    n = len(requests)
+    answers: list[Answer | None] = [None] * n
+    model = np.zeros(n, np.int64)
+    lateness_s, routing_s = np.zeros(n), np.zeros(n)
+    rate, previous_s = 0.0, math.nan
+    names, outputs = engine.models, requests.output_tokens.tolist()
+    deadlines_s = situation.visible_deadlines[requests.task] * requests.deadline_factors
+    placed = loop.create_future()
+    start_s = clock() + _LEAD_S
+
+    def place(index: int) -> None:
+        nonlocal rate, previous_s
+        now = clock()
+        lateness_s[index] = now - start_s - requests.arrival_s[index]
+        rate = float(next_rate(rate, now - previous_s, situation.view.rate_tau_s)) if index else 0.0
+        previous_s = now
+        sizes = np.array(list(engine.batch_sizes.values()))
+        model[index] = choose(index, _observation(int(requests.task[index]), sizes, rate, deadlines_s[index]))
+        routing_s[index] = clock() - now
+        with contextlib.suppress(OverloadedError):
+            answers[index] = engine.submit(names[model[index]], prompts[index], outputs[index], stop_tokens=())
+
+    def place_next(index: int) -> None:
+        if placed.done():
+            return
+        try:
+            place(index)
+            if index == n - 1:
+                placed.set_result(None)
+        except Exception as error:
+            placed.set_exception(error)
+
+    def feed() -> None:
+        """In a thread: a timer of the event loop would be up to a millisecond late."""
+        for index, arrival_s in enumerate(requests.arrival_s.tolist()):
+            if over.wait(max(0.0, start_s + arrival_s - clock())):
+                return
+            loop.call_soon_threadsafe(place_next, index)
+
+    over = threading.Event()
+    feeder = threading.Thread(target=feed, name="arrivals")
+    feeder.start()
+    try:
+        await placed
+    finally:
+        over.set()
+        feeder.join()
+    for answer in answers:
+        if answer is not None:
+            await answer.complete()
+    return Played(
+        _result(requests, situation, model, answers, start_s),
+        tuple(() if answer is None else tuple(answer.tokens) for answer in answers),
+        lateness_s,
+        routing_s,
+    )
+
+
+def _observation(task: int, sizes: np.ndarray, rate: float, deadline_s: float) -> Observation:
+    return Observation(
+        task=task,
+        batch_sizes=sizes,
+        arrival_rate=rate,
+        instance_batch_sizes=sizes[None],
+        deadline_s=deadline_s,
+        since_change_s=math.nan,  # not told
+    )
+
+
+def _result(
+    requests: Requests, situation: Situation, model: np.ndarray, answers: Sequence[Answer | None], start_s: float
+) -> Result:
+    def times_s(name: str) -> np.ndarray:
+        return np.array([math.nan if answer is None else getattr(answer, name) - start_s for answer in answers])
+
+    rejected = np.array([answer is None for answer in answers])
+    completion_s = times_s("completion_s")
+    latency_s = np.where(rejected, np.inf, completion_s - requests.arrival_s + situation.cluster.network_delay_s)
+    quality = situation.profile.quality_table(situation.task_names)
+    weight = np.array([task.weight for task in situation.tasks])
+    return Result(
+        **requests.columns,
+        model=model,
+        replica=np.where(rejected, -1, 0),
+        admission_s=times_s("admission_s"),
+        first_token_s=times_s("first_token_s"),
+        completion_s=completion_s,
+        latency_s=latency_s,
+        met=latency_s <= requests.deadline_s,
+        reward=reward_of(
+            quality[requests.task, model],
+            weight[requests.task],
+            latency_s,
+            requests.deadline_s,
+            situation.reward.soft_span,
+            situation.reward.miss_penalty,
+        ),
+    )
+
+
+def _check(engine: Engine, requests: Requests, prompts: Sequence[Sequence[int]], situation: Situation) -> None:
+    cluster = situation.cluster
+    if engine.models != situation.profile.model_names:
+        raise InputError(
+            f"The engine serves {', '.join(engine.models)}, the profile is of "
+            f"{', '.join(situation.profile.model_names)}; give both the same models in the same order."
+        )
+    if (cluster.replicas, cluster.max_batch, cluster.queue_capacity) != (1, engine.max_batch, engine.queue_capacity):
+        raise InputError(
+            f"The engine is one replica with `max_batch` {engine.max_batch} and `queue_capacity` "
+            f"{engine.queue_capacity}; the situation's cluster must say the same."
+        )
+    if situation.view.rate_lag or situation.view.batch_refresh_s:
+        raise InputError("The engine tells at once what there is; leave `rate_lag` and `batch_refresh_s` at 0.")
+    if [len(prompt) for prompt in prompts] != requests.prompt_tokens.tolist():
+        raise InputError("The prompts do not have the lengths that `prompt_tokens` says; give each request its own.")
+    if requests.tasks != situation.task_names:
+        raise InputError("The list and the situation name different tasks; give the same ones in the same order.")
