@@ -114,7 +114,7 @@ class HarnessOPT(TemplateLM):
         """Tokens of a text; with a `</s>` before it as the tokenizer has it, unless it is there already."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Scored]:
         """Of each (context, continuation)."""

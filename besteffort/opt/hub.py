@@ -5,9 +5,11 @@ The hub and tokenizers need the extra `opt`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,8 @@ def _download(name: str, file: str) -> Path | None:
             f"{name}: no such directory, and the hub needs transformers and tokenizers; {_EXTRA}."
         ) from None
     try:
-        return Path(hf_hub_download(name, file))
+        with quiet_hub():
+            return Path(hf_hub_download(name, file))
     except (HFValidationError, OSError, EntryNotFoundError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
@@ -105,5 +108,18 @@ def _download(name: str, file: str) -> Path | None:
         ) from None
 
 
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """The hub's library tells of errors only, not of every retry."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    """The first sentence of a message."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -36,7 +36,7 @@ import besteffort
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.opt.config import PUBLISHED
-from besteffort.opt.hub import load_tokenizer
+from besteffort.opt.hub import load_tokenizer, quiet_hub
 from besteffort.opt.weights import load_model
 from besteffort.profile.device import device_name
 from besteffort.profile.measure import Qualities
@@ -333,7 +333,7 @@ def _quiet() -> Iterator[None]:
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), quiet_hub():
             yield
     finally:
         if before is None:
@@ -504,7 +504,7 @@ def qualities(plan: Plan, figures: Sequence[Figure]) -> Qualities:
     tasks = tuple(
         TaskQuality(
             task,
-            metric=f"{found[0].metric}, {found[0].shots}-shot",
+            metric=f"{'1 / ' * (found[0].metric in _PERPLEXITIES)}{found[0].metric}, {found[0].shots}-shot",
             source=f"measured, {files.get(task, 'lm-eval')}, {found[0].examples} examples",
             quality_percent=tuple(round(figure.percent, 6) for figure in found),
         )

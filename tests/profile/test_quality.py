@@ -52,7 +52,7 @@ def test_the_quality_is_a_percentage_with_its_error(measured: tuple[Path, list[d
     assert answers["percent"] == pytest.approx(REFERENCE["answers"]["rougeL"])
     assert answers["error_percent"] == pytest.approx(REFERENCE["answers"]["rougeL_stderr"])
     known = read_qualities(["quality"], out)
-    assert [task.metric for task in known.tasks] == ["acc, 0-shot", "byte_perplexity, 0-shot", "rougeL, 0-shot"]
+    assert [task.metric for task in known.tasks] == ["acc, 0-shot", "1 / byte_perplexity, 0-shot", "rougeL, 0-shot"]
     assert known.source.kind == "measured"
     assert "answers: rougeL, n = 30: quality 89" in known.source.method
     assert known.source.libraries[0].startswith("lm_eval 0.")
