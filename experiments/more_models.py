@@ -6,6 +6,7 @@ OPT sizes with published qualities and modelled latencies, a replica being four 
 the largest fits, and a made-up catalogue of twelve, evenly spaced between the smallest and the largest OPT. Deadlines
 grow with the largest model's decode time, so that it has as much room everywhere as OPT-6.7B has in the default
 situation. Bursts go from load 0.5 (1 = the largest model's capacity) to 0.6 of what the smallest model sustains.
+Policies are committees of two, trained shorter than the default.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CATALOGUES = {
     "8 models": ("opt-125m", "opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b"),
 }
 MADE_UP = 12
+COMMITTEE = 2
 CALM, BURST = 0.5, 0.6
 DEVICES = 4
 CONTEXT = 138  # tokens per request, as in the built-in profiles
@@ -51,13 +53,14 @@ def run(lab: Lab) -> Findings:
     settings, rows, data = [], [], {}
     for name, profile in profiles.items():
         own = with_profile(situation, profile)
-        policies = lab.train(own, lab.training(variant=True), name=name)
+        training = lab.training(variant=True, config={"committee": min(COMMITTEE, lab.scale.committee)})
+        policies = lab.train(own, training, name=name)
         capacity = own.capacity()
         burst = Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))
         verdict = lab.judge(burst_arena(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
         one = standings(verdict)
         bound = float(verdict.bounds[0].performance)
-        seconds = lab.seconds(own, lab.training(variant=True))
+        seconds = lab.seconds(own, training)
         micros = microseconds(policies[0])
         settings.append(as_setting("catalogue", name, verdict))
         share = mean_interval(one.learned / bound)

@@ -30,7 +30,7 @@ def run(lab: Lab) -> Findings:
     hard = load_situation("paper")
     soft = dataclasses.replace(hard, reward=Reward(soft_span=1.0))
     base = lab.train(hard, lab.training(), name="hard deadlines")
-    unit = lab.scale.variant_decisions // 2 ** (STEPS - 1)
+    unit = lab.scale.variant_decisions // 2**STEPS
     lengths = [unit * 2**step for step in range(STEPS)]
     ways: dict[str, list] = {"fine-tuned": [], "from scratch": []}
     for decisions in lengths:
