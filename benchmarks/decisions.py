@@ -3,9 +3,9 @@
     python -m benchmarks.decisions [--policy FILE ...] [--out FILE] [--fast]
 
 Every decision starts from Python numbers and ends with the index of a model, as beside a load balancer: one request at
-a time, on one thread. Also on how many of 10,000 states all three choose the same model. Beside the policies that are
-given stand two networks with random weights that choose each model equally often: one of 64 x 64 units, as trained by
-default, and one of 256 x 256 as in the paper.
+a time, on one thread; what else runs on the machine is not counted. Also on how many of 10,000 states all three choose
+the same model. Beside the policies that are given stand two networks with random weights that choose each model equally
+often: one of 64 x 64 units and one of 256 x 256, as in the paper.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def run(size: Size, policies: Mapping[str, Policy], console: Console) -> dict[st
         for name, policy in policies.items()
         for library, decide in deciders(policy).items()
     ]
-    speeds = measure(cases, size.rounds, console)
+    speeds = measure(cases, size.rounds, console, time.process_time)
     agreed = {name: choices(policy, states[name]) for name, policy in policies.items()}
     console.print(latency_table(speeds, agreed))
     return {

@@ -132,9 +132,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         parts = name.split(".")
         ends = (".".join(parts[-size:]) for size in range(1, len(parts) + 1))
-        alone = (
-            end for end in ends if not any(other != name and f".{other}".endswith(f".{end}") for other in names)
-        )
+        alone = (end for end in ends if not any(other != name and f".{other}".endswith(f".{end}") for other in names))
         short[name] = next(alone, name)
     return short
 

@@ -71,7 +71,7 @@ def run_on_ray(
             tune.with_resources(trainable, {"cpu": cluster.cpus, "gpu": cluster.gpus}),
             param_space={"program": tune.grid_search(list(programs))},
             tune_config=tune.TuneConfig(
-                metric="reward",
+                metric="best",
                 mode="max",
                 scheduler=None
                 if early is None
@@ -122,10 +122,11 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     out, program = Path(settings["out"]), config["program"]
     os.environ.setdefault("NPROC", str(settings["cpus"]))  # JAX has not started yet
     keep_compilations()
-    last: dict[str, Any] = {"point": 0, "points": 0, "reward": 0.0}
+    last: dict[str, Any] = {"point": 0, "points": 0, "reward": 0.0, "best": 0.0}
 
     def tell(news: Progress) -> None:
-        last.update(point=news.point, points=news.points, reward=float(news.metrics["reward"].max()))
+        reward = news.metrics["reward"]
+        last.update(point=news.point, points=news.points, reward=float(reward.mean()), best=float(reward.max()))
         if news.point < news.points:
             tune.report(dict(last))
 

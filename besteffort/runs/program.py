@@ -7,19 +7,18 @@ started again, it goes on from its checkpoint.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Lane, play_lanes, sample_lists
-from besteffort.learning.config import Hyper
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
 from besteffort.runs.cache import keep_compilations
@@ -68,7 +67,7 @@ def run_program(
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Trains the trials of a program, judges those that did not diverge, and says in their directories what became of
-    each. Trials of which that is said already are not judged again.
+    each. Trials of which that is said already are not judged again; if it is of all, nothing happens.
 
     Args:
       out: directory of the sweep.
@@ -81,6 +80,9 @@ def run_program(
     """
     members = [_read(out / "trials" / name) for name in read_programs(out)[program]]
     checkpoint = out / "programs" / program / CHECKPOINT
+    if all((member.directory / OUTCOME).exists() for member in members):
+        checkpoint.unlink(missing_ok=True)
+        return
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
     # Before the training, so that lists that cannot be judged on are found out now.
     worlds = [judged_situation(sweep, base, member.course.situation) for member in members]
@@ -104,7 +106,7 @@ def run_program(
             per_run([params for _, params in built]),
             courses[0].features,
             courses[0].training.config,
-            _numbers([each.training.numbers() for each in courses]),
+            jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in courses)),
             run_keys([member.seed for member in members]),
             weights=courses[0].weights,
             checkpoint_path=checkpoint,
@@ -209,13 +211,6 @@ def _read(directory: Path) -> Member:
 def _log(member: Member, track: Sequence[TrackerName]) -> MetricsLog:
     models = member.course.situation.profile.model_names
     return MetricsLog(member.directory, [member.seed], models, settings(member.course), track)
-
-
-def _numbers(numbers: Sequence[Hyper]) -> Hyper:
-    """The numbers of all runs, (runs,) each."""
-    return Hyper(
-        **{field.name: np.array([getattr(each, field.name) for each in numbers]) for field in dataclasses.fields(Hyper)}
-    )
 
 
 def _conclude(member: Member, outcome: dict[str, Any]) -> None:

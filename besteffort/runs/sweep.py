@@ -54,7 +54,7 @@ class News:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung, only the best programs go on.
+    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung, only programs with the best trials go on.
 
     Attributes:
       grace: log points that every program gets.
