@@ -3,7 +3,8 @@
 Both sides have the same random weights of the true shapes, take turns, and count everything that a step needs: calling
 the program, choosing the token, handing it to the host. Transformers runs its model as it comes, eagerly and without
 the overhead of `generate`. Beside each figure stands the floor: weights and cache through measured memory bandwidth,
-operations through measured matrix rate. Without PyTorch only our side is measured.
+operations through measured matrix rate; once at the best rates of the run, and once at those seen just before the case,
+for rates of a machine that others use too vary. Without PyTorch only our side is measured.
 
     python -m benchmarks.opt_speed [--size opt-125m] [--rounds 7] [--out FILE]
 """
@@ -31,13 +32,13 @@ from benchmarks.timing import cores, machine
 from besteffort.opt.config import OPTConfig
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import Model, random_model, to_checkpoint
-from besteffort.profile.floors import decode_floor_s, measure_ceilings, prefill_floor_s
+from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, STEPS, BATCHES = 128, 16, (1, 8)
 
 Timed = Callable[[], float]
-"""Does one thing several times and returns the seconds that it took each time, on average."""
+"""Does one thing several times and returns the seconds that it took, the median."""
 
 
 def ours(model: Model) -> dict[str, Timed]:
@@ -49,15 +50,8 @@ def ours(model: Model) -> dict[str, Timed]:
         runtime = Runtime(model, batch, context, Buckets((batch,), (PROMPT,), (context,)))
 
         def run() -> float:
-            for _ in range(batch):
-                runtime.prefill(prompt)
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                runtime.decode()
-            took = time.perf_counter() - start
-            for row in runtime.used:
-                runtime.release(row)
-            return took / STEPS
+            runtime.occupy([PROMPT] * batch)
+            return median_s(runtime.decode)
 
         return run
 
@@ -93,11 +87,13 @@ def theirs(model: Model) -> dict[str, Timed]:
                 cache, token = filled.past_key_values, filled.logits[:, -1:].argmax(-1)
                 if cache.get_seq_length() > PROMPT:
                     cache.crop(PROMPT - cache.get_seq_length())  # a negative number removes so many tokens
-                start = time.perf_counter()
-                for _ in range(STEPS):
+
+                def step() -> None:
+                    nonlocal token
                     token = twin(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
                     token.tolist()
-                return (time.perf_counter() - start) / STEPS
+
+                return median_s(step)
 
         return run
 
@@ -110,17 +106,29 @@ def theirs(model: Model) -> dict[str, Timed]:
     return {**{f"decode, batch {batch}": decode(batch) for batch in BATCHES}, f"prefill, {PROMPT} tokens": prefill}
 
 
+def median_s(step: Callable[[], object]) -> float:
+    """Seconds of a step."""
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def in_torch(model: Model) -> Any:
     """Transformers' OPT with the weights of `model`, in float32."""
     import torch
     from transformers import OPTConfig as TheirConfig
     from transformers import OPTForCausalLM
 
-    twin = OPTForCausalLM(TheirConfig(**to_transformers(model.config)))
+    with torch.device("meta"):  # without random weights of its own
+        twin = OPTForCausalLM(TheirConfig(**to_transformers(model.config)))
     state = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in to_checkpoint(model).items()}
-    left = twin.load_state_dict(state, strict=False)
+    left = twin.load_state_dict(state, strict=False, assign=True)
     assert not left.unexpected_keys, left
-    assert set(left.missing_keys) <= {"lm_head.weight"}, left  # tied
+    assert set(left.missing_keys) <= {"lm_head.weight"}, left
+    twin.tie_weights()
     return twin.eval()
 
 
@@ -139,14 +147,21 @@ def to_transformers(config: OPTConfig) -> dict[str, Any]:
     }
 
 
-def measure(cases: dict[str, dict[str, Timed]], rounds: int, console: Console) -> dict[str, dict[str, list[float]]]:
-    """Seconds per case and side, taken in turns; the first round warms up and does not count."""
+def measure(
+    cases: dict[str, dict[str, Timed]], rounds: int, console: Console
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Ceilings]]]:
+    """Per case the seconds of each side, taken in turns, and what the device attains just before; a round warms up."""
     times: dict[str, dict[str, list[float]]] = {case: {side: [] for side in sides} for case, sides in cases.items()}
+    ceilings: dict[str, list[Ceilings]] = {case: [] for case in cases}
     for number in track(range(rounds + 1), "timing", console=console):
         for case, sides in cases.items():
+            if number > 0:
+                ceilings[case].append(measure_ceilings(jnp.float32, repeats=3))
             for side, run in sorted(sides.items(), reverse=number % 2 == 0):
-                times[case][side].append(run())
-    return {case: {side: found[1:] for side, found in sides.items()} for case, sides in times.items()}
+                took = run()
+                if number > 0:
+                    times[case][side].append(took)
+    return times, ceilings
 
 
 def floors_s(config: OPTConfig) -> dict[str, Callable[..., float]]:
@@ -177,25 +192,32 @@ def main(arguments: Sequence[str] | None = None, model: Model | None = None) -> 
             cases[case]["pytorch"] = run
     else:
         console.print("PyTorch or transformers is not installed; only our side is measured.")
-    before = measure_ceilings(jnp.float32)
-    times = measure(cases, args.rounds, console)
-    after = measure_ceilings(jnp.float32)
-    ceilings = max(before, after, key=lambda c: c.bytes_per_s)
-    floors = {case: floor(ceilings) for case, floor in floors_s(model.config).items()}
+    times, ceilings = measure(cases, args.rounds, console)
+    every = [attained for found in ceilings.values() for attained in found]
+    best = Ceilings(max(c.bytes_per_s for c in every), max(c.flops_per_s for c in every))
+    floors = floors_s(model.config)
 
     table = Table(title=f"{args.size}, float32, milliseconds: median (fastest - slowest) of {args.rounds}")
-    for heading in ("case", *("flax", "pytorch")[: len(packages) - 2], "floor", "share of the floor", "pytorch / flax"):
+    for heading in (
+        "case",
+        *("flax", "pytorch")[: len(packages) - 2],
+        "floor",
+        "share (at that time)",
+        "pytorch / flax",
+    ):
         table.add_column(heading)
     rows = {}
     for case, sides in times.items():
+        floor_s = floors[case](best)
         median = {side: statistics.median(found) for side, found in sides.items()}
+        shares = [floors[case](c) / took for c, took in zip(ceilings[case], sides["flax"], strict=True)]
         ratio = [theirs / ours for ours, theirs in zip(sides["flax"], sides.get("pytorch", []), strict=False)]
         rows[case] = {
             "ms": {side: [round(1e3 * value, 3) for value in found] for side, found in sides.items()},
             "median_ms": {side: round(1e3 * value, 3) for side, value in median.items()},
-            "floor_ms": round(1e3 * floors[case], 3),
-            "share_of_floor": round(floors[case] / median["flax"], 3),
-            "share_of_floor_fastest": round(floors[case] / min(sides["flax"]), 3),
+            "floor_ms": round(1e3 * floor_s, 3),
+            "share_of_floor": round(floor_s / median["flax"], 3),
+            "share_of_floor_at_that_time": round(statistics.median(shares), 3),
             "pytorch_over_flax": round(statistics.median(ratio), 2) if ratio else None,
         }
         cells = [
@@ -204,20 +226,24 @@ def main(arguments: Sequence[str] | None = None, model: Model | None = None) -> 
         ]
         row = rows[case]
         table.add_row(
-            case, *cells, f"{row['floor_ms']:.2f}", f"{row['share_of_floor']:.0%}", str(row["pytorch_over_flax"] or "")
+            case,
+            *cells,
+            f"{row['floor_ms']:.2f}",
+            f"{row['share_of_floor']:.0%} ({row['share_of_floor_at_that_time']:.0%})",
+            str(row["pytorch_over_flax"] or ""),
         )
     console.print(table)
     console.print(
-        f"{jax.devices()[0].device_kind}: {ceilings.bytes_per_s / 1e9:.1f} GB/s read, "
-        f"{ceilings.flops_per_s / 1e9:.0f} GFLOP/s float32; load average before {began:.1f}"
+        f"{jax.devices()[0].device_kind}: {best.bytes_per_s / 1e9:.1f} GB/s read, "
+        f"{best.flops_per_s / 1e9:.0f} GFLOP/s float32; load average before {began:.1f}"
     )
     result = {
         "machine": machine(*packages),
         "device": jax.devices()[0].device_kind,
         "load_average_before": round(began, 2),
         "size": args.size,
-        "read_gb_per_s": [round(c.bytes_per_s / 1e9, 2) for c in (before, after)],
-        "matrix_gflop_per_s": [round(c.flops_per_s / 1e9, 1) for c in (before, after)],
+        "read_gb_per_s": [round(c.bytes_per_s / 1e9, 2) for c in every],
+        "matrix_gflop_per_s": [round(c.flops_per_s / 1e9, 1) for c in every],
         "cases": rows,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
