@@ -95,7 +95,7 @@ def small_models(count: int, console: Console) -> dict[str, Any]:
     apart, same = [], 0
     for number in track(range(count), "random models", console=console):
         rng = np.random.default_rng(number)
-        model = enlarged(random_model(random_config(rng, number % 2 == 0), seed=number), 15.0, number)
+        model = enlarged(random_model(random_config(rng, number % 2 == 0), seed=number), 10.0, number)
         twin = in_torch(model)
         apart.append(logits_apart(model, twin, *padded(rng, model.config.vocab, 4, 12)))
         prompt = rng.integers(3, model.config.vocab, rng.integers(1, 16)).tolist()
