@@ -12,7 +12,7 @@ heuristics do, and look a second ahead, because its prompts are long.
 
 How often static serving is near its peak hangs on how long it takes to recover from a burst, and so on the length of
 the waiting lines: the default situation turns requests away once 32 wait at an instance. Servers such as vLLM let any
-number wait. So the bursts are also judged with lines of 256, by the same policies, and the counts at twice the load.
+number wait. So the bursts are also judged with lines of 128, by the same policies, and the counts at twice the load.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLAIMS = {0.96: 4.1, 0.98: 2.3}
 SAMPLES = tuple(f"maf2019_sample{name}_1350_functions_x_1440min.csv.gz" for name in "AB")
 CODE = "AzureLLMInferenceTrace_code_2023.csv.gz"
 MEAN_LOAD = 1.0
-LONG_LINE = 256
+LONG_LINE = 128
 LONGER = 4  # times the usual list, for windows of 30 s
 
 
