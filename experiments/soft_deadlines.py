@@ -3,8 +3,7 @@
     python -m experiments.soft_deadlines [--fast]
 
 After its deadline an answer loses its worth linearly, to nothing at twice the deadline. Both ways are trained for
-several numbers of decisions and judged under the same bursty arrivals. Fine-tuning explores little and learns slowly,
-so that it keeps what it has.
+several numbers of decisions and judged under the same bursty arrivals.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, main, percent, standings
 from besteffort.situation import Reward
 
 STEPS = 4
-FINE = {"epsilon_start": 0.1, "learning_rate": 5e-4}
 
 
 def run(lab: Lab) -> Findings:
@@ -37,17 +35,8 @@ def run(lab: Lab) -> Findings:
         config = {"decisions": decisions, "log_chunks": 2}
         scratch = lab.training(config=config)
         ways["from scratch"].append(lab.train(soft, scratch, name=f"from scratch, {decisions:,} decisions"))
-        fine = lab.training(config=config, hyper=FINE)
-        tuned = [
-            lab.train(
-                soft,
-                dataclasses.replace(fine, seeds=1, seed=fine.seed + seed),
-                name=f"fine-tuning {seed}, {decisions:,} decisions",
-                weights=policy.weights,
-            )[0]
-            for seed, policy in enumerate(base)
-        ]
-        ways["fine-tuned"].append(tuned)
+        fine = lab.training(config=config, hyper=FINE_TUNING)
+        ways["fine-tuned"].append(lab.train(soft, fine, name=f"fine-tuning, {decisions:,} decisions", start=base))
     policies = {
         f"{LEARNED}: {way}, {decisions}": each
         for way, by_length in ways.items()

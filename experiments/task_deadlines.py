@@ -4,9 +4,9 @@
 
 In the first setting the tasks' deadlines are 0.6, 1, 2 and 4 times the default. In the second all deadlines are 0.7
 times the default at peak hours, which come every 20 s and bring six times as many requests, and 1.5 times between them.
-There, three policies, trained for equally many decisions: one that sees the deadline, one that was trained for the same
-but does not see it, and one of the default situation, which has never met another deadline. Heuristics see the
-deadline.
+There, three policies: one that sees the deadline, one that was trained for the same but does not see it, and that of
+the default situation, which has never met another deadline. The policies that see what it sees are fine-tuned from it.
+Heuristics see the deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena, synthetic_arena
-from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, settings_table, standings
+from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, as_setting, main, percent, settings_table, standings
 from besteffort.situation import Deadline, Situation, View
 from besteffort.workload.config import DeadlinesConfig, RandomRates, Square
 
@@ -29,19 +29,18 @@ LOADS = (3.0, 0.5)
 def run(lab: Lab) -> Findings:
     """Trains for both settings and judges."""
     situation = load_situation("paper")
-    base = lab.train(situation, lab.training(variant=True), name="default deadlines")
-
+    base = lab.train(situation, lab.training(), name="paper")
     several = dataclasses.replace(situation, tasks=_with_deadlines(situation))
-    own = lab.train(several, lab.training(variant=True), name="a deadline per task")
+    fine = lab.training(variant=True, hyper=FINE_TUNING)
+    own = lab.train(several, fine, name="a deadline per task", start=base)
     per_task = lab.judge(burst_arena(several, lab.evaluation), {LEARNED: own, f"{LEARNED}: default": base})
 
     changing = DeadlinesConfig((PEAK, BETWEEN), (0.0, PERIOD_S / 2), PERIOD_S)
-    training = lab.training(
-        variant=True, workload=RandomRates(deadlines=dataclasses.replace(changing, random_start=True))
-    )
+    rates = RandomRates(deadlines=dataclasses.replace(changing, random_start=True))
     seeing = dataclasses.replace(situation, view=View(features=("task", "batch_sizes", "arrival_rate", "deadline_s")))
-    sighted = lab.train(seeing, training, name="changing deadlines, seen")
-    blind = lab.train(situation, training, name="changing deadlines, not seen")
+    sighted = lab.train(seeing, lab.training(workload=rates), name="changing deadlines, seen")
+    fine = dataclasses.replace(fine, workload=rates)
+    blind = lab.train(situation, fine, name="changing deadlines, not seen", start=base)
     load = sum(LOADS) / 2
     peaks = Square(high=LOADS[0], low=LOADS[1], period_s=PERIOD_S, deadlines=changing)
     arena = synthetic_arena("peaks", "peak hours", seeing, lab.evaluation, (load,), [peaks])

@@ -81,6 +81,10 @@ FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)
 FAST = Scale("fast", 3, 1, 786_432, 196_608, 8_000, 3_200, 1.0)
 
 
+FINE_TUNING = {"epsilon_start": 0.1, "learning_rate": 5e-4}
+"""Numbers of a training that starts from policies: it explores little and learns slowly, to keep what they have."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """One line of the page that sets the paper's figures beside ours.
@@ -165,7 +169,7 @@ class Lab:
         *,
         name: str,
         workload: Any = None,
-        weights: Weights | None = None,
+        start: Sequence[Policy] = (),
     ) -> list[Policy]:
         """One policy per seed; trained once, whoever asks, and continued where it was interrupted.
 
@@ -176,11 +180,12 @@ class Lab:
           training: how.
           name: what to call it while it goes on.
           workload: train on this instead of the workload that `training` names.
-          weights: where to start from instead of random networks.
+          start: policies to start from instead of random networks, one for each seed.
         """
+        starts = [policy.weights for policy in start] if start else [None] * training.seeds
         return [
             self._train(_course(situation, one, workload, weights), f"{name}, policy {one.seed}")
-            for one in _each(training)
+            for one, weights in zip(_each(training), starts, strict=True)
         ]
 
     def _train(self, course: Course, name: str) -> Policy:

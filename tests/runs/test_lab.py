@@ -71,7 +71,7 @@ def test_what_differs_is_trained_anew(
     reward = dataclasses.replace(situation.reward, miss_penalty=0.5)
     talking.train(dataclasses.replace(situation, reward=reward), training, name="penalty")
     assert any("penalty" in line for line in said)
-    (tuned, *_) = talking.train(situation, training, name="fine", weights=policies[0].weights)
+    (tuned, *_) = talking.train(situation, training, name="fine", start=policies[:1])
     assert any("fine" in line for line in said)
     assert not np.array_equal(tuned.weights[0][0], policies[0].weights[0][0])
     assert len(list((lab.work / "trainings").iterdir())) == 4
