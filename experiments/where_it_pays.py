@@ -1,10 +1,11 @@
-"""Where it pays: one thing of the default situation varied at a time, policies trained for each.
+"""Where it pays: one thing of the default situation varied at a time, policies fine-tuned for each.
 
     python -m experiments.where_it_pays [--fast]
 
 The paper's settings are not public, so none is picked that flatters: deadline slack, output length, replicas, the
-models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own policies, its own
-tuned heuristics and its own bound, under bursts between load 0.5 and 4 (1 = the largest model's capacity there).
+models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own tuned heuristics, its
+own bound, and policies that were fine-tuned from those of the default situation; where only the bursts differ, these are
+judged as they are. Bursts go between load 0.5 and 4 (1 = the largest model's capacity in the setting).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from besteffort.evaluation import plots
 from besteffort.profile import ModelProfile, Profile, TaskQuality
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import burst_arena
-from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
+from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, as_setting, main, settings_table, standings
 from besteffort.situation import Deadline, Reward, Situation
 from besteffort.workload.config import Markov
 
@@ -33,10 +34,14 @@ class Variant(NamedTuple):
 
 def run(lab: Lab) -> Findings:
     """Trains and judges every variant."""
+    paper = load_situation("paper")
+    default = lab.train(paper, lab.training(), name="paper")
+    fine = lab.training(variant=True, hyper=FINE_TUNING)
     settings, data = [], {}
-    for variant in variants(load_situation("paper")):
+    for variant in variants(paper):
         name = f"{variant.group}: {variant.name}"
-        policies = lab.train(variant.situation, lab.training(variant=True), name=name)
+        known = variant.situation == paper
+        policies = default if known else lab.train(variant.situation, fine, name=name, start=default)
         judging = lab.evaluation
         if variant.burst is not None:
             judging = dataclasses.replace(judging, burst=variant.burst)
