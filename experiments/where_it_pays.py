@@ -1,11 +1,11 @@
-"""Where it pays: one thing of the default situation varied at a time, policies fine-tuned for each.
+"""Where it pays: one thing of the default situation varied at a time, policies trained for each.
 
     python -m experiments.where_it_pays [--fast]
 
 The paper's settings are not public, so none is picked that flatters: deadline slack, output length, replicas, the
 models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own tuned heuristics, its
-own bound, and policies that were fine-tuned from those of the default situation; where only the bursts differ, these are
-judged as they are. Bursts go between load 0.5 and 4 (1 = the largest model's capacity in the setting).
+own bound, and policies of its own; where only bursts or waiting lines differ, those of the default situation are judged
+as they are. Bursts go between load 0.5 and 4 (1 = the largest model's capacity in the setting).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from besteffort.evaluation import plots
 from besteffort.profile import ModelProfile, Profile, TaskQuality
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import burst_arena
-from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, as_setting, main, settings_table, standings
+from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
 from besteffort.situation import Deadline, Reward, Situation
 from besteffort.workload.config import Markov
 
@@ -36,12 +36,13 @@ def run(lab: Lab) -> Findings:
     """Trains and judges every variant."""
     paper = load_situation("paper")
     default = lab.train(paper, lab.training(), name="paper")
-    fine = lab.training(variant=True, hyper=FINE_TUNING)
+    training = lab.training(config={"decisions": min(lab.scale.decisions, 2 * lab.scale.variant_decisions)})
     settings, data = [], {}
     for variant in variants(paper):
         name = f"{variant.group}: {variant.name}"
-        known = variant.situation == paper
-        policies = default if known else lab.train(variant.situation, fine, name=name, start=default)
+        lines = dataclasses.replace(paper.cluster, queue_capacity=variant.situation.cluster.queue_capacity)
+        known = variant.situation == dataclasses.replace(paper, cluster=lines)
+        policies = default if known else lab.train(variant.situation, training, name=name)
         judging = lab.evaluation
         if variant.burst is not None:
             judging = dataclasses.replace(judging, burst=variant.burst)
@@ -78,23 +79,16 @@ def run(lab: Lab) -> Findings:
 def variants(paper: Situation) -> Iterator[Variant]:
     """The default situation, and all that differ from it in one thing."""
     yield Variant("default", "", paper)
-    for factor in (0.6, 4.0):
-        yield Variant("deadlines", f"{factor:g} x", _with_tasks(paper, deadline=factor))
-    for low, high in ((3, 7), (100, 300)):
-        yield Variant("output tokens", f"{low} to {high}", _with_tasks(paper, output=(low, high)))
+    yield Variant("deadlines", "0.6 x", _with_tasks(paper, deadline=0.6))
+    yield Variant("output tokens", "100 to 300", _with_tasks(paper, output=(100, 300)))
     cluster = dataclasses.replace(paper.cluster, replicas=1)
     yield Variant("replicas", "1", dataclasses.replace(paper, cluster=cluster))
     cluster = dataclasses.replace(paper.cluster, queue_capacity=256)
     yield Variant("waiting lines", "of 256", dataclasses.replace(paper, cluster=cluster))
-    for power in (0.5, 1.5):
-        profile = with_costs(paper.profile, power)
-        ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]
-        yield Variant(
-            "largest model's cost", f"{ratio:.1f} x the smallest", dataclasses.replace(paper, profile=profile)
-        )
-    for factor in (0.3, 2.0):
-        profile = with_quality_gap(paper.profile, factor)
-        yield Variant("quality gaps", f"{factor:g} x", dataclasses.replace(paper, profile=profile))
+    profile = with_costs(paper.profile, 0.5)
+    ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]
+    yield Variant("largest model's cost", f"{ratio:.1f} x the smallest", dataclasses.replace(paper, profile=profile))
+    yield Variant("quality gaps", "2 x", dataclasses.replace(paper, profile=with_quality_gap(paper.profile, 2.0)))
     for loads in ((1.5, 2.0), (0.2, 4.6), (0.2, 9.2)):
         name = f"load {loads[0]:g} to {loads[1]:g}"
         yield Variant("bursts", name, paper, Markov(loads=loads, dwell_s=(4.0, 2.0)))

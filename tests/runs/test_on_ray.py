@@ -1,0 +1,83 @@
+"""Sweeps on a local Ray cluster of two workers, one of which is killed midway, beside the same on local processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.runs.sweep import EarlyStopping, Local, News, Ray, run_sweep
+from besteffort.runs.trials import Axis, Plan, SweepConfig, make_plan
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A head that computes nothing, and two workers of one core each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir or tmp_path / "jax"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        started.wait_for_nodes()
+        yield started
+    finally:
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def plan(small: Path) -> Plan:
+    """Two programs of two trials each."""
+    axes = {
+        "training.hyper.learning_rate": Axis(values=(1e-3, 1e-2)),
+        "training.config.hidden": Axis(values=([16], [8])),
+    }
+    changes = {
+        "training.config.committee": 1,
+        "training.config.decisions": 16_384,
+        "training.config.log_chunks": 1,
+    }
+    return make_plan(SweepConfig(str(small), axes, changes))
+
+
+def test_a_killed_worker_costs_nothing_but_time(plan: Plan, cluster: Any, tmp_path: Path) -> None:
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    killed: list[str] = []
+
+    def watch(news: News) -> None:
+        if news.point >= 2 and not killed:
+            killed.append(news.program)
+            cluster.remove_node(workers[0], allow_graceful=False)
+
+    there = run_sweep(plan, tmp_path / "ray", on=Ray(address=cluster.address), watch=watch)
+    assert len(killed) == 1
+    assert not there.unfinished
+    here = run_sweep(plan, tmp_path / "local", on=Local(2))
+    for name in ("results.json", "trials.csv", "report.md"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    assert there.table == here.table
+
+
+def test_early_stopping_compares_like_with_like(small: Path, tmp_path: Path) -> None:
+    plan = make_plan(SweepConfig(str(small), {"reward.miss_penalty": Axis(values=(0.0, 0.5))}))
+    with pytest.raises(InputError, match=r"`reward\.miss_penalty` changes by itself"):
+        run_sweep(plan, tmp_path / "out", on=Ray(early=EarlyStopping()))
+    assert not (tmp_path / "out").exists()
