@@ -620,7 +620,7 @@ def _bars() -> Iterator[Callable[[str, Course], Callable[[News], None]]]:
 
         def watch(name: str, course: Course) -> Callable[[News], None]:
             config = course.training.config
-            per_point = config.decisions_per_log_point * course.training.seeds
+            per_point = config.decisions_per_log_point * config.committee * course.training.seeds
             task = progress.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
             heard_s: list[float] = []
 
