@@ -295,7 +295,7 @@ def reproduce(
     Args:
       names: experiments (`stable_load`, ...); all by default. Those that are done already are not repeated.
       out: directory for results and trainings; an interrupted reproduction goes on there.
-      fast: fewer seeds, decisions and requests: an indication in ten minutes on two cores instead of hours.
+      fast: fewer seeds, decisions and requests: an indication in minutes instead of hours.
       data: directory with public traces; without it what needs them is left out.
       workers: processes at a time, instead of one per core.
     """
