@@ -114,6 +114,7 @@ def test_a_profile_is_merged_in_place(tmp_path: Path) -> None:
 
 
 def test_a_perfect_tie_of_errors_and_no_error_at_all() -> None:
+    pytest.importorskip("lm_eval")  # whose version is named
     plan = Plan(("a", "b"), tasks=("sums",))
     figures = [
         Figure(name, "sums", "acc", 5, 3, percent, error, 0, {})

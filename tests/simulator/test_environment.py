@@ -68,9 +68,7 @@ def rollout(environment: ServingEnvironment, params: EnvParams, router: Router, 
     return Rollout(timesteps, state)
 
 
-@pytest.mark.parametrize(
-    ("name", "x64"), [("plain", False), ("memory", False), ("coupled", False), ("memory", True), ("coupled", True)]
-)
+@pytest.mark.parametrize(("name", "x64"), [("plain", False), ("coupled", False), ("memory", True), ("coupled", True)])
 def test_the_environment_keeps_its_protocol(name: str, x64: bool) -> None:
     with jax.enable_x64(x64):
         environment, params = make_environment(situation_of(KINDS[name]))
