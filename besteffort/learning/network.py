@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -119,32 +118,39 @@ def split(weights: Weights, networks: int) -> list[Weights]:
     Raises:
       InputError: if they are not so many networks side by side.
     """
-    *hidden, (kernel, bias) = weights
-    if not any(offset.size % networks for _, offset in hidden):
-        (first, offset), *inner = [[np.split(part, networks, axis=-1) for part in layer] for layer in hidden]
-        parts = [[pair] for pair in zip(first, offset, strict=True)]
-        for columns, offsets in inner:
-            for index, part in enumerate(parts):
-                part.append((np.split(columns[index], networks)[index], offsets[index]))
-        for part, rows in zip(parts, np.split(kernel * networks, networks), strict=True):
-            part.append((rows, bias))
-        committee = [tuple(part) for part in parts]
-        if all((old[0] == new[0]).all() for old, new in zip(hidden, merge(committee), strict=False)):
-            return committee
-    raise InputError(
-        f"The starting weights are not {networks} networks side by side; set `training.config.committee` to the number "
-        "of networks in the policy that they come from."
-    )
+    committee = _parts(weights, networks)
+    if committee is None:
+        raise InputError(
+            f"The starting weights are not {networks} networks side by side; set `training.config.committee` to the "
+            "number of networks in the policy that they come from."
+        )
+    return committee
 
 
 def members(weights: Weights) -> list[Weights]:
     """The networks of which one consists side by side, as many as there can be; itself where there is one."""
     widths = [offset.size for _, offset in weights[:-1]]
-    if len(widths) > 1:  # of a single layer, every unit could be called a network
-        for networks in range(math.gcd(*widths), 1, -1):
-            with contextlib.suppress(InputError):
-                return split(weights, networks)
-    return [weights]
+    # Of a single layer, every unit could be called a network.
+    most = math.gcd(*widths) if len(widths) > 1 else 1
+    found = (_parts(weights, networks) for networks in range(most, 1, -1))
+    return next(filter(None, found), [weights])
+
+
+def _parts(weights: Weights, networks: int) -> list[Weights] | None:
+    """So many networks that `weights` hold side by side; None if they do not."""
+    *hidden, (kernel, bias) = weights
+    if any(offset.size % networks for _, offset in hidden):
+        return None
+    (first, offset), *inner = [[np.split(part, networks, axis=-1) for part in layer] for layer in hidden]
+    parts = [[pair] for pair in zip(first, offset, strict=True)]
+    for columns, offsets in inner:
+        for index, part in enumerate(parts):
+            part.append((np.split(columns[index], networks)[index], offsets[index]))
+    for part, rows in zip(parts, np.split(kernel * networks, networks), strict=True):
+        part.append((rows, bias))
+    committee = [tuple(part) for part in parts]
+    again = merge(committee)
+    return committee if all((old[0] == new[0]).all() for old, new in zip(hidden, again, strict=False)) else None
 
 
 def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:

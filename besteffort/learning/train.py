@@ -216,8 +216,7 @@ def train(
     networks = [to_weights(variables) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
         weights=tuple(
-            networks[first] if config.committee == 1 else merge(networks[first : first + config.committee])
-            for first in range(0, len(keys), config.committee)
+            merge(networks[first : first + config.committee]) for first in range(0, len(keys), config.committee)
         ),
         decisions=int(metrics["decisions"][-1, 0]),
         metrics=metrics,
