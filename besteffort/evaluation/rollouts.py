@@ -1,4 +1,4 @@
-"""Routers on lists of requests: all meet the same lists (common random numbers), in one compiled program.
+"""Routers on lists of requests: all meet the same lists (common random numbers), in one compiled program or two.
 
 Routers believe a situation. Lanes may be played in another one, whose tables, qualities, deadlines or view differ.
 """
@@ -6,9 +6,9 @@ Routers believe a situation. Lanes may be played in another one, whose tables, q
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from besteffort.workload.requests import Requests
 from besteffort.workload.sample import draw
 
 _LANES = 128  # what they hold fits the cache of a core
+_MANY = 1_000  # numbers of a router that lanes which do not follow it should not have to read
 _FIELDS = ("task", "prompt_tokens", "output_tokens", "deadline_s")
 
 
@@ -112,8 +113,7 @@ def play_routers(
     """
     true = [situation] * len(lists) if worlds is None else worlds
     lanes = [Lane(name, row, router, true[row]) for name, each in routers.items() for row, router in enumerate(each)]
-    played = list(_play(situation, lists, lanes, seed, record=True))
-    together: Played = jax.tree.map(lambda *parts: np.concatenate(parts), *played)
+    together = _in_order(_play(situation, lists, lanes, seed, record=True))
     shaped = jax.tree.map(lambda leaf: leaf.reshape(len(routers), len(lists), *leaf.shape[1:]), together)
     stacked = _stack(lists)
     return {
@@ -127,16 +127,14 @@ def play_lanes(
     """Plays lanes block by block, for callers that would not hold all of it; see `play_routers`.
 
     Yields:
-      The lanes of a block, in order, and what became of their requests, of shape (lanes, n).
+      The lanes of a block, in order within their program, and what became of their requests, of shape (lanes, n).
 
     Raises:
       InputError: if the lists differ in length, or the worlds in more than numbers.
     """
     stacked = _stack(lists)
-    start = 0
-    for played in _play(situation, lists, lanes, seed, record=True):
-        block = lanes[start : start + len(played.reward)]
-        start += len(block)
+    for indices, played in _play(situation, lists, lanes, seed, record=True):
+        block = [lanes[index] for index in indices]
         rows = [lane.row for lane in block]
         requests = {name: values[rows] for name, values in stacked.items()}
         yield block, _result(requests, [lane.world or situation for lane in block], *played)
@@ -145,22 +143,60 @@ def play_lanes(
 def mean_rewards(
     situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], *, warm_up_s: float = 0.0, seed: int = 0
 ) -> np.ndarray:
-    """(lanes,) performance of each lane, all played in one compiled program; see `play_routers`.
+    """(lanes,) performance of each lane; see `play_routers`.
 
     Requests that arrive in the first `warm_up_s` seconds of a list do not count.
 
     Raises:
       InputError: if the lists differ in length, or the worlds in more than numbers.
     """
-    rewards = np.concatenate([played.reward for played in _play(situation, lists, lanes, seed, record=False)])
+    rewards = _in_order(_play(situation, lists, lanes, seed, record=False)).reward
     counted = after_warm_up(_stack(lists)["arrival_s"], warm_up_s)
     return mean_over(rewards, counted[[lane.row for lane in lanes]])
 
 
 def _play(
     situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], seed: int, *, record: bool
+) -> Iterator[tuple[np.ndarray, Played]]:
+    """What happens in the lanes, block by block, with the indices of each block's lanes."""
+    for indices in _programs(lanes):
+        blocks = _play_together(situation, lists, [lanes[index] for index in indices], seed, record=record)
+        start = 0
+        for played in blocks:
+            size = len(played.reward)
+            yield indices[start : start + size], played
+            start += size
+
+
+def _in_order(blocks: Iterable[tuple[np.ndarray, Played]]) -> Played:
+    """What `_play` yields, in the order of the lanes."""
+    indices, played = zip(*blocks, strict=True)
+    order = np.argsort(np.concatenate(indices))
+    return cast(Played, jax.tree.map(lambda *parts: np.concatenate(parts)[order], *played))
+
+
+def _programs(lanes: Sequence[Lane]) -> list[np.ndarray]:
+    """Indices of the lanes that one compiled program plays, for each program.
+
+    Every lane reads the numbers of a router of each kind in its program. Kinds whose routers differ in many numbers, as
+    networks do, are played apart from those that do not.
+    """
+    routers: dict[str, dict[int, Router]] = {}
+    for lane in lanes:
+        routers.setdefault(lane.kind, {})[id(lane.router)] = lane.router
+    heavy = {
+        kind
+        for kind, each in routers.items()
+        if len(each) > 1 and sum(map(np.size, jax.tree.leaves(next(iter(each.values()))))) > _MANY
+    }
+    apart = np.array([lane.kind in heavy for lane in lanes], bool)
+    return [indices for indices in (np.flatnonzero(apart), np.flatnonzero(~apart)) if indices.size]
+
+
+def _play_together(
+    situation: Situation, lists: Sequence[Requests], lanes: Sequence[Lane], seed: int, *, record: bool
 ) -> Iterator[Played]:
-    """What happens in the lanes, block by block."""
+    """What happens in lanes that share a program, block by block."""
     stacked = _stack(lists)
     n = stacked["arrival_s"].shape[1]
     worlds = [lane.world or situation for lane in lanes]

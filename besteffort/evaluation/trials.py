@@ -159,23 +159,19 @@ def judge_trials(
             for name, each in routers[index].items():
                 own = itertools.islice(itertools.cycle(each), len(rows))
                 lanes += [(index, Lane(name, *one)) for one in zip(rows, own, trial.worlds, strict=True)]
-        for together in _programs(lanes, routers):
-            at = iter(together)
-            for block, result in play_lanes(
-                situation, tuple(lists.values()), [lane for _, lane in together], seed=seed
-            ):
-                performance = metrics.performance(result, warm_up_s=warm_up_s)
-                attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
-                for row, lane in enumerate(block):
-                    index, _ = next(at)
-                    values = {"performance": performance[row], "slo_attainment": attainment[row]}
-                    if lane.kind in inspect:
-                        requests = tuple(lists.values())[lane.row]
-                        missed = too_large(result.lanes(row), lane.world or situation, requests.deadline_factors)
-                        counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
-                        values["too_large"] = metrics.mean_over(missed, counted)
-                    for measure, value in values.items():
-                        figures.setdefault((index, lane.kind, measure), []).append(float(value))
+        trial_of = {id(lane): index for index, lane in lanes}
+        for block, result in play_lanes(situation, tuple(lists.values()), [lane for _, lane in lanes], seed=seed):
+            performance = metrics.performance(result, warm_up_s=warm_up_s)
+            attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
+            for row, lane in enumerate(block):
+                values = {"performance": performance[row], "slo_attainment": attainment[row]}
+                if lane.kind in inspect:
+                    requests = tuple(lists.values())[lane.row]
+                    missed = too_large(result.lanes(row), lane.world or situation, requests.deadline_factors)
+                    counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
+                    values["too_large"] = metrics.mean_over(missed, counted)
+                for measure, value in values.items():
+                    figures.setdefault((trial_of[id(lane)], lane.kind, measure), []).append(float(value))
 
     def of(index: int, measure: str) -> dict[str, np.ndarray]:
         found = {name: figures.get((index, name, measure)) for name in routers[index]}
@@ -218,12 +214,3 @@ def _predicted(
         return predict_latency(Observation(task, sizes.sum(0), zero, sizes, zero, zero), params)
 
     return jax.vmap(one)(task, sizes)
-
-
-def _programs(
-    lanes: Sequence[tuple[int, Lane]], routers: Sequence[Mapping[str, Sequence[Router]]]
-) -> list[list[tuple[int, Lane]]]:
-    """The lanes by compiled program: routers of which there are several would burden every lane with their numbers."""
-    many = {name for each in routers for name, own in each.items() if len(own) > 1}
-    groups = [[pair for pair in lanes if (pair[1].kind in many) is apart] for apart in (True, False)]
-    return [group for group in groups if group]

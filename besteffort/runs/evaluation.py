@@ -236,13 +236,9 @@ def judge(
         scores = score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s)
         tuned = {name: settings[0] for name, settings in best_settings(arena.situation, scores).items()}
     lists = [requests for group in arena.judged for requests in group]
-    own = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
-    rivals = heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
-    # In one program every lane reads all routers' numbers, and those of several networks are many.
-    apart = any(len(each) > 1 for each in learned.values())
-    played: dict[str, Result] = {}
-    for routers in (own, rivals) if apart else ({**own, **rivals},):
-        played |= play_routers(arena.situation, lists, routers)
+    routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
+    routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
+    played = play_routers(arena.situation, lists, routers)
     seeds = len(arena.judged[0])
     return Verdict(
         arena=arena,

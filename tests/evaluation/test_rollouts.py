@@ -3,14 +3,16 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
 from besteffort.evaluation.rollouts import Lane, play_lanes, play_routers, sample_lists
+from besteffort.observation import default_features
 from besteffort.profile.wrong import wrong_latency, wrong_quality
-from besteffort.routers import BelievingRouter, DeadlineRouter, PricedRouter, RandomRouter, StaticRouter
+from besteffort.routers import BelievingRouter, DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
@@ -144,3 +146,30 @@ def test_lists_of_different_length_are_refused(situation: Situation, lists: list
     short = sample_requests(synthetic(situation, Poisson(1.0)), situation.task_names, 7, 0)
     with pytest.raises(InputError, match=r"\[7, 300\] requests; give lists of one length"):
         play_routers(situation, [lists[0], short], {"small": [StaticRouter(0)] * 2})
+
+
+def test_networks_that_differ_are_played_apart_with_the_same_outcome(
+    situation: Situation, lists: list[Requests], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = default_features(tasks=4, models=3, replicas=4, max_batch=32, typical_rate=300.0, names=("batch_sizes",))
+    random = np.random.default_rng(0)
+
+    def network() -> LearnedRouter:
+        sizes = ((3, 64), (64, 64), (64, 3))
+        weights = tuple((jnp.asarray(random.normal(size=size)), jnp.zeros(size[1])) for size in sizes)
+        return LearnedRouter(weights, features)
+
+    learned = [network(), network()] * 2
+    routers = {"small": [StaticRouter(0)] * 4, "learned": learned, "priced": [PricedRouter(0.1)] * 4}
+    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    assert [program.tolist() for program in rollouts._programs(lanes)] == [[4, 5, 6, 7], [0, 1, 2, 3, 8, 9, 10, 11]]
+    shared = [lane._replace(router=learned[0]) if lane.kind == "learned" else lane for lane in lanes]
+    assert [program.tolist() for program in rollouts._programs(shared)] == [list(range(12))]
+    apart = play_routers(situation, lists, routers)
+    monkeypatch.setattr(rollouts, "_MANY", 10_000)
+    together = play_routers(situation, lists, routers)
+    assert list(apart) == list(together) == list(routers)
+    assert (together["learned"].model[0] != together["learned"].model[1]).any()
+    for name, result in together.items():
+        np.testing.assert_array_equal(apart[name].model, result.model)
+        np.testing.assert_allclose(apart[name].reward, result.reward, rtol=1e-5)
