@@ -20,7 +20,7 @@ from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
 
 UNITS = (16, 64, 256, 512)
 SIZES = tuple((units,) * layers for layers in (1, 2, 3) for units in UNITS if layers * units <= 512)
@@ -50,8 +50,8 @@ def run(lab: Lab) -> Findings:
         f"{micros[PAPER]:.1f} microseconds; 2 x 64 units: {micros[DEFAULT]:.1f}, and performance is "
         f"{100 * float(gap.mean):+.2f} ± {100 * float(gap.half_width):.2f} points with 2 x 256 "
         f"({percent(performance[PAPER], 2)}); the default committee: {usual_us:.1f}, {percent(as_usual, 2)}",
-        static=f"{percent(one.static[1])} ({one.static[0]})",
-        heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+        static=with_name(one.static),
+        heuristic=with_name(one.heuristic),
         bound=percent(float(verdict.bounds[0].performance)),
         standing="holds",
     )

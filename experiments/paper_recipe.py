@@ -19,7 +19,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
 
 ITERATIONS = 1_200_000
 RECIPE: dict[str, Any] = {
@@ -78,8 +78,8 @@ def run(lab: Lab) -> Findings:
         f"{percent(reached)} in {recipe_s:.0f} s per policy; our default reaches that in "
         + (f"{seconds[enough]:.0f} s ({enough:,} decisions)" if enough else "no less time")
         + f" and {percent(values[max(ours)])} in {seconds[max(ours)]:.0f} s ({100 * float(gain.mean):+.2f} points)",
-        static=f"{percent(one.static[1])} ({one.static[0]})",
-        heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+        static=with_name(one.static),
+        heuristic=with_name(one.heuristic),
         bound=percent(float(verdict.bounds[0].performance)),
         standing="holds" if enough else "holds in part",
     )

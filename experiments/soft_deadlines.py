@@ -17,7 +17,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena
-from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, main, percent, standings
+from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, main, percent, standings, with_name
 from besteffort.situation import Reward
 
 STEPS = 4
@@ -65,8 +65,8 @@ def run(lab: Lab) -> Findings:
         (f"{lengths[-1] / enough:.3g} times fewer" if enough else "not reached")
         + f" to {percent(final, 2)}; after {lengths[0]:,} decisions {100 * float(sooner[0].mean):+.2f} ± "
         f"{100 * float(sooner[0].half_width):.2f} points ahead",
-        static=f"{percent(untouched.static[1])} ({untouched.static[0]})",
-        heuristic=f"{percent(untouched.heuristic[1])} ({untouched.heuristic[0]})",
+        static=with_name(untouched.static),
+        heuristic=with_name(untouched.heuristic),
         bound=percent(float(verdict.bounds[0].performance)),
         standing="does not hold" if not enough else "holds" if enough < lengths[-1] and kept else "holds in part",
     )

@@ -16,7 +16,18 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, burst_arena, synthetic_arena
-from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, as_setting, main, percent, settings_table, standings
+from besteffort.runs.lab import (
+    FINE_TUNING,
+    Claim,
+    Findings,
+    Lab,
+    as_setting,
+    main,
+    percent,
+    settings_table,
+    standings,
+    with_name,
+)
 from besteffort.situation import Deadline, Situation, View
 from besteffort.workload.config import DeadlinesConfig, RandomRates, Square
 
@@ -64,8 +75,8 @@ def run(lab: Lab) -> Findings:
                 "handled",
                 f"{percent(one.learned)}; {100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points "
                 f"to the best heuristic, {100 * float(gain.mean):+.2f} to the policy of the default deadlines",
-                static=f"{percent(one.static[1])} ({one.static[0]})",
-                heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+                static=with_name(one.static),
+                heuristic=with_name(one.heuristic),
                 bound=percent(float(verdict.bounds[0].performance)),
                 standing="holds in part" if float(ahead.mean + ahead.half_width) < 0 else "holds",
             )

@@ -29,7 +29,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, ratio_interval, standings, times
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, ratio_interval, standings, times, with_name
 from besteffort.runs.training import make_course
 from besteffort.situation import Situation
 from besteffort.workload import rescale
@@ -187,8 +187,8 @@ def _claims(verdict: Verdict, limit: np.ndarray) -> list[Claim]:
             f"{verdict.arena.title}: performance, never below the best tuned heuristic",
             "",
             f"{percent(one.learned)} ({100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points)",
-            static=f"{percent(one.static[1])} ({one.static[0]})",
-            heuristic=f"{percent(one.heuristic[1])} ({one.heuristic[0]})",
+            static=with_name(one.static),
+            heuristic=with_name(one.heuristic),
             bound=f"{percent(limit)} (clairvoyant)",
             standing="does not hold" if below else "holds",
         )

@@ -434,6 +434,11 @@ def percent(value: Interval | np.ndarray | float, digits: int = 1) -> str:
     return f"{100 * float(value.mean):.{digits}f}{half}%"
 
 
+def with_name(best: tuple[str, np.ndarray]) -> str:
+    """The mean over seeds of `Standings.static` or `Standings.heuristic` in percent, and whose it is."""
+    return f"{percent(best[1])} ({best[0]})"
+
+
 def times(value: Interval | float, digits: int = 1) -> str:
     """A ratio with its interval."""
     if not isinstance(value, Interval):
