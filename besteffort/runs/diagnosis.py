@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +19,19 @@ from besteffort import __version__
 from besteffort.evaluation import diagnosis, plots
 from besteffort.evaluation.diagnosis import Comparison, Finding, enumerate_words
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
-from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
 from besteffort.runs.directory import write_json
-from besteffort.runs.evaluation import LEARNED, Arena, TraceHalves, burst_arena, mean_bound, trace_arena
+from besteffort.runs.evaluation import LEARNED, Arena, TraceHalves, burst_arena, draw_lists, mean_bound, trace_arena
 from besteffort.runs.experiment import EvaluationConfig
 from besteffort.runs.training import learned_router
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload import rescale
-from besteffort.workload.config import Markov, MixConfig, Poisson, Synthetic
-from besteffort.workload.config import build as build_workload
+from besteffort.workload.config import Markov, MixConfig, Poisson
 from besteffort.workload.requests import Requests
 
 REQUESTS = 9_000
@@ -108,10 +107,7 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
     """
     arena = burst_arena(situation, config)
     capacity, names = arena.capacity_per_s, situation.task_names
-
-    def draw(workloads: Sequence[Synthetic], requests: int, seeds: Sequence[int]) -> list[tuple[Requests, ...]]:
-        lists = sample_lists([build_workload(one, situation) for one in workloads], names, requests, seeds)
-        return [tuple(lists[i : i + len(seeds)]) for i in range(0, len(lists), len(seeds))]
+    draw = partial(draw_lists, situation)
 
     def trial(family: str, name: str, size: float, lists: tuple[Requests, ...]) -> Trial:
         return Trial(family, name, size, lists, (situation,) * len(lists))
@@ -121,14 +117,15 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
     long = [load for load in needed if load not in short and needed[load] <= _LONGEST]
     seeds = [*config.judging_seeds, *config.unjudged_seeds]
     drawn = draw([Poisson(load=load) for load in short], max(config.requests, config.tuning_requests), seeds)
-    lists = [tuple(_cut(requests, config.requests) for requests in each[: config.seeds]) for each in drawn]
+    at_loads = [tuple(_cut(requests, config.requests) for requests in each[: config.seeds]) for each in drawn]
     typical = [each[config.seeds :] for load, each in zip(short, drawn, strict=True) if loads[0] <= load <= loads[1]]
     tuning = [_cut(requests, config.tuning_requests) for each in typical[-_TYPICAL:] for requests in each]
     if long:
         longest = max(needed[load] for load in long)
-        lists += draw([Poisson(load=load) for load in long], longest, config.judging_seeds[:_LONG_LISTS])
+        at_loads += draw([Poisson(load=load) for load in long], longest, config.judging_seeds[:_LONG_LISTS])
     shifts = [
-        trial("load", _load_name(load, *loads), load, each) for load, each in zip([*short, *long], lists, strict=True)
+        trial("load", _load_name(load, *loads), load, each)
+        for load, each in zip([*short, *long], at_loads, strict=True)
     ]
     # All of one kind, which is drawn by one compiled program.
     bursts = {

@@ -160,12 +160,9 @@ def synthetic_arena(
     Raises:
       InputError: if a workload does not fit the situation, or a list would end within the warm-up.
     """
-    built = [build_workload(workload, situation) for workload in workloads]
-    names = situation.task_names
-    judged = sample_lists(built, names, config.requests, config.judging_seeds)
-    groups = tuple(tuple(judged[i : i + config.seeds]) for i in range(0, len(judged), config.seeds))
-    tuning = sample_lists(built, names, config.tuning_requests, config.unjudged_seeds)
-    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning))
+    judged = draw_lists(situation, workloads, config.requests, config.judging_seeds)
+    tuning = sum(draw_lists(situation, workloads, config.tuning_requests, config.unjudged_seeds), ())
+    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*sum(judged, ()), *tuning))
     if shortest_s <= config.warm_up_s:
         raise InputError(
             f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
@@ -173,7 +170,20 @@ def synthetic_arena(
             "`evaluation.warm_up_s` or the loads."
         )
     capacity = float(situation.capacity()[-1])
-    return Arena(name, title, situation, loads, groups, tuple(tuning), capacity, config.warm_up_s)
+    return Arena(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
+
+
+def draw_lists(
+    situation: Situation, workloads: Sequence[Synthetic], requests: int, seeds: Sequence[int]
+) -> tuple[tuple[Requests, ...], ...]:
+    """Lists of so many requests: for each workload, all of one kind, one list per seed.
+
+    Raises:
+      InputError: if a workload does not fit the situation.
+    """
+    built = [build_workload(workload, situation) for workload in workloads]
+    lists = sample_lists(built, situation.task_names, requests, seeds)
+    return tuple(tuple(lists[i : i + len(seeds)]) for i in range(0, len(lists), len(seeds)))
 
 
 def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:

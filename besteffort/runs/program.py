@@ -18,12 +18,13 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
-from besteffort.evaluation.rollouts import Lane, play_lanes, sample_lists
+from besteffort.evaluation.rollouts import Lane, play_lanes
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
 from besteffort.runs.cache import keep_compilations
 from besteffort.runs.config import load_config
 from besteffort.runs.directory import explained, write_json
+from besteffort.runs.evaluation import draw_lists
 from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
 from besteffort.runs.training import (
@@ -40,7 +41,6 @@ from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload.config import Poisson
-from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests
 
 OUTCOME = "outcome.json"
@@ -150,15 +150,16 @@ def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence
     for situation in situations:
         known = next((court for court in courts if court.situation == situation), None)
         if known is None:
-            built = [build_workload(workload, situation) for workload in workloads]
-            lists = sample_lists(built, situation.task_names, config.requests, config.judging_seeds)
-            shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
+            lists = draw_lists(situation, workloads, config.requests, config.judging_seeds)
+            shortest_s = min(
+                float(requests.arrival_s[-1] - requests.arrival_s[0]) for group in lists for requests in group
+            )
             if shortest_s <= config.warm_up_s:
                 raise InputError(
                     f"The shortest list to judge on lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
                     f"{config.warm_up_s:g} s; raise `evaluation.requests` or lower that."
                 )
-            known = Court(situation, tuple(zip(*[iter(lists)] * config.seeds, strict=True)))
+            known = Court(situation, lists)
         courts.append(known)
     return courts
 
