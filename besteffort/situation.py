@@ -146,6 +146,12 @@ class Situation:
         return shares / shares.sum()
 
     @property
+    def peak_rewards(self) -> np.ndarray:
+        """(tasks,) what a request earns at peak performance: answered in time by the largest model, the last one."""
+        weights = np.array([task.weight for task in self.tasks], dtype=np.float64)
+        return weights * self.profile.quality_table(self.task_names)[:, -1]
+
+    @property
     def mean_output_tokens(self) -> np.ndarray:
         """(tasks,) expected output length of each task."""
         return np.array([task.mean_output_tokens or sum(task.output_tokens) / 2 for task in self.tasks])

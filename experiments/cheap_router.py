@@ -53,7 +53,6 @@ def run(lab: Lab) -> Findings:
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
         bound=percent(float(verdict.bounds[0].performance)),
-        standing="holds",
     )
     table = Table(
         title="Size of the network",

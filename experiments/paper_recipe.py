@@ -4,8 +4,9 @@
 
 What of it is public is followed; the rest is textbook Double DQN (van Hasselt et al., AAAI 2016; Mnih et al., Nature
 2015): an iteration is one decision, every fourth brings an update on 32 remembered decisions, each credited with what
-its own request earned, one-step returns, a discount per decision, a target network copied every 10,000 decisions. Our
-default is asked after how many decisions it does as well.
+its own request earned, one-step returns, a discount per decision, a target network copied every 10,000 decisions. Its
+memory holds 65,536 decisions, as ours does, where Mnih et al. keep a million. Our default is asked after how many
+decisions of each of its networks it does as well.
 """
 
 from __future__ import annotations
@@ -76,12 +77,11 @@ def run(lab: Lab) -> Findings:
         f"The paper's recipe ({decisions:,} iterations, 2 x 256 units)",
         "1.2 million iterations",
         f"{percent(reached)} in {recipe_s:.0f} s per policy; our default reaches that in "
-        + (f"{seconds[enough]:.0f} s ({enough:,} decisions)" if enough else "no less time")
+        + (f"{seconds[enough]:.0f} s ({lab.scale.committee} x {enough:,} decisions)" if enough else "no less time")
         + f" and {percent(values[max(ours)])} in {seconds[max(ours)]:.0f} s ({100 * float(gain.mean):+.2f} points)",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
         bound=percent(float(verdict.bounds[0].performance)),
-        standing="holds" if enough else "holds in part",
     )
     table = Table(
         title="The paper's recipe and our default, under bursts",

@@ -57,8 +57,8 @@ def run(lab: Lab) -> Findings:
     }
     claims = []
     for name, members in groups.items():
-        behind = [one for one in members if float(one.ahead.mean + one.ahead.half_width) < 0]
-        ahead = [one for one in members if float(one.ahead.mean - one.ahead.half_width) > 0]
+        behind = [one for one in members if one.ahead.high < 0]
+        ahead = [one for one in members if one.ahead.low > 0]
         worst = min(members, key=lambda one: float(one.ahead.mean))
         claims.append(
             Claim(

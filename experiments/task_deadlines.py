@@ -78,7 +78,7 @@ def run(lab: Lab) -> Findings:
                 static=with_name(one.static),
                 heuristic=with_name(one.heuristic),
                 bound=percent(float(verdict.bounds[0].performance)),
-                standing="holds in part" if float(ahead.mean + ahead.half_width) < 0 else "holds",
+                standing="holds" if ahead.high >= 0 else "holds in part" if gain.low > 0 else "does not hold",
             )
         )
     data = {

@@ -24,15 +24,24 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.runs.config import load_situation
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, ratio_interval, standings, times, with_name
+from besteffort.runs.lab import (
+    Claim,
+    Findings,
+    Lab,
+    Standing,
+    main,
+    percent,
+    ratio_interval,
+    standings,
+    times,
+    with_name,
+)
 from besteffort.runs.training import make_course
 from besteffort.situation import Situation
-from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
 from besteffort.workload.traces import MafOptions, read_trace
 
@@ -65,13 +74,12 @@ def run(lab: Lab) -> Findings:
     code = code_verdict(lab, situation)
     if code is not None:
         verdicts.append(code)
-    limits = [clairvoyant(verdict) for verdict in verdicts]
-    claims = [claim for verdict, limit in zip(verdicts, limits, strict=True) for claim in _claims(verdict, limit)]
+    claims = [claim for verdict in verdicts for claim in _claims(verdict)]
     panels = [_panel(verdict, fraction) for verdict in verdicts for fraction in CLAIMS]
     data = {
         verdict.arena.name: {
             "tuned": verdict.tuned,
-            "bound": {"fluid": float(verdict.bounds[0].performance), "clairvoyant": mean_interval(limit)},
+            "bound": mean_interval(verdict.limits[0]),
             "performance": {
                 name: mean_interval(verdict.measure(metrics.performance, 0, name)) for name in verdict.routers
             },
@@ -84,7 +92,7 @@ def run(lab: Lab) -> Findings:
             },
             "windows_s": WINDOWS_S,
         }
-        for verdict, limit in zip(verdicts, limits, strict=True)
+        for verdict in verdicts
     }
     return Findings(
         data, claims, [_table(verdict) for verdict in verdicts], {"": plots.plot_panels(panels, focus=LEARNED)}
@@ -145,30 +153,26 @@ def maf_lists(path: Path, situation: Situation, seeds: range, rate: float, reque
 
 def near_peak(verdict: Verdict, router: str, fraction: float, width_s: float) -> np.ndarray:
     """(seeds,) share of the windows at or above `fraction` of peak performance."""
-    situation = verdict.arena.situation
-    peak = metrics.peak_rewards(
-        situation.profile.quality_table(situation.task_names), np.array([task.weight for task in situation.tasks])
-    )
+    peak = verdict.arena.situation.peak_rewards
     measure = partial(metrics.windows_at_peak, peak_reward=peak, width_s=width_s, fraction=fraction)
     return np.asarray(verdict.measure(measure, 0, router))
 
 
-def clairvoyant(verdict: Verdict) -> np.ndarray:
-    """(seeds,) what no router can exceed on each list, even if it knew the list beforehand."""
-    arena = verdict.arena
-    counted = [rescale.window(requests, arena.warm_up_s, np.inf) for requests in arena.judged[0]]
-    return np.array([float(clairvoyant_bound(arena.situation, requests).performance) for requests in counted])
-
-
-def _claims(verdict: Verdict, limit: np.ndarray) -> list[Claim]:
-    claims = []
+def _claims(verdict: Verdict) -> list[Claim]:
+    claims: list[Claim] = []
+    limit = verdict.limits[0]
     for fraction, wanted in CLAIMS.items():
         shares = {name: near_peak(verdict, name, fraction, CLAIMED_S) for name in verdict.routers}
         static = max(verdict.static, key=lambda name: float(shares[name].mean()))
         rival = max(verdict.heuristics, key=lambda name: float(shares[name].mean()))
         ratio = ratio_interval(shares[LEARNED], shares[static])
-        often = times(ratio) if np.isfinite(ratio.mean) else "no static model ever is"
-        reached = float(ratio.mean - (ratio.half_width if np.isfinite(ratio.half_width) else 0)) >= wanted
+        if np.isfinite(ratio.mean):
+            often = times(ratio)
+            standing: Standing = (
+                "holds" if ratio.low >= wanted else "holds in part" if ratio.mean > 1 else "does not hold"
+            )
+        else:
+            often, standing = "no static model ever is", "no claim"
         claims.append(
             Claim(
                 f"{verdict.arena.title}: {fraction:.0%} of peak performance, how often compared with static serving",
@@ -176,21 +180,20 @@ def _claims(verdict: Verdict, limit: np.ndarray) -> list[Claim]:
                 f"{often} ({percent(shares[LEARNED])} of windows of {CLAIMED_S:g} s)",
                 static=f"{percent(shares[static])} ({static})",
                 heuristic=f"{percent(shares[rival])} ({rival})",
-                standing="holds" if reached else "holds in part" if float(ratio.mean) > 1 else "does not hold",
+                standing=standing,
             )
         )
     one = standings(verdict)
     ahead = one.ahead_of_heuristic
-    below = float(ahead.mean + ahead.half_width) < 0
     claims.append(
         Claim(
-            f"{verdict.arena.title}: performance, never below the best tuned heuristic",
+            f"{verdict.arena.title}: performance, never below the best tuned heuristic beyond the interval",
             "",
             f"{percent(one.learned)} ({100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points)",
             static=with_name(one.static),
             heuristic=with_name(one.heuristic),
             bound=f"{percent(limit)} (clairvoyant)",
-            standing="does not hold" if below else "holds",
+            standing="holds" if ahead.high >= 0 else "does not hold",
         )
     )
     share = mean_interval(one.learned / limit)

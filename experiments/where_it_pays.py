@@ -36,7 +36,7 @@ def run(lab: Lab) -> Findings:
     """Trains and judges every variant."""
     paper = load_situation("paper")
     default = lab.train(paper, lab.training(), name="paper")
-    training = lab.training(config={"decisions": min(lab.scale.decisions, 2 * lab.scale.variant_decisions)})
+    training = lab.training(variant=lab.scale.name == "fast")
     settings, data = [], {}
     for variant in variants(paper):
         name = f"{variant.group}: {variant.name}"
@@ -57,8 +57,8 @@ def run(lab: Lab) -> Findings:
             "best_static": [one.static[0], settings[-1].static],
             "bound": settings[-1].bound,
         }
-    ahead = [row for row in settings if float(row.ahead.mean - row.ahead.half_width) > 0]
-    behind = [row for row in settings if float(row.ahead.mean + row.ahead.half_width) < 0]
+    ahead = [row for row in settings if row.ahead.low > 0]
+    behind = [row for row in settings if row.ahead.high < 0]
     best = max(settings, key=lambda row: float(row.ahead.mean))
     worst = min(settings, key=lambda row: float(row.ahead.mean))
     beaten = [row for row in settings if float(row.learned.mean) > row.static]
@@ -79,16 +79,23 @@ def run(lab: Lab) -> Findings:
 def variants(paper: Situation) -> Iterator[Variant]:
     """The default situation, and all that differ from it in one thing."""
     yield Variant("default", "", paper)
-    yield Variant("deadlines", "0.6 x", _with_tasks(paper, deadline=0.6))
-    yield Variant("output tokens", "100 to 300", _with_tasks(paper, output=(100, 300)))
-    cluster = dataclasses.replace(paper.cluster, replicas=1)
-    yield Variant("replicas", "1", dataclasses.replace(paper, cluster=cluster))
+    for factor in (0.6, 4.0):
+        yield Variant("deadlines", f"{factor:g} x", _with_tasks(paper, deadline=factor))
+    for least, most in ((3, 7), (100, 300)):
+        yield Variant("output tokens", f"{least} to {most}", _with_tasks(paper, output=(least, most)))
+    for replicas in (1, 8):
+        cluster = dataclasses.replace(paper.cluster, replicas=replicas)
+        yield Variant("replicas", f"{replicas}", dataclasses.replace(paper, cluster=cluster))
     cluster = dataclasses.replace(paper.cluster, queue_capacity=256)
     yield Variant("waiting lines", "of 256", dataclasses.replace(paper, cluster=cluster))
-    profile = with_costs(paper.profile, 0.5)
-    ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]
-    yield Variant("largest model's cost", f"{ratio:.1f} x the smallest", dataclasses.replace(paper, profile=profile))
-    yield Variant("quality gaps", "2 x", dataclasses.replace(paper, profile=with_quality_gap(paper.profile, 2.0)))
+    for power in (0.5, 1.5):
+        profile = with_costs(paper.profile, power)
+        ratio = profile.decode_table(1)[-1, 1] / profile.decode_table(1)[0, 1]
+        name = f"{ratio:.1f} x the smallest"
+        yield Variant("largest model's cost", name, dataclasses.replace(paper, profile=profile))
+    for gap in (0.3, 2.0):
+        profile = with_quality_gap(paper.profile, gap)
+        yield Variant("quality gaps", f"{gap:g} x", dataclasses.replace(paper, profile=profile))
     for loads in ((1.5, 2.0), (0.2, 4.6), (0.2, 9.2)):
         name = f"load {loads[0]:g} to {loads[1]:g}"
         yield Variant("bursts", name, paper, Markov(loads=loads, dwell_s=(4.0, 2.0)))

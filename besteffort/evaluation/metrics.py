@@ -96,7 +96,7 @@ def windows_at_peak(
     Windows of `width_s` seconds follow each other from the end of the warm-up and hold the requests that *arrive* in
     them. Windows without arrivals are left out. The last one counts like the others, though the list may end within
     it, so that every request counts once. The peak of a window is what its own requests would have earned at
-    `peak_reward` (see `peak_rewards`), so that the task mix of a window does not count for or against a router.
+    `peak_reward` (see `Situation.peak_rewards`), so that a window's task mix does not count for or against a router.
 
     Raises:
       InputError: if `width_s` is not positive.
@@ -116,13 +116,6 @@ def windows_at_peak(
     reached = np.zeros(window.size, dtype=bool)
     reached[starts] = earned >= fraction * peak * (1 - _ROUNDING)
     return mean_over(reached.reshape(*lanes, n), begins.reshape(*lanes, n) & counted)
-
-
-def peak_rewards(
-    quality: Float[np.ndarray, "tasks models"], weight: Float[np.ndarray, " tasks"]
-) -> Float[np.ndarray, " tasks"]:
-    """What a request of each task earns at peak performance: answered in time by the largest model, the last one."""
-    return weight * quality[:, -1]
 
 
 def peak_performance(

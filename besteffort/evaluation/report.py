@@ -174,8 +174,7 @@ def _measures(
 ) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
     """The columns of `comparison_table`, each with the function that gives its figure per seed."""
     accuracy = metrics.accuracy_table(situation.profile, situation.task_names)
-    quality = situation.profile.quality_table(situation.task_names)
-    peak = metrics.peak_rewards(quality, np.array([task.weight for task in situation.tasks]))
+    peak = situation.peak_rewards
 
     def counted(
         measure: Callable[..., np.ndarray], *arguments: object, **more: object

@@ -496,7 +496,7 @@ def _provenance(plan: Plan, quality: Source) -> Provenance:
         return Source(
             kind="measured",
             source=f"`besteffort profile measure`, besteffort {besteffort.__version__}",
-            method=f"{method}; median of {plan.repeats} iterations of the engine, host included"
+            method=f"{method}; median of {plan.repeats} iterations of the engine"
             + (f"; XLA_FLAGS {flags}" if flags else ""),
             device=device_name(),
             dtype=plan.dtype,
@@ -505,8 +505,12 @@ def _provenance(plan: Plan, quality: Source) -> Provenance:
         )
 
     return Provenance(
-        decode=measured(f"decode steps at batch sizes up to {plan.max_batch} and contexts up to {plan.context}"),
-        prefill=measured(f"one prompt of up to {plan.context} tokens, less an iteration with nothing to compute"),
+        decode=measured(
+            f"decode steps at batch sizes up to {plan.max_batch} and contexts up to {plan.context}, host included"
+        ),
+        prefill=measured(
+            f"one prompt of up to {plan.context} tokens, host included, less an iteration with nothing to compute"
+        ),
         slowdown=measured(
             "decode steps while another model decodes without a break" if len(plan.models) > 1 else "one model"
         ),

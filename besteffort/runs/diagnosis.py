@@ -25,7 +25,16 @@ from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_router
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
 from besteffort.runs.directory import write_json
-from besteffort.runs.evaluation import LEARNED, Arena, TraceHalves, burst_arena, draw_lists, mean_bound, trace_arena
+from besteffort.runs.evaluation import (
+    LEARNED,
+    Arena,
+    TraceHalves,
+    burst_arena,
+    draw_lists,
+    list_bounds,
+    mean_bound,
+    trace_arena,
+)
 from besteffort.runs.experiment import EvaluationConfig
 from besteffort.runs.training import learned_router
 from besteffort.simulator.types import Router
@@ -279,7 +288,7 @@ def _of_task(requests: Requests, index: int, situation: Situation) -> Requests:
 def bounds_of(arena: Arena, outcomes: Sequence[Outcome]) -> list[float | None]:
     """Upper bound of each trial, for those families where it is shown."""
     return [
-        float(mean_bound(arena, trial.lists).performance) if trial.family in _BOUNDED else None
+        float(mean_bound(list_bounds(arena, trial.lists)).performance) if trial.family in _BOUNDED else None
         for trial in (outcome.trial for outcome in outcomes)
     ]
 

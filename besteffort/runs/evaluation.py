@@ -97,12 +97,14 @@ class Verdict:
       tuned: settings of the tuned heuristics.
       results: per load and router a result of shape (seeds, n).
       bounds: per load the upper bound, mean over the seeds, of shape ().
+      limits: (loads, seeds) the bound on the performance of each list.
     """
 
     arena: Arena
     tuned: dict[str, Settings]
     results: tuple[dict[str, Result], ...]
     bounds: tuple[Bound, ...]
+    limits: np.ndarray
 
     @property
     def routers(self) -> tuple[str, ...]:
@@ -250,6 +252,7 @@ def judge(
     routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
     played = play_routers(arena.situation, lists, routers)
     seeds = len(arena.judged[0])
+    bounds = [list_bounds(arena, group) for group in arena.judged]
     return Verdict(
         arena=arena,
         tuned=dict(tuned),
@@ -257,14 +260,19 @@ def judge(
             {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        bounds=tuple(mean_bound(arena, group) for group in arena.judged),
+        bounds=tuple(map(mean_bound, bounds)),
+        limits=np.array([[float(bound.performance) for bound in group] for group in bounds]),
     )
 
 
-def mean_bound(arena: Arena, lists: Sequence[Requests]) -> Bound:
-    """Upper bound on what counts of some of an arena's lists, whatever a router knows of them; their mean."""
+def list_bounds(arena: Arena, lists: Sequence[Requests]) -> list[Bound]:
+    """Upper bound on what counts of each of some of an arena's lists, whatever a router knows of them."""
     counted = [rescale.window(requests, arena.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
-    each = [clairvoyant_bound(arena.situation, requests) for requests in counted]
+    return [clairvoyant_bound(arena.situation, requests) for requests in counted]
+
+
+def mean_bound(each: Sequence[Bound]) -> Bound:
+    """Mean of bounds."""
     return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
 
 
@@ -419,8 +427,7 @@ def draw_comparison(verdict: Verdict, index: int, path: Path) -> Picture:
     """One bar per router."""
     arena = verdict.arena
     models = arena.situation.profile.model_names
-    quality = arena.situation.profile.quality_table(arena.situation.task_names)
-    peak = metrics.peak_rewards(quality, np.array([task.weight for task in arena.situation.tasks]))
+    peak = arena.situation.peak_rewards
     by_model = partial(metrics.performance_by_model, models=len(models))
     bars = [
         plots.Bar(

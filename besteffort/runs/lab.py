@@ -37,10 +37,10 @@ from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
 from besteffort.runs.cache import keep_compilations
 from besteffort.runs.config import from_mapping
-from besteffort.runs.directory import write_json, write_text
+from besteffort.runs.directory import explained, write_json, write_text
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict, judge
 from besteffort.runs.experiment import EvaluationConfig, Seed, TrainingConfig
-from besteffort.runs.training import Course, learned_router, make_course, train_policies
+from besteffort.runs.training import CHECKPOINT, Course, learned_router, make_course, train_policies
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Count, NonNegative, Situation
 
@@ -81,8 +81,12 @@ FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)
 FAST = Scale("fast", 3, 1, 786_432, 196_608, 8_000, 3_200, 1.0)
 
 
-FINE_TUNING = {"epsilon_start": 0.1, "learning_rate": 5e-4}
-"""Numbers of a training that starts from policies: it explores little and learns slowly, to keep what they have."""
+FINE_TUNING = {"epsilon_start": 0.1, "learning_rate": 1e-4}
+"""Numbers of a training that starts from policies: it explores little and learns slowly, to keep what they have.
+
+The baseline network, which no policy carries, starts anew; at five times this rate its first, wrong values undid much
+of what the policies had learnt (seen on the lists of `experiments/soft_deadlines.py`, on which it is judged, too).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +138,14 @@ class Lab:
       work: directory that keeps trainings.
       data: directory with public traces, see README; None where there is none.
       say: told what is going on, line by line.
+      missing: names of traces that were asked for and not at hand.
     """
 
     scale: Scale
     work: Path
     data: Path | None = None
     say: Callable[[str], None] = lambda line: None
+    missing: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def evaluation(self) -> EvaluationConfig:
@@ -190,8 +196,10 @@ class Lab:
 
     def _train(self, course: Course, name: str) -> Policy:
         out = self._place(course)
-        out.mkdir(parents=True, exist_ok=True)
+        with explained(out):
+            out.mkdir(parents=True, exist_ok=True)
         done = out / _SECONDS
+        resumed = (out / CHECKPOINT).exists()
 
         def hear(news: Progress) -> None:
             if news.point == news.points or news.point % max(1, news.points // 2) == 0:
@@ -202,16 +210,17 @@ class Lab:
             started = time.perf_counter()
             policies = train_policies(course, out, progress=hear)
             if not done.exists():
-                write_json(done, round(time.perf_counter() - started, 1))
+                write_json(done, None if resumed else round(time.perf_counter() - started, 1))
         return policies[course.training.seed]
 
     def seconds(self, situation: Situation, training: TrainingConfig) -> float:
-        """Median over the seeds of how long the training of a policy took when it was done.
+        """Median over the seeds of how long the training of a policy took when it was done; nan if not known of any.
 
-        Compilation counts, where it was not kept from before.
+        Compilation counts, where it was not kept from before. Trainings that were interrupted do not count.
         """
         places = [self._place(make_course(situation, one)) / _SECONDS for one in _each(training)]
-        return float(np.median([json.loads(place.read_text(encoding="utf-8")) for place in places]))
+        known = [json.loads(place.read_text(encoding="utf-8")) for place in places]
+        return float(np.median([seconds for seconds in known if seconds is not None] or [np.nan]))
 
     def _place(self, course: Course) -> Path:
         return self.work / "trainings" / _digest(course)
@@ -234,6 +243,7 @@ class Lab:
         path = None if self.data is None else self.data / name
         if path is None or not path.is_file():
             self.say(f"{name} is not at hand (`--data DIR` names its directory): left out")
+            self.missing.append(name)
             return None
         return path
 
@@ -276,10 +286,7 @@ def standings(
 def as_setting(group: str, name: str, verdict: Verdict, learned: str = LEARNED) -> plots.Setting:
     """The first load of a verdict as a row of `plots.plot_settings`."""
     situation = verdict.arena.situation
-    rewards = metrics.peak_rewards(
-        situation.profile.quality_table(situation.task_names), np.array([task.weight for task in situation.tasks])
-    )
-    peak = verdict.measure(partial(metrics.peak_performance, peak_reward=rewards), 0, learned)
+    peak = verdict.measure(partial(metrics.peak_performance, peak_reward=situation.peak_rewards), 0, learned)
     one = standings(verdict, learned=learned)
     return plots.Setting(
         group=group,
@@ -388,8 +395,9 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
     started = time.perf_counter()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     lab = Lab(scale, arguments.work, arguments.data, lambda line: console.print(f"{name}: {line}"))
+    with explained(arguments.out):
+        arguments.out.mkdir(parents=True, exist_ok=True)
     findings = run(lab)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for suffix, figure in findings.figures.items():
         plots.save_figure(figure, arguments.out / (f"{name}_{suffix}" if suffix else name))
     if findings.tables:
@@ -398,7 +406,7 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
         "experiment": name,
         "version": __version__,
         "scale": dataclasses.asdict(scale),
-        "traces": arguments.data is not None,
+        "traces": arguments.data is not None and not lab.missing,
         "seconds": round(time.perf_counter() - started, 1),
         "claims": [dataclasses.asdict(claim) for claim in findings.claims],
         "data": findings.data,
@@ -432,6 +440,11 @@ def percent(value: Interval | np.ndarray | float, digits: int = 1) -> str:
         return f"{100 * float(value):.{digits}f}%"
     half = f" ± {100 * float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
     return f"{100 * float(value.mean):.{digits}f}{half}%"
+
+
+def standing_of(held: int, of: int) -> Standing:
+    """How a claim about several cases stands that holds in some of them."""
+    return "holds" if held == of else "holds in part" if held else "does not hold"
 
 
 def with_name(best: tuple[str, np.ndarray]) -> str:

@@ -20,9 +20,10 @@ from besteffort.errors import InputError
 from besteffort.learning.train import Progress
 from besteffort.runs.cache import keep_compilations
 from besteffort.runs.directory import write_json
-from besteffort.runs.program import CHECKPOINT, OUTCOME, read_programs, run_program
+from besteffort.runs.program import OUTCOME, read_programs, run_program
 from besteffort.runs.sweep import News, Ray
 from besteffort.runs.trackers import TrackerName
+from besteffort.runs.training import CHECKPOINT
 
 _STARTS_ANEW = 5
 

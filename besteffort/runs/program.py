@@ -28,6 +28,7 @@ from besteffort.runs.evaluation import draw_lists
 from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
 from besteffort.runs.training import (
+    CHECKPOINT,
     Course,
     about_training,
     learned_router,
@@ -44,7 +45,6 @@ from besteffort.workload.config import Poisson
 from besteffort.workload.requests import Requests
 
 OUTCOME = "outcome.json"
-CHECKPOINT = "checkpoint.npz"
 
 
 class Member(NamedTuple):

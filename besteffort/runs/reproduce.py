@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.runs.directory import write_text
 from besteffort.runs.lab import FAST, FULL, Claim, Scale
-from besteffort.runs.processes import Job, run_jobs
+from besteffort.runs.processes import Job, run_jobs, usable_cores
 from besteffort.validation import did_you_mean
 
 EXPERIMENTS = (
@@ -124,7 +123,7 @@ def reproduce(
     ]
     statuses = run_jobs(
         jobs,
-        workers or len(os.sched_getaffinity(0)),
+        workers or usable_cores(),
         directory=_checkout(),
         heard=None if heard is None else lambda job, line: heard(job.name, line),
         ended=None if ended is None else lambda job, status: ended(job.name, status),

@@ -45,6 +45,8 @@ from besteffort.workload.replay import replay, replay_at_rates
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import resample, with_lengths_of
 
+CHECKPOINT = "checkpoint.npz"
+
 _SELECTION_LISTS = 16
 _SELECTION_SEED = 2**31  # beyond all that a configuration can name
 _LONGEST_MEMORY = 4096
@@ -182,7 +184,7 @@ def train_policies(
 def _keep_config(text: str, out: Path) -> None:
     """Writes the configuration, unless a training with another one has begun there."""
     path = out / "config.yaml"
-    begun = (out / "checkpoint.npz").exists() and path.exists()
+    begun = (out / CHECKPOINT).exists() and path.exists()
     if begun and _trains(path.read_text(encoding="utf-8")) != _trains(text):
         raise InputError(
             f"{path}: the training that began here has another configuration; give the same one to continue it, "
@@ -250,7 +252,7 @@ def _train(
         training.numbers(),
         run_keys(seeds),
         weights=course.weights,
-        checkpoint_path=out / "checkpoint.npz",
+        checkpoint_path=out / CHECKPOINT,
         progress=keep,
     )
 
