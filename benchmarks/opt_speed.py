@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None, model: Model | None = None) -> 
     table = Table(title=f"{args.size}, float32, milliseconds: median (fastest - slowest) of {args.rounds}")
     for heading in (
         "case",
-        *("flax", "pytorch")[: len(packages) - 2],
+        *next(iter(cases.values())),
         "floor",
         "share (at that time)",
         "pytorch / flax",
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None, model: Model | None = None) -> 
         floor_s = floors[case](best)
         median = {side: statistics.median(found) for side, found in sides.items()}
         shares = [floors[case](c) / took for c, took in zip(ceilings[case], sides["flax"], strict=True)]
-        ratio = [theirs / ours for ours, theirs in zip(sides["flax"], sides.get("pytorch", []), strict=False)]
+        ratio = [other / own for own, other in zip(sides["flax"], sides.get("pytorch", []), strict=False)]
         rows[case] = {
             "ms": {side: [round(1e3 * value, 3) for value in found] for side, found in sides.items()},
             "median_ms": {side: round(1e3 * value, 3) for side, value in median.items()},

@@ -36,7 +36,7 @@ def quickstart(
     trace: Traces = (),
     out: Path = Path("first-run"),
     profile: str | None = None,
-    config: str = "quickstart",
+    config: str | None = None,
 ) -> None:
     """Train a router, compare it with all others on bursty load and on your traces, and draw a picture.
 
@@ -44,12 +44,16 @@ def quickstart(
       trace: request log to train and judge on, too; may be given several times.
       out: new directory for everything that is written.
       profile: built-in profile or profile file, instead of the configuration's.
-      config: configuration to start from: a name or a YAML file.
+      config: configuration to start from: a name or a YAML file; by default the one named like the profile, if there
+        is one (`laptop`), or else `quickstart`.
     """
+    from besteffort.runs.config import config_names
     from besteffort.runs.directory import create_run_directory
     from besteffort.runs.experiment import load_run
     from besteffort.runs.quickstart import make_plan, quickstart
 
+    if config is None:
+        config = profile if profile in config_names() else "quickstart"
     plan = make_plan(*load_run(config, profile=profile), trace)
     create_run_directory(out)
     with _bars() as watch:

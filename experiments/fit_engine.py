@@ -119,6 +119,7 @@ def main() -> None:
     busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         kept = Path(directory) if arguments.logs is None else arguments.logs
+        kept.mkdir(parents=True, exist_ok=True)
         logs = asyncio.run(play(arguments.requests, arguments.seed, kept, console))
     rows: list[dict[str, Any]] = []
     for load, (log, again) in logs.items():

@@ -36,7 +36,7 @@ def run(lab: Lab) -> Findings:
     """Trains and judges every variant."""
     paper = load_situation("paper")
     default = lab.train(paper, lab.training(), name="paper")
-    training = lab.training(variant=lab.scale.name == "fast")
+    training = lab.training(config={"decisions": min(lab.scale.decisions, 2 * lab.scale.variant_decisions)})
     settings, data = [], {}
     for variant in variants(paper):
         name = f"{variant.group}: {variant.name}"

@@ -121,7 +121,7 @@ def read_examples(path: str | Path) -> Examples:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028 or U+0085, which may stand in a string
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"{path}: cannot be read ({reason}); give a file of JSON lines.") from None
@@ -442,17 +442,17 @@ def _check_fit(examples: Examples, lengths: Sequence[int], limit: int, what: str
 
 def _figure(model: str, task: str, results: Mapping[str, Any], metric: str | None, truncated: int) -> Figure:
     """The one figure that is the quality, from what the harness gives."""
-    if task not in results["results"]:
-        raise InputError(f"`{task}` has no figure of its own in lm-eval; name its tasks instead.")
     plain: dict[str, float] = {}
     errors: dict[str, float] = {}
-    for key, value in results["results"][task].items():
+    for key, value in results["results"].get(task, {}).items():
         name, _, filtered = key.partition(",")
         if filtered and isinstance(value, int | float):
             # One metric may be computed behind several filters; the first of them goes by the metric's bare name.
             into = errors if name.endswith("_stderr") else plain
             name = name.removesuffix("_stderr")
             into[name if name not in into else f"{name},{filtered}"] = float(value)
+    if not plain:  # a group that the harness does not aggregate has at most a name there
+        raise InputError(f"`{task}` has no figure of its own in lm-eval; name its tasks instead.")
     usual = [name for name in _USUAL if name in plain]
     chosen = metric or next(iter([*usual, *plain]))
     if chosen not in plain:

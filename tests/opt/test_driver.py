@@ -117,7 +117,7 @@ def test_routers_and_policies_choose_as_in_the_simulator(situation: Situation) -
     weights = ((rng.normal(size=(7, 8)), np.zeros(8)), (rng.normal(size=(8, 2)), np.zeros(2)))
     deadlines = tuple(task.deadline for task in situation.tasks)
     policy = Policy(("one", "two"), ("a", "b"), features, weights, deadlines, situation.cluster, 2.0, "tiny", "digest")
-    by_policy = choose_by_policy(policy)
+    by_policy = choose_by_policy(policy, situation)
     static = choose_by_router(make_router("static", shape, model=1), situation)
     chosen = set()
     for index in range(30):
@@ -136,7 +136,14 @@ def test_routers_and_policies_choose_as_in_the_simulator(situation: Situation) -
     features = default_features(2, 2, 1, 2, 9.0, ("task", "since_change_s"))
     blind = dataclasses.replace(policy, features=features, weights=((np.zeros((3, 2)), np.zeros(2)),))
     with pytest.raises(InputError, match="reads `since_change_s`, which the engine does not tell"):
-        choose_by_policy(blind)
+        choose_by_policy(blind, situation)
+    with pytest.raises(InputError, match="trained for the tasks a, b in this order, not b, a"):
+        choose_by_policy(policy, dataclasses.replace(situation, tasks=situation.tasks[::-1]))
+    swapped = dataclasses.replace(policy, models=("two", "one"))
+    with pytest.raises(InputError, match="trained for the models two, one in this order, not one, two"):
+        choose_by_policy(swapped, situation)
+    with pytest.raises(InputError, match=r"rate estimate over 9 s, but `view.rate_tau_s` of the situation is 2"):
+        choose_by_policy(dataclasses.replace(policy, rate_tau_s=9.0), situation)
 
 
 def test_what_does_not_belong_together(models: dict[str, Model], requests: Requests, situation: Situation) -> None:

@@ -15,7 +15,17 @@ from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile, save_profile
 from besteffort.profile.measure import Qualities, read_qualities
-from besteffort.profile.quality import Figure, Plan, check_merge, merged, parse_metrics, qualities, read_examples, table
+from besteffort.profile.quality import (
+    Figure,
+    Plan,
+    _figure,
+    check_merge,
+    merged,
+    parse_metrics,
+    qualities,
+    read_examples,
+    table,
+)
 
 DATA = Path(__file__).resolve().parent / "data" / "quality"
 FILES = tuple(DATA / f"{name}.jsonl" for name in ("choices", "texts", "answers"))
@@ -126,6 +136,12 @@ def test_a_perfect_tie_of_errors_and_no_error_at_all() -> None:
     assert "90.00" in table(figures).markdown()
 
 
+@pytest.mark.parametrize("results", [{}, {"board": {"alias": "board", "name": "board"}}])
+def test_a_group_without_a_figure(results: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="`board` has no figure of its own in lm-eval; name its tasks instead"):
+        _figure("a", "board", {"results": results, "higher_is_better": {}, "n-samples": {}}, None, 0)
+
+
 CHOICE = {"prompt": "2+2=", "choices": ["3", "4"], "answer": 1}
 
 
@@ -165,6 +181,9 @@ def test_examples_in_one_form(tmp_path: Path) -> None:
     assert [row["answer"] for row in read_examples(path).rows] == [["4", "4"], ["2", "two"]]
     path.write_text(json.dumps({**CHOICE, "answer": "4"}))
     assert read_examples(path).rows == (CHOICE,)
+    text = {"text": "one\u2028two\x85three"}
+    path.write_text(json.dumps(text, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_examples(path).rows == (text,)
 
 
 def long_prompt(directory: Path) -> list[str]:

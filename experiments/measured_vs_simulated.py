@@ -1,0 +1,345 @@
+"""The laptop tier as it is served, held against what the simulator says of the same lists.
+
+    python -m besteffort quickstart --profile laptop --out OUT
+    python -m experiments.measured_vs_simulated play --policy OUT/train/policy.safetensors --runs DIR [--minutes 4.5]
+    python -m experiments.measured_vs_simulated compare --policy OUT/train/policy.safetensors --runs DIR
+
+`play` serves every list twice with every router by the real engine, in real time, and keeps what became of each request
+in DIR; called again it goes on where it was, so that it can be done in short stretches on a quiet machine. `compare`
+simulates the lists that were played twice with the built-in profile `laptop`, and writes
+results/measured_vs_simulated.json, .md and a picture. Both refuse what was played with another profile, configuration
+or policy. A policy has seen the profile only. The machine has to have nothing else to do while it plays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import hashlib
+import io
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from besteffort import simulate
+from besteffort.errors import InputError
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
+from besteffort.laptop.quality import right_tokens
+from besteffort.laptop.requests import CaseList, with_cases
+from besteffort.laptop.tasks import CONTEXT
+from besteffort.opt.driver import Choose, Played, choose_by_policy, drive
+from besteffort.opt.engine import Engine
+from besteffort.opt.weights import load_model
+from besteffort.policy import Policy, load_policy
+from besteffort.routers import make_router
+from besteffort.runs.config import load_situation
+from besteffort.runs.directory import explained, write_bytes, write_json, write_text
+from besteffort.runs.training import check_policy, learned_router
+from besteffort.simulator.build import build
+from besteffort.simulator.result import Result
+from besteffort.simulator.types import Router
+from besteffort.situation import Situation
+from besteffort.workload import config as workloads
+from besteffort.workload import rescale
+from besteffort.workload.sample import sample_requests
+
+ROOT = Path(__file__).resolve().parent.parent
+LEARNED = "learned"
+REPEATS = 2
+LOADS = (0.5, 0.8, 1.0, 1.2)
+BURSTY = workloads.Markov(loads=(0.3, 2.0), dwell_s=(4.0, 1.0))
+SECONDS = 8.0
+"""Length of a list at a constant load; bursty ones last three times as long."""
+WARM_UP_S = 1.5
+PERCENTILES = (50, 95, 99)
+BRIEF = ("end to end P50", "end to end P95", "performance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A list and a router: `load` 0.5, 0.8, 1.0, 1.2, or 0 for the bursty one."""
+
+    load: float
+    router: str
+
+    @property
+    def name(self) -> str:
+        return f"{f'load {self.load:g}' if self.load else 'bursts'}, {self.router}"
+
+    def file(self, repeat: int) -> str:
+        """Name of the file that keeps what became of the list."""
+        return f"{self.name}, {repeat}.npz"
+
+
+def settings() -> list[Setting]:
+    """The largest model and the policy at every load, and all models and the policy under bursts."""
+    steady = [Setting(load, router) for load in LOADS for router in (MODELS[-1], MODELS[-2], LEARNED)]
+    return [*(Setting(0.0, router) for router in (*MODELS, LEARNED)), *steady]
+
+
+def list_of(load: float, situation: Situation) -> CaseList:
+    """The same list whoever routes it."""
+    process = workloads.Poisson(load=load) if load else BURSTY
+    seconds = SECONDS if load else 3 * SECONDS
+    mean_load = load or float(np.average(BURSTY.loads, weights=BURSTY.dwell_s))
+    count = round(seconds * mean_load * float(situation.capacity()[-1]))
+    times = sample_requests(workloads.build(process, situation), situation.task_names, count, seed=7)
+    listed = with_cases(times, situation, seed=7)
+    if load:
+        listed = dataclasses.replace(listed, requests=rescale.to_load(listed.requests, situation, load))
+    return listed
+
+
+def always(model: int) -> Choose:
+    """The same model for every request."""
+    return lambda index, seen: model
+
+
+def origin(setting: Setting, situation: Situation, policy: Path) -> dict[str, str]:
+    """Digests of what rewards, deadlines and choices of a play come from; no policy where none chose."""
+    rest = {field.name: getattr(situation, field.name) for field in dataclasses.fields(situation)}
+    profile = rest.pop("profile").digest()
+    routed = policy.read_bytes() if setting.router == LEARNED else b""
+    return {
+        "profile": profile,
+        "configuration": hashlib.sha256(repr(rest).encode()).hexdigest(),
+        "policy": hashlib.sha256(routed).hexdigest(),
+    }
+
+
+def read(file: Path, expected: dict[str, str]) -> dict[str, np.ndarray]:
+    """What `save` kept.
+
+    Raises:
+      InputError: if it was played with something else than expected.
+    """
+    with np.load(file) as kept:
+        for what, digest in expected.items():
+            if str(kept[what]) != digest:
+                raise InputError(f"{file}: this was played with another {what}; give `--runs` a directory of its own.")
+        return dict(kept)
+
+
+async def play(
+    situation: Situation, policy: Path, loaded: Policy, runs: Path, minutes: float, console: Console
+) -> None:
+    """Plays what has not been played yet, for so many minutes.
+
+    Raises:
+      InputError: if something was played with another profile, configuration or policy.
+    """
+    origins = {setting: origin(setting, situation, policy) for setting in settings()}
+    for repeat, setting in itertools.product(range(REPEATS), settings()):
+        if (runs / setting.file(repeat)).exists():
+            read(runs / setting.file(repeat), origins[setting])
+    until_s = time.monotonic() + 60 * minutes
+    cluster = situation.cluster
+    models = {name: load_model(model_directory(name)) for name in MODELS}
+    learned = choose_by_policy(loaded, situation)
+    choices = {**{name: always(number) for number, name in enumerate(MODELS)}, LEARNED: learned}
+    async with Engine(
+        models, max_batch=cluster.max_batch, queue_capacity=cluster.queue_capacity, context=CONTEXT
+    ) as engine:
+        await engine.warm_up()
+        for repeat, setting in itertools.product(range(REPEATS), settings()):
+            file = runs / setting.file(repeat)
+            if file.exists():
+                continue
+            listed = list_of(setting.load, situation)
+            if time.monotonic() + listed.requests.arrival_s[-1] > until_s:
+                console.print("There is more to play; call again.")
+                return
+            played = await drive(engine, listed.requests, listed.prompts, situation, choices[setting.router])
+            right = [
+                list(tokens) == right_tokens(case) for tokens, case in zip(played.answers, listed.cases, strict=True)
+            ]
+            save(played, np.array(right), origins[setting], file)
+            console.print(f"{setting.name}: performance {played.result.reward.mean():.3f}", highlight=False)
+
+
+def save(played: Played, right: np.ndarray, origin: dict[str, str], file: Path) -> None:
+    """Keeps what became of a list, and what it was played with."""
+    columns = {field.name: getattr(played.result, field.name) for field in dataclasses.fields(Result)}
+    extra = {"right": right, "lateness_s": played.lateness_s, "routing_s": played.routing_s}
+    content = io.BytesIO()
+    entries: dict[str, Any] = {**columns, **extra, **origin}
+    np.savez_compressed(content, **entries)
+    write_bytes(file, content.getvalue())
+
+
+def simulated(setting: Setting, listed: CaseList, situation: Situation, policy: Policy) -> Result:
+    """What the simulator says of the list."""
+    router: Router
+    if setting.router == LEARNED:
+        router = learned_router(policy)
+    else:
+        shape, _ = build(situation, None, history=1)
+        router = make_router("static", shape, model=MODELS.index(setting.router))
+    return simulate(
+        listed.requests,
+        situation.cluster,
+        situation.profile,
+        router,
+        reward=situation.reward,
+        view=situation.view,
+        tasks=situation.tasks,
+    )
+
+
+def measures(result: Result) -> dict[str, float]:
+    """Figures of a list; times in seconds."""
+    counted = metrics.after_warm_up(result.arrival_s, WARM_UP_S) & ~result.rejected
+    times_s = {"TTFT": (result.first_token_s - result.arrival_s)[counted], "end to end": result.latency_s[counted]}
+    found = {f"{what} mean": float(seconds.mean()) for what, seconds in times_s.items()}
+    for what, seconds in times_s.items():
+        found |= {f"{what} P{p}": float(np.percentile(seconds, p)) for p in PERCENTILES}
+    found["SLO attainment"] = float(metrics.slo_attainment(result, warm_up_s=WARM_UP_S))
+    found["performance"] = float(metrics.performance(result, warm_up_s=WARM_UP_S))
+    return found
+
+
+def deviation(name: str, value: float, reference: float) -> float:
+    """Relative for times, absolute for shares."""
+    return value / reference - 1 if name.startswith(("TTFT", "end to end")) else value - reference
+
+
+def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, console: Console) -> None:
+    """Simulates what was played, and writes tables and a picture.
+
+    Raises:
+      InputError: if nothing was played, or something with another profile, configuration or policy.
+    """
+    plays: dict[Setting, list[dict[str, np.ndarray]]] = {}
+    for setting in settings():
+        files = [runs / setting.file(repeat) for repeat in range(REPEATS)]
+        if all(file.exists() for file in files):
+            plays[setting] = [read(file, origin(setting, situation, policy)) for file in files]
+    if not plays:
+        raise InputError(f"{runs}: nothing was played {REPEATS} times; run `play` first.")
+    for setting in settings():
+        if setting not in plays:
+            console.print(f"{setting.name}: left out, not played {REPEATS} times yet.", highlight=False)
+    rows: dict[str, Any] = {}
+    pictured: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    for setting, kept in plays.items():
+        real = [Result(**{f.name: one[f.name] for f in dataclasses.fields(Result)}) for one in kept]
+        model = simulated(setting, list_of(setting.load, situation), situation, loaded)
+        measured, expected = [measures(result) for result in real], measures(model)
+        rows[setting.name] = {
+            "requests": len(model.arrival_s),
+            "measured": measured,
+            "simulated": expected,
+            "error": {k: float(np.mean([deviation(k, v, run[k]) for run in measured])) for k, v in expected.items()},
+            "between_runs": {k: deviation(k, measured[-1][k], v) for k, v in measured[0].items()},
+            "right_and_in_time": [
+                float(metrics.mean_over(one["right"] & result.met, metrics.after_warm_up(result.arrival_s, WARM_UP_S)))
+                for one, result in zip(kept, real, strict=True)
+            ],
+            "routed_alike": [float(np.mean(result.model == model.model)) for result in real],
+            "median_lateness_s": [float(np.median(one["lateness_s"])) for one in kept],
+            "median_routing_s": [float(np.median(one["routing_s"])) for one in kept],
+        }
+        if setting.load in (0.0, 0.8) and setting.router in (MODELS[-1], LEARNED):
+            answered = ~(real[0].rejected | model.rejected)
+            pictured[setting.name, "end to end"] = (real[0].latency_s[answered], model.latency_s[answered])
+    result = {
+        "profile": situation.profile.name,
+        "profile_digest": situation.profile.digest(),
+        "device": situation.profile.device,
+        "capacity_per_s": dict(zip(MODELS, situation.capacity().tolist(), strict=True)),
+        "settings": rows,
+    }
+    write_json(ROOT / "results" / "measured_vs_simulated.json", result)
+    tables = [errors_table(rows)]
+    if any(not setting.load for setting in plays):
+        tables.append(bursts_table(rows))
+    write_text(ROOT / "results" / "measured_vs_simulated.md", "\n".join(table.markdown() for table in tables))
+    if pictured:
+        plots.save_figure(plots.plot_prediction(pictured), ROOT / "results" / "measured_vs_simulated")
+    for table in tables:
+        console.print(table.terminal())
+
+
+def errors_table(rows: dict[str, Any]) -> Table:
+    """Simulated against measured, and one run against the other."""
+    shown = list(next(iter(rows.values()))["error"])
+    cells = tuple(
+        (name, tuple(f"{100 * row['error'][k]:+.1f} ({100 * row['between_runs'][k]:+.1f})" for k in shown))
+        for name, row in rows.items()
+    )
+    units = ["%" if k.startswith(("TTFT", "end to end")) else "points" for k in shown]
+    return Table(
+        "Simulated against measured, mean of two runs; in brackets the second run against the first",
+        "list and router",
+        tuple(Column(f"{k}, {unit}", "text", brief=k in BRIEF) for k, unit in zip(shown, units, strict=True)),
+        cells,
+        note="Signed deviations of the simulated figure from each run's, averaged: what the simulator is off by "
+        f"systematically, not how far off a single run may be. Times relative, shares in points; the first "
+        f"{WARM_UP_S:g} s of a list do not count.",
+    )
+
+
+def bursts_table(rows: dict[str, Any]) -> Table:
+    """Performance under bursts, measured and foretold."""
+    bursts = {name.partition(", ")[2]: row for name, row in rows.items() if name.startswith("bursts")}
+    return Table(
+        "Bursty load: performance",
+        "router",
+        (Column("measured, %", "text"), Column("simulated, %", "text"), Column("right and in time, %", "text")),
+        tuple(
+            (
+                name,
+                (
+                    ", ".join(f"{100 * run['performance']:.1f}" for run in row["measured"]),
+                    f"{100 * row['simulated']['performance']:.1f}",
+                    ", ".join(f"{100 * share:.1f}" for share in row["right_and_in_time"]),
+                ),
+            )
+            for name, row in bursts.items()
+        ),
+        focus=LEARNED,
+        note="Performance is relative: a request in time earns its model's share of right answers at the task, as the "
+        "profile has it, over the best model's. Right and in time is absolute: the share of all requests whose answer, "
+        f"as generated, was right and came in time. Both without the first {WARM_UP_S:g} s.",
+    )
+
+
+def main() -> None:
+    """The command line.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("play", "compare"))
+    parser.add_argument(
+        "--policy", type=Path, required=True, help="policy file, trained for the configuration `laptop`"
+    )
+    parser.add_argument("--runs", type=Path, required=True, help="directory of what was played")
+    parser.add_argument("--minutes", type=float, default=60.0, help="to play for at most")
+    arguments = parser.parse_args()
+    compute_in_one_thread()
+    path, runs, console = arguments.policy, arguments.runs, Console()
+    try:
+        situation, policy = load_situation("laptop"), load_policy(path)
+        check_policy(policy, situation, path)
+        if arguments.what == "play":
+            with explained(runs):
+                runs.mkdir(parents=True, exist_ok=True)
+            asyncio.run(play(situation, path, policy, runs, arguments.minutes, console))
+        else:
+            compare(situation, path, policy, runs, console)
+    except InputError as error:
+        Console(stderr=True).print(f"measured_vs_simulated: {error}", style="red", highlight=False)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
