@@ -32,7 +32,7 @@ def run(lab: Lab) -> Findings:
     situation = load_situation("paper")
     policies = {}
     for hidden in SIZES:
-        config = {"hidden": hidden, "batch": 256, "committee": 1, "decisions": lab.scale.variant_decisions // 2}
+        config = {"hidden": hidden, "batch": 256, "committee": 1, "decisions": lab.scale.variant_decisions}
         policies[hidden] = lab.train(situation, lab.training(config=config), name=_name(hidden))
     usual = lab.train(situation, lab.training(), name="paper")
     verdict = lab.judge(

@@ -38,6 +38,7 @@ from besteffort.opt.driver import Choose, Played, choose_by_policy, drive
 from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
+from besteffort.profile.wrong import on_a_slower_machine
 from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.directory import explained, write_bytes, write_json, write_text
@@ -57,9 +58,12 @@ LOADS = (0.5, 0.8, 1.0, 1.2)
 BURSTY = workloads.Markov(loads=(0.3, 2.0), dwell_s=(4.0, 1.0))
 SECONDS = 8.0
 """Length of a list at a constant load; bursty ones last three times as long."""
+LONE, LONE_GAP_S = 30, 0.05
+"""Requests before and after each list, to which the largest model answers alone: how fast the machine is just then."""
 WARM_UP_S = 1.5
 PERCENTILES = (50, 95, 99)
-BRIEF = ("end to end P50", "end to end P95", "performance")
+LONELY = "lone request"
+BRIEF = (LONELY, "end to end P50", "end to end P95", "performance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,13 @@ def list_of(load: float, situation: Situation) -> CaseList:
     if load:
         listed = dataclasses.replace(listed, requests=rescale.to_load(listed.requests, situation, load))
     return listed
+
+
+def lone_requests(situation: Situation) -> CaseList:
+    """Requests so far apart that each is alone."""
+    listed = list_of(LOADS[0], situation)
+    first = listed.requests.part(slice(0, LONE), 0.0)
+    return CaseList(dataclasses.replace(first, arrival_s=LONE_GAP_S * np.arange(LONE)), listed.cases[:LONE])
 
 
 def always(model: int) -> Choose:
@@ -142,7 +153,7 @@ async def play(
     until_s = time.monotonic() + 60 * minutes
     cluster = situation.cluster
     models = {name: load_model(model_directory(name)) for name in MODELS}
-    learned = choose_by_policy(loaded, situation)
+    learned, lone = choose_by_policy(loaded, situation), lone_requests(situation)
     choices = {**{name: always(number) for number, name in enumerate(MODELS)}, LEARNED: learned}
     async with Engine(
         models, max_batch=cluster.max_batch, queue_capacity=cluster.queue_capacity, context=CONTEXT
@@ -156,18 +167,25 @@ async def play(
             if time.monotonic() + listed.requests.arrival_s[-1] > until_s:
                 console.print("There is more to play; call again.")
                 return
+            before = await drive(engine, lone.requests, lone.prompts, situation, choices[MODELS[-1]])
             played = await drive(engine, listed.requests, listed.prompts, situation, choices[setting.router])
+            after = await drive(engine, lone.requests, lone.prompts, situation, choices[MODELS[-1]])
+            lone_s = np.concatenate([before.result.latency_s, after.result.latency_s])
             right = [
                 list(tokens) == right_tokens(case) for tokens, case in zip(played.answers, listed.cases, strict=True)
             ]
-            save(played, np.array(right), origins[setting], file)
-            console.print(f"{setting.name}: performance {played.result.reward.mean():.3f}", highlight=False)
+            save(played, np.array(right), lone_s, origins[setting], file)
+            console.print(
+                f"{setting.name}: performance {played.result.reward.mean():.3f}, "
+                f"a lone request {1000 * np.median(lone_s):.1f} ms",
+                highlight=False,
+            )
 
 
-def save(played: Played, right: np.ndarray, origin: dict[str, str], file: Path) -> None:
-    """Keeps what became of a list, and what it was played with."""
+def save(played: Played, right: np.ndarray, lone_s: np.ndarray, origin: dict[str, str], file: Path) -> None:
+    """Keeps what became of a list, of the lone requests around it, and what it was played with."""
     columns = {field.name: getattr(played.result, field.name) for field in dataclasses.fields(Result)}
-    extra = {"right": right, "lateness_s": played.lateness_s, "routing_s": played.routing_s}
+    extra = {"right": right, "lone_s": lone_s, "lateness_s": played.lateness_s, "routing_s": played.routing_s}
     content = io.BytesIO()
     entries: dict[str, Any] = {**columns, **extra, **origin}
     np.savez_compressed(content, **entries)
@@ -207,7 +225,12 @@ def measures(result: Result) -> dict[str, float]:
 
 def deviation(name: str, value: float, reference: float) -> float:
     """Relative for times, absolute for shares."""
-    return value / reference - 1 if name.startswith(("TTFT", "end to end")) else value - reference
+    return value / reference - 1 if is_time(name) else value - reference
+
+
+def is_time(name: str) -> bool:
+    """Whether a figure is of seconds, not a share."""
+    return name.startswith((LONELY, "TTFT", "end to end"))
 
 
 def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, console: Console) -> None:
@@ -226,17 +249,30 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
     for setting in settings():
         if setting not in plays:
             console.print(f"{setting.name}: left out, not played {REPEATS} times yet.", highlight=False)
+    lone = simulated(Setting(LOADS[0], MODELS[-1]), lone_requests(situation), situation, loaded).latency_s
     rows: dict[str, Any] = {}
     pictured: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for setting, kept in plays.items():
         real = [Result(**{f.name: one[f.name] for f in dataclasses.fields(Result)}) for one in kept]
-        model = simulated(setting, list_of(setting.load, situation), situation, loaded)
-        measured, expected = [measures(result) for result in real], measures(model)
+        listed = list_of(setting.load, situation)
+        model = simulated(setting, listed, situation, loaded)
+        measured = [{LONELY: float(np.median(one["lone_s"])), **measures(r)} for one, r in zip(kept, real, strict=True)]
+        expected = {LONELY: float(np.median(lone)), **measures(model)}
+        speeds = [run[LONELY] / expected[LONELY] for run in measured]
+        at_speed = [
+            {LONELY: run[LONELY], **measures(simulated(setting, listed, slowed(situation, speed), loaded))}
+            for run, speed in zip(measured, speeds, strict=True)
+        ]
         rows[setting.name] = {
             "requests": len(model.arrival_s),
             "measured": measured,
             "simulated": expected,
             "error": {k: float(np.mean([deviation(k, v, run[k]) for run in measured])) for k, v in expected.items()},
+            "slower_than_profile": speeds,
+            "error_at_speed": {
+                k: float(np.mean([deviation(k, one[k], run[k]) for one, run in zip(at_speed, measured, strict=True)]))
+                for k in expected
+            },
             "between_runs": {k: deviation(k, measured[-1][k], v) for k, v in measured[0].items()},
             "right_and_in_time": [
                 float(metrics.mean_over(one["right"] & result.met, metrics.after_warm_up(result.arrival_s, WARM_UP_S)))
@@ -257,7 +293,10 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
         "settings": rows,
     }
     write_json(ROOT / "results" / "measured_vs_simulated.json", result)
-    tables = [errors_table(rows)]
+    tables = [
+        errors_table(rows, "error", "Simulated against measured, mean of two runs"),
+        errors_table(rows, "error_at_speed", "The same, with the profile slowed to the speed of the lone requests"),
+    ]
     if any(not setting.load for setting in plays):
         tables.append(bursts_table(rows))
     write_text(ROOT / "results" / "measured_vs_simulated.md", "\n".join(table.markdown() for table in tables))
@@ -267,22 +306,28 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
         console.print(table.terminal())
 
 
-def errors_table(rows: dict[str, Any]) -> Table:
+def slowed(situation: Situation, factor: float) -> Situation:
+    """The situation on a machine that takes so many times as long."""
+    return dataclasses.replace(situation, profile=on_a_slower_machine(situation.profile, factor))
+
+
+def errors_table(rows: dict[str, Any], which: str, title: str) -> Table:
     """Simulated against measured, and one run against the other."""
-    shown = list(next(iter(rows.values()))["error"])
+    shown = list(next(iter(rows.values()))[which])
     cells = tuple(
-        (name, tuple(f"{100 * row['error'][k]:+.1f} ({100 * row['between_runs'][k]:+.1f})" for k in shown))
+        (name, tuple(f"{100 * row[which][k]:+.1f} ({100 * row['between_runs'][k]:+.1f})" for k in shown))
         for name, row in rows.items()
     )
-    units = ["%" if k.startswith(("TTFT", "end to end")) else "points" for k in shown]
+    units = ["%" if is_time(k) else "points" for k in shown]
     return Table(
-        "Simulated against measured, mean of two runs; in brackets the second run against the first",
+        f"{title}; in brackets the second run against the first",
         "list and router",
         tuple(Column(f"{k}, {unit}", "text", brief=k in BRIEF) for k, unit in zip(shown, units, strict=True)),
         cells,
         note="Signed deviations of the simulated figure from each run's, averaged: what the simulator is off by "
         f"systematically, not how far off a single run may be. Times relative, shares in points; the first "
-        f"{WARM_UP_S:g} s of a list do not count.",
+        f"{WARM_UP_S:g} s of a list do not count. Lone requests: the median latency of {2 * LONE} requests to the "
+        "largest model before and after each list, one after another, which tells how fast the machine was just then.",
     )
 
 
