@@ -38,7 +38,6 @@ from besteffort.opt.driver import Choose, Played, choose_by_policy, drive
 from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
-from besteffort.profile.wrong import on_a_slower_machine
 from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.directory import explained, write_bytes, write_json, write_text
@@ -258,21 +257,11 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
         model = simulated(setting, listed, situation, loaded)
         measured = [{LONELY: float(np.median(one["lone_s"])), **measures(r)} for one, r in zip(kept, real, strict=True)]
         expected = {LONELY: float(np.median(lone)), **measures(model)}
-        speeds = [run[LONELY] / expected[LONELY] for run in measured]
-        at_speed = [
-            {LONELY: run[LONELY], **measures(simulated(setting, listed, slowed(situation, speed), loaded))}
-            for run, speed in zip(measured, speeds, strict=True)
-        ]
         rows[setting.name] = {
             "requests": len(model.arrival_s),
             "measured": measured,
             "simulated": expected,
             "error": {k: float(np.mean([deviation(k, v, run[k]) for run in measured])) for k, v in expected.items()},
-            "slower_than_profile": speeds,
-            "error_at_speed": {
-                k: float(np.mean([deviation(k, one[k], run[k]) for one, run in zip(at_speed, measured, strict=True)]))
-                for k in expected
-            },
             "between_runs": {k: deviation(k, measured[-1][k], v) for k, v in measured[0].items()},
             "right_and_in_time": [
                 float(metrics.mean_over(one["right"] & result.met, metrics.after_warm_up(result.arrival_s, WARM_UP_S)))
@@ -293,10 +282,7 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
         "settings": rows,
     }
     write_json(ROOT / "results" / "measured_vs_simulated.json", result)
-    tables = [
-        errors_table(rows, "error", "Simulated against measured, mean of two runs"),
-        errors_table(rows, "error_at_speed", "The same, with the profile slowed to the speed of the lone requests"),
-    ]
+    tables = [errors_table(rows)]
     if any(not setting.load for setting in plays):
         tables.append(bursts_table(rows))
     write_text(ROOT / "results" / "measured_vs_simulated.md", "\n".join(table.markdown() for table in tables))
@@ -306,21 +292,16 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
         console.print(table.terminal())
 
 
-def slowed(situation: Situation, factor: float) -> Situation:
-    """The situation on a machine that takes so many times as long."""
-    return dataclasses.replace(situation, profile=on_a_slower_machine(situation.profile, factor))
-
-
-def errors_table(rows: dict[str, Any], which: str, title: str) -> Table:
+def errors_table(rows: dict[str, Any]) -> Table:
     """Simulated against measured, and one run against the other."""
-    shown = list(next(iter(rows.values()))[which])
+    shown = list(next(iter(rows.values()))["error"])
     cells = tuple(
-        (name, tuple(f"{100 * row[which][k]:+.1f} ({100 * row['between_runs'][k]:+.1f})" for k in shown))
+        (name, tuple(f"{100 * row['error'][k]:+.1f} ({100 * row['between_runs'][k]:+.1f})" for k in shown))
         for name, row in rows.items()
     )
     units = ["%" if is_time(k) else "points" for k in shown]
     return Table(
-        f"{title}; in brackets the second run against the first",
+        "Simulated against measured, mean of two runs; in brackets the second run against the first",
         "list and router",
         tuple(Column(f"{k}, {unit}", "text", brief=k in BRIEF) for k, unit in zip(shown, units, strict=True)),
         cells,

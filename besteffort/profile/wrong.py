@@ -59,11 +59,6 @@ def wrong_latency(profile: Profile, share: float, how: Latency = "mixed", seed: 
     )
 
 
-def on_a_slower_machine(profile: Profile, factor: float) -> Profile:
-    """The profile with all times multiplied by a factor."""
-    return dataclasses.replace(profile, models=tuple(_scaled(model, factor) for model in profile.models))
-
-
 def _scaled(model: ModelProfile, factor: float) -> ModelProfile:
     def scaled(points: Points) -> Points:
         return tuple((x, factor * seconds) for x, seconds in points)

@@ -5,7 +5,7 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.profile import load_profile
-from besteffort.profile.wrong import on_a_slower_machine, wrong_latency, wrong_quality
+from besteffort.profile.wrong import wrong_latency, wrong_quality
 
 PROFILE = load_profile("opt-a100")
 
@@ -67,10 +67,3 @@ def test_shares_out_of_range_are_refused(share) -> None:
     for change in (lambda: wrong_quality(PROFILE, share, 0), lambda: wrong_latency(PROFILE, share)):
         with pytest.raises(InputError, match="give a share from 0 to below 1"):
             change()
-
-
-def test_a_slower_machine_slows_everything_alike() -> None:
-    slower = on_a_slower_machine(PROFILE, 1.5)
-    np.testing.assert_allclose(slower.decode_table(64), 1.5 * PROFILE.decode_table(64))
-    np.testing.assert_allclose(slower.prefill_table(2048), 1.5 * PROFILE.prefill_table(2048))
-    assert (slower.tasks, slower.provenance) == (PROFILE.tasks, PROFILE.provenance)
