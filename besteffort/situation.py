@@ -146,10 +146,14 @@ class Situation:
         return shares / shares.sum()
 
     @property
+    def weights(self) -> np.ndarray:
+        """(tasks,) factor on the rewards of each task."""
+        return np.array([task.weight for task in self.tasks], dtype=np.float64)
+
+    @property
     def peak_rewards(self) -> np.ndarray:
         """(tasks,) what a request earns at peak performance: answered in time by the largest model, the last one."""
-        weights = np.array([task.weight for task in self.tasks], dtype=np.float64)
-        return weights * self.profile.quality_table(self.task_names)[:, -1]
+        return self.weights * self.profile.quality_table(self.task_names)[:, -1]
 
     @property
     def mean_output_tokens(self) -> np.ndarray:

@@ -50,7 +50,6 @@ def run(lab: Lab) -> Findings:
     ]
     middle = LOADS.index(CLAIMED_LOAD)
     one = standings(verdict, middle)
-    reached = ratios[middle].low >= CLAIMED
     claim = Claim(
         f"Performance per GPU, 4 with the router over 8 with the large model, bursts of mean load {CLAIMED_LOAD:g}",
         f"{CLAIMED:g}x",
@@ -58,7 +57,7 @@ def run(lab: Lab) -> Findings:
         static=f"{times(2 * float(one.static[1].mean()) / float(eight[middle].mean()), 2)} ({one.static[0]})",
         heuristic=f"{times(2 * float(one.heuristic[1].mean()) / float(eight[middle].mean()), 2)} ({one.heuristic[0]})",
         bound=times(2 * float(verdict.bounds[middle].performance) / float(eight[middle].mean()), 2),
-        standing="holds" if reached else "holds in part" if float(ratios[middle].mean) > 1 else "does not hold",
+        standing=standing_of_ratio(ratios[middle], reached=bool(ratios[middle].low >= CLAIMED)),
     )
     table = Table(
         title="Performance per GPU: four replicas with the learned router, eight with the large model",

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
@@ -242,16 +241,13 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     console = Console()
-    try:
+    with mistakes_told("laptop_tier"):
         if arguments.what == "train":
             train_models(arguments.models, console)
         elif arguments.what == "judge":
             judge_models(console)
         else:
             measure_models(console, arguments.repeats)
-    except InputError as error:
-        Console(stderr=True).print(f"laptop_tier: {error}", style="red", highlight=False)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ import hashlib
 import io
 import itertools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from besteffort import simulate
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
@@ -38,13 +38,13 @@ from besteffort.opt.driver import Choose, Played, choose_by_policy, drive
 from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
-from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.directory import explained, write_bytes, write_json, write_text
-from besteffort.runs.training import check_policy, learned_router
-from besteffort.simulator.build import build
+from besteffort.runs.lab import fingerprint, mistakes_told
+from besteffort.runs.playing import play as simulate_list
+from besteffort.runs.playing import router_named
+from besteffort.runs.training import check_policy
 from besteffort.simulator.result import Result
-from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
@@ -100,6 +100,11 @@ def list_of(load: float, situation: Situation) -> CaseList:
     return listed
 
 
+def lists_of(settings: Iterable[Setting], situation: Situation) -> dict[float, CaseList]:
+    """The lists of some settings by their load."""
+    return {load: list_of(load, situation) for load in sorted({setting.load for setting in settings})}
+
+
 def lone_requests(situation: Situation) -> CaseList:
     """Requests so far apart that each is alone."""
     listed = list_of(LOADS[0], situation)
@@ -114,12 +119,11 @@ def always(model: int) -> Choose:
 
 def origin(setting: Setting, situation: Situation, policy: Path) -> dict[str, str]:
     """Digests of what rewards, deadlines and choices of a play come from; no policy where none chose."""
-    rest = {field.name: getattr(situation, field.name) for field in dataclasses.fields(situation)}
-    profile = rest.pop("profile").digest()
+    profile, rest = fingerprint(situation)
     routed = policy.read_bytes() if setting.router == LEARNED else b""
     return {
         "profile": profile,
-        "configuration": hashlib.sha256(repr(rest).encode()).hexdigest(),
+        "configuration": hashlib.sha256(rest.encode()).hexdigest(),
         "policy": hashlib.sha256(routed).hexdigest(),
     }
 
@@ -149,6 +153,7 @@ async def play(
     for repeat, setting in itertools.product(range(REPEATS), settings()):
         if (runs / setting.file(repeat)).exists():
             read(runs / setting.file(repeat), origins[setting])
+    lists = lists_of(settings(), situation)
     until_s = time.monotonic() + 60 * minutes
     cluster = situation.cluster
     models = {name: load_model(model_directory(name)) for name in MODELS}
@@ -162,7 +167,7 @@ async def play(
             file = runs / setting.file(repeat)
             if file.exists():
                 continue
-            listed = list_of(setting.load, situation)
+            listed = lists[setting.load]
             if time.monotonic() + listed.requests.arrival_s[-1] > until_s:
                 console.print("There is more to play; call again.")
                 return
@@ -191,23 +196,10 @@ def save(played: Played, right: np.ndarray, lone_s: np.ndarray, origin: dict[str
     write_bytes(file, content.getvalue())
 
 
-def simulated(setting: Setting, listed: CaseList, situation: Situation, policy: Policy) -> Result:
+def simulated(setting: Setting, listed: CaseList, situation: Situation, policy: Path) -> Result:
     """What the simulator says of the list."""
-    router: Router
-    if setting.router == LEARNED:
-        router = learned_router(policy)
-    else:
-        shape, _ = build(situation, None, history=1)
-        router = make_router("static", shape, model=MODELS.index(setting.router))
-    return simulate(
-        listed.requests,
-        situation.cluster,
-        situation.profile,
-        router,
-        reward=situation.reward,
-        view=situation.view,
-        tasks=situation.tasks,
-    )
+    name = str(policy) if setting.router == LEARNED else setting.router
+    return simulate_list(listed.requests, situation, router_named(name, situation), seed=0, backend="jax")
 
 
 def measures(result: Result) -> dict[str, float]:
@@ -232,7 +224,7 @@ def is_time(name: str) -> bool:
     return name.startswith((LONELY, "TTFT", "end to end"))
 
 
-def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, console: Console) -> None:
+def compare(situation: Situation, policy: Path, runs: Path, console: Console) -> None:
     """Simulates what was played, and writes tables and a picture.
 
     Raises:
@@ -248,13 +240,13 @@ def compare(situation: Situation, policy: Path, loaded: Policy, runs: Path, cons
     for setting in settings():
         if setting not in plays:
             console.print(f"{setting.name}: left out, not played {REPEATS} times yet.", highlight=False)
-    lone = simulated(Setting(LOADS[0], MODELS[-1]), lone_requests(situation), situation, loaded).latency_s
+    lists = lists_of(plays, situation)
+    lone = simulated(Setting(LOADS[0], MODELS[-1]), lone_requests(situation), situation, policy).latency_s
     rows: dict[str, Any] = {}
     pictured: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for setting, kept in plays.items():
         real = [Result(**{f.name: one[f.name] for f in dataclasses.fields(Result)}) for one in kept]
-        listed = list_of(setting.load, situation)
-        model = simulated(setting, listed, situation, loaded)
+        model = simulated(setting, lists[setting.load], situation, policy)
         measured = [{LONELY: float(np.median(one["lone_s"])), **measures(r)} for one, r in zip(kept, real, strict=True)]
         expected = {LONELY: float(np.median(lone)), **measures(model)}
         rows[setting.name] = {
@@ -353,7 +345,7 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     path, runs, console = arguments.policy, arguments.runs, Console()
-    try:
+    with mistakes_told("measured_vs_simulated"):
         situation, policy = load_situation("laptop"), load_policy(path)
         check_policy(policy, situation, path)
         if arguments.what == "play":
@@ -361,10 +353,7 @@ def main() -> None:
                 runs.mkdir(parents=True, exist_ok=True)
             asyncio.run(play(situation, path, policy, runs, arguments.minutes, console))
         else:
-            compare(situation, path, policy, runs, console)
-    except InputError as error:
-        Console(stderr=True).print(f"measured_vs_simulated: {error}", style="red", highlight=False)
-        raise SystemExit(2) from error
+            compare(situation, path, runs, console)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run(lab: Lab) -> Findings:
             "more than 10x",
             times(rate),
             static=f"{times(of_smallest)} (always the smallest)",
-            standing="holds" if rate.low > 10 else "holds in part" if rate.mean > 1 else "does not hold",
+            standing=standing_of_ratio(rate, reached=bool(rate.low > 10)),
         ),
         Claim(
             "At each rate no worse than any static choice",

@@ -79,7 +79,7 @@ def run(lab: Lab) -> Findings:
     data = {
         verdict.arena.name: {
             "tuned": verdict.tuned,
-            "bound": mean_interval(verdict.limits[0]),
+            "bound": mean_interval(_limit(verdict)),
             "performance": {
                 name: mean_interval(verdict.measure(metrics.performance, 0, name)) for name in verdict.routers
             },
@@ -158,9 +158,14 @@ def near_peak(verdict: Verdict, router: str, fraction: float, width_s: float) ->
     return np.asarray(verdict.measure(measure, 0, router))
 
 
+def _limit(verdict: Verdict) -> np.ndarray:
+    """(seeds,) the bound on the performance of each list."""
+    return np.array([float(bound.performance) for bound in verdict.list_bounds[0]])
+
+
 def _claims(verdict: Verdict) -> list[Claim]:
     claims: list[Claim] = []
-    limit = verdict.limits[0]
+    limit = _limit(verdict)
     for fraction, wanted in CLAIMS.items():
         shares = {name: near_peak(verdict, name, fraction, CLAIMED_S) for name in verdict.routers}
         static = max(verdict.static, key=lambda name: float(shares[name].mean()))
@@ -168,9 +173,7 @@ def _claims(verdict: Verdict) -> list[Claim]:
         ratio = ratio_interval(shares[LEARNED], shares[static])
         if np.isfinite(ratio.mean):
             often = times(ratio)
-            standing: Standing = (
-                "holds" if ratio.low >= wanted else "holds in part" if ratio.mean > 1 else "does not hold"
-            )
+            standing: Standing = standing_of_ratio(ratio, reached=bool(ratio.low >= wanted))
         else:
             often, standing = "no static model ever is", "no claim"
         claims.append(

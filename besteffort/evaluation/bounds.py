@@ -63,7 +63,7 @@ def fluid_bound(
         raise InputError("The bound needs positive arrival rates in requests per second.")
     arrivals = rates.reshape(-1, 1) * situation.shares
     quality = situation.profile.quality_table(situation.task_names)
-    weight = np.array([task.weight for task in situation.tasks])
+    weight = situation.weights
     penalty = situation.reward.miss_penalty
     work, gain = typical_work(situation), gains(quality, situation.reward)
     replicas = float(situation.cluster.replicas)

@@ -25,7 +25,7 @@ def gear_plan(situation: Situation) -> Settings:
     rates = np.geomspace(0.1 * able.min(), 2 * able.sum(), _GEARS)
     shares = np.clip(fluid_bound(situation, rates, even_prefills=True).routing, 0.0, 1.0)
     quality = situation.profile.quality_table(situation.task_names)
-    weight = situation.shares * np.array([task.weight for task in situation.tasks])
+    weight = situation.shares * situation.weights
     earned = np.einsum("gkm,km,k->gm", shares, quality, weight)
     left = np.maximum(1.0 - shares.sum(axis=2), 0.0)
     shares[np.arange(_GEARS), :, earned.argmin(axis=1)] += left

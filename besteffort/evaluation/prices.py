@@ -70,7 +70,7 @@ class Offers:
         """Of every request of a list."""
         work, stretch = realised_work(situation, requests), stretches(situation.reward)
         quality = situation.profile.quality_table(situation.task_names)
-        weight = np.array([task.weight for task in situation.tasks])
+        weight = situation.weights
         gain = weight[:, None, None] * gains(quality, situation.reward)
         charges = [work.charges(model, stretch)[1] for model in range(len(situation.profile.model_names))]
         latest = requests.arrival_s[:, None] + requests.deadline_s[:, None] * stretch

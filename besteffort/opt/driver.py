@@ -195,7 +195,7 @@ def _result(
     completion_s = times_s("completion_s")
     latency_s = np.where(rejected, np.inf, completion_s - requests.arrival_s + situation.cluster.network_delay_s)
     quality = situation.profile.quality_table(situation.task_names)
-    weight = np.array([task.weight for task in situation.tasks])
+    weight = situation.weights
     return Result(
         **requests.columns,
         model=model,

@@ -406,7 +406,7 @@ def _settings_line(tuned: dict[str, Settings]) -> str:
 
 def trials_figure(compared: Sequence[Comparison], bounds: Sequence[float | None], situation: Situation) -> Any:
     """The same as a picture, trial by trial."""
-    weight = np.array([task.weight for task in situation.tasks])
+    weight = situation.weights
     settings = []
     for one, bound in zip(compared, bounds, strict=True):
         trial = one.outcome.trial

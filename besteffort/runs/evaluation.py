@@ -96,15 +96,18 @@ class Verdict:
       arena: the arena.
       tuned: settings of the tuned heuristics.
       results: per load and router a result of shape (seeds, n).
-      bounds: per load the upper bound, mean over the seeds, of shape ().
-      limits: (loads, seeds) the bound on the performance of each list.
+      list_bounds: per load the upper bounds of its lists, each of shape ().
     """
 
     arena: Arena
     tuned: dict[str, Settings]
     results: tuple[dict[str, Result], ...]
-    bounds: tuple[Bound, ...]
-    limits: np.ndarray
+    list_bounds: tuple[list[Bound], ...]
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """Per load the upper bound, mean over the seeds, of shape ()."""
+        return tuple(map(mean_bound, self.list_bounds))
 
     @property
     def routers(self) -> tuple[str, ...]:
@@ -252,7 +255,6 @@ def judge(
     routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
     played = play_routers(arena.situation, lists, routers)
     seeds = len(arena.judged[0])
-    bounds = [list_bounds(arena, group) for group in arena.judged]
     return Verdict(
         arena=arena,
         tuned=dict(tuned),
@@ -260,8 +262,7 @@ def judge(
             {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        bounds=tuple(map(mean_bound, bounds)),
-        limits=np.array([[float(bound.performance) for bound in group] for group in bounds]),
+        list_bounds=tuple(list_bounds(arena, group) for group in arena.judged),
     )
 
 

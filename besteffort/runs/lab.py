@@ -199,7 +199,6 @@ class Lab:
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
         done = out / _SECONDS
-        resumed = (out / CHECKPOINT).exists()
 
         def hear(news: Progress) -> None:
             if news.point == news.points or news.point % max(1, news.points // 2) == 0:
@@ -207,6 +206,7 @@ class Lab:
                 self.say(f"training {name}: {news.point}/{news.points}, mean reward {reward:.3f}")
 
         with _alone(out / "lock"):
+            resumed = (out / CHECKPOINT).exists()
             started = time.perf_counter()
             policies = train_policies(course, out, progress=hear)
             if not done.exists():
@@ -328,16 +328,22 @@ def main(run: Callable[[Lab], Findings], file: str) -> None:
     """
     name = Path(file).stem
     description = (sys.modules["__main__"].__doc__ or "").strip()
-    console = Console(stderr=True)
     keep_compilations()
-    try:
+    with mistakes_told(name):
         arguments = tyro.cli(Arguments, prog=f"python -m experiments.{name}", description=description)
         findings = conduct(run, name, arguments)
-    except InputError as error:
-        console.print(f"{name}: {error}", style="red", highlight=False)
-        raise SystemExit(2) from error
     for table in findings.tables:
         Console().print(table.terminal())
+
+
+@contextlib.contextmanager
+def mistakes_told(name: str) -> Iterator[None]:
+    """Tells a user's mistake in a line on standard error, after the name of what was run, and ends with status 2."""
+    try:
+        yield
+    except InputError as error:
+        Console(stderr=True).print(f"{name}: {error}", style="red", highlight=False)
+        raise SystemExit(2) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -447,6 +453,11 @@ def standing_of(held: int, of: int) -> Standing:
     return "holds" if held == of else "holds in part" if held else "does not hold"
 
 
+def standing_of_ratio(ratio: Interval, *, reached: bool) -> Standing:
+    """How a claim about a multiple stands: in part if it was not reached, but more than one is."""
+    return "holds" if reached else "holds in part" if ratio.mean > 1 else "does not hold"
+
+
 def with_name(best: tuple[str, np.ndarray]) -> str:
     """The mean over seeds of `Standings.static` or `Standings.heuristic` in percent, and whose it is."""
     return f"{percent(best[1])} ({best[0]})"
@@ -486,12 +497,18 @@ def _course(situation: Situation, training: TrainingConfig, workload: Any, weigh
     return dataclasses.replace(course, weights=weights)
 
 
+def fingerprint(situation: Situation) -> tuple[str, str]:
+    """The digest of a situation's profile, and all the rest of it in words."""
+    fields = {field.name: getattr(situation, field.name) for field in dataclasses.fields(situation)}
+    return fields.pop("profile").digest(), repr(fields)
+
+
 def _digest(course: Course) -> str:
     """What a training depends on, in a word."""
-    fields = {field.name: getattr(course.situation, field.name) for field in dataclasses.fields(course.situation)}
+    profile, rest = fingerprint(course.situation)
     content = {
-        "profile": fields.pop("profile").digest(),
-        "situation": repr(fields),
+        "profile": profile,
+        "situation": rest,
         "training": repr(course.training),
         "workload": _hash(jax.tree.leaves(course.workload)),
         "weights": _hash(jax.tree.leaves(course.weights)),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from besteffort.errors import InputError
+from besteffort.profile.device import cores
 from besteffort.runs.directory import explained
 
 _LOOK_S = 0.05
@@ -119,11 +120,6 @@ def run_jobs(
     return {name: statuses[name] for name in names}
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Running:
     """A job's process, and what of its output has come."""
 
@@ -178,7 +174,7 @@ def _shared(processes: int) -> dict[str, str]:
     """The environment of each of so many processes."""
     environment = {"PYTHONUNBUFFERED": "1", **os.environ}
     if processes > 1:
-        environment.setdefault("NPROC", str(max(1, usable_cores() // processes)))
+        environment.setdefault("NPROC", str(max(1, cores() // processes)))
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return environment
 

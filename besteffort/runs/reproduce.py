@@ -11,9 +11,10 @@ from pathlib import Path
 import besteffort
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
+from besteffort.profile.device import cores
 from besteffort.runs.directory import write_text
 from besteffort.runs.lab import FAST, FULL, Claim, Scale
-from besteffort.runs.processes import Job, run_jobs, usable_cores
+from besteffort.runs.processes import Job, run_jobs
 from besteffort.validation import did_you_mean
 
 EXPERIMENTS = (
@@ -123,7 +124,7 @@ def reproduce(
     ]
     statuses = run_jobs(
         jobs,
-        workers or usable_cores(),
+        workers or cores(),
         directory=_checkout(),
         heard=None if heard is None else lambda job, line: heard(job.name, line),
         ended=None if ended is None else lambda job, status: ended(job.name, status),

@@ -24,10 +24,11 @@ import numpy as np
 from annotated_types import Ge
 
 from besteffort.errors import InputError
+from besteffort.profile.device import cores
 from besteffort.runs.config import to_yaml
 from besteffort.runs.directory import create_run_directory, explained, write_json, write_text
 from besteffort.runs.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
-from besteffort.runs.processes import Job, run_jobs, usable_cores
+from besteffort.runs.processes import Job, run_jobs
 from besteffort.runs.program import OUTCOME, read_programs
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.runs.trials import SEED, Plan, Trial
@@ -213,7 +214,7 @@ def _run_locally(
         if watch is not None:
             watch(News(job.name, ended=True))
 
-    statuses = run_jobs(jobs, min(workers or usable_cores(), max(1, len(jobs))), heard=heard, ended=ended)
+    statuses = run_jobs(jobs, min(workers or cores(), max(1, len(jobs))), heard=heard, ended=ended)
     return {job.name: _why(job, statuses[job.name]) for job in jobs if statuses[job.name]}
 
 

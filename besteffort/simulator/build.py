@@ -68,7 +68,7 @@ def build(
         cache_tokens=numbers(tables.cache_tokens),
         cache_output_share=numbers(tables.cache_output_share),
         quality=numbers(profile.quality_table(situation.task_names)),
-        weight=numbers([task.weight for task in tasks]),
+        weight=numbers(situation.weights),
         mean_prompt_tokens=numbers(situation.mean_prompt_tokens),
         mean_output_tokens=numbers(situation.mean_output_tokens),
         deadline_base_s=numbers([task.deadline.base_s for task in tasks]),

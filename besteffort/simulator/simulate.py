@@ -91,7 +91,7 @@ def play_reference(
         situation.cluster,
         route,
         quality=situation.profile.quality_table(situation.task_names),
-        weight=np.array([task.weight for task in situation.tasks]),
+        weight=situation.weights,
         visible_deadline_s=situation.visible_deadlines,
         reward=situation.reward,
         view=situation.view,

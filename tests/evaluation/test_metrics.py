@@ -66,8 +66,12 @@ def test_a_window_that_reaches_the_threshold_exactly_counts(make_result):
     assert metrics.windows_at_peak(rounded, PEAK, width_s=1.0, fraction=0.96) == 1.0
 
 
-def test_peak_of_a_window_follows_its_own_tasks(make_result):
-    peak = np.array([2.0, 0.5])
+def test_peak_of_a_window_follows_its_own_tasks(make_result, make_situation):
+    situation = make_situation(
+        [((1, 1.0),)] * 2, [1.0, 1.0], [(20.0, 100.0), (100.0, 50.0)], tasks=[{"weight": 2.0}, {"weight": 1.0}]
+    )
+    peak = situation.peak_rewards
+    np.testing.assert_allclose(peak, [2.0, 0.5])
     result = make_result([0.0, 1.0], task=[0, 1], reward=[1.0, 0.5])
     assert metrics.windows_at_peak(result, peak, width_s=0.5, fraction=0.96) == 0.5
     assert metrics.peak_performance(result, peak) == 1.25

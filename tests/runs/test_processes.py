@@ -12,7 +12,8 @@ import pytest
 
 import besteffort
 from besteffort.errors import InputError
-from besteffort.runs.processes import Job, run_jobs, usable_cores
+from besteffort.profile.device import cores
+from besteffort.runs.processes import Job, run_jobs
 
 
 def job(name: str, script: str, tmp_path: Path) -> Job:
@@ -93,8 +94,7 @@ def test_cores_are_shared_and_the_users_settings_kept(tmp_path: Path, monkeypatc
         run_jobs(jobs, workers)
         return {each.log.read_text().strip() for each in jobs}
 
-    cores = usable_cores()
-    assert printed("ab", 2) == {f"{max(1, cores // 2)} --xla_cpu_enable_fast_math=false"}
+    assert printed("ab", 2) == {f"{max(1, cores() // 2)} --xla_cpu_enable_fast_math=false"}
     assert printed("a", 2) == {"None --xla_cpu_enable_fast_math=false"}
     monkeypatch.setenv("NPROC", "7")
     assert printed("ab", 2) == {"7 --xla_cpu_enable_fast_math=false"}

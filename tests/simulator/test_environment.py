@@ -68,7 +68,9 @@ def rollout(environment: ServingEnvironment, params: EnvParams, router: Router, 
     return Rollout(timesteps, state)
 
 
-@pytest.mark.parametrize(("name", "x64"), [("plain", False), ("coupled", False), ("memory", True), ("coupled", True)])
+@pytest.mark.parametrize(
+    ("name", "x64"), [("plain", False), ("memory", False), ("coupled", False), ("memory", True), ("coupled", True)]
+)
 def test_the_environment_keeps_its_protocol(name: str, x64: bool) -> None:
     with jax.enable_x64(x64):
         environment, params = make_environment(situation_of(KINDS[name]))
@@ -316,7 +318,7 @@ def test_a_function_of_the_users_own_says_what_an_answer_is_worth() -> None:
     truth = play_reference(case)
     (played,) = play_compiled([case], reward_fn=patience)
     quality = case.situation.profile.quality_table(case.situation.task_names)
-    weight = np.array([task.weight for task in case.situation.tasks])
+    weight = case.situation.weights
     task = case.requests.task
     wanted = patience(quality[task, truth.model], weight[task], truth.latency_s, None, None, None)
     np.testing.assert_allclose(played.reward, wanted, atol=1e-12)
