@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from besteffort.errors import InputError
-from besteffort.runs.cache import keep_compilations
+from besteffort.runs.compilation import set_up_compilation
 
 if TYPE_CHECKING:
     from besteffort.learning.train import Progress as News
@@ -548,7 +548,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     }
     if "jax" not in sys.modules:
-        keep_compilations()
+        set_up_compilation()
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -4,7 +4,8 @@
 
 All variants are single networks, so that no average hides what a part does, trained for equally many decisions and
 judged on the same lists, under bursts and on Poisson arrivals at loads 1 and 4; a committee of such networks is one of
-the variants. The second figure shows the choices of one policy of the default situation.
+the variants. With `--fast` only the variants in `INDICATIVE`, and no batch sizes. The second figure shows the choices
+of one policy of the default situation.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ LEARNING: Mapping[str, dict[str, Any]] = {
     "horizon 2 s": {"hyper": {"horizon_s": 2.0}},
     "trained on loads 0.5 to 4": {"workload": RandomRates(low=0.5, high=4.0)},
 }
+INDICATIVE = ("default", "own-request credit", "last network, not the average", "horizon 2 s")
 
 
 def run(lab: Lab) -> Findings:
@@ -57,7 +59,8 @@ def run(lab: Lab) -> Findings:
     def training(config: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> TrainingConfig:
         return lab.training(config={"committee": 1, "decisions": decisions, **config}, **changes)
 
-    policies = {name: lab.train(situation, training(**changes), name=name) for name, changes in LEARNING.items()}
+    learning = lab.selected(LEARNING, fast=INDICATIVE)
+    policies = {name: lab.train(situation, training(**changes), name=name) for name, changes in learning.items()}
     verdicts = [lab.judge(arena, {f"{LEARNED}: {name}": each for name, each in policies.items()}) for arena in arenas]
     for name in policies:
         names[name] = _performance(verdicts, f"{LEARNED}: {name}")
@@ -67,7 +70,7 @@ def run(lab: Lab) -> Findings:
             for verdict in verdicts
         ]
     )
-    for name, features in FEATURES.items():
+    for name, features in lab.selected(FEATURES, fast=("no batch sizes",)).items():
         view = dataclasses.replace(situation.view, features=features)
         other = dataclasses.replace(situation, view=view)
         trained = lab.train(other, training(), name=name)

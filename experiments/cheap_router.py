@@ -4,8 +4,9 @@
 
 The paper's network of 2 x 256 units decides on a CPU. Here single networks of one to three layers with 16 to 512 units
 in all, trained alike (half the usual batch, so that the largest ends in reasonable time), and the default policy, a
-committee whose training is longer, too; judged under the same bursty arrivals. A decision
-is `Policy.decide`, from names and numbers to the name of a model, in one thread; its time depends on the machine.
+committee whose training is longer, too; judged under the same bursty arrivals. With `--fast` only the sizes in
+`INDICATIVE`. A decision is `Policy.decide`, from names and numbers to the name of a model, in one thread; its time
+depends on the machine.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, 
 UNITS = (16, 64, 256, 512)
 SIZES = tuple((units,) * layers for layers in (1, 2, 3) for units in UNITS if layers * units <= 512)
 PAPER, DEFAULT = (256, 256), (64, 64)
+INDICATIVE = ("2 x 64", "2 x 256")
 
 
 def run(lab: Lab) -> Findings:
     """Trains all sizes, judges them on the same lists, times their decisions."""
     situation = load_situation("paper")
     policies = {}
-    for hidden in SIZES:
+    sizes = tuple(lab.selected({_name(hidden): hidden for hidden in SIZES}, fast=INDICATIVE).values())
+    for hidden in sizes:
         config = {"hidden": hidden, "batch": 256, "committee": 1, "decisions": lab.scale.variant_decisions}
         policies[hidden] = lab.train(situation, lab.training(config=config), name=_name(hidden))
     usual = lab.train(situation, lab.training(), name="paper")
@@ -39,7 +42,7 @@ def run(lab: Lab) -> Findings:
         burst_arena(situation, lab.evaluation),
         {f"{LEARNED}: {_name(hidden)}": each for hidden, each in policies.items()} | {LEARNED: usual},
     )
-    performance = {hidden: standings(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in SIZES}
+    performance = {hidden: standings(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in sizes}
     as_usual, usual_us = standings(verdict).learned, microseconds(usual[0])
     micros = {hidden: microseconds(each[0]) for hidden, each in policies.items()}
     one = standings(verdict, learned=f"{LEARNED}: {_name(DEFAULT)}")
@@ -65,7 +68,7 @@ def run(lab: Lab) -> Findings:
         rows=(
             *(
                 (_name(hidden), (mean_interval(performance[hidden]), micros[hidden], _weights(policies[hidden][0])))
-                for hidden in SIZES
+                for hidden in sizes
             ),
             ("the default committee, trained longer", (mean_interval(as_usual), usual_us, _weights(usual[0]))),
         ),
@@ -76,11 +79,12 @@ def run(lab: Lab) -> Findings:
         missing = np.full(lab.scale.seeds, np.nan)
         return mean_interval(np.stack([performance.get((units,) * layers, missing) for units in UNITS]))
 
+    depths = sorted({len(hidden) for hidden in sizes})
     panels = [
         plots.Panel(
             title="Performance under bursts",
             x=np.array(UNITS, float),
-            curves={f"{layers} layer{'s' * (layers > 1)}": by_units(layers) for layers in (1, 2, 3)},
+            curves={f"{layers} layer{'s' * (layers > 1)}": by_units(layers) for layers in depths},
             x_label="Units per layer",
             y_label="Performance (mean reward)",
             log=True,
@@ -94,7 +98,7 @@ def run(lab: Lab) -> Findings:
                     np.full(len(UNITS), np.inf),
                     lab.scale.seeds,
                 )
-                for layers in (1, 2, 3)
+                for layers in depths
             },
             x_label="Units per layer",
             y_label="Decision (microseconds)",
@@ -104,7 +108,7 @@ def run(lab: Lab) -> Findings:
     ]
     data = {
         _name(hidden): {"performance": mean_interval(performance[hidden]), "microseconds": micros[hidden]}
-        for hidden in SIZES
+        for hidden in sizes
     }
     data["default"] = {"performance": mean_interval(as_usual), "microseconds": usual_us}
     return Findings(data, [claim], [table], {"": plots.plot_panels(panels)})

@@ -37,6 +37,7 @@ from besteffort.profile import Source, TaskQuality
 from besteffort.profile.device import device_name
 from besteffort.profile.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
 from besteffort.runs.directory import write_json, write_text
+from besteffort.runs.lab import mistakes_told
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {

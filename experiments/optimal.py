@@ -22,7 +22,7 @@ from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings
+from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standing_of, standings
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View
 from besteffort.workload.requests import Requests

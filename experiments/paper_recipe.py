@@ -54,7 +54,7 @@ def run(lab: Lab) -> Findings:
     """Trains both and judges them under the same bursty arrivals."""
     situation = load_situation("paper")
     fast = lab.scale.name == "fast"
-    decisions = min(ITERATIONS, lab.scale.variant_decisions) if fast else ITERATIONS
+    decisions = min(ITERATIONS, lab.scale.variant_decisions // 4) if fast else ITERATIONS
     recipe = lab.training(config={**RECIPE, "decisions": decisions}, hyper=NUMBERS)
     theirs = lab.train(situation, recipe, name="the paper's recipe")
     ours, seconds = {}, {}

@@ -25,7 +25,18 @@ from besteffort.runs.evaluation import (
     performance_table,
     sustained_table,
 )
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, ratio_interval, standing_of, standings, times
+from besteffort.runs.lab import (
+    Claim,
+    Findings,
+    Lab,
+    main,
+    percent,
+    ratio_interval,
+    standing_of,
+    standing_of_ratio,
+    standings,
+    times,
+)
 
 ATTAINMENT = 0.99
 

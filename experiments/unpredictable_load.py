@@ -36,6 +36,7 @@ from besteffort.runs.lab import (
     main,
     percent,
     ratio_interval,
+    standing_of_ratio,
     standings,
     times,
     with_name,

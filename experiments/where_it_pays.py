@@ -5,7 +5,8 @@
 The paper's settings are not public, so none is picked that flatters: deadline slack, output length, replicas, the
 models' cost ratio and quality gap, burstiness, and the price of a miss. Each setting has its own tuned heuristics, its
 own bound, and policies of its own; where only bursts or waiting lines differ, those of the default situation are judged
-as they are. Bursts go between load 0.5 and 4 (1 = the largest model's capacity in the setting).
+as they are. Bursts go between load 0.5 and 4 (1 = the largest model's capacity in the setting). With `--fast` only the
+settings in `INDICATIVE`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ from besteffort.runs.evaluation import burst_arena
 from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
 from besteffort.situation import Deadline, Reward, Situation
 from besteffort.workload.config import Markov
+
+INDICATIVE = (
+    "default: ",
+    "deadlines: 0.6 x",
+    "replicas: 1",
+    "quality gaps: 0.3 x",
+    "bursts: load 0.2 to 4.6",
+    "penalty for a miss: 1",
+)
 
 
 class Variant(NamedTuple):
@@ -38,8 +48,8 @@ def run(lab: Lab) -> Findings:
     default = lab.train(paper, lab.training(), name="paper")
     training = lab.training(config={"decisions": min(lab.scale.decisions, 2 * lab.scale.variant_decisions)})
     settings, data = [], {}
-    for variant in variants(paper):
-        name = f"{variant.group}: {variant.name}"
+    every = {f"{variant.group}: {variant.name}": variant for variant in variants(paper)}
+    for name, variant in lab.selected(every, fast=INDICATIVE).items():
         lines = dataclasses.replace(paper.cluster, queue_capacity=variant.situation.cluster.queue_capacity)
         known = variant.situation == dataclasses.replace(paper, cluster=lines)
         policies = default if known else lab.train(variant.situation, training, name=name)

@@ -14,10 +14,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ from besteffort.learning.network import Weights
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
-from besteffort.runs.cache import keep_compilations
+from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.directory import explained, write_json, write_text
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict, judge
@@ -43,6 +43,8 @@ from besteffort.runs.experiment import EvaluationConfig, Seed, TrainingConfig
 from besteffort.runs.training import CHECKPOINT, Course, learned_router, make_course, train_policies
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Count, NonNegative, Situation
+
+T = TypeVar("T")
 
 _SECONDS = "seconds.json"
 _LISTS = 1_000  # seeds of lists from one seed to the next
@@ -78,7 +80,7 @@ class Scale:
 
 
 FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)
-FAST = Scale("fast", 3, 1, 786_432, 196_608, 8_000, 3_200, 1.0)
+FAST = Scale("fast", 3, 1, 524_288, 196_608, 6_000, 3_200, 1.0)
 
 
 FINE_TUNING = {"epsilon_start": 0.1, "learning_rate": 1e-4}
@@ -167,6 +169,16 @@ class Lab:
         config = dataclasses.replace(TrainingConfig().config, **(amount | given))
         seed = self.scale.seed * self.scale.seeds
         return TrainingConfig(seed=seed, seeds=self.scale.seeds, config=config, **changes)
+
+    def selected(self, cases: Mapping[str, T], *, fast: Collection[str]) -> dict[str, T]:
+        """Of the cases of an experiment those to do: all, or at the fast scale those that are named.
+
+        Raises:
+          ValueError: if a name is no case's.
+        """
+        if unknown := set(fast) - cases.keys():
+            raise ValueError(f"There is no case {', '.join(sorted(unknown))}.")
+        return {name: case for name, case in cases.items() if self.scale.name == "full" or name in fast}
 
     def train(
         self,
@@ -328,7 +340,7 @@ def main(run: Callable[[Lab], Findings], file: str) -> None:
     """
     name = Path(file).stem
     description = (sys.modules["__main__"].__doc__ or "").strip()
-    keep_compilations()
+    set_up_compilation()
     with mistakes_told(name):
         arguments = tyro.cli(Arguments, prog=f"python -m experiments.{name}", description=description)
         findings = conduct(run, name, arguments)

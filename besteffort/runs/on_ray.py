@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from besteffort.errors import InputError
 from besteffort.learning.train import Progress
-from besteffort.runs.cache import keep_compilations
+from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.directory import write_json
 from besteffort.runs.program import OUTCOME, read_programs, run_program
 from besteffort.runs.sweep import News, Ray
@@ -122,7 +122,7 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """A program, on whatever machine; the last point is reported when all is written, for then nothing is stopped."""
     out, program = Path(settings["out"]), config["program"]
     os.environ.setdefault("NPROC", str(settings["cpus"]))  # JAX has not started yet
-    keep_compilations()
+    set_up_compilation()
     last: dict[str, Any] = {"point": 0, "points": 0, "reward": 0.0, "best": 0.0}
 
     def tell(news: Progress) -> None:

@@ -21,7 +21,7 @@ from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Lane, play_lanes
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
-from besteffort.runs.cache import keep_compilations
+from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import load_config
 from besteffort.runs.directory import explained, write_json
 from besteffort.runs.evaluation import draw_lists
@@ -221,7 +221,7 @@ def _conclude(member: Member, outcome: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs a program and returns its exit status: 0, or 2 if settings or files do not fit."""
     out, program, *track = arguments
-    keep_compilations()
+    set_up_compilation()
 
     def tell(news: Progress) -> None:
         reward = float(news.metrics["reward"].mean())

@@ -36,7 +36,10 @@ EXPERIMENTS = (
 """Experiments in the order of the page: the paper's claims, then what goes beyond it."""
 
 # Long ones first, so that processes end together, and first of all those that share no training with the others.
-_LONG = ("where_it_pays", "stable_load", "more_models", "ablations", "arrival_shift", "paper_recipe", "cheap_router")
+_LONG = (
+    *("where_it_pays", "more_models", "task_deadlines", "ablations", "paper_recipe", "cheap_router", "arrival_shift"),
+    *("optimal", "stable_load"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

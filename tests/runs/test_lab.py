@@ -52,6 +52,14 @@ def policies(lab: Lab, course: tuple[Situation, TrainingConfig]) -> list[Policy]
     return lab.train(*course, name="first")
 
 
+def test_an_indication_takes_the_named_cases_only(tmp_path: Path) -> None:
+    cases = {"a": 1, "b": 2, "c": 3}
+    assert Lab(FULL, tmp_path).selected(cases, fast=("c", "a")) == cases
+    assert Lab(FAST, tmp_path).selected(cases, fast=("c", "a")) == {"a": 1, "c": 3}
+    with pytest.raises(ValueError, match="no case d"):
+        Lab(FULL, tmp_path).selected(cases, fast=("a", "d"))
+
+
 def test_nothing_is_trained_twice(lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]) -> None:
     said: list[str] = []
     again = dataclasses.replace(lab, say=said.append).train(*course, name="second")

@@ -28,17 +28,19 @@ from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 
 LR, REPLICAS = "training.hyper.learning_rate", "cluster.replicas"
+DECISIONS = "training.config.decisions"
 
-# A program that works, one whose lists to judge on end within the warm-up (a load is relative to the replicas), and one
-# more; with a learning rate that works and one that does not.
+# Two programs that work, the second of which finds what the first compiled, and two whose lists to judge on end within
+# the warm-up (a load is relative to the replicas); with a learning rate that works and one that does not.
 FILE = """
 base: {base}
-changes: {{training.config.committee: 1, training.config.decisions: 4096, evaluation.requests: 300}}
+changes: {{training.config.committee: 1, evaluation.requests: 300}}
 axes:
-  cluster.replicas: [2, 90, 3]
+  cluster.replicas: [2, 90]
+  training.config.decisions: [4096, 6144]
   training.hyper.learning_rate: [1.0e-3, 1.0e+30]
 """
-FINISHED, FAILED, DIVERGED = ("0000", "0004"), ("0002", "0003"), ("0001", "0005")
+FINISHED, FAILED, DIVERGED = ("0000", "0002"), ("0004", "0005", "0006", "0007"), ("0001", "0003")
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +95,9 @@ def test_finished_trials_are_not_repeated(resumed: tuple[Leaderboard, Files, lis
     _, found, news = resumed
     assert {path.name for path in found} >= {"policy.safetensors", "outcome.json", "metrics.csv"}
     assert files_of(killed, ("0000", "0001")) == found
-    assert {each.program for each in news} == {"001", "002"}
-    assert {each.program for each in news if each.ended} == {"001", "002"}
-    told = [each for each in news if each.program == "002" and not each.ended]
+    assert {each.program for each in news} == {"001", "002", "003"}
+    assert {each.program for each in news if each.ended} == {"001", "002", "003"}
+    told = [each for each in news if each.program == "001" and not each.ended]
     assert [each.point for each in told] == list(range(1, told[0].points + 1))
 
 
@@ -111,11 +113,13 @@ def test_trials_that_fail_are_reported_and_the_others_go_on(
     }
     reasons = {entry.trial: entry.reason for entry in board.unfinished}
     assert "lost its finite weights by" in reasons["0001"]
-    assert "all of it in `evaluation.warm_up_s`" in reasons["0002"]
-    assert reasons["0002"].endswith(str(killed / "programs" / "001" / "log.txt"))
+    assert "all of it in `evaluation.warm_up_s`" in reasons["0004"]
+    assert reasons["0004"].endswith(str(killed / "programs" / "002" / "log.txt"))
     report = board.report.read_text(encoding="utf-8")
-    assert "- 0001 (replicas 2, learning_rate 1e+30, seed 0) diverged: lost its finite weights" in report
-    assert "- 0003 (replicas 90, learning_rate 1e+30, seed 0) failed: The shortest list" in report
+    assert (
+        "- 0001 (replicas 2, decisions 4096, learning_rate 1e+30, seed 0) diverged: lost its finite weights" in report
+    )
+    assert "- 0005 (replicas 90, decisions 4096, learning_rate 1e+30, seed 0) failed: The shortest list" in report
 
 
 def test_every_trial_keeps_what_it_was_and_did(
@@ -130,7 +134,7 @@ def test_every_trial_keeps_what_it_was_and_did(
             assert policy.training["hyper"]["learning_rate"] == trial.values[LR]
             assert policy.cluster.replicas == trial.values[REPLICAS]
             records = read_jsonl(directory / "metrics.jsonl")
-            assert records[-1]["decisions"] == policy.training["decisions_made"] == 4096
+            assert records[-1]["decisions"] == policy.training["decisions_made"] == trial.values[DECISIONS]
             assert (directory / "tensorboard" / "seed-0").is_dir()
     assert not list(killed.rglob("checkpoint.npz"))  # of no use once trials are judged
 
@@ -143,7 +147,7 @@ def test_leaderboard_is_of_judged_performance(resumed: tuple[Leaderboard, Files,
     }
     means = {trial: float(np.mean(outcome["performance"])) for trial, outcome in outcomes.items()}
     best = max(means, key=means.__getitem__)
-    assert board.table.focus == board.table.rows[0][0] == ("2, 0.001" if best == "0000" else "3, 0.001")
+    assert board.table.focus == board.table.rows[0][0] == ("2, 4096, 0.001" if best == "0000" else "2, 6144, 0.001")
     assert 0.1 < means[best] < 1
     assert [len(outcome["performance"]) for outcome in outcomes.values()] == [2, 2]  # lists
     with (killed / "trials.csv").open(newline="", encoding="utf-8") as table:
