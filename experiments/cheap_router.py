@@ -88,6 +88,7 @@ def run(lab: Lab) -> Findings:
             x_label="Units per layer",
             y_label="Performance (mean reward)",
             log=True,
+            bars=True,
         ),
         plots.Panel(
             title="Time of a decision",

@@ -84,6 +84,7 @@ class Panel:
       share: whether the figures are shares, shown in percent.
       bound: (points,) what nothing can exceed.
       zero: draw a line at 0, for differences.
+      bars: intervals as bars, side by side, instead of bands; for few points whose intervals overlap.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Panel:
     share: bool = True
     bound: np.ndarray | None = None
     zero: bool = False
+    bars: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,11 +364,19 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
             ax.axhline(0.0, color=_GREY, linewidth=1.0)
         if panel.bound is not None:
             ax.plot(panel.x, panel.bound, **_BOUND)
-        for name, curve in panel.curves.items():
+        shown = [] if panel.bound is None else [panel.bound]
+        for offset, (name, curve) in enumerate(panel.curves.items()):
             style = styles[name]
-            ax.plot(panel.x, curve.mean, **style)
             band = np.isfinite(curve.half_width)
-            ax.fill_between(panel.x, curve.low, curve.high, where=band, color=style["color"], alpha=0.18, linewidth=0)
+            if panel.bars:
+                beside = panel.x * (1 + 0.06 * offset) if panel.log else panel.x
+                ax.errorbar(beside, curve.mean, np.where(band, curve.half_width, 0.0), **style, capsize=3)
+                shown += [curve.low[band], curve.high[band]]
+            else:
+                ax.plot(panel.x, curve.mean, **style)
+                colour = style["color"]
+                ax.fill_between(panel.x, curve.low, curve.high, where=band, color=colour, alpha=0.18, linewidth=0)
+            shown.append(curve.mean)
         _decorate(ax, panel.title)
         ax.set_xlabel(panel.x_label, color=_INK)
         ax.set_ylabel(panel.y_label, color=_INK)
@@ -377,17 +387,17 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
             ax.xaxis.set_major_formatter(FuncFormatter(_short))
         if panel.share:
             ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        shown = [curve.mean for curve in panel.curves.values()] + ([] if panel.bound is None else [panel.bound])
-        low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+        low, high = float(np.nanmin(np.concatenate(shown))), float(np.nanmax(np.concatenate(shown)))
         margin = 0.08 * (high - low) or 0.01
-        ax.set_ylim(low - margin, high + margin)  # by the means: a band of few seeds may be wider than the picture
+        ax.set_ylim(low - margin, high + margin)  # a band of few seeds may be wider than the picture, a bar never is
     for ax in axes[len(panels) :]:
         ax.remove()
     handles = [Line2D([], [], label=name, **styles[name]) for name in names]
     if any(panel.bound is not None for panel in panels):
         handles.append(Line2D([], [], label="upper bound", **_BOUND))
     first = next(iter(panels[0].curves.values()))
-    _legend(figure, handles, f"bands: {first.confidence:.0%} intervals over {first.seeds} seeds")
+    marks = "bars" if panels[0].bars else "bands"
+    _legend(figure, handles, f"{marks}: {first.confidence:.0%} intervals over {first.seeds} seeds")
     return figure
 
 

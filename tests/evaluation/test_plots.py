@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -132,3 +133,15 @@ def test_predictions_stand_beside_what_was_measured():
     assert {"measured", "predicted"} <= set(texts(figure))
     named = plots.plot_prediction({(name, "end to end"): (seconds, seconds) for name in "abc"})
     assert [ax.get_title(loc="left") for ax in named.axes] == ["a: end to end", "b: end to end", "c: end to end"]
+
+
+def test_a_bar_is_never_cut():
+    wide = Interval(np.array([0.5, 0.6]), np.array([0.4, np.inf]), 3)
+    other = Interval(np.array([0.55, np.nan]), np.array([0.1, np.nan]), 3)
+    panel = plots.Panel("", np.array([1.0, 8.0]), {"a": wide, "b": other}, "x", "y", log=True)
+    for bars in (True, False):
+        (ax,) = plots.plot_panels([dataclasses.replace(panel, bars=bars)]).axes
+        low, high = ax.get_ylim()
+        assert (low < 0.1, high > 0.9) == (bars, bars)
+        assert low < 0.5
+        assert high > 0.6

@@ -17,8 +17,8 @@ ON_A_PROCESSOR = not entry_points(group="jax_plugins")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, f"{LEVEL}=1"),
-        ("--xla_cpu_enable_fast_math=false", f"--xla_cpu_enable_fast_math=false {LEVEL}=1"),
+        (None, f"{LEVEL}=2"),
+        ("--xla_cpu_enable_fast_math=false", f"--xla_cpu_enable_fast_math=false {LEVEL}=2"),
         (f"{LEVEL}=3", f"{LEVEL}=3"),
     ],
 )
