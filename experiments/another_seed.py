@@ -42,7 +42,8 @@ def figures(data: Any, path: str = "") -> Iterator[tuple[str, Figure]]:
     """Figures with finite intervals in an experiment's data, by where they stand."""
     if isinstance(data, dict) and data.keys() == {"mean", "half_width"}:
         several = isinstance(data["mean"], list)
-        pairs = zip(data["mean"], data["half_width"], strict=True) if several else [tuple(data.values())]
+        pair = data["mean"], data["half_width"]
+        pairs = zip(*pair, strict=True) if several else [pair]
         for index, (mean, half_width) in enumerate(pairs):
             if mean is not None and half_width is not None:
                 yield f"{path}[{index}]" if several else path, Figure(mean, half_width)
@@ -63,15 +64,19 @@ def compare(first: Path, second: Path) -> list[Table]:
         if not (first / path.name).is_file():
             continue
         one, other = (_read(directory / path.name) for directory in (first, second))
+        if not all("claims" in record for record in (one, other)):  # a benchmark's
+            continue
         theirs = dict(figures(other["data"]))
         pairs = [(name, mine, theirs[name]) for name, mine in figures(one["data"]) if name in theirs]
         differ = [pair for pair in pairs if not pair[1].agrees(pair[2])]
         agreeing = float(len(pairs) - len(differ))
         counts.append((path.stem, (float(len(pairs)), agreeing, agreeing / len(pairs) if pairs else math.nan)))
         apart += [(f"{path.stem}: {name}", (str(mine), str(its))) for name, mine, its in differ]
+        claimed = {its["claim"]: its for its in other["claims"]}  # without traces there are fewer
         claims += [
             (mine["claim"], (mine["ours"], mine["standing"], its["ours"], its["standing"]))
-            for mine, its in zip(one["claims"], other["claims"], strict=True)
+            for mine in one["claims"]
+            if (its := claimed.get(mine["claim"])) is not None
         ]
     if not counts:
         raise InputError(f"{second}: no result of an experiment that is in {first}, too; run one with `--seed 1`.")

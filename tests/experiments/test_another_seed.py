@@ -25,6 +25,8 @@ def test_figures_of_two_seeds_are_set_side_by_side(tmp_path: Path) -> None:
     write(first / "one.json", 1.0, "1x")
     write(first / "two.json", 1.0, "1x")
     write(second / "one.json", 1.3, "2x")
+    for directory in (first, second):
+        (directory / "benchmark.json").write_text('{"seconds": 1.0}', encoding="utf-8")
     counts, claims, apart = compare(first, second)
     assert counts.rows == (("one", (3.0, 2.0, pytest.approx(2 / 3))),)
     assert claims.rows == (("One", ("1x", "holds", "2x", "holds")),)

@@ -30,13 +30,14 @@ from besteffort.simulator.environment import ServingEnvironment
 LR, REPLICAS = "training.hyper.learning_rate", "cluster.replicas"
 DECISIONS = "training.config.decisions"
 
-# Two programs that work, the second of which finds what the first compiled, and two whose lists to judge on end within
-# the warm-up (a load is relative to the replicas); with a learning rate that works and one that does not.
+# Two programs that work, with more replicas than the base, the second of which finds what the first compiled, and two
+# whose lists to judge on end within the warm-up (a load is relative to the replicas); with a learning rate that works
+# and one that does not.
 FILE = """
 base: {base}
 changes: {{training.config.committee: 1, evaluation.requests: 300}}
 axes:
-  cluster.replicas: [2, 90]
+  cluster.replicas: [3, 90]
   training.config.decisions: [4096, 6144]
   training.hyper.learning_rate: [1.0e-3, 1.0e+30]
 """
@@ -117,7 +118,7 @@ def test_trials_that_fail_are_reported_and_the_others_go_on(
     assert reasons["0004"].endswith(str(killed / "programs" / "002" / "log.txt"))
     report = board.report.read_text(encoding="utf-8")
     assert (
-        "- 0001 (replicas 2, decisions 4096, learning_rate 1e+30, seed 0) diverged: lost its finite weights" in report
+        "- 0001 (replicas 3, decisions 4096, learning_rate 1e+30, seed 0) diverged: lost its finite weights" in report
     )
     assert "- 0005 (replicas 90, decisions 4096, learning_rate 1e+30, seed 0) failed: The shortest list" in report
 
@@ -147,7 +148,7 @@ def test_leaderboard_is_of_judged_performance(resumed: tuple[Leaderboard, Files,
     }
     means = {trial: float(np.mean(outcome["performance"])) for trial, outcome in outcomes.items()}
     best = max(means, key=means.__getitem__)
-    assert board.table.focus == board.table.rows[0][0] == ("2, 4096, 0.001" if best == "0000" else "2, 6144, 0.001")
+    assert board.table.focus == board.table.rows[0][0] == ("3, 4096, 0.001" if best == "0000" else "3, 6144, 0.001")
     assert 0.1 < means[best] < 1
     assert [len(outcome["performance"]) for outcome in outcomes.values()] == [2, 2]  # lists
     with (killed / "trials.csv").open(newline="", encoding="utf-8") as table:
@@ -155,7 +156,7 @@ def test_leaderboard_is_of_judged_performance(resumed: tuple[Leaderboard, Files,
     assert [row["trial"] for row in rows] == [entry.trial for entry in board.entries]
     assert [row["status"] for row in rows] == [entry.status for entry in board.entries]
     assert {row["trial"]: float(row["performance"]) for row in rows if row["performance"]} == pytest.approx(means)
-    assert float(rows[0][REPLICAS]) == 2
+    assert float(rows[0][REPLICAS]) == 3
     assert board.picture.stat().st_size > 1000
     results = json.loads((killed / "results.json").read_text(encoding="utf-8"))
     assert results["trials"][0]["performance"] == outcomes["0000"]["performance"]

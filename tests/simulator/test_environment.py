@@ -318,7 +318,7 @@ def test_a_function_of_the_users_own_says_what_an_answer_is_worth() -> None:
     truth = play_reference(case)
     (played,) = play_compiled([case], reward_fn=patience)
     quality = case.situation.profile.quality_table(case.situation.task_names)
-    weight = case.situation.weights
+    weight = np.array([task.weight for task in case.situation.tasks])
     task = case.requests.task
     wanted = patience(quality[task, truth.model], weight[task], truth.latency_s, None, None, None)
     np.testing.assert_allclose(played.reward, wanted, atol=1e-12)
