@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from besteffort.profile.device import cores, cpu_name
+from besteffort.device import cores, cpu_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from besteffort.errors import InputError
+from besteffort.version import __version__
 
 if TYPE_CHECKING:
     from besteffort.policy import load_policy
     from besteffort.profile import load_profile
     from besteffort.simulator.simulate import simulate
-
-__version__ = "0.1.0"
 
 __all__ = ["InputError", "__version__", "load_policy", "load_profile", "simulate"]
 

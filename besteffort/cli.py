@@ -47,8 +47,8 @@ def quickstart(
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, if there
         is one (`laptop`), or else `quickstart`.
     """
+    from besteffort.files import create_run_directory
     from besteffort.runs.config import config_names
-    from besteffort.runs.directory import create_run_directory
     from besteffort.runs.experiment import load_run
     from besteffort.runs.quickstart import make_plan, quickstart
 
@@ -88,7 +88,7 @@ def train(
       trace: train for requests like those of the first half of this request log, at the configured loads.
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
     """
-    from besteffort.runs.directory import create_run_directory
+    from besteffort.files import create_run_directory
     from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
     from besteffort.runs.trackers import check_trackers
@@ -184,9 +184,9 @@ def evaluate(
       trace: request log to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
     """
+    from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
     from besteffort.runs import evaluation
-    from besteffort.runs.directory import create_run_directory
     from besteffort.runs.experiment import load_run
     from besteffort.runs.training import check_policy
 
@@ -229,9 +229,9 @@ def diagnose(
       trace: request log to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
     """
+    from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
     from besteffort.runs import diagnosis
-    from besteffort.runs.directory import create_run_directory
     from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
     from besteffort.runs.training import check_policy
@@ -274,8 +274,8 @@ def simulate(
       seed: of the router's random choices and of tasks that the file does not name.
       backend: the compiled simulator, or the reference in plain Python (slow; gives the same).
     """
+    from besteffort.files import create_run_directory
     from besteffort.runs.config import load_situation
-    from besteffort.runs.directory import create_run_directory
     from besteffort.runs.playing import play, read_list, router_named, write_result
 
     listed, situation, info = read_list(requests, load_situation(config), seed=seed, load=load)
@@ -403,7 +403,7 @@ def profile_measure(
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
     """
-    from besteffort.profile.device import device_name
+    from besteffort.device import device_name
     from besteffort.profile.measure import Plan, figures_file, measure_profile, read_qualities, tables
 
     plan = Plan(models, dtype, max_batch, context, repeats)
@@ -456,8 +456,8 @@ def profile_quality(
       dtype: number format of weights and cache.
       max_batch: sequences at a time.
     """
+    from besteffort.files import write_json
     from besteffort.profile import load_profile, quality, save_profile
-    from besteffort.runs.directory import write_json
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")

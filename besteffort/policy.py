@@ -21,12 +21,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from besteffort import __version__
 from besteffort.errors import InputError
+from besteffort.files import write_bytes
 from besteffort.observation import Feature, check_feature, input_size
 from besteffort.profile import Profile
-from besteffort.runs.directory import write_bytes
 from besteffort.situation import Cluster, Deadline
+from besteffort.version import __version__
 
 FORMAT = 1
 """Version of the file format; it grows when an older reader would misread a file."""

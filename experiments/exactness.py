@@ -29,13 +29,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-import besteffort
 from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.playing import play
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
+from besteffort.version import __version__
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
@@ -171,7 +171,7 @@ def run(kinds: Sequence[Kind], lists: int, paper_lists: int, seed: int, console:
     result: dict[str, Any] = {
         "versions": {
             "python": platform.python_version(),
-            "besteffort": besteffort.__version__,
+            "besteffort": __version__,
             **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
         },
         "device": jax.devices()[0].device_kind,

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from besteffort import __version__
+from besteffort.device import device_name
+from besteffort.files import write_json
 from besteffort.opt.config import OPTConfig
 from besteffort.opt.engine import Answer, Engine
 from besteffort.opt.weights import random_model
-from besteffort.profile.device import device_name
 from besteffort.profile.fit import fit
 from besteffort.profile.log import RequestLog, read_log
-from besteffort.runs.directory import write_json
 from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
+from besteffort.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = OPTConfig(vocab=1000, hidden=256, layers=4, heads=4, ffn=1024, embedding=256, positions=256)

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from besteffort import __version__
+from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profile.fit import fit
 from besteffort.profile.log import RequestLog, read_log
-from besteffort.runs.directory import write_json
 from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Situation, Task
+from besteffort.version import __version__
 from besteffort.workload.requests import Requests
 
 ROOT = Path(__file__).resolve().parent.parent

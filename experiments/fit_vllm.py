@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from besteffort import __version__, simulate
+from besteffort import simulate
 from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
+from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profile.fit import Fitted, fit
 from besteffort.profile.log import RequestLog, read_log
 from besteffort.routers import make_router
-from besteffort.runs.directory import write_json
 from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation, Task
+from besteffort.version import __version__
 from besteffort.workload.requests import Requests
 
 ROOT = Path(__file__).resolve().parent.parent

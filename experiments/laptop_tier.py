@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from besteffort.device import device_name
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
+from besteffort.files import write_json, write_text
 from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
 from besteffort.laptop.files import write_model
 from besteffort.laptop.quality import exact_match
@@ -34,9 +36,7 @@ from besteffort.laptop.training import Recipe, train
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import load_model
 from besteffort.profile import Source, TaskQuality
-from besteffort.profile.device import device_name
 from besteffort.profile.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
-from besteffort.runs.directory import write_json, write_text
 from besteffort.runs.lab import mistakes_told
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,6 +30,7 @@ from rich.console import Console
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
+from besteffort.files import explained, write_bytes, write_json, write_text
 from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
 from besteffort.laptop.quality import right_tokens
 from besteffort.laptop.requests import CaseList, with_cases
@@ -39,7 +40,6 @@ from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.directory import explained, write_bytes, write_json, write_text
 from besteffort.runs.lab import fingerprint, mistakes_told
 from besteffort.runs.playing import play as simulate_list
 from besteffort.runs.playing import router_named

@@ -29,7 +29,7 @@ def modules_after(statement: str) -> set[str]:
         "import besteffort.observation",
         "import besteffort.situation",
         "import besteffort.workload.requests",
-        "import besteffort.runs.directory",
+        "import besteffort.files",
     ],
 )
 def test_import_is_light(statement: str) -> None:

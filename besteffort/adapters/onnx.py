@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.files import write_bytes
 from besteffort.observation import Feature
 from besteffort.policy import Policy, describe
-from besteffort.runs.directory import write_bytes
 
 try:
     import onnx

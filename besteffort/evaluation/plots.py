@@ -26,7 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from besteffort.evaluation.metrics import binned
 from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval
-from besteffort.runs.directory import write_bytes
+from besteffort.files import write_bytes
 from besteffort.simulator.result import Result
 
 _INK = "#222222"

@@ -20,8 +20,8 @@ from rich.text import Text
 from besteffort.evaluation import metrics
 from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.files import write_text
 from besteffort.profile import Profile, Source
-from besteffort.runs.directory import write_text
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 

@@ -5,9 +5,7 @@ A run that is killed at any moment leaves either the checkpoint before or the on
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.files import replacing
 
 FORMAT = 1
 
@@ -33,20 +32,8 @@ def save(path: Path, state: Any, metrics: Metrics, identity: Mapping[str, str]) 
     header = json.dumps({"format": FORMAT, "identity": dict(identity)})
     arrays: dict[str, Any] = {f"state{name}": _to_numpy(leaf) for name, leaf in _named_leaves(state)}
     arrays |= {f"metrics/{name}": values for name, values in metrics.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, header=np.array(header), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: the checkpoint could not be written ({error.strerror or error}); "
-            "make room or choose another directory, and start again to continue from the last one."
-        ) from error
+    with replacing(path) as file:
+        np.savez(file, header=np.array(header), **arrays)
 
 
 def load(path: Path, like: Any, identity: Mapping[str, str]) -> tuple[Any, Metrics]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from besteffort.errors import InputError
+from besteffort.files import write_text
 from besteffort.profile.types import Profile
 
 if TYPE_CHECKING:
@@ -52,20 +52,9 @@ def save_profile(profile: Profile, path: str | Path) -> None:
     Raises:
       InputError: if the file cannot be written.
     """
-    path = Path(path)
     text = json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False)
     text = _SPREAD_NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            scratch.write_text(text + "\n", encoding="utf-8")
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another place or free some space."
-        ) from None
+    write_text(path, text + "\n")
 
 
 def _parse(content: bytes, where: str) -> Profile:

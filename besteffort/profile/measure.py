@@ -30,20 +30,20 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-import besteffort
+from besteffort.device import device_name
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
+from besteffort.files import append_jsonl, read_jsonl, write_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.engine import Answer, Instance
 from besteffort.opt.runtime import Runtime
 from besteffort.opt.sampling import GREEDY
 from besteffort.opt.weights import Model, load_model, random_model
-from besteffort.profile.device import device_name
 from besteffort.profile.files import load_profile, save_profile
 from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 from besteffort.profile.types import ModelProfile, Points, Profile, Provenance, Source, TaskQuality
-from besteffort.runs.directory import append_jsonl, read_jsonl, write_jsonl
 from besteffort.validation import from_json
+from besteffort.version import __version__
 
 PUBLISHED_QUALITIES = "opt-a100-all"
 """Built-in profile whose qualities are taken for published sizes, if no others are given."""
@@ -495,7 +495,7 @@ def _provenance(plan: Plan, quality: Source) -> Provenance:
     def measured(method: str) -> Source:
         return Source(
             kind="measured",
-            source=f"`besteffort profile measure`, besteffort {besteffort.__version__}",
+            source=f"`besteffort profile measure`, besteffort {__version__}",
             method=f"{method}; median of {plan.repeats} iterations of the engine"
             + (f"; XLA_FLAGS {flags}" if flags else ""),
             device=device_name(),

@@ -32,17 +32,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import besteffort
+from besteffort.device import device_name
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
+from besteffort.files import append_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.hub import load_tokenizer, quiet_hub
 from besteffort.opt.weights import load_model
-from besteffort.profile.device import device_name
 from besteffort.profile.measure import Qualities
 from besteffort.profile.types import Profile, Source, TaskQuality
-from besteffort.runs.directory import append_jsonl
 from besteffort.validation import did_you_mean
+from besteffort.version import __version__
 
 if TYPE_CHECKING:
     from besteffort.adapters.lm_eval import HarnessOPT
@@ -517,7 +517,7 @@ def qualities(plan: Plan, figures: Sequence[Figure]) -> Qualities:
         said.append(f"{task}: {found[0].metric}, n = {found[0].examples}: {each}{f' ({cut} contexts cut)' * bool(cut)}")
     source = Source(
         kind="measured",
-        source=f"`besteffort profile quality`, besteffort {besteffort.__version__}",
+        source=f"`besteffort profile quality`, besteffort {__version__}",
         method="lm-evaluation-harness; percent with standard errors. " + "; ".join(said),
         device=device_name(),
         dtype=plan.dtype,

@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from besteffort import __version__
 from besteffort.evaluation import diagnosis, plots
 from besteffort.evaluation.diagnosis import Comparison, Finding, enumerate_words
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.files import write_json
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
-from besteffort.runs.directory import write_json
 from besteffort.runs.evaluation import (
     LEARNED,
     Arena,
@@ -39,6 +38,7 @@ from besteffort.runs.experiment import EvaluationConfig
 from besteffort.runs.training import learned_router
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
+from besteffort.version import __version__
 from besteffort.workload import rescale
 from besteffort.workload.config import Markov, MixConfig, Poisson
 from besteffort.workload.requests import Requests

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from besteffort import __version__
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.clairvoyant import clairvoyant_bound
@@ -26,14 +25,15 @@ from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, c
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.files import write_json
 from besteffort.policy import Policy
 from besteffort.routers.registry import Settings
-from besteffort.runs.directory import write_json
 from besteffort.runs.experiment import EvaluationConfig
 from besteffort.runs.training import learned_router
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
+from besteffort.version import __version__
 from besteffort.workload import rescale
 from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.config import build as build_workload

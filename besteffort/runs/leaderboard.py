@@ -24,7 +24,7 @@ import numpy as np
 from besteffort.evaluation import plots
 from besteffort.evaluation.report import Cell, Column, Table
 from besteffort.evaluation.statistics import explained_share, mean_interval, paired_difference
-from besteffort.runs.directory import write_json, write_text
+from besteffort.files import write_json, write_text
 
 Status = Literal["finished", "diverged", "stopped", "failed"]
 

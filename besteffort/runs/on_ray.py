@@ -17,9 +17,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from besteffort.errors import InputError
+from besteffort.files import write_json
 from besteffort.learning.train import Progress
 from besteffort.runs.compilation import set_up_compilation
-from besteffort.runs.directory import write_json
 from besteffort.runs.program import OUTCOME, read_programs, run_program
 from besteffort.runs.sweep import News, Ray
 from besteffort.runs.trackers import TrackerName

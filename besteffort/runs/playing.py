@@ -15,9 +15,9 @@ from besteffort.errors import InputError
 from besteffort.evaluation.report import Table, comparison_table
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
+from besteffort.files import write_json, write_text
 from besteffort.policy import load_policy
 from besteffort.routers.registry import ROUTERS
-from besteffort.runs.directory import write_json, write_text
 from besteffort.runs.training import check_policy, learned_router
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate

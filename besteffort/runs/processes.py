@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.profile.device import cores
-from besteffort.runs.directory import explained
+from besteffort.files import explained
 
 _LOOK_S = 0.05
 _GRACE_S = 5.0

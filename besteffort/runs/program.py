@@ -19,11 +19,11 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Lane, play_lanes
+from besteffort.files import explained, write_json
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import load_config
-from besteffort.runs.directory import explained, write_json
 from besteffort.runs.evaluation import draw_lists
 from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from besteffort.evaluation.report import Picture, Table
+from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
 from besteffort.runs import evaluation
-from besteffort.runs.directory import create_run_directory
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict
 from besteffort.runs.experiment import RunConfig
 from besteffort.runs.training import Course, learned_router, make_course, run_training

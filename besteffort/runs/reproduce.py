@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import besteffort
+from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
-from besteffort.profile.device import cores
-from besteffort.runs.directory import write_text
+from besteffort.files import write_text
 from besteffort.runs.lab import FAST, FULL, Claim, Scale
 from besteffort.runs.processes import Job, run_jobs
 from besteffort.validation import did_you_mean
+from besteffort.version import __version__
 
 EXPERIMENTS = (
     "stable_load",
@@ -182,7 +183,7 @@ def _done(path: Path, scale: Scale, traces: bool) -> bool:
     except (OSError, ValueError):
         return False
     known = (record.get("version"), record.get("scale"))
-    return known == (besteffort.__version__, dataclasses.asdict(scale)) and (record.get("traces") or not traces)
+    return known == (__version__, dataclasses.asdict(scale)) and (record.get("traces") or not traces)
 
 
 def _checkout() -> Path:

@@ -23,10 +23,10 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
+from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.profile.device import cores
+from besteffort.files import create_run_directory, explained, write_json, write_text
 from besteffort.runs.config import to_yaml
-from besteffort.runs.directory import create_run_directory, explained, write_json, write_text
 from besteffort.runs.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.runs.processes import Job, run_jobs
 from besteffort.runs.program import OUTCOME, read_programs

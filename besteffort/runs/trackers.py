@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from besteffort.errors import InputError
-from besteffort.runs.directory import append_jsonl, append_line, read_jsonl, write_json, write_jsonl, write_text
+from besteffort.files import append_jsonl, append_line, read_jsonl, write_json, write_jsonl, write_text
 from besteffort.runs.events import EventFile
 
 TrackerName = Literal["mlflow", "wandb"]

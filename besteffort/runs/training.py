@@ -26,6 +26,7 @@ from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
+from besteffort.files import write_text
 from besteffort.learning.config import Config
 from besteffort.learning.network import Weights, members
 from besteffort.learning.train import Progress, Trained, train
@@ -33,7 +34,6 @@ from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import LearnedRouter
 from besteffort.runs.config import to_yaml
-from besteffort.runs.directory import write_text
 from besteffort.runs.experiment import RunConfig, TrainingConfig
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build

@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(file: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(InputError, match=r"could not be written \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"checkpoint.npz: cannot write it, no space left on device; free some space"):
         checkpoint.save(file, state(), METRICS, IDENTITY)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import besteffort
+from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.profile.device import cores
 from besteffort.runs.processes import Job, run_jobs
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from besteffort.cli import main
+from besteffort.files import read_jsonl
 from besteffort.learning.network import Weights
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
-from besteffort.runs.directory import read_jsonl
 from besteffort.runs.leaderboard import Leaderboard
 from besteffort.runs.sweep import Local, News, run_sweep
 from besteffort.runs.training import make_course, run_keys

@@ -14,7 +14,7 @@ import pytest
 import besteffort
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.runs.directory import read_jsonl
+from besteffort.files import read_jsonl
 from besteffort.runs.trackers import MetricsLog
 
 MODELS = ("small", "large")

@@ -9,9 +9,9 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
+from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
-from besteffort.runs.directory import read_jsonl
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.training import check_policy, make_course
 from besteffort.simulator.build import build

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.errors import InputError
-from besteffort.runs.directory import (
+from besteffort.files import (
     append_jsonl,
     create_run_directory,
     read_jsonl,

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from besteffort.errors import InputError
 
@@ -49,8 +49,9 @@ def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
     return path
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content` to `path`, wholly or not at all.
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end of the block, wholly or not at all.
 
     Raises:
       InputError: if the disk is full or the place cannot be written; `path` then holds what it held before.
@@ -60,7 +61,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     with explained(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -68,6 +69,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes `content` to `path`, wholly or not at all.
+
+    Raises:
+      InputError: as `replacing`.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: str | Path, content: str) -> None:
