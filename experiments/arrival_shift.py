@@ -27,11 +27,11 @@ from besteffort.runs.lab import Claim, Findings, Lab, main, standing_of, standin
 from besteffort.situation import Situation
 from besteffort.workload import rescale
 from besteffort.workload.config import Gamma, Markov, RandomRates, Square, Synthetic
-from besteffort.workload.replay import replay
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
+from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
 
 MEAN_LOAD = 1.5

@@ -43,8 +43,9 @@ from besteffort.runs.lab import (
 )
 from besteffort.runs.training import make_course
 from besteffort.situation import Situation
+from besteffort.workload.readers import MafOptions
 from besteffort.workload.requests import Requests
-from besteffort.workload.traces import MafOptions, read_trace
+from besteffort.workload.traces import read_trace
 
 WINDOWS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CLAIMED_S = 1.0

@@ -23,10 +23,11 @@ from besteffort.simulator.build import build_alike
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
-from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
+from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import draw
+from besteffort.workload.types import Arrival
 
 _LANES = 128  # what they hold fits the cache of a core
 _MANY = 1_000  # numbers of a router that lanes which do not follow it should not have to read

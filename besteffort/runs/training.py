@@ -41,9 +41,9 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
-from besteffort.workload.replay import replay, replay_at_rates
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import resample, with_lengths_of
+from besteffort.workload.trace_workload import replay, replay_at_rates
 
 CHECKPOINT = "checkpoint.npz"
 
@@ -58,7 +58,7 @@ class Course:
 
     Attributes:
       situation: what is served, with the lengths of the trace where one is given.
-      workload: a `besteffort.simulator.types.Workload`.
+      workload: a `besteffort.workload.types.Workload`.
       features: the network's input.
       training: the settings.
       weights: where to start from; None for random networks.

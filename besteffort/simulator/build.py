@@ -28,7 +28,7 @@ def build(
 
     Args:
       situation: what is served, on what.
-      workload: a `besteffort.simulator.types.Workload`, or None for callers that feed arrivals themselves.
+      workload: a `besteffort.workload.types.Workload`, or None for callers that feed arrivals themselves.
       history: decisions that the state remembers.
       horizon: decisions per episode; 0 for no end.
       longest_prompt: largest prompt length that may arrive; by default the longest of the situation's tasks.

@@ -28,7 +28,8 @@ from besteffort.simulator import sight as sights
 from besteffort.simulator.ledger import Ledger
 from besteffort.simulator.request import Request, refused
 from besteffort.simulator.sight import Sight
-from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Outcomes, TimeStep
+from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
+from besteffort.workload.types import Arrival
 
 Array = jax.Array
 

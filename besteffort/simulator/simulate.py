@@ -18,9 +18,10 @@ from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.tables import Tables
-from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
+from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.workload.requests import Requests
+from besteffort.workload.types import Arrival
 
 Array = jax.Array
 

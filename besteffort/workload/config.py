@@ -17,9 +17,10 @@ from besteffort.situation import NonNegative, Positive, Situation
 from besteffort.workload import arrivals, rescale, traces
 from besteffort.workload.deadlines import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix
-from besteffort.workload.replay import ReplayWorkload, replay
+from besteffort.workload.readers import MafOptions, ServeGenOptions
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+from besteffort.workload.trace_workload import ReplayWorkload, replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +199,8 @@ class Trace:
     load: Positive | None = None
     start: Literal["random", "first"] = "random"
     seed: Annotated[int, Ge(0)] = 0
-    maf: traces.MafOptions = dataclasses.field(default_factory=traces.MafOptions)
-    servegen: traces.ServeGenOptions = dataclasses.field(default_factory=traces.ServeGenOptions)
+    maf: MafOptions = dataclasses.field(default_factory=MafOptions)
+    servegen: ServeGenOptions = dataclasses.field(default_factory=ServeGenOptions)
 
 
 Synthetic = Poisson | Steps | Markov | Gamma | Square | RandomRates

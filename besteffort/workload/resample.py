@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from besteffort.errors import InputError
-from besteffort.simulator.types import Arrival
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.deadlines import DeadlineFactors
 from besteffort.workload.requests import Requests
+from besteffort.workload.types import Arrival
 
 
 @jax.tree_util.register_dataclass

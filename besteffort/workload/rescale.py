@@ -1,12 +1,8 @@
-"""Lists of requests, faster or slower, in part, and as files."""
+"""Lists of requests, faster or slower, and in part."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
-import io
-from pathlib import Path
 
 import numpy as np
 
@@ -88,27 +84,3 @@ def window(requests: Requests, start_s: float, end_s: float) -> Requests:
             f"the list spans {requests.arrival_s[0]:g} to {requests.arrival_s[-1]:g} s."
         )
     return requests.part(slice(first, end), start_s)
-
-
-def write_csv(requests: Requests, path: str | Path) -> None:
-    """Writes `arrival_s,task,prompt_tokens,output_tokens`, compressed if the name ends in `.gz`, without deadlines.
-
-    Times are written so that `besteffort.workload.traces.read_csv` gives the same floats back.
-
-    Raises:
-      InputError: if the file cannot be written.
-    """
-    path = Path(path)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arrival_s", "task", "prompt_tokens", "output_tokens"])
-    names = [requests.tasks[task] for task in requests.task.tolist()]
-    columns = (requests.arrival_s.tolist(), names, requests.prompt_tokens.tolist(), requests.output_tokens.tolist())
-    writer.writerows(zip(*columns, strict=True))
-    content = text.getvalue().encode()
-    try:
-        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    except OSError as error:
-        raise InputError(
-            f"{path}: the list cannot be written ({error.strerror}); choose a place with room that may be written to."
-        ) from None

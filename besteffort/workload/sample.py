@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from besteffort.simulator.types import Arrival
 from besteffort.workload.requests import Requests
+from besteffort.workload.types import Arrival
 
 
 @functools.partial(jax.jit, static_argnames="n")

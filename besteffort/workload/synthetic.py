@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from besteffort.errors import InputError
-from besteffort.simulator.types import Arrival
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.deadlines import DeadlineFactors
 from besteffort.workload.mix import TaskMix, task_mix
+from besteffort.workload.types import Arrival
 
 
 class SyntheticState(NamedTuple):

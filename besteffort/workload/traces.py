@@ -9,49 +9,14 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.situation import Situation
-from besteffort.workload import readers
-from besteffort.workload.readers import (
-    MafOptions,
-    ServeGenOptions,
-    Trace,
-    read_azure_llm,
-    read_csv,
-    read_maf,
-    read_mooncake,
-    read_servegen,
-)
+from besteffort.workload.readers import READERS, Drawing, MafOptions, ServeGenOptions, Trace
 from besteffort.workload.requests import Requests
 from besteffort.workload.rescale import mean_rate
 from besteffort.workload.table import Table, read_table
 
-__all__ = [
-    "KINDS",
-    "MafOptions",
-    "ServeGenOptions",
-    "Trace",
-    "TraceInfo",
-    "complete",
-    "interpret",
-    "read_azure_llm",
-    "read_csv",
-    "read_maf",
-    "read_mooncake",
-    "read_servegen",
-    "read_trace",
-]
-
 MAX_OUTPUT_TOKENS = 1024
 CONTEXT_TOKENS = 2048
 """Context of OPT: no answer may be longer than half of it, and a prompt and its answer fit together."""
-
-KINDS: dict[str, frozenset[str]] = {
-    "azure_llm": frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}),
-    "mooncake": frozenset({"timestamp_ms", "input_length", "output_length"}),
-    "maf": frozenset({"1"}),
-    "servegen": frozenset({"window_start_s", "rate_per_s", "pattern", "arg1"}),
-    "csv": frozenset({"arrival_s", "task", "prompt_tokens", "output_tokens"}),
-}
-"""Formats, and the columns by which each is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +69,7 @@ def read_trace(
       path: a CSV file, plain or gzip-compressed.
       situation: gives tasks, their mix, lengths and deadlines.
       seed: of whatever has to be drawn.
-      kind: the format, a key of `KINDS`; None to tell it from the header.
+      kind: the format, a key of `besteffort.workload.readers.READERS`; None to tell it from the header.
       maf: options of the MAF format, which holds counts instead of requests.
       servegen: options of the ServeGen format, which holds rates instead of requests.
 
@@ -126,15 +91,11 @@ def interpret(
     """`read_trace` of a table already read."""
     if kind is None:
         kind = _detect(table)
-    elif kind not in KINDS:
-        raise InputError(f"{table.path}: unknown trace format `{kind}`; choose from {', '.join(KINDS)}.")
+    elif kind not in READERS:
+        raise InputError(f"{table.path}: unknown trace format `{kind}`; choose from {', '.join(READERS)}.")
     arrivals_seed, rest_seed = np.random.SeedSequence(seed).generate_state(2)
-    if kind == "maf":
-        trace = readers.maf(table, len(situation.tasks), maf or MafOptions(), int(arrivals_seed))
-    elif kind == "servegen":
-        trace = readers.servegen(table, servegen or ServeGenOptions(), int(arrivals_seed))
-    else:
-        trace = {"azure_llm": readers.azure_llm, "mooncake": readers.mooncake, "csv": readers.own_csv}[kind](table)
+    options = {"maf": maf, "servegen": servegen}.get(kind)
+    trace = READERS[kind].read(table, Drawing(len(situation.tasks), int(arrivals_seed), options))
     return complete(trace, situation, int(rest_seed))
 
 
@@ -150,7 +111,7 @@ def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, T
     """
     rng = np.random.default_rng(seed)
     n = len(trace.arrival_s)
-    drawn = [] if trace.kind not in ("maf", "servegen") else ["arrivals"]
+    drawn = ["arrivals"] if READERS[trace.kind].draws else []
     if trace.task is None:
         drawn.append("tasks")
         task = rng.choice(len(situation.tasks), size=n, p=situation.shares)
@@ -197,8 +158,8 @@ def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, T
 
 
 def _detect(table: Table) -> str:
-    for kind, columns in KINDS.items():
-        if columns <= set(table.header):
+    for kind, reader in READERS.items():
+        if reader.columns <= set(table.header):
             return kind
     raise InputError(
         f"{table.path}: the header `{','.join(table.header)[:80]}` fits no known trace format; "

@@ -16,9 +16,9 @@ from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.training import check_policy, make_course
 from besteffort.simulator.build import build
 from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
-from besteffort.workload.replay import ReplayAtRates
 from besteffort.workload.resample import ResampledWorkload
 from besteffort.workload.rescale import capacity as capacity_of
+from besteffort.workload.trace_workload import ReplayAtRates
 from besteffort.workload.traces import read_trace
 
 

@@ -21,9 +21,10 @@ from besteffort.simulator import simulate
 from besteffort.simulator.build import build_alike
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import _play
-from besteffort.simulator.types import Arrival, EnvParams, EnvShape, Router
+from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.workload.requests import Requests
+from besteffort.workload.types import Arrival
 
 LENGTH = 500
 LONGEST_PROMPT = 64

@@ -20,10 +20,10 @@ from besteffort.simulator.types import EnvParams, EnvShape, Router, TimeStep
 from besteffort.situation import Reward, Situation, View
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
-from besteffort.workload.replay import replay
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
+from besteffort.workload.trace_workload import replay
 from tests.simulator.cases import LONGEST_PROMPT, Case, Kind, draw_case, play_compiled, play_reference
 from tests.simulator.environment_api import check_environment
 

@@ -6,10 +6,10 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.workload.config import WorkloadConfig, build, load_trace
-from besteffort.workload.replay import ReplayWorkload
 from besteffort.workload.rescale import capacity as list_capacity
 from besteffort.workload.rescale import mean_rate
 from besteffort.workload.sample import sample_requests
+from besteffort.workload.trace_workload import ReplayWorkload
 
 ADAPTER = pydantic.TypeAdapter(WorkloadConfig)
 

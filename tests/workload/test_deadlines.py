@@ -10,11 +10,11 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
-from besteffort.workload.replay import replay
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, resample
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
+from besteffort.workload.trace_workload import replay
 
 DAY = deadline_factors([1.0, 0.5], starts_s=[0.0, 2.0], period_s=3.0)
 """Half the deadlines in the last third of every three seconds."""

@@ -7,9 +7,9 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.mix import task_mix
-from besteffort.workload.replay import replay
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
+from besteffort.workload.trace_workload import replay
 
 
 def test_requests_follow_the_situation(situation):

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from besteffort.errors import InputError
-from besteffort.simulator.types import Arrival
 from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
+from besteffort.workload.types import Arrival
 
 
 @jax.tree_util.register_dataclass

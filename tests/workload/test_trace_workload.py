@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.workload.replay import replay_at_rates
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import draw
+from besteffort.workload.trace_workload import replay_at_rates
 
 N = 50
 

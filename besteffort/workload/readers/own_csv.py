@@ -1,0 +1,33 @@
+"""This package's own format: seconds, a task's name and lengths per request."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from besteffort.workload.readers.types import Drawing, Trace
+from besteffort.workload.table import Table
+
+COLUMNS = frozenset({"arrival_s", "task", "prompt_tokens", "output_tokens"})
+
+
+def read(table: Table, drawing: Drawing) -> Trace:
+    """`arrival_s`, `task` (a name), `prompt_tokens`, `output_tokens`; times stay.
+
+    Raises:
+      InputError: on a damaged file.
+    """
+    table.require_newline()
+    arrival_s = table.numbers("arrival_s")
+    table.require_order("arrival_s", arrival_s)
+    cells = table.column("task")
+    names = tuple(dict.fromkeys(cells))
+    index = {name: i for i, name in enumerate(names)}
+    return Trace(
+        path=table.path,
+        kind="csv",
+        arrival_s=arrival_s,
+        prompt_tokens=table.numbers("prompt_tokens"),
+        output_tokens=table.numbers("output_tokens"),
+        task=np.array([index[name] for name in cells], np.int32),
+        task_names=names,
+    )

@@ -1,0 +1,41 @@
+"""What a workload is: a source of arrivals, as the environment and the generators of lists ask it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+Array = jax.Array
+
+
+class Arrival(NamedTuple):
+    """A request as a workload hands it to the environment; every field is a scalar.
+
+    Attributes:
+      gap_s: seconds since the previous arrival (since the start, for the first).
+      task: index of its task.
+      prompt_tokens, output_tokens: its lengths, at least 1.
+      deadline_s: end-to-end latency it may take.
+      deadline_factor: the factor in force on deadlines, contained in `deadline_s`; None if they never change.
+    """
+
+    gap_s: Array
+    task: Array
+    prompt_tokens: Array
+    output_tokens: Array
+    deadline_s: Array
+    deadline_factor: Array | None = None
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """A source of arrivals: a pytree whose leaves are numbers, so that it can be vmapped."""
+
+    def init(self, key: Array) -> Any:
+        """State before the first arrival; a pytree."""
+        ...
+
+    def next(self, key: Array, state: Any) -> tuple[Arrival, Any]:
+        """The next arrival and the state after it."""
+        ...
