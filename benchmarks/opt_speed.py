@@ -32,7 +32,7 @@ from benchmarks.timing import cores, machine
 from besteffort.opt.config import OPTConfig
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import Model, random_model, to_checkpoint
-from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
+from besteffort.profiling.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, STEPS, BATCHES = 128, 16, (1, 8)

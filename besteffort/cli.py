@@ -404,7 +404,7 @@ def profile_measure(
       resume: go on with a measurement that was stopped, with the same settings.
     """
     from besteffort.device import device_name
-    from besteffort.profile.measure import Plan, figures_file, measure_profile, read_qualities, tables
+    from besteffort.profiling.measure import Plan, figures_file, measure_profile, read_qualities, tables
 
     plan = Plan(models, dtype, max_batch, context, repeats)
     known = read_qualities(plan.names, qualities)
@@ -448,7 +448,7 @@ def profile_quality(
         written beside it as it comes.
       task: task of the harness, such as `piqa`; may be given several times.
       examples: task of your own: JSON lines of `prompt` and `answer`, with `choices` to choose from, or of `text`; see
-        `besteffort.profile.quality`. May be given several times.
+        `besteffort.profiling.quality`. May be given several times.
       into: profile to put the qualities into, built-in or a file; what it says of costs stays.
       metric: which metric is a task's quality, such as `piqa=acc_norm`; may be given several times.
       shots: examples in the prompts of the harness's tasks, instead of each task's own number.
@@ -457,7 +457,8 @@ def profile_quality(
       max_batch: sequences at a time.
     """
     from besteffort.files import write_json
-    from besteffort.profile import load_profile, quality, save_profile
+    from besteffort.profile import load_profile, save_profile
+    from besteffort.profiling import quality
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
@@ -495,7 +496,7 @@ def profile_fit(
     """Find what a server's models cost from its request log, and how far that can be trusted.
 
     Args:
-      log: request log: CSV or JSON lines, plain or `.gz`; columns as in `besteffort.profile.log`.
+      log: request log: CSV or JSON lines, plain or `.gz`; columns as in `besteffort.profiling.log`.
       out: new profile file; a situation, the figures and a picture are written beside it.
       quality: percent that the model reaches on a task, `piqa=71.7`, or `piqa=small:63,large:71.7` for several models;
         may be given several times.
@@ -505,25 +506,25 @@ def profile_fit(
       max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
     """
     from besteffort.profile import load_profile
-    from besteffort.profile.log import read_log
-    from besteffort.runs import fitting
+    from besteffort.profiling import fitted_profile
+    from besteffort.profiling.log import read_log
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
-    qualities = fitting.parse_qualities(quality)
+    qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
     requests = read_log(log)
-    fitting.check(requests, qualities, base, name)
+    fitted_profile.check(requests, qualities, base, name)
     with _OUTPUT.status("Fitting") as status:
-        models = fitting.fit_log(
+        models = fitted_profile.fit_log(
             requests,
             name=name,
             max_batch=max_batch,
-            share=None if base is None else fitting.share_of_others(base, requests, name),
+            share=None if base is None else fitted_profile.share_of_others(base, requests, name),
             progress=lambda doing, misfit: status.update(f"Fitting {doing}; misfit {misfit:.3f}"),
         )
-    made = fitting.make_profile(models, name=out.stem, qualities=qualities, into=base, device=device)
-    outcome = fitting.write_outcome(models, made, out)
+    made = fitted_profile.make_profile(models, name=out.stem, qualities=qualities, into=base, device=device)
+    outcome = fitted_profile.write_outcome(models, made, out)
     _OUTPUT.print(outcome.table.terminal())
     for note in outcome.notes:
         _say(note)

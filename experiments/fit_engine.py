@@ -30,9 +30,9 @@ from besteffort.files import write_json
 from besteffort.opt.config import OPTConfig
 from besteffort.opt.engine import Answer, Engine
 from besteffort.opt.weights import random_model
-from besteffort.profile.fit import fit
-from besteffort.profile.log import RequestLog, read_log
-from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.fit import fit
+from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.log import RequestLog, read_log
 from besteffort.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent

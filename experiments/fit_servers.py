@@ -26,9 +26,9 @@ from rich.console import Console
 
 from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.profile.fit import fit
-from besteffort.profile.log import RequestLog, read_log
-from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.fit import fit
+from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.log import RequestLog, read_log
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.version import __version__

@@ -22,10 +22,10 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.profile.fit import Fitted, fit
-from besteffort.profile.log import RequestLog, read_log
+from besteffort.profiling.fit import Fitted, fit
+from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.log import RequestLog, read_log
 from besteffort.routers import make_router
-from besteffort.runs.fitting import MEASURES, PERCENTILES, HeldOut
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation, Task

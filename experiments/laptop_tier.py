@@ -36,7 +36,7 @@ from besteffort.laptop.training import Recipe, train
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import load_model
 from besteffort.profile import Source, TaskQuality
-from besteffort.profile.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
+from besteffort.profiling.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
 from besteffort.runs.lab import mistakes_told
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -40,8 +40,8 @@ from besteffort.opt.runtime import Runtime
 from besteffort.opt.sampling import GREEDY
 from besteffort.opt.weights import Model, load_model, random_model
 from besteffort.profile.files import load_profile, save_profile
-from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 from besteffort.profile.types import ModelProfile, Points, Profile, Provenance, Source, TaskQuality
+from besteffort.profiling.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 from besteffort.validation import from_json
 from besteffort.version import __version__
 

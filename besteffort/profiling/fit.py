@@ -1,7 +1,7 @@
 """What a server costs, from its request log: `fit` finds the terms of the serving model that give the log's times.
 
-Three steps, all deterministic. First what can be read off without simulation (`besteffort.profile.evidence`). Then the
-log is simulated with candidates for all terms at once (`besteffort.profile.replay`), and Gauss-Newton steps bring first
+Three steps, all deterministic. First what can be read off without simulation (`besteffort.profiling.evidence`). Then the
+log is simulated with candidates for all terms at once (`besteffort.profiling.log_simulation`), and Gauss-Newton steps bring first
 and last tokens to where the log has them. Derivatives are central differences over a few percent: a request joins at an
 iteration's end, so its times are a staircase in every term, of which only the slope over several steps matters. Which
 limit held requests back, if any, is decided by what the simulation makes of each. Last, terms that a server may or may
@@ -19,11 +19,11 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from besteffort.errors import InputError
-from besteffort.profile import evidence
-from besteffort.profile.evidence import Curve
-from besteffort.profile.log import RequestLog
-from besteffort.profile.replay import Candidates, Player
 from besteffort.profile.types import Points
+from besteffort.profiling import evidence
+from besteffort.profiling.evidence import Curve
+from besteffort.profiling.log import RequestLog
+from besteffort.profiling.log_simulation import Candidates, Player
 
 Limit = Literal["nothing", "batch", "cache"]
 Progress = Callable[[str, float], None]

@@ -14,8 +14,8 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile, save_profile
-from besteffort.profile.measure import Qualities, read_qualities
-from besteffort.profile.quality import (
+from besteffort.profiling.measure import Qualities, read_qualities
+from besteffort.profiling.quality import (
     Figure,
     Plan,
     _figure,
@@ -70,9 +70,9 @@ def test_the_quality_is_a_percentage_with_its_error(measured: tuple[Path, list[d
 
 def test_nothing_is_compiled_for_a_length_of_its_own(measured: tuple[Path, list[dict[str, Any]]]) -> None:
     """Sequences of every length go through as many programs as there are buckets."""
-    from besteffort.adapters.lm_eval import HarnessOPT
     from besteffort.opt.hub import load_tokenizer
     from besteffort.opt.weights import load_model
+    from besteffort.profiling.lm_eval import HarnessOPT
 
     harness = HarnessOPT(load_model(DATA), load_tokenizer(DATA))
     pairs = [(None, [2], [3] * length) for length in range(1, 65)]
@@ -237,9 +237,9 @@ def test_one_sentence_for_each_mistake(
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from besteffort.adapters.lm_eval import HarnessOPT
     from besteffort.opt.hub import load_tokenizer
     from besteffort.opt.weights import load_model
+    from besteffort.profiling.lm_eval import HarnessOPT
 
     model, tokenizer = load_model(DATA), load_tokenizer(DATA)
     small = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab=50))

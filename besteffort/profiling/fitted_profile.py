@@ -18,8 +18,8 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import write_json, write_text
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
-from besteffort.profile.fit import LEAST_REQUESTS, Fitted, Progress, fit
-from besteffort.profile.log import RequestLog
+from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
+from besteffort.profiling.log import RequestLog
 from besteffort.runs.config import to_yaml
 from besteffort.situation import Cluster, Deadline, Task
 

@@ -10,11 +10,11 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.profile import Profile, load_profile
-from besteffort.profile.fit import Fitted
-from besteffort.profile.log import RequestLog
-from besteffort.runs import fitting
+from besteffort.profiling import fitted_profile
+from besteffort.profiling.fit import Fitted
+from besteffort.profiling.fitted_profile import FittedModel, HeldOut
+from besteffort.profiling.log import RequestLog
 from besteffort.runs.config import load_situation
-from besteffort.runs.fitting import FittedModel, HeldOut
 
 N = 24
 TIMES = np.arange(1.0, 101.0)
@@ -77,7 +77,7 @@ def test_errors_of_percentiles() -> None:
 
 
 def test_a_lone_model_counts_as_perfect() -> None:
-    profile = fitting.make_profile([fitted_model("m")], name="p", qualities={})
+    profile = fitted_profile.make_profile([fitted_model("m")], name="p", qualities={})
     assert profile.task_names == ("chat",)
     assert profile.tasks[0].quality_percent == (100.0,)
     assert "assumed" in profile.tasks[0].source
@@ -88,23 +88,23 @@ def test_a_lone_model_counts_as_perfect() -> None:
 
 def test_several_models_need_qualities() -> None:
     models = [fitted_model("small", 0.01), fitted_model("large", 0.02, cache_tokens=900, share=0.5)]
-    qualities = fitting.parse_qualities(["chat=small:60,large:70"])
-    profile = fitting.make_profile(models, name="p", qualities=qualities)
+    qualities = fitted_profile.parse_qualities(["chat=small:60,large:70"])
+    profile = fitted_profile.make_profile(models, name="p", qualities=qualities)
     assert profile.model_names == ("small", "large")
     assert profile.tasks[0].quality_percent == (60.0, 70.0)
     assert profile.cache_output_share == 0.5
     with pytest.raises(
         InputError, match=r"2 models and says nothing of their quality; .*`--quality task=small:60,large:60`"
     ):
-        fitting.make_profile(models, name="p", qualities={})
+        fitted_profile.make_profile(models, name="p", qualities={})
     with pytest.raises(InputError, match="has a figure without a model"):
-        fitting.make_profile(models, name="p", qualities={"chat": {"": 60.0}})
+        fitted_profile.make_profile(models, name="p", qualities={"chat": {"": 60.0}})
     with pytest.raises(InputError, match="Task `chat` has no quality of model `large`"):
-        fitting.make_profile(models, name="p", qualities={"chat": {"small": 60.0}})
+        fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 60.0}})
 
 
 def test_costs_go_into_a_profile_that_knows_the_model(base: Profile) -> None:
-    profile = fitting.make_profile([fitted_model("opt-1.3b", 0.5)], name="p", qualities={}, into=base)
+    profile = fitted_profile.make_profile([fitted_model("opt-1.3b", 0.5)], name="p", qualities={}, into=base)
     assert profile.model_names == base.model_names
     assert profile.models[1].decode == ((1, 0.5), (8, 1.0))
     assert profile.models[0] == base.models[0]
@@ -116,23 +116,23 @@ def test_costs_go_into_a_profile_that_knows_the_model(base: Profile) -> None:
 def test_a_new_model_takes_its_place_by_its_pace(base: Profile) -> None:
     qualities = {task: {"opt-350m": 50.0} for task in base.task_names} | {"new": dict.fromkeys(base.model_names, 1.0)}
     qualities["new"]["opt-350m"] = 2.0
-    profile = fitting.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities=qualities, into=base)
+    profile = fitted_profile.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities=qualities, into=base)
     assert profile.model_names == ("opt-125m", "opt-350m", "opt-1.3b", "opt-6.7b")
     assert profile.tasks[0].quality_percent[1] == 50.0
     assert profile.tasks[0].quality_percent[0] == base.tasks[0].quality_percent[0]
     assert profile.tasks[-1].quality_percent == (1.0, 2.0, 1.0, 1.0)
     with pytest.raises(InputError, match=r"no quality of model `opt-350m`; add `--quality \w+=opt-350m:PERCENT`"):
-        fitting.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities={}, into=base)
+        fitted_profile.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities={}, into=base)
 
 
 def test_one_share_for_all(base: Profile) -> None:
     cached = dataclasses.replace(base, models=(dataclasses.replace(base.models[0], cache_tokens=999), *base.models[1:]))
     fresh = [fitted_model("opt-1.3b", cache_tokens=5000, share=0.5)]
     with pytest.raises(InputError, match=r"counts 1 of outputs against the cache and the fit 0\.5"):
-        fitting.make_profile(fresh, name="p", qualities={}, into=cached)
-    assert fitting.make_profile(fresh, name="p", qualities={}, into=base).cache_output_share == 0.5
-    assert fitting.share_of_others(cached, fresh[0].log, None) == 1.0
-    assert fitting.share_of_others(base, fresh[0].log, None) is None
+        fitted_profile.make_profile(fresh, name="p", qualities={}, into=cached)
+    assert fitted_profile.make_profile(fresh, name="p", qualities={}, into=base).cache_output_share == 0.5
+    assert fitted_profile.share_of_others(cached, fresh[0].log, None) == 1.0
+    assert fitted_profile.share_of_others(base, fresh[0].log, None) is None
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_one_share_for_all(base: Profile) -> None:
 )
 def test_bad_qualities(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        fitting.parse_qualities([text])
+        fitted_profile.parse_qualities([text])
     with pytest.raises(InputError, match="given twice for task `a`"):
-        fitting.parse_qualities(["a=1", "a=2"])
+        fitted_profile.parse_qualities(["a=1", "a=2"])
 
 
 def test_from_a_log_to_a_situation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import least_squares
 
-from besteffort.profile.log import RequestLog
+from besteffort.profiling.log import RequestLog
 
 _TIGHT = 0.05  # relative misfit of a regression row from which on it counts as an outlier
 _GAP_ITERATIONS = 3.0  # waiting for less is nothing but the wait for an iteration's end

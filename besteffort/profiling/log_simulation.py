@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from besteffort.profile.log import RequestLog
 from besteffort.profile.types import ModelProfile, Profile, Provenance, Source, TaskQuality
+from besteffort.profiling.log import RequestLog
 from besteffort.simulator import closed_form, ledger
 from besteffort.simulator.build import build
 from besteffort.simulator.request import Request

@@ -39,13 +39,13 @@ from besteffort.files import append_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.hub import load_tokenizer, quiet_hub
 from besteffort.opt.weights import load_model
-from besteffort.profile.measure import Qualities
 from besteffort.profile.types import Profile, Source, TaskQuality
+from besteffort.profiling.measure import Qualities
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
 
 if TYPE_CHECKING:
-    from besteffort.adapters.lm_eval import HarnessOPT
+    from besteffort.profiling.lm_eval import HarnessOPT
 
 Kind = Literal["multiple choice", "generation", "likelihood"]
 Watch = Callable[[str, int, int], None]
@@ -281,7 +281,7 @@ def measure_qualities(plan: Plan, figures: Path, watch: Watch | None = None) -> 
         loaded, an example does not fit its context, or there is no such metric.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when the harness imports it; progress goes to `watch`
-    from besteffort.adapters.lm_eval import HarnessOPT
+    from besteffort.profiling.lm_eval import HarnessOPT
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     watch = watch or (lambda what, done, total: None)

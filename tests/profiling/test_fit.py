@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, evidence
-from besteffort.profile.evidence import Curve
-from besteffort.profile.fit import Fitted, fit
-from besteffort.profile.log import RequestLog
-from besteffort.profile.replay import Candidates, Player
+from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
+from besteffort.profiling import evidence
+from besteffort.profiling.evidence import Curve
+from besteffort.profiling.fit import Fitted, fit
+from besteffort.profiling.log import RequestLog
+from besteffort.profiling.log_simulation import Candidates, Player
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests

@@ -18,8 +18,9 @@ from besteffort.errors import InputError
 from besteffort.opt.config import OPTConfig, published
 from besteffort.opt.weights import random_model, to_checkpoint
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile
-from besteffort.profile.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
-from besteffort.profile.measure import (
+from besteffort.profile.roofline import A100, OPT, Efficiency, HostOverhead, Roofline
+from besteffort.profiling.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
+from besteffort.profiling.measure import (
     Figure,
     Plan,
     Point,
@@ -32,7 +33,6 @@ from besteffort.profile.measure import (
     read_qualities,
     staircase,
 )
-from besteffort.profile.roofline import A100, OPT, Efficiency, HostOverhead, Roofline
 
 SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24}
 NAMES = ("small", "large")
