@@ -23,8 +23,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from besteffort.bounds.prices import Bound
 from besteffort.evaluation.metrics import binned
-from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import write_bytes
 from besteffort.simulator.result import Result

@@ -17,8 +17,8 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics
-from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import write_text
 from besteffort.profile import Profile, Source

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.evaluation.gears import gear_plan
+from besteffort.bounds.gears import gear_plan
 from besteffort.evaluation.rollouts import Lane, mean_rewards
 from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
 from besteffort.simulator.build import build

@@ -1,11 +1,12 @@
 """What a server costs, from its request log: `fit` finds the terms of the serving model that give the log's times.
 
-Three steps, all deterministic. First what can be read off without simulation (`besteffort.profiling.evidence`). Then the
-log is simulated with candidates for all terms at once (`besteffort.profiling.log_simulation`), and Gauss-Newton steps bring first
-and last tokens to where the log has them. Derivatives are central differences over a few percent: a request joins at an
-iteration's end, so its times are a staircase in every term, of which only the slope over several steps matters. Which
-limit held requests back, if any, is decided by what the simulation makes of each. Last, terms that a server may or may
-not have are changed, and the rest is fitted again: where the log then fits as well, it does not determine them.
+Three steps, all deterministic. First what can be read off without simulation (`besteffort.profiling.evidence`). Then
+the log is simulated with candidates for all terms at once (`besteffort.profiling.log_simulation`), and Gauss-Newton
+steps bring first and last tokens to where the log has them. Derivatives are central differences over a few percent: a
+request joins at an iteration's end, so its times are a staircase in every term, of which only the slope over several
+steps matters. Which limit held requests back, if any, is decided by what the simulation makes of each. Last, terms that
+a server may or may not have are changed, and the rest is fitted again: where the log then fits as well, it does not
+determine them.
 """
 
 from __future__ import annotations

@@ -144,5 +144,5 @@ TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
 }
 """Names of the routers that are tuned, each with the settings to try on a cluster of a given shape.
 
-The plan of `gear` is no such setting: it follows from the situation, see `besteffort.evaluation.gears`.
+The plan of `gear` is no such setting: it follows from the situation, see `besteffort.bounds.gears`.
 """

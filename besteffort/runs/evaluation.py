@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from besteffort.bounds.clairvoyant import clairvoyant_bound
+from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.clairvoyant import clairvoyant_bound
-from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, comparison_table, write_report
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval

@@ -10,9 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
-from besteffort.evaluation.prices import Bound
 from besteffort.evaluation.statistics import Interval, mean_interval
 
 LOADS = np.array([0.1, 0.5, 1.0, 2.0, 10.0])

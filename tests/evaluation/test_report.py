@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from besteffort.evaluation.prices import Bound
+from besteffort.bounds.prices import Bound
 from besteffort.evaluation.report import (
     Column,
     Picture,

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from besteffort.evaluation.bounds import fluid_bound_windows
-from besteffort.evaluation.clairvoyant import clairvoyant_bound
+from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.routers.registry import TUNABLE, candidates, make_router
@@ -14,6 +13,7 @@ from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic import synthetic
+from tests.bounds.windows import fluid_bound_windows
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ A small random model as `save_pretrained` writes it, with a tokenizer; a task of
 `besteffort profile quality --examples`; and the figures of the three, computed by the harness from definitions of its
 own (no code of this project) in float32.
 
-    python tests/profiling/data/quality/make.py       (needs torch 2.13, transformers 5, lm-eval 0.4.13 and its extra hf)
+    python tests/profiling/data/quality/make.py  (needs torch 2.13, transformers 5, lm-eval 0.4.13 and its extra hf)
 """
 
 from __future__ import annotations

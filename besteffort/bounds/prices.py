@@ -1,7 +1,7 @@
 """Bounds by prices: what requests can earn at most if the time of instances is for sale.
 
 Time is cut into bins, in each of which an instance of every model has some room, in seconds. A request that model m
-answers within its deadline takes at least `charge` seconds (`besteffort.evaluation.charges`) of the room between its
+answers within its deadline takes at least `charge` seconds (`besteffort.bounds.charges`) of the room between its
 arrival and that deadline, so with any prices `price[m, t] >= 0` per second
 
     sum of gains <= sum over m, t of price[m, t] x room
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, sparse
 
-from besteffort.evaluation.charges import gains, realised_work, stretches
+from besteffort.bounds.charges import gains, realised_work, stretches
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
@@ -47,7 +47,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Offers:
-    """What answers to the requests of a list earn and take; steps as in `besteffort.evaluation.charges.gains`.
+    """What answers to the requests of a list earn and take; steps as in `besteffort.bounds.charges.gains`.
 
     Attributes:
       task: (n,) index of the task.

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from besteffort.evaluation.bounds import fluid_bound, throughput
-from besteffort.evaluation.gears import gear_plan
+from besteffort.bounds.fluid import fluid_bound, throughput
+from besteffort.bounds.gears import gear_plan
 from besteffort.situation import Cluster, Deadline, Task
 
 FLAT = ((1, 1.0),)

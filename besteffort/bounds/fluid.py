@@ -6,14 +6,13 @@ Share x[k, m] of task k's requests that model m answers in time, reward weight x
     subject to  sum_k rate[k] seconds[k, m] x[k, m] <= replicas      for every model m
                 sum_m x[k, m] <= 1                                   for every task k
 
-`seconds[k, m]` is the least time of an instance that one answer in time takes, from `besteffort.evaluation.charges`.
+`seconds[k, m]` is the least time of an instance that one answer in time takes, from `besteffort.bounds.charges`.
 There a late answer costs, too, and a router that does not see output lengths cannot choose whom it costs; so `seconds`
 is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in time. Prompt
 lengths enter by their mean, which by the convexity of G only lowers the charge.
 
 It bounds what a router that does not see the lengths of the single request gets in the long run. What any router gets
-of a list, one that knows it all beforehand included, is bounded by `fluid_bound_windows` and, more tightly, by
-`besteffort.evaluation.clairvoyant`.
+of a list, one that knows it all beforehand included, is bounded by `besteffort.bounds.clairvoyant`.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, sparse
 
+from besteffort.bounds.charges import Work, gains, stretches, typical_work
+from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
-from besteffort.evaluation.charges import Work, gains, stretches, typical_work
-from besteffort.evaluation.prices import Bound, Offers
 from besteffort.situation import Situation
-from besteffort.workload.requests import Requests
 
 _PROGRAMMES_AT_ONCE = 256  # independent programmes that are solved as one
 
@@ -52,7 +50,7 @@ def fluid_bound(
 
     It holds for the long run. A list that lasts only a few deadlines also uses the time after its last arrival.
 
-    With `even_prefills` the prefills of others are taken to be spread evenly, see `besteffort.evaluation.charges`:
+    With `even_prefills` the prefills of others are taken to be spread evenly, see `besteffort.bounds.charges`:
     closer to what can be had, good for planning, but no bound.
 
     Raises:
@@ -79,35 +77,6 @@ def fluid_bound(
         performance=(gained / total).reshape(rates.shape),
         slo_attainment=(answered / total).reshape(rates.shape),
         routing=routing.reshape(*rates.shape, *quality.shape),
-    )
-
-
-def fluid_bound_windows(situation: Situation, requests: Requests, *, window_s: float) -> Bound:
-    """Bound for a list of requests whose rate may vary, from its own arrivals, tasks, lengths and deadlines.
-
-    Answers in time to the requests of a window take their instance-seconds between the window's start and its end
-    plus the longest deadline, so each window is a programme with that much room. Short windows see bursts but count
-    the longest deadline often, long ones the other way round; therefore windows of `window_s`, twice that, and so on
-    up to the whole list are solved, and the lowest bound counts. It holds for every router, whatever it knows.
-
-    Raises:
-      InputError: if `window_s` is not positive.
-    """
-    if not window_s > 0:
-        raise InputError(f"`window_s` is {window_s}; give windows a positive width in seconds.")
-    elapsed = requests.arrival_s - requests.arrival_s[0]
-    longest_s = float(requests.deadline_s.max()) * (1 + situation.reward.soft_span)
-    tail_s = max(0.0, longest_s - situation.cluster.network_delay_s)
-    offers, each = Offers.of(situation, requests), []
-    while True:
-        _, window = np.unique(np.floor(elapsed / window_s), return_inverse=True)
-        each.append(offers.bound(window, np.broadcast_to(window[:, None], offers.until_s.shape), window_s + tail_s))
-        if window[-1] == 0:
-            break
-        window_s *= 2
-    return Bound(
-        performance=np.asarray(min(float(bound.performance) for bound in each)),
-        slo_attainment=np.asarray(min(float(bound.slo_attainment) for bound in each)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from besteffort.evaluation.bounds import fluid_bound, throughput
+from besteffort.bounds.fluid import fluid_bound, throughput
 from besteffort.routers.registry import Settings
 from besteffort.situation import Situation
 

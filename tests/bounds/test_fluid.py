@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
+from besteffort.bounds import fluid
+from besteffort.bounds.fluid import fluid_bound, seconds_per_answer, throughput
 from besteffort.errors import InputError
-from besteffort.evaluation import bounds
-from besteffort.evaluation.bounds import fluid_bound, fluid_bound_windows, seconds_per_answer, throughput
 from besteffort.simulator import reference
 from besteffort.simulator.simulate import play_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward, View
 from besteffort.workload.requests import Requests
+from tests.bounds.windows import fluid_bound_windows
 
 CONSTANT = ((1, 1.0),)  # a decode takes 1 s whatever the batch
 AFFINE = ((1, 1.0), (4, 2.5))  # 0.5 s + 0.5 s x batch
@@ -158,7 +159,7 @@ def test_falls_with_the_rate_and_with_all_that_makes_answers_dearer(make_situati
 
 def test_many_programmes_at_once_equal_each_alone(make_situation):
     situation = make_situation([CONSTANT] * 3, [0.1, 0.3, 1.0], [(30.0, 50.0, 80.0), (50.0, 70.0, 75.0)])
-    rates = np.geomspace(0.1, 50, 2 * bounds._PROGRAMMES_AT_ONCE + 3)
+    rates = np.geomspace(0.1, 50, 2 * fluid._PROGRAMMES_AT_ONCE + 3)
     together = fluid_bound(situation, rates)
     seconds = seconds_per_answer(situation)
     quality = situation.profile.quality_table(situation.task_names)

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from besteffort.bounds import prices
+from besteffort.bounds.clairvoyant import clairvoyant_bound
+from besteffort.bounds.prices import Offers
 from besteffort.errors import InputError
-from besteffort.evaluation import prices
-from besteffort.evaluation.bounds import fluid_bound_windows
-from besteffort.evaluation.clairvoyant import clairvoyant_bound
-from besteffort.evaluation.prices import Offers
 from besteffort.simulator.simulate import play_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward
 from besteffort.workload.requests import Requests
+from tests.bounds.windows import fluid_bound_windows
 from tests.simulator.cases import Kind, draw_case
 
 FLAT = ((1, 1.0),)

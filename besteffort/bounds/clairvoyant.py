@@ -1,8 +1,8 @@
 """The clairvoyant bound: what no router can beat on a list of requests, not even one that knows the whole list.
 
-A linear programme over time, by prices (`besteffort.evaluation.prices`). Time is cut into equal bins; in a bin of
+A linear programme over time, by prices (`besteffort.bounds.prices`). Time is cut into equal bins; in a bin of
 `bin_s` seconds every model has `replicas x bin_s` instance-seconds of room. A request that a model answers within its
-deadline, or within a step of a soft one, is charged at least so much (`besteffort.evaluation.charges`).
+deadline, or within a step of a soft one, is charged at least so much (`besteffort.bounds.charges`).
 
 Why it is a bound. Spread the charges of an iteration evenly over its duration. At any moment the charges of all
 requests on an instance then add up to at most one second per second, so in every bin the charges of all requests on a
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from besteffort.bounds.prices import Bound, Offers
 from besteffort.errors import InputError
-from besteffort.evaluation.prices import Bound, Offers
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
