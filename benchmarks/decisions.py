@@ -32,8 +32,9 @@ from benchmarks.timing import Case, Speeds, machine, measure
 from besteffort.adapters.onnx import to_onnx
 from besteffort.observation import Observation, input_size
 from besteffort.policy import Policy, load_policy
+from besteffort.routers.learned import learned_router
 from besteffort.runs.experiment import load_run
-from besteffort.runs.training import learned_router, make_course, make_policy
+from besteffort.runs.training import make_course, make_policy
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMPY, ONNX, JAX = "NumPy", "ONNX Runtime", "JAX"

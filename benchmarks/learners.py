@@ -50,13 +50,14 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.learning.config import Hyper
-from besteffort.learning.network import Weights, to_weights
+from besteffort.learning.network import to_weights
 from besteffort.learning.train import initial_state, segment
 from besteffort.routers.learned import LearnedRouter
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.training import Course, make_course
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.weights import Weights
 from besteffort.workload.config import Poisson
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests

@@ -188,11 +188,9 @@ def evaluate(
     from besteffort.policy import load_policy
     from besteffort.runs import evaluation
     from besteffort.runs.experiment import load_run
-    from besteffort.runs.training import check_policy
 
     run, situation = load_run(config)
-    loaded = load_policy(policy)
-    check_policy(loaded, situation, policy)
+    loaded = load_policy(policy, situation)
     judging = run.evaluation
     if loads is not None:
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
@@ -234,11 +232,9 @@ def diagnose(
     from besteffort.runs import diagnosis
     from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
-    from besteffort.runs.training import check_policy
 
     run, situation = load_run(config, profile=profile)
-    loaded = load_policy(policy)
-    check_policy(loaded, situation, policy)
+    loaded = load_policy(policy, situation)
     judging = run.evaluation
     halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
     create_run_directory(out)

@@ -3,8 +3,8 @@
 A policy file is a `.safetensors` file. Its tensors are `layers.<i>.kernel` (in, out) and `layers.<i>.bias` (out,), in
 float32. Its metadata has one entry, `besteffort`, a JSON object: `format`, `version` (of the package that wrote it),
 `models`, `tasks`, `features` (in order, with their normalisers), `deadlines`, `cluster`, `rate_tau_s`, `profile` (name
-and digest), `training`, and `sha256` over all of it and the tensors. One entry, because safetensors fixes no order of
-several, and equal policies shall be equal files.
+and digest), `training`, `ensemble_size`, and `sha256` over all of it and the tensors. One entry, because safetensors
+fixes no order of several, and equal policies shall be equal files.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import safetensors.numpy
 from besteffort.errors import InputError
 from besteffort.files import write_bytes
 from besteffort.observation import Feature, check_feature, input_size
-from besteffort.profile import Profile
-from besteffort.situation import Cluster, Deadline
+from besteffort.situation import Cluster, Deadline, Situation
 from besteffort.version import __version__
+from besteffort.weights import Weights, split
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format; it grows when an older reader would misread a file."""
 
 _ENTRY = "besteffort"
@@ -54,6 +54,7 @@ class Policy:
       profile_name: name of the profile that it was trained on.
       profile_digest: that profile's digest.
       training: the training configuration, plain JSON values.
+      ensemble_size: how many networks `weights` hold side by side, see `besteffort.weights.merge`.
       version: version of the package that wrote it.
 
     Raises:
@@ -63,13 +64,14 @@ class Policy:
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     features: tuple[Feature, ...]
-    weights: tuple[tuple[np.ndarray, np.ndarray], ...]
+    weights: Weights
     deadlines: tuple[Deadline, ...]
     cluster: Cluster
     rate_tau_s: float
     profile_name: str
     profile_digest: str
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ensemble_size: int = 1
     version: str = __version__
 
     # Derived for speed. Every layer has one more unit, which is always 1, so that biases are rows of the kernels; the
@@ -141,18 +143,31 @@ class Policy:
             hidden = hidden.dot(kernel)
         return hidden
 
-    def check_fits(self, profile: Profile, tasks: Sequence[str]) -> None:
-        """Checks that the policy can route between the models of `profile` and among `tasks`, in these orders.
+    def check_fits(self, situation: Situation) -> None:
+        """Checks that the policy can route in a situation.
 
         Raises:
-          InputError: if it cannot.
+          InputError: if the situation has other models, tasks (or an other order of these) or features, or another time
+            constant of the rate estimate.
         """
-        for what, own, other in (("models", self.models, profile.model_names), ("tasks", self.tasks, tuple(tasks))):
-            if own != tuple(other):
+        models, tasks = situation.profile.model_names, situation.task_names
+        for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
+            if own != other:
                 raise InputError(
                     f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "
                     f"train one for these {what} or choose a situation that has the policy's."
                 )
+        features = tuple(feature.name for feature in self.features)
+        if features != situation.view.features:
+            raise InputError(
+                f"The policy's features are {', '.join(features)}, but `view.features` of the situation is "
+                f"{', '.join(situation.view.features)}; set `view.features` to the policy's."
+            )
+        if self.rate_tau_s != situation.view.rate_tau_s:
+            raise InputError(
+                f"The policy expects a rate estimate over {self.rate_tau_s:g} s, but `view.rate_tau_s` of the "
+                f"situation is {situation.view.rate_tau_s:g}; set it to the policy's."
+            )
 
     def _encode(self, given: Mapping[str, Any]) -> np.ndarray:
         """(inputs + 1,) float32 network input and a 1, as `besteffort.observation.encode` but for the task."""
@@ -219,6 +234,9 @@ class Policy:
             raise InputError(
                 f"Policy: the network has {width} outputs for {len(self.models)} models; they must be equal."
             )
+        if self.ensemble_size < 1:
+            raise InputError(f"Policy: `ensemble_size` is {self.ensemble_size}; it must be at least 1.")
+        split(self.weights, self.ensemble_size)
 
 
 def save_policy(policy: Policy, path: str | Path) -> None:
@@ -248,28 +266,34 @@ def describe(policy: Policy) -> dict[str, Any]:
         "rate_tau_s": policy.rate_tau_s,
         "profile": {"name": policy.profile_name, "digest": policy.profile_digest},
         "training": dict(policy.training),
+        "ensemble_size": policy.ensemble_size,
     }
     values: dict[str, Any] = json.loads(_canonical(metadata))
     return values
 
 
-def load_policy(path: str | Path) -> Policy:
+def load_policy(path: str | Path, situation: Situation | None = None) -> Policy:
     """Reads a policy file.
 
+    Args:
+      path: the file.
+      situation: where the policy is to route, if that is to be checked, too; see `Policy.check_fits`.
+
     Raises:
-      InputError: if it is missing, cut short, edited, of another format, or not a policy at all.
+      InputError: if it is missing, cut short, edited, of another format, or not a policy at all, or if it does not fit
+        the situation.
     """
     path = Path(path)
     metadata, tensors = _read(path)
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path}: `format` is {metadata.get('format')}, this version of besteffort reads {FORMAT}; "
-            "use the version that wrote the file, or export the policy again."
+            "use the version that wrote the file, or train the policy again with `besteffort train`."
         )
     if metadata.pop("sha256", None) != _digest(metadata, tensors):
         raise InputError(f"{path}: weights or metadata were changed after it was written; export the policy again.")
     try:
-        return Policy(
+        policy = Policy(
             models=tuple(metadata["models"]),
             tasks=tuple(metadata["tasks"]),
             features=tuple(Feature(**feature) for feature in metadata["features"]),
@@ -282,12 +306,16 @@ def load_policy(path: str | Path) -> Policy:
             profile_name=metadata["profile"]["name"],
             profile_digest=metadata["profile"]["digest"],
             training=metadata["training"],
+            ensemble_size=metadata["ensemble_size"],
             version=metadata["version"],
         )
+        if situation is not None:
+            policy.check_fits(situation)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: the metadata are not a policy's ({error}); export the policy again.") from error
+    return policy
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -43,7 +43,6 @@ from besteffort.runs.config import load_situation
 from besteffort.runs.lab import fingerprint, mistakes_told
 from besteffort.runs.playing import play as simulate_list
 from besteffort.runs.playing import router_named
-from besteffort.runs.training import check_policy
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
@@ -346,8 +345,8 @@ def main() -> None:
     compute_in_one_thread()
     path, runs, console = arguments.policy, arguments.runs, Console()
     with mistakes_told("measured_vs_simulated"):
-        situation, policy = load_situation("laptop"), load_policy(path)
-        check_policy(policy, situation, path)
+        situation = load_situation("laptop")
+        policy = load_policy(path, situation)
         if arguments.what == "play":
             with explained(runs):
                 runs.mkdir(parents=True, exist_ok=True)

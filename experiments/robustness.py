@@ -14,6 +14,7 @@ import dataclasses
 
 from besteffort.evaluation import diagnosis
 from besteffort.evaluation.statistics import mean_interval
+from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.diagnosis import (
     REQUESTS,
@@ -26,7 +27,6 @@ from besteffort.runs.diagnosis import (
 )
 from besteffort.runs.evaluation import LEARNED
 from besteffort.runs.lab import Claim, Findings, Lab, main
-from besteffort.runs.training import learned_router
 
 
 def run(lab: Lab) -> Findings:

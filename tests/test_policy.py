@@ -22,7 +22,8 @@ from besteffort.errors import InputError
 from besteffort.observation import FEATURES, Observation, default_features, encode, input_size
 from besteffort.policy import FORMAT, Policy, load_policy, save_policy
 from besteffort.profile import load_profile
-from besteffort.situation import Cluster, Deadline
+from besteffort.situation import Cluster, Deadline, Situation, Task, View
+from besteffort.weights import merge
 
 MODELS = ("small", "middle", "large")
 TASKS = ("PIQA", "ARC-easy", "WinoGrande", "LAMBADA")
@@ -327,12 +328,27 @@ def test_a_missing_feature_is_named() -> None:
 
 def test_check_fits() -> None:
     profile = load_profile("opt-a100")
-    policy = dataclasses.replace(make_policy(), models=profile.model_names)
-    policy.check_fits(profile, TASKS)
-    with pytest.raises(InputError, match=r"trained for the tasks PIQA, .* in this order, not LAMBADA"):
-        policy.check_fits(profile, TASKS[::-1])
+    names = tuple(task.name for task in profile.tasks[:4])
+    situation = Situation(profile, CLUSTER, tuple(map(Task, names)))
+    policy = dataclasses.replace(make_policy(), models=profile.model_names, tasks=names)
+    policy.check_fits(situation)
+    with pytest.raises(InputError, match=rf"trained for the tasks {names[0]}, .* in this order, not {names[3]}"):
+        policy.check_fits(dataclasses.replace(situation, tasks=situation.tasks[::-1]))
     with pytest.raises(InputError, match="trained for the models small, middle, large"):
-        make_policy().check_fits(profile, TASKS)
+        dataclasses.replace(policy, models=MODELS).check_fits(situation)
+    with pytest.raises(InputError, match=r"features are task, .*, but `view.features` of the situation is task; set"):
+        policy.check_fits(dataclasses.replace(situation, view=View(features=("task",))))
+    with pytest.raises(InputError, match=r"rate estimate over 2 s, but `view.rate_tau_s` of the situation is 9"):
+        policy.check_fits(dataclasses.replace(situation, view=View(rate_tau_s=9.0)))
+
+
+def test_how_many_networks_it_holds_must_be_true(policy: Policy) -> None:
+    with pytest.raises(InputError, match="not 4 networks side by side"):
+        dataclasses.replace(policy, ensemble_size=4)
+    with pytest.raises(InputError, match="`ensemble_size` is 0"):
+        dataclasses.replace(policy, ensemble_size=0)
+    merged = merge([make_policy(seed=seed).weights for seed in range(4)])
+    assert dataclasses.replace(policy, weights=merged, ensemble_size=4).ensemble_size == 4
 
 
 FRESH = """

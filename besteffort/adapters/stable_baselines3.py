@@ -18,9 +18,9 @@ import numpy as np
 
 from besteffort.adapters.problem import Pay, Problem
 from besteffort.errors import InputError
-from besteffort.learning.network import Weights
 from besteffort.policy import Policy
 from besteffort.runs.training import Course, make_policy
+from besteffort.weights import Weights
 
 try:
     from stable_baselines3.common.buffers import ReplayBuffer

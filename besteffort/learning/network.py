@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
-from scipy.linalg import block_diag
 
 from besteffort.errors import InputError
 from besteffort.observation import EXOGENOUS, Feature
-
-Weights = tuple[tuple[np.ndarray, np.ndarray], ...]
-"""Per layer the pair of matrix (inputs, outputs) and bias (outputs,): what a policy file holds."""
+from besteffort.weights import Weights
 
 
 class QNetwork(nn.Module):
@@ -100,57 +95,6 @@ def to_weights(variables: Any) -> Weights:
     dense = (layers[f"Dense_{i}"] for i in range(len(layers)))
     *hidden, (kernel, bias) = ((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in dense)
     return (*hidden, (_duel(kernel), _duel(bias)))
-
-
-def merge(committee: Sequence[Weights]) -> Weights:
-    """One network that holds several of one shape side by side; its Q-values are the means of theirs."""
-    (first, *inner), last = list(zip(*committee, strict=True))[:-1], [weights[-1] for weights in committee]
-    kernels = [np.concatenate([kernel for kernel, _ in first], axis=1)]
-    kernels += [block_diag(*(kernel for kernel, _ in layer)) for layer in inner]
-    biases = [np.concatenate([bias for _, bias in layer]) for layer in (first, *inner)]
-    kernel = np.concatenate([kernel for kernel, _ in last]) / len(last)
-    return (*zip(kernels, biases, strict=True), (kernel, np.mean([bias for _, bias in last], axis=0)))
-
-
-def split(weights: Weights, networks: int) -> list[Weights]:
-    """The networks that `merge` made one of.
-
-    Raises:
-      InputError: if they are not so many networks side by side.
-    """
-    committee = _parts(weights, networks)
-    if committee is None:
-        raise InputError(
-            f"The starting weights are not {networks} networks side by side; set `training.config.committee` to the "
-            "number of networks in the policy that they come from."
-        )
-    return committee
-
-
-def members(weights: Weights) -> list[Weights]:
-    """The networks of which one consists side by side, as many as there can be; itself where there is one."""
-    widths = [offset.size for _, offset in weights[:-1]]
-    # Of a single layer, every unit could be called a network.
-    most = math.gcd(*widths) if len(widths) > 1 else 1
-    found = (_parts(weights, networks) for networks in range(most, 1, -1))
-    return next(filter(None, found), [weights])
-
-
-def _parts(weights: Weights, networks: int) -> list[Weights] | None:
-    """So many networks that `weights` hold side by side; None if they do not."""
-    *hidden, (kernel, bias) = weights
-    if any(offset.size % networks for _, offset in hidden):
-        return None
-    (first, offset), *inner = [[np.split(part, networks, axis=-1) for part in layer] for layer in hidden]
-    parts = [[pair] for pair in zip(first, offset, strict=True)]
-    for columns, offsets in inner:
-        for index, part in enumerate(parts):
-            part.append((np.split(columns[index], networks)[index], offsets[index]))
-    for part, rows in zip(parts, np.split(kernel * networks, networks), strict=True):
-        part.append((rows, bias))
-    committee = [tuple(part) for part in parts]
-    again = merge(committee)
-    return committee if all((old[0] == new[0]).all() for old, new in zip(hidden, again, strict=False)) else None
 
 
 def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:

@@ -21,22 +21,12 @@ from besteffort.learning import checkpoint, double_dqn, replay, rollout, schedul
 from besteffort.learning.checkpoint import Metrics
 from besteffort.learning.config import Config, Hyper, check
 from besteffort.learning.double_dqn import Learner
-from besteffort.learning.network import (
-    Baseline,
-    Networks,
-    QNetwork,
-    Variables,
-    Weights,
-    exogenous,
-    from_weights,
-    merge,
-    split,
-    to_weights,
-)
+from besteffort.learning.network import Baseline, Networks, QNetwork, Variables, exogenous, from_weights, to_weights
 from besteffort.learning.replay import Batch, Ring, Rows
 from besteffort.learning.rollout import Actors
 from besteffort.observation import Feature, input_size
 from besteffort.simulator.types import Environment
+from besteffort.weights import Weights, merge, split
 
 T = TypeVar("T")
 
@@ -120,7 +110,7 @@ class Trained:
     """The outcome of training.
 
     Attributes:
-      weights: of each run's network or committee, see `besteffort.learning.network.Weights`.
+      weights: of each run's network or committee, see `besteffort.weights.Weights`.
       decisions: made by each network.
       metrics: (log points, runs) each, means over a committee: `decisions` so far; and over the decisions since the log
         point before: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of

@@ -57,15 +57,9 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
     """A policy file's decisions.
 
     Raises:
-      InputError: if its models, tasks or rate estimate are not the situation's, or it needs a feature that the engine
-        does not tell.
+      InputError: if it does not fit the situation, or needs a feature that the engine does not tell.
     """
-    policy.check_fits(situation.profile, situation.task_names)
-    if policy.rate_tau_s != situation.view.rate_tau_s:
-        raise InputError(
-            f"The policy expects a rate estimate over {policy.rate_tau_s:g} s, but `view.rate_tau_s` of the situation "
-            f"is {situation.view.rate_tau_s:g}; set it to the policy's."
-        )
+    policy.check_fits(situation)
     further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
     if any(feature.name == "since_change_s" for feature in policy.features):
         raise InputError("The policy reads `since_change_s`, which the engine does not tell; train one without it.")

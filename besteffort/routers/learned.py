@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from besteffort.observation import Feature, Observation, encode
+from besteffort.policy import Policy
 from besteffort.simulator.types import EnvParams
+from besteffort.weights import split
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +39,13 @@ class LearnedRouter:
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         return jnp.argmax(self.q_values(observation)).astype(jnp.int32)
+
+
+def learned_router(policy: Policy) -> LearnedRouter:
+    """The policy as a router of the compiled simulator, without the zeros between the networks of an ensemble."""
+    networks = split(policy.weights, policy.ensemble_size)
+    stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
+    return LearnedRouter(jax.tree.map(jnp.asarray, stacked), policy.features)
 
 
 def _perceptron(weights: tuple[tuple[Any, Any], ...], x: Float[Array, " inputs"]) -> Float[Array, " models"]:

@@ -23,6 +23,7 @@ from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials,
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
 from besteffort.files import write_json
 from besteffort.policy import Policy
+from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import Settings
 from besteffort.runs.evaluation import (
     LEARNED,
@@ -35,7 +36,6 @@ from besteffort.runs.evaluation import (
     trace_arena,
 )
 from besteffort.runs.experiment import EvaluationConfig
-from besteffort.runs.training import learned_router
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.version import __version__

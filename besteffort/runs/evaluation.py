@@ -27,9 +27,9 @@ from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
 from besteffort.files import write_json
 from besteffort.policy import Policy
+from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import Settings
 from besteffort.runs.experiment import EvaluationConfig
-from besteffort.runs.training import learned_router
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation

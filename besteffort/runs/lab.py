@@ -31,18 +31,19 @@ from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import explained, write_json, write_text
-from besteffort.learning.network import Weights
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
+from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import Settings
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict, judge
 from besteffort.runs.experiment import EvaluationConfig, Seed, TrainingConfig
-from besteffort.runs.training import CHECKPOINT, Course, learned_router, make_course, train_policies
+from besteffort.runs.training import CHECKPOINT, Course, make_course, train_policies
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Count, NonNegative, Situation
 from besteffort.version import __version__
+from besteffort.weights import Weights
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
 from besteffort.files import write_json, write_text
 from besteffort.policy import load_policy
+from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import ROUTERS
-from besteffort.runs.training import check_policy, learned_router
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
@@ -73,8 +73,7 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
         raise InputError(
             f"Unknown router `{name}`{did_you_mean(name, known)}; choose from {', '.join(known)} or give a policy file."
         )
-    policy = load_policy(path)
-    check_policy(policy, situation, path)
+    policy = load_policy(path, situation)
     if numbers:
         raise InputError(f"{path}: a policy takes no settings, but was given {', '.join(numbers)}; leave them out.")
     return learned_router(policy)

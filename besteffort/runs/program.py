@@ -22,21 +22,13 @@ from besteffort.evaluation.rollouts import Lane, play_lanes
 from besteffort.files import explained, write_json
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
+from besteffort.routers.learned import learned_router
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import load_config
 from besteffort.runs.evaluation import draw_lists
 from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
-from besteffort.runs.training import (
-    CHECKPOINT,
-    Course,
-    about_training,
-    learned_router,
-    make_course,
-    make_policy,
-    run_keys,
-    settings,
-)
+from besteffort.runs.training import CHECKPOINT, Course, about_training, make_course, make_policy, run_keys, settings
 from besteffort.runs.trials import Judging, SweepConfig, judged_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
@@ -121,7 +113,8 @@ def run_program(
             _conclude(member, {"status": "diverged", "reason": reason, "decisions": diverged})
         elif not (member.directory / OUTCOME).exists():
             about = about_training(member.course.training, member.seed, trained.decisions)
-            policy = make_policy(member.course, weights, about)
+            networks = member.course.training.config.committee
+            policy = make_policy(member.course, weights, about, ensemble_size=networks)
             save_policy(policy, member.directory / f"policy-{member.seed}.safetensors")
             save_policy(policy, member.directory / "policy.safetensors")
             sound.append(index)

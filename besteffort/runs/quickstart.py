@@ -9,10 +9,11 @@ from pathlib import Path
 from besteffort.evaluation.report import Picture, Table
 from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
+from besteffort.routers.learned import learned_router
 from besteffort.runs import evaluation
 from besteffort.runs.evaluation import LEARNED, Arena, Verdict
 from besteffort.runs.experiment import RunConfig
-from besteffort.runs.training import Course, learned_router, make_course, run_training
+from besteffort.runs.training import Course, make_course, run_training
 from besteffort.situation import Situation
 
 Watch = Callable[[str, Course], Callable[[Progress], None]]

@@ -28,17 +28,17 @@ from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
 from besteffort.files import write_text
 from besteffort.learning.config import Config
-from besteffort.learning.network import Weights, members
 from besteffort.learning.train import Progress, Trained, train
 from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
-from besteffort.routers.learned import LearnedRouter
+from besteffort.routers.learned import learned_router
 from besteffort.runs.config import to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
+from besteffort.weights import Weights
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
@@ -116,8 +116,12 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
         if training.config.credit == "own":
             training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
     if training.start is not None:
-        policy = load_policy(training.start)
-        check_policy(policy, situation, training.start)
+        policy = load_policy(training.start, situation)
+        if policy.ensemble_size != training.config.committee:
+            raise InputError(
+                f"{training.start}: the policy holds {policy.ensemble_size} network(s), but `training.config.committee` "
+                f"is {training.config.committee}; set it to the policy's number."
+            )
         return Course(situation, workload, policy.features, training, policy.weights)
     cluster = situation.cluster
     features = default_features(
@@ -173,7 +177,9 @@ def train_policies(
     with MetricsLog(out, seeds, course.situation.profile.model_names, settings(course), track) as log:
         trained = _train(course, seeds, out, log, progress)
     policies = {
-        seed: make_policy(course, of_seed, about_training(training, seed, trained.decisions))
+        seed: make_policy(
+            course, of_seed, about_training(training, seed, trained.decisions), ensemble_size=training.config.committee
+        )
         for seed, of_seed in zip(seeds, trained.weights, strict=True)
     }
     for seed, policy in policies.items():
@@ -196,36 +202,6 @@ def _keep_config(text: str, out: Path) -> None:
 def _trains(text: str) -> Any:
     """What of a configuration, as YAML, a training depends on."""
     return {name: section for name, section in yaml.safe_load(text).items() if name != "evaluation"}
-
-
-def check_policy(policy: Policy, situation: Situation, path: Path) -> None:
-    """Checks that a policy, read from `path`, can route in a situation.
-
-    Raises:
-      InputError: if its models, tasks, features or rate estimate differ.
-    """
-    try:
-        policy.check_fits(situation.profile, situation.task_names)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    features = tuple(feature.name for feature in policy.features)
-    if features != situation.view.features:
-        raise InputError(
-            f"{path}: the policy's features are {', '.join(features)}, but `view.features` of the situation is "
-            f"{', '.join(situation.view.features)}; set `view.features` to the policy's."
-        )
-    if policy.rate_tau_s != situation.view.rate_tau_s:
-        raise InputError(
-            f"{path}: the policy expects a rate estimate over {policy.rate_tau_s:g} s, but `view.rate_tau_s` of the "
-            f"situation is {situation.view.rate_tau_s:g}; set it to the policy's."
-        )
-
-
-def learned_router(policy: Policy) -> LearnedRouter:
-    """The policy as a router of the compiled simulator, without the zeros between the networks of a committee."""
-    networks = members(policy.weights)
-    stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
-    return LearnedRouter(jax.tree.map(jnp.asarray, stacked), policy.features)
 
 
 def _train(
@@ -278,8 +254,15 @@ def about_training(training: TrainingConfig, seed: int, decisions: int) -> dict[
     return {**data, "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
 
 
-def make_policy(course: Course, weights: Weights, about: Mapping[str, Any]) -> Policy:
-    """Weights that were trained on a course as a policy; `about` is what its file says of the training, plain JSON."""
+def make_policy(course: Course, weights: Weights, about: Mapping[str, Any], *, ensemble_size: int = 1) -> Policy:
+    """Weights that were trained on a course as a policy.
+
+    Args:
+      course: what they were trained on.
+      weights: of one network, or of several merged into one.
+      about: what the policy's file says of the training, plain JSON.
+      ensemble_size: how many networks were merged.
+    """
     situation = course.situation
     return Policy(
         models=situation.profile.model_names,
@@ -292,6 +275,7 @@ def make_policy(course: Course, weights: Weights, about: Mapping[str, Any]) -> P
         profile_name=situation.profile.name,
         profile_digest=situation.profile.digest(),
         training=about,
+        ensemble_size=ensemble_size,
     )
 
 

@@ -13,8 +13,9 @@ from besteffort.adapters.routers import HostRouter, predicting
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.policy import load_policy, save_policy
+from besteffort.routers.learned import learned_router
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.training import Course, learned_router, make_course
+from besteffort.runs.training import Course, make_course
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_requests

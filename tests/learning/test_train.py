@@ -20,11 +20,11 @@ from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
 import besteffort
 from besteffort.errors import InputError
 from besteffort.learning import Config, Hyper, Progress, Trained, per_run, train
-from besteffort.learning.network import merge
 from besteffort.observation import Feature
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.weights import merge
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic import synthetic
 

@@ -117,7 +117,8 @@ def test_routers_and_policies_choose_as_in_the_simulator(situation: Situation) -
     weights = ((rng.normal(size=(7, 8)), np.zeros(8)), (rng.normal(size=(8, 2)), np.zeros(2)))
     deadlines = tuple(task.deadline for task in situation.tasks)
     policy = Policy(("one", "two"), ("a", "b"), features, weights, deadlines, situation.cluster, 2.0, "tiny", "digest")
-    by_policy = choose_by_policy(policy, situation)
+    view = dataclasses.replace(situation.view, features=tuple(feature.name for feature in features))
+    by_policy = choose_by_policy(policy, dataclasses.replace(situation, view=view))
     static = choose_by_router(make_router("static", shape, model=1), situation)
     chosen = set()
     for index in range(30):

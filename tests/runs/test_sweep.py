@@ -17,7 +17,6 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.files import read_jsonl
-from besteffort.learning.network import Weights
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
 from besteffort.runs.leaderboard import Leaderboard
@@ -26,6 +25,7 @@ from besteffort.runs.training import make_course, run_keys
 from besteffort.runs.trials import Axis, Plan, SweepConfig, load_sweep, make_plan
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.weights import Weights
 
 LR, REPLICAS = "training.hyper.learning_rate", "cluster.replicas"
 DECISIONS = "training.config.decisions"

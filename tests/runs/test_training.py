@@ -13,7 +13,7 @@ from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import check_policy, make_course
+from besteffort.runs.training import make_course
 from besteffort.simulator.build import build
 from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
 from besteffort.workload.resample import ResampledWorkload
@@ -108,11 +108,11 @@ def test_other_features_do_not_fit(trained: Path, small: Path) -> None:
     _, situation = load_run(small)
     path = trained / "policy.safetensors"
     other = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=("task", "batch_sizes")))
-    with pytest.raises(InputError, match=r"policy\.safetensors: the policy's features are task, batch_sizes, arrival"):
-        check_policy(load_policy(path), other, path)
+    with pytest.raises(InputError, match=r"policy\.safetensors: The policy's features are task, batch_sizes, arrival"):
+        load_policy(path, other)
     slow = dataclasses.replace(situation, view=dataclasses.replace(situation.view, rate_tau_s=9.0))
     with pytest.raises(InputError, match=r"`view.rate_tau_s` of the situation is 9"):
-        check_policy(load_policy(path), slow, path)
+        load_policy(path, slow)
 
 
 def test_another_configuration_is_not_written_over_the_one_that_began(
