@@ -88,8 +88,8 @@ def train(
       trace: train for requests like those of the first half of this request log, at the configured loads.
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
     """
+    from besteffort.evaluation.judging import read_halves
     from besteffort.files import create_run_directory
-    from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
     from besteffort.runs.trackers import check_trackers
     from besteffort.runs.training import make_course, run_training
@@ -184,9 +184,10 @@ def evaluate(
       trace: request log to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
     """
+    from besteffort.evaluation.judging import read_halves
+    from besteffort.evaluation.results import evaluate as evaluate_policy
     from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
-    from besteffort.runs import evaluation
     from besteffort.runs.experiment import load_run
 
     run, situation = load_run(config)
@@ -194,7 +195,7 @@ def evaluate(
     judging = run.evaluation
     if loads is not None:
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
-    halves = evaluation.read_halves(trace, situation, judging.judging_seeds)
+    halves = read_halves(trace, situation, judging.judging_seeds)
     create_run_directory(out)
     for half in halves:
         _say(str(half.info))
@@ -204,7 +205,7 @@ def evaluate(
             "the table tells what it is worth on this one."
         )
     with _OUTPUT.status("Judging all routers"):
-        table = evaluation.evaluate(loaded, situation, judging, halves, out)
+        table = evaluate_policy(loaded, situation, judging, halves, out)
     _OUTPUT.print(table.terminal())
     _say(f"Report: {out / 'report.md'}")
 
@@ -227,10 +228,10 @@ def diagnose(
       trace: request log to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
     """
+    from besteffort.evaluation.judging import read_halves
     from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
     from besteffort.runs import diagnosis
-    from besteffort.runs.evaluation import read_halves
     from besteffort.runs.experiment import load_run
 
     run, situation = load_run(config, profile=profile)

@@ -9,14 +9,11 @@ import dataclasses
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Gt, Len
+from annotated_types import Ge, Len
 
 from besteffort.errors import InputError
 from besteffort.profile import Profile
-
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Count = Annotated[int, Ge(1)]
+from besteffort.ranges import Count, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)

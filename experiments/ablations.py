@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.judging import LEARNED, burst_arena, grid_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, burst_arena, grid_arena
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.lab import Claim, Findings, Lab, main, standings
 from besteffort.workload.config import RandomRates

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, Arena, synthetic_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, Arena, synthetic_arena
 from besteffort.runs.lab import Claim, Findings, Lab, main, standing_of, standings
 from besteffort.situation import Situation
 from besteffort.workload import rescale

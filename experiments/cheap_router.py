@@ -16,11 +16,11 @@ import time
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, burst_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, burst_arena
 from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
 
 UNITS = (16, 64, 256, 512)

@@ -13,12 +13,12 @@ import dataclasses
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.judging import LEARNED, synthetic_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.routers.registry import make_router
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, synthetic_arena
 from besteffort.runs.lab import Claim, Findings, Lab, main, ratio_interval, standing_of_ratio, standings, times
 from besteffort.simulator.build import build
 from besteffort.workload.config import Markov

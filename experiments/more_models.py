@@ -18,12 +18,12 @@ import math
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import burst_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.profile import ModelProfile, Profile, load_profile
 from besteffort.profile.roofline import A100, GRAPH_ENGINE, OPT, Roofline
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import burst_arena
 from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, standing_of, standings
 from besteffort.situation import Deadline, Situation
 from besteffort.workload.config import Markov

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.judging import LEARNED, Arena, Verdict
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.runs.evaluation import LEARNED, Arena, Verdict
 from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standing_of, standings
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, burst_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, burst_arena
 from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
 
 ITERATIONS = 1_200_000

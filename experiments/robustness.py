@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import diagnosis
+from besteffort.evaluation.judging import LEARNED
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
@@ -25,7 +26,6 @@ from besteffort.runs.diagnosis import (
     trials_table,
     try_out,
 )
-from besteffort.runs.evaluation import LEARNED
 from besteffort.runs.lab import Claim, Findings, Lab, main
 
 

@@ -13,10 +13,10 @@ import dataclasses
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, burst_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, burst_arena
 from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, main, percent, standings, with_name
 from besteffort.situation import Reward
 

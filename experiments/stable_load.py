@@ -13,18 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from besteffort.evaluation import metrics
+from besteffort.evaluation.judging import LEARNED, Verdict, grid_arena
 from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.results import load_figure, mix_figure, performance_table, sustained_table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import (
-    LEARNED,
-    Verdict,
-    grid_arena,
-    load_figure,
-    mix_figure,
-    performance_table,
-    sustained_table,
-)
 from besteffort.runs.lab import (
     Claim,
     Findings,

@@ -13,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, burst_arena, synthetic_arena
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, burst_arena, synthetic_arena
 from besteffort.runs.lab import (
     FINE_TUNING,
     Claim,

@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import burst_arena, synthetic_arena
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import burst_arena, synthetic_arena
 from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, settings_table, standing_of, standings
 from besteffort.workload.config import MixConfig
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.judging import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
 from besteffort.runs.lab import (
     Claim,
     Findings,

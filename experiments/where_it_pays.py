@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import burst_arena
 from besteffort.profile import ModelProfile, Profile, TaskQuality
 from besteffort.runs.config import load_situation
-from besteffort.runs.evaluation import burst_arena
 from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
 from besteffort.situation import Deadline, Reward, Situation
 from besteffort.workload.config import Markov

@@ -11,8 +11,7 @@ import numpy as np
 from annotated_types import Ge, Len
 
 from besteffort.errors import InputError
-
-Count = Annotated[int, Ge(1)]
+from besteffort.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)

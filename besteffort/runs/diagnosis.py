@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from besteffort.evaluation import diagnosis, plots
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.diagnosis import Comparison, Finding, enumerate_words
-from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
-from besteffort.evaluation.statistics import mean_interval, paired_difference
-from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
-from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
-from besteffort.files import write_json
-from besteffort.policy import Policy
-from besteffort.routers.learned import learned_router
-from besteffort.routers.registry import Settings
-from besteffort.runs.evaluation import (
+from besteffort.evaluation.judging import (
     LEARNED,
     Arena,
     TraceHalves,
@@ -35,7 +28,14 @@ from besteffort.runs.evaluation import (
     mean_bound,
     trace_arena,
 )
-from besteffort.runs.experiment import EvaluationConfig
+from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
+from besteffort.evaluation.statistics import mean_interval, paired_difference
+from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
+from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.files import write_json
+from besteffort.policy import Policy
+from besteffort.routers.learned import learned_router
+from besteffort.routers.registry import Settings
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.version import __version__

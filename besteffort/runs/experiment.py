@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
-
-from annotated_types import Ge, Interval, Len
 
 from besteffort.errors import InputError
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.learning.config import Config, Hyper, check
+from besteffort.ranges import Count, Seed
 from besteffort.runs.config import SituationConfig, build_situation, find_config, load_config
-from besteffort.situation import Count, NonNegative, Positive, Situation
+from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
-from besteffort.workload.config import Markov, RandomRates, Synthetic, WorkloadConfig
-
-Seed = Annotated[int, Interval(ge=0, lt=2**31)]
+from besteffort.workload.config import RandomRates, WorkloadConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,52 +54,6 @@ class TrainingConfig:
     def numbers(self) -> Hyper:
         """All numbers, with schedules that fit the length of the training unless they are given."""
         return Hyper.for_decisions(self.config.decisions, **self.hyper)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """How to judge. Every router meets the same lists.
-
-    Attributes:
-      loads: grid of Poisson loads, ascending; multiples of the largest model's capacity.
-      burst: the bursty load.
-      trace_loads: mean loads to which a trace is scaled, ascending.
-      seed: of the first list; the next ones count up. Tuning uses the seeds after them.
-      seeds: lists per load, drawn by seed; of a trace, drawings of its tasks.
-      requests: length of a synthetic list.
-      tuning_seeds, tuning_requests: the lists on which heuristics are tuned.
-      window_s: width of the windows in which performance is held against its peak.
-      warm_up_s: seconds from the first arrival that do not count; three time constants of the rate estimate, which
-        starts at 0, by default. Of a trace at most a tenth of the list.
-    """
-
-    loads: Annotated[tuple[Positive, ...], Len(1)] = (0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
-    burst: Synthetic = dataclasses.field(default_factory=lambda: Markov(loads=(0.5, 4.0), dwell_s=(4.0, 2.0)))
-    trace_loads: Annotated[tuple[Positive, ...], Len(1)] = (0.5, 1.0, 2.0, 4.0)
-    seed: Seed = 1_000
-    seeds: Count = 5
-    requests: Annotated[int, Ge(2)] = 40_000
-    tuning_seeds: Count = 1
-    tuning_requests: Annotated[int, Ge(2)] = 20_000
-    window_s: Positive = 1.0
-    warm_up_s: NonNegative = 6.0
-
-    def __post_init__(self) -> None:
-        for field in ("loads", "trace_loads"):
-            loads = getattr(self, field)
-            if not loads or not min(loads) > 0 or list(loads) != sorted(set(loads)):
-                raise InputError(
-                    f"Evaluation: `{field}` is {list(loads)}; give positive loads, each once, smallest first."
-                )
-
-    @property
-    def judging_seeds(self) -> range:
-        return range(self.seed, self.seed + self.seeds)
-
-    @property
-    def unjudged_seeds(self) -> range:
-        """Seeds of the lists on which heuristics are tuned."""
-        return range(self.seed + self.seeds, self.seed + self.seeds + self.tuning_seeds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,20 +28,22 @@ from rich.console import Console
 
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.judging import LEARNED, Arena, Verdict, judge
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import explained, write_json, write_text
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
+from besteffort.ranges import Count, NonNegative, Seed
 from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import Settings
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
-from besteffort.runs.evaluation import LEARNED, Arena, Verdict, judge
-from besteffort.runs.experiment import EvaluationConfig, Seed, TrainingConfig
+from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, Course, make_course, train_policies
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Count, NonNegative, Situation
+from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights
 

@@ -18,6 +18,8 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
+from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.judging import draw_lists
 from besteffort.evaluation.rollouts import Lane, play_lanes
 from besteffort.files import explained, write_json
 from besteffort.learning.train import Progress, per_run, train
@@ -25,8 +27,7 @@ from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import load_config
-from besteffort.runs.evaluation import draw_lists
-from besteffort.runs.experiment import EvaluationConfig, RunConfig, load_run
+from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
 from besteffort.runs.training import CHECKPOINT, Course, about_training, make_course, make_policy, run_keys, settings
 from besteffort.runs.trials import Judging, SweepConfig, judged_situation

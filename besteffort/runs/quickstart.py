@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from besteffort.evaluation import results
+from besteffort.evaluation.judging import LEARNED, Arena, Verdict, burst_arena, judge, read_halves, trace_arena
 from besteffort.evaluation.report import Picture, Table
 from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
 from besteffort.routers.learned import learned_router
-from besteffort.runs import evaluation
-from besteffort.runs.evaluation import LEARNED, Arena, Verdict
 from besteffort.runs.experiment import RunConfig
 from besteffort.runs.training import Course, make_course, run_training
 from besteffort.situation import Situation
@@ -61,13 +61,13 @@ def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = 
       InputError: on a damaged trace, or one too short to halve.
     """
     judging = config.evaluation
-    read = evaluation.read_halves(traces, situation, judging.judging_seeds)
-    synthetic = ("train", make_course(situation, config.training), evaluation.burst_arena(situation, judging))
+    read = read_halves(traces, situation, judging.judging_seeds)
+    synthetic = ("train", make_course(situation, config.training), burst_arena(situation, judging))
     on_traces = (
         (
             f"train-{trace.name}",
             make_course(situation, config.training, trace.first[0]),
-            evaluation.trace_arena(trace, situation, judging),
+            trace_arena(trace, situation, judging),
         )
         for trace in read
     )
@@ -90,19 +90,19 @@ def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
         directory = create_run_directory(out / name)
         policy = run_training(config, course, directory, progress=watch(arena.name, course))[0]
         policies.append(directory / "policy.safetensors")
-        verdicts.append(evaluation.judge(arena, {LEARNED: [learned_router(policy)]}, judging))
+        verdicts.append(judge(arena, {LEARNED: [learned_router(policy)]}, judging))
     pictures: list[Picture] = [
-        evaluation.draw_comparison(verdicts[0], 0, out / "quickstart"),
-        evaluation.draw_timeline(verdicts[0], out / "timeline"),
-        *(evaluation.draw_against_load(verdict, out / verdict.arena.name) for verdict in verdicts[1:]),
+        results.draw_comparison(verdicts[0], 0, out / "quickstart"),
+        results.draw_timeline(verdicts[0], out / "timeline"),
+        *(results.draw_against_load(verdict, out / verdict.arena.name) for verdict in verdicts[1:]),
     ]
     settings = {f"Trace {name}": note for name, note in plan.notes.items()}
-    evaluation.write_outcome(out, "Quickstart", verdicts, judging, pictures, settings)
+    results.write_outcome(out, "Quickstart", verdicts, judging, pictures, settings)
     return Outcome(
         table=(
-            evaluation.performance_table(verdicts, judging, intervals=False)
+            results.performance_table(verdicts, judging, intervals=False)
             if plan.notes
-            else evaluation.full_table(verdicts[0], 0, judging)
+            else results.full_table(verdicts[0], 0, judging)
         ),
         picture=pictures[0].path,
         policies=tuple(policies),

@@ -26,13 +26,13 @@ from annotated_types import Ge
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import create_run_directory, explained, write_json, write_text
+from besteffort.ranges import Count, NonNegative
 from besteffort.runs.config import to_yaml
 from besteffort.runs.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.runs.processes import Job, run_jobs
 from besteffort.runs.program import OUTCOME, read_programs
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.runs.trials import SEED, Plan, Trial
-from besteffort.situation import Count, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,8 +119,8 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
         policy = load_policy(training.start, situation)
         if policy.ensemble_size != training.config.committee:
             raise InputError(
-                f"{training.start}: the policy holds {policy.ensemble_size} network(s), but `training.config.committee` "
-                f"is {training.config.committee}; set it to the policy's number."
+                f"{training.start}: the policy holds {policy.ensemble_size} network(s), but "
+                f"`training.config.committee` is {training.config.committee}; set it to the policy's number."
             )
         return Course(situation, workload, policy.features, training, policy.weights)
     cluster = situation.cluster

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval, Len
 from pydantic import Discriminator
 
-from besteffort.situation import NonNegative, Positive, Situation
+from besteffort.ranges import NonNegative, Positive
+from besteffort.situation import Situation
 from besteffort.workload import arrivals, rescale, traces
 from besteffort.workload.deadlines import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from besteffort.cli import main
+from besteffort.evaluation.judging import read_halves
 from besteffort.policy import load_policy, save_policy
 from besteffort.runs import diagnosis
-from besteffort.runs.evaluation import read_halves
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 

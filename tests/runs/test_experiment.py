@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from besteffort.errors import InputError
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.learning.config import Config, Hyper
 from besteffort.runs.config import config_names, load_config, load_situation, to_yaml
-from besteffort.runs.experiment import EvaluationConfig, RunConfig, TrainingConfig, load_run
+from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.workload.config import Markov
 
 

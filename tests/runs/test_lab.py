@@ -9,10 +9,10 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
+from besteffort.evaluation.judging import LEARNED, burst_arena
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval
 from besteffort.policy import Policy
-from besteffort.runs.evaluation import LEARNED, burst_arena
 from besteffort.runs.experiment import TrainingConfig, load_run
 from besteffort.runs.lab import (
     FAST,

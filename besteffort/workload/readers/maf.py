@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.situation import Positive
+from besteffort.ranges import Positive
 from besteffort.workload.readers.types import Drawing, Trace, drawn_trace
 from besteffort.workload.renewal import renewal_times
 from besteffort.workload.table import Table

@@ -9,7 +9,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.runs.evaluation import grid_arena, read_halves, trace_arena
+from besteffort.evaluation.judging import grid_arena, read_halves, trace_arena
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 

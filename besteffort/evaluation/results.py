@@ -1,280 +1,32 @@
-"""Judging: arenas of request lists, all routers in each, and what is written about it.
-
-An arena is a family of loads whose heuristics share one setting, tuned on lists that nobody is judged on: the grid of
-Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the first half in
-its own order, and all routers know the mean lengths of that half; they are judged on the second half.
-"""
+"""What is written about an evaluation: tables, figures and the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Bound
-from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.judging import LEARNED, TraceHalves, Verdict, burst_arena, grid_arena, judge, trace_arena
 from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, comparison_table, write_report
-from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import ALWAYS
 from besteffort.files import write_json
 from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
-from besteffort.routers.registry import Settings
-from besteffort.runs.experiment import EvaluationConfig
-from besteffort.simulator.result import Result
-from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.version import __version__
-from besteffort.workload import rescale
-from besteffort.workload.config import Poisson, Synthetic
-from besteffort.workload.config import build as build_workload
-from besteffort.workload.requests import Requests
-from besteffort.workload.resample import halves, with_lengths_of
-from besteffort.workload.table import read_table
-from besteffort.workload.traces import TraceInfo, interpret
 
-LEARNED = "learned"
-"""Name of the router that the others are compared with; those of further learned ones begin with it."""
-
-_LONGEST_WORD = 12
 _ON_TIMELINE = ("priced", "deadline")
 _BURST_SHARE = 0.9  # the time line shows the surroundings of the window at this quantile of the arrivals
-
-
-@dataclasses.dataclass(frozen=True)
-class Arena:
-    """Lists to judge on, load by load, and lists to tune on.
-
-    Attributes:
-      name: short, for headings and files.
-      title: what is served.
-      situation: what is served, on what, and what routers know.
-      loads: mean load of each group of lists.
-      judged: per load one list for each seed, all of one length.
-      tuning: other lists, all of one length.
-      capacity_per_s: requests per second at load 1.
-      warm_up_s: seconds from the first arrival of each list that do not count.
-    """
-
-    name: str
-    title: str
-    situation: Situation
-    loads: tuple[float, ...]
-    judged: tuple[tuple[Requests, ...], ...]
-    tuning: tuple[Requests, ...]
-    capacity_per_s: float
-    warm_up_s: float
-
-
-class TraceHalves(NamedTuple):
-    """A trace: its first halves are to learn from, its second halves to judge.
-
-    One of each per seed of what had to be drawn (tasks, lengths, arrivals), a single one where nothing had to. Where
-    arrivals are drawn the halves of all seeds are cut to the length of the shortest.
-    """
-
-    name: str
-    info: TraceInfo
-    first: tuple[Requests, ...]
-    second: tuple[Requests, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What became of an arena's lists.
-
-    Attributes:
-      arena: the arena.
-      tuned: settings of the tuned heuristics.
-      results: per load and router a result of shape (seeds, n).
-      list_bounds: per load the upper bounds of its lists, each of shape ().
-    """
-
-    arena: Arena
-    tuned: dict[str, Settings]
-    results: tuple[dict[str, Result], ...]
-    list_bounds: tuple[list[Bound], ...]
-
-    @property
-    def bounds(self) -> tuple[Bound, ...]:
-        """Per load the upper bound, mean over the seeds, of shape ()."""
-        return tuple(map(mean_bound, self.list_bounds))
-
-    @property
-    def routers(self) -> tuple[str, ...]:
-        return tuple(self.results[0])
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """Routers that learned."""
-        return tuple(name for name in self.routers if name.startswith(LEARNED))
-
-    @property
-    def static(self) -> tuple[str, ...]:
-        """Routers that send everything to one model."""
-        return tuple(name for name in self.routers if name.startswith(ALWAYS))
-
-    @property
-    def heuristics(self) -> tuple[str, ...]:
-        """Routers that neither learn nor send everything to one model."""
-        return tuple(name for name in self.routers if not name.startswith((LEARNED, ALWAYS)))
-
-    def measure(self, measure: Callable[..., np.ndarray], index: int, router: str) -> np.ndarray:
-        """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
-        return measure(self.results[index][router], warm_up_s=self.arena.warm_up_s)
-
-    def over_loads(self, measure: Callable[..., np.ndarray], router: str) -> np.ndarray:
-        """(loads, seeds, ...) the same at all loads."""
-        return np.stack([self.measure(measure, index, router) for index in range(len(self.results))])
-
-
-def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
-    """Poisson arrivals at every load of the grid."""
-    return synthetic_arena(
-        "grid", "Poisson arrivals", situation, config, config.loads, [Poisson(load=x) for x in config.loads]
-    )
-
-
-def burst_arena(situation: Situation, config: EvaluationConfig) -> Arena:
-    """The bursty load."""
-    capacity = float(situation.capacity()[-1])
-    load = float(config.burst.process(capacity).mean_rate()) / capacity
-    title = f"Bursty arrivals, mean load {load:.2g}"
-    return synthetic_arena("bursts", title, situation, config, (load,), [config.burst])
-
-
-def synthetic_arena(
-    name: str,
-    title: str,
-    situation: Situation,
-    config: EvaluationConfig,
-    loads: tuple[float, ...],
-    workloads: Sequence[Synthetic],
-) -> Arena:
-    """Lists drawn from synthetic workloads of one kind, one for each of `loads`, their mean loads.
-
-    Raises:
-      InputError: if a workload does not fit the situation, or a list would end within the warm-up.
-    """
-    judged = draw_lists(situation, workloads, config.requests, config.judging_seeds)
-    tuning = sum(draw_lists(situation, workloads, config.tuning_requests, config.unjudged_seeds), ())
-    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*sum(judged, ()), *tuning))
-    if shortest_s <= config.warm_up_s:
-        raise InputError(
-            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
-            f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
-            "`evaluation.warm_up_s` or the loads."
-        )
-    capacity = float(situation.capacity()[-1])
-    return Arena(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
-
-
-def draw_lists(
-    situation: Situation, workloads: Sequence[Synthetic], requests: int, seeds: Sequence[int]
-) -> tuple[tuple[Requests, ...], ...]:
-    """Lists of so many requests: for each workload, all of one kind, one list per seed.
-
-    Raises:
-      InputError: if a workload does not fit the situation.
-    """
-    built = [build_workload(workload, situation) for workload in workloads]
-    lists = sample_lists(built, situation.task_names, requests, seeds)
-    return tuple(tuple(lists[i : i + len(seeds)]) for i in range(0, len(lists), len(seeds)))
-
-
-def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:
-    """Reads traces, and draws what they leave out once for every seed.
-
-    Raises:
-      InputError: as `read_trace`, if a trace has fewer than four requests, or if two have the same name.
-    """
-    seeds = list(seeds)
-    traces = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        table = read_table(path)
-        read = [interpret(table, situation, seed=seeds[0])]
-        if read[0][1].drawn:
-            read += [interpret(table, situation, seed=seed) for seed in seeds[1:]]
-        shortest = min(len(requests) for requests, _ in read)
-        try:
-            first, second = zip(*(halves(requests, shortest) for requests, _ in read), strict=True)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        traces.append(TraceHalves(name, read[0][1], first, second))
-    return traces
-
-
-def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConfig) -> Arena:
-    """The second half of a trace at every load, with each list's own capacity as load 1."""
-    situation = with_lengths_of(situation, trace.first[0])
-    judged = tuple(
-        tuple(rescale.to_load(half, situation, load) for half in trace.second) for load in config.trace_loads
-    )
-    shortest_s = min(float(requests.arrival_s[-1]) for group in judged for requests in group)
-    return Arena(
-        name=trace.name,
-        title=f"Second half of {trace.info.source}",
-        situation=situation,
-        loads=config.trace_loads,
-        judged=judged,
-        tuning=tuple(rescale.to_load(trace.first[0], situation, load) for load in config.trace_loads),
-        capacity_per_s=float(rescale.capacity(trace.second[0], situation)[-1]),
-        warm_up_s=min(config.warm_up_s, shortest_s / 10),
-    )
-
-
-def judge(
-    arena: Arena,
-    learned: Mapping[str, Sequence[Router]],
-    config: EvaluationConfig,
-    tuned: Mapping[str, Settings] | None = None,
-) -> Verdict:
-    """Tunes the heuristics and plays every router on every list.
-
-    Args:
-      arena: the lists.
-      learned: learned routers by name, listed first: one for all lists, or one for each seed of the arena, so that
-        intervals span policies and arrivals alike.
-      config: width of windows.
-      tuned: settings of the heuristics, if they are not to be tuned on the arena's own lists.
-    """
-    if tuned is None:
-        scores = score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s)
-        tuned = {name: settings[0] for name, settings in best_settings(arena.situation, scores).items()}
-    lists = [requests for group in arena.judged for requests in group]
-    routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
-    routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
-    played = play_routers(arena.situation, lists, routers)
-    seeds = len(arena.judged[0])
-    return Verdict(
-        arena=arena,
-        tuned=dict(tuned),
-        results=tuple(
-            {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
-            for start in range(0, len(lists), seeds)
-        ),
-        list_bounds=tuple(list_bounds(arena, group) for group in arena.judged),
-    )
-
-
-def list_bounds(arena: Arena, lists: Sequence[Requests]) -> list[Bound]:
-    """Upper bound on what counts of each of some of an arena's lists, whatever a router knows of them."""
-    counted = [rescale.window(requests, arena.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
-    return [clairvoyant_bound(arena.situation, requests) for requests in counted]
-
-
-def mean_bound(each: Sequence[Bound]) -> Bound:
-    """Mean of bounds."""
-    return Bound(*(np.asarray(np.mean([getattr(b, f.name) for b in each], axis=0)) for f in dataclasses.fields(Bound)))
 
 
 def evaluate(
@@ -535,19 +287,6 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
                 f"{mean[rival]:.1%}, bound {float(bound.performance):.1%}."
             )
     return "Performance (mean of quality in time over all requests):\n\n" + "\n".join(sentences)
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells files apart: the parts of their names that not all share, without long words where others are left."""
-    parts = [path.name.split(".")[0].split("_") for path in paths]
-    shared = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
-    names = []
-    for own in parts:
-        telling = [part for part in own if part not in shared] or own
-        names.append("_".join([part for part in telling if len(part) <= _LONGEST_WORD] or telling))
-    if len(set(names)) < len(names):
-        raise InputError(f"The traces {', '.join(map(str, paths))} have the same name; give each once, or rename one.")
-    return names
 
 
 def _stacked(bounds: Sequence[Bound]) -> Bound:

@@ -1,0 +1,58 @@
+"""How to judge, as a configuration states it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from annotated_types import Ge, Len
+
+from besteffort.errors import InputError
+from besteffort.ranges import Count, NonNegative, Positive, Seed
+from besteffort.workload.config import Markov, Synthetic
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How to judge. Every router meets the same lists.
+
+    Attributes:
+      loads: grid of Poisson loads, ascending; multiples of the largest model's capacity.
+      burst: the bursty load.
+      trace_loads: mean loads to which a trace is scaled, ascending.
+      seed: of the first list; the next ones count up. Tuning uses the seeds after them.
+      seeds: lists per load, drawn by seed; of a trace, drawings of its tasks.
+      requests: length of a synthetic list.
+      tuning_seeds, tuning_requests: the lists on which heuristics are tuned.
+      window_s: width of the windows in which performance is held against its peak.
+      warm_up_s: seconds from the first arrival that do not count; three time constants of the rate estimate, which
+        starts at 0, by default. Of a trace at most a tenth of the list.
+    """
+
+    loads: Annotated[tuple[Positive, ...], Len(1)] = (0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+    burst: Synthetic = dataclasses.field(default_factory=lambda: Markov(loads=(0.5, 4.0), dwell_s=(4.0, 2.0)))
+    trace_loads: Annotated[tuple[Positive, ...], Len(1)] = (0.5, 1.0, 2.0, 4.0)
+    seed: Seed = 1_000
+    seeds: Count = 5
+    requests: Annotated[int, Ge(2)] = 40_000
+    tuning_seeds: Count = 1
+    tuning_requests: Annotated[int, Ge(2)] = 20_000
+    window_s: Positive = 1.0
+    warm_up_s: NonNegative = 6.0
+
+    def __post_init__(self) -> None:
+        for field in ("loads", "trace_loads"):
+            loads = getattr(self, field)
+            if not loads or not min(loads) > 0 or list(loads) != sorted(set(loads)):
+                raise InputError(
+                    f"Evaluation: `{field}` is {list(loads)}; give positive loads, each once, smallest first."
+                )
+
+    @property
+    def judging_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+    @property
+    def unjudged_seeds(self) -> range:
+        """Seeds of the lists on which heuristics are tuned."""
+        return range(self.seed + self.seeds, self.seed + self.seeds + self.tuning_seeds)
