@@ -228,10 +228,10 @@ def diagnose(
       trace: request log to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
     """
+    from besteffort.diagnosis import diagnose
     from besteffort.evaluation.judging import read_halves
     from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
-    from besteffort.runs import diagnosis
     from besteffort.runs.experiment import load_run
 
     run, situation = load_run(config, profile=profile)
@@ -242,7 +242,7 @@ def diagnose(
     for half in halves:
         _say(str(half.info))
     with _OUTPUT.status("Diagnosing"):
-        done = diagnosis.diagnose(loaded, situation, judging, out, trace=halves[0] if halves else None, load=load)
+        done = diagnose.diagnose(loaded, situation, judging, out, trace=halves[0] if halves else None, load=load)
     _OUTPUT.print(done.table.terminal())
     for line in done.lines:
         _say(line)

@@ -12,12 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from besteffort.evaluation import diagnosis
-from besteffort.evaluation.judging import LEARNED
-from besteffort.evaluation.statistics import mean_interval
-from besteffort.routers.learned import learned_router
-from besteffort.runs.config import load_situation
-from besteffort.runs.diagnosis import (
+from besteffort.diagnosis.diagnose import (
     REQUESTS,
     bounds_of,
     synthetic_bench,
@@ -26,6 +21,11 @@ from besteffort.runs.diagnosis import (
     trials_table,
     try_out,
 )
+from besteffort.diagnosis.findings import compare
+from besteffort.evaluation.judging import LEARNED
+from besteffort.evaluation.statistics import mean_interval
+from besteffort.routers.learned import learned_router
+from besteffort.runs.config import load_situation
 from besteffort.runs.lab import Claim, Findings, Lab, main
 
 
@@ -45,7 +45,7 @@ def run(lab: Lab) -> Findings:
     bench = synthetic_bench(situation, config, loads)
     lab.say("trying out")
     outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, bench, seed=config.seed)
-    compared = [diagnosis.compare(outcome, LEARNED) for outcome in outcomes]
+    compared = [compare(outcome, LEARNED) for outcome in outcomes]
     bounds = bounds_of(bench.arena, outcomes)
     views = ("rate estimate", "batch sizes")
     groups = {

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from besteffort.diagnosis.wrong_profiles import wrong_latency, wrong_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
 from besteffort.evaluation.rollouts import Lane, play_lanes, play_routers, sample_lists
 from besteffort.observation import default_features
-from besteffort.profile.wrong import wrong_latency, wrong_quality
 from besteffort.routers import BelievingRouter, DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build

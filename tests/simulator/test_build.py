@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from besteffort.diagnosis.wrong_profiles import wrong_latency
 from besteffort.errors import InputError
-from besteffort.profile.wrong import wrong_latency
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build, build_alike
 from besteffort.situation import Situation

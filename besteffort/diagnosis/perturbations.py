@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from besteffort.diagnosis.wrong_profiles import Latency, wrong_latency, wrong_quality
 from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Lane, play_lanes
 from besteffort.observation import Observation
-from besteffort.profile.wrong import Latency, wrong_latency, wrong_quality
 from besteffort.routers.prediction import predict_latency
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result

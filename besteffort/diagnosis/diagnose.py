@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from besteffort.evaluation import diagnosis, plots
+from besteffort.diagnosis.findings import COLLAPSE, WORSE, Comparison, Finding, compare, enumerate_words, list_findings
+from besteffort.diagnosis.perturbations import Outcome, Trial, as_known, judge_trials, perturbations
+from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.diagnosis import Comparison, Finding, enumerate_words
 from besteffort.evaluation.judging import (
     LEARNED,
     Arena,
@@ -30,7 +31,6 @@ from besteffort.evaluation.judging import (
 )
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
 from besteffort.evaluation.statistics import mean_interval, paired_difference
-from besteffort.evaluation.trials import Outcome, Trial, as_known, judge_trials, perturbations
 from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
 from besteffort.files import write_json
 from besteffort.policy import Policy
@@ -49,7 +49,7 @@ REQUESTS = 9_000
 _LONG_LISTS, _LONGEST = 3, 80_000  # lists at loads that need more requests, and their largest length
 _COUNTED_S = 1.5  # least seconds of a list at a set load after the warm-up
 _TYPICAL = 2  # loads of the training range, the highest ones that are tried, that rules are tuned on
-_COMMON_SHARES, _LAGS = (0.1, 0.3), (1, 10, 100)  # fewer than `besteffort.evaluation.trials` has, to save time
+_COMMON_SHARES, _LAGS = (0.1, 0.3), (1, 10, 100)  # fewer than the perturbations' defaults, to save time
 _LEFT_OUT = ("random", "deadline")  # the second is `deadline-reserve` without a reserve
 _BOUNDED = ("as known", "load", "arrivals", "task mix")  # families whose bound is shown; it would take long for all
 
@@ -215,8 +215,8 @@ def diagnose(
     else:
         bench = trace_bench(trace, situation, config, loads, load)
     outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, bench, seed=config.seed)
-    compared = [diagnosis.compare(outcome, LEARNED) for outcome in outcomes]
-    findings = tuple(diagnosis.diagnose(outcomes, LEARNED))
+    compared = [compare(outcome, LEARNED) for outcome in outcomes]
+    findings = tuple(list_findings(outcomes, LEARNED))
     bounds = bounds_of(bench.arena, outcomes)
     table = trials_table(compared, bounds)
     done = Diagnosis(findings, table, _checked(outcomes, bench.notes), out / "report.md")
@@ -393,7 +393,7 @@ def _write_report(
 
 _LIMITS = (
     f"The policy is held against the best other router of each trial, in hindsight. It is said to route worse from "
-    f"{100 * diagnosis.WORSE:g} points on and to collapse from {100 * diagnosis.COLLAPSE:g}, where the 95% interval "
+    f"{100 * WORSE:g} points on and to collapse from {100 * COLLAPSE:g}, where the 95% interval "
     "leaves no doubt; of so many trials one or two may go beyond their interval by chance."
 )
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from besteffort.diagnosis.perturbations import Outcome
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
-from besteffort.evaluation.trials import Outcome
 
 Kind = Literal["collapse", "worse", "underestimates load"]
 
@@ -34,7 +34,7 @@ class Finding:
 
     Attributes:
       kind: `collapse` or `worse`, by how far it is behind; or `underestimates load`.
-      family: what was varied, see `besteffort.evaluation.trials.Trial`.
+      family: what was varied, see `besteffort.diagnosis.perturbations.Trial`.
       sentence: what was found, with the figures of the worst trial.
       loss: performance by which it is behind in the worst trial; findings are ordered by it.
       trials: names of the trials of the family where it was found, the worst first.
@@ -83,7 +83,7 @@ def compare(outcome: Outcome, policy: str) -> Comparison:
     return Comparison(outcome, policy, max(others, key=others.__getitem__))
 
 
-def diagnose(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:
+def list_findings(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:
     """What is wrong, worst first; of several trials of a family the worst speaks for the others."""
     findings = []
     by_family = sorted(outcomes, key=lambda outcome: outcome.trial.family)

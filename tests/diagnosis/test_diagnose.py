@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from besteffort.cli import main
+from besteffort.diagnosis import diagnose
 from besteffort.evaluation.judging import read_halves
 from besteffort.policy import load_policy, save_policy
-from besteffort.runs import diagnosis
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 
@@ -36,12 +36,12 @@ def policy(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_training_range_is_what_the_policy_says(policy: Path, workload, loads) -> None:
     training = {} if workload is None else {"workload": workload}
-    assert diagnosis.trained_loads(dataclasses.replace(load_policy(policy), training=training)) == loads
+    assert diagnose.trained_loads(dataclasses.replace(load_policy(policy), training=training)) == loads
 
 
 def test_around_the_bursty_load(small: Path) -> None:
     run, situation = load_run(small)
-    bench = diagnosis.synthetic_bench(situation, run.evaluation, (0.05, 0.8))
+    bench = diagnose.synthetic_bench(situation, run.evaluation, (0.05, 0.8))
     by_family = {family: [t for t in bench.shifts if t.family == family] for family in ("load", "arrivals", "task mix")}
     assert [trial.size for trial in by_family["load"]] == [0.025, 0.1, 0.2, 0.4, 1.2]
     assert [trial.name for trial in by_family["load"]][::4] == [
@@ -62,14 +62,14 @@ def test_around_the_bursty_load(small: Path) -> None:
 
 def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> None:
     run, situation = load_run(small)
-    bench = diagnosis.synthetic_bench(situation, run.evaluation, (0.05, 1000.0))
+    bench = diagnose.synthetic_bench(situation, run.evaluation, (0.05, 1000.0))
     assert bench.notes[0].startswith("Load 1500 was left out")
 
 
 def test_around_a_trace(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
     (halves,) = read_halves([trace], situation, run.evaluation.judging_seeds)
-    bench = diagnosis.trace_bench(halves, situation, run.evaluation, (0.05, 0.1), 0.1)
+    bench = diagnose.trace_bench(halves, situation, run.evaluation, (0.05, 0.1), 0.1)
     lists = bench.arena.judged[0]
     loads = [trial for trial in bench.shifts if trial.family == "load"]
     assert [trial.size for trial in loads] == [0.025, 0.059, 0.071, 0.084, 0.15]

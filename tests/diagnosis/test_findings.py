@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from besteffort.evaluation.diagnosis import compare, diagnose
-from besteffort.evaluation.trials import Outcome, Trial
+from besteffort.diagnosis.findings import compare, list_findings
+from besteffort.diagnosis.perturbations import Outcome, Trial
 
 NOISE = np.array([-0.002, 0.0, 0.002])
 
@@ -41,11 +41,11 @@ def test_the_best_other_router_is_the_rival() -> None:
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     small = outcome("load", "load 2", (0.936, 0.94, 0.93))  # less than anybody is told of
     unsure = outcome("load", "load 4", (0.9, 0.94, 0.93), spread=50.0)
-    assert diagnose([FINE, small, unsure], "learned") == []
+    assert list_findings([FINE, small, unsure], "learned") == []
 
 
 def test_the_worst_comes_first_and_speaks_for_its_family() -> None:
-    findings = diagnose(
+    findings = list_findings(
         [
             FINE,
             outcome("load", "load 2", (0.93, 0.94, 0.93)),
@@ -70,7 +70,7 @@ def test_the_worst_comes_first_and_speaks_for_its_family() -> None:
 
 def test_misses_on_too_large_models_are_told_where_they_did_not_pay() -> None:
     late = {"in_time": (0.9, 0.99, 0.97), "too_large": 0.08}
-    (finding,) = diagnose([outcome("batch sizes", "old batch sizes", (0.927, 0.93, 0.91), **late)], "learned")
+    (finding,) = list_findings([outcome("batch sizes", "old batch sizes", (0.927, 0.93, 0.91), **late)], "learned")
     assert finding.kind == "underestimates load"
     assert finding.sentence == (
         "With old batch sizes it underestimates the load and routes to too large models: 10.0% of its answers are "
@@ -78,11 +78,11 @@ def test_misses_on_too_large_models_are_told_where_they_did_not_pay() -> None:
         "a fifth of the deadline to spare."
     )
     # A risk that paid, misses that no smaller model would have avoided, and misses that others have as well.
-    assert not diagnose([outcome("batch sizes", "a", (0.94, 0.93, 0.91), **late)], "learned")
-    assert not diagnose([outcome("batch sizes", "b", (0.927, 0.93, 0.91), (0.9, 0.99, 0.97))], "learned")
-    assert not diagnose([outcome("batch sizes", "c", (0.927, 0.93, 0.91), (0.9, 0.91, 0.9), 0.08)], "learned")
+    assert not list_findings([outcome("batch sizes", "a", (0.94, 0.93, 0.91), **late)], "learned")
+    assert not list_findings([outcome("batch sizes", "b", (0.927, 0.93, 0.91), (0.9, 0.99, 0.97))], "learned")
+    assert not list_findings([outcome("batch sizes", "c", (0.927, 0.93, 0.91), (0.9, 0.91, 0.9), 0.08)], "learned")
 
 
 def test_one_trial_may_show_two_faults() -> None:
     both = outcome("batch sizes", "old batch sizes", (0.5, 0.9, 0.8), (0.6, 0.99, 0.9), 0.3)
-    assert {finding.kind for finding in diagnose([both], "learned")} == {"collapse", "underestimates load"}
+    assert {finding.kind for finding in list_findings([both], "learned")} == {"collapse", "underestimates load"}

@@ -5,9 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from besteffort.evaluation import metrics
-from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.evaluation.trials import (
+from besteffort.diagnosis.perturbations import (
     LAGS,
     REFRESHES_S,
     SHARES,
@@ -17,8 +15,10 @@ from besteffort.evaluation.trials import (
     perturbations,
     too_large,
 )
+from besteffort.diagnosis.wrong_profiles import wrong_latency
+from besteffort.evaluation import metrics
+from besteffort.evaluation.rollouts import play_routers, sample_lists
 from besteffort.observation import Observation
-from besteffort.profile.wrong import wrong_latency
 from besteffort.routers import StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.simulate import play_reference

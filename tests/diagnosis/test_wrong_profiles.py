@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from besteffort.diagnosis.wrong_profiles import wrong_latency, wrong_quality
 from besteffort.errors import InputError
 from besteffort.profile import load_profile
-from besteffort.profile.wrong import wrong_latency, wrong_quality
 
 PROFILE = load_profile("opt-a100")
 
