@@ -33,11 +33,12 @@ from benchmarks.summary import Row
 from benchmarks.timing import cores, machine
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.learning.train import initial_state, segment
-from besteffort.runs.sweep import Local, run_sweep
 from besteffort.runs.training import make_course, run_keys
-from besteffort.runs.trials import Axis, Plan, SweepConfig, make_plan
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.sweep.backends import Local
+from besteffort.sweep.plan import Axis, Plan, SweepConfig, make_plan
+from besteffort.sweep.run import run_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE, SINGLE = "one program", "single runs"

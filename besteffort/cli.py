@@ -20,8 +20,8 @@ from besteffort.runs.compilation import set_up_compilation
 if TYPE_CHECKING:
     from besteffort.learning.train import Progress as News
     from besteffort.policy import Policy
-    from besteffort.runs.sweep import News as ProgramNews
     from besteffort.runs.training import Course
+    from besteffort.sweep.backends import News as ProgramNews
 
 Trackers = Annotated[
     tuple[Literal["mlflow", "wandb"], ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.UseAppendAction
@@ -143,16 +143,17 @@ def sweep(
     """
     import jax
 
-    from besteffort.runs import sweep as sweeps
-    from besteffort.runs.trials import load_sweep, make_plan
+    from besteffort.sweep.backends import EarlyStopping, Local, Ray
+    from besteffort.sweep.plan import load_sweep, make_plan
+    from besteffort.sweep.run import run_sweep
 
     # This process only plans, and leaves an accelerator to the programs.
     jax.config.update("jax_platforms", "cpu")
     if workers is not None and workers < 1:
         raise InputError(f"`--workers` is {workers}; give at least 1.")
-    on: sweeps.Local | sweeps.Ray = sweeps.Local(workers)
+    on: Local | Ray = Local(workers)
     if backend == "ray":
-        on = sweeps.Ray(address, cpus, gpus, sweeps.EarlyStopping() if early_stopping else None)
+        on = Ray(address, cpus, gpus, EarlyStopping() if early_stopping else None)
     elif address is not None or early_stopping or (cpus, gpus) != (1, 0.0):
         raise InputError(
             "`--address`, `--cpus`, `--gpus` and `--early-stopping` are for a cluster; add `--backend ray` or leave "
@@ -160,7 +161,7 @@ def sweep(
         )
     plan = make_plan(load_sweep(file), where=file, together=together)
     with _program_bars(len(plan.programs)) as watch:
-        board = sweeps.run_sweep(plan, out, resume=resume, on=on, track=track, watch=watch)
+        board = run_sweep(plan, out, resume=resume, on=on, track=track, watch=watch)
     _OUTPUT.print(board.brief.terminal())
     if board.unfinished:
         _say(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")

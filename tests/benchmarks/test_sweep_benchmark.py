@@ -32,7 +32,7 @@ def test_single_runs_are_held_against_the_interval_of_their_trial(tmp_path: Path
 
 def test_trials_and_the_single_runs_among_them() -> None:
     from benchmarks.sweep import Size, spread
-    from besteffort.runs.trials import make_plan
+    from besteffort.sweep.plan import make_plan
 
     plan = make_plan(Size().sweep())
     assert len(plan.trials) == 64

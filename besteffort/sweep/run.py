@@ -3,10 +3,10 @@
 | file | what |
 |---|---|
 | `sweep.yaml`, `base.yaml` | the sweep, and the configuration that it varies, every field written out |
-| `programs.json` | the trials of each program, see `besteffort.runs.trials` |
+| `programs.json` | the trials of each program, see `besteffort.sweep.plan` |
 | `programs/<program>/` | what its process printed, and its checkpoint until its trials are judged |
 | `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and what became of the trial |
-| `report.md` and others | the leaderboard, see `besteffort.runs.leaderboard` |
+| `report.md` and others | the leaderboard, see `besteffort.sweep.leaderboard` |
 """
 
 from __future__ import annotations
@@ -18,80 +18,19 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
 
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import create_run_directory, explained, write_json, write_text
-from besteffort.ranges import Count, NonNegative
 from besteffort.runs.config import to_yaml
-from besteffort.runs.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.runs.processes import Job, run_jobs
-from besteffort.runs.program import OUTCOME, read_programs
 from besteffort.runs.trackers import TrackerName, check_trackers
-from besteffort.runs.trials import SEED, Plan, Trial
-
-
-@dataclasses.dataclass(frozen=True)
-class News:
-    """How a program gets on.
-
-    Attributes:
-      program: its name.
-      point, points: log points so far, and of the whole training.
-      reward: mean over its trials of the reward per decision, since the log point before.
-      ended: the program has ended, in one way or another.
-    """
-
-    program: str
-    point: int = 0
-    points: int = 0
-    reward: float = 0.0
-    ended: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class EarlyStopping:
-    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung, only programs with the best trials go on.
-
-    Attributes:
-      grace: log points that every program gets.
-      factor: of the programs that come to a rung one in so many goes on, to a rung that is as many times as far.
-    """
-
-    grace: Count = 1
-    factor: Annotated[int, Ge(2)] = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Local:
-    """Processes on this machine.
-
-    Attributes:
-      workers: how many at a time; by default one per core.
-    """
-
-    workers: Count | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Ray:
-    """A Ray cluster, whose machines all see the sweep's directory.
-
-    Attributes:
-      address: where it is; None for one that is started on this machine.
-      cpus, gpus: what each program gets.
-      early: programs that lag behind are given up; None if none is.
-    """
-
-    address: str | None = None
-    cpus: Count = 1
-    gpus: NonNegative = 0.0
-    early: EarlyStopping | None = None
-
+from besteffort.sweep.backends import Local, News, Ray
+from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
+from besteffort.sweep.plan import SEED, Plan, Trial
+from besteffort.sweep.program import OUTCOME, read_programs
 
 _HERE = Local()
 
@@ -130,7 +69,7 @@ def run_sweep(
         if not all((out / "trials" / trial / OUTCOME).exists() for trial in trials)
     ]
     if isinstance(on, Ray):
-        from besteffort.runs.on_ray import run_on_ray
+        from besteffort.sweep.on_ray import run_on_ray
 
         points = max(trial.config.training.config.log_points for trial in plan.trials)
         failures = run_on_ray(out, left, points, on, track, watch)
@@ -202,7 +141,7 @@ def _run_locally(
     for name in programs:
         with explained(out):
             (out / "programs" / name).mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "besteffort.runs.program", str(out), name, *track)
+        command = (sys.executable, "-m", "besteffort.sweep.program", str(out), name, *track)
         jobs.append(Job(name, command, out / "programs" / name / "log.txt"))
 
     def heard(job: Job, line: str) -> None:

@@ -19,12 +19,13 @@ from besteffort.cli import main
 from besteffort.files import read_jsonl
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
-from besteffort.runs.leaderboard import Leaderboard
-from besteffort.runs.sweep import Local, News, run_sweep
 from besteffort.runs.training import make_course, run_keys
-from besteffort.runs.trials import Axis, Plan, SweepConfig, load_sweep, make_plan
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.sweep.backends import Local, News
+from besteffort.sweep.leaderboard import Leaderboard
+from besteffort.sweep.plan import Axis, Plan, SweepConfig, load_sweep, make_plan
+from besteffort.sweep.run import run_sweep
 from besteffort.weights import Weights
 
 LR, REPLICAS = "training.hyper.learning_rate", "cluster.replicas"

@@ -12,8 +12,9 @@ import jax
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.runs.sweep import EarlyStopping, Local, News, Ray, run_sweep
-from besteffort.runs.trials import Axis, Plan, SweepConfig, make_plan
+from besteffort.sweep.backends import EarlyStopping, Local, News, Ray
+from besteffort.sweep.plan import Axis, Plan, SweepConfig, make_plan
+from besteffort.sweep.run import run_sweep
 
 ray = pytest.importorskip("ray")
 

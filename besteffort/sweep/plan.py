@@ -35,10 +35,10 @@ from besteffort.learning.config import check
 from besteffort.ranges import Count, Seed
 from besteffort.runs.config import find_config, from_mapping, read_yaml
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.leaderboard import says
 from besteffort.runs.training import Course, make_course
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
+from besteffort.sweep.leaderboard import says
 from besteffort.validation import did_you_mean
 
 SEED = "training.seed"

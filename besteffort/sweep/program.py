@@ -1,6 +1,6 @@
 """One program of a sweep, in a process of its own: its trials train side by side, then each is judged.
 
-`python -m besteffort.runs.program SWEEP PROGRAM [TRACKER ...]` prints a line of JSON at every log point. Killed and
+`python -m besteffort.sweep.program SWEEP PROGRAM [TRACKER ...]` prints a line of JSON at every log point. Killed and
 started again, it goes on from its checkpoint.
 """
 
@@ -30,10 +30,10 @@ from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
 from besteffort.runs.training import CHECKPOINT, Course, about_training, make_course, make_policy, run_keys, settings
-from besteffort.runs.trials import Judging, SweepConfig, judged_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
+from besteffort.sweep.plan import Judging, SweepConfig, judged_situation
 from besteffort.workload.config import Poisson
 from besteffort.workload.requests import Requests
 

@@ -13,7 +13,7 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.runs.config import config_names, find_config
-from besteffort.runs.trials import Axis, Judging, Plan, SweepConfig, load_sweep, make_plan
+from besteffort.sweep.plan import Axis, Judging, Plan, SweepConfig, load_sweep, make_plan
 
 LR = "training.hyper.learning_rate"
 HIDDEN = "training.config.hidden"

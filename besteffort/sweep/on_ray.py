@@ -20,10 +20,10 @@ from besteffort.errors import InputError
 from besteffort.files import write_json
 from besteffort.learning.train import Progress
 from besteffort.runs.compilation import set_up_compilation
-from besteffort.runs.program import OUTCOME, read_programs, run_program
-from besteffort.runs.sweep import News, Ray
 from besteffort.runs.trackers import TrackerName
 from besteffort.runs.training import CHECKPOINT
+from besteffort.sweep.backends import News, Ray
+from besteffort.sweep.program import OUTCOME, read_programs, run_program
 
 _STARTS_ANEW = 5
 
