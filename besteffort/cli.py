@@ -301,7 +301,7 @@ def reproduce(
       data: directory with public traces; without it what needs them is left out.
       workers: processes at a time, instead of one per core.
     """
-    from besteffort.runs.reproduce import plan, reproduce
+    from experiments.__main__ import plan, reproduce
 
     chosen = plan(names)
     with Progress(

@@ -19,13 +19,14 @@ import numpy as np
 
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.judging import LEARNED, burst_arena, grid_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.lab import Claim, Findings, Lab, main, standings
 from besteffort.workload.config import RandomRates
+from experiments.lab import Claim, Findings, Lab, main
 
 LOADS = (1.0, 4.0)
 COMMITTEE = 4
@@ -66,7 +67,7 @@ def run(lab: Lab) -> Findings:
         names[name] = _performance(verdicts, f"{LEARNED}: {name}")
     rivals = np.concatenate(
         [
-            [standings(verdict, i, learned=f"{LEARNED}: default").heuristic[1] for i in range(len(verdict.arena.loads))]
+            [ranking(verdict, i, learned=f"{LEARNED}: default").heuristic[1] for i in range(len(verdict.arena.loads))]
             for verdict in verdicts
         ]
     )

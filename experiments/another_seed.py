@@ -21,7 +21,7 @@ from rich.console import Console
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import explained, write_text
-from besteffort.runs.lab import mistakes_told
+from experiments.lab import mistakes_told
 
 
 class Figure(NamedTuple):

@@ -20,10 +20,10 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.judging import LEARNED, Arena, synthetic_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, main, standing_of, standings
 from besteffort.situation import Situation
 from besteffort.workload import rescale
 from besteffort.workload.config import Gamma, Markov, RandomRates, Square, Synthetic
@@ -33,6 +33,7 @@ from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
+from experiments.lab import Claim, Findings, Lab, main, standing_of
 
 MEAN_LOAD = 1.5
 COMMITTEE = 2
@@ -76,7 +77,7 @@ def run(lab: Lab) -> Findings:
     }
     ahead = {
         source: {
-            name: standings(verdict, learned=f"{LEARNED}: {source}").ahead_of_heuristic
+            name: ranking(verdict, learned=f"{LEARNED}: {source}").ahead_of_heuristic
             for name, verdict in verdicts.items()
         }
         for source in policies
@@ -89,7 +90,7 @@ def run(lab: Lab) -> Findings:
         if source != default
     }
     worst = min(losses, key=losses.__getitem__)
-    by_default = {name: standings(verdict, learned=f"{LEARNED}: {default}") for name, verdict in verdicts.items()}
+    by_default = {name: ranking(verdict, learned=f"{LEARNED}: {default}") for name, verdict in verdicts.items()}
     statics = [float(one.ahead_of_static.mean) for one in by_default.values()]
     claim = Claim(
         "Robust when the arrival process shifts",

@@ -16,12 +16,14 @@ import time
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent, with_name
 from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
+from experiments.lab import Claim, Findings, Lab, main
 
 UNITS = (16, 64, 256, 512)
 SIZES = tuple((units,) * layers for layers in (1, 2, 3) for units in UNITS if layers * units <= 512)
@@ -42,10 +44,10 @@ def run(lab: Lab) -> Findings:
         burst_arena(situation, lab.evaluation),
         {f"{LEARNED}: {_name(hidden)}": each for hidden, each in policies.items()} | {LEARNED: usual},
     )
-    performance = {hidden: standings(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in sizes}
-    as_usual, usual_us = standings(verdict).learned, microseconds(usual[0])
+    performance = {hidden: ranking(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in sizes}
+    as_usual, usual_us = ranking(verdict).learned, microseconds(usual[0])
     micros = {hidden: microseconds(each[0]) for hidden, each in policies.items()}
-    one = standings(verdict, learned=f"{LEARNED}: {_name(DEFAULT)}")
+    one = ranking(verdict, learned=f"{LEARNED}: {_name(DEFAULT)}")
     gap = mean_interval(performance[PAPER] - performance[DEFAULT])
     claim = Claim(
         "A router that is cheap on a CPU: time of a decision, 2 x 256 units",

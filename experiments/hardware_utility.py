@@ -13,15 +13,17 @@ import dataclasses
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.formats import times
 from besteffort.evaluation.judging import LEARNED, synthetic_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
-from besteffort.evaluation.statistics import mean_interval
+from besteffort.evaluation.statistics import mean_interval, ratio_interval
 from besteffort.routers.registry import make_router
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, main, ratio_interval, standing_of_ratio, standings, times
 from besteffort.simulator.build import build
 from besteffort.workload.config import Markov
+from experiments.lab import Claim, Findings, Lab, main, standing_of_ratio
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # mean loads
 CLAIMED_LOAD, CLAIMED = 2.0, 3.94
@@ -49,7 +51,7 @@ def run(lab: Lab) -> Findings:
         ratio_interval(ours / replicas, theirs / (2 * replicas)) for ours, theirs in zip(learned, eight, strict=True)
     ]
     middle = LOADS.index(CLAIMED_LOAD)
-    one = standings(verdict, middle)
+    one = ranking(verdict, middle)
     claim = Claim(
         f"Performance per GPU, 4 with the router over 8 with the large model, bursts of mean load {CLAIMED_LOAD:g}",
         f"{CLAIMED:g}x",

@@ -37,7 +37,7 @@ from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import load_model
 from besteffort.profile import Source, TaskQuality
 from besteffort.profiling.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
-from besteffort.runs.lab import mistakes_told
+from experiments.lab import mistakes_told
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {

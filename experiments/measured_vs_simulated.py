@@ -40,7 +40,6 @@ from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import fingerprint, mistakes_told
 from besteffort.runs.playing import play as simulate_list
 from besteffort.runs.playing import router_named
 from besteffort.simulator.result import Result
@@ -48,6 +47,7 @@ from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.sample import sample_requests
+from experiments.lab import fingerprint, mistakes_told
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNED = "learned"

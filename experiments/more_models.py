@@ -18,16 +18,18 @@ import math
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent
 from besteffort.evaluation.judging import burst_arena
+from besteffort.evaluation.ranking import as_setting, ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.profile import ModelProfile, Profile, load_profile
 from besteffort.profile.roofline import A100, GRAPH_ENGINE, OPT, Roofline
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, standing_of, standings
 from besteffort.situation import Deadline, Situation
 from besteffort.workload.config import Markov
 from experiments.cheap_router import microseconds
+from experiments.lab import Claim, Findings, Lab, main, standing_of
 
 CATALOGUES = {
     "2 models": ("opt-125m", "opt-6.7b"),
@@ -60,7 +62,7 @@ def run(lab: Lab) -> Findings:
         capacity = own.capacity()
         burst = Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))
         verdict = lab.judge(burst_arena(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
-        one = standings(verdict)
+        one = ranking(verdict)
         bound = float(verdict.bounds[0].performance)
         seconds = lab.seconds(own, training)
         micros = microseconds(policies[0])

@@ -17,16 +17,18 @@ from typing import NamedTuple
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.formats import percent
 from besteffort.evaluation.judging import LEARNED, Arena, Verdict
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standing_of, standings
 from besteffort.simulator.simulate import play_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+from experiments.lab import Claim, Findings, Lab, main, standing_of
 from experiments.small_instance import Instance, Solution, TickArrivals, best_by_sizes, follow, make_instance, solve
 
 TICK_S = 1 / 128  # a power of two, so that sums of ticks are exact in float32
@@ -59,7 +61,7 @@ class Case(NamedTuple):
     @property
     def gaps(self) -> np.ndarray:
         """(seeds,) how far the learned router stays behind the optimal policy on the same lists, relative to that."""
-        return 1 - standings(self.verdict).learned / self.played
+        return 1 - ranking(self.verdict).learned / self.played
 
 
 def run(lab: Lab) -> Findings:
@@ -67,7 +69,7 @@ def run(lab: Lab) -> Findings:
     situation = small_situation()
     cases = [case(lab, situation, probability) for probability in PROBABILITIES]
     worst = max(cases, key=lambda one: float(one.gaps.mean()))
-    gap, best = mean_interval(worst.gaps), standings(worst.verdict)
+    gap, best = mean_interval(worst.gaps), ranking(worst.verdict)
     claim = Claim(
         f"Small instance: gap to the optimal policy of {TARGET:.0%} or less at each of {len(cases)} loads",
         "",
@@ -166,7 +168,7 @@ def table(cases: list[Case]) -> Table:
     """The learned router beside the optimum and the best of the others."""
     rows = []
     for one in cases:
-        best = standings(one.verdict)
+        best = ranking(one.verdict)
         cells = (
             one.optimum.reward,
             mean_interval(one.played),
@@ -209,7 +211,7 @@ def figure(cases: list[Case]) -> plots.Figure:
         for name in (LEARNED, *cases[0].verdict.heuristics)
         if name != "random"
     }
-    close = (LEARNED, *sorted({standings(one.verdict).heuristic[0] for one in cases}))
+    close = (LEARNED, *sorted({ranking(one.verdict).heuristic[0] for one in cases}))
 
     def exact(values: np.ndarray) -> Interval:
         return Interval(values, np.zeros(len(values)), played.shape[1])

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent, with_name
 from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, main, percent, standings, with_name
+from experiments.lab import Claim, Findings, Lab, main
 
 ITERATIONS = 1_200_000
 RECIPE: dict[str, Any] = {
@@ -68,9 +70,9 @@ def run(lab: Lab) -> Findings:
         burst_arena(situation, lab.evaluation),
         {f"{LEARNED}: recipe": theirs, **{f"{LEARNED}: {count}": each for count, each in ours.items()}},
     )
-    reached = standings(verdict, learned=f"{LEARNED}: recipe").learned
-    values = {count: standings(verdict, learned=f"{LEARNED}: {count}").learned for count in ours}
-    one = standings(verdict, learned=f"{LEARNED}: {max(ours)}")
+    reached = ranking(verdict, learned=f"{LEARNED}: recipe").learned
+    values = {count: ranking(verdict, learned=f"{LEARNED}: {count}").learned for count in ours}
+    one = ranking(verdict, learned=f"{LEARNED}: {max(ours)}")
     enough = next((count for count in sorted(ours) if values[count].mean() >= reached.mean()), None)
     gain = paired_difference(values[max(ours)], reached)
     claim = Claim(

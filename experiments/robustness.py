@@ -26,7 +26,7 @@ from besteffort.evaluation.judging import LEARNED
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, main
+from experiments.lab import Claim, Findings, Lab, main
 
 
 def run(lab: Lab) -> Findings:

@@ -13,12 +13,14 @@ import dataclasses
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent, with_name
 from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import FINE_TUNING, Claim, Findings, Lab, main, percent, standings, with_name
 from besteffort.situation import Reward
+from experiments.lab import FINE_TUNING, Claim, Findings, Lab, main
 
 STEPS = 4
 
@@ -44,10 +46,10 @@ def run(lab: Lab) -> Findings:
     }
     verdict = lab.judge(burst_arena(soft, lab.evaluation), {f"{LEARNED}: hard": base, **policies})
     performance = {
-        way: np.stack([standings(verdict, learned=f"{LEARNED}: {way}, {decisions}").learned for decisions in lengths])
+        way: np.stack([ranking(verdict, learned=f"{LEARNED}: {way}, {decisions}").learned for decisions in lengths])
         for way in ways
     }
-    untouched = standings(verdict, learned=f"{LEARNED}: hard")
+    untouched = ranking(verdict, learned=f"{LEARNED}: hard")
     final = performance["from scratch"][-1]
     enough = next(
         (

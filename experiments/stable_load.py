@@ -13,23 +13,14 @@ from __future__ import annotations
 import numpy as np
 
 from besteffort.evaluation import metrics
+from besteffort.evaluation.formats import percent, times
 from besteffort.evaluation.judging import LEARNED, Verdict, grid_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.results import load_figure, mix_figure, performance_table, sustained_table
-from besteffort.evaluation.statistics import mean_interval
+from besteffort.evaluation.statistics import mean_interval, ratio_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import (
-    Claim,
-    Findings,
-    Lab,
-    main,
-    percent,
-    ratio_interval,
-    standing_of,
-    standing_of_ratio,
-    standings,
-    times,
-)
+from experiments.lab import Claim, Findings, Lab, main, standing_of, standing_of_ratio
 
 ATTAINMENT = 0.99
 
@@ -47,7 +38,7 @@ def run(lab: Lab) -> Findings:
     }
     rate = ratio_interval(sustained[LEARNED], sustained[largest])
     of_smallest = ratio_interval(sustained[smallest], sustained[largest])
-    by_load = [standings(verdict, index) for index in range(len(loads))]
+    by_load = [ranking(verdict, index) for index in range(len(loads))]
     behind = [float(load) for load, one in zip(loads, by_load, strict=True) if one.ahead_of_static.high < 0]
     worst = min(float(one.ahead_of_static.mean) for one in by_load)
     behind_heuristic = [
@@ -111,7 +102,7 @@ def grid_table(verdict: Verdict) -> Table:
     """The learned router beside the best of all others, load by load."""
     rows = []
     for index, load in enumerate(verdict.arena.loads):
-        one = standings(verdict, index)
+        one = ranking(verdict, index)
         name, values = max(one.static, one.heuristic, key=lambda best: float(best[1].mean()))
         bound = float(verdict.bounds[index].performance)
         rows.append(

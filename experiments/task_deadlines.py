@@ -13,23 +13,14 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent, with_name
 from besteffort.evaluation.judging import LEARNED, burst_arena, synthetic_arena
+from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import (
-    FINE_TUNING,
-    Claim,
-    Findings,
-    Lab,
-    as_setting,
-    main,
-    percent,
-    settings_table,
-    standings,
-    with_name,
-)
 from besteffort.situation import Deadline, Situation, View
 from besteffort.workload.config import DeadlinesConfig, RandomRates, Square
+from experiments.lab import FINE_TUNING, Claim, Findings, Lab, main
 
 FACTORS = (0.6, 1.0, 2.0, 4.0)
 PEAK, BETWEEN, PERIOD_S = 0.7, 1.5, 20.0
@@ -65,8 +56,8 @@ def run(lab: Lab) -> Findings:
     ]
     claims = []
     for verdict, name in ((per_task, "Different deadlines per task"), (over_time, "Deadlines stricter at peak hours")):
-        one = standings(verdict)
-        default = standings(verdict, learned=f"{LEARNED}: default").learned
+        one = ranking(verdict)
+        default = ranking(verdict, learned=f"{LEARNED}: default").learned
         gain = paired_difference(one.learned, default)
         ahead = one.ahead_of_heuristic
         claims.append(
@@ -83,9 +74,9 @@ def run(lab: Lab) -> Findings:
         )
     data = {
         verdict.arena.name: {
-            "performance": {name: mean_interval(standings(verdict, learned=name).learned) for name in verdict.learned},
-            "best_heuristic": [standings(verdict).heuristic[0], mean_interval(standings(verdict).heuristic[1])],
-            "best_static": [standings(verdict).static[0], mean_interval(standings(verdict).static[1])],
+            "performance": {name: mean_interval(ranking(verdict, learned=name).learned) for name in verdict.learned},
+            "best_heuristic": [ranking(verdict).heuristic[0], mean_interval(ranking(verdict).heuristic[1])],
+            "best_static": [ranking(verdict).static[0], mean_interval(ranking(verdict).static[1])],
             "bound": float(verdict.bounds[0].performance),
         }
         for verdict in (per_task, over_time)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent
 from besteffort.evaluation.judging import burst_arena, synthetic_arena
+from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, percent, settings_table, standing_of, standings
 from besteffort.workload.config import MixConfig
+from experiments.lab import Claim, Findings, Lab, main, standing_of
 
 
 def run(lab: Lab) -> Findings:
@@ -32,7 +34,7 @@ def run(lab: Lab) -> Findings:
         arena = synthetic_arena("mix", f"bursts of {name}", situation, judging, even.loads, [burst])
         verdict = lab.judge(arena, policies, tuned)
         tuned = verdict.tuned  # of the first, which has equal shares
-        one = standings(verdict)
+        one = ranking(verdict)
         settings.append(as_setting(group, name, verdict))
         data[name] = {
             "learned": mean_interval(one.learned),

@@ -24,28 +24,18 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.formats import percent, times, with_name
 from besteffort.evaluation.judging import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
+from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.statistics import Interval, mean_interval
+from besteffort.evaluation.statistics import Interval, mean_interval, ratio_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import (
-    Claim,
-    Findings,
-    Lab,
-    Standing,
-    main,
-    percent,
-    ratio_interval,
-    standing_of_ratio,
-    standings,
-    times,
-    with_name,
-)
 from besteffort.runs.training import make_course
 from besteffort.situation import Situation
 from besteffort.workload.readers import MafOptions
 from besteffort.workload.requests import Requests
 from besteffort.workload.traces import read_trace
+from experiments.lab import Claim, Findings, Lab, Standing, main, standing_of_ratio
 
 WINDOWS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CLAIMED_S = 1.0
@@ -188,7 +178,7 @@ def _claims(verdict: Verdict) -> list[Claim]:
                 standing=standing,
             )
         )
-    one = standings(verdict)
+    one = ranking(verdict)
     ahead = one.ahead_of_heuristic
     claims.append(
         Claim(

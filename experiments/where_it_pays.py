@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.judging import burst_arena
+from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.profile import ModelProfile, Profile, TaskQuality
 from besteffort.runs.config import load_situation
-from besteffort.runs.lab import Claim, Findings, Lab, as_setting, main, settings_table, standings
 from besteffort.situation import Deadline, Reward, Situation
 from besteffort.workload.config import Markov
+from experiments.lab import Claim, Findings, Lab, main
 
 INDICATIVE = (
     "default: ",
@@ -57,7 +58,7 @@ def run(lab: Lab) -> Findings:
         if variant.burst is not None:
             judging = dataclasses.replace(judging, burst=variant.burst)
         verdict = lab.judge(burst_arena(variant.situation, judging), policies)
-        one = standings(verdict)
+        one = ranking(verdict)
         settings.append(as_setting(variant.group, variant.name, verdict))
         data[name] = {
             "learned": settings[-1].learned,

@@ -88,3 +88,17 @@ def explained_share(groups: Sequence[Hashable], samples: Float[np.ndarray, " sam
         return float("nan")
     within = sum(float(np.var(each)) * len(each) for each in members.values())
     return max(0.0, (total - within - (len(members) - 1) * within / spare) / total)
+
+
+def ratio_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """Ratio of the means of paired (seeds,) values, with a jackknife interval over the seeds.
+
+    Ratios seed by seed would be infinite wherever a rival has a seed with 0. Where only one seed of theirs is not 0,
+    nothing is known of the ratio's spread.
+    """
+    seeds, rest = len(ours), theirs.sum() - theirs
+    whole = np.asarray(ours.mean() / theirs.mean() if theirs.sum() > 0 else np.inf)
+    if not (rest > 0).all():
+        return Interval(whole, np.asarray(np.inf), seeds)
+    without = (ours.sum() - ours) / rest
+    return dataclasses.replace(mean_interval(seeds * whole - (seeds - 1) * without), mean=whole)

@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,11 +26,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from besteffort.errors import InputError
-from besteffort.evaluation import metrics, plots
+from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, Arena, Verdict, judge
-from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.evaluation.report import Table
+from besteffort.evaluation.statistics import Interval
 from besteffort.files import explained, write_json, write_text
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
@@ -263,78 +262,6 @@ class Lab:
         return path
 
 
-@dataclasses.dataclass(frozen=True)
-class Standings:
-    """Who is best at one load of a verdict, by one measure; values of shape (seeds,).
-
-    Attributes:
-      learned: the learned router's.
-      static, heuristic: name and values of the best static model and of the best other router, in hindsight.
-    """
-
-    learned: np.ndarray
-    static: tuple[str, np.ndarray]
-    heuristic: tuple[str, np.ndarray]
-
-    @property
-    def ahead_of_static(self) -> Interval:
-        return paired_difference(self.learned, self.static[1])
-
-    @property
-    def ahead_of_heuristic(self) -> Interval:
-        return paired_difference(self.learned, self.heuristic[1])
-
-
-def standings(
-    verdict: Verdict, index: int = 0, measure: Callable[..., np.ndarray] = metrics.performance, learned: str = LEARNED
-) -> Standings:
-    """The learned router beside the best static model and the best heuristic at one load."""
-    values = {name: np.asarray(verdict.measure(measure, index, name)) for name in verdict.routers}
-
-    def best(names: Sequence[str]) -> tuple[str, np.ndarray]:
-        name = max(names, key=lambda name: float(values[name].mean()))
-        return name, values[name]
-
-    return Standings(values[learned], best(verdict.static), best(verdict.heuristics))
-
-
-def as_setting(group: str, name: str, verdict: Verdict, learned: str = LEARNED) -> plots.Setting:
-    """The first load of a verdict as a row of `plots.plot_settings`."""
-    situation = verdict.arena.situation
-    peak = verdict.measure(partial(metrics.peak_performance, peak_reward=situation.peak_rewards), 0, learned)
-    one = standings(verdict, learned=learned)
-    return plots.Setting(
-        group=group,
-        name=name,
-        static=float((one.static[1] / peak).mean()),
-        heuristic=float((one.heuristic[1] / peak).mean()),
-        learned=mean_interval(one.learned / peak),
-        ahead=paired_difference(one.learned / peak, one.heuristic[1] / peak),
-        bound=float(verdict.bounds[0].performance / peak.mean()),
-    )
-
-
-def settings_table(title: str, head: str, settings: Sequence[plots.Setting]) -> Table:
-    """What `plots.plot_settings` shows, in figures."""
-    return Table(
-        title=title,
-        head=head,
-        columns=(
-            Column("Learned (%)", digits=2, brief=True),
-            Column("Best heuristic (%)", digits=2, brief=True),
-            Column("Ahead of it (points)", "points", 2, brief=True),
-            Column("Best static (%)", digits=2, brief=True),
-            Column("Bound (%)", digits=2, brief=True),
-        ),
-        rows=tuple(
-            (f"{row.group}: {row.name}", (row.learned, row.heuristic, row.ahead, row.static, row.bound))
-            for row in settings
-        ),
-        note="Performance in percent of peak quality; the best static model and the best heuristic are the best in "
-        "hindsight. Mean ± half the 95% interval over policies and lists; differences are paired.",
-    )
-
-
 def main(run: Callable[[Lab], Findings], file: str) -> None:
     """The command line of an experiment.
 
@@ -453,16 +380,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def percent(value: Interval | np.ndarray | float, digits: int = 1) -> str:
-    """A share, or its mean over seeds with the interval, in percent."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        value = mean_interval(value)
-    if not isinstance(value, Interval):
-        return f"{100 * float(value):.{digits}f}%"
-    half = f" ± {100 * float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
-    return f"{100 * float(value.mean):.{digits}f}{half}%"
-
-
 def standing_of(held: int, of: int) -> Standing:
     """How a claim about several cases stands that holds in some of them."""
     return "holds" if held == of else "holds in part" if held else "does not hold"
@@ -471,33 +388,6 @@ def standing_of(held: int, of: int) -> Standing:
 def standing_of_ratio(ratio: Interval, *, reached: bool) -> Standing:
     """How a claim about a multiple stands: in part if it was not reached, but more than one is."""
     return "holds" if reached else "holds in part" if ratio.mean > 1 else "does not hold"
-
-
-def with_name(best: tuple[str, np.ndarray]) -> str:
-    """The mean over seeds of `Standings.static` or `Standings.heuristic` in percent, and whose it is."""
-    return f"{percent(best[1])} ({best[0]})"
-
-
-def times(value: Interval | float, digits: int = 1) -> str:
-    """A ratio with its interval."""
-    if not isinstance(value, Interval):
-        return f"{value:.{digits}f}x"
-    half = f" ± {float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
-    return f"{float(value.mean):.{digits}f}{half}x"
-
-
-def ratio_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """Ratio of the means of paired (seeds,) values, with a jackknife interval over the seeds.
-
-    Ratios seed by seed would be infinite wherever a rival has a seed with 0. Where only one seed of theirs is not 0,
-    nothing is known of the ratio's spread.
-    """
-    seeds, rest = len(ours), theirs.sum() - theirs
-    whole = np.asarray(ours.mean() / theirs.mean() if theirs.sum() > 0 else np.inf)
-    if not (rest > 0).all():
-        return Interval(whole, np.asarray(np.inf), seeds)
-    without = (ours.sum() - ours) / rest
-    return dataclasses.replace(mean_interval(seeds * whole - (seeds - 1) * without), mean=whole)
 
 
 def _each(training: TrainingConfig) -> list[TrainingConfig]:

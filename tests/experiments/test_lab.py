@@ -9,29 +9,16 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import percent, times
 from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.statistics import Interval
+from besteffort.evaluation.statistics import Interval, ratio_interval
 from besteffort.policy import Policy
 from besteffort.runs.experiment import TrainingConfig, load_run
-from besteffort.runs.lab import (
-    FAST,
-    FULL,
-    Arguments,
-    Claim,
-    Findings,
-    Lab,
-    as_setting,
-    conduct,
-    percent,
-    plain,
-    ratio_interval,
-    settings_table,
-    standings,
-    times,
-)
-from besteffort.runs.reproduce import EXPERIMENTS, claims_table, plan
 from besteffort.situation import Situation
+from experiments.__main__ import EXPERIMENTS, claims_table, plan
+from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct, plain
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
 
@@ -91,8 +78,8 @@ def test_policies_are_judged_seed_by_seed(
     arena = burst_arena(course[0], lab.evaluation)
     both = lab.judge(arena, policies)
     alone = [lab.judge(arena, [policy], both.tuned) for policy in policies]
-    expected = [standings(verdict).learned[seed] for seed, verdict in enumerate(alone)]
-    one = standings(both)
+    expected = [ranking(verdict).learned[seed] for seed, verdict in enumerate(alone)]
+    one = ranking(both)
     np.testing.assert_allclose(one.learned, expected, rtol=1e-6)
     assert one.static[0] in both.static
     assert one.heuristic[0] in both.heuristics

@@ -13,10 +13,10 @@ from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import write_text
-from besteffort.runs.lab import FAST, FULL, Claim, Scale
 from besteffort.runs.processes import Job, run_jobs
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
+from experiments.lab import FAST, FULL, Claim, Scale
 
 EXPERIMENTS = (
     "stable_load",
