@@ -34,7 +34,7 @@ from besteffort.observation import Observation, input_size
 from besteffort.policy import Policy, load_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.experiment import load_run
-from besteffort.runs.training import make_course, make_policy
+from besteffort.runs.training import make_policy, make_training_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMPY, ONNX, JAX = "NumPy", "ONNX Runtime", "JAX"
@@ -65,11 +65,11 @@ FAST = Size(states=500, decisions=200, rounds=2)
 def random_policy(hidden: tuple[int, ...]) -> Policy:
     """A policy for the default situation with random weights."""
     config, situation = load_run("paper")
-    course = make_course(situation, config.training)
+    problem = make_training_problem(situation, config.training)
     rng = np.random.default_rng(0)
-    sizes = (input_size(course.features), *hidden, len(situation.profile.model_names))
+    sizes = (input_size(problem.features), *hidden, len(situation.profile.model_names))
     weights = [(rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)) for n, m in itertools.pairwise(sizes)]
-    policy = make_policy(course, tuple(weights), {})
+    policy = make_policy(problem, tuple(weights), {})
     states = random_states(policy, 1000)
     values = [policy.values(task=task, batch_sizes=sizes, arrival_rate=rate) for task, sizes, rate in states]
     return dataclasses.replace(policy, weights=(*weights[:-1], (weights[-1][0], -np.median(values, axis=0))))

@@ -45,16 +45,16 @@ from benchmarks import gymnax_dqn
 from benchmarks.summary import Row
 from benchmarks.timing import machine
 from besteffort.adapters.gymnax import ServingGymnax
-from besteffort.adapters.problem import Problem
+from besteffort.adapters.wrapped import WrappedEnv
 from besteffort.evaluation import plots
-from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
-from besteffort.learning.config import Hyper
+from besteffort.learning.config import DQNHyperparams
 from besteffort.learning.network import to_weights
 from besteffort.learning.train import initial_state, segment
 from besteffort.routers.learned import LearnedRouter
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import Course, make_course
+from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.weights import Weights
@@ -66,7 +66,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARE, TARGET = 0.95, 25.0
 OURS, GYMNAX, TUNED, AS_IT_COMES = "ours", "gymnax loop", "Stable-Baselines3, tuned", "Stable-Baselines3, as it comes"
 STYLES = {"#d55e00": "-", "#0072b2": "--", "#009e73": "-.", "#cc79a7": ":"}  # colour and line of each learner
-HORIZON_S = 0.25  # of the discount by time, as in `besteffort.learning.config.Hyper`
+HORIZON_S = 0.25  # of the discount by time, as in `besteffort.learning.config.DQNHyperparams`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +109,21 @@ class Task(NamedTuple):
     """What all learn.
 
     Attributes:
-      course: situation, load and network input.
-      problem: the same for the adapters. It never ends, and pays the marginal credit.
+      problem: situation, load and network input.
+      wrapped: its environment for the adapters. It never ends, and gives the marginal credit.
       gymnax: the same once more; a single object, since programs are compiled for one.
     """
 
-    course: Course
-    problem: Problem
+    problem: TrainingProblem
+    wrapped: WrappedEnv
     gymnax: ServingGymnax
 
 
-def make_task(course: Course) -> Task:
-    """A course in the forms of all learners."""
-    shape, params = build(course.situation, course.workload, history=64)  # outcomes are not read
-    problem = Problem(ServingEnvironment(shape), params, course.features, "credit")
-    return Task(course, problem, ServingGymnax(problem))
+def make_task(problem: TrainingProblem) -> Task:
+    """A problem in the forms of all learners."""
+    shape, params = build(problem.situation, problem.workload, history=64)  # outcomes are not read
+    wrapped = WrappedEnv(ServingEnvironment(shape), params, problem.features, "marginal")
+    return Task(problem, wrapped, ServingGymnax(wrapped))
 
 
 class Learner(Protocol):
@@ -168,13 +168,13 @@ class Ours:
     """`besteffort.learning` with the settings of the quickstart, for as many decisions as there are; one network."""
 
     def __init__(self, task: Task, decisions: int, snapshots: int, seed: int) -> None:
-        course = task.course
-        training = course.training.config
-        chunks = max(1, decisions // snapshots // training.decisions_per_chunk)
-        self._config = dataclasses.replace(training, committee=1, decisions=decisions, log_chunks=chunks)
-        self._hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Hyper.for_decisions(decisions))
-        shape, self._params = build(course.situation, course.workload, history=course.training.history)
-        self._env, self._features = ServingEnvironment(shape), course.features
+        problem = task.problem
+        training = problem.training.config
+        chunks = max(1, decisions // snapshots // training.decisions_per_rollout)
+        self._config = dataclasses.replace(training, ensemble_size=1, decisions=decisions, log_interval=chunks)
+        self._hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], DQNHyperparams.for_decisions(decisions))
+        shape, self._params = build(problem.situation, problem.workload, history=problem.training.history)
+        self._env, self._features = ServingEnvironment(shape), problem.features
         keys = jax.random.split(jax.random.key(seed), 1)
         self._state = initial_state(self._env, self._features, self._config, self._params, self._hyper, keys, None)
         self.per_snapshot = self._config.decisions_per_log_point
@@ -244,7 +244,7 @@ class StableBaselines:
         torch.set_num_threads(1)  # faster than two for networks of this size
         model = DQN(
             "MlpPolicy",
-            ServingVecEnv(64, task.problem),
+            ServingVecEnv(64, task.wrapped),
             learning_rate=lambda left: 1e-3 * left,
             buffer_size=131_072,
             learning_starts=min(16_384, decisions // 4),
@@ -273,7 +273,7 @@ class StableBaselines:
 
         torch.set_num_threads(1)
         net = {"net_arch": [64, 64]}
-        model = DQN("MlpPolicy", ServingEnv(task.problem), policy_kwargs=net, seed=seed, device="cpu")
+        model = DQN("MlpPolicy", ServingEnv(task.wrapped), policy_kwargs=net, seed=seed, device="cpu")
         return cls(model, decisions, snapshots)
 
 
@@ -334,29 +334,29 @@ class Ground(NamedTuple):
         return max(self.heuristics.items(), key=lambda item: item[1])
 
 
-def make_ground(config: RunConfig, course: Course, size: Size) -> Ground:
+def make_ground(config: RunConfig, problem: TrainingProblem, size: Size) -> Ground:
     """Lists to judge on, and what the heuristics make of them."""
-    situation, judging = course.situation, config.evaluation
+    situation, judging = problem.situation, config.evaluation
     begin = judging.seed
-    judged = _lists(config, course, size, range(begin, begin + size.lists))
-    tuning = _lists(config, course, size, range(begin + size.lists, begin + size.lists + 1))
+    judged = _lists(config, problem, size, range(begin, begin + size.lists))
+    tuning = _lists(config, problem, size, range(begin + size.lists, begin + size.lists + 1))
     warm_up_s = min(judging.warm_up_s, min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning)) / 4)
     tuned = best_settings(situation, score_candidates(situation, tuning, warm_up_s=warm_up_s))
     routers = heuristic_routers(situation, tuned, len(judged))
-    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    lanes = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
     means = mean_rewards(situation, judged, lanes, warm_up_s=warm_up_s).reshape(len(routers), -1).mean(axis=1)
     return Ground(judged, dict(zip(routers, means.tolist(), strict=True)), warm_up_s)
 
 
-def judge(ground: Ground, course: Course, curves: Sequence[Curve]) -> None:
+def judge(ground: Ground, problem: TrainingProblem, curves: Sequence[Curve]) -> None:
     """Fills in the performance of every snapshot, all in one compiled program."""
     lanes = [
-        Lane("learned", row, LearnedRouter(weights, course.features))
+        Rollout("learned", row, LearnedRouter(weights, problem.features))
         for curve in curves
         for weights in curve.weights
         for row in range(len(ground.lists))
     ]
-    means = mean_rewards(course.situation, ground.lists, lanes, warm_up_s=ground.warm_up_s)
+    means = mean_rewards(problem.situation, ground.lists, lanes, warm_up_s=ground.warm_up_s)
     each = iter(means.reshape(-1, len(ground.lists)).mean(axis=1).tolist())
     for curve in curves:
         curve.performance = [next(each) for _ in curve.weights]
@@ -456,13 +456,13 @@ def run(size: Size, console: Console) -> tuple[dict[str, Any], Figure]:
         console.print("Stable-Baselines3 is not installed; it is left out.")
         size = dataclasses.replace(size, decisions=tuple(x for x in size.decisions if x[0] not in (TUNED, AS_IT_COMES)))
     config, situation = load_run("quickstart")
-    course = make_course(situation, config.training)
-    ground, task = make_ground(config, course, size), make_task(course)
+    problem = make_training_problem(situation, config.training)
+    ground, task = make_ground(config, problem, size), make_task(problem)
     curves: dict[str, list[Curve]] = {name: [] for name, _ in size.decisions}
     for seed in range(size.seeds):
         for name, curve in train_all(task, size, seed, console).items():
             curves[name].append(curve)
-    judge(ground, course, [curve for each in curves.values() for curve in each])
+    judge(ground, problem, [curve for each in curves.values() for curve in each])
     name, best = ground.best
     learners = {name: describe(each, SHARE * best) for name, each in curves.items()}
     ours = learners[OURS]["seconds_to_target"]["median"]
@@ -512,8 +512,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _lists(config: RunConfig, course: Course, size: Size, seeds: range) -> list[Requests]:
-    situation = course.situation
+def _lists(config: RunConfig, problem: TrainingProblem, size: Size, seeds: range) -> list[Requests]:
+    situation = problem.situation
     families = ([Poisson(load=load) for load in size.loads], [config.evaluation.burst])
     return [
         requests

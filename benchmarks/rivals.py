@@ -16,7 +16,7 @@ from types import TracebackType
 from benchmarks.simpy_model import Served, serve
 from benchmarks.timing import Case, cores
 from besteffort.simulator.result import Result
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
@@ -41,7 +41,7 @@ class Job:
 
 def by_reference(job: Job) -> Result:
     """Serves the list by the reference, which also works out the rewards."""
-    return play_reference(job.requests, job.situation, lambda index, observation: job.models[index], job.tables)
+    return simulate_by_reference(job.requests, job.situation, lambda index, observation: job.models[index], job.tables)
 
 
 def by_simpy(job: Job) -> Served:

@@ -33,11 +33,11 @@ from benchmarks.summary import Row
 from benchmarks.timing import cores, machine
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.learning.train import initial_state, segment
-from besteffort.runs.training import make_course, run_keys
+from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.sweep.backends import Local
-from besteffort.sweep.plan import Axis, Plan, SweepConfig, make_plan
+from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
 from besteffort.sweep.run import run_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +101,7 @@ class Spent(NamedTuple):
     processors: float
 
 
-def timed(plan: Plan, out: Path, workers: int) -> Spent:
+def timed(plan: SweepPlan, out: Path, workers: int) -> Spent:
     """What the sweep takes, from its plan to its report, with nothing compiled before."""
     known = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out.with_name(f"{out.name}-cache"))
@@ -124,38 +124,38 @@ def _processors() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def spread(plan: Plan, count: int) -> Plan:
+def spread(plan: SweepPlan, count: int) -> SweepPlan:
     """`count` of the trials, each as a program of its own."""
     chosen = np.linspace(0, len(plan.trials) - 1, count).round().astype(int).tolist()
     trials = tuple(plan.trials[index] for index in chosen)
     return dataclasses.replace(plan, trials=trials, programs=tuple((trial.number,) for trial in trials))
 
 
-def first_updates(plan: Plan) -> dict[str, Any]:
+def first_updates(plan: SweepPlan) -> dict[str, Any]:
     """How far the networks of trials side by side are from those of single runs after the first round of updates."""
-    courses = [make_course(trial.config.build(), trial.config.training) for trial in plan.trials]
-    course = courses[0]
-    config = dataclasses.replace(course.training.config, log_chunks=1)
-    shape, params = build(course.situation, course.workload, history=course.training.history)
+    problems = [make_training_problem(trial.config.build(), trial.config.training) for trial in plan.trials]
+    problem = problems[0]
+    config = dataclasses.replace(problem.training.config, log_interval=1)
+    shape, params = build(problem.situation, problem.workload, history=problem.training.history)
     env = ServingEnvironment(shape)
-    keys = run_keys([each.training.seed for each in courses])
-    numbers = jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in courses))
+    keys = run_keys([each.training.seed for each in problems])
+    numbers = jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in problems))
 
     def networks(runs: slice) -> list[np.ndarray]:
         hyper = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[runs]), numbers)
-        state = initial_state(env, course.features, config, params, hyper, keys[runs], None)
-        state, _ = segment(env, course.features, config, params, hyper, state)
+        state = initial_state(env, problem.features, config, params, hyper, keys[runs], None)
+        state, _ = segment(env, problem.features, config, params, hyper, state)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.runs.learner.online.q)]
 
     together = networks(slice(None))
-    apart = [networks(slice(run, run + 1)) for run in range(len(courses))]
+    apart = [networks(slice(run, run + 1)) for run in range(len(problems))]
     differences = [
         max(float(np.abs(leaf[run] - own[0]).max()) for leaf, own in zip(together, apart[run], strict=True))
-        for run in range(len(courses))
+        for run in range(len(problems))
     ]
     moved = [float(np.abs(leaf - leaf[:1]).max()) for leaf in together]
     return {
-        "updates": config.updates,
+        "updates": config.updates_per_rollout,
         "largest_difference": max(differences),
         "differences": differences,
         "largest_between_trials": max(moved),

@@ -20,7 +20,7 @@ from besteffort.runs.compilation import set_up_compilation
 if TYPE_CHECKING:
     from besteffort.learning.train import Progress as News
     from besteffort.policy import Policy
-    from besteffort.runs.training import Course
+    from besteffort.runs.training import TrainingProblem
     from besteffort.sweep.backends import News as ProgramNews
 
 Trackers = Annotated[
@@ -92,7 +92,7 @@ def train(
     from besteffort.files import create_run_directory
     from besteffort.runs.experiment import load_run
     from besteffort.runs.trackers import check_trackers
-    from besteffort.runs.training import make_course, run_training
+    from besteffort.runs.training import make_training_problem, run_training
 
     check_trackers(track)
     run, situation = load_run(config)
@@ -105,10 +105,10 @@ def train(
         (half,) = read_halves([trace], situation, [run.evaluation.seed])
         lengths = half.first[0]
         _say(str(half.info))
-    course = make_course(situation, training, lengths)
+    problem = make_training_problem(situation, training, lengths)
     create_run_directory(out, resume=resume)
     with _bars() as watch:
-        run_training(run, course, out, progress=watch(out.name, course), track=track)
+        run_training(run, problem, out, progress=watch(out.name, problem), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
     _say(f"Policy: {out / 'policy.safetensors'}{each}")
 
@@ -274,12 +274,13 @@ def simulate(
     """
     from besteffort.files import create_run_directory
     from besteffort.runs.config import load_situation
-    from besteffort.runs.playing import play, read_list, router_named, write_result
+    from besteffort.runs.playing import read_list, router_named, write_result
+    from besteffort.simulator.simulate import simulate as simulate_list
 
     listed, situation, info = read_list(requests, load_situation(config), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
-    result = play(listed, situation, chosen, seed=seed, backend=backend)
+    result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
     _OUTPUT.print(write_result(result, situation, router, out).terminal())
     _say(str(info))
     _say(f"Per request: {out / 'requests.csv'}")
@@ -402,9 +403,9 @@ def profile_measure(
       resume: go on with a measurement that was stopped, with the same settings.
     """
     from besteffort.device import device_name
-    from besteffort.profiling.measure import Plan, figures_file, measure_profile, read_qualities, tables
+    from besteffort.profiling.measure import MeasurementPlan, figures_file, measure_profile, read_qualities, tables
 
-    plan = Plan(models, dtype, max_batch, context, repeats)
+    plan = MeasurementPlan(models, dtype, max_batch, context, repeats)
     known = read_qualities(plan.names, qualities)
     if out.exists():
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
@@ -461,7 +462,7 @@ def profile_quality(
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
     own = tuple(quality.read_examples(file) for file in examples)
-    plan = quality.Plan(models, task, own, quality.parse_metrics(metric), shots, limit, dtype, max_batch)
+    plan = quality.QualityPlan(models, task, own, quality.parse_metrics(metric), shots, limit, dtype, max_batch)
     base = None if into is None else load_profile(into)
     if base is not None:
         quality.check_merge(base, plan)
@@ -610,7 +611,7 @@ def _program_bars(programs: int) -> Iterator[Callable[[ProgramNews], None]]:
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, Course], Callable[[News], None]]]:
+def _bars() -> Iterator[Callable[[str, TrainingProblem], Callable[[News], None]]]:
     """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second."""
     columns = (
         TextColumn("{task.description}"),
@@ -621,9 +622,9 @@ def _bars() -> Iterator[Callable[[str, Course], Callable[[News], None]]]:
     )
     with Progress(*columns, console=_ERRORS) as progress:
 
-        def watch(name: str, course: Course) -> Callable[[News], None]:
-            config = course.training.config
-            per_point = config.decisions_per_log_point * config.committee * course.training.seeds
+        def watch(name: str, problem: TrainingProblem) -> Callable[[News], None]:
+            config = problem.training.config
+            per_point = config.decisions_per_log_point * config.ensemble_size * problem.training.seeds
             task = progress.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
             heard_s: list[float] = []
 

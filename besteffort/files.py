@@ -40,7 +40,7 @@ def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
         if not path.is_dir():
             raise InputError(f"{path}: there is no run to resume here; name the directory of one or start anew.")
         return path
-    with explained(path):
+    with os_errors_as_input_errors(path):
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: this is a file; name a directory that does not exist yet.")
         if path.is_dir() and any(path.iterdir()):
@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained(path):
+    with os_errors_as_input_errors(path):
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -108,7 +108,7 @@ def append_line(path: str | Path, line: str) -> None:
       InputError: as `write_bytes`; the lines before stay.
     """
     path = Path(path)
-    with explained(path), path.open("ab+") as file:
+    with os_errors_as_input_errors(path), path.open("ab+") as file:
         size = whole = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -134,7 +134,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    with explained(path, "read"):
+    with os_errors_as_input_errors(path, "read"):
         lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
@@ -153,7 +153,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: Path, doing: str = "write") -> Iterator[None]:
+def os_errors_as_input_errors(path: Path, doing: str = "write") -> Iterator[None]:
     """Turns an operating system's refusal to do something with `path` into one sentence.
 
     Raises:

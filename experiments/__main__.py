@@ -147,10 +147,10 @@ def claims_table(names: Sequence[str], out: Path) -> Table:
         record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         scales.add(record["scale"]["name"])
         for claim in (Claim(**entry) for entry in record["claims"]):
-            standing = claim.standing if record["scale"]["name"] == "full" else f"{claim.standing} (indicative)"
+            status = claim.status if record["scale"]["name"] == "full" else f"{claim.status} (indicative)"
             cells = (claim.paper, claim.ours, claim.static, claim.heuristic, claim.bound)
-            rows.append((claim.claim, (*cells, "" if claim.standing == "no claim" else standing)))
-    headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "Verdict")
+            rows.append((claim.claim, (*cells, "" if claim.status == "no claim" else status)))
+    headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "EvaluationResult")
     fast = " Fewer seeds, decisions and requests than in full: an indication only." if "fast" in scales else ""
     return Table(
         title="The paper's claims, and what goes beyond them",

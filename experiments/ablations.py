@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.judging import LEARNED, burst_arena, grid_arena
+from besteffort.evaluation.judging import LEARNED, burst_set, grid_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
@@ -37,7 +37,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 LEARNING: Mapping[str, dict[str, Any]] = {
     "default": {},
-    f"a committee of {COMMITTEE}": {"config": {"committee": COMMITTEE}},
+    f"a committee of {COMMITTEE}": {"config": {"ensemble_size": COMMITTEE}},
     "own-request credit": {"config": {"credit": "own"}},
     "plain DQN": {"config": {"double": False}},
     "one-step returns": {"config": {"run": 1}},
@@ -53,22 +53,28 @@ def run(lab: Lab) -> Findings:
     situation = load_situation("paper")
     judging = dataclasses.replace(lab.evaluation, loads=LOADS)
     names: dict[str, np.ndarray] = {}
-    arenas = (burst_arena(situation, judging), grid_arena(situation, judging))
+    evaluation_sets = (burst_set(situation, judging), grid_set(situation, judging))
 
     decisions = lab.scale.variant_decisions
 
     def training(config: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> TrainingConfig:
-        return lab.training(config={"committee": 1, "decisions": decisions, **config}, **changes)
+        return lab.training(config={"ensemble_size": 1, "decisions": decisions, **config}, **changes)
 
     learning = lab.selected(LEARNING, fast=INDICATIVE)
     policies = {name: lab.train(situation, training(**changes), name=name) for name, changes in learning.items()}
-    verdicts = [lab.judge(arena, {f"{LEARNED}: {name}": each for name, each in policies.items()}) for arena in arenas]
+    evaluations = [
+        lab.judge(evaluation_set, {f"{LEARNED}: {name}": each for name, each in policies.items()})
+        for evaluation_set in evaluation_sets
+    ]
     for name in policies:
-        names[name] = _performance(verdicts, f"{LEARNED}: {name}")
+        names[name] = _performance(evaluations, f"{LEARNED}: {name}")
     rivals = np.concatenate(
         [
-            [ranking(verdict, i, learned=f"{LEARNED}: default").heuristic[1] for i in range(len(verdict.arena.loads))]
-            for verdict in verdicts
+            [
+                ranking(evaluation, i, learned=f"{LEARNED}: default").heuristic[1]
+                for i in range(len(evaluation.set.loads))
+            ]
+            for evaluation in evaluations
         ]
     )
     for name, features in lab.selected(FEATURES, fast=("no batch sizes",)).items():
@@ -76,8 +82,8 @@ def run(lab: Lab) -> Findings:
         other = dataclasses.replace(situation, view=view)
         trained = lab.train(other, training(), name=name)
         judged = [
-            lab.judge(dataclasses.replace(arena, situation=other), trained, verdict.tuned)
-            for arena, verdict in zip(arenas, verdicts, strict=True)
+            lab.judge(dataclasses.replace(evaluation_set, situation=other), trained, evaluation.tuned)
+            for evaluation_set, evaluation in zip(evaluation_sets, evaluations, strict=True)
         ]
         names[name] = _performance(judged, LEARNED)
     default = names["default"]
@@ -156,9 +162,9 @@ def _sizes(policy: Policy, largest: int) -> dict[str, int]:
     return {model: largest if model == policy.models[-1] else 0 for model in policy.models}
 
 
-def _performance(verdicts: list, learned: str) -> np.ndarray:
+def _performance(evaluations: list, learned: str) -> np.ndarray:
     """(bursts and loads, seeds)."""
-    return np.concatenate([verdict.over_loads(metrics.performance, learned) for verdict in verdicts])
+    return np.concatenate([evaluation.over_loads(metrics.performance, learned) for evaluation in evaluations])
 
 
 if __name__ == "__main__":

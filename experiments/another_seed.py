@@ -20,8 +20,8 @@ from rich.console import Console
 
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import explained, write_text
-from experiments.lab import mistakes_told
+from besteffort.files import os_errors_as_input_errors, write_text
+from experiments.lab import exit_on_input_error
 
 
 class Figure(NamedTuple):
@@ -74,7 +74,7 @@ def compare(first: Path, second: Path) -> list[Table]:
         apart += [(f"{path.stem}: {name}", (str(mine), str(its))) for name, mine, its in differ]
         claimed = {its["claim"]: its for its in other["claims"]}  # without traces there are fewer
         claims += [
-            (mine["claim"], (mine["ours"], mine["standing"], its["ours"], its["standing"]))
+            (mine["claim"], (mine["ours"], mine["status"], its["ours"], its["status"]))
             for mine in one["claims"]
             if (its := claimed.get(mine["claim"])) is not None
         ]
@@ -84,7 +84,7 @@ def compare(first: Path, second: Path) -> list[Table]:
     columns = tuple(
         Column(f"{seed}, {what}", "text", brief=True)
         for seed in ("First seed", "other seed")
-        for what in ("figure", "verdict")
+        for what in ("figure", "evaluation")
     )
     return [
         Table(
@@ -103,7 +103,7 @@ def compare(first: Path, second: Path) -> list[Table]:
 
 
 def _read(path: Path) -> Any:
-    with explained(path, "read"):
+    with os_errors_as_input_errors(path, "read"):
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="directory of results")
     parser.add_argument("second", type=Path, help="directory of results of the same experiments with another seed")
     arguments = parser.parse_args()
-    with mistakes_told("another_seed"):
+    with exit_on_input_error("another_seed"):
         tables = compare(arguments.first, arguments.second)
         write_text(arguments.second / "another_seed.md", "\n".join(table.markdown() for table in tables))
     for table in tables:

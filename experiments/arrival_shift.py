@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.judging import LEARNED, Arena, synthetic_arena
+from besteffort.evaluation.judging import LEARNED, EvaluationSet, synthetic_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
@@ -33,7 +33,7 @@ from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
-from experiments.lab import Claim, Findings, Lab, main, standing_of
+from experiments.lab import Claim, Findings, Lab, main, status_of
 
 MEAN_LOAD = 1.5
 COMMITTEE = 2
@@ -55,30 +55,30 @@ def run(lab: Lab) -> Findings:
     """Trains a policy per process and seed, and judges each on all processes."""
     situation = load_situation("paper")
     judging = lab.evaluation
-    policies, arenas = {}, {}
-    amount = {"committee": min(COMMITTEE, lab.scale.committee)}
+    policies, evaluation_sets = {}, {}
+    amount = {"ensemble_size": min(COMMITTEE, lab.scale.ensemble_size)}
     for name, process in lab.selected(PROCESSES, fast=INDICATIVE).items():
         usual = process == RandomRates()
         training = lab.training() if usual else lab.training(variant=True, workload=process, config=amount)
         policies[name] = lab.train(situation, training, name=name)
         # The wide rates would take minutes to come round; they are what was trained on, not a load to be judged on.
         if not isinstance(process, RandomRates):
-            arenas[name] = synthetic_arena(name, name, situation, judging, (MEAN_LOAD,), [process])
+            evaluation_sets[name] = synthetic_set(name, name, situation, judging, (MEAN_LOAD,), [process])
     for name, file in TRACES.items():
         path = lab.trace(file)
         if path is None:
             continue
-        arenas[name] = _trace_arena(name, read_trace(path, situation)[0], situation, lab)
-        workload = replay(arenas[name].tuning[0])
+        evaluation_sets[name] = _trace_set(name, read_trace(path, situation)[0], situation, lab)
+        workload = replay(evaluation_sets[name].tuning[0])
         policies[name] = lab.train(situation, lab.training(variant=True, config=amount), name=name, workload=workload)
-    verdicts = {
-        name: lab.judge(arena, {f"{LEARNED}: {source}": each for source, each in policies.items()})
-        for name, arena in arenas.items()
+    evaluations = {
+        name: lab.judge(evaluation_set, {f"{LEARNED}: {source}": each for source, each in policies.items()})
+        for name, evaluation_set in evaluation_sets.items()
     }
     ahead = {
         source: {
-            name: ranking(verdict, learned=f"{LEARNED}: {source}").ahead_of_heuristic
-            for name, verdict in verdicts.items()
+            name: ranking(evaluation, learned=f"{LEARNED}: {source}").ahead_of_heuristic
+            for name, evaluation in evaluations.items()
         }
         for source in policies
     }
@@ -90,22 +90,24 @@ def run(lab: Lab) -> Findings:
         if source != default
     }
     worst = min(losses, key=losses.__getitem__)
-    by_default = {name: ranking(verdict, learned=f"{LEARNED}: {default}") for name, verdict in verdicts.items()}
+    by_default = {
+        name: ranking(evaluation, learned=f"{LEARNED}: {default}") for name, evaluation in evaluations.items()
+    }
     statics = [float(one.ahead_of_static.mean) for one in by_default.values()]
     claim = Claim(
         "Robust when the arrival process shifts",
         "robust",
-        f"trained on wide rates: behind the best heuristic beyond the interval on {len(behind)} of {len(verdicts)} "
+        f"trained on wide rates: behind the best heuristic beyond the interval on {len(behind)} of {len(evaluations)} "
         f"processes, at worst {100 * min(float(v.mean) for v in ahead[default].values()):+.2f} points; "
         f"trained, for less long, on one other process alone: at worst {100 * losses[worst]:+.2f} ({worst})",
         static=f"ahead by {100 * min(statics):.1f} points or more",
-        standing=standing_of(len(verdicts) - len(behind), len(verdicts)),
+        status=status_of(len(evaluations) - len(behind), len(evaluations)),
     )
     values = np.array([[float(cell.mean) for cell in row.values()] for row in ahead.values()])
     table = Table(
         title="How far ahead of the best heuristic, by training and by judging arrivals",
         head="Trained on",
-        columns=tuple(Column(f"{name} (points)", "points", 2, brief=True) for name in verdicts),
+        columns=tuple(Column(f"{name} (points)", "points", 2, brief=True) for name in evaluations),
         rows=tuple((source, tuple(row.values())) for source, row in ahead.items()),
         note="The heuristics are tuned on other draws of the arrivals that they are judged on. Mean ± half the 95% "
         "interval over policies and lists, paired.",
@@ -113,7 +115,7 @@ def run(lab: Lab) -> Findings:
     figure = plots.plot_matrix(
         values,
         list(ahead),
-        list(verdicts),
+        list(evaluations),
         title="Points ahead of the best heuristic",
         row_label="trained on",
         column_label="judged on",
@@ -123,12 +125,12 @@ def run(lab: Lab) -> Findings:
         "best_heuristic": {
             name: [one.heuristic[0], mean_interval(one.heuristic[1])] for name, one in by_default.items()
         },
-        "bound": {name: float(verdict.bounds[0].performance) for name, verdict in verdicts.items()},
+        "bound": {name: float(evaluation.bounds[0].performance) for name, evaluation in evaluations.items()},
     }
     return Findings(data, [claim], [table], {"": figure})
 
 
-def _trace_arena(name: str, times: Requests, situation: Situation, lab: Lab) -> Arena:
+def _trace_set(name: str, times: Requests, situation: Situation, lab: Lab) -> EvaluationSet:
     """The trace's arrival times with tasks and lengths of the situation, one drawing of these per seed."""
     judging = lab.evaluation
     capacity = float(situation.capacity()[-1])
@@ -142,7 +144,7 @@ def _trace_arena(name: str, times: Requests, situation: Situation, lab: Lab) -> 
         return tuple(dataclasses.replace(requests, arrival_s=scaled.arrival_s) for requests in like)
 
     judged = drawn(second, judging.judging_seeds)
-    return Arena(
+    return EvaluationSet(
         name=name,
         title=f"{name}, second half",
         situation=situation,

@@ -17,7 +17,7 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent, with_name
-from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval
@@ -37,17 +37,17 @@ def run(lab: Lab) -> Findings:
     policies = {}
     sizes = tuple(lab.selected({_name(hidden): hidden for hidden in SIZES}, fast=INDICATIVE).values())
     for hidden in sizes:
-        config = {"hidden": hidden, "batch": 256, "committee": 1, "decisions": lab.scale.variant_decisions}
+        config = {"hidden": hidden, "batch": 256, "ensemble_size": 1, "decisions": lab.scale.variant_decisions}
         policies[hidden] = lab.train(situation, lab.training(config=config), name=_name(hidden))
     usual = lab.train(situation, lab.training(), name="paper")
-    verdict = lab.judge(
-        burst_arena(situation, lab.evaluation),
+    evaluation = lab.judge(
+        burst_set(situation, lab.evaluation),
         {f"{LEARNED}: {_name(hidden)}": each for hidden, each in policies.items()} | {LEARNED: usual},
     )
-    performance = {hidden: ranking(verdict, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in sizes}
-    as_usual, usual_us = ranking(verdict).learned, microseconds(usual[0])
+    performance = {hidden: ranking(evaluation, learned=f"{LEARNED}: {_name(hidden)}").learned for hidden in sizes}
+    as_usual, usual_us = ranking(evaluation).learned, microseconds(usual[0])
     micros = {hidden: microseconds(each[0]) for hidden, each in policies.items()}
-    one = ranking(verdict, learned=f"{LEARNED}: {_name(DEFAULT)}")
+    one = ranking(evaluation, learned=f"{LEARNED}: {_name(DEFAULT)}")
     gap = mean_interval(performance[PAPER] - performance[DEFAULT])
     claim = Claim(
         "A router that is cheap on a CPU: time of a decision, 2 x 256 units",
@@ -57,7 +57,7 @@ def run(lab: Lab) -> Findings:
         f"({percent(performance[PAPER], 2)}); the default committee: {usual_us:.1f}, {percent(as_usual, 2)}",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
-        bound=percent(float(verdict.bounds[0].performance)),
+        bound=percent(float(evaluation.bounds[0].performance)),
     )
     table = Table(
         title="Size of the network",

@@ -31,9 +31,9 @@ from rich.progress import Progress
 
 from besteffort.routers import make_router
 from besteffort.runs.config import load_situation
-from besteffort.runs.playing import play
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
 from besteffort.version import __version__
 from besteffort.workload.arrivals import Poisson
@@ -48,7 +48,7 @@ from tests.simulator.cases import (
     draw_case,
     draw_kinds,
     play_compiled,
-    play_reference,
+    simulate_by_reference,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def paper_cases(router: Router, lists: int, seed: int) -> list[Case]:
 
 def play_paper_reference(case: Case) -> Result:
     """The reference with a router of the package, which JAX evaluates request by request."""
-    return play(case.requests, case.situation, case.router, seed=case.seed, backend="reference")
+    return simulate(case.requests, case.situation, case.router, seed=case.seed, backend="reference")
 
 
 def exactly(rows: Sequence[Row]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def run(kinds: Sequence[Kind], lists: int, paper_lists: int, seed: int, console:
         bar = progress.add_task("random lists", total=len(kinds) * lists)
         for k, kind in enumerate(kinds):
             cases = [draw_case(kind, seed=(seed * len(kinds) + k) * 1_000_000 + j) for j in range(lists)]
-            truths = [play_reference(case) for case in cases]
+            truths = [simulate_by_reference(case) for case in cases]
             for name, found in measure(cases, truths).items():
                 rows[name] += found
             dyadic += [kind.dyadic] * lists

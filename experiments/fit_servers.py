@@ -29,7 +29,7 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.profiling.fit import fit
 from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
 from besteffort.profiling.log import RequestLog, read_log
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
@@ -187,7 +187,7 @@ def log_of(server: Server | None, rate: float, count: int, seed: int, path: Path
     if server is None:
         requests = Requests(("task",), arrival_s, np.zeros(count), prompts, outputs, np.ones(count))
         situation = Situation(MODEL, Cluster(1, MODEL_BATCH, count), (Task("task"),))
-        result = play_reference(requests, situation, lambda index, observation: 0)
+        result = simulate_by_reference(requests, situation, lambda index, observation: 0)
         first_s, last_s = result.first_token_s, result.completion_s
     else:
         first_s, last_s = serve(server, arrival_s, prompts, outputs, seed)

@@ -60,8 +60,9 @@ def replayed(log: RequestLog, found: Fitted) -> Result:
     requests = Requests(
         ("requests",), log.arrival_s, np.zeros(n), log.prompt_tokens, log.output_tokens, np.full(n, 1e3)
     )
-    shape, _ = build(Situation(profile, cluster, (Task("requests"),)), None, history=1)
-    return simulate(requests, cluster, profile, make_router("static", shape, model=0))
+    situation = Situation(profile, cluster, (Task("requests"),))
+    shape, _ = build(situation, None, history=1)
+    return simulate(requests, situation, make_router("static", shape, model=0))
 
 
 def main() -> None:

@@ -28,10 +28,10 @@ from rich.console import Console
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.judging import LEARNED, Arena, Verdict, judge
+from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, judge
 from besteffort.evaluation.report import Table
 from besteffort.evaluation.statistics import Interval
-from besteffort.files import explained, write_json, write_text
+from besteffort.files import os_errors_as_input_errors, write_json, write_text
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
 from besteffort.ranges import Count, NonNegative, Seed
@@ -40,7 +40,7 @@ from besteffort.routers.registry import Settings
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.training import CHECKPOINT, Course, make_course, train_policies
+from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.version import __version__
@@ -51,7 +51,7 @@ T = TypeVar("T")
 _SECONDS = "seconds.json"
 _LISTS = 1_000  # seeds of lists from one seed to the next
 
-Standing = Literal["holds", "holds in part", "does not hold", "no claim"]
+ClaimStatus = Literal["holds", "holds in part", "does not hold", "no claim"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Scale:
     Attributes:
       name: `full`, or `fast` for an indication within minutes.
       seeds: policies per training, and lists per load.
-      committee: networks of a policy.
+      ensemble_size: networks of a policy.
       decisions: of each network of the default situation.
       variant_decisions: of each network of one of many variants.
       requests: length of a list to judge on.
@@ -72,7 +72,7 @@ class Scale:
 
     name: Literal["full", "fast"]
     seeds: Annotated[int, Ge(2)]
-    committee: Count
+    ensemble_size: Count
     decisions: Count
     variant_decisions: Count
     requests: Annotated[int, Ge(2)]
@@ -104,7 +104,7 @@ class Claim:
       static: the best static model's, on the same requests.
       heuristic: the best heuristic's, with its name.
       bound: what no router can exceed; empty where there is none.
-      standing: whether it holds here.
+      status: whether it holds here.
     """
 
     claim: str
@@ -113,7 +113,7 @@ class Claim:
     static: str = ""
     heuristic: str = ""
     bound: str = ""
-    standing: Standing = "no claim"
+    status: ClaimStatus = "no claim"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Lab:
         """The default training at this scale; `changes` are fields of `TrainingConfig`."""
         given = changes.pop("config", {})
         decisions = self.scale.variant_decisions if variant else self.scale.decisions
-        amount = {"committee": self.scale.committee, "decisions": decisions}
+        amount = {"ensemble_size": self.scale.ensemble_size, "decisions": decisions}
         config = dataclasses.replace(TrainingConfig().config, **(amount | given))
         seed = self.scale.seed * self.scale.seeds
         return TrainingConfig(seed=seed, seeds=self.scale.seeds, config=config, **changes)
@@ -204,13 +204,13 @@ class Lab:
         """
         starts = [policy.weights for policy in start] if start else [None] * training.seeds
         return [
-            self._train(_course(situation, one, workload, weights), f"{name}, policy {one.seed}")
+            self._train(_training_problem(situation, one, workload, weights), f"{name}, policy {one.seed}")
             for one, weights in zip(_each(training), starts, strict=True)
         ]
 
-    def _train(self, course: Course, name: str) -> Policy:
-        out = self._place(course)
-        with explained(out):
+    def _train(self, problem: TrainingProblem, name: str) -> Policy:
+        out = self._place(problem)
+        with os_errors_as_input_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         done = out / _SECONDS
 
@@ -222,35 +222,35 @@ class Lab:
         with _alone(out / "lock"):
             resumed = (out / CHECKPOINT).exists()
             started = time.perf_counter()
-            policies = train_policies(course, out, progress=hear)
+            policies = train_policies(problem, out, progress=hear)
             if not done.exists():
                 write_json(done, None if resumed else round(time.perf_counter() - started, 1))
-        return policies[course.training.seed]
+        return policies[problem.training.seed]
 
     def seconds(self, situation: Situation, training: TrainingConfig) -> float:
         """Median over the seeds of how long the training of a policy took when it was done; nan if not known of any.
 
         Compilation counts, where it was not kept from before. Trainings that were interrupted do not count.
         """
-        places = [self._place(make_course(situation, one)) / _SECONDS for one in _each(training)]
+        places = [self._place(make_training_problem(situation, one)) / _SECONDS for one in _each(training)]
         known = [json.loads(place.read_text(encoding="utf-8")) for place in places]
         return float(np.median([seconds for seconds in known if seconds is not None] or [np.nan]))
 
-    def _place(self, course: Course) -> Path:
-        return self.work / "trainings" / _digest(course)
+    def _place(self, problem: TrainingProblem) -> Path:
+        return self.work / "trainings" / _digest(problem)
 
     def judge(
         self,
-        arena: Arena,
+        evaluation_set: EvaluationSet,
         policies: Mapping[str, Sequence[Policy]] | Sequence[Policy],
         tuned: Mapping[str, Settings] | None = None,
-    ) -> Verdict:
-        """Every router on the arena's lists; policy `i` plays the lists of seed `i`. `tuned` as for `judge`."""
+    ) -> EvaluationResult:
+        """Every router on the lists of a set; policy `i` plays the lists of seed `i`. `tuned` as for `judge`."""
         if not isinstance(policies, Mapping):
             policies = {LEARNED: policies}
-        self.say(f"judging on {arena.title.lower()}, {len(arena.loads)} load(s)")
+        self.say(f"judging on {evaluation_set.title.lower()}, {len(evaluation_set.loads)} load(s)")
         routers = {name: [learned_router(policy) for policy in each] for name, each in policies.items()}
-        return judge(arena, routers, self.evaluation, tuned)
+        return judge(evaluation_set, routers, self.evaluation, tuned)
 
     def trace(self, name: str) -> Path | None:
         """A public trace by its file name, if it is at hand."""
@@ -271,7 +271,7 @@ def main(run: Callable[[Lab], Findings], file: str) -> None:
     name = Path(file).stem
     description = (sys.modules["__main__"].__doc__ or "").strip()
     set_up_compilation()
-    with mistakes_told(name):
+    with exit_on_input_error(name):
         arguments = tyro.cli(Arguments, prog=f"python -m experiments.{name}", description=description)
         findings = conduct(run, name, arguments)
     for table in findings.tables:
@@ -279,7 +279,7 @@ def main(run: Callable[[Lab], Findings], file: str) -> None:
 
 
 @contextlib.contextmanager
-def mistakes_told(name: str) -> Iterator[None]:
+def exit_on_input_error(name: str) -> Iterator[None]:
     """Tells a user's mistake in a line on standard error, after the name of what was run, and ends with status 2."""
     try:
         yield
@@ -298,7 +298,7 @@ class Arguments:
       data: directory with the public traces, for experiments that use them.
       fast: fewer seeds, decisions and requests, for an indication within minutes.
       seeds: policies per training, instead of the scale's.
-      committee: networks of a policy, instead of the scale's.
+      ensemble_size: networks of a policy, instead of the scale's.
       decisions: of each network of the default situation, instead of the scale's.
       variant_decisions: of each network of one of many variants, instead of the scale's.
       requests: length of a list to judge on, instead of the scale's.
@@ -312,7 +312,7 @@ class Arguments:
     data: Path | None = None
     fast: bool = False
     seeds: int | None = None
-    committee: int | None = None
+    ensemble_size: int | None = None
     decisions: int | None = None
     variant_decisions: int | None = None
     requests: int | None = None
@@ -343,7 +343,7 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
     started = time.perf_counter()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     lab = Lab(scale, arguments.work, arguments.data, lambda line: console.print(f"{name}: {line}"))
-    with explained(arguments.out):
+    with os_errors_as_input_errors(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
     findings = run(lab)
     for suffix, figure in findings.figures.items():
@@ -380,12 +380,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def standing_of(held: int, of: int) -> Standing:
+def status_of(held: int, of: int) -> ClaimStatus:
     """How a claim about several cases stands that holds in some of them."""
     return "holds" if held == of else "holds in part" if held else "does not hold"
 
 
-def standing_of_ratio(ratio: Interval, *, reached: bool) -> Standing:
+def status_of_ratio(ratio: Interval, *, reached: bool) -> ClaimStatus:
     """How a claim about a multiple stands: in part if it was not reached, but more than one is."""
     return "holds" if reached else "holds in part" if ratio.mean > 1 else "does not hold"
 
@@ -395,11 +395,13 @@ def _each(training: TrainingConfig) -> list[TrainingConfig]:
     return [dataclasses.replace(training, seeds=1, seed=training.seed + index) for index in range(training.seeds)]
 
 
-def _course(situation: Situation, training: TrainingConfig, workload: Any, weights: Weights | None) -> Course:
-    course = make_course(situation, training)
+def _training_problem(
+    situation: Situation, training: TrainingConfig, workload: Any, weights: Weights | None
+) -> TrainingProblem:
+    problem = make_training_problem(situation, training)
     if workload is not None:
-        course = dataclasses.replace(course, workload=workload)
-    return dataclasses.replace(course, weights=weights)
+        problem = dataclasses.replace(problem, workload=workload)
+    return dataclasses.replace(problem, weights=weights)
 
 
 def fingerprint(situation: Situation) -> tuple[str, str]:
@@ -408,15 +410,15 @@ def fingerprint(situation: Situation) -> tuple[str, str]:
     return fields.pop("profile").digest(), repr(fields)
 
 
-def _digest(course: Course) -> str:
+def _digest(problem: TrainingProblem) -> str:
     """What a training depends on, in a word."""
-    profile, rest = fingerprint(course.situation)
+    profile, rest = fingerprint(problem.situation)
     content = {
         "profile": profile,
         "situation": rest,
-        "training": repr(course.training),
-        "workload": _hash(jax.tree.leaves(course.workload)),
-        "weights": _hash(jax.tree.leaves(course.weights)),
+        "training": repr(problem.training),
+        "workload": _hash(jax.tree.leaves(problem.workload)),
+        "weights": _hash(jax.tree.leaves(problem.weights)),
         "version": (__version__, ServingEnvironment.version, jax.__version__),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -36,8 +36,15 @@ from besteffort.laptop.training import Recipe, train
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import load_model
 from besteffort.profile import Source, TaskQuality
-from besteffort.profiling.measure import Plan, Qualities, figures_file, measure_profile, read_qualities, tables
-from experiments.lab import mistakes_told
+from besteffort.profiling.measure import (
+    MeasurementPlan,
+    Qualities,
+    figures_file,
+    measure_profile,
+    read_qualities,
+    tables,
+)
+from experiments.lab import exit_on_input_error
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
@@ -136,10 +143,10 @@ def judge_models(console: Console) -> None:
     write_text(RESULTS / "laptop_tier.md", "\n".join(table.markdown() for table in tables))
     for table in tables:
         console.print(table.terminal())
-    console.print(standing(found["gain_over_the_next_smaller"]), highlight=False)
+    console.print(status(found["gain_over_the_next_smaller"]), highlight=False)
 
 
-def standing(gains: dict[str, dict[str, list[float]]]) -> str:
+def status(gains: dict[str, dict[str, list[float]]]) -> str:
     """Whether each larger model is better on the mean and on three tasks, as the tier is meant to be."""
     words = []
     for name, row in gains.items():
@@ -213,7 +220,7 @@ answer together take {CONTEXT} tokens at most. It is meant for trying out router
 
 def measure_models(console: Console, repeats: int) -> None:
     """Measures the models side by side on this machine, and writes the built-in profile and the figures behind it."""
-    plan = Plan(
+    plan = MeasurementPlan(
         tuple(os.path.relpath(model_directory(name)) for name in MODELS),  # stands in the file of figures
         max_batch=MAX_BATCH,
         context=CONTEXT,
@@ -242,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     console = Console()
-    with mistakes_told("laptop_tier"):
+    with exit_on_input_error("laptop_tier"):
         if arguments.what == "train":
             train_models(arguments.models, console)
         elif arguments.what == "judge":

@@ -30,7 +30,7 @@ from rich.console import Console
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import explained, write_bytes, write_json, write_text
+from besteffort.files import os_errors_as_input_errors, write_bytes, write_json, write_text
 from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
 from besteffort.laptop.quality import right_tokens
 from besteffort.laptop.requests import CaseList, with_cases
@@ -40,14 +40,14 @@ from besteffort.opt.engine import Engine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy, load_policy
 from besteffort.runs.config import load_situation
-from besteffort.runs.playing import play as simulate_list
 from besteffort.runs.playing import router_named
 from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.sample import sample_requests
-from experiments.lab import fingerprint, mistakes_told
+from experiments.lab import exit_on_input_error, fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNED = "learned"
@@ -198,7 +198,7 @@ def save(played: Played, right: np.ndarray, lone_s: np.ndarray, origin: dict[str
 def simulated(setting: Setting, listed: CaseList, situation: Situation, policy: Path) -> Result:
     """What the simulator says of the list."""
     name = str(policy) if setting.router == LEARNED else setting.router
-    return simulate_list(listed.requests, situation, router_named(name, situation), seed=0, backend="jax")
+    return simulate(listed.requests, situation, router_named(name, situation), seed=0, backend="jax")
 
 
 def measures(result: Result) -> dict[str, float]:
@@ -344,11 +344,11 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     path, runs, console = arguments.policy, arguments.runs, Console()
-    with mistakes_told("measured_vs_simulated"):
+    with exit_on_input_error("measured_vs_simulated"):
         situation = load_situation("laptop")
         policy = load_policy(path, situation)
         if arguments.what == "play":
-            with explained(runs):
+            with os_errors_as_input_errors(runs):
                 runs.mkdir(parents=True, exist_ok=True)
             asyncio.run(play(situation, path, policy, runs, arguments.minutes, console))
         else:

@@ -19,7 +19,7 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent
-from besteffort.evaluation.judging import burst_arena
+from besteffort.evaluation.judging import burst_set
 from besteffort.evaluation.ranking import as_setting, ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
@@ -29,7 +29,7 @@ from besteffort.runs.config import load_situation
 from besteffort.situation import Deadline, Situation
 from besteffort.workload.config import Markov
 from experiments.cheap_router import microseconds
-from experiments.lab import Claim, Findings, Lab, main, standing_of
+from experiments.lab import Claim, Findings, Lab, main, status_of
 
 CATALOGUES = {
     "2 models": ("opt-125m", "opt-6.7b"),
@@ -57,16 +57,16 @@ def run(lab: Lab) -> Findings:
     names = list(profiles)
     for name, profile in lab.selected(profiles, fast=(names[0], names[-1])).items():
         own = with_profile(situation, profile)
-        training = lab.training(variant=True, config={"committee": min(COMMITTEE, lab.scale.committee)})
+        training = lab.training(variant=True, config={"ensemble_size": min(COMMITTEE, lab.scale.ensemble_size)})
         policies = lab.train(own, training, name=name)
         capacity = own.capacity()
         burst = Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))
-        verdict = lab.judge(burst_arena(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
-        one = ranking(verdict)
-        bound = float(verdict.bounds[0].performance)
+        evaluation = lab.judge(burst_set(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
+        one = ranking(evaluation)
+        bound = float(evaluation.bounds[0].performance)
         seconds = lab.seconds(own, training)
         micros = microseconds(policies[0])
-        settings.append(as_setting("catalogue", name, verdict))
+        settings.append(as_setting("catalogue", name, evaluation))
         share = mean_interval(one.learned / bound)
         cells = (mean_interval(one.learned), one.ahead_of_heuristic, share, seconds, micros)
         rows.append((f"{name} ({one.heuristic[0]})", cells))
@@ -94,7 +94,7 @@ def run(lab: Lab) -> Findings:
         f"{most['training_seconds_per_policy']:.0f} s per policy and decide in {most['decision_microseconds']:.0f} "
         "microseconds",
         static=f"ahead by {100 * over_static:.1f} points or more",
-        standing=standing_of(len(settings) - len(behind), len(settings)),
+        status=status_of(len(settings) - len(behind), len(settings)),
     )
     table = Table(
         title="Catalogues of two to twelve models under bursts",

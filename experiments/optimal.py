@@ -18,17 +18,17 @@ import numpy as np
 
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.formats import percent
-from besteffort.evaluation.judging import LEARNED, Arena, Verdict
+from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic import SyntheticWorkload, synthetic
-from experiments.lab import Claim, Findings, Lab, main, standing_of
+from experiments.lab import Claim, Findings, Lab, main, status_of
 from experiments.small_instance import Instance, Solution, TickArrivals, best_by_sizes, follow, make_instance, solve
 
 TICK_S = 1 / 128  # a power of two, so that sums of ticks are exact in float32
@@ -47,21 +47,21 @@ class Case(NamedTuple):
       instance: the process.
       optimum: its solution.
       by_sizes: a policy that sees less.
-      verdict: what routers do.
-      played: (seeds,) what the optimal policy earns on the verdict's lists, by the reference.
+      evaluation: what routers do.
+      played: (seeds,) what the optimal policy earns on the evaluation's lists, by the reference.
     """
 
     load: float
     instance: Instance
     optimum: Solution
     by_sizes: Solution
-    verdict: Verdict
+    evaluation: EvaluationResult
     played: np.ndarray
 
     @property
     def gaps(self) -> np.ndarray:
         """(seeds,) how far the learned router stays behind the optimal policy on the same lists, relative to that."""
-        return 1 - ranking(self.verdict).learned / self.played
+        return 1 - ranking(self.evaluation).learned / self.played
 
 
 def run(lab: Lab) -> Findings:
@@ -69,14 +69,14 @@ def run(lab: Lab) -> Findings:
     situation = small_situation()
     cases = [case(lab, situation, probability) for probability in PROBABILITIES]
     worst = max(cases, key=lambda one: float(one.gaps.mean()))
-    gap, best = mean_interval(worst.gaps), ranking(worst.verdict)
+    gap, best = mean_interval(worst.gaps), ranking(worst.evaluation)
     claim = Claim(
         f"Small instance: gap to the optimal policy of {TARGET:.0%} or less at each of {len(cases)} loads",
         "",
         f"{percent(gap, 2)} at the worst",
         static=f"{percent(mean_interval(1 - best.static[1] / worst.played))} ({best.static[0]})",
         heuristic=f"{percent(mean_interval(1 - best.heuristic[1] / worst.played), 2)} ({best.heuristic[0]})",
-        standing=standing_of(sum(bool(mean_interval(one.gaps).high <= TARGET) for one in cases), len(cases)),
+        status=status_of(sum(bool(mean_interval(one.gaps).high <= TARGET) for one in cases), len(cases)),
     )
     data = {"target": TARGET, "loads": [figures(one) for one in cases]}
     return Findings(data, (claim,), (table(cases),), {"": figure(cases)})
@@ -90,14 +90,14 @@ def case(lab: Lab, situation: Situation, probability: float) -> Case:
     workload = synthetic(situation, TickArrivals(TICK_S, probability))
     name = f"small instance, {probability:g} per tick"
     policies = lab.train(situation, lab.training(variant=True), name=name, workload=workload)
-    verdict = lab.judge(arena(lab, situation, workload, probability), policies)
-    lists, warm_up_s = verdict.arena.judged[0], verdict.arena.warm_up_s
+    evaluation = lab.judge(evaluation_set(lab, situation, workload, probability), policies)
+    lists, warm_up_s = evaluation.set.judged[0], evaluation.set.warm_up_s
     return Case(
-        load=verdict.arena.loads[0],
+        load=evaluation.set.loads[0],
         instance=instance,
         optimum=optimum,
         by_sizes=best_by_sizes(instance),
-        verdict=verdict,
+        evaluation=evaluation,
         played=np.array([play(instance, optimum, requests, warm_up_s) for requests in lists]),
     )
 
@@ -105,7 +105,7 @@ def case(lab: Lab, situation: Situation, probability: float) -> Case:
 def play(instance: Instance, solution: Solution, requests: Requests, warm_up_s: float) -> float:
     """What a computed policy earns of a list in the reference simulator."""
     route = follow(instance, solution.policy, requests)
-    result = play_reference(requests, instance.situation, route)
+    result = simulate_by_reference(requests, instance.situation, route)
     return float(metrics.performance(result, warm_up_s=warm_up_s))
 
 
@@ -128,12 +128,12 @@ def small_situation() -> Situation:
     return Situation(profile, Cluster(replicas=1, max_batch=2, queue_capacity=1), tasks, view=view)
 
 
-def arena(lab: Lab, situation: Situation, workload: SyntheticWorkload, probability: float) -> Arena:
+def evaluation_set(lab: Lab, situation: Situation, workload: SyntheticWorkload, probability: float) -> EvaluationSet:
     """Lists to judge and to tune on."""
     config = lab.evaluation
     names, capacity = situation.task_names, float(situation.capacity()[-1])
     load = probability / TICK_S / capacity
-    return Arena(
+    return EvaluationSet(
         name="small",
         title=f"Small instance at load {load:.2g}",
         situation=situation,
@@ -147,7 +147,7 @@ def arena(lab: Lab, situation: Situation, workload: SyntheticWorkload, probabili
 
 def figures(one: Case) -> dict[str, object]:
     """Everything about one rate, for the file of results."""
-    names = one.verdict.routers
+    names = one.evaluation.routers
     played = mean_interval(one.played)
     return {
         "load": one.load,
@@ -158,9 +158,9 @@ def figures(one: Case) -> dict[str, object]:
         "optimum_played_agrees": bool(played.low <= one.optimum.reward <= played.high),
         "by_sizes": one.by_sizes.reward,
         "gap": mean_interval(one.gaps),
-        "performance": {name: mean_interval(one.verdict.measure(metrics.performance, 0, name)) for name in names},
-        "tuned": one.verdict.tuned,
-        "bound": float(one.verdict.bounds[0].performance),
+        "performance": {name: mean_interval(one.evaluation.measure(metrics.performance, 0, name)) for name in names},
+        "tuned": one.evaluation.tuned,
+        "bound": float(one.evaluation.bounds[0].performance),
     }
 
 
@@ -168,7 +168,7 @@ def table(cases: list[Case]) -> Table:
     """The learned router beside the optimum and the best of the others."""
     rows = []
     for one in cases:
-        best = ranking(one.verdict)
+        best = ranking(one.evaluation)
         cells = (
             one.optimum.reward,
             mean_interval(one.played),
@@ -177,7 +177,7 @@ def table(cases: list[Case]) -> Table:
             mean_interval(one.gaps),
             mean_interval(best.heuristic[1]),
             mean_interval(1 - best.heuristic[1] / one.played),
-            float(one.verdict.bounds[0].performance),
+            float(one.evaluation.bounds[0].performance),
         )
         rows.append((f"{one.load:.2g} ({best.heuristic[0]})", cells))
     return Table(
@@ -207,11 +207,11 @@ def figure(cases: list[Case]) -> plots.Figure:
     by_sizes = np.array([one.by_sizes.reward for one in cases])
     played = np.stack([one.played for one in cases])
     routers = {
-        name: np.stack([one.verdict.measure(metrics.performance, 0, name) for one in cases])
-        for name in (LEARNED, *cases[0].verdict.heuristics)
+        name: np.stack([one.evaluation.measure(metrics.performance, 0, name) for one in cases])
+        for name in (LEARNED, *cases[0].evaluation.heuristics)
         if name != "random"
     }
-    close = (LEARNED, *sorted({ranking(one.verdict).heuristic[0] for one in cases}))
+    close = (LEARNED, *sorted({ranking(one.evaluation).heuristic[0] for one in cases}))
 
     def exact(values: np.ndarray) -> Interval:
         return Interval(values, np.zeros(len(values)), played.shape[1])
@@ -228,7 +228,7 @@ def figure(cases: list[Case]) -> plots.Figure:
             },
             x_label=load,
             y_label="Mean reward per request",
-            bound=np.array([float(one.verdict.bounds[0].performance) for one in cases]),
+            bound=np.array([float(one.evaluation.bounds[0].performance) for one in cases]),
         ),
         plots.Panel(
             title="Missing to the optimum",

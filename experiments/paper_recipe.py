@@ -17,7 +17,7 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent, with_name
-from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
@@ -26,7 +26,7 @@ from experiments.lab import Claim, Findings, Lab, main
 
 ITERATIONS = 1_200_000
 RECIPE: dict[str, Any] = {
-    "committee": 1,
+    "ensemble_size": 1,
     "hidden": (256, 256),
     "envs": 16,
     "chunk": 64,
@@ -66,24 +66,24 @@ def run(lab: Lab) -> Findings:
         ours[training.config.decisions] = lab.train(situation, training, name=f"default, {share:g} of its decisions")
         seconds[training.config.decisions] = lab.seconds(situation, training)
     recipe_s = lab.seconds(situation, recipe)
-    verdict = lab.judge(
-        burst_arena(situation, lab.evaluation),
+    evaluation = lab.judge(
+        burst_set(situation, lab.evaluation),
         {f"{LEARNED}: recipe": theirs, **{f"{LEARNED}: {count}": each for count, each in ours.items()}},
     )
-    reached = ranking(verdict, learned=f"{LEARNED}: recipe").learned
-    values = {count: ranking(verdict, learned=f"{LEARNED}: {count}").learned for count in ours}
-    one = ranking(verdict, learned=f"{LEARNED}: {max(ours)}")
+    reached = ranking(evaluation, learned=f"{LEARNED}: recipe").learned
+    values = {count: ranking(evaluation, learned=f"{LEARNED}: {count}").learned for count in ours}
+    one = ranking(evaluation, learned=f"{LEARNED}: {max(ours)}")
     enough = next((count for count in sorted(ours) if values[count].mean() >= reached.mean()), None)
     gain = paired_difference(values[max(ours)], reached)
     claim = Claim(
         f"The paper's recipe ({decisions:,} iterations, 2 x 256 units)",
         "1.2 million iterations",
         f"{percent(reached)} in {recipe_s:.0f} s per policy; our default reaches that in "
-        + (f"{seconds[enough]:.0f} s ({lab.scale.committee} x {enough:,} decisions)" if enough else "no less time")
+        + (f"{seconds[enough]:.0f} s ({lab.scale.ensemble_size} x {enough:,} decisions)" if enough else "no less time")
         + f" and {percent(values[max(ours)])} in {seconds[max(ours)]:.0f} s ({100 * float(gain.mean):+.2f} points)",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
-        bound=percent(float(verdict.bounds[0].performance)),
+        bound=percent(float(evaluation.bounds[0].performance)),
     )
     table = Table(
         title="The paper's recipe and our default, under bursts",
@@ -119,7 +119,7 @@ def run(lab: Lab) -> Findings:
             str(count): {"seconds": seconds[count], "performance": mean_interval(values[count])} for count in ours
         },
         "best_heuristic": [one.heuristic[0], mean_interval(one.heuristic[1])],
-        "bound": float(verdict.bounds[0].performance),
+        "bound": float(evaluation.bounds[0].performance),
     }
     return Findings(data, [claim], [table], {"": plots.plot_panels([panel], focus="our default")})
 

@@ -2,10 +2,10 @@
 
     python -m experiments.robustness [--fast]
 
-The trials of `besteffort diagnose`, for all policies of the default situation: qualities and latencies that are wrong
-by 5 to 30%, a rate estimate that lags by 1 to 100 arrivals, batch sizes that are up to 5 s old, loads below and beyond
-those of the training, other arrivals, single tasks. Heuristics believe the same wrong tables and see the same late
-views; policy `i` plays list `i`.
+The perturbations of `besteffort diagnose`, for all policies of the default situation: qualities and latencies that are
+wrong by 5 to 30%, a rate estimate that lags by 1 to 100 arrivals, batch sizes that are up to 5 s old, loads below and
+beyond those of the training, other arrivals, single tasks. Heuristics believe the same wrong tables and see the same
+late views; policy `i` plays list `i`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import dataclasses
 from besteffort.diagnosis.diagnose import (
     REQUESTS,
     bounds_of,
-    synthetic_bench,
+    perturbations_figure,
+    perturbations_table,
+    synthetic_suite,
     trained_loads,
-    trials_figure,
-    trials_table,
     try_out,
 )
 from besteffort.diagnosis.findings import compare
@@ -42,18 +42,22 @@ def run(lab: Lab) -> Findings:
     )
     loads = trained_loads(policies[0])
     assert loads is not None, "the default training names its loads"
-    bench = synthetic_bench(situation, config, loads)
+    suite = synthetic_suite(situation, config, loads)
     lab.say("trying out")
-    outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, bench, seed=config.seed)
+    outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, suite, seed=config.seed)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
-    bounds = bounds_of(bench.arena, outcomes)
+    bounds = bounds_of(suite.evaluation_set, outcomes)
     views = ("rate estimate", "batch sizes")
     groups = {
         "wrong tables (5 to 30%)": [
-            one for one in compared if "table" in one.outcome.trial.family or "models" in one.outcome.trial.family
+            one
+            for one in compared
+            if "table" in one.outcome.perturbation.family or "models" in one.outcome.perturbation.family
         ],
-        "late views": [one for one in compared if one.outcome.trial.family in views],
-        "other requests": [one for one in compared if one.outcome.trial.family in ("load", "arrivals", "task mix")],
+        "late views": [one for one in compared if one.outcome.perturbation.family in views],
+        "other requests": [
+            one for one in compared if one.outcome.perturbation.family in ("load", "arrivals", "task mix")
+        ],
     }
     claims = []
     for name, members in groups.items():
@@ -64,26 +68,27 @@ def run(lab: Lab) -> Findings:
             Claim(
                 f"When it breaks: {name}",
                 "",
-                f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(members)} trials, behind in "
+                f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(members)} "
+                "perturbations, behind in "
                 f"{len(behind)}; at worst {100 * float(worst.ahead.mean):+.1f} points "
-                f"(with {worst.outcome.trial.name})",
+                f"(with {worst.outcome.perturbation.name})",
             )
         )
     data = [
         {
-            "family": one.outcome.trial.family,
-            "trial": one.outcome.trial.name,
-            "size": one.outcome.trial.size,
+            "family": one.outcome.perturbation.family,
+            "perturbation": one.outcome.perturbation.name,
+            "size": one.outcome.perturbation.size,
             "learned": mean_interval(one.outcome.performance[LEARNED]),
             "best_rule": [one.rule, mean_interval(one.outcome.performance[one.rule])],
             "ahead": one.ahead,
-            "too_large": one.too_large,
+            "avoidable_misses": one.avoidable_misses,
             "bound": bound,
         }
         for one, bound in zip(compared, bounds, strict=True)
     ]
-    figure = trials_figure(compared, bounds, situation)
-    return Findings(data, claims, [trials_table(compared, bounds)], {"": figure})
+    figure = perturbations_figure(compared, bounds, situation)
+    return Findings(data, claims, [perturbations_table(compared, bounds)], {"": figure})
 
 
 if __name__ == "__main__":

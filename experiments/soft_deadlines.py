@@ -14,7 +14,7 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent, with_name
-from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
@@ -44,12 +44,12 @@ def run(lab: Lab) -> Findings:
         for way, by_length in ways.items()
         for decisions, each in zip(lengths, by_length, strict=True)
     }
-    verdict = lab.judge(burst_arena(soft, lab.evaluation), {f"{LEARNED}: hard": base, **policies})
+    evaluation = lab.judge(burst_set(soft, lab.evaluation), {f"{LEARNED}: hard": base, **policies})
     performance = {
-        way: np.stack([ranking(verdict, learned=f"{LEARNED}: {way}, {decisions}").learned for decisions in lengths])
+        way: np.stack([ranking(evaluation, learned=f"{LEARNED}: {way}, {decisions}").learned for decisions in lengths])
         for way in ways
     }
-    untouched = ranking(verdict, learned=f"{LEARNED}: hard")
+    untouched = ranking(evaluation, learned=f"{LEARNED}: hard")
     final = performance["from scratch"][-1]
     enough = next(
         (
@@ -74,8 +74,8 @@ def run(lab: Lab) -> Findings:
         f"{100 * float(gain.mean):+.2f} ± {100 * float(gain.half_width):.2f} points to the policy that it starts from",
         static=with_name(untouched.static),
         heuristic=with_name(untouched.heuristic),
-        bound=percent(float(verdict.bounds[0].performance)),
-        standing="does not hold" if not enough else "holds" if gain.low > 0 else "holds in part",
+        bound=percent(float(evaluation.bounds[0].performance)),
+        status="does not hold" if not enough else "holds" if gain.low > 0 else "holds in part",
     )
     table = Table(
         title="Soft deadlines: performance by decisions of training",
@@ -115,7 +115,7 @@ def run(lab: Lab) -> Findings:
         **{way: mean_interval(values) for way, values in performance.items()},
         "hard_policy": mean_interval(untouched.learned),
         "best_heuristic": [untouched.heuristic[0], mean_interval(untouched.heuristic[1])],
-        "bound": float(verdict.bounds[0].performance),
+        "bound": float(evaluation.bounds[0].performance),
     }
     return Findings(data, [claim], [table], {"": plots.plot_panels([panel], focus="fine-tuned")})
 

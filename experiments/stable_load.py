@@ -14,13 +14,13 @@ import numpy as np
 
 from besteffort.evaluation import metrics
 from besteffort.evaluation.formats import percent, times
-from besteffort.evaluation.judging import LEARNED, Verdict, grid_arena
+from besteffort.evaluation.judging import LEARNED, EvaluationResult, grid_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.results import load_figure, mix_figure, performance_table, sustained_table
 from besteffort.evaluation.statistics import mean_interval, ratio_interval
 from besteffort.runs.config import load_situation
-from experiments.lab import Claim, Findings, Lab, main, standing_of, standing_of_ratio
+from experiments.lab import Claim, Findings, Lab, main, status_of, status_of_ratio
 
 ATTAINMENT = 0.99
 
@@ -29,16 +29,16 @@ def run(lab: Lab) -> Findings:
     """Trains the default situation's policies and judges them on the grid of loads."""
     situation = load_situation("paper")
     policies = lab.train(situation, lab.training(), name="paper")
-    verdict = lab.judge(grid_arena(situation, lab.evaluation), policies)
-    loads = np.array(verdict.arena.loads)
-    largest, smallest = verdict.static[-1], verdict.static[0]
+    evaluation = lab.judge(grid_set(situation, lab.evaluation), policies)
+    loads = np.array(evaluation.set.loads)
+    largest, smallest = evaluation.static[-1], evaluation.static[0]
     sustained = {
-        name: metrics.sustained_rate(loads, verdict.over_loads(metrics.slo_attainment, name).T, ATTAINMENT)
-        for name in verdict.routers
+        name: metrics.sustained_rate(loads, evaluation.over_loads(metrics.slo_attainment, name).T, ATTAINMENT)
+        for name in evaluation.routers
     }
     rate = ratio_interval(sustained[LEARNED], sustained[largest])
     of_smallest = ratio_interval(sustained[smallest], sustained[largest])
-    by_load = [ranking(verdict, index) for index in range(len(loads))]
+    by_load = [ranking(evaluation, index) for index in range(len(loads))]
     behind = [float(load) for load, one in zip(loads, by_load, strict=True) if one.ahead_of_static.high < 0]
     worst = min(float(one.ahead_of_static.mean) for one in by_load)
     behind_heuristic = [
@@ -51,13 +51,13 @@ def run(lab: Lab) -> Findings:
             "more than 10x",
             times(rate),
             static=f"{times(of_smallest)} (always the smallest)",
-            standing=standing_of_ratio(rate, reached=bool(rate.low > 10)),
+            status=status_of_ratio(rate, reached=bool(rate.low > 10)),
         ),
         Claim(
             "At each rate no worse than any static choice",
             "no rate below",
             f"{len(behind)} of {len(loads)} rates below beyond the interval; worst {100 * worst:+.1f} points",
-            standing=standing_of(len(loads) - len(behind), len(loads)),
+            status=status_of(len(loads) - len(behind), len(loads)),
         ),
         Claim(
             f"Performance at load {loads[middle]:g}",
@@ -65,27 +65,28 @@ def run(lab: Lab) -> Findings:
             percent(by_load[middle].learned),
             static=f"{percent(by_load[middle].static[1])} ({by_load[middle].static[0]})",
             heuristic=f"{percent(by_load[middle].heuristic[1])} ({by_load[middle].heuristic[0]})",
-            bound=percent(float(verdict.bounds[middle].performance)),
+            bound=percent(float(evaluation.bounds[middle].performance)),
         ),
         Claim(
             "At each rate no worse than the best tuned heuristic",
             "",
             f"{len(behind_heuristic)} of {len(loads)} rates below beyond the interval"
             + (f" (load {', '.join(f'{load:g}' for load in behind_heuristic)})" if behind_heuristic else ""),
-            standing=standing_of(len(loads) - len(behind_heuristic), len(loads)),
+            status=status_of(len(loads) - len(behind_heuristic), len(loads)),
         ),
     )
     data = {
-        "tuned": verdict.tuned,
+        "tuned": evaluation.tuned,
         "distinct_networks": len({policy.weights[0][0].tobytes() for policy in policies}),
         "sustained_load": {name: mean_interval(values) for name, values in sustained.items()},
         "loads": [
             {
                 "load": load,
                 "performance": {
-                    name: mean_interval(verdict.measure(metrics.performance, index, name)) for name in verdict.routers
+                    name: mean_interval(evaluation.measure(metrics.performance, index, name))
+                    for name in evaluation.routers
                 },
-                "bound": float(verdict.bounds[index].performance),
+                "bound": float(evaluation.bounds[index].performance),
             }
             for index, load in enumerate(loads)
         ],
@@ -93,18 +94,22 @@ def run(lab: Lab) -> Findings:
     return Findings(
         data,
         claims,
-        (grid_table(verdict), sustained_table(verdict), performance_table([verdict], lab.evaluation, intervals=True)),
-        {"": load_figure(verdict), "mix": mix_figure(verdict)},
+        (
+            grid_table(evaluation),
+            sustained_table(evaluation),
+            performance_table([evaluation], lab.evaluation, intervals=True),
+        ),
+        {"": load_figure(evaluation), "mix": mix_figure(evaluation)},
     )
 
 
-def grid_table(verdict: Verdict) -> Table:
+def grid_table(evaluation: EvaluationResult) -> Table:
     """The learned router beside the best of all others, load by load."""
     rows = []
-    for index, load in enumerate(verdict.arena.loads):
-        one = ranking(verdict, index)
+    for index, load in enumerate(evaluation.set.loads):
+        one = ranking(evaluation, index)
         name, values = max(one.static, one.heuristic, key=lambda best: float(best[1].mean()))
-        bound = float(verdict.bounds[index].performance)
+        bound = float(evaluation.bounds[index].performance)
         rows.append(
             (
                 f"{load:g} ({name})",

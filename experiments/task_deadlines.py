@@ -14,7 +14,7 @@ import dataclasses
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent, with_name
-from besteffort.evaluation.judging import LEARNED, burst_arena, synthetic_arena
+from besteffort.evaluation.judging import LEARNED, burst_set, synthetic_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
 from besteffort.runs.config import load_situation
@@ -33,7 +33,7 @@ def run(lab: Lab) -> Findings:
     base = lab.train(situation, lab.training(), name="paper")
     several = dataclasses.replace(situation, tasks=_with_deadlines(situation))
     own = lab.train(several, lab.training(), name="a deadline per task")
-    per_task = lab.judge(burst_arena(several, lab.evaluation), {LEARNED: own, f"{LEARNED}: default": base})
+    per_task = lab.judge(burst_set(several, lab.evaluation), {LEARNED: own, f"{LEARNED}: default": base})
 
     changing = DeadlinesConfig((PEAK, BETWEEN), (0.0, PERIOD_S / 2), PERIOD_S)
     rates = RandomRates(deadlines=dataclasses.replace(changing, random_start=True))
@@ -43,9 +43,9 @@ def run(lab: Lab) -> Findings:
     blind = lab.train(situation, fine, name="changing deadlines, not seen", start=base)
     load = sum(LOADS) / 2
     peaks = Square(high=LOADS[0], low=LOADS[1], period_s=PERIOD_S, deadlines=changing)
-    arena = synthetic_arena("peaks", "peak hours", seeing, lab.evaluation, (load,), [peaks])
+    evaluation_set = synthetic_set("peaks", "peak hours", seeing, lab.evaluation, (load,), [peaks])
     names = {LEARNED: sighted, f"{LEARNED}: not seen": blind, f"{LEARNED}: default": base}
-    over_time = lab.judge(arena, names)
+    over_time = lab.judge(evaluation_set, names)
 
     settings = [
         as_setting("a deadline per task", "trained for them", per_task),
@@ -55,9 +55,12 @@ def run(lab: Lab) -> Findings:
         as_setting("stricter at peak hours", "default policy", over_time, learned=f"{LEARNED}: default"),
     ]
     claims = []
-    for verdict, name in ((per_task, "Different deadlines per task"), (over_time, "Deadlines stricter at peak hours")):
-        one = ranking(verdict)
-        default = ranking(verdict, learned=f"{LEARNED}: default").learned
+    for evaluation, name in (
+        (per_task, "Different deadlines per task"),
+        (over_time, "Deadlines stricter at peak hours"),
+    ):
+        one = ranking(evaluation)
+        default = ranking(evaluation, learned=f"{LEARNED}: default").learned
         gain = paired_difference(one.learned, default)
         ahead = one.ahead_of_heuristic
         claims.append(
@@ -68,18 +71,20 @@ def run(lab: Lab) -> Findings:
                 f"to the best heuristic, {100 * float(gain.mean):+.2f} to the policy of the default deadlines",
                 static=with_name(one.static),
                 heuristic=with_name(one.heuristic),
-                bound=percent(float(verdict.bounds[0].performance)),
-                standing="holds" if ahead.high >= 0 else "holds in part" if gain.low > 0 else "does not hold",
+                bound=percent(float(evaluation.bounds[0].performance)),
+                status="holds" if ahead.high >= 0 else "holds in part" if gain.low > 0 else "does not hold",
             )
         )
     data = {
-        verdict.arena.name: {
-            "performance": {name: mean_interval(ranking(verdict, learned=name).learned) for name in verdict.learned},
-            "best_heuristic": [ranking(verdict).heuristic[0], mean_interval(ranking(verdict).heuristic[1])],
-            "best_static": [ranking(verdict).static[0], mean_interval(ranking(verdict).static[1])],
-            "bound": float(verdict.bounds[0].performance),
+        evaluation.set.name: {
+            "performance": {
+                name: mean_interval(ranking(evaluation, learned=name).learned) for name in evaluation.learned
+            },
+            "best_heuristic": [ranking(evaluation).heuristic[0], mean_interval(ranking(evaluation).heuristic[1])],
+            "best_static": [ranking(evaluation).static[0], mean_interval(ranking(evaluation).static[1])],
+            "bound": float(evaluation.bounds[0].performance),
         }
-        for verdict in (per_task, over_time)
+        for evaluation in (per_task, over_time)
     }
     title = "Other deadlines"
     return Findings(

@@ -13,12 +13,12 @@ import dataclasses
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent
-from besteffort.evaluation.judging import burst_arena, synthetic_arena
+from besteffort.evaluation.judging import burst_set, synthetic_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.runs.config import load_situation
 from besteffort.workload.config import MixConfig
-from experiments.lab import Claim, Findings, Lab, main, standing_of
+from experiments.lab import Claim, Findings, Lab, main, status_of
 
 
 def run(lab: Lab) -> Findings:
@@ -26,23 +26,23 @@ def run(lab: Lab) -> Findings:
     situation = load_situation("paper")
     policies = lab.train(situation, lab.training(), name="paper")
     judging = lab.evaluation
-    even = burst_arena(situation, judging)
+    even = burst_set(situation, judging)
     half_s = float(even.judged[0][0].arrival_s[-1]) / 2
     settings, data, tuned = [], {}, None
     for group, name, mix in mixes(situation.task_names, half_s):
         burst = dataclasses.replace(judging.burst, mix=mix)
-        arena = synthetic_arena("mix", f"bursts of {name}", situation, judging, even.loads, [burst])
-        verdict = lab.judge(arena, policies, tuned)
-        tuned = verdict.tuned  # of the first, which has equal shares
-        one = ranking(verdict)
-        settings.append(as_setting(group, name, verdict))
+        evaluation_set = synthetic_set("mix", f"bursts of {name}", situation, judging, even.loads, [burst])
+        evaluation = lab.judge(evaluation_set, policies, tuned)
+        tuned = evaluation.tuned  # of the first, which has equal shares
+        one = ranking(evaluation)
+        settings.append(as_setting(group, name, evaluation))
         data[name] = {
             "learned": mean_interval(one.learned),
             "best_heuristic": [one.heuristic[0], mean_interval(one.heuristic[1])],
             "best_static": [one.static[0], mean_interval(one.static[1])],
             "ahead_of_heuristic": one.ahead_of_heuristic,
             "ahead_of_static": one.ahead_of_static,
-            "bound": float(verdict.bounds[0].performance),
+            "bound": float(evaluation.bounds[0].performance),
         }
     shifted = settings[1:]
     worst = min(shifted, key=lambda setting: float(setting.ahead.mean))
@@ -54,7 +54,7 @@ def run(lab: Lab) -> Findings:
         f"at least {percent(share)} of the bound; behind the best heuristic beyond the interval on {len(behind)} of "
         f"{len(shifted)} mixes, at worst {100 * float(worst.ahead.mean):+.2f} points ({worst.name})",
         static=f"ahead by {100 * min(float(s.learned.mean) - s.static for s in shifted):.1f} points or more",
-        standing=standing_of(len(shifted) - len(behind), len(shifted)),
+        status=status_of(len(shifted) - len(behind), len(shifted)),
     )
     title = "Trained on equal shares of the tasks, judged on other mixes"
     return Findings(

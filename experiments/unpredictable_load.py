@@ -25,17 +25,17 @@ import numpy as np
 
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.formats import percent, times, with_name
-from besteffort.evaluation.judging import LEARNED, Arena, Verdict, burst_arena, read_halves, trace_arena
+from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, burst_set, read_halves, trace_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval, ratio_interval
 from besteffort.runs.config import load_situation
-from besteffort.runs.training import make_course
+from besteffort.runs.training import make_training_problem
 from besteffort.situation import Situation
 from besteffort.workload.readers import MafOptions
 from besteffort.workload.requests import Requests
 from besteffort.workload.traces import read_trace
-from experiments.lab import Claim, Findings, Lab, Standing, main, standing_of_ratio
+from experiments.lab import Claim, ClaimStatus, Findings, Lab, main, status_of_ratio
 
 WINDOWS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CLAIMED_S = 1.0
@@ -53,45 +53,45 @@ def run(lab: Lab) -> Findings:
     policies = lab.train(situation, lab.training(), name="paper")
     judging = dataclasses.replace(lab.evaluation, requests=LONGER * lab.scale.requests)
     patient = dataclasses.replace(situation, cluster=dataclasses.replace(situation.cluster, queue_capacity=LONG_LINE))
-    lines = burst_arena(patient, judging)
-    arenas = [
-        burst_arena(situation, judging),
+    lines = burst_set(patient, judging)
+    evaluation_sets = [
+        burst_set(situation, judging),
         dataclasses.replace(lines, name="bursts_long_lines", title=f"{lines.title}, lines of {LONG_LINE}"),
     ]
     for load in (MEAN_LOAD, 2 * MEAN_LOAD):
-        maf = maf_arena(lab, situation, load)
+        maf = maf_set(lab, situation, load)
         if maf is not None:
-            arenas.append(maf)
-    verdicts = [lab.judge(arena, policies) for arena in arenas]
-    code = code_verdict(lab, situation)
+            evaluation_sets.append(maf)
+    evaluations = [lab.judge(evaluation_set, policies) for evaluation_set in evaluation_sets]
+    code = code_evaluation(lab, situation)
     if code is not None:
-        verdicts.append(code)
-    claims = [claim for verdict in verdicts for claim in _claims(verdict)]
-    panels = [_panel(verdict, fraction) for verdict in verdicts for fraction in CLAIMS]
+        evaluations.append(code)
+    claims = [claim for evaluation in evaluations for claim in _claims(evaluation)]
+    panels = [_panel(evaluation, fraction) for evaluation in evaluations for fraction in CLAIMS]
     data = {
-        verdict.arena.name: {
-            "tuned": verdict.tuned,
-            "bound": mean_interval(_limit(verdict)),
+        evaluation.set.name: {
+            "tuned": evaluation.tuned,
+            "bound": mean_interval(_limit(evaluation)),
             "performance": {
-                name: mean_interval(verdict.measure(metrics.performance, 0, name)) for name in verdict.routers
+                name: mean_interval(evaluation.measure(metrics.performance, 0, name)) for name in evaluation.routers
             },
             "share_of_windows": {
                 f"{fraction:g}": {
-                    name: [mean_interval(near_peak(verdict, name, fraction, width)) for width in WINDOWS_S]
-                    for name in verdict.routers
+                    name: [mean_interval(near_peak(evaluation, name, fraction, width)) for width in WINDOWS_S]
+                    for name in evaluation.routers
                 }
                 for fraction in CLAIMS
             },
             "windows_s": WINDOWS_S,
         }
-        for verdict in verdicts
+        for evaluation in evaluations
     }
     return Findings(
-        data, claims, [_table(verdict) for verdict in verdicts], {"": plots.plot_panels(panels, focus=LEARNED)}
+        data, claims, [_table(evaluation) for evaluation in evaluations], {"": plots.plot_panels(panels, focus=LEARNED)}
     )
 
 
-def maf_arena(lab: Lab, situation: Situation, load: float) -> Arena | None:
+def maf_set(lab: Lab, situation: Situation, load: float) -> EvaluationSet | None:
     """The most variable minutes of sample B at a mean load; heuristics are tuned on those of sample A."""
     paths = [path for name in SAMPLES if (path := lab.trace(name)) is not None]
     if len(paths) < len(SAMPLES):
@@ -108,10 +108,10 @@ def maf_arena(lab: Lab, situation: Situation, load: float) -> Arena | None:
         )
     )
     title = f"Azure Functions 2019, sample B, mean load {load:g}"
-    return Arena(f"maf_{load:g}", title, situation, (load,), (judged,), tuning, capacity, judging.warm_up_s)
+    return EvaluationSet(f"maf_{load:g}", title, situation, (load,), (judged,), tuning, capacity, judging.warm_up_s)
 
 
-def code_verdict(lab: Lab, situation: Situation) -> Verdict | None:
+def code_evaluation(lab: Lab, situation: Situation) -> EvaluationResult | None:
     """Networks trained on the first half of the code trace, judged on its second half."""
     path = lab.trace(CODE)
     if path is None:
@@ -121,10 +121,10 @@ def code_verdict(lab: Lab, situation: Situation) -> Verdict | None:
     situation = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
     (trace,) = read_halves([path], situation, judging.judging_seeds)
     training = lab.training(config={"decisions": 2 * lab.scale.variant_decisions}, hyper={"horizon_s": 1.0})
-    course = make_course(situation, training, trace.first[0])
-    policies = lab.train(course.situation, training, name="Azure code", workload=course.workload)
-    arena = trace_arena(trace, situation, judging)
-    return lab.judge(dataclasses.replace(arena, title="Azure LLM 2023, code"), policies)
+    problem = make_training_problem(situation, training, trace.first[0])
+    policies = lab.train(problem.situation, training, name="Azure code", workload=problem.workload)
+    evaluation_set = trace_set(trace, situation, judging)
+    return lab.judge(dataclasses.replace(evaluation_set, title="Azure LLM 2023, code"), policies)
 
 
 def maf_lists(path: Path, situation: Situation, seeds: range, rate: float, requests: int) -> tuple[Requests, ...]:
@@ -143,78 +143,78 @@ def maf_lists(path: Path, situation: Situation, seeds: range, rate: float, reque
     return tuple(each.part(slice(0, shortest), float(each.arrival_s[0])) for each in drawn)
 
 
-def near_peak(verdict: Verdict, router: str, fraction: float, width_s: float) -> np.ndarray:
+def near_peak(evaluation: EvaluationResult, router: str, fraction: float, width_s: float) -> np.ndarray:
     """(seeds,) share of the windows at or above `fraction` of peak performance."""
-    peak = verdict.arena.situation.peak_rewards
+    peak = evaluation.set.situation.peak_rewards
     measure = partial(metrics.windows_at_peak, peak_reward=peak, width_s=width_s, fraction=fraction)
-    return np.asarray(verdict.measure(measure, 0, router))
+    return np.asarray(evaluation.measure(measure, 0, router))
 
 
-def _limit(verdict: Verdict) -> np.ndarray:
+def _limit(evaluation: EvaluationResult) -> np.ndarray:
     """(seeds,) the bound on the performance of each list."""
-    return np.array([float(bound.performance) for bound in verdict.list_bounds[0]])
+    return np.array([float(bound.performance) for bound in evaluation.list_bounds[0]])
 
 
-def _claims(verdict: Verdict) -> list[Claim]:
+def _claims(evaluation: EvaluationResult) -> list[Claim]:
     claims: list[Claim] = []
-    limit = _limit(verdict)
+    limit = _limit(evaluation)
     for fraction, wanted in CLAIMS.items():
-        shares = {name: near_peak(verdict, name, fraction, CLAIMED_S) for name in verdict.routers}
-        static = max(verdict.static, key=lambda name: float(shares[name].mean()))
-        rival = max(verdict.heuristics, key=lambda name: float(shares[name].mean()))
+        shares = {name: near_peak(evaluation, name, fraction, CLAIMED_S) for name in evaluation.routers}
+        static = max(evaluation.static, key=lambda name: float(shares[name].mean()))
+        rival = max(evaluation.heuristics, key=lambda name: float(shares[name].mean()))
         ratio = ratio_interval(shares[LEARNED], shares[static])
         if np.isfinite(ratio.mean):
             often = times(ratio)
-            standing: Standing = standing_of_ratio(ratio, reached=bool(ratio.low >= wanted))
+            status: ClaimStatus = status_of_ratio(ratio, reached=bool(ratio.low >= wanted))
         else:
-            often, standing = "no static model ever is", "no claim"
+            often, status = "no static model ever is", "no claim"
         claims.append(
             Claim(
-                f"{verdict.arena.title}: {fraction:.0%} of peak performance, how often compared with static serving",
+                f"{evaluation.set.title}: {fraction:.0%} of peak performance, how often compared with static serving",
                 f"{wanted:g}x",
                 f"{often} ({percent(shares[LEARNED])} of windows of {CLAIMED_S:g} s)",
                 static=f"{percent(shares[static])} ({static})",
                 heuristic=f"{percent(shares[rival])} ({rival})",
-                standing=standing,
+                status=status,
             )
         )
-    one = ranking(verdict)
+    one = ranking(evaluation)
     ahead = one.ahead_of_heuristic
     claims.append(
         Claim(
-            f"{verdict.arena.title}: performance, never below the best tuned heuristic beyond the interval",
+            f"{evaluation.set.title}: performance, never below the best tuned heuristic beyond the interval",
             "",
             f"{percent(one.learned)} ({100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points)",
             static=with_name(one.static),
             heuristic=with_name(one.heuristic),
             bound=f"{percent(limit)} (clairvoyant)",
-            standing="holds" if ahead.high >= 0 else "does not hold",
+            status="holds" if ahead.high >= 0 else "does not hold",
         )
     )
     share = mean_interval(one.learned / limit)
     claims.append(
         Claim(
-            f"{verdict.arena.title}: within 3% of the clairvoyant bound",
+            f"{evaluation.set.title}: within 3% of the clairvoyant bound",
             "",
             f"{percent(share)} of it",
             static=percent(one.static[1] / limit),
             heuristic=percent(one.heuristic[1] / limit),
             bound="100%",
-            standing="holds" if float(share.mean) >= 0.97 else "does not hold",
+            status="holds" if float(share.mean) >= 0.97 else "does not hold",
         )
     )
     return claims
 
 
-def _panel(verdict: Verdict, fraction: float) -> plots.Panel:
-    static = max(verdict.static, key=lambda name: float(near_peak(verdict, name, fraction, CLAIMED_S).mean()))
-    rivals = [name for name in verdict.heuristics if name not in ("random", "shortest-queue")]
+def _panel(evaluation: EvaluationResult, fraction: float) -> plots.Panel:
+    static = max(evaluation.static, key=lambda name: float(near_peak(evaluation, name, fraction, CLAIMED_S).mean()))
+    rivals = [name for name in evaluation.heuristics if name not in ("random", "shortest-queue")]
 
     def curve(name: str) -> Interval:
-        return mean_interval(np.stack([near_peak(verdict, name, fraction, width) for width in WINDOWS_S]))
+        return mean_interval(np.stack([near_peak(evaluation, name, fraction, width) for width in WINDOWS_S]))
 
     return plots.Panel(
-        title=f"{verdict.arena.title}\nat {fraction:.0%} of peak",
+        title=f"{evaluation.set.title}\nat {fraction:.0%} of peak",
         x=np.array(WINDOWS_S),
         curves={name: curve(name) for name in (LEARNED, static, *rivals)},
         x_label="Width of a window (s)",
@@ -223,9 +223,9 @@ def _panel(verdict: Verdict, fraction: float) -> plots.Panel:
     )
 
 
-def _table(verdict: Verdict) -> Table:
+def _table(evaluation: EvaluationResult) -> Table:
     return Table(
-        title=f"{verdict.arena.title}, mean load {verdict.arena.loads[0]:.2g}",
+        title=f"{evaluation.set.title}, mean load {evaluation.set.loads[0]:.2g}",
         head="Router",
         columns=(
             Column("Performance (%)", digits=2, brief=True),
@@ -235,11 +235,11 @@ def _table(verdict: Verdict) -> Table:
             (
                 name,
                 (
-                    mean_interval(verdict.measure(metrics.performance, 0, name)),
-                    *(mean_interval(near_peak(verdict, name, fraction, CLAIMED_S)) for fraction in CLAIMS),
+                    mean_interval(evaluation.measure(metrics.performance, 0, name)),
+                    *(mean_interval(near_peak(evaluation, name, fraction, CLAIMED_S)) for fraction in CLAIMS),
                 ),
             )
-            for name in verdict.routers
+            for name in evaluation.routers
         ),
         focus=LEARNED,
         note=f"Windows of {CLAIMED_S:g} s. Mean ± half the 95% interval over policies and lists.",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.judging import burst_arena
+from besteffort.evaluation.judging import burst_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.profile import ModelProfile, Profile, TaskQuality
 from besteffort.runs.config import load_situation
@@ -57,9 +57,9 @@ def run(lab: Lab) -> Findings:
         judging = lab.evaluation
         if variant.burst is not None:
             judging = dataclasses.replace(judging, burst=variant.burst)
-        verdict = lab.judge(burst_arena(variant.situation, judging), policies)
-        one = ranking(verdict)
-        settings.append(as_setting(variant.group, variant.name, verdict))
+        evaluation = lab.judge(burst_set(variant.situation, judging), policies)
+        one = ranking(evaluation)
+        settings.append(as_setting(variant.group, variant.name, evaluation))
         data[name] = {
             "learned": settings[-1].learned,
             "ahead_of_heuristic": settings[-1].ahead,

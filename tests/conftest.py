@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("besteffort", derandomize=True, deadline=No
 hypothesis.settings.load_profile("besteffort")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.DQNConfig) -> None:
     """Turns JAX's own checks on, after the shape and type checks have hooked the imports of `besteffort`."""
     import jax
 
@@ -63,7 +63,15 @@ cluster: {replicas: 2, max_batch: 8, queue_capacity: 8}
 tasks: [{name: piqa}, {name: arc_easy}]
 training:
   config:
-    {decisions: 8192, envs: 32, chunk: 32, ring: 256, batch: 64, updates: 4, log_chunks: 2, hidden: [8], committee: 2}
+    decisions: 8192
+    num_envs: 32
+    rollout_length: 32
+    buffer_length: 256
+    batch_size: 64
+    updates_per_rollout: 4
+    log_interval: 2
+    hidden_sizes: [8]
+    ensemble_size: 2
   hyper: {target_interval: 256}
   history: 256
   selection_requests: 200

@@ -145,7 +145,10 @@ def test_policy_show(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (CONFIG + "training: {sed: 1}\n", ["`training.sed`", "did you mean `seed"]),
         (CONFIG + "training: {hyper: {tau: 1.5}}\n", ["`tau` is 1.5", "from 0 to 1"]),
         (CONFIG + "training: {hyper: {tua: 0.5}}\n", ["`training.hyper.tua`", "did you mean `tau`?"]),
-        (CONFIG + "training: {config: {ring: 100}}\n", ["`ring` is 100", "multiple of `chunk`"]),
+        (
+            CONFIG + "training: {config: {buffer_length: 100}}\n",
+            ["`buffer_length` is 100", "multiple of `rollout_length`"],
+        ),
         (CONFIG + "evaluation: {loads: [2.0, 1.0]}\n", ["`loads` is [2.0, 1.0]", "smallest first"]),
         (CONFIG + "evaluation: {seeds: many}\n", ["`evaluation.seeds`", "many", "integer"]),
         ("profile: [\n", ["line", "mend the YAML"]),

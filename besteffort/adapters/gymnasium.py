@@ -1,7 +1,7 @@
 """The serving environment for gymnasium: many environments in one compiled call, and a single one.
 
     import besteffort.adapters.gymnasium
-    envs = gymnasium.make_vec("besteffort/Serving-v1", num_envs=64, problem="paper", pay="credit")
+    envs = gymnasium.make_vec("besteffort/Serving-v1", num_envs=64, problem="paper", credit="marginal")
 
 Episodes never terminate, they truncate. Environment `i` of a vector that is seeded with `s` lives through the same as a
 single one that is seeded with `s + i`.
@@ -22,10 +22,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Array
 
-from besteffort.adapters.problem import Pay, Problem, make_problem, network_input
+from besteffort.adapters.wrapped import Credit, WrappedEnv, network_input, wrap_env
 from besteffort.errors import InputError
 from besteffort.observation import Feature
-from besteffort.runs.training import Course
+from besteffort.runs.training import TrainingProblem
 from besteffort.simulator.types import Environment, Outcomes, TimeStep
 
 ID = "besteffort/Serving-v1"
@@ -68,8 +68,8 @@ class _Lane(NamedTuple):
 class Lanes:
     """Environments side by side on the device, each with random numbers of its own; NumPy in and out."""
 
-    def __init__(self, problem: Problem, count: int) -> None:
-        self.problem = problem
+    def __init__(self, problem: WrappedEnv, count: int) -> None:
+        self.wrapped = problem
         self.count = count
         self._static = (problem.env, problem.features)
         self._lanes: _Lane | None = None
@@ -80,7 +80,7 @@ class Lanes:
             keys = _keys(np.asarray(seeds, np.uint64).astype(np.uint32))
         else:
             keys = self._running.key
-        self._lanes, view = _begin(self._static, self.problem.params, keys)
+        self._lanes, view = _begin(self._static, self.wrapped.params, keys)
         return _to_numpy(view)
 
     def step(self, actions: np.ndarray) -> View:
@@ -90,28 +90,28 @@ class Lanes:
           InputError: if an action is no index of a model.
         """
         lanes = self._running
-        self._lanes, view = _step(self._static, self.problem.params, lanes, self._checked(actions))
+        self._lanes, view = _step(self._static, self.wrapped.params, lanes, self._checked(actions))
         return _to_numpy(view)
 
     def step_or_begin(self, actions: np.ndarray, begin: np.ndarray) -> View:
         """A new episode in the lanes where `begin`, one decision in all others."""
         lanes = self._running
-        fresh = _begin(self._static, self.problem.params, lanes.key)
-        stepped = _step(self._static, self.problem.params, lanes, self._checked(np.where(begin, 0, actions)))
+        fresh = _begin(self._static, self.wrapped.params, lanes.key)
+        stepped = _step(self._static, self.wrapped.params, lanes, self._checked(np.where(begin, 0, actions)))
         self._lanes, view = _choose(begin, fresh, stepped)
         return _to_numpy(view)
 
     def begin_where(self, begin: np.ndarray, view: View) -> View:
         """A new episode in the lanes where `begin`; `view` is what the last step gave."""
         lanes = self._running
-        fresh = _begin(self._static, self.problem.params, lanes.key)
+        fresh = _begin(self._static, self.wrapped.params, lanes.key)
         self._lanes, view = _choose(begin, fresh, (lanes, view))
         return _to_numpy(view)
 
     def outcomes(self) -> Outcomes:
         """(lanes, history) rewards of the remembered decisions, see `ServingEnvironment.outcomes`."""
         lanes = self._running
-        return _to_numpy(_outcomes(self.problem.env, self.problem.params, lanes.state))
+        return _to_numpy(_outcomes(self.wrapped.env, self.wrapped.params, lanes.state))
 
     @property
     def _running(self) -> _Lane:
@@ -121,7 +121,7 @@ class Lanes:
 
     def _checked(self, actions: Any) -> np.ndarray:
         actions = np.asarray(actions)
-        models = self.problem.env.shape.models
+        models = self.wrapped.env.shape.models
         if actions.shape != (self.count,) or not ((actions >= 0) & (actions < models)).all():
             raise InputError(f"The actions are {actions.tolist()}; give {self.count} indices from 0 to {models - 1}.")
         return actions.astype(np.int32)
@@ -131,13 +131,13 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
     """Many serving environments, all of whose steps are one compiled call.
 
     `infos` hold per environment `index` (number of the pending decision), `gap_s` (seconds since the last one) and
-    `earned` (rewards of the requests resolved meanwhile). Where `pay` is `own`, after every `outcomes_every` steps and
-    at the end of an episode also `outcome_reward` and `outcome_resolved`, (num_envs, history): what each remembered
+    `earned` (rewards of the requests resolved meanwhile). Where `credit` is `own`, after every `outcomes_every` steps
+    and at the end of an episode also `outcome_reward` and `outcome_resolved`, (num_envs, history): what each remembered
     decision's own request earned, decision `d` in slot `d % history`, as known when `outcome_index` was pending.
 
     Args:
       num_envs: how many.
-      problem: what to decide on, see `make_problem`, which takes `pay`, `horizon` and `history`.
+      problem: what to decide on, see `wrap_env`, which takes `credit`, `horizon` and `history`.
       autoreset_mode: `NEXT_STEP`, in which the step after the end of an episode begins a new one and ignores its
         action, or `SAME_STEP`, in which the step that ends one begins the next and tells `final_obs` and `final_info`.
       outcomes_every: steps between two readings of the outcomes, each of which costs about as much as ten steps.
@@ -149,9 +149,9 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        problem: Problem | Course | str | Path = "paper",
+        problem: WrappedEnv | TrainingProblem | str | Path = "paper",
         *,
-        pay: Pay = "credit",
+        credit: Credit = "marginal",
         horizon: int = 16_384,
         history: int = 4_096,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -165,14 +165,14 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.DISABLED:
             raise InputError("`autoreset_mode` is Disabled; choose NextStep or SameStep.")
-        self.problem = make_problem(problem, pay=pay, horizon=horizon, history=history)
+        self.wrapped = wrap_env(problem, credit=credit, horizon=horizon, history=history)
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
         self.render_mode = render_mode
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = spaces(self.problem)
+        self.single_observation_space, self.single_action_space = spaces(self.wrapped)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._lanes = Lanes(self.problem, num_envs)
+        self._lanes = Lanes(self.wrapped, num_envs)
         self._outcomes_every = outcomes_every
         self._steps = 0
         self._seeded = False
@@ -200,10 +200,10 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
         else:
             view = self._lanes.step(actions)
         self._ended = view.truncated
-        reward = view.credit if self.problem.pay == "credit" else view.reward
+        reward = view.credit if self.wrapped.credit == "marginal" else view.reward
         terminated, ended = np.zeros(self.num_envs, bool), view.truncated
         told: dict[str, Any] = {}
-        if self.problem.pay == "own" and (self._steps % self._outcomes_every == 0 or ended.any()):
+        if self.wrapped.credit == "own" and (self._steps % self._outcomes_every == 0 or ended.any()):
             reward_of, resolved = self._lanes.outcomes()
             told = {"outcome_reward": reward_of, "outcome_resolved": resolved, "outcome_index": view.index}
         if ended.any() and self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
@@ -222,18 +222,18 @@ class ServingEnv(gymnasium.Env):
 
     def __init__(
         self,
-        problem: Problem | Course | str | Path = "paper",
+        problem: WrappedEnv | TrainingProblem | str | Path = "paper",
         *,
-        pay: Pay = "credit",
+        credit: Credit = "marginal",
         horizon: int = 16_384,
         history: int = 4_096,
         outcomes_every: int = 256,
         render_mode: None = None,
     ) -> None:
         self._env = ServingVectorEnv(
-            1, problem, pay=pay, horizon=horizon, history=history, outcomes_every=outcomes_every
+            1, problem, credit=credit, horizon=horizon, history=history, outcomes_every=outcomes_every
         )
-        self.problem = self._env.problem
+        self.wrapped = self._env.wrapped
         self.render_mode = render_mode
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
@@ -251,7 +251,7 @@ class ServingEnv(gymnasium.Env):
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
 
 
-def spaces(problem: Problem) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+def spaces(problem: WrappedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """What a single environment shows and takes: a network's input, the index of a model."""
     high = problem.high
     return (

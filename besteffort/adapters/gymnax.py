@@ -20,8 +20,8 @@ from flax import struct
 from gymnax.environments import environment, spaces
 from jaxtyping import Array
 
-from besteffort.adapters.problem import Pay, Problem, make_problem, network_input
-from besteffort.runs.training import Course
+from besteffort.adapters.wrapped import Credit, WrappedEnv, network_input, wrap_env
+from besteffort.runs.training import TrainingProblem
 from besteffort.simulator.types import Outcomes, TimeStep
 
 _NEVER = 2**31 - 1
@@ -62,34 +62,34 @@ class ServingGymnax(environment.Environment):
     that were resolved meanwhile). For own-request credit, `outcomes` tells what each remembered decision earned.
 
     Args:
-      problem: what to decide on, see `make_problem`, which takes the other arguments. With `horizon` 0 no episode ends,
+      problem: what to decide on, see `wrap_env`, which takes the other arguments. With `horizon` 0 no episode ends,
         whatever the params say, and a step spends nothing on beginning another.
 
     Raises:
-      InputError: as `make_problem`.
+      InputError: as `wrap_env`.
     """
 
     def __init__(
         self,
-        problem: Problem | Course | str | Path = "paper",
+        problem: WrappedEnv | TrainingProblem | str | Path = "paper",
         *,
-        pay: Pay = "credit",
+        credit: Credit = "marginal",
         horizon: int = 16_384,
         history: int = 4_096,
     ) -> None:
         super().__init__()
-        self.problem = make_problem(problem, pay=pay, horizon=horizon, history=history)
+        self.wrapped = wrap_env(problem, credit=credit, horizon=horizon, history=history)
 
     @property
     def default_params(self) -> ServingParams:
-        return ServingParams(max_steps_in_episode=self.problem.env.shape.horizon or _NEVER, serving=self.problem.params)
+        return ServingParams(max_steps_in_episode=self.wrapped.env.shape.horizon or _NEVER, serving=self.wrapped.params)
 
     @partial(jax.jit, static_argnames="self")
     def step(
         self, key: Array, state: ServingState, action: Any, params: ServingParams | None = None
     ) -> tuple[Array, ServingState, Array, Array, Array, dict[str, Array]]:
         """Observation, state, reward, terminated, truncated, info; after the end of an episode those of the next."""
-        if self.problem.env.shape.horizon:
+        if self.wrapped.env.shape.horizon:
             return super().step(key, state, action, params)
         observation, state, reward, terminated, info = self.step_env(key, state, action, params or self.default_params)
         truncated = jnp.zeros((), bool)
@@ -99,18 +99,18 @@ class ServingGymnax(environment.Environment):
     def step_env(
         self, key: Array, state: ServingState, action: Any, params: ServingParams
     ) -> tuple[Array, ServingState, Array, Array, dict[str, Array]]:
-        serving, timestep = self.problem.env.step(key, state.serving, jnp.asarray(action), params.serving)
+        serving, timestep = self.wrapped.env.step(key, state.serving, jnp.asarray(action), params.serving)
         state = self._state(serving, timestep)
         info = {
             "discount": jnp.ones(()),
             "gap_s": jnp.zeros(()) if timestep.gap_s is None else timestep.gap_s,
             "earned": timestep.reward,
         }
-        paid = timestep.credit if self.problem.pay == "credit" else timestep.reward
+        paid = timestep.credit if self.wrapped.credit == "marginal" else timestep.reward
         return state.observation, state, jnp.asarray(paid), timestep.terminated, info
 
     def reset_env(self, key: Array, params: ServingParams) -> tuple[Array, ServingState]:
-        state = self._state(*self.problem.env.reset(key, params.serving))
+        state = self._state(*self.wrapped.env.reset(key, params.serving))
         return state.observation, state
 
     def get_obs(self, state: ServingState, params: ServingParams | None = None, key: Array | None = None) -> Array:
@@ -121,7 +121,7 @@ class ServingGymnax(environment.Environment):
 
     def outcomes(self, state: ServingState, params: ServingParams) -> Outcomes:
         """Own-request rewards by decision, see `besteffort.simulator.environment.ServingEnvironment.outcomes`."""
-        return self.problem.env.outcomes(state.serving, params.serving)
+        return self.wrapped.env.outcomes(state.serving, params.serving)
 
     @property
     def name(self) -> str:
@@ -129,15 +129,15 @@ class ServingGymnax(environment.Environment):
 
     @property
     def num_actions(self) -> int:
-        return self.problem.env.shape.models
+        return self.wrapped.env.shape.models
 
     def action_space(self, params: ServingParams | None = None) -> spaces.Discrete:
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: ServingParams | None = None) -> spaces.Box:
-        high = jnp.asarray(self.problem.high)
+        high = jnp.asarray(self.wrapped.high)
         return spaces.Box(jnp.zeros_like(high), high, high.shape, jnp.float32)
 
     def _state(self, serving: Any, timestep: TimeStep) -> ServingState:
-        observation = network_input(timestep.observation, self.problem.features)
+        observation = network_input(timestep.observation, self.wrapped.features)
         return ServingState(time=timestep.index, serving=serving, observation=observation)

@@ -1,8 +1,8 @@
 """The way back: any function, or a model of another library, as a router that plays beside ours.
 
     mine = HostRouter(each(lambda observation: 2 if observation.batch_sizes[-1] < 40 else 0))
-    theirs = HostRouter(predicting(model, course.features))
-    result = play(requests, situation, theirs, seed=0, backend="jax")
+    theirs = HostRouter(predicting(model, problem.features))
+    result = simulate(requests, situation, theirs, seed=0, backend="jax")
 
 The simulator stays compiled and asks the host at every decision, once for all lists that it plays side by side; that
 takes tens of microseconds and what the function takes. A Stable-Baselines3 DQN is better turned into a policy

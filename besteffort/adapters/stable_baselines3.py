@@ -1,11 +1,11 @@
 """Stable-Baselines3 on the serving environment: a `VecEnv`, and a replay buffer that credits decisions with outcomes.
 
-    env = ServingVecEnv(64, "paper", pay="own")
+    env = ServingVecEnv(64, "paper", credit="own")
     model = DQN("MlpPolicy", env, replay_buffer_class=ServingReplayBuffer, replay_buffer_kwargs={"horizon_s": 0.25})
     model.learn(1_000_000)
-    policy = dqn_policy(model, course)
+    policy = dqn_policy(model, problem)
 
-with `course` a `besteffort.runs.training.Course`, which may take the place of the configuration's name.
+with `problem` a `besteffort.runs.training.TrainingProblem`, which may take the place of the configuration's name.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.adapters.problem import Pay, Problem
+from besteffort.adapters.wrapped import Credit, WrappedEnv
 from besteffort.errors import InputError
 from besteffort.policy import Policy
-from besteffort.runs.training import Course, make_policy
+from besteffort.runs.training import TrainingProblem, make_policy
 from besteffort.weights import Weights
 
 try:
@@ -48,9 +48,9 @@ class ServingVecEnv(VecEnv):
     def __init__(
         self,
         num_envs: int = 64,
-        problem: Problem | Course | str | Path = "paper",
+        problem: WrappedEnv | TrainingProblem | str | Path = "paper",
         *,
-        pay: Pay = "credit",
+        credit: Credit = "marginal",
         horizon: int = 16_384,
         history: int = 4_096,
         outcomes_every: int = 256,
@@ -58,13 +58,13 @@ class ServingVecEnv(VecEnv):
         self.envs = ServingVectorEnv(
             num_envs,
             problem,
-            pay=pay,
+            credit=credit,
             horizon=horizon,
             history=history,
             autoreset_mode="SameStep",
             outcomes_every=outcomes_every,
         )
-        self.problem = self.envs.problem
+        self.wrapped = self.envs.wrapped
         self.render_mode = None
         self._actions = np.zeros(num_envs, np.int64)
         super().__init__(num_envs, self.envs.single_observation_space, self.envs.single_action_space)
@@ -116,15 +116,15 @@ class ServingReplayBuffer(ReplayBuffer):
     """A replay buffer for serving: own-request credit, and a future that is discounted by time.
 
     With `own` a decision is credited with what its own request earned, joined by decision index from the outcomes that
-    the environment tells (`pay="own"`); until then it is not sampled, and what is overwritten or ended before never is.
-    See `besteffort.learning.replay`, whose counterpart this is.
+    the environment tells (`credit="own"`); until then it is not sampled, and what is overwritten or ended before never
+    is. See `besteffort.learning.replay_buffer`, whose counterpart this is.
 
     Args:
       buffer_size, observation_space, action_space, device, n_envs: as in Stable-Baselines3; `buffer_size` counts
         decisions of all environments.
       own: join outcomes; without, decisions keep the reward of their step.
       horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`, as in
-        `besteffort.learning.config.Hyper`; None for no discount by time.
+        `besteffort.learning.config.DQNHyperparams`; None for no discount by time.
       gamma: discount of the next decision's value beside that. The learner's own `gamma` counts for nothing.
       n_steps: decisions of a multi-step return.
 
@@ -181,7 +181,7 @@ class ServingReplayBuffer(ReplayBuffer):
             self._join(*(np.array([info[name] for info in infos]) for name in _OUTCOMES))
 
     def _join(self, reward: np.ndarray, resolved: np.ndarray, index: np.ndarray) -> None:
-        """Fills in what is known by now, as `besteffort.learning.replay.join`.
+        """Fills in what is known by now, as `besteffort.learning.replay_buffer.join`.
 
         Outcomes are (envs, history), decision `d` in slot `d % history`; `index`, (envs,), is the pending decision, the
         one after the newest row.
@@ -240,18 +240,18 @@ class ServingReplayBuffer(ReplayBuffer):
         return ReplayBufferSamples(*map(self.to_torch, arrays))
 
 
-def dqn_policy(model: Any, course: Course, training: Mapping[str, Any] | None = None) -> Policy:
+def dqn_policy(model: Any, problem: TrainingProblem, training: Mapping[str, Any] | None = None) -> Policy:
     """The network of a trained `DQN` as a policy: the same Q-values, in a file that needs neither of the libraries.
 
     Args:
-      model: trained on a problem made of `course`.
-      course: says what the network's input and output mean.
+      model: trained on a problem made of `problem`.
+      problem: says what the network's input and output mean.
       training: plain JSON values to keep in the policy file.
 
     Raises:
-      InputError: if the network is not a plain one with ReLU on the features of the course.
+      InputError: if the network is not a plain one with ReLU on the features of the problem.
     """
-    return make_policy(course, dqn_weights(model), {"library": "stable-baselines3", **(training or {})})
+    return make_policy(problem, dqn_weights(model), {"library": "stable-baselines3", **(training or {})})
 
 
 def dqn_weights(model: Any) -> Weights:

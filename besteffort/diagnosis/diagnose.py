@@ -1,7 +1,8 @@
 """Diagnosing a policy: what it is worth where tables are wrong, views are late, and requests are not as in training.
 
 All routers are played beside it. The rules among them are tuned where everything is as known, on lists that nothing is
-judged on: for most trials on the workload of the diagnosis, for those at other loads on loads of the training range.
+judged on: for most perturbations on the workload of the diagnosis, for those at other loads on loads of the training
+range.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from besteffort.diagnosis.findings import COLLAPSE, WORSE, Comparison, Finding, compare, enumerate_words, list_findings
-from besteffort.diagnosis.perturbations import Outcome, Trial, as_known, judge_trials, perturbations
+from besteffort.diagnosis.perturbations import (
+    Outcome,
+    Perturbation,
+    as_known,
+    judge_perturbations,
+    standard_perturbations,
+)
 from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import (
     LEARNED,
-    Arena,
+    EvaluationSet,
     TraceHalves,
-    burst_arena,
+    burst_set,
     draw_lists,
     list_bounds,
     mean_bound,
-    trace_arena,
+    trace_set,
 )
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
 from besteffort.evaluation.statistics import mean_interval, paired_difference
@@ -54,19 +61,19 @@ _LEFT_OUT = ("random", "deadline")  # the second is `deadline-reserve` without a
 _BOUNDED = ("as known", "load", "arrivals", "task mix")  # families whose bound is shown; it would take long for all
 
 
-class Bench(NamedTuple):
+class DiagnosisSuite(NamedTuple):
     """Where a policy is diagnosed.
 
     Attributes:
-      arena: its lists of one load are those of the trials in which requests stay as they are.
-      shifts: trials with other requests.
+      evaluation_set: its lists of one load are those of the perturbations in which requests stay as they are.
+      shifts: perturbations with other requests.
       range_tuning: lists at loads of the training range, for rules that are judged at other loads; where there are
-        none, the arena's serve.
+        none, the evaluation set's serve.
       notes: what could not be tried.
     """
 
-    arena: Arena
-    shifts: tuple[Trial, ...]
+    evaluation_set: EvaluationSet
+    shifts: tuple[Perturbation, ...]
     range_tuning: tuple[Requests, ...]
     notes: tuple[str, ...]
 
@@ -77,7 +84,7 @@ class Diagnosis:
 
     Attributes:
       findings: what is wrong, worst first.
-      table: every trial.
+      table: every perturbation.
       checked: what was tried, in a sentence.
       report: file of the report.
     """
@@ -103,7 +110,7 @@ def trained_loads(policy: Policy) -> tuple[float, float] | None:
     return (min(loads), max(loads)) if loads else None
 
 
-def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple[float, float]) -> Bench:
+def synthetic_suite(situation: Situation, config: EvaluationConfig, loads: tuple[float, float]) -> DiagnosisSuite:
     """The bursty load of the configuration, and around it other loads, arrivals and task mixes.
 
     Args:
@@ -114,12 +121,12 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
     Raises:
       InputError: if a list would end within the warm-up.
     """
-    arena = burst_arena(situation, config)
-    capacity, names = arena.capacity_per_s, situation.task_names
+    evaluation_set = burst_set(situation, config)
+    capacity, names = evaluation_set.capacity_per_s, situation.task_names
     draw = partial(draw_lists, situation)
 
-    def trial(family: str, name: str, size: float, lists: tuple[Requests, ...]) -> Trial:
-        return Trial(family, name, size, lists, (situation,) * len(lists))
+    def perturbation(family: str, name: str, size: float, lists: tuple[Requests, ...]) -> Perturbation:
+        return Perturbation(family, name, size, lists, (situation,) * len(lists))
 
     needed = {load: math.ceil(load * capacity * (config.warm_up_s + _COUNTED_S)) for load in _loads_to_try(*loads)}
     short = [load for load in needed if needed[load] <= min(config.requests, config.tuning_requests)]
@@ -133,7 +140,7 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
         longest = max(needed[load] for load in long)
         at_loads += draw([Poisson(load=load) for load in long], longest, config.judging_seeds[:_LONG_LISTS])
     shifts = [
-        trial("load", _load_name(load, *loads), load, each)
+        perturbation("load", _load_name(load, *loads), load, each)
         for load, each in zip([*short, *long], at_loads, strict=True)
     ]
     # All of one kind, which is drawn by one compiled program.
@@ -143,42 +150,44 @@ def synthetic_bench(situation: Situation, config: EvaluationConfig, loads: tuple
         "load 4 on and off": Markov(loads=(0.0, 4.0), dwell_s=(1.0, 1.0)),
     }
     lists = draw(list(bursts.values()), config.requests, config.judging_seeds)
-    shifts += [trial("arrivals", name, 1.0, each) for name, each in zip(bursts, lists, strict=True)]
+    shifts += [perturbation("arrivals", name, 1.0, each) for name, each in zip(bursts, lists, strict=True)]
     if len(names) > 1:
         alone = [dataclasses.replace(config.burst, mix=MixConfig((tuple(row),))) for row in np.eye(len(names)).tolist()]
         lists = draw(alone, config.requests, config.judging_seeds)
-        shifts += [trial("task mix", f"{name} only", 1.0, each) for name, each in zip(names, lists, strict=True)]
-    return Bench(arena, tuple(shifts), tuple(tuning), _left_out(set(needed) - {*short, *long}))
+        shifts += [perturbation("task mix", f"{name} only", 1.0, each) for name, each in zip(names, lists, strict=True)]
+    return DiagnosisSuite(evaluation_set, tuple(shifts), tuple(tuning), _left_out(set(needed) - {*short, *long}))
 
 
-def trace_bench(
+def trace_suite(
     trace: TraceHalves, situation: Situation, config: EvaluationConfig, loads: tuple[float, float], load: float
-) -> Bench:
+) -> DiagnosisSuite:
     """The second half of a trace at a mean `load`, at other loads, and with one task alone; `loads` as above."""
     first, second = trace.first[0], trace.second
     trace = trace._replace(
         first=(_cut(first, config.tuning_requests),), second=tuple(_cut(half, config.requests) for half in second)
     )
-    arena = trace_arena(trace, situation, dataclasses.replace(config, trace_loads=(load,)))
-    situation, lists = arena.situation, arena.judged[0]
+    evaluation_set = trace_set(trace, situation, dataclasses.replace(config, trace_loads=(load,)))
+    situation, lists = evaluation_set.situation, evaluation_set.judged[0]
 
-    def trial(family: str, name: str, size: float, lists: Sequence[Requests]) -> Trial:
-        return Trial(family, name, size, tuple(lists), (situation,) * len(lists))
+    def perturbation(family: str, name: str, size: float, lists: Sequence[Requests]) -> Perturbation:
+        return Perturbation(family, name, size, tuple(lists), (situation,) * len(lists))
 
     wanted = _loads_to_try(*loads)
-    possible = [x for x in wanted if len(lists[0]) >= x * arena.capacity_per_s * (config.warm_up_s + _COUNTED_S)]
+    possible = [
+        x for x in wanted if len(lists[0]) >= x * evaluation_set.capacity_per_s * (config.warm_up_s + _COUNTED_S)
+    ]
     shifts = [
-        trial("load", _load_name(x, *loads), x, [rescale.to_load(half, situation, x) for half in trace.second])
+        perturbation("load", _load_name(x, *loads), x, [rescale.to_load(half, situation, x) for half in trace.second])
         for x in possible
     ]
     if len(situation.tasks) > 1:
         shifts += [
-            trial("task mix", f"{name} only", 1.0, [_of_task(requests, index, situation) for requests in lists])
+            perturbation("task mix", f"{name} only", 1.0, [_of_task(requests, index, situation) for requests in lists])
             for index, name in enumerate(situation.task_names)
         ]
     typical = [x for x in possible if loads[0] <= x <= loads[1]][-_TYPICAL:]
     tuning = tuple(rescale.to_load(trace.first[0], situation, x) for x in typical)
-    return Bench(arena, tuple(shifts), tuning, _left_out(set(wanted) - set(possible)))
+    return DiagnosisSuite(evaluation_set, tuple(shifts), tuning, _left_out(set(wanted) - set(possible)))
 
 
 def diagnose(
@@ -211,48 +220,57 @@ def diagnose(
     )
     loads = trained_loads(policy) or (config.loads[0], config.loads[-1])
     if trace is None:
-        bench = synthetic_bench(situation, config, loads)
+        suite = synthetic_suite(situation, config, loads)
     else:
-        bench = trace_bench(trace, situation, config, loads, load)
-    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, bench, seed=config.seed)
+        suite = trace_suite(trace, situation, config, loads, load)
+    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, suite, seed=config.seed)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
     findings = tuple(list_findings(outcomes, LEARNED))
-    bounds = bounds_of(bench.arena, outcomes)
-    table = trials_table(compared, bounds)
-    done = Diagnosis(findings, table, _checked(outcomes, bench.notes), out / "report.md")
+    bounds = bounds_of(suite.evaluation_set, outcomes)
+    table = perturbations_table(compared, bounds)
+    done = Diagnosis(findings, table, _checked(outcomes, suite.notes), out / "report.md")
     write_json(out / "results.json", _figures(done, outcomes, bounds, tuned))
-    _write_report(done, compared, bounds, bench, tuned, out, trace, loads)
+    _write_report(done, compared, bounds, suite, tuned, out, trace, loads)
     return done
 
 
 def try_out(
-    learned: dict[str, Sequence[Router]], bench: Bench, *, seed: int = 0
+    learned: dict[str, Sequence[Router]], suite: DiagnosisSuite, *, seed: int = 0
 ) -> tuple[list[Outcome], tuple[dict[str, Settings], dict[str, Settings]]]:
-    """Tunes the rules and judges everybody in all trials of a bench.
+    """Tunes the rules and judges everybody in all perturbations of a suite.
 
     Args:
       learned: learned routers by name, all names beginning with `LEARNED`; one for all lists or one for each.
-      bench: where.
+      suite: where.
       seed: of the perturbed tables.
 
     Returns:
-      What became of each trial, the one with everything as known first, and the settings of the rules: those for most
-      trials, and those for trials at other loads.
+      What became of each perturbation, the one with everything as known first, and the settings of the rules: those for
+      most perturbations, and those for perturbations at other loads.
     """
-    arena, lists = bench.arena, bench.arena.judged[0]
-    perturbed = perturbations(arena.situation, lists, common_shares=_COMMON_SHARES, lags=_LAGS, seed=seed)
-    trials = [as_known(arena.situation, lists), *perturbed, *bench.shifts]
-    scores = score_candidates(arena.situation, [*arena.tuning, *bench.range_tuning], warm_up_s=arena.warm_up_s)
-    own = len(arena.tuning)
+    evaluation_set, lists = suite.evaluation_set, suite.evaluation_set.judged[0]
+    perturbed = standard_perturbations(
+        evaluation_set.situation, lists, common_shares=_COMMON_SHARES, lags=_LAGS, seed=seed
+    )
+    perturbations = [as_known(evaluation_set.situation, lists), *perturbed, *suite.shifts]
+    scores = score_candidates(
+        evaluation_set.situation, [*evaluation_set.tuning, *suite.range_tuning], warm_up_s=evaluation_set.warm_up_s
+    )
+    own = len(evaluation_set.tuning)
     rules, tuned = [], []
-    for part in (slice(None, own), slice(own if bench.range_tuning else 0, None)):
-        best = best_settings(arena.situation, {name: values[:, part] for name, values in scores.items()})
+    for part in (slice(None, own), slice(own if suite.range_tuning else 0, None)):
+        best = best_settings(evaluation_set.situation, {name: values[:, part] for name, values in scores.items()})
         tuned.append({name: settings[0] for name, settings in best.items()})
-        routers = heuristic_routers(arena.situation, best, 1)
+        routers = heuristic_routers(evaluation_set.situation, best, 1)
         rules.append({name: each for name, each in routers.items() if name not in _LEFT_OUT})
-    everybody = [{**learned, **rules[trial.family == "load"]} for trial in trials]
-    outcomes = judge_trials(
-        arena.situation, trials, everybody, inspect=tuple(learned), warm_up_s=arena.warm_up_s, seed=seed
+    everybody = [{**learned, **rules[perturbation.family == "load"]} for perturbation in perturbations]
+    outcomes = judge_perturbations(
+        evaluation_set.situation,
+        perturbations,
+        everybody,
+        inspect=tuple(learned),
+        warm_up_s=evaluation_set.warm_up_s,
+        seed=seed,
     )
     return outcomes, (tuned[0], tuned[1])
 
@@ -285,28 +303,30 @@ def _of_task(requests: Requests, index: int, situation: Situation) -> Requests:
     return dataclasses.replace(requests, task=task, deadline_s=deadline_s)
 
 
-def bounds_of(arena: Arena, outcomes: Sequence[Outcome]) -> list[float | None]:
-    """Upper bound of each trial, for those families where it is shown."""
+def bounds_of(evaluation_set: EvaluationSet, outcomes: Sequence[Outcome]) -> list[float | None]:
+    """Upper bound of each perturbation, for those families where it is shown."""
     return [
-        float(mean_bound(list_bounds(arena, trial.lists)).performance) if trial.family in _BOUNDED else None
-        for trial in (outcome.trial for outcome in outcomes)
+        float(mean_bound(list_bounds(evaluation_set, perturbation.lists)).performance)
+        if perturbation.family in _BOUNDED
+        else None
+        for perturbation in (outcome.perturbation for outcome in outcomes)
     ]
 
 
 def _checked(outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:
     families: dict[str, list[str]] = {}
     for outcome in outcomes[1:]:
-        families.setdefault(outcome.trial.family, []).append(outcome.trial.name)
+        families.setdefault(outcome.perturbation.family, []).append(outcome.perturbation.name)
     parts = [
         f"{family} ({names[0]} to {names[-1]})" if len(names) > 1 else f"{family} ({names[0]})"
         for family, names in families.items()
     ]
-    tried = f"Checked in {len(outcomes)} trials: everything as known, {enumerate_words(parts)}."
+    tried = f"Checked in {len(outcomes)} perturbations: everything as known, {enumerate_words(parts)}."
     return " ".join([tried, *notes])
 
 
-def trials_table(compared: Sequence[Comparison], bounds: Sequence[float | None]) -> Table:
-    """Every trial: the policy beside the best other router."""
+def perturbations_table(compared: Sequence[Comparison], bounds: Sequence[float | None]) -> Table:
+    """Every perturbation: the policy beside the best other router."""
     columns = (
         Column("Learned (%)", brief=True),
         Column("Best rule", brief=True),
@@ -325,19 +345,20 @@ def trials_table(compared: Sequence[Comparison], bounds: Sequence[float | None])
             one.rule,
             float(performance[one.rule].mean()),
             one.ahead,
-            float(one.too_large.mean),
+            float(one.avoidable_misses.mean),
             float(in_time[one.policy].mean()),
             float(in_time[one.rule].mean()),
             bound,
         )
-        rows.append((one.outcome.trial.name, cells))
+        rows.append((one.outcome.perturbation.name, cells))
     return Table(
         title="The policy where things are not as known",
         head="With",
         columns=columns,
         rows=tuple(rows),
         note=(
-            "Performance of the policy and of the best other router of each trial, in hindsight; the paired difference "
+            "Performance of the policy and of the best other router of each perturbation, in hindsight; the "
+            "paired difference "
             "with its 95% interval over the lists; requests that the policy missed although a smaller model was "
             "predicted to be in time."
         ),
@@ -351,7 +372,7 @@ def _rules_table(outcomes: Sequence[Outcome]) -> Table:
         head="With",
         columns=tuple(Column(name) for name in names),
         rows=tuple(
-            (outcome.trial.name, tuple(mean_interval(outcome.performance[name]) for name in names))
+            (outcome.perturbation.name, tuple(mean_interval(outcome.performance[name]) for name in names))
             for outcome in outcomes
         ),
     )
@@ -361,40 +382,44 @@ def _write_report(
     done: Diagnosis,
     compared: Sequence[Comparison],
     bounds: Sequence[float | None],
-    bench: Bench,
+    suite: DiagnosisSuite,
     tuned: Sequence[dict[str, Settings]],
     out: Path,
     trace: TraceHalves | None,
     loads: tuple[float, float],
 ) -> None:
     outcomes = [one.outcome for one in compared]
-    arena = bench.arena
-    plots.save_figure(trials_figure(compared, bounds, arena.situation), out / "diagnosis")
+    evaluation_set = suite.evaluation_set
+    plots.save_figure(perturbations_figure(compared, bounds, evaluation_set.situation), out / "diagnosis")
     summary = "\n".join(done.lines) + (f"\n\n{done.checked}" if done.findings else "")
     report = Report(
         title="Diagnosis",
         summary=f"{summary}\n\n{_LIMITS}",
-        situation=arena.situation,
+        situation=evaluation_set.situation,
         settings={
-            "Workload": arena.title + ("" if trace is None else f", mean load {arena.loads[0]:g}"),
+            "Workload": evaluation_set.title + ("" if trace is None else f", mean load {evaluation_set.loads[0]:g}"),
             **({} if trace is None else {f"Trace {trace.name}": str(trace.info)}),
             "Training range": f"load {loads[0]:g} to {loads[1]:g}",
-            "Lists": f"{len(arena.judged[0])} of {len(arena.judged[0][0]):,} requests per trial, "
-            f"the first {arena.warm_up_s:.3g} s do not count",
+            "Lists": f"{len(evaluation_set.judged[0])} of {len(evaluation_set.judged[0][0]):,} requests per "
+            "perturbation, "
+            f"the first {evaluation_set.warm_up_s:.3g} s do not count",
             "Rules tuned on the workload": _settings_line(tuned[0]),
             "Rules tuned on loads of the training range": _settings_line(tuned[1]),
             "Version": f"besteffort {__version__}",
         },
         tables=(done.table, _rules_table(outcomes)),
-        pictures=(Picture(out / "diagnosis.png", "The policy, the best rule and the best static model, by trial."),),
+        pictures=(
+            Picture(out / "diagnosis.png", "The policy, the best rule and the best static model, by perturbation."),
+        ),
     )
     write_report(report, done.report)
 
 
 _LIMITS = (
-    f"The policy is held against the best other router of each trial, in hindsight. It is said to route worse from "
+    "The policy is held against the best other router of each perturbation, in hindsight. It is said to route "
+    "worse from "
     f"{100 * WORSE:g} points on and to collapse from {100 * COLLAPSE:g}, where the 95% interval "
-    "leaves no doubt; of so many trials one or two may go beyond their interval by chance."
+    "leaves no doubt; of so many perturbations one or two may go beyond their interval by chance."
 )
 
 
@@ -404,20 +429,20 @@ def _settings_line(tuned: dict[str, Settings]) -> str:
     )
 
 
-def trials_figure(compared: Sequence[Comparison], bounds: Sequence[float | None], situation: Situation) -> Any:
-    """The same as a picture, trial by trial."""
+def perturbations_figure(compared: Sequence[Comparison], bounds: Sequence[float | None], situation: Situation) -> Any:
+    """The same as a picture, perturbation by perturbation."""
     weight = situation.weights
     settings = []
     for one, bound in zip(compared, bounds, strict=True):
-        trial = one.outcome.trial
-        peak = float(np.mean([weight[requests.task].mean() for requests in trial.lists]))
+        perturbation = one.outcome.perturbation
+        peak = float(np.mean([weight[requests.task].mean() for requests in perturbation.lists]))
         relative = {name: values / peak for name, values in one.outcome.performance.items()}
         heuristics = [name for name in relative if not name.startswith((ALWAYS, LEARNED))]
         best = max(heuristics, key=lambda name: float(relative[name].mean()))
         settings.append(
             plots.Setting(
-                group=trial.family.capitalize(),
-                name=trial.name,
+                group=perturbation.family.capitalize(),
+                name=perturbation.name,
                 static=max(float(values.mean()) for name, values in relative.items() if name.startswith(ALWAYS)),
                 heuristic=float(relative[best].mean()),
                 learned=mean_interval(relative[LEARNED]),
@@ -439,15 +464,15 @@ def _figures(
         "findings": [dataclasses.asdict(finding) for finding in done.findings],
         "checked": done.checked,
         "tuned": {"workload": tuned[0], "training range": tuned[1]},
-        "trials": [
+        "perturbations": [
             {
-                "family": outcome.trial.family,
-                "name": outcome.trial.name,
-                "size": outcome.trial.size,
+                "family": outcome.perturbation.family,
+                "name": outcome.perturbation.name,
+                "size": outcome.perturbation.size,
                 "bound": bound,
                 **{
                     measure: {name: values.tolist() for name, values in getattr(outcome, measure).items()}
-                    for measure in ("performance", "slo_attainment", "too_large")
+                    for measure in ("performance", "slo_attainment", "avoidable_misses")
                 },
             }
             for outcome, bound in zip(outcomes, bounds, strict=True)

@@ -1,6 +1,6 @@
-"""What is wrong with a policy, in words: findings from the outcomes of trials.
+"""What is wrong with a policy, in words: findings from the outcomes of perturbations.
 
-A policy is held against the best other router of each trial, the best in hindsight, on the same requests. Small
+A policy is held against the best other router of each perturbation, the best in hindsight, on the same requests. Small
 differences, and those that the interval leaves open, are passed over.
 """
 
@@ -24,7 +24,7 @@ WORSE = 0.005
 COLLAPSE = 0.05
 """Performance by which it is behind where it is said to collapse."""
 
-TOO_LARGE = 0.02
+AVOIDABLE_MISSES = 0.02
 """Share of the requests missed on too large models, and missed beyond what another router misses, that is told."""
 
 
@@ -34,25 +34,25 @@ class Finding:
 
     Attributes:
       kind: `collapse` or `worse`, by how far it is behind; or `underestimates load`.
-      family: what was varied, see `besteffort.diagnosis.perturbations.Trial`.
-      sentence: what was found, with the figures of the worst trial.
-      loss: performance by which it is behind in the worst trial; findings are ordered by it.
-      trials: names of the trials of the family where it was found, the worst first.
+      family: what was varied, see `besteffort.diagnosis.perturbations.Perturbation`.
+      sentence: what was found, with the figures of the worst perturbation.
+      loss: performance by which it is behind in the worst perturbation; findings are ordered by it.
+      perturbations: names of the perturbations of the family where it was found, the worst first.
     """
 
     kind: Kind
     family: str
     sentence: str
     loss: float
-    trials: tuple[str, ...]
+    perturbations: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A policy beside the best other router of a trial.
+    """A policy beside the best other router of a perturbation.
 
     Attributes:
-      outcome: the trial's outcome.
+      outcome: the perturbation's outcome.
       policy: name of the policy.
       rule: name of the other router with the highest performance.
     """
@@ -72,9 +72,9 @@ class Comparison:
         return paired_difference(self.outcome.slo_attainment[self.policy], self.outcome.slo_attainment[self.rule])
 
     @property
-    def too_large(self) -> Interval:
+    def avoidable_misses(self) -> Interval:
         """Share of the requests that the policy missed on too large models."""
-        return mean_interval(self.outcome.too_large[self.policy])
+        return mean_interval(self.outcome.avoidable_misses[self.policy])
 
 
 def compare(outcome: Outcome, policy: str) -> Comparison:
@@ -84,10 +84,10 @@ def compare(outcome: Outcome, policy: str) -> Comparison:
 
 
 def list_findings(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:
-    """What is wrong, worst first; of several trials of a family the worst speaks for the others."""
+    """What is wrong, worst first; of several perturbations of a family the worst speaks for the others."""
     findings = []
-    by_family = sorted(outcomes, key=lambda outcome: outcome.trial.family)
-    for family, group in groupby(by_family, key=lambda outcome: outcome.trial.family):
+    by_family = sorted(outcomes, key=lambda outcome: outcome.perturbation.family)
+    for family, group in groupby(by_family, key=lambda outcome: outcome.perturbation.family):
         compared = [compare(outcome, policy) for outcome in group]
         behind = [one for one in compared if one.ahead.high < 0 and one.ahead.mean <= -WORSE]
         if behind:
@@ -95,10 +95,10 @@ def list_findings(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:
         bold = [
             one
             for one in compared
-            if one.too_large.low > 0
-            and one.too_large.mean >= TOO_LARGE
+            if one.avoidable_misses.low > 0
+            and one.avoidable_misses.mean >= AVOIDABLE_MISSES
             and one.in_time.high < 0
-            and one.in_time.mean <= -TOO_LARGE
+            and one.in_time.mean <= -AVOIDABLE_MISSES
             and one.ahead.mean < 0  # what was risked did not pay
         ]
         if bold:
@@ -115,12 +115,12 @@ def _behind(family: str, compared: Sequence[Comparison]) -> Finding:
         kind="collapse" if collapse else "worse",
         family=family,
         sentence=(
-            f"With {worst.outcome.trial.name} it {verb}: it earns {_percent(performance[worst.policy])}, "
+            f"With {worst.outcome.perturbation.name} it {verb}: it earns {_percent(performance[worst.policy])}, "
             f"`{worst.rule}` {_percent(performance[worst.rule])} on the same requests, "
             f"{_points(worst.ahead)} points more.{_likewise(compared)}"
         ),
         loss=-float(worst.ahead.mean),
-        trials=tuple(one.outcome.trial.name for one in compared),
+        perturbations=tuple(one.outcome.perturbation.name for one in compared),
     )
 
 
@@ -131,18 +131,18 @@ def _bold(family: str, compared: Sequence[Comparison]) -> Finding:
         kind="underestimates load",
         family=family,
         sentence=(
-            f"With {worst.outcome.trial.name} it underestimates the load and routes to too large models: "
+            f"With {worst.outcome.perturbation.name} it underestimates the load and routes to too large models: "
             f"{_percent(1 - attainment[worst.policy])} of its answers are late or refused, of `{worst.rule}` "
-            f"{_percent(1 - attainment[worst.rule])}; for {float(worst.too_large.mean):.1%} of all requests a smaller "
-            f"model was predicted to be in time with a fifth of the deadline to spare.{_likewise(compared)}"
+            f"{_percent(1 - attainment[worst.rule])}; for {float(worst.avoidable_misses.mean):.1%} of all requests a "
+            f"smaller model was predicted to be in time with a fifth of the deadline to spare.{_likewise(compared)}"
         ),
         loss=-float(worst.ahead.mean),
-        trials=tuple(one.outcome.trial.name for one in compared),
+        perturbations=tuple(one.outcome.perturbation.name for one in compared),
     )
 
 
 def _likewise(compared: Sequence[Comparison]) -> str:
-    others = [one.outcome.trial.name for one in compared[1:]]
+    others = [one.outcome.perturbation.name for one in compared[1:]]
     return f" Likewise, if less so, with {enumerate_words(others)}." if others else ""
 
 

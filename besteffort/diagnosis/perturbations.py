@@ -1,4 +1,4 @@
-"""Trials: routers on lists of requests in worlds that are not what the routers were made for."""
+"""Trials: routers on lists of requests in actual situations that are not what the routers were made for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from besteffort.diagnosis.wrong_profiles import Latency, wrong_latency, wrong_quality
+from besteffort.diagnosis.wrong_profiles import Latency, perturb_latency, perturb_quality
 from besteffort.evaluation import metrics
-from besteffort.evaluation.rollouts import Lane, play_lanes
+from besteffort.evaluation.rollouts import Rollout, play_rollouts
 from besteffort.observation import Observation
 from besteffort.routers.prediction import predict_latency
 from besteffort.simulator.build import build
@@ -35,47 +35,48 @@ _SPARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """Lists of requests, and the worlds in which they are played.
+class Perturbation:
+    """Lists of requests, and the actual situations in which they are played.
 
     Attributes:
       family: what is varied.
       name: what is different, as it follows "with" in a sentence; short enough for a table.
       size: how much of it, in a unit of the family's own.
       lists: one list per seed, all of one length.
-      worlds: the situation in which each list is played.
+      actual_situations: the situation in which each list is played.
     """
 
     family: str
     name: str
     size: float
     lists: tuple[Requests, ...]
-    worlds: tuple[Situation, ...]
+    actual_situations: tuple[Situation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a trial; per router values of shape (seeds,).
+    """What became of a perturbation; per router values of shape (seeds,).
 
     Attributes:
-      trial: the trial.
+      perturbation: the perturbation.
       performance: mean reward.
       slo_attainment: share of the requests that were answered in time.
-      too_large: of the routers that were inspected, the share of the requests that were not, see `too_large`.
+      avoidable_misses: of the routers that were inspected, the share of the requests that were not, see
+        `avoidable_misses`.
     """
 
-    trial: Trial
+    perturbation: Perturbation
     performance: dict[str, np.ndarray]
     slo_attainment: dict[str, np.ndarray]
-    too_large: dict[str, np.ndarray]
+    avoidable_misses: dict[str, np.ndarray]
 
 
-def as_known(situation: Situation, lists: Sequence[Requests]) -> Trial:
-    """The trial in which nothing is different."""
-    return Trial("as known", "everything as known", 0.0, tuple(lists), (situation,) * len(lists))
+def as_known(situation: Situation, lists: Sequence[Requests]) -> Perturbation:
+    """The perturbation in which nothing is different."""
+    return Perturbation("as known", "everything as known", 0.0, tuple(lists), (situation,) * len(lists))
 
 
-def perturbations(
+def standard_perturbations(
     situation: Situation,
     lists: Sequence[Requests],
     *,
@@ -84,8 +85,8 @@ def perturbations(
     lags: Sequence[int] = LAGS,
     refreshes_s: Sequence[float] = REFRESHES_S,
     seed: int = 0,
-) -> list[Trial]:
-    """The same lists in worlds with other tables, and with views that are late.
+) -> list[Perturbation]:
+    """The same lists in actual situations with other tables, and with views that are late.
 
     Args:
       situation: what the routers believe.
@@ -99,106 +100,116 @@ def perturbations(
     profile, view = situation.profile, situation.view
     draws = range(seed, seed + len(lists))
 
-    def trial(family: str, name: str, size: float, worlds: Sequence[Situation]) -> Trial:
-        return Trial(family, name, size, tuple(lists), tuple(worlds) * (len(lists) // len(worlds)))
+    def perturbation(family: str, name: str, size: float, actual_situations: Sequence[Situation]) -> Perturbation:
+        return Perturbation(
+            family, name, size, tuple(lists), tuple(actual_situations) * (len(lists) // len(actual_situations))
+        )
 
-    trials = []
+    perturbations = []
     for share in shares:
-        worlds = [dataclasses.replace(situation, profile=wrong_quality(profile, share, draw)) for draw in draws]
-        trials.append(trial("quality table", f"qualities {share:.0%} off", share, worlds))
+        actual_situations = [
+            dataclasses.replace(situation, profile=perturb_quality(profile, share, draw)) for draw in draws
+        ]
+        perturbations.append(perturbation("quality table", f"qualities {share:.0%} off", share, actual_situations))
     for share in shares:
-        worlds = [dataclasses.replace(situation, profile=wrong_latency(profile, share, seed=draw)) for draw in draws]
-        trials.append(trial("latency table", f"latencies {share:.0%} off", share, worlds))
+        actual_situations = [
+            dataclasses.replace(situation, profile=perturb_latency(profile, share, seed=draw)) for draw in draws
+        ]
+        perturbations.append(perturbation("latency table", f"latencies {share:.0%} off", share, actual_situations))
     ways: tuple[Latency, ...] = ("slower", "faster")
     for how in ways:
         for share in common_shares:
-            world = dataclasses.replace(situation, profile=wrong_latency(profile, share, how))
-            trials.append(trial(f"{how} models", f"all models {share:.0%} {how}", share, [world]))
+            actual = dataclasses.replace(situation, profile=perturb_latency(profile, share, how))
+            perturbations.append(perturbation(f"{how} models", f"all models {share:.0%} {how}", share, [actual]))
     for lag in lags:
-        world = dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=lag))
+        actual = dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=lag))
         late = f"rates {lag} arrival{'s' if lag > 1 else ''} late"
-        trials.append(trial("rate estimate", late, float(lag), [world]))
+        perturbations.append(perturbation("rate estimate", late, float(lag), [actual]))
     for refresh_s in refreshes_s:
-        world = dataclasses.replace(situation, view=dataclasses.replace(view, batch_refresh_s=refresh_s))
+        actual = dataclasses.replace(situation, view=dataclasses.replace(view, batch_refresh_s=refresh_s))
         age = f"{1000 * refresh_s:g} ms" if refresh_s < 1 else f"{refresh_s:g} s"
-        trials.append(trial("batch sizes", f"batch sizes up to {age} old", refresh_s, [world]))
-    return trials
+        perturbations.append(perturbation("batch sizes", f"batch sizes up to {age} old", refresh_s, [actual]))
+    return perturbations
 
 
-def judge_trials(
+def judge_perturbations(
     situation: Situation,
-    trials: Sequence[Trial],
+    perturbations: Sequence[Perturbation],
     routers: Sequence[Mapping[str, Sequence[Router]]],
     *,
     inspect: Sequence[str] = (),
     warm_up_s: float = 0.0,
     seed: int = 0,
 ) -> list[Outcome]:
-    """Plays all trials, those with lists of one length together.
+    """Plays all perturbations, those with lists of one length together.
 
     Args:
       situation: what the routers believe.
-      trials: the trials.
-      routers: for each trial routers by name, which take its lists in turns.
-      inspect: names of the routers whose misses are looked into, see `too_large`.
+      perturbations: the perturbations.
+      routers: for each perturbation routers by name, which take its lists in turns.
+      inspect: names of the routers whose misses are looked into, see `avoidable_misses`.
       warm_up_s: seconds from the first arrival of each list that do not count.
       seed: of the routers' random choices.
 
     Raises:
-      InputError: if the lists of a trial differ in length, or worlds in more than numbers.
+      InputError: if the lists of a perturbation differ in length, or actual situations in more than numbers.
     """
     figures: dict[tuple[int, str, str], list[float]] = {}
-    for length in dict.fromkeys(len(trial.lists[0]) for trial in trials):
+    for length in dict.fromkeys(len(perturbation.lists[0]) for perturbation in perturbations):
         lists: dict[int, Requests] = {}
-        lanes: list[tuple[int, Lane]] = []
-        for index, trial in enumerate(trials):
-            if len(trial.lists[0]) != length:
+        rollouts: list[tuple[int, Rollout]] = []
+        for index, perturbation in enumerate(perturbations):
+            if len(perturbation.lists[0]) != length:
                 continue
-            lists |= {id(requests): requests for requests in trial.lists}
-            rows = [list(lists).index(id(requests)) for requests in trial.lists]
+            lists |= {id(requests): requests for requests in perturbation.lists}
+            rows = [list(lists).index(id(requests)) for requests in perturbation.lists]
             for name, each in routers[index].items():
                 own = itertools.islice(itertools.cycle(each), len(rows))
-                lanes += [(index, Lane(name, *one)) for one in zip(rows, own, trial.worlds, strict=True)]
-        trial_of = {id(lane): index for index, lane in lanes}
-        for block, result in play_lanes(situation, tuple(lists.values()), [lane for _, lane in lanes], seed=seed):
+                rollouts += [
+                    (index, Rollout(name, *one)) for one in zip(rows, own, perturbation.actual_situations, strict=True)
+                ]
+        trial_of = {id(rollout): index for index, rollout in rollouts}
+        for block, result in play_rollouts(
+            situation, tuple(lists.values()), [rollout for _, rollout in rollouts], seed=seed
+        ):
             performance = metrics.performance(result, warm_up_s=warm_up_s)
             attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
-            for row, lane in enumerate(block):
+            for row, rollout in enumerate(block):
                 values = {"performance": performance[row], "slo_attainment": attainment[row]}
-                if lane.kind in inspect:
-                    requests = tuple(lists.values())[lane.row]
-                    missed = too_large(result.lanes(row), lane.world or situation, requests.deadline_factors)
+                if rollout.kind in inspect:
+                    requests = tuple(lists.values())[rollout.row]
+                    missed = avoidable_misses(result.lanes(row), rollout.actual or situation, requests.deadline_factors)
                     counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
-                    values["too_large"] = metrics.mean_over(missed, counted)
+                    values["avoidable_misses"] = metrics.mean_over(missed, counted)
                 for measure, value in values.items():
-                    figures.setdefault((trial_of[id(lane)], lane.kind, measure), []).append(float(value))
+                    figures.setdefault((trial_of[id(rollout)], rollout.kind, measure), []).append(float(value))
 
     def of(index: int, measure: str) -> dict[str, np.ndarray]:
         found = {name: figures.get((index, name, measure)) for name in routers[index]}
         return {name: np.array(values) for name, values in found.items() if values is not None}
 
     return [
-        Outcome(trial, of(index, "performance"), of(index, "slo_attainment"), of(index, "too_large"))
-        for index, trial in enumerate(trials)
+        Outcome(perturbation, of(index, "performance"), of(index, "slo_attainment"), of(index, "avoidable_misses"))
+        for index, perturbation in enumerate(perturbations)
     ]
 
 
-def too_large(result: Result, world: Situation, factors: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+def avoidable_misses(result: Result, actual: Situation, factors: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Which requests were late or rejected although a smaller model was predicted to be in time, with time to spare.
 
-    In hindsight: from the batch sizes that each request really found and the tables of the world, by
+    In hindsight: from the batch sizes that each request really found and the tables of the actual, by
     `besteffort.routers.predict_latency`, for the mean lengths of its task; a fifth of its deadline has to be left.
 
     Args:
       result: what became of a list, arrays of shape (n,).
-      world: where.
+      actual: where.
       factors: factor in force on each deadline.
     """
-    _, params = build(world, None, history=1)
-    models = len(world.profile.model_names)
-    sizes = metrics.batch_sizes_found(result, world.cluster.replicas, models)
+    _, params = build(actual, None, history=1)
+    models = len(actual.profile.model_names)
+    sizes = metrics.batch_sizes_found(result, actual.cluster.replicas, models)
     latency_s = np.asarray(_predicted(params, jnp.asarray(result.task), jnp.asarray(sizes, jnp.int32)))
-    in_time = latency_s <= (1 - _SPARE) * (world.visible_deadlines[result.task] * factors)[:, None]
+    in_time = latency_s <= (1 - _SPARE) * (actual.visible_deadlines[result.task] * factors)[:, None]
     smaller = np.arange(models) < result.model[:, None]
     return np.asarray(~result.met & (in_time & smaller).any(axis=1))
 

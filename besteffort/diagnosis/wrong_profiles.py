@@ -13,7 +13,7 @@ from besteffort.profile.types import ModelProfile, Points, Profile, Source
 Latency = Literal["mixed", "slower", "faster"]
 
 
-def wrong_quality(profile: Profile, share: float, seed: int) -> Profile:
+def perturb_quality(profile: Profile, share: float, seed: int) -> Profile:
     """The profile with every quality `share` higher or lower, by the toss of a coin per task and model.
 
     No quality exceeds 100%. Qualities are relative to the task's best model (`Profile.quality_table`), so a task whose
@@ -34,7 +34,7 @@ def wrong_quality(profile: Profile, share: float, seed: int) -> Profile:
     return dataclasses.replace(profile, tasks=tuple(tasks), provenance=provenance)
 
 
-def wrong_latency(profile: Profile, share: float, how: Latency = "mixed", seed: int = 0) -> Profile:
+def perturb_latency(profile: Profile, share: float, how: Latency = "mixed", seed: int = 0) -> Profile:
     """The profile with every model's decode and prefill times, and its context cost, multiplied by one factor.
 
     Args:

@@ -1,8 +1,8 @@
-"""Judging: arenas of request lists, and all routers in each.
+"""Judging: evaluation sets of request lists, and all routers in each.
 
-An arena is a family of loads whose heuristics share one setting, tuned on lists that nobody is judged on: the grid of
-Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the first half in
-its own order, and all routers know the mean lengths of that half; they are judged on the second half.
+An evaluation set is a family of loads whose heuristics share one setting, tuned on lists that nobody is judged on: the
+grid of Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the first
+half in its own order, and all routers know the mean lengths of that half; they are judged on the second half.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LONGEST_WORD = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Arena:
+class EvaluationSet:
     """Lists to judge on, load by load, and lists to tune on.
 
     Attributes:
@@ -77,17 +77,17 @@ class TraceHalves(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What became of an arena's lists.
+class EvaluationResult:
+    """What became of an evaluation set's lists.
 
     Attributes:
-      arena: the arena.
+      set: the lists.
       tuned: settings of the tuned heuristics.
       results: per load and router a result of shape (seeds, n).
       list_bounds: per load the upper bounds of its lists, each of shape ().
     """
 
-    arena: Arena
+    set: EvaluationSet
     tuned: dict[str, Settings]
     results: tuple[dict[str, Result], ...]
     list_bounds: tuple[list[Bound], ...]
@@ -118,36 +118,36 @@ class Verdict:
 
     def measure(self, measure: Callable[..., np.ndarray], index: int, router: str) -> np.ndarray:
         """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
-        return measure(self.results[index][router], warm_up_s=self.arena.warm_up_s)
+        return measure(self.results[index][router], warm_up_s=self.set.warm_up_s)
 
     def over_loads(self, measure: Callable[..., np.ndarray], router: str) -> np.ndarray:
         """(loads, seeds, ...) the same at all loads."""
         return np.stack([self.measure(measure, index, router) for index in range(len(self.results))])
 
 
-def grid_arena(situation: Situation, config: EvaluationConfig) -> Arena:
+def grid_set(situation: Situation, config: EvaluationConfig) -> EvaluationSet:
     """Poisson arrivals at every load of the grid."""
-    return synthetic_arena(
+    return synthetic_set(
         "grid", "Poisson arrivals", situation, config, config.loads, [Poisson(load=x) for x in config.loads]
     )
 
 
-def burst_arena(situation: Situation, config: EvaluationConfig) -> Arena:
+def burst_set(situation: Situation, config: EvaluationConfig) -> EvaluationSet:
     """The bursty load."""
     capacity = float(situation.capacity()[-1])
     load = float(config.burst.process(capacity).mean_rate()) / capacity
     title = f"Bursty arrivals, mean load {load:.2g}"
-    return synthetic_arena("bursts", title, situation, config, (load,), [config.burst])
+    return synthetic_set("bursts", title, situation, config, (load,), [config.burst])
 
 
-def synthetic_arena(
+def synthetic_set(
     name: str,
     title: str,
     situation: Situation,
     config: EvaluationConfig,
     loads: tuple[float, ...],
     workloads: Sequence[Synthetic],
-) -> Arena:
+) -> EvaluationSet:
     """Lists drawn from synthetic workloads of one kind, one for each of `loads`, their mean loads.
 
     Raises:
@@ -163,7 +163,7 @@ def synthetic_arena(
             "`evaluation.warm_up_s` or the loads."
         )
     capacity = float(situation.capacity()[-1])
-    return Arena(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
+    return EvaluationSet(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
 
 
 def draw_lists(
@@ -201,14 +201,14 @@ def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int
     return traces
 
 
-def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConfig) -> Arena:
+def trace_set(trace: TraceHalves, situation: Situation, config: EvaluationConfig) -> EvaluationSet:
     """The second half of a trace at every load, with each list's own capacity as load 1."""
     situation = with_lengths_of(situation, trace.first[0])
     judged = tuple(
         tuple(rescale.to_load(half, situation, load) for half in trace.second) for load in config.trace_loads
     )
     shortest_s = min(float(requests.arrival_s[-1]) for group in judged for requests in group)
-    return Arena(
+    return EvaluationSet(
         name=trace.name,
         title=f"Second half of {trace.info.source}",
         situation=situation,
@@ -221,43 +221,43 @@ def trace_arena(trace: TraceHalves, situation: Situation, config: EvaluationConf
 
 
 def judge(
-    arena: Arena,
+    evaluation_set: EvaluationSet,
     learned: Mapping[str, Sequence[Router]],
     config: EvaluationConfig,
     tuned: Mapping[str, Settings] | None = None,
-) -> Verdict:
+) -> EvaluationResult:
     """Tunes the heuristics and plays every router on every list.
 
     Args:
-      arena: the lists.
-      learned: learned routers by name, listed first: one for all lists, or one for each seed of the arena, so that
-        intervals span policies and arrivals alike.
+      evaluation_set: the lists.
+      learned: learned routers by name, listed first: one for all lists, or one for each seed of the evaluation set, so
+        that intervals span policies and arrivals alike.
       config: width of windows.
-      tuned: settings of the heuristics, if they are not to be tuned on the arena's own lists.
+      tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
     """
     if tuned is None:
-        scores = score_candidates(arena.situation, arena.tuning, warm_up_s=arena.warm_up_s)
-        tuned = {name: settings[0] for name, settings in best_settings(arena.situation, scores).items()}
-    lists = [requests for group in arena.judged for requests in group]
+        scores = score_candidates(evaluation_set.situation, evaluation_set.tuning, warm_up_s=evaluation_set.warm_up_s)
+        tuned = {name: settings[0] for name, settings in best_settings(evaluation_set.situation, scores).items()}
+    lists = [requests for group in evaluation_set.judged for requests in group]
     routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
-    routers |= heuristic_routers(arena.situation, {name: [one] for name, one in tuned.items()}, len(lists))
-    played = play_routers(arena.situation, lists, routers)
-    seeds = len(arena.judged[0])
-    return Verdict(
-        arena=arena,
+    routers |= heuristic_routers(evaluation_set.situation, {name: [one] for name, one in tuned.items()}, len(lists))
+    played = play_routers(evaluation_set.situation, lists, routers)
+    seeds = len(evaluation_set.judged[0])
+    return EvaluationResult(
+        set=evaluation_set,
         tuned=dict(tuned),
         results=tuple(
             {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        list_bounds=tuple(list_bounds(arena, group) for group in arena.judged),
+        list_bounds=tuple(list_bounds(evaluation_set, group) for group in evaluation_set.judged),
     )
 
 
-def list_bounds(arena: Arena, lists: Sequence[Requests]) -> list[Bound]:
-    """Upper bound on what counts of each of some of an arena's lists, whatever a router knows of them."""
-    counted = [rescale.window(requests, arena.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
-    return [clairvoyant_bound(arena.situation, requests) for requests in counted]
+def list_bounds(evaluation_set: EvaluationSet, lists: Sequence[Requests]) -> list[Bound]:
+    """Upper bound on what counts of each of some of an evaluation set's lists, whatever a router knows of them."""
+    counted = [rescale.window(requests, evaluation_set.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
+    return [clairvoyant_bound(evaluation_set.situation, requests) for requests in counted]
 
 
 def mean_bound(each: Sequence[Bound]) -> Bound:

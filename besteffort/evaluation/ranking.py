@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.judging import LEARNED, Verdict
+from besteffort.evaluation.judging import LEARNED, EvaluationResult
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Who is best at one load of a verdict, by one measure; values of shape (seeds,).
+    """Who is best at one load of a evaluation, by one measure; values of shape (seeds,).
 
     Attributes:
       learned: the learned router's.
@@ -37,23 +37,26 @@ class Ranking:
 
 
 def ranking(
-    verdict: Verdict, index: int = 0, measure: Callable[..., np.ndarray] = metrics.performance, learned: str = LEARNED
+    evaluation: EvaluationResult,
+    index: int = 0,
+    measure: Callable[..., np.ndarray] = metrics.performance,
+    learned: str = LEARNED,
 ) -> Ranking:
     """The learned router beside the best static model and the best heuristic at one load."""
-    values = {name: np.asarray(verdict.measure(measure, index, name)) for name in verdict.routers}
+    values = {name: np.asarray(evaluation.measure(measure, index, name)) for name in evaluation.routers}
 
     def best(names: Sequence[str]) -> tuple[str, np.ndarray]:
         name = max(names, key=lambda name: float(values[name].mean()))
         return name, values[name]
 
-    return Ranking(values[learned], best(verdict.static), best(verdict.heuristics))
+    return Ranking(values[learned], best(evaluation.static), best(evaluation.heuristics))
 
 
-def as_setting(group: str, name: str, verdict: Verdict, learned: str = LEARNED) -> plots.Setting:
-    """The first load of a verdict as a row of `plots.plot_settings`."""
-    situation = verdict.arena.situation
-    peak = verdict.measure(partial(metrics.peak_performance, peak_reward=situation.peak_rewards), 0, learned)
-    one = ranking(verdict, learned=learned)
+def as_setting(group: str, name: str, evaluation: EvaluationResult, learned: str = LEARNED) -> plots.Setting:
+    """The first load of a evaluation as a row of `plots.plot_settings`."""
+    situation = evaluation.set.situation
+    peak = evaluation.measure(partial(metrics.peak_performance, peak_reward=situation.peak_rewards), 0, learned)
+    one = ranking(evaluation, learned=learned)
     return plots.Setting(
         group=group,
         name=name,
@@ -61,7 +64,7 @@ def as_setting(group: str, name: str, verdict: Verdict, learned: str = LEARNED) 
         heuristic=float((one.heuristic[1] / peak).mean()),
         learned=mean_interval(one.learned / peak),
         ahead=paired_difference(one.learned / peak, one.heuristic[1] / peak),
-        bound=float(verdict.bounds[0].performance / peak.mean()),
+        bound=float(evaluation.bounds[0].performance / peak.mean()),
     )
 
 

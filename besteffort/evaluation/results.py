@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.judging import LEARNED, TraceHalves, Verdict, burst_arena, grid_arena, judge, trace_arena
+from besteffort.evaluation.judging import LEARNED, EvaluationResult, TraceHalves, burst_set, grid_set, judge, trace_set
 from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, comparison_table, write_report
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.evaluation.tuning import ALWAYS
@@ -37,51 +37,57 @@ def evaluate(
     Raises:
       InputError: if a file cannot be written.
     """
-    arenas = [trace_arena(trace, situation, config) for trace in traces]
-    arenas = arenas or [grid_arena(situation, config), burst_arena(situation, config)]
-    verdicts = [judge(arena, {LEARNED: [learned_router(policy)]}, config) for arena in arenas]
+    evaluation_sets = [trace_set(trace, situation, config) for trace in traces]
+    evaluation_sets = evaluation_sets or [grid_set(situation, config), burst_set(situation, config)]
+    evaluations = [
+        judge(evaluation_set, {LEARNED: [learned_router(policy)]}, config) for evaluation_set in evaluation_sets
+    ]
     pictures = []
-    for verdict in verdicts:
-        name = verdict.arena.name
-        if len(verdict.arena.loads) > 1:
-            pictures.append(draw_against_load(verdict, out / f"{name}-load"))
-            pictures.append(draw_routing_mix(verdict, out / f"{name}-mix"))
+    for evaluation in evaluations:
+        name = evaluation.set.name
+        if len(evaluation.set.loads) > 1:
+            pictures.append(draw_against_load(evaluation, out / f"{name}-load"))
+            pictures.append(draw_routing_mix(evaluation, out / f"{name}-mix"))
         else:
-            pictures.append(draw_comparison(verdict, 0, out / name))
-            pictures.append(draw_timeline(verdict, out / f"{name}-timeline"))
+            pictures.append(draw_comparison(evaluation, 0, out / name))
+            pictures.append(draw_timeline(evaluation, out / f"{name}-timeline"))
     settings = {f"Trace {trace.name}": str(trace.info) for trace in traces}
-    write_outcome(out, "Evaluation", verdicts, config, pictures, settings)
-    return performance_table(verdicts, config, intervals=False)
+    write_outcome(out, "Evaluation", evaluations, config, pictures, settings)
+    return performance_table(evaluations, config, intervals=False)
 
 
-def full_table(verdict: Verdict, index: int, config: EvaluationConfig) -> Table:
-    """All measures of all routers at one load of an arena."""
-    arena = verdict.arena
-    title = arena.title if len(arena.loads) == 1 else f"{arena.title}, mean load {arena.loads[index]:g}"
+def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfig) -> Table:
+    """All measures of all routers at one load of an evaluation set."""
+    evaluation_set = evaluation.set
+    title = (
+        evaluation_set.title
+        if len(evaluation_set.loads) == 1
+        else f"{evaluation_set.title}, mean load {evaluation_set.loads[index]:g}"
+    )
     return comparison_table(
         title,
-        verdict.results[index],
-        arena.situation,
+        evaluation.results[index],
+        evaluation_set.situation,
         width_s=config.window_s,
-        warm_up_s=arena.warm_up_s,
-        bound=verdict.bounds[index],
+        warm_up_s=evaluation_set.warm_up_s,
+        bound=evaluation.bounds[index],
         focus=LEARNED,
     )
 
 
-def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, intervals: bool) -> Table:
-    """Performance of all routers at all loads of several arenas: one row per router, one column per load."""
-    names = verdicts[0].routers
+def performance_table(evaluations: Sequence[EvaluationResult], config: EvaluationConfig, *, intervals: bool) -> Table:
+    """Performance of all routers at all loads of several evaluation sets: one row per router, one column per load."""
+    names = evaluations[0].routers
     columns: list[Column] = []
     rows: dict[str, list[Interval | float]] = {name: [] for name in names}
     limits: list[float] = []
-    for verdict in verdicts:
-        for index, load in enumerate(verdict.arena.loads):
-            columns.append(Column(f"{verdict.arena.name.replace('_', ' ')} {load:.2g}", digits=1, brief=True))
+    for evaluation in evaluations:
+        for index, load in enumerate(evaluation.set.loads):
+            columns.append(Column(f"{evaluation.set.name.replace('_', ' ')} {load:.2g}", digits=1, brief=True))
             for name in names:
-                cell = mean_interval(verdict.measure(metrics.performance, index, name))
+                cell = mean_interval(evaluation.measure(metrics.performance, index, name))
                 rows[name].append(cell if intervals else float(cell.mean))
-            limits.append(float(verdict.bounds[index].performance))
+            limits.append(float(evaluation.bounds[index].performance))
     return Table(
         title="Performance (%) by load, in multiples of the largest model's capacity",
         head="Router",
@@ -92,69 +98,72 @@ def performance_table(verdicts: Sequence[Verdict], config: EvaluationConfig, *, 
     )
 
 
-def sustained_table(verdict: Verdict) -> Table:
-    """Highest load up to which each router answers enough requests in time; `verdict` is of several loads."""
-    loads = np.array(verdict.arena.loads)
+def sustained_table(evaluation: EvaluationResult) -> Table:
+    """Highest load up to which each router answers enough requests in time; `evaluation` is of several loads."""
+    loads = np.array(evaluation.set.loads)
     targets = (0.99, 0.95)
 
     def sustained(name: str) -> tuple[Interval, ...]:
-        attained = verdict.over_loads(metrics.slo_attainment, name).T
+        attained = evaluation.over_loads(metrics.slo_attainment, name).T
         return tuple(mean_interval(metrics.sustained_rate(loads, attained, target)) for target in targets)
 
     return Table(
-        title=f"Sustained load ({verdict.arena.name})",
+        title=f"Sustained load ({evaluation.set.name})",
         head="Router",
         columns=tuple(Column(f"At {target:.0%} SLO attainment", "number", 2) for target in targets),
-        rows=tuple((name, sustained(name)) for name in verdict.routers),
+        rows=tuple((name, sustained(name)) for name in evaluation.routers),
         focus=LEARNED,
-        note=f"In multiples of the largest model's capacity, {verdict.arena.capacity_per_s:.0f} requests/s; "
+        note=f"In multiples of the largest model's capacity, {evaluation.set.capacity_per_s:.0f} requests/s; "
         f"interpolated between the loads judged, 0 where the lowest is too much, at most {loads[-1]:g}.",
     )
 
 
-def load_figure(verdict: Verdict) -> Figure:
+def load_figure(evaluation: EvaluationResult) -> Figure:
     """Performance and SLO attainment of all routers against load."""
 
     def curves(measure: Callable[..., np.ndarray]) -> dict[str, Interval]:
-        return {name: mean_interval(verdict.over_loads(measure, name)) for name in verdict.routers}
+        return {name: mean_interval(evaluation.over_loads(measure, name)) for name in evaluation.routers}
 
     return plots.plot_against_rate(
-        np.array(verdict.arena.loads),
+        np.array(evaluation.set.loads),
         curves(metrics.performance),
         curves(metrics.slo_attainment),
-        bound=_stacked(verdict.bounds),
-        requests_per_s=verdict.arena.capacity_per_s,
+        bound=_stacked(evaluation.bounds),
+        requests_per_s=evaluation.set.capacity_per_s,
         focus=LEARNED,
     )
 
 
-def draw_against_load(verdict: Verdict, path: Path) -> Picture:
+def draw_against_load(evaluation: EvaluationResult, path: Path) -> Picture:
     """`load_figure`, as files."""
-    plots.save_figure(load_figure(verdict), path)
-    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: performance and SLO attainment against load.")
+    plots.save_figure(load_figure(evaluation), path)
+    return Picture(path.with_suffix(".png"), f"{evaluation.set.title}: performance and SLO attainment against load.")
 
 
-def mix_figure(verdict: Verdict) -> Figure:
+def mix_figure(evaluation: EvaluationResult) -> Figure:
     """Which model serves which share, against load, for the routers that choose by load."""
-    models = verdict.arena.situation.profile.model_names
+    models = evaluation.set.situation.profile.model_names
     mix = partial(metrics.routing_mix, models=len(models))
     chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
-    mixes = {name: verdict.over_loads(mix, name).mean(axis=1) for name in chosen}
+    mixes = {name: evaluation.over_loads(mix, name).mean(axis=1) for name in chosen}
     return plots.plot_routing_mix(
-        np.array(verdict.arena.loads), mixes, models, requests_per_s=verdict.arena.capacity_per_s
+        np.array(evaluation.set.loads),
+        mixes,
+        models,
+        requests_per_s=evaluation.set.capacity_per_s,
     )
 
 
-def draw_routing_mix(verdict: Verdict, path: Path) -> Picture:
+def draw_routing_mix(evaluation: EvaluationResult, path: Path) -> Picture:
     """`mix_figure`, as files."""
-    plots.save_figure(mix_figure(verdict), path)
-    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: which model serves which share of the requests.")
+    plots.save_figure(mix_figure(evaluation), path)
+    return Picture(path.with_suffix(".png"), f"{evaluation.set.title}: which model serves which share of the requests.")
 
 
-def draw_timeline(verdict: Verdict, path: Path) -> Picture:
+def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
     """Through a burst of the first seed's list at the last load, beside the heuristics and the largest model alone."""
-    results = verdict.results[-1]
-    largest = f"{ALWAYS}{verdict.arena.situation.profile.model_names[-1]}"
+    results = evaluation.results[-1]
+    largest = f"{ALWAYS}{evaluation.set.situation.profile.model_names[-1]}"
     first = {name: results[name].lanes(0) for name in (LEARNED, *_ON_TIMELINE, largest)}
     arrival_s = first[LEARNED].arrival_s
     width_s = 0.25
@@ -165,56 +174,56 @@ def draw_timeline(verdict: Verdict, path: Path) -> Picture:
     start_s = min(max(0.0, middle_s - 6.0), max(0.0, float(arrival_s[-1]) - 12.0))
     figure = plots.plot_timeline(
         first,
-        verdict.arena.situation.profile.model_names,
+        evaluation.set.situation.profile.model_names,
         start_s=start_s,
         end_s=start_s + 12.0,
         width_s=width_s,
         focus=LEARNED,
-        capacity_per_s=verdict.arena.capacity_per_s,
+        capacity_per_s=evaluation.set.capacity_per_s,
     )
     plots.save_figure(figure, path)
-    return Picture(path.with_suffix(".png"), f"{verdict.arena.title}: a stretch of the first seed's list.")
+    return Picture(path.with_suffix(".png"), f"{evaluation.set.title}: a stretch of the first seed's list.")
 
 
-def draw_comparison(verdict: Verdict, index: int, path: Path) -> Picture:
+def draw_comparison(evaluation: EvaluationResult, index: int, path: Path) -> Picture:
     """One bar per router."""
-    arena = verdict.arena
-    models = arena.situation.profile.model_names
-    peak = arena.situation.peak_rewards
+    evaluation_set = evaluation.set
+    models = evaluation_set.situation.profile.model_names
+    peak = evaluation_set.situation.peak_rewards
     by_model = partial(metrics.performance_by_model, models=len(models))
     bars = [
         plots.Bar(
             name,
-            mean_interval(verdict.measure(metrics.performance, index, name)),
-            verdict.measure(by_model, index, name).mean(0),
-            mean_interval(verdict.measure(metrics.slo_attainment, index, name)),
+            mean_interval(evaluation.measure(metrics.performance, index, name)),
+            evaluation.measure(by_model, index, name).mean(0),
+            mean_interval(evaluation.measure(metrics.slo_attainment, index, name)),
         )
-        for name in verdict.routers
+        for name in evaluation.routers
     ]
-    peaks = verdict.measure(partial(metrics.peak_performance, peak_reward=peak), index, LEARNED)
+    peaks = evaluation.measure(partial(metrics.peak_performance, peak_reward=peak), index, LEARNED)
     figure = plots.plot_comparison(
         bars,
         models,
-        title=f"{arena.title}: quality delivered in time",
+        title=f"{evaluation_set.title}: quality delivered in time",
         peak=float(peaks.mean()),
-        bound=float(verdict.bounds[index].performance),
+        bound=float(evaluation.bounds[index].performance),
         focus=LEARNED,
     )
     plots.save_figure(figure, path)
-    return Picture(path.with_suffix(".png"), f"{arena.title}: one bar per router.")
+    return Picture(path.with_suffix(".png"), f"{evaluation_set.title}: one bar per router.")
 
 
-def figures_of(verdict: Verdict, config: EvaluationConfig) -> dict[str, Any]:
-    """Every figure of a verdict as plain JSON values; null where a table has none."""
-    arena = verdict.arena
+def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Every figure of a evaluation as plain JSON values; null where a table has none."""
+    evaluation_set = evaluation.set
     groups = []
-    for index, load in enumerate(arena.loads):
-        table = full_table(verdict, index, config)
+    for index, load in enumerate(evaluation_set.loads):
+        table = full_table(evaluation, index, config)
         titles = [column.title for column in table.columns]
         groups.append(
             {
                 "load": load,
-                "requests_per_s": load * arena.capacity_per_s,
+                "requests_per_s": load * evaluation_set.capacity_per_s,
                 "rows": {
                     name: {title: _plain(cell) for title, cell in zip(titles, cells, strict=True)}
                     for name, cells in table.rows
@@ -222,11 +231,11 @@ def figures_of(verdict: Verdict, config: EvaluationConfig) -> dict[str, Any]:
             }
         )
     return {
-        "arena": arena.name,
-        "title": arena.title,
-        "seeds": len(arena.judged[0]),
-        "requests": len(arena.judged[0][0]),
-        "tuned": verdict.tuned,
+        "evaluation_set": evaluation_set.name,
+        "title": evaluation_set.title,
+        "seeds": len(evaluation_set.judged[0]),
+        "requests": len(evaluation_set.judged[0][0]),
+        "tuned": evaluation.tuned,
         "loads": groups,
     }
 
@@ -234,56 +243,62 @@ def figures_of(verdict: Verdict, config: EvaluationConfig) -> dict[str, Any]:
 def write_outcome(
     out: Path,
     title: str,
-    verdicts: Sequence[Verdict],
+    evaluations: Sequence[EvaluationResult],
     config: EvaluationConfig,
     pictures: Sequence[Picture],
     settings: Mapping[str, str],
 ) -> None:
-    """Writes `results.json` and `report.md`; `verdicts` has at least one.
+    """Writes `results.json` and `report.md`; `evaluations` has at least one.
 
     Raises:
       InputError: if a file cannot be written.
     """
-    write_json(out / "results.json", [figures_of(verdict, config) for verdict in verdicts])
+    write_json(out / "results.json", [figures_of(evaluation, config) for evaluation in evaluations])
     tuned = {
-        f"Tuned on other lists ({verdict.arena.name})": "; ".join(
+        f"Tuned on other lists ({evaluation.set.name})": "; ".join(
             f"{name}: {', '.join(f'{key} {value}' for key, value in chosen.items())}"
-            for name, chosen in verdict.tuned.items()
+            for name, chosen in evaluation.tuned.items()
         )
-        for verdict in verdicts
+        for evaluation in evaluations
     }
     report = Report(
         title=title,
-        summary=_summary(verdicts),
-        situation=verdicts[0].arena.situation,
+        summary=_summary(evaluations),
+        situation=evaluations[0].set.situation,
         settings={
             **settings,
             "Judged on": "; ".join(
-                f"{v.arena.name}: {len(v.arena.judged[0])} list(s) per load, the first {v.arena.warm_up_s:.3g} s of "
+                f"{v.set.name}: {len(v.set.judged[0])} list(s) per load, the first {v.set.warm_up_s:.3g} s of "
                 "each do not count"
-                for v in verdicts
+                for v in evaluations
             ),
             **tuned,
             "Version": f"besteffort {__version__}",
         },
         tables=(
-            performance_table(verdicts, config, intervals=True),
-            *(sustained_table(verdict) for verdict in verdicts if len(verdict.arena.loads) > 1),
-            *(full_table(verdict, i, config) for verdict in verdicts for i in range(len(verdict.arena.loads))),
+            performance_table(evaluations, config, intervals=True),
+            *(sustained_table(evaluation) for evaluation in evaluations if len(evaluation.set.loads) > 1),
+            *(
+                full_table(evaluation, i, config)
+                for evaluation in evaluations
+                for i in range(len(evaluation.set.loads))
+            ),
         ),
         pictures=tuple(pictures),
     )
     write_report(report, out / "report.md")
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
+def _summary(evaluations: Sequence[EvaluationResult]) -> str:
     sentences = []
-    for verdict in verdicts:
-        for index, (load, bound) in enumerate(zip(verdict.arena.loads, verdict.bounds, strict=True)):
-            mean = {name: float(verdict.measure(metrics.performance, index, name).mean()) for name in verdict.routers}
-            rival = max((*verdict.static, *verdict.heuristics), key=mean.__getitem__)
+    for evaluation in evaluations:
+        for index, (load, bound) in enumerate(zip(evaluation.set.loads, evaluation.bounds, strict=True)):
+            mean = {
+                name: float(evaluation.measure(metrics.performance, index, name).mean()) for name in evaluation.routers
+            }
+            rival = max((*evaluation.static, *evaluation.heuristics), key=mean.__getitem__)
             sentences.append(
-                f"- {verdict.arena.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "
+                f"- {evaluation.set.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "
                 f"{mean[rival]:.1%}, bound {float(bound.performance):.1%}."
             )
     return "Performance (mean of quality in time over all requests):\n\n" + "\n".join(sentences)

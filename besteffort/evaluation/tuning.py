@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.bounds.gears import gear_plan
-from besteffort.evaluation.rollouts import Lane, mean_rewards
+from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
@@ -43,14 +43,14 @@ def score_candidates(
     """
     shape, _ = build(situation, None, history=1)
     make = maker(situation)
-    lanes = [
-        Lane(name, row, make(name, **option))
+    rollouts = [
+        Rollout(name, row, make(name, **option))
         for name in TUNABLE
         for option in candidates(name, shape)
         for row in range(len(lists))
     ]
-    performance = mean_rewards(situation, lists, lanes, warm_up_s=warm_up_s)
-    kinds = np.array([lane.kind for lane in lanes])
+    performance = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+    kinds = np.array([rollout.kind for rollout in rollouts])
     return {name: performance[kinds == name].reshape(-1, len(lists)) for name in TUNABLE}
 
 

@@ -1,4 +1,4 @@
-"""Settings of a training run: `Config` shapes the compiled program, `Hyper` is numbers that may differ between runs."""
+"""Settings of a training: `DQNConfig` shapes the compiled program, `DQNHyperparams` are numbers that may differ."""
 
 from __future__ import annotations
 
@@ -15,67 +15,70 @@ from besteffort.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class DQNConfig:
     """Static settings, hashable; the same for all runs of one call of `train`.
 
     Attributes:
-      hidden: width of each hidden layer of the Q-network.
-      envs: environments that step together.
-      chunk: decisions per environment between two rounds of updates.
-      updates: gradient steps per round.
-      batch: decisions per gradient step.
-      ring: decisions per environment that the replay ring remembers; a multiple of `chunk`.
-      settle: decisions per environment that pass before a decision is sampled; for environments whose poor outcomes
+      hidden_sizes: width of each hidden layer of the Q-network.
+      num_envs: environments that step together.
+      rollout_length: decisions per environment between two rounds of updates.
+      updates_per_rollout: gradient steps per round.
+      batch_size: decisions per gradient step.
+      buffer_length: decisions per environment that the replay ring remembers; a multiple of `rollout_length`.
+      min_age: decisions per environment that pass before a decision is sampled; for environments whose poor outcomes
         take longer to be known than good ones, of which sampling too early sees too few.
       decisions: decisions to train a network on, over all environments; rounded up to a whole number of log points.
-      log_chunks: chunks between two log points; everything between them is one compiled program.
-      run: decisions of a multi-step return, at most; see `besteffort.learning.replay.sample`.
+      log_interval: chunks between two log points; everything between them is one compiled program.
+      n_step: decisions of a multi-step return, at most; see `besteffort.learning.replay_buffer.sample`.
       baseline: learn returns beyond what decisions earn on average in the same circumstances; see `double_dqn.loss`.
       credit: the reward of a decision. `own`: what its own request earned, joined when that is settled. `marginal`:
         what the decision changed in the rewards of all requests (`TimeStep.credit`), known at once.
-      committee: networks that a run trains apart, each from its own key on its own decisions; their mean Q-values make
-        the policy. What single ones get wrong by chance averages out.
+      ensemble_size: networks that a run trains apart, each from its own key on its own decisions; their mean Q-values
+        make the policy. What single ones get wrong by chance averages out.
       double: the online network chooses the next action and the target network values it; else the target network
         does both, as in plain DQN.
-      loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `Hyper.huber_delta`). Returns are
-        skewed, and of errors beyond its delta the Huber loss learns the median instead of the mean.
+      loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `DQNHyperparams.huber_delta`).
+        Returns are skewed, and of errors beyond its delta the Huber loss learns the median instead of the mean.
 
     Raises:
-      InputError: if the ring is no multiple of the chunk or too short for `settle`.
+      InputError: if the ring is no multiple of the chunk or too short for `min_age`.
     """
 
-    hidden: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
-    envs: Count = 128
-    chunk: Count = 128
-    updates: Count = 128
-    batch: Count = 512
-    ring: Count = 1024
-    settle: Annotated[int, Ge(0)] = 0
+    hidden_sizes: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
+    num_envs: Count = 128
+    rollout_length: Count = 128
+    updates_per_rollout: Count = 128
+    batch_size: Count = 512
+    buffer_length: Count = 1024
+    min_age: Annotated[int, Ge(0)] = 0
     decisions: Count = 2_097_152
-    log_chunks: Count = 8
+    log_interval: Count = 8
     loss: Literal["huber", "l2"] = "l2"
-    run: Count = 16
+    n_step: Count = 16
     baseline: bool = True
     credit: Literal["own", "marginal"] = "marginal"
     double: bool = True
-    committee: Count = 4
+    ensemble_size: Count = 4
 
     def __post_init__(self) -> None:
-        if self.ring % self.chunk:
-            raise InputError(f"Training: `ring` is {self.ring}; give a multiple of `chunk`, which is {self.chunk}.")
-        if self.ring <= max(self.settle, self.run):
+        if self.buffer_length % self.rollout_length:
             raise InputError(
-                f"Training: `ring` is {self.ring}; give more than `settle` and `run`, "
-                f"which are {self.settle} and {self.run}."
+                f"Training: `buffer_length` is {self.buffer_length}; give a multiple of `rollout_length`, "
+                f"which is {self.rollout_length}."
+            )
+        if self.buffer_length <= max(self.min_age, self.n_step):
+            raise InputError(
+                f"Training: `buffer_length` is {self.buffer_length}; give more than `min_age` and `n_step`, "
+                f"which are {self.min_age} and {self.n_step}."
             )
 
     @property
-    def decisions_per_chunk(self) -> int:
-        return self.chunk * self.envs
+    def decisions_per_rollout(self) -> int:
+        return self.rollout_length * self.num_envs
 
     @property
     def decisions_per_log_point(self) -> int:
-        return self.decisions_per_chunk * self.log_chunks
+        return self.decisions_per_rollout * self.log_interval
 
     @property
     def log_points(self) -> int:
@@ -85,7 +88,7 @@ class Config:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hyper:
+class DQNHyperparams:
     """Numbers of a training run; schedules count decisions, whatever the number of environments.
 
     Attributes:
@@ -123,7 +126,7 @@ class Hyper:
     max_grad_norm: Any = 10.0
 
     @classmethod
-    def for_decisions(cls, decisions: int, **changes: Any) -> Hyper:
+    def for_decisions(cls, decisions: int, **changes: Any) -> DQNHyperparams:
         """Defaults whose schedules fit a training of `decisions`: epsilon falls over its first eighth."""
         return dataclasses.replace(cls(learning_rate_decay=decisions, epsilon_decay=max(1, decisions // 8)), **changes)
 
@@ -146,7 +149,7 @@ _RANGES = {
 }
 
 
-def check(config: Config, hyper: Hyper, history: int) -> None:
+def check(config: DQNConfig, hyper: DQNHyperparams, history: int) -> None:
     """Checks numbers against each other and against an environment that remembers `history` decisions.
 
     Raises:
@@ -157,17 +160,17 @@ def check(config: Config, hyper: Hyper, history: int) -> None:
         values = np.asarray(getattr(hyper, name), dtype=float)
         if not (np.isfinite(values) & (low <= values) & (values <= high)).all():
             raise InputError(f"Training: `{name}` is {getattr(hyper, name)}; give numbers from {low:g} to {high:g}.")
-    per_update = config.decisions_per_chunk / config.updates
+    per_update = config.decisions_per_rollout / config.updates_per_rollout
     if np.min(hyper.target_interval) < per_update:
         raise InputError(
             f"Training: `target_interval` is {np.min(hyper.target_interval)} decisions, but an update comes every "
-            f"{per_update:g}; raise `target_interval` or `updates`, or use fewer `envs`."
+            f"{per_update:g}; raise `target_interval` or `updates_per_rollout`, or use fewer `num_envs`."
         )
     total = config.log_points * config.decisions_per_log_point
     if total > 2**31 - 1:
         raise InputError(f"Training: `decisions` comes to {total}; stay below 2,147,483,648.")
-    if history <= config.chunk:
+    if history <= config.rollout_length:
         raise InputError(
-            f"Training: the environment remembers {history} decisions; give it a `history` above `chunk`, "
-            f"which is {config.chunk}."
+            f"Training: the environment remembers {history} decisions; give it a `history` above `rollout_length`, "
+            f"which is {config.rollout_length}."
         )

@@ -10,9 +10,9 @@ import optax
 import rlax
 from jaxtyping import Array, Bool, Float, Int
 
-from besteffort.learning.config import Config, Hyper
+from besteffort.learning.config import DQNConfig, DQNHyperparams
 from besteffort.learning.network import Networks, Variables, q_values
-from besteffort.learning.replay import Batch
+from besteffort.learning.replay_buffer import Batch
 
 
 class Learner(NamedTuple):
@@ -20,8 +20,8 @@ class Learner(NamedTuple):
 
     Attributes:
       online: variables of the networks that act and learn.
-      target: variables of the ones that value the next decision: their average over past updates if `Hyper.tau` is
-        small.
+      target: variables of the ones that value the next decision: their average over past updates if
+        `DQNHyperparams.tau` is small.
       optimiser: state of the optimiser.
     """
 
@@ -30,18 +30,18 @@ class Learner(NamedTuple):
     optimiser: Any
 
 
-def optimiser(hyper: Hyper) -> optax.GradientTransformation:
+def optimiser(hyper: DQNHyperparams) -> optax.GradientTransformation:
     """Adam on the clipped gradient, at rate 1: the learning rate follows decisions, which optax does not count."""
     return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), optax.scale_by_adam())
 
 
-def start(online: Variables, hyper: Hyper) -> Learner:
+def start(online: Variables, hyper: DQNHyperparams) -> Learner:
     """A learner whose target networks are its online networks."""
     return Learner(online, jax.tree.map(jnp.copy, online), optimiser(hyper).init(online))
 
 
 def loss(
-    online: Variables, target: Variables, batch: Batch, networks: Networks, config: Config, hyper: Hyper
+    online: Variables, target: Variables, batch: Batch, networks: Networks, config: DQNConfig, hyper: DQNHyperparams
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted mean loss of the temporal-difference error, and weighted mean Q-value of the decisions taken.
 
@@ -70,8 +70,8 @@ def step(
     learning_rate: Float[Array, ""],
     sync: Bool[Array, ""],
     networks: Networks,
-    config: Config,
-    hyper: Hyper,
+    config: DQNConfig,
+    hyper: DQNHyperparams,
 ) -> tuple[Learner, tuple[Float[Array, ""], Float[Array, ""]]]:
     """One gradient step on `batch`, then one update of the target network if `sync`. Also returns what `loss` does."""
     (cost, taken), gradient = jax.value_and_grad(loss, has_aux=True)(

@@ -23,16 +23,16 @@ class QNetwork(nn.Module):
     a policy file holds it as one ordinary matrix.
 
     Attributes:
-      hidden: width of each hidden layer.
+      hidden_sizes: width of each hidden layer.
       actions: number of outputs, one Q-value each.
     """
 
-    hidden: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
     actions: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch actions"]:
-        for width in self.hidden:
+        for width in self.hidden_sizes:
             x = nn.relu(nn.Dense(width, param_dtype=x.dtype)(x))
         return _duel(nn.Dense(1 + self.actions, param_dtype=x.dtype)(x))
 
@@ -103,12 +103,12 @@ def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:
     Raises:
       InputError: if the weights have other layers or sizes than the network.
     """
-    wanted = list(itertools.pairwise((inputs, *network.hidden, network.actions)))
+    wanted = list(itertools.pairwise((inputs, *network.hidden_sizes, network.actions)))
     given = [matrix.shape for matrix, _ in weights]
     if given != wanted:
         raise InputError(
             f"The starting weights have layers {given}, but this training needs {wanted}; "
-            "train with the features, the models and the `hidden` sizes of the policy that they come from."
+            "train with the features, the models and the `hidden_sizes` sizes of the policy that they come from."
         )
     *hidden, (kernel, bias) = weights
     weights = (*hidden, (_unduel(kernel), _unduel(bias)))

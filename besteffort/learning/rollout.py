@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from besteffort.learning.config import Config
+from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import Networks, Variables, q_values
-from besteffort.learning.replay import Rows
+from besteffort.learning.replay_buffer import Rows
 from besteffort.observation import Feature, Observation, encode
 from besteffort.simulator.types import Environment, TimeStep
 
@@ -49,12 +49,12 @@ def read(observation: Observation, features: tuple[Feature, ...]) -> Float[Array
     return jax.vmap(lambda one: encode(one, features, jnp))(observation)
 
 
-def play(
+def collect(
     env: Environment,
     env_params: Any,
     features: tuple[Feature, ...],
     networks: Networks,
-    config: Config,
+    config: DQNConfig,
     variables: Variables,
     actors: Actors,
     horizon_s: Float[Array, ""],
@@ -72,7 +72,7 @@ def play(
       episodes have ended, and what happened.
     """
     network, baseline = networks
-    shape = (config.chunk, config.envs)
+    shape = (config.rollout_length, config.num_envs)
     explore_key, action_key, step_key = jax.random.split(key, 3)
     explore = jax.random.uniform(explore_key, shape) < epsilon
     random_action = jax.random.randint(action_key, shape, 0, env.shape.models)
@@ -82,7 +82,7 @@ def play(
     ) -> tuple[tuple[Actors, Array, Array], Any]:
         (env_state, timestep), alive, key = carry
         explore, random_action = draws
-        keys = jax.random.split(key, config.envs + 1)
+        keys = jax.random.split(key, config.num_envs + 1)
         x = read(timestep.observation, features)
         greedy = jnp.argmax(q_values(network, variables.q, x), axis=-1)
         action = jnp.where(explore, random_action, greedy.astype(random_action.dtype))
@@ -100,7 +100,7 @@ def play(
         alive_after = alive & ~terminated & ~timestep.truncated
         return (Actors(env_state, timestep), alive_after, keys[0]), (rows, timestep.credit, reward, alive)
 
-    alive = jnp.ones(config.envs, bool)
+    alive = jnp.ones(config.num_envs, bool)
     (actors, alive, _), (rows, credit, reward, lived) = jax.lax.scan(
         decide, (actors, alive, step_key), (explore, random_action)
     )

@@ -29,10 +29,10 @@ def crossed(interval: Array | int, before: Int[Array, "*n"], after: Int[Array, "
     return after // interval > before // interval
 
 
-def decisions_at(updates: int, decisions_per_chunk: int, before: Int[Array, ""]) -> Int[Array, " times"]:
+def decisions_at(updates: int, decisions_per_rollout: int, before: Int[Array, ""]) -> Int[Array, " times"]:
     """Decisions that count as made before the first and after each of the updates that follow a chunk.
 
     The chunk's decisions are spread evenly over its updates; entry 0 is `before`, the last `before +
-    decisions_per_chunk`.
+    decisions_per_rollout`.
     """
-    return before + jnp.array([i * decisions_per_chunk // updates for i in range(updates + 1)])
+    return before + jnp.array([i * decisions_per_rollout // updates for i in range(updates + 1)])

@@ -17,12 +17,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from besteffort.errors import InputError
-from besteffort.learning import checkpoint, double_dqn, replay, rollout, schedules
+from besteffort.learning import checkpoint, double_dqn, replay_buffer, rollout, schedules
 from besteffort.learning.checkpoint import Metrics
-from besteffort.learning.config import Config, Hyper, check
+from besteffort.learning.config import DQNConfig, DQNHyperparams, check
 from besteffort.learning.double_dqn import Learner
 from besteffort.learning.network import Baseline, Networks, QNetwork, Variables, exogenous, from_weights, to_weights
-from besteffort.learning.replay import Batch, Ring, Rows
+from besteffort.learning.replay_buffer import Batch, ReplayBuffer, Rows
 from besteffort.learning.rollout import Actors
 from besteffort.observation import Feature, input_size
 from besteffort.simulator.types import Environment
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
     learner: Learner
     average: Any
-    ring: Ring
+    buffer: ReplayBuffer
     actors: Actors
     key: Array
 
@@ -115,7 +115,7 @@ class Trained:
       metrics: (log points, runs) each, means over a committee: `decisions` so far; and over the decisions since the log
         point before: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
         decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
-        decisions that left the ring before their reward was known); and `norm`, of the weights.
+        decisions that left the buffer before their reward was known); and `norm`, of the weights.
     """
 
     weights: tuple[Weights, ...]
@@ -135,8 +135,8 @@ def train(
     env: Environment,
     env_params: Any,
     features: tuple[Feature, ...],
-    config: Config,
-    hyper: Hyper,
+    config: DQNConfig,
+    hyper: DQNHyperparams,
     keys: Key[Array, " runs"],
     *,
     weights: Weights | None = None,
@@ -173,11 +173,11 @@ def train(
     start = None
     if weights is not None:
         network = _networks(env, features, config).q
-        each = [from_weights(part, input_size(features), network) for part in split(weights, config.committee)]
+        each = [from_weights(part, input_size(features), network) for part in split(weights, config.ensemble_size)]
         start = jax.tree.map(lambda *leaves: jnp.stack(leaves * runs), *each)
-    if config.committee > 1:
-        repeat = partial(jnp.repeat, repeats=config.committee, axis=0)
-        keys = jax.vmap(partial(jax.random.split, num=config.committee))(keys).reshape(-1)
+    if config.ensemble_size > 1:
+        repeat = partial(jnp.repeat, repeats=config.ensemble_size, axis=0)
+        keys = jax.vmap(partial(jax.random.split, num=config.ensemble_size))(keys).reshape(-1)
         hyper = jax.tree.map(repeat, hyper)
         if isinstance(env_params, PerRun):
             env_params = env_params._replace(own=jax.tree.map(repeat, env_params.own))
@@ -192,7 +192,7 @@ def train(
         news = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
         # The mean of a committee is finite only if all its networks are.
         news |= {
-            name: np.asarray(values).reshape(runs, config.committee, *values.shape[1:]).mean(1)
+            name: np.asarray(values).reshape(runs, config.ensemble_size, *values.shape[1:]).mean(1)
             for name, values in measured.items()
         }
         if not tolerant:
@@ -206,7 +206,7 @@ def train(
     networks = [to_weights(variables) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
         weights=tuple(
-            merge(networks[first : first + config.committee]) for first in range(0, len(keys), config.committee)
+            merge(networks[first : first + config.ensemble_size]) for first in range(0, len(keys), config.ensemble_size)
         ),
         decisions=int(metrics["decisions"][-1, 0]),
         metrics=metrics,
@@ -217,9 +217,9 @@ def train(
 def initial_state(
     env: Environment,
     features: tuple[Feature, ...],
-    config: Config,
+    config: DQNConfig,
     env_params: Any,
-    hyper: Hyper,
+    hyper: DQNHyperparams,
     keys: Key[Array, " runs"],
     start: Any | None,
 ) -> TrainState:
@@ -230,9 +230,9 @@ def initial_state(
     """
     networks = _networks(env, features, config)
 
-    def one(env_params: Any, hyper: Hyper, key: Key[Array, ""], start: Any | None) -> Run:
+    def one(env_params: Any, hyper: DQNHyperparams, key: Key[Array, ""], start: Any | None) -> Run:
         network_key, baseline_key, env_key, key = jax.random.split(key, 4)
-        actors = rollout.reset(env, env_params, config.envs, env_key)
+        actors = rollout.reset(env, env_params, config.num_envs, env_key)
         if config.credit == "marginal" and actors.timestep.credit is None:
             raise InputError(
                 "Training: `credit` is `marginal`, which this environment does not know, because models slow each "
@@ -241,13 +241,13 @@ def initial_state(
         x = rollout.read(actors.timestep.observation, features)
         q = networks.q.init(network_key, x) if start is None else start
         online = Variables(q, networks.baseline.init(baseline_key, x))
-        action = jnp.zeros((1, config.envs), jnp.int32)
+        action = jnp.zeros((1, config.num_envs), jnp.int32)
         real, truth = action.astype(x.dtype), action.astype(bool)
         like = Rows(features=x[None], action=action, discount=real, explored=truth, baseline=real, valid=truth)
         return Run(
             double_dqn.start(online, hyper),
             jax.tree.map(jnp.copy, q),
-            replay.empty(config.ring, like, x.dtype),
+            replay_buffer.empty(config.buffer_length, like, x.dtype),
             actors,
             key,
         )
@@ -257,11 +257,16 @@ def initial_state(
 
 @partial(jax.jit, static_argnames=("env", "features", "config"), donate_argnames="state")
 def segment(
-    env: Environment, features: tuple[Feature, ...], config: Config, env_params: Any, hyper: Hyper, state: TrainState
+    env: Environment,
+    features: tuple[Feature, ...],
+    config: DQNConfig,
+    env_params: Any,
+    hyper: DQNHyperparams,
+    state: TrainState,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The chunks up to the next log point, of all runs; metrics are means over them, with leading axis (runs,).
 
-    The number of steps stays outside `vmap`: it is the same in all runs, and so remains a plain offset into the ring.
+    The number of steps stays outside `vmap`: it is the same in all runs, and so remains a plain offset into the buffer.
     """
 
     def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
@@ -273,9 +278,9 @@ def segment(
 
         # Outside `vmap`, where a condition saves the work of what does not happen.
         actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
-        return TrainState(runs._replace(actors=actors), state.steps + config.chunk), metrics
+        return TrainState(runs._replace(actors=actors), state.steps + config.rollout_length), metrics
 
-    state, metrics = jax.lax.scan(body, state, length=config.log_chunks)
+    state, metrics = jax.lax.scan(body, state, length=config.log_interval)
     means = {name: values.mean(axis=0) for name, values in metrics.items()}
     return state, means | {"norm": jax.vmap(optax.tree.norm)(state.runs.learner.online)}
 
@@ -283,10 +288,10 @@ def segment(
 def chunk(
     env: Environment,
     features: tuple[Feature, ...],
-    config: Config,
+    config: DQNConfig,
     steps: Int[Array, ""],
     env_params: Any,
-    hyper: Hyper,
+    hyper: DQNHyperparams,
     run: Run,
 ) -> tuple[Run, Bool[Array, " envs"], Key[Array, ""], dict[str, Array]]:
     """One chunk of one run: decisions of all environments, what is known of their outcomes, a round of updates.
@@ -296,15 +301,15 @@ def chunk(
     """
     key, play_key, sample_key, restart_key = jax.random.split(run.key, 4)
     networks = _networks(env, features, config)
-    decisions = steps * config.envs
+    decisions = steps * config.num_envs
     epsilon = schedules.linear(
         hyper.epsilon_start,
         hyper.epsilon_end,
         hyper.epsilon_decay,
-        decisions + config.envs * jnp.arange(config.chunk),
+        decisions + config.num_envs * jnp.arange(config.rollout_length),
     )
-    probability = schedules.spread(epsilon, hyper.epsilon_spread, config.envs)
-    actors, rows, credit, ended, tally = rollout.play(
+    probability = schedules.spread(epsilon, hyper.epsilon_spread, config.num_envs)
+    actors, rows, credit, ended, tally = rollout.collect(
         env,
         env_params,
         features,
@@ -316,34 +321,38 @@ def chunk(
         probability,
         play_key,
     )
-    lost = replay.lost(run.ring, steps, config.chunk)
+    lost = replay_buffer.lost(run.buffer, steps, config.rollout_length)
     if config.credit == "marginal":
-        ring = replay.append(run.ring, steps, rows, credit)
+        buffer = replay_buffer.append(run.buffer, steps, rows, credit)
     else:
         outcomes = jax.vmap(env.outcomes, in_axes=(0, None))(actors.env_state, env_params)
-        ring = replay.append(run.ring, steps, rows)
-        ring = replay.join(ring, steps + config.chunk, outcomes, actors.timestep.index)
-    learner, loss, q = improve(run.learner, ring, steps, networks, config, hyper, sample_key)
-    average = double_dqn.averaged(run.average, learner.target.q, steps // config.chunk + 1, hyper.average_power)
+        buffer = replay_buffer.append(run.buffer, steps, rows)
+        buffer = replay_buffer.join(buffer, steps + config.rollout_length, outcomes, actors.timestep.index)
+    learner, loss, q = improve(run.learner, buffer, steps, networks, config, hyper, sample_key)
+    average = double_dqn.averaged(
+        run.average, learner.target.q, steps // config.rollout_length + 1, hyper.average_power
+    )
     metrics = {"reward": tally.reward, "actions": tally.actions, "epsilon": epsilon.mean(), "lost": lost}
-    return Run(learner, average, ring, actors, key), ended, restart_key, metrics | {"loss": loss, "q": q}
+    return Run(learner, average, buffer, actors, key), ended, restart_key, metrics | {"loss": loss, "q": q}
 
 
 def improve(
     learner: Learner,
-    ring: Ring,
+    buffer: ReplayBuffer,
     steps: Int[Array, ""],
     networks: Networks,
-    config: Config,
-    hyper: Hyper,
+    config: DQNConfig,
+    hyper: DQNHyperparams,
     key: Key[Array, ""],
 ) -> tuple[Learner, Float[Array, ""], Float[Array, ""]]:
     """The round of updates that follows the chunk which began at `steps`; also returns the mean loss and Q-value."""
-    at = schedules.decisions_at(config.updates, config.decisions_per_chunk, steps * config.envs)
+    at = schedules.decisions_at(config.updates_per_rollout, config.decisions_per_rollout, steps * config.num_envs)
     rate = schedules.linear(hyper.learning_rate, hyper.learning_rate_end, hyper.learning_rate_decay, at[:-1])
     sync = schedules.crossed(hyper.target_interval, at[:-1], at[1:])
-    shape = (config.updates, config.batch)
-    batches = replay.sample(ring, steps + config.chunk, key, shape, hyper.discount, config.run, config.settle)
+    shape = (config.updates_per_rollout, config.batch_size)
+    batches = replay_buffer.sample(
+        buffer, steps + config.rollout_length, key, shape, hyper.discount, config.n_step, config.min_age
+    )
 
     def update(learner: Learner, inputs: tuple[Batch, Array, Array]) -> tuple[Learner, tuple[Array, Array]]:
         return double_dqn.step(learner, *inputs, networks, config, hyper)
@@ -363,8 +372,8 @@ def _each_run(function: Callable[..., T], env_params: Any) -> Callable[..., T]:
     return partial(jax.vmap(one), own)
 
 
-def _networks(env: Environment, features: tuple[Feature, ...], config: Config) -> Networks:
-    return Networks(QNetwork(config.hidden, env.shape.models), Baseline(exogenous(features)))
+def _networks(env: Environment, features: tuple[Feature, ...], config: DQNConfig) -> Networks:
+    return Networks(QNetwork(config.hidden_sizes, env.shape.models), Baseline(exogenous(features)))
 
 
 def _extend(metrics: Metrics, news: Metrics) -> Metrics:
@@ -396,8 +405,8 @@ def _identity(
     env: Environment,
     env_params: Any,
     features: tuple[Feature, ...],
-    config: Config,
-    hyper: Hyper,
+    config: DQNConfig,
+    hyper: DQNHyperparams,
     keys: Key[Array, " runs"],
     weights: Weights | None,
 ) -> dict[str, str]:

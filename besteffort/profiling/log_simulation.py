@@ -120,7 +120,7 @@ def _serve(shape: EnvShape, params: EnvParams, arrivals: _Arrivals, lane: Candid
     instances, written, _ = closed_form.advance(
         shape, params, instances, written, newest, jnp.full((), jnp.inf, lane.decode.dtype)
     )
-    timing = closed_form.settle(shape, params, instances, written, newest).timing
+    timing = closed_form.flush(shape, params, instances, written, newest).timing
     assert timing is not None
     return timing.first_token_s, timing.service_s
 

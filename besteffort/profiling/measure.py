@@ -57,7 +57,7 @@ Watch = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What is measured.
 
     Attributes:
@@ -127,7 +127,7 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One measured figure, and one line of the file of figures.
 
     Attributes:
@@ -158,7 +158,7 @@ class Report:
 
     profile: Profile
     ceilings: Ceilings
-    figures: tuple[Figure, ...]
+    figures: tuple[Measurement, ...]
     remarks: tuple[str, ...]
 
 
@@ -216,7 +216,7 @@ def _qualities(where: str) -> Qualities:
 
 
 def measure_profile(
-    plan: Plan, qualities: Qualities, out: Path, *, resume: bool = False, watch: Watch | None = None
+    plan: MeasurementPlan, qualities: Qualities, out: Path, *, resume: bool = False, watch: Watch | None = None
 ) -> Report:
     """Measures models on JAX's default device and writes their profile.
 
@@ -242,7 +242,7 @@ def measure_profile(
         rigs = []
         for name, model in zip(plan.names, plan.models, strict=True):
             watch(f"{name}: loading", 0, 1)
-            rigs.append(_Rig(name, _load(model, plan.dtype), plan))
+            rigs.append(_TimedModel(name, _load(model, plan.dtype), plan))
             stack.callback(rigs[-1].instance.close)
         if not file.exists():
             write_jsonl(file, [about])
@@ -258,7 +258,7 @@ def measure_profile(
         tasks=qualities.tasks,
         provenance=_provenance(plan, qualities.source),
     )
-    remarks += company_remarks(profile, figures)
+    remarks += interference_remarks(profile, figures)
     save_profile(profile, out)
     return Report(profile, ceilings, tuple(figures), tuple(remarks))
 
@@ -289,7 +289,7 @@ def tables(report: Report) -> list[Table]:
     return found
 
 
-class _Rig:
+class _TimedModel:
     """A model in an instance of the engine, and how its iterations are timed.
 
     Attributes:
@@ -298,7 +298,7 @@ class _Rig:
       companion: the decode step that it makes, over and over, beside others.
     """
 
-    def __init__(self, name: str, model: Model, plan: Plan) -> None:
+    def __init__(self, name: str, model: Model, plan: MeasurementPlan) -> None:
         self.name = name
         self.runtime = Runtime(model, plan.max_batch, min(plan.context, model.config.positions))
         self.instance = Instance(self.runtime, plan.max_batch)
@@ -352,7 +352,7 @@ def _load(model: str, dtype: str) -> Model:
     return random_model(model, dtype) if model in PUBLISHED else load_model(model, dtype)
 
 
-def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[Point, Figure]:
+def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[Point, Measurement]:
     """The figures that are there already, if they are `about` the same."""
     lines = read_jsonl(file)
     if not lines:
@@ -363,11 +363,11 @@ def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[P
         raise InputError(
             f"{file}: these figures are of another plan, device or version; remove the file or name another."
         )
-    figures = [from_json(Figure, json.dumps(line), str(file)) for line in lines[1:] if "point" in line]
+    figures = [from_json(Measurement, json.dumps(line), str(file)) for line in lines[1:] if "point" in line]
     return {figure.point: figure for figure in figures}
 
 
-def _ceilings(plan: Plan, file: Path, watch: Watch) -> Ceilings:
+def _ceilings(plan: MeasurementPlan, file: Path, watch: Watch) -> Ceilings:
     """Measured, or as the file has them."""
     for line in read_jsonl(file):
         if "ceilings" in line:
@@ -379,8 +379,13 @@ def _ceilings(plan: Plan, file: Path, watch: Watch) -> Ceilings:
 
 
 async def _measure_all(
-    plan: Plan, rigs: Sequence[_Rig], known: dict[Point, Figure], ceilings: Ceilings, file: Path, watch: Watch
-) -> list[Figure]:
+    plan: MeasurementPlan,
+    rigs: Sequence[_TimedModel],
+    known: dict[Point, Measurement],
+    ceilings: Ceilings,
+    file: Path,
+    watch: Watch,
+) -> list[Measurement]:
     """Every figure, those that are missing measured and written."""
     points = [(rig, point) for rig in rigs for point in rig.points([o.name for o in rigs if o is not rig])]
     points.sort(key=lambda job: job[1].kind == "slowdown")  # these last: all models have been compiled by then
@@ -390,14 +395,14 @@ async def _measure_all(
         if point not in known:
             times_s = await _times_s(rig, point, [o for o in rigs if o.name in point.beside], plan.repeats)
             low, median, high = statistics.quantiles(times_s, n=4, method="inclusive")
-            known[point] = Figure(point, median, (low, high), len(times_s), rig.floor_s(point, ceilings))
+            known[point] = Measurement(point, median, (low, high), len(times_s), rig.floor_s(point, ceilings))
             append_jsonl(file, dataclasses.asdict(known[point]))
         figures.append(known[point])
     watch("done", len(points), len(points))
     return figures
 
 
-async def _times_s(rig: _Rig, point: Point, beside: Sequence[_Rig], repeats: int) -> list[float]:
+async def _times_s(rig: _TimedModel, point: Point, beside: Sequence[_TimedModel], repeats: int) -> list[float]:
     """Durations of iterations while the models `beside` iterate as well; the first ones warm up and do not count."""
     for other in beside:
         await other.iterate(other.companion)  # not while somebody is timed: it may have to compile
@@ -415,7 +420,9 @@ async def _times_s(rig: _Rig, point: Point, beside: Sequence[_Rig], repeats: int
         await asyncio.gather(*companions, return_exceptions=True)
 
 
-def _model_profile(rig: _Rig, names: Sequence[str], figures: Sequence[Figure], remarks: list[str]) -> ModelProfile:
+def _model_profile(
+    rig: _TimedModel, names: Sequence[str], figures: Sequence[Measurement], remarks: list[str]
+) -> ModelProfile:
     """The serving model's terms of one model; adds remarks where they describe the figures badly."""
     own = {figure.point: figure.median_s for figure in figures if figure.point.model == rig.name}
     buckets = rig.runtime.buckets
@@ -473,7 +480,7 @@ def staircase(seconds: dict[int, float]) -> Points:
     return tuple(points)
 
 
-def company_remarks(profile: Profile, figures: Sequence[Figure]) -> list[str]:
+def interference_remarks(profile: Profile, figures: Sequence[Measurement]) -> list[str]:
     """Whether the factors of several models beside one multiply, as the serving model has it."""
     times_s = {(f.point.model, f.point.beside): f.median_s for f in figures if f.point.kind == "slowdown"}
     remarks = []
@@ -489,7 +496,7 @@ def company_remarks(profile: Profile, figures: Sequence[Figure]) -> list[str]:
     return remarks
 
 
-def _provenance(plan: Plan, quality: Source) -> Provenance:
+def _provenance(plan: MeasurementPlan, quality: Source) -> Provenance:
     flags = os.environ.get("XLA_FLAGS", "")  # which may decide how many threads compute
 
     def measured(method: str) -> Source:

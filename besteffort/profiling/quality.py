@@ -194,7 +194,7 @@ def _row(row: Mapping[str, Any], kind: Kind, where: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class QualityPlan:
     """What is measured.
 
     Attributes:
@@ -268,7 +268,7 @@ def parse_metrics(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def measure_qualities(plan: Plan, figures: Path, watch: Watch | None = None) -> list[Figure]:
+def measure_qualities(plan: QualityPlan, figures: Path, watch: Watch | None = None) -> list[Figure]:
     """Measures every model on every task, one model in memory at a time, on JAX's default device.
 
     Args:
@@ -312,8 +312,8 @@ def evaluate(harness: HarnessOPT, tasks: Any, shots: int | None, limit: int | No
     Args:
       harness: the model.
       tasks: what `TaskManager.load` gives.
-      shots: see `Plan`.
-      limit: see `Plan`.
+      shots: see `QualityPlan`.
+      limit: see `QualityPlan`.
     """
     from lm_eval.evaluator import evaluate
 
@@ -497,7 +497,7 @@ def _perplexity_error(results: Mapping[str, Any], task: str, metric: str) -> flo
     return float(residual.std(ddof=1) * math.sqrt(len(pairs)) / size.sum())
 
 
-def qualities(plan: Plan, figures: Sequence[Figure]) -> Qualities:
+def qualities(plan: QualityPlan, figures: Sequence[Figure]) -> Qualities:
     """Figures as a part of a profile, with what they are and how sure in the provenance."""
     by_task = {task: [figure for figure in figures if figure.task == task] for task in plan.task_names}
     files = {each.name: each.path.name for each in plan.examples}
@@ -534,7 +534,7 @@ def _with_error(figure: Figure) -> str:
     return f"{figure.percent:.4g}" + ("" if figure.error_percent is None else f" ± {figure.error_percent:.2g}")
 
 
-def check_merge(profile: Profile, plan: Plan) -> None:
+def check_merge(profile: Profile, plan: QualityPlan) -> None:
     """Raises `InputError` if what a plan measures cannot be merged into a profile; nothing is measured for it."""
     missing = [name for name in profile.model_names if name not in plan.names]
     if missing:

@@ -4,23 +4,23 @@ Each router is a pytree whose numbers are its leaves, so that trying many settin
 """
 
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
-from besteffort.routers.believing import BelievingRouter
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.learned import LearnedRouter
 from besteffort.routers.prediction import predict_latency
 from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router, stack_routers
+from besteffort.routers.with_params import RouterWithParams
 
 __all__ = [
     "ROUTERS",
     "TUNABLE",
-    "BelievingRouter",
     "DeadlineRouter",
     "GearRouter",
     "LadderRouter",
     "LearnedRouter",
     "PricedRouter",
     "RandomRouter",
+    "RouterWithParams",
     "ShortestQueueRouter",
     "StaticRouter",
     "candidates",

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from besteffort.files import explained
+from besteffort.files import os_errors_as_input_errors
 
 # Keys of the fields: number x 8 + wire type.
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = b"\x09", b"\x10", b"\x1a", b"\x2a"
@@ -33,7 +33,7 @@ class EventFile:
 
     def __init__(self, path: Path, step: int = 0) -> None:
         self._path = path
-        with explained(path):
+        with os_errors_as_input_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.exists() else b""
             kept = max((end for end, event in _records(data) if _step(event) < step), default=0)
@@ -60,7 +60,7 @@ class EventFile:
 
     def _write(self, event: bytes) -> None:
         length = struct.pack("<Q", len(event))
-        with explained(self._path):
+        with os_errors_as_input_errors(self._path):
             self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
             self._file.flush()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.learning.config import Config, Hyper, check
+from besteffort.learning.config import DQNConfig, DQNHyperparams, check
 from besteffort.ranges import Count, Seed
 from besteffort.runs.config import SituationConfig, build_situation, find_config, load_config
 from besteffort.situation import Situation
@@ -26,7 +26,7 @@ class TrainingConfig:
       start: policy file to start from instead of random networks, for fine-tuning.
       history: decisions that an environment remembers; more than are in flight at a time.
       config: static settings.
-      hyper: numbers of `besteffort.learning.config.Hyper` by name, where they differ from its defaults.
+      hyper: numbers of `besteffort.learning.config.DQNHyperparams` by name, where they differ from its defaults.
       selection_requests: length of the 16 training draws on which the best seed is found.
 
     Raises:
@@ -38,12 +38,12 @@ class TrainingConfig:
     seeds: Count = 1
     start: Path | None = None
     history: Count = 1024
-    config: Config = dataclasses.field(default_factory=Config)
+    config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
     hyper: dict[str, int | float] = dataclasses.field(default_factory=dict)
     selection_requests: Count = 20_000
 
     def __post_init__(self) -> None:
-        known = [field.name for field in dataclasses.fields(Hyper)]
+        known = [field.name for field in dataclasses.fields(DQNHyperparams)]
         for name in self.hyper:
             if name not in known:
                 raise InputError(
@@ -51,9 +51,9 @@ class TrainingConfig:
                     f"{', '.join(known)}."
                 )
 
-    def numbers(self) -> Hyper:
+    def numbers(self) -> DQNHyperparams:
         """All numbers, with schedules that fit the length of the training unless they are given."""
-        return Hyper.for_decisions(self.config.decisions, **self.hyper)
+        return DQNHyperparams.for_decisions(self.config.decisions, **self.hyper)
 
 
 @dataclasses.dataclass(frozen=True)

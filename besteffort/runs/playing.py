@@ -1,4 +1,4 @@
-"""One list of requests, one router: what `besteffort simulate` does."""
+"""One list of requests, one router: what `besteffort simulate` reads and writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from besteffort.policy import load_policy
 from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import ROUTERS
 from besteffort.simulator.result import Result
-from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
@@ -77,23 +76,6 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     if numbers:
         raise InputError(f"{path}: a policy takes no settings, but was given {', '.join(numbers)}; leave them out.")
     return learned_router(policy)
-
-
-def play(
-    requests: Requests, situation: Situation, router: Router, *, seed: int, backend: Literal["jax", "reference"]
-) -> Result:
-    """`besteffort.simulate` in a situation."""
-    return simulate(
-        requests,
-        situation.cluster,
-        situation.profile,
-        router,
-        reward=situation.reward,
-        view=situation.view,
-        tasks=situation.tasks,
-        seed=seed,
-        backend=backend,
-    )
 
 
 def write_result(result: Result, situation: Situation, name: str, out: Path) -> Table:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.files import explained
+from besteffort.files import os_errors_as_input_errors
 
 _LOOK_S = 0.05
 _GRACE_S = 5.0
@@ -127,7 +127,7 @@ class _Running:
         self.job = job
         self.closed = False
         self._partial = b""
-        with explained(job.log):
+        with os_errors_as_input_errors(job.log):
             self._log: BinaryIO = job.log.open("wb")
         # A session of its own: the keyboard interrupts this process, which then ends the whole group.
         self.process = subprocess.Popen(

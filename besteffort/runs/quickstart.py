@@ -7,16 +7,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from besteffort.evaluation import results
-from besteffort.evaluation.judging import LEARNED, Arena, Verdict, burst_arena, judge, read_halves, trace_arena
+from besteffort.evaluation.judging import (
+    LEARNED,
+    EvaluationResult,
+    EvaluationSet,
+    burst_set,
+    judge,
+    read_halves,
+    trace_set,
+)
 from besteffort.evaluation.report import Picture, Table
 from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
 from besteffort.routers.learned import learned_router
 from besteffort.runs.experiment import RunConfig
-from besteffort.runs.training import Course, make_course, run_training
+from besteffort.runs.training import TrainingProblem, make_training_problem, run_training
 from besteffort.situation import Situation
 
-Watch = Callable[[str, Course], Callable[[Progress], None]]
+Watch = Callable[[str, TrainingProblem], Callable[[Progress], None]]
 """Told what is trained next, gives what is to be called at its log points."""
 
 
@@ -40,7 +48,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class QuickstartPlan:
     """What a quickstart does, checked; nothing is written yet.
 
     Attributes:
@@ -50,11 +58,11 @@ class Plan:
     """
 
     config: RunConfig
-    stages: tuple[tuple[str, Course, Arena], ...]
+    stages: tuple[tuple[str, TrainingProblem, EvaluationSet], ...]
     notes: dict[str, str]
 
 
-def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = ()) -> Plan:
+def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = ()) -> QuickstartPlan:
     """Plans to train for the situation and for the lengths of each trace's first half.
 
     Raises:
@@ -62,19 +70,19 @@ def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = 
     """
     judging = config.evaluation
     read = read_halves(traces, situation, judging.judging_seeds)
-    synthetic = ("train", make_course(situation, config.training), burst_arena(situation, judging))
+    synthetic = ("train", make_training_problem(situation, config.training), burst_set(situation, judging))
     on_traces = (
         (
             f"train-{trace.name}",
-            make_course(situation, config.training, trace.first[0]),
-            trace_arena(trace, situation, judging),
+            make_training_problem(situation, config.training, trace.first[0]),
+            trace_set(trace, situation, judging),
         )
         for trace in read
     )
-    return Plan(config, (synthetic, *on_traces), {trace.name: str(trace.info) for trace in read})
+    return QuickstartPlan(config, (synthetic, *on_traces), {trace.name: str(trace.info) for trace in read})
 
 
-def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
+def quickstart(plan: QuickstartPlan, out: Path, *, watch: Watch) -> Outcome:
     """Trains, and judges each policy where it belongs.
 
     Writes a run directory per policy (`out/train`, `out/train-<trace>`), the table's figures (`results.json`), the
@@ -84,25 +92,25 @@ def quickstart(plan: Plan, out: Path, *, watch: Watch) -> Outcome:
       InputError: if a file cannot be written.
     """
     config, judging = plan.config, plan.config.evaluation
-    verdicts: list[Verdict] = []
+    evaluations: list[EvaluationResult] = []
     policies: list[Path] = []
-    for name, course, arena in plan.stages:
+    for name, problem, evaluation_set in plan.stages:
         directory = create_run_directory(out / name)
-        policy = run_training(config, course, directory, progress=watch(arena.name, course))[0]
+        policy = run_training(config, problem, directory, progress=watch(evaluation_set.name, problem))[0]
         policies.append(directory / "policy.safetensors")
-        verdicts.append(judge(arena, {LEARNED: [learned_router(policy)]}, judging))
+        evaluations.append(judge(evaluation_set, {LEARNED: [learned_router(policy)]}, judging))
     pictures: list[Picture] = [
-        results.draw_comparison(verdicts[0], 0, out / "quickstart"),
-        results.draw_timeline(verdicts[0], out / "timeline"),
-        *(results.draw_against_load(verdict, out / verdict.arena.name) for verdict in verdicts[1:]),
+        results.draw_comparison(evaluations[0], 0, out / "quickstart"),
+        results.draw_timeline(evaluations[0], out / "timeline"),
+        *(results.draw_against_load(evaluation, out / evaluation.set.name) for evaluation in evaluations[1:]),
     ]
     settings = {f"Trace {name}": note for name, note in plan.notes.items()}
-    results.write_outcome(out, "Quickstart", verdicts, judging, pictures, settings)
+    results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
     return Outcome(
         table=(
-            results.performance_table(verdicts, judging, intervals=False)
+            results.performance_table(evaluations, judging, intervals=False)
             if plan.notes
-            else results.full_table(verdicts[0], 0, judging)
+            else results.full_table(evaluations[0], 0, judging)
         ),
         picture=pictures[0].path,
         policies=tuple(policies),

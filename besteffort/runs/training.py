@@ -25,9 +25,9 @@ import yaml
 from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import Lane, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
 from besteffort.files import write_text
-from besteffort.learning.config import Config
+from besteffort.learning.config import DQNConfig
 from besteffort.learning.train import Progress, Trained, train
 from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
@@ -53,7 +53,7 @@ _LONGEST_MEMORY = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class TrainingProblem:
     """All that training needs.
 
     Attributes:
@@ -71,7 +71,9 @@ class Course:
     weights: Weights | None = None
 
 
-def make_course(situation: Situation, training: TrainingConfig, lengths: Requests | None = None) -> Course:
+def make_training_problem(
+    situation: Situation, training: TrainingConfig, lengths: Requests | None = None
+) -> TrainingProblem:
     """Training for a situation; with `lengths`, for requests like these at the rates of the training load.
 
     At the wide rates of `RandomRates`, these requests come in their own order with their own bursts, which take the
@@ -80,9 +82,9 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
 
     Where it starts from a policy, it takes over the policy's weights and features.
 
-    Long answers have long deadlines, so more decisions are open at a time: for own-request credit `ring` and `history`
-    grow until they hold those of nine in ten requests at the load `training.workload.high` (1 where it has none), to
-    4,096 at most.
+    Long answers have long deadlines, so more decisions are open at a time: for own-request credit `buffer_length` and
+    `history` grow until they hold those of nine in ten requests at the load `training.workload.high` (1 where it has
+    none), to 4,096 at most.
 
     Raises:
       InputError: if the workload does not fit the situation, or is a trace where `lengths` are given; if the policy to
@@ -117,12 +119,12 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
             training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
     if training.start is not None:
         policy = load_policy(training.start, situation)
-        if policy.ensemble_size != training.config.committee:
+        if policy.ensemble_size != training.config.ensemble_size:
             raise InputError(
                 f"{training.start}: the policy holds {policy.ensemble_size} network(s), but "
-                f"`training.config.committee` is {training.config.committee}; set it to the policy's number."
+                f"`training.config.ensemble_size` is {training.config.ensemble_size}; set it to the policy's number."
             )
-        return Course(situation, workload, policy.features, training, policy.weights)
+        return TrainingProblem(situation, workload, policy.features, training, policy.weights)
     cluster = situation.cluster
     features = default_features(
         tasks=len(situation.tasks),
@@ -132,12 +134,12 @@ def make_course(situation: Situation, training: TrainingConfig, lengths: Request
         typical_rate=capacity,
         names=situation.view.features,
     )
-    return Course(situation, workload, features, training)
+    return TrainingProblem(situation, workload, features, training)
 
 
 def run_training(
     config: RunConfig,
-    course: Course,
+    problem: TrainingProblem,
     out: Path,
     *,
     progress: Callable[[Progress], None] | None = None,
@@ -150,16 +152,16 @@ def run_training(
     Raises:
       InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
     """
-    config = dataclasses.replace(config, tasks=course.situation.tasks, training=course.training)
+    config = dataclasses.replace(config, tasks=problem.situation.tasks, training=problem.training)
     _keep_config(to_yaml(config), out)
-    policies = train_policies(course, out, progress=progress, track=track)
-    ranked = sorted(policies, key=_selection_scores(course, policies).__getitem__, reverse=True)
+    policies = train_policies(problem, out, progress=progress, track=track)
+    ranked = sorted(policies, key=_selection_scores(problem, policies).__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
 
 
 def train_policies(
-    course: Course,
+    problem: TrainingProblem,
     out: Path,
     *,
     progress: Callable[[Progress], None] | None = None,
@@ -172,13 +174,16 @@ def train_policies(
     Raises:
       InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
     """
-    training = course.training
+    training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
-    with MetricsLog(out, seeds, course.situation.profile.model_names, settings(course), track) as log:
-        trained = _train(course, seeds, out, log, progress)
+    with MetricsLog(out, seeds, problem.situation.profile.model_names, settings(problem), track) as log:
+        trained = _train(problem, seeds, out, log, progress)
     policies = {
         seed: make_policy(
-            course, of_seed, about_training(training, seed, trained.decisions), ensemble_size=training.config.committee
+            problem,
+            of_seed,
+            training_metadata(training, seed, trained.decisions),
+            ensemble_size=training.config.ensemble_size,
         )
         for seed, of_seed in zip(seeds, trained.weights, strict=True)
     }
@@ -205,14 +210,14 @@ def _trains(text: str) -> Any:
 
 
 def _train(
-    course: Course,
+    problem: TrainingProblem,
     seeds: Sequence[int],
     out: Path,
     log: MetricsLog,
     progress: Callable[[Progress], None] | None,
 ) -> Trained:
-    training = course.training
-    shape, params = build(course.situation, course.workload, history=training.history)
+    training = problem.training
+    shape, params = build(problem.situation, problem.workload, history=training.history)
 
     def keep(news: Progress) -> None:
         for index, seed in enumerate(seeds):
@@ -223,11 +228,11 @@ def _train(
     return train(
         ServingEnvironment(shape),
         params,
-        course.features,
+        problem.features,
         training.config,
         training.numbers(),
         run_keys(seeds),
-        weights=course.weights,
+        weights=problem.weights,
         checkpoint_path=out / CHECKPOINT,
         progress=keep,
     )
@@ -238,36 +243,38 @@ def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def settings(course: Course) -> dict[str, Any]:
-    """The configuration of a course by dotted field, for trackers."""
-    situation = course.situation
+def settings(problem: TrainingProblem) -> dict[str, Any]:
+    """The configuration of a problem by dotted field, for trackers."""
+    situation = problem.situation
     fields = {name: getattr(situation, name) for name in ("tasks", "cluster", "reward", "view")}
-    config = RunConfig(profile=situation.profile.name, **fields, training=course.training)
+    config = RunConfig(profile=situation.profile.name, **fields, training=problem.training)
     data = pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json", exclude={"evaluation"})
     return flat(data | {"tasks": {task.pop("name"): task for task in data["tasks"]}})
 
 
-def about_training(training: TrainingConfig, seed: int, decisions: int) -> dict[str, Any]:
+def training_metadata(training: TrainingConfig, seed: int, decisions: int) -> dict[str, Any]:
     """What the policy file of one seed, trained for so many decisions, says of its training; plain JSON."""
     data = pydantic.TypeAdapter(TrainingConfig).dump_python(training, mode="json")
     hyper = dataclasses.asdict(training.numbers())
     return {**data, "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
 
 
-def make_policy(course: Course, weights: Weights, about: Mapping[str, Any], *, ensemble_size: int = 1) -> Policy:
-    """Weights that were trained on a course as a policy.
+def make_policy(
+    problem: TrainingProblem, weights: Weights, about: Mapping[str, Any], *, ensemble_size: int = 1
+) -> Policy:
+    """Weights that were trained on a problem as a policy.
 
     Args:
-      course: what they were trained on.
+      problem: what they were trained on.
       weights: of one network, or of several merged into one.
       about: what the policy's file says of the training, plain JSON.
       ensemble_size: how many networks were merged.
     """
-    situation = course.situation
+    situation = problem.situation
     return Policy(
         models=situation.profile.model_names,
         tasks=situation.task_names,
-        features=course.features,
+        features=problem.features,
         weights=tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in weights),
         deadlines=tuple(task.deadline for task in situation.tasks),
         cluster=situation.cluster,
@@ -279,25 +286,25 @@ def make_policy(course: Course, weights: Weights, about: Mapping[str, Any], *, e
     )
 
 
-def _selection_scores(course: Course, policies: dict[int, Policy]) -> dict[int, float]:
+def _selection_scores(problem: TrainingProblem, policies: dict[int, Policy]) -> dict[int, float]:
     """Mean performance of each seed's policy on the same draws of the training load."""
     if len(policies) == 1:
         return dict.fromkeys(policies, 0.0)
     draws = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
     lists = sample_lists(
-        [course.workload], course.situation.task_names, course.training.selection_requests, list(draws)
+        [problem.workload], problem.situation.task_names, problem.training.selection_requests, list(draws)
     )
     routers = [learned_router(policy) for policy in policies.values()]
-    lanes = [Lane("learned", row, router) for router in routers for row in range(len(lists))]
-    means = mean_rewards(course.situation, lists, lanes).reshape(len(policies), -1).mean(axis=1)
+    rollouts = [Rollout("learned", row, router) for router in routers for row in range(len(lists))]
+    means = mean_rewards(problem.situation, lists, rollouts).reshape(len(policies), -1).mean(axis=1)
     return dict(zip(policies, means.tolist(), strict=True))
 
 
 def _remembering(training: TrainingConfig, capacity: float, deadline_s: float) -> TrainingConfig:
     """Settings whose memory reaches back `deadline_s` seconds at the highest rate of the training load."""
     load = getattr(training.workload, "high", 1.0)
-    config: Config = training.config
+    config: DQNConfig = training.config
     open_decisions = min(load * capacity * deadline_s, _LONGEST_MEMORY)
-    ring = max(config.ring, config.chunk * math.ceil(open_decisions / config.chunk))
+    ring = max(config.buffer_length, config.rollout_length * math.ceil(open_decisions / config.rollout_length))
     history = max(training.history, ring)
-    return dataclasses.replace(training, history=history, config=dataclasses.replace(config, ring=ring))
+    return dataclasses.replace(training, history=history, config=dataclasses.replace(config, buffer_length=ring))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.simulator import ledger as ledgers
-from besteffort.simulator.lanes import lanewise
+from besteffort.simulator.batching import batched_over_vmap
 from besteffort.simulator.ledger import Ledger, Timing
 from besteffort.simulator.request import Request, earned
 from besteffort.simulator.types import EnvParams, EnvShape
@@ -65,7 +65,7 @@ class Seats(NamedTuple):
     first_token_s: Array | None
 
 
-class Plan(NamedTuple):
+class DeparturePlan(NamedTuple):
     """Where an instance stands; a scalar per instance, times relative to the boundary.
 
     Attributes:
@@ -92,7 +92,7 @@ class Instances(NamedTuple):
     """
 
     seats: Seats
-    plan: Plan
+    plan: DeparturePlan
 
 
 def empty(shape: EnvShape) -> Instances:
@@ -114,7 +114,7 @@ def empty(shape: EnvShape) -> Instances:
         first_token_s=real if shape.record else None,
     )
     zero = jnp.zeros(one)
-    return Instances(seats, Plan(zero, zero, zero, zero, jnp.zeros(one, jnp.int32)))
+    return Instances(seats, DeparturePlan(zero, zero, zero, zero, jnp.zeros(one, jnp.int32)))
 
 
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
@@ -168,7 +168,7 @@ def submit(
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
 
 
-def settle(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
+def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
     """Writes every request that has left by now into the ledger."""
     seats, plan = instances
     left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
@@ -186,7 +186,7 @@ def _values(shape: EnvShape, params: EnvParams, seats: Seats, model: Array) -> A
     return earned(shape, params, model, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
 
 
-def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: Plan, model: Array) -> Array:
+def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, model: Array) -> Array:
     """() what the requests present at an instance earn together if they depart as planned."""
     return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, model), 0.0))
 
@@ -198,7 +198,7 @@ def _timing(seats: Seats) -> Timing | None:
     return Timing(seats.admission_s - arrival_s, seats.first_token_s - arrival_s, seats.done_s - arrival_s)
 
 
-@lanewise
+@batched_over_vmap
 def _put(tree: Any, instance: Array, row: Any) -> Any:
     """Writes `row` over row `instance` of every array; all with a leading axis of lanes."""
     lanes = instance.shape[0]
@@ -215,7 +215,7 @@ def _put(tree: Any, instance: Array, row: Any) -> Any:
 
 
 def _admission(
-    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan, request: Request
+    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, request: Request
 ) -> tuple[Array, Array]:
     """Time and clock of the iteration boundary at which `request`, which arrives now, is admitted."""
     boundary_s, clock = _next_boundary(shape, params, model, seats, plan)
@@ -233,7 +233,9 @@ def _admission(
     return jnp.where(room, boundary_s, departure_s), jnp.where(room, clock, departure)
 
 
-def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan) -> tuple[Array, Array]:
+def _next_boundary(
+    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan
+) -> tuple[Array, Array]:
     """Time and clock of the next moment at which an iteration can start: now, if the instance is idle.
 
     While the boundary lies ahead it is the one: nobody is admitted before those who came before.
@@ -276,7 +278,7 @@ def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seat
     return jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock
 
 
-def _move(seats: Seats, plan: Plan, boundary_s: Array, clock: Array) -> tuple[Seats, Plan]:
+def _move(seats: Seats, plan: DeparturePlan, boundary_s: Array, clock: Array) -> tuple[Seats, DeparturePlan]:
     """The same instance with times and clocks relative to a later boundary."""
 
     def earlier(time: Array | None) -> Any:
@@ -294,8 +296,8 @@ def _move(seats: Seats, plan: Plan, boundary_s: Array, clock: Array) -> tuple[Se
 
 
 def _admit(
-    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: Plan, join: Array, request: Request
-) -> tuple[Seats, Plan]:
+    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, join: Array, request: Request
+) -> tuple[Seats, DeparturePlan]:
     """Seats `request` at the boundary and plans all departures after it anew.
 
     `join` says that the boundary is the one planned before, so that its admissions add up.

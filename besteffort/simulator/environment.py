@@ -22,12 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.observation import Observation, next_rate
-from besteffort.simulator import closed_form, iterative
+from besteffort.simulator import closed_form, iterative, stale_view
 from besteffort.simulator import ledger as ledgers
-from besteffort.simulator import sight as sights
 from besteffort.simulator.ledger import Ledger
 from besteffort.simulator.request import Request, refused
-from besteffort.simulator.sight import Sight
+from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
 from besteffort.workload.types import Arrival
 
@@ -46,7 +45,7 @@ class EnvState(NamedTuple):
       index: number of the pending decision.
       clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
       rate: estimated arrival rate, requests per second.
-      sight: what the router remembers of rates and batch sizes.
+      stale_view: what the router remembers of rates and batch sizes.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
       refused: reward of the last decision if its request was turned away, else 0.
     """
@@ -59,7 +58,7 @@ class EnvState(NamedTuple):
     index: Array  # type: ignore[assignment]
     clock_s: Array
     rate: Array
-    sight: Sight
+    stale_view: StaleView
     since_accept_s: Array
     refused: Array
 
@@ -109,13 +108,13 @@ class ServingEnvironment:
 
         Costs about as much as ten steps, so learners call it once per rollout chunk.
         """
-        ledger = self.settle(state, params).ledger
+        ledger = self.flush(state, params).ledger
         resolved = ledger.due_s <= state.clock_s
         return Outcomes(jnp.where(resolved, ledger.reward, 0.0), resolved)
 
-    def settle(self, state: EnvState, params: EnvParams) -> EnvState:
+    def flush(self, state: EnvState, params: EnvParams) -> EnvState:
         """Brings the ledger up to date, which steps do lazily."""
-        ledger = self._dynamics.settle(self.shape, params, state.instances, state.ledger, state.index)
+        ledger = self._dynamics.flush(self.shape, params, state.instances, state.ledger, state.index)
         return state._replace(ledger=ledger)
 
     def drain(self, state: EnvState, params: EnvParams) -> EnvState:
@@ -124,7 +123,7 @@ class ServingEnvironment:
             self.shape, params, state.instances, state.ledger, state.index, jnp.full_like(state.rate, jnp.inf)
         )
         end_s = jnp.full_like(state.clock_s, jnp.inf)
-        return self.settle(state._replace(instances=instances, ledger=ledger, clock_s=end_s), params)
+        return self.flush(state._replace(instances=instances, ledger=ledger, clock_s=end_s), params)
 
     def start(self, like: Arrival) -> EnvState:
         """An empty cluster before the first arrival, whose workload has no state."""
@@ -139,7 +138,7 @@ class ServingEnvironment:
             index=jnp.int32(-1),
             clock_s=zero,
             rate=zero,
-            sight=sights.empty(shape),
+            stale_view=stale_view.empty(shape),
             since_accept_s=zero,
             refused=zero,
         )
@@ -153,7 +152,9 @@ class ServingEnvironment:
         )
         rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
         sizes = dynamics.batch_sizes(shape, instances)
-        sight, seen_rate, seen_sizes = sights.look(params, state.sight, index, arrival.gap_s, rate, sizes)
+        view, seen_rate, seen_sizes = stale_view.delayed_observation(
+            params, state.stale_view, index, arrival.gap_s, rate, sizes
+        )
         reward = reward + state.refused
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
@@ -167,7 +168,7 @@ class ServingEnvironment:
             index=index,
             clock_s=clock_s,
             rate=rate,
-            sight=sight,
+            stale_view=view,
             since_accept_s=state.since_accept_s + arrival.gap_s,
             refused=jnp.zeros_like(state.refused),
         )

@@ -131,7 +131,7 @@ def submit(
     return _start(shape, params, instances, jnp.zeros_like(request.arrival_s), idle), ledger, None
 
 
-def settle(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
+def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
     """Departures are written as they happen, so there is nothing to do."""
     del shape, params, instances, newest
     return ledger

@@ -23,7 +23,7 @@ from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 
 
-def play(
+def simulate_reference(
     requests: Requests,
     tables: Tables,
     cluster: Cluster,

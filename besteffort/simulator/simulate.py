@@ -1,4 +1,4 @@
-"""Plays an explicit list of requests: `simulate`, by the compiled simulator or by the reference."""
+"""Simulates an explicit list of requests, by the compiled simulator or by the reference."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.observation import Observation
-from besteffort.profile import Profile
 from besteffort.simulator import reference
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import EnvParams, EnvShape, Router
-from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
+from besteffort.situation import Deadline, Situation, Task
 from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
 
@@ -28,26 +27,19 @@ Array = jax.Array
 
 def simulate(
     requests: Requests,
-    cluster: Cluster,
-    profile: Profile,
+    situation: Situation,
     router: Router,
     *,
-    reward: Reward = Reward(),
-    view: View = View(),
-    tasks: tuple[Task, ...] | None = None,
     seed: int = 0,
     backend: Literal["jax", "reference"] = "jax",
 ) -> Result:
-    """Plays `requests` on `cluster` in float64 and tells what became of each.
+    """Simulates a list of requests in float64.
 
     Args:
       requests: the list.
-      cluster: what serves.
-      profile: what models cost and give.
+      situation: the cluster, what models cost and give, what an answer is worth, what the router sees, and what it may
+        know of the tasks; `tasks_of` gives the tasks of a list that comes without a situation.
       router: chooses the model of each request.
-      reward: what an answer is worth.
-      view: what the router sees.
-      tasks: what routers may know of the tasks (lengths, deadlines); by default, what the list itself shows of them.
       seed: of the router's random choices.
       backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both give the same.
 
@@ -55,12 +47,11 @@ def simulate(
       Arrays of shape (n,).
 
     Raises:
-      InputError: if the profile lacks a task, the tasks do not match the list's, or the backend is unknown.
+      InputError: if the tasks of the situation are not the list's, or the backend is unknown.
     """
-    situation = Situation(profile, cluster, tasks or _tasks_of(requests), reward, view)
     if situation.task_names != requests.tasks:
         raise InputError(
-            f"The list's tasks are {', '.join(requests.tasks)}, `tasks` names {', '.join(situation.task_names)}; "
+            f"The list's tasks are {', '.join(requests.tasks)}, the situation's {', '.join(situation.task_names)}; "
             "give the same names in the same order."
         )
     if backend not in ("jax", "reference"):
@@ -71,22 +62,22 @@ def simulate(
         router = jax.tree.map(_widened, router)
         key = jax.random.key(seed)
         if backend == "jax":
-            return play(requests, shape, params, router, key)
+            return simulate_arrays(requests, shape, params, router, key)
 
     def route(index: int, observation: Observation) -> int:
         with jax.enable_x64(True):
             return int(_route(router, observation, params, key, index))
 
-    return play_reference(requests, situation, route)
+    return simulate_by_reference(requests, situation, route)
 
 
-def play_reference(
+def simulate_by_reference(
     requests: Requests, situation: Situation, route: Callable[[int, Observation], int], tables: Tables | None = None
 ) -> Result:
-    """The reference in a situation; see `reference.play`. `tables` may be given where lists share them."""
+    """The reference in a situation, see `reference.simulate_reference`; lists may share `tables`."""
     if tables is None:
         tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
-    return reference.play(
+    return reference.simulate_reference(
         requests,
         tables,
         situation.cluster,
@@ -99,7 +90,7 @@ def play_reference(
     )
 
 
-def play(requests: Requests, shape: EnvShape, params: EnvParams, router: Router, key: Array) -> Result:
+def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, router: Router, key: Array) -> Result:
     """The compiled simulator on a list, in the float type of `params`; see `simulate`.
 
     `shape` must record times and remember the whole list.
@@ -157,7 +148,7 @@ def _widened(leaf: Any) -> Any:
     return jnp.asarray(leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf)
 
 
-def _tasks_of(requests: Requests) -> tuple[Task, ...]:
+def tasks_of(requests: Requests) -> tuple[Task, ...]:
     """Tasks as a list of requests shows them: shares, ranges of lengths, and a deadline fitted to the lengths."""
     tasks = []
     unchanged_s = requests.deadline_s / requests.deadline_factors

@@ -102,12 +102,12 @@ def write_leaderboard(
     axes = [_axis(name, short, sound, log=name in logarithmic) for name, short in names.items()]
     axes.sort(key=lambda axis: -np.nan_to_num(axis.explained))
     performance = np.stack([setting.performance for setting in sound])
-    # What lists have in common says nothing about settings.
+    # What lists have in common describe_values nothing about settings.
     beside = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
     figure = plots.plot_sweep(axes, dataclasses.replace(beside, mean=performance.mean(axis=1)))
     png, _ = plots.save_figure(figure, out / "what-mattered")
     unfinished = [
-        f"- {entry.trial} ({says(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
+        f"- {entry.trial} ({describe_values(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
         for entry in entries
         if entry.status != "finished"
     ]
@@ -137,7 +137,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def says(values: Mapping[str, Any]) -> str:
+def describe_values(values: Mapping[str, Any]) -> str:
     """Values by short names, in one line."""
     names = short_names(tuple(values))
     return ", ".join(f"{names[name]} {_shown(value)}" for name, value in values.items()) or "as the base"

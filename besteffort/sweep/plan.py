@@ -35,10 +35,10 @@ from besteffort.learning.config import check
 from besteffort.ranges import Count, Seed
 from besteffort.runs.config import find_config, from_mapping, read_yaml
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import Course, make_course
+from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
-from besteffort.sweep.leaderboard import says
+from besteffort.sweep.leaderboard import describe_values
 from besteffort.validation import did_you_mean
 
 SEED = "training.seed"
@@ -52,7 +52,7 @@ class Axis:
     """What one field is varied over: exactly one of the first four.
 
     Attributes:
-      values: all of these, a dimension of the grid; a plain list in a file says the same.
+      values: all of these, a dimension of the grid; a plain list in a file describe_values the same.
       choice: each sample draws one of these.
       uniform: each sample draws a number from the first to the second, to four digits.
       log_uniform: the same, evenly in its logarithm.
@@ -184,7 +184,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep, checked; nothing is compiled yet.
 
     Attributes:
@@ -214,7 +214,7 @@ def load_sweep(path_or_name: str | Path) -> SweepConfig:
     return from_mapping(SweepConfig, data, str(path))
 
 
-def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _TOGETHER) -> Plan:
+def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _TOGETHER) -> SweepPlan:
     """All trials of a sweep, and which of them train side by side.
 
     Args:
@@ -243,15 +243,15 @@ def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _
             _check_ends(changed, sweep, base, where)
         for seed in _seeds(sweep, changed):
             one = _changed(changed, {SEED: seed, "training.seeds": 1})
-            trial_where = f"{where}, trial {len(trials)} ({says(values)})"
+            trial_where = f"{where}, trial {len(trials)} ({describe_values(values)})"
             config = from_mapping(RunConfig, one, trial_where)
-            course = _course(sweep, base, config, trial_where)
-            programs.setdefault(_static(course), []).append(len(trials))
+            problem = _training_problem(sweep, base, config, trial_where)
+            programs.setdefault(_static(problem), []).append(len(trials))
             trials.append(Trial(len(trials), setting, values, config))
     blocks = (
         block for members in programs.values() for block in np.array_split(members, math.ceil(len(members) / together))
     )
-    return Plan(sweep, base, tuple(trials), tuple(tuple(map(int, block)) for block in blocks))
+    return SweepPlan(sweep, base, tuple(trials), tuple(tuple(map(int, block)) for block in blocks))
 
 
 def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Situation:
@@ -311,7 +311,7 @@ def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
-    """Checks that every axis names fields that may vary, and that no other says what they are."""
+    """Checks that every axis names fields that may vary, and that no other describe_values what they are."""
     taken: dict[tuple[str | int, ...], str] = {}
     for name in sweep.axes:
         for place in _places(data, name):
@@ -367,25 +367,25 @@ def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where
     for name, axis in sweep.axes.items():
         for end in axis.ends:
             reached = f"{where}: `axes`: `{name}` reaches {end:g}"
-            _course(sweep, base, from_mapping(RunConfig, _changed(data, {name: end}), reached), reached)
+            _training_problem(sweep, base, from_mapping(RunConfig, _changed(data, {name: end}), reached), reached)
 
 
-def _course(sweep: SweepConfig, base: RunConfig, config: RunConfig, where: str) -> Course:
+def _training_problem(sweep: SweepConfig, base: RunConfig, config: RunConfig, where: str) -> TrainingProblem:
     """What a trial trains, checked."""
     training = config.training
     try:
         check(training.config, training.numbers(), training.history)
-        course = make_course(config.build(), training)
-        judged_situation(sweep, base, course.situation)
+        problem = make_training_problem(config.build(), training)
+        judged_situation(sweep, base, problem.situation)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return course
+    return problem
 
 
-def _static(course: Course) -> Hashable:
+def _static(problem: TrainingProblem) -> Hashable:
     """Equal for trials that one compiled program can train side by side."""
-    training = course.training
-    shape, params = build(course.situation, course.workload, history=training.history)
+    training = problem.training
+    shape, params = build(problem.situation, problem.workload, history=training.history)
     leaves, structure = jax.tree.flatten(params)
     kinds = tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves))
-    return shape, course.features, training.config, training.start, structure, kinds
+    return shape, problem.features, training.config, training.start, structure, kinds

@@ -20,8 +20,8 @@ from besteffort.errors import InputError
 from besteffort.evaluation import metrics
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import draw_lists
-from besteffort.evaluation.rollouts import Lane, play_lanes
-from besteffort.files import explained, write_json
+from besteffort.evaluation.rollouts import Rollout, play_rollouts
+from besteffort.files import os_errors_as_input_errors, write_json
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
@@ -29,7 +29,15 @@ from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName
-from besteffort.runs.training import CHECKPOINT, Course, about_training, make_course, make_policy, run_keys, settings
+from besteffort.runs.training import (
+    CHECKPOINT,
+    TrainingProblem,
+    make_policy,
+    make_training_problem,
+    run_keys,
+    settings,
+    training_metadata,
+)
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
@@ -45,11 +53,11 @@ class Member(NamedTuple):
 
     directory: Path
     config: RunConfig
-    course: Course
+    problem: TrainingProblem
 
     @property
     def seed(self) -> int:
-        return self.course.training.seed
+        return self.problem.training.seed
 
 
 def run_program(
@@ -78,10 +86,10 @@ def run_program(
         return
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
     # Before the training, so that lists that cannot be judged on are found out now.
-    worlds = [judged_situation(sweep, base, member.course.situation) for member in members]
-    courts = open_courts(sweep.judge, base.evaluation, worlds)
-    courses = [member.course for member in members]
-    built = [build(each.situation, each.workload, history=each.training.history) for each in courses]
+    actual_situations = [judged_situation(sweep, base, member.problem.situation) for member in members]
+    courts = open_courts(sweep.judge, base.evaluation, actual_situations)
+    problems = [member.problem for member in members]
+    built = [build(each.situation, each.workload, history=each.training.history) for each in problems]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(_log(member, track)) for member in members]
 
@@ -97,11 +105,11 @@ def run_program(
         trained = train(
             ServingEnvironment(built[0][0]),
             per_run([params for _, params in built]),
-            courses[0].features,
-            courses[0].training.config,
-            jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in courses)),
+            problems[0].features,
+            problems[0].training.config,
+            jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in problems)),
             run_keys([member.seed for member in members]),
-            weights=courses[0].weights,
+            weights=problems[0].weights,
             checkpoint_path=checkpoint,
             progress=keep,
             tolerant=True,
@@ -113,9 +121,9 @@ def run_program(
             reason = f"lost its finite weights by {diverged:,} decisions"
             _conclude(member, {"status": "diverged", "reason": reason, "decisions": diverged})
         elif not (member.directory / OUTCOME).exists():
-            about = about_training(member.course.training, member.seed, trained.decisions)
-            networks = member.course.training.config.committee
-            policy = make_policy(member.course, weights, about, ensemble_size=networks)
+            about = training_metadata(member.problem.training, member.seed, trained.decisions)
+            networks = member.problem.training.config.ensemble_size
+            policy = make_policy(member.problem, weights, about, ensemble_size=networks)
             save_policy(policy, member.directory / f"policy-{member.seed}.safetensors")
             save_policy(policy, member.directory / "policy.safetensors")
             sound.append(index)
@@ -168,17 +176,17 @@ def judge(policies: Sequence[Policy], courts: Sequence[Court], warm_up_s: float)
         return []
     first: dict[int, int] = {}  # row of the first list of each court
     lists: list[Requests] = []
-    lanes: list[Lane] = []
+    rollouts: list[Rollout] = []
     for policy, court in zip(policies, courts, strict=True):
         mine = [requests for group in court.lists for requests in group]
         if id(court) not in first:
             first[id(court)] = len(lists)
             lists += mine
         router, row = learned_router(policy), first[id(court)]
-        lanes += [Lane("learned", row + offset, router, court.situation) for offset in range(len(mine))]
+        rollouts += [Rollout("learned", row + offset, router, court.situation) for offset in range(len(mine))]
     measures = {"performance": metrics.performance, "slo_attainment": metrics.slo_attainment}
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for _, result in play_lanes(courts[0].situation, lists, lanes):
+    for _, result in play_rollouts(courts[0].situation, lists, rollouts):
         for name, measure in measures.items():
             found[name].append(measure(result, warm_up_s=warm_up_s))
     shape = (len(policies), len(courts[0].lists), -1)
@@ -193,19 +201,19 @@ def read_programs(out: Path) -> dict[str, list[str]]:
       InputError: if there is no sweep.
     """
     path = out / "programs.json"
-    with explained(path, "read"):
+    with os_errors_as_input_errors(path, "read"):
         programs: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
     return programs
 
 
 def _read(directory: Path) -> Member:
     config, situation = load_run(directory / "config.yaml")
-    return Member(directory, config, make_course(situation, config.training))
+    return Member(directory, config, make_training_problem(situation, config.training))
 
 
 def _log(member: Member, track: Sequence[TrackerName]) -> MetricsLog:
-    models = member.course.situation.profile.model_names
-    return MetricsLog(member.directory, [member.seed], models, settings(member.course), track)
+    models = member.problem.situation.profile.model_names
+    return MetricsLog(member.directory, [member.seed], models, settings(member.problem), track)
 
 
 def _conclude(member: Member, outcome: dict[str, Any]) -> None:

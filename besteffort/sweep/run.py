@@ -23,20 +23,20 @@ import numpy as np
 
 from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.files import create_run_directory, explained, write_json, write_text
+from besteffort.files import create_run_directory, os_errors_as_input_errors, write_json, write_text
 from besteffort.runs.config import to_yaml
 from besteffort.runs.processes import Job, run_jobs
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.sweep.backends import Local, News, Ray
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
-from besteffort.sweep.plan import SEED, Plan, Trial
+from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, read_programs
 
 _HERE = Local()
 
 
 def run_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     out: str | Path,
     *,
     resume: bool = False,
@@ -95,7 +95,7 @@ def run_sweep(
     )
 
 
-def _check_ray(plan: Plan, on: Ray) -> None:
+def _check_ray(plan: SweepPlan, on: Ray) -> None:
     if importlib.util.find_spec("ray") is None:
         raise InputError("`--backend ray`: Ray is not installed; `pip install 'ray[tune]'`, or leave it out.")
     for name in plan.sweep.axes if on.early is not None else ():
@@ -106,7 +106,7 @@ def _check_ray(plan: Plan, on: Ray) -> None:
             )
 
 
-def _write_plan(plan: Plan, out: Path) -> dict[str, list[str]]:
+def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
     """Writes the sweep, its trials and its programs, and returns these.
 
     Where the sweep has begun already, the programs are those that it began with.
@@ -114,7 +114,7 @@ def _write_plan(plan: Plan, out: Path) -> dict[str, list[str]]:
     stated = {"sweep.yaml": to_yaml(plan.sweep), "base.yaml": to_yaml(plan.base)}
     if not (out / "programs.json").exists():
         for trial in plan.trials:
-            with explained(out):
+            with os_errors_as_input_errors(out):
                 (out / "trials" / trial.name).mkdir(parents=True, exist_ok=True)
             write_text(out / "trials" / trial.name / "config.yaml", to_yaml(trial.config))
         for name, text in stated.items():
@@ -122,7 +122,7 @@ def _write_plan(plan: Plan, out: Path) -> dict[str, list[str]]:
         programs = {f"{index:03d}": [f"{trial:04d}" for trial in trials] for index, trials in enumerate(plan.programs)}
         write_json(out / "programs.json", programs)
     for name, text in stated.items():
-        with explained(out / name, "read"):
+        with os_errors_as_input_errors(out / name, "read"):
             begun = (out / name).read_text(encoding="utf-8")
         if begun != text:
             raise InputError(f"{out / name}: another sweep began here; give the same one to resume it.")
@@ -139,7 +139,7 @@ def _run_locally(
     """Runs programs in processes on this machine; why those failed that did, by name."""
     jobs = []
     for name in programs:
-        with explained(out):
+        with os_errors_as_input_errors(out):
             (out / "programs" / name).mkdir(parents=True, exist_ok=True)
         command = (sys.executable, "-m", "besteffort.sweep.program", str(out), name, *track)
         jobs.append(Job(name, command, out / "programs" / name / "log.txt"))
@@ -180,7 +180,7 @@ def _entry(out: Path, trial: Trial, failed: Mapping[str, str]) -> Entry:
     path = out / "trials" / trial.name / OUTCOME
     if not path.exists():
         return dataclasses.replace(entry, reason=failed.get(trial.name, "its program left nothing"))
-    with explained(path, "read"):
+    with os_errors_as_input_errors(path, "read"):
         outcome = json.loads(path.read_text(encoding="utf-8"))
     return dataclasses.replace(
         entry,

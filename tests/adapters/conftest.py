@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from besteffort.adapters.problem import Pay, Problem
+from besteffort.adapters.wrapped import Credit, WrappedEnv
 from besteffort.observation import default_features
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -23,12 +23,14 @@ def situation() -> Situation:
 
 
 @pytest.fixture(scope="session")
-def problem(situation: Situation) -> Problem:
+def problem(situation: Situation) -> WrappedEnv:
     return serving(situation)
 
 
-def serving(situation: Situation, pay: Pay = "credit", horizon: int = HORIZON, history: int = 256) -> Problem:
+def serving(
+    situation: Situation, credit: Credit = "marginal", horizon: int = HORIZON, history: int = 256
+) -> WrappedEnv:
     """The default situation under Poisson arrivals."""
     shape, params = build(situation, synthetic(situation, Poisson(RATE)), history=history, horizon=horizon)
     features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, RATE)
-    return Problem(ServingEnvironment(shape), params, features, pay)
+    return WrappedEnv(ServingEnvironment(shape), params, features, credit)

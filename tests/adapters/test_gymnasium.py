@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from besteffort.adapters.problem import Problem
+from besteffort.adapters.wrapped import WrappedEnv
 from besteffort.errors import InputError
 from besteffort.observation import encode
 
@@ -33,7 +33,7 @@ def played(envs: Any, seed: int, steps: int = HORIZON + 10) -> list[Any]:
     return [envs.reset(seed=seed), *(envs.step(actions) for actions in actions_of(envs.num_envs, steps))]
 
 
-def test_the_single_environment_passes_gymnasiums_check(problem: Problem) -> None:
+def test_the_single_environment_passes_gymnasiums_check(problem: WrappedEnv) -> None:
     """Any warning of the check is an error here."""
     check_env(gymnasium.make(ID, problem=problem).unwrapped)
     environments = (ServingEnv(problem), ServingEnv(problem))
@@ -41,7 +41,7 @@ def test_the_single_environment_passes_gymnasiums_check(problem: Problem) -> Non
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_the_vector_environment_is_a_vector_of_single_ones(problem: Problem, mode: AutoresetMode) -> None:
+def test_the_vector_environment_is_a_vector_of_single_ones(problem: WrappedEnv, mode: AutoresetMode) -> None:
     """Against gymnasium's own vector of single environments: spaces, seeds, resets, rewards, infos."""
     ours = gymnasium.make_vec(
         ID, num_envs=2, vectorization_mode="vector_entry_point", problem=problem, autoreset_mode=mode
@@ -71,7 +71,7 @@ def same(one: Any, other: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_episodes_truncate_and_never_terminate(problem: Problem) -> None:
+def test_episodes_truncate_and_never_terminate(problem: WrappedEnv) -> None:
     envs = ServingVectorEnv(2, problem)
     steps = played(envs, seed=0, steps=2 * HORIZON + 3)[1:]
     ended = np.array([truncated for _, _, _, truncated, _ in steps])
@@ -83,7 +83,7 @@ def test_episodes_truncate_and_never_terminate(problem: Problem) -> None:
     assert steps[HORIZON][1].tolist() == [0.0, 0.0]
 
 
-def test_seeds_decide(problem: Problem) -> None:
+def test_seeds_decide(problem: WrappedEnv) -> None:
     envs = ServingVectorEnv(2, problem)
     first, again, other = (played(envs, seed, steps=3)[-1] for seed in (1, 1, 2))
     same(first, again)
@@ -93,7 +93,7 @@ def test_seeds_decide(problem: Problem) -> None:
     np.testing.assert_allclose(listed[1], envs.reset(seed=1)[0][0])
 
 
-def test_an_observation_is_what_the_network_reads(problem: Problem) -> None:
+def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
     from besteffort.adapters.gymnasium import Lanes
 
     lanes = Lanes(problem, 2)
@@ -107,21 +107,21 @@ def test_an_observation_is_what_the_network_reads(problem: Problem) -> None:
         np.testing.assert_allclose(view.observation[lane], encode(one, problem.features, np), rtol=1e-5)
 
 
-def test_what_a_step_pays(problem: Problem) -> None:
+def test_what_a_step_pays(problem: WrappedEnv) -> None:
     """Over an episode the credits and the rewards tell of the same requests; the environment's reward comes later."""
     paid: dict[str, np.ndarray] = {}
     earned: dict[str, np.ndarray] = {}
-    for pay in ("credit", "reward", "own"):
-        envs = ServingVectorEnv(2, dataclasses.replace(problem, pay=pay), outcomes_every=16)
+    for credit in ("marginal", "step", "own"):
+        envs = ServingVectorEnv(2, dataclasses.replace(problem, credit=credit), outcomes_every=16)
         steps = played(envs, seed=0, steps=HORIZON)[1:]
-        paid[pay] = np.array([step[1] for step in steps])
-        earned[pay] = np.array([step[4]["earned"] for step in steps])
+        paid[credit] = np.array([step[1] for step in steps])
+        earned[credit] = np.array([step[4]["earned"] for step in steps])
         read = [step[4]["outcome_index"].tolist() for step in steps if "outcome_index" in step[4]]
-        assert read == ([[16, 16], [32, 32], [HORIZON, HORIZON]] if pay == "own" else [])
-    for told in (paid["reward"], paid["own"], *earned.values()):
-        np.testing.assert_array_equal(told, paid["reward"])
-    assert paid["credit"].sum() > paid["reward"].sum() > 0
-    assert (paid["credit"][0] > 0).all()
+        assert read == ([[16, 16], [32, 32], [HORIZON, HORIZON]] if credit == "own" else [])
+    for rewards in (paid["step"], paid["own"], *earned.values()):
+        np.testing.assert_array_equal(rewards, paid["step"])
+    assert paid["marginal"].sum() > paid["step"].sum() > 0
+    assert (paid["marginal"][0] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_what_a_step_pays(problem: Problem) -> None:
         ({"problem": "paper", "horizon": -1}, "`horizon` is -1"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(problem: Problem, arguments: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_are_one_sentence(problem: WrappedEnv, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words.replace("?", r"\?")):
         ServingVectorEnv(**{"problem": problem, **arguments})
 
 
-def test_wrong_actions_and_steps_before_the_first_reset(problem: Problem) -> None:
+def test_wrong_actions_and_steps_before_the_first_reset(problem: WrappedEnv) -> None:
     envs = ServingVectorEnv(2, problem)
     with pytest.raises(gymnasium.error.ResetNeeded):
         envs.step(np.array([0, 1]))
@@ -148,7 +148,7 @@ def test_wrong_actions_and_steps_before_the_first_reset(problem: Problem) -> Non
             envs.step(actions)
 
 
-def test_bounds_hold_for_every_feature(problem: Problem) -> None:
+def test_bounds_hold_for_every_feature(problem: WrappedEnv) -> None:
     from besteffort.observation import FEATURES, default_features
 
     shape = problem.env.shape

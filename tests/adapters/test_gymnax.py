@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort.adapters.problem import Problem, network_input
+from besteffort.adapters.wrapped import WrappedEnv, network_input
 
 pytest.importorskip("gymnax")
 
@@ -41,7 +41,7 @@ def rollout(env: Any, key: jax.Array, steps: int, params: Any = None) -> dict[st
     return jax.tree.map(np.asarray, play(params))
 
 
-def test_a_purejaxrl_loop_with_its_wrappers(problem: Problem) -> None:
+def test_a_purejaxrl_loop_with_its_wrappers(problem: WrappedEnv) -> None:
     env = LogWrapper(FlattenObservationWrapper(ServingGymnax(problem)))
     seen = rollout(env, jax.random.key(0), 2 * HORIZON + 5)
     assert not seen["terminated"].any()
@@ -59,7 +59,7 @@ def test_a_purejaxrl_loop_with_its_wrappers(problem: Problem) -> None:
     assert seen["returned_episode_returns"][HORIZON - 1] == pytest.approx(seen["reward"][:HORIZON].sum(), rel=1e-5)
 
 
-def test_it_is_the_environment_that_it_wraps(problem: Problem) -> None:
+def test_it_is_the_environment_that_it_wraps(problem: WrappedEnv) -> None:
     """Step by step, with the keys that gymnax's own `step` derives."""
     env = ServingGymnax(problem)
     params = env.default_params
@@ -82,7 +82,7 @@ def test_it_is_the_environment_that_it_wraps(problem: Problem) -> None:
     assert env.action_space(params).n == env.num_actions == 3
 
 
-def test_numbers_are_vmapped(problem: Problem) -> None:
+def test_numbers_are_vmapped(problem: WrappedEnv) -> None:
     """Quality of the largest model halved: the same actions earn less."""
     env = ServingGymnax(problem)
     params = env.default_params
@@ -106,7 +106,7 @@ def test_numbers_are_vmapped(problem: Problem) -> None:
     assert not truncated[0].any()
 
 
-def test_an_endless_problem_never_ends(problem: Problem) -> None:
+def test_an_endless_problem_never_ends(problem: WrappedEnv) -> None:
     endless = dataclasses.replace(problem.env, shape=dataclasses.replace(problem.env.shape, horizon=0))
     env = ServingGymnax(dataclasses.replace(problem, env=endless))
     seen = rollout(env, jax.random.key(0), 2 * HORIZON, env.default_params.replace(max_steps_in_episode=3))

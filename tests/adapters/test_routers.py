@@ -12,9 +12,9 @@ from besteffort.evaluation.rollouts import play_routers
 from besteffort.observation import Observation, encode
 from besteffort.routers.baselines import LadderRouter
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.playing import play
-from besteffort.runs.training import make_course
+from besteffort.runs.training import make_training_problem
 from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
@@ -60,14 +60,14 @@ def test_a_function_decides_beside_ours(situation: Situation, lists: list[Reques
 @pytest.mark.parametrize("backend", ["jax", "reference"])
 def test_a_function_plays_a_list(situation: Situation, lists: list[Requests], backend: Any) -> None:
     results = [
-        play(lists[0], situation, router, seed=0, backend=backend)
+        simulate(lists[0], situation, router, seed=0, backend=backend)
         for router in (HostRouter(each(ladder)), LadderRouter(np.array(THRESHOLDS)))
     ]
     same(*results)
 
 
 def test_network_inputs_reach_a_model(situation: Situation) -> None:
-    features = make_course(situation, TrainingConfig()).features
+    features = make_training_problem(situation, TrainingConfig()).features
     batch = np.arange(12).reshape(4, 3)
     one = Observation(2, batch.sum(axis=0), 40.0, batch, 0.4, 0.01)
     other = one._replace(task=1, arrival_rate=3.0)
@@ -88,4 +88,4 @@ def test_network_inputs_reach_a_model(situation: Situation) -> None:
 
 def test_what_is_no_model_is_refused(situation: Situation, lists: list[Requests]) -> None:
     with pytest.raises(Exception, match="it must give each an index from 0 to 2"):
-        play(lists[0], situation, HostRouter(each(lambda observation: 3)), seed=0, backend="reference")
+        simulate(lists[0], situation, HostRouter(each(lambda observation: 3)), seed=0, backend="reference")

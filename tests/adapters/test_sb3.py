@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from besteffort.adapters.problem import Problem, make_problem
 from besteffort.adapters.routers import HostRouter, predicting
+from besteffort.adapters.wrapped import WrappedEnv, wrap_env
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.policy import load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.training import Course, make_course
+from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_requests
@@ -39,11 +39,13 @@ HORIZON_S = 0.25
 
 
 @pytest.fixture(scope="module")
-def own(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, pay="own")
+def own(problem: WrappedEnv) -> WrappedEnv:
+    return dataclasses.replace(problem, credit="own")
 
 
-def filled(problem: Problem, steps: int, size: int = 400, **arguments: Any) -> tuple[ServingReplayBuffer, np.ndarray]:
+def filled(
+    problem: WrappedEnv, steps: int, size: int = 400, **arguments: Any
+) -> tuple[ServingReplayBuffer, np.ndarray]:
     """A buffer after `steps` random steps of two environments, and the actions."""
     env = ServingVecEnv(2, problem, outcomes_every=8)
     buffer = ServingReplayBuffer(size, env.observation_space, env.action_space, n_envs=2, **arguments)
@@ -60,7 +62,7 @@ def filled(problem: Problem, steps: int, size: int = 400, **arguments: Any) -> t
     return buffer, actions
 
 
-def test_own_credit_is_what_each_decisions_request_earned(own: Problem) -> None:
+def test_own_credit_is_what_each_decisions_request_earned(own: WrappedEnv) -> None:
     """Over two episodes; the second environment's share of rewards equals the environment's, which come late."""
     buffer, _ = filled(own, 2 * HORIZON + 10)
     resolved = buffer.resolved[: buffer.pos]
@@ -79,7 +81,7 @@ def test_own_credit_is_what_each_decisions_request_earned(own: Problem) -> None:
             assert buffer.rewards[row, lane] in (0.0, pytest.approx(quality[task, model], rel=1e-5))
 
 
-def test_a_small_ring_is_joined_like_a_large_one(own: Problem) -> None:
+def test_a_small_ring_is_joined_like_a_large_one(own: WrappedEnv) -> None:
     """Rows that were overwritten and episodes that ended do not mix up what is left."""
     large, _ = filled(own, 2 * HORIZON + 9)
     small, _ = filled(own, 2 * HORIZON + 9, size=2 * 30)
@@ -92,7 +94,7 @@ def test_a_small_ring_is_joined_like_a_large_one(own: Problem) -> None:
     assert small.resolved.any()
 
 
-def test_samples_are_settled_and_discounted_by_time(own: Problem) -> None:
+def test_samples_are_settled_and_discounted_by_time(own: WrappedEnv) -> None:
     """Three-step returns by hand, over every start that is sampled."""
     buffer, _ = filled(own, HORIZON + 20, horizon_s=HORIZON_S, gamma=0.9, n_steps=3)
     buffer.observations[..., 0] = np.arange(buffer.observations[..., 0].size).reshape(-1, 2)  # to know them again
@@ -126,7 +128,7 @@ def test_samples_are_settled_and_discounted_by_time(own: Problem) -> None:
         assert int(batch.actions[i, 0]) == action
 
 
-def test_without_own_credit_the_reward_of_the_step_stays(problem: Problem) -> None:
+def test_without_own_credit_the_reward_of_the_step_stays(problem: WrappedEnv) -> None:
     buffer, _ = filled(problem, 12, own=False)
     assert buffer.resolved[:12].all()
     assert (buffer.rewards[:12] > 0).all()
@@ -135,21 +137,21 @@ def test_without_own_credit_the_reward_of_the_step_stays(problem: Problem) -> No
 
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 0}, {"gamma": 1.5}, {"horizon_s": 0.0}, {"n_steps": 200}])
-def test_numbers_out_of_range(problem: Problem, arguments: dict[str, Any]) -> None:
+def test_numbers_out_of_range(problem: WrappedEnv, arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="`n_steps` is"):
         filled(problem, 0, **arguments)
 
 
-def course_of(situation: Situation) -> Course:
-    """A course under a light load, so that requests settle within a few decisions."""
-    course = make_course(situation, TrainingConfig())
-    return dataclasses.replace(course, workload=synthetic(situation, Poisson(20.0)))
+def problem_of(situation: Situation) -> TrainingProblem:
+    """A problem under a light load, so that requests settle within a few decisions."""
+    problem = make_training_problem(situation, TrainingConfig())
+    return dataclasses.replace(problem, workload=synthetic(situation, Poisson(20.0)))
 
 
 @pytest.fixture(scope="module")
-def trained(situation: Situation) -> tuple[DQN, Course]:
-    course = course_of(situation)
-    env = ServingVecEnv(2, make_problem(course, pay="own", horizon=HORIZON, history=256), outcomes_every=8)
+def trained(situation: Situation) -> tuple[DQN, TrainingProblem]:
+    problem = problem_of(situation)
+    env = ServingVecEnv(2, wrap_env(problem, credit="own", horizon=HORIZON, history=256), outcomes_every=8)
     model = DQN(
         "MlpPolicy",
         env,
@@ -162,13 +164,13 @@ def trained(situation: Situation) -> tuple[DQN, Course]:
         seed=0,
         device="cpu",
     )
-    return model.learn(400), course
+    return model.learn(400), problem
 
 
-def test_a_trained_network_is_exactly_our_policy(trained: tuple[DQN, Course], tmp_path: Any) -> None:
+def test_a_trained_network_is_exactly_our_policy(trained: tuple[DQN, TrainingProblem], tmp_path: Any) -> None:
     """Same Q-values on its observations, and after the way through a file."""
-    model, course = trained
-    save_policy(dqn_policy(model, course, {"steps": 400}), tmp_path / "dqn.safetensors")
+    model, problem = trained
+    save_policy(dqn_policy(model, problem, {"steps": 400}), tmp_path / "dqn.safetensors")
     policy = load_policy(tmp_path / "dqn.safetensors")
     assert policy.training == {"library": "stable-baselines3", "steps": 400}
     buffer = model.replay_buffer
@@ -182,23 +184,23 @@ def test_a_trained_network_is_exactly_our_policy(trained: tuple[DQN, Course], tm
     np.testing.assert_allclose(hidden, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_plays_as_its_policy_does(trained: tuple[DQN, Course]) -> None:
+def test_a_model_plays_as_its_policy_does(trained: tuple[DQN, TrainingProblem]) -> None:
     """The model asked at every decision, and its weights in our router, on the same lists in one compiled program."""
-    model, course = trained
+    model, problem = trained
     torch.manual_seed(0)
     for parameter in model.policy.q_net.parameters():  # so that choices differ more than after a few steps of training
         (nn.init.normal_ if parameter.ndim > 1 else nn.init.zeros_)(parameter)
-    situation = course.situation
-    lists = [sample_requests(course.workload, situation.task_names, 200, seed) for seed in range(2)]
-    asked = HostRouter(predicting(model, course.features))
-    ours = learned_router(dqn_policy(model, course))
+    situation = problem.situation
+    lists = [sample_requests(problem.workload, situation.task_names, 200, seed) for seed in range(2)]
+    asked = HostRouter(predicting(model, problem.features))
+    ours = learned_router(dqn_policy(model, problem))
     played = play_routers(situation, lists, {"asked": [asked] * 2, "ours": [ours] * 2})
     np.testing.assert_array_equal(played["asked"].model, played["ours"].model)
     np.testing.assert_array_equal(played["asked"].reward, played["ours"].reward)
     assert len(np.unique(played["asked"].model)) > 1
 
 
-def test_other_networks_are_refused(situation: Situation, problem: Problem) -> None:
+def test_other_networks_are_refused(situation: Situation, problem: WrappedEnv) -> None:
     env = ServingVecEnv(2, problem)
     tanh = DQN("MlpPolicy", env, policy_kwargs={"activation_fn": nn.Tanh}, device="cpu", buffer_size=10)
     with pytest.raises(InputError, match="train `DQN"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from besteffort.observation import Observation
-from besteffort.simulator.reference import play
+from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
@@ -55,7 +55,7 @@ def test_simpy_and_reference_agree(dyadic: bool) -> None:
             seen.append((observation.batch_sizes.tolist(), observation.arrival_rate))
             return int(models[index])
 
-        reference = play(
+        reference = simulate_reference(
             requests,
             tables,
             cluster,

@@ -13,7 +13,7 @@ from besteffort.bounds import prices
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Offers
 from besteffort.errors import InputError
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward
 from besteffort.workload.requests import Requests
@@ -51,7 +51,7 @@ def best_of_all(situation, requests):
     tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
     performance, attainment = -np.inf, 0.0
     for models in itertools.product(range(tables.models), repeat=len(requests)):
-        result = play_reference(requests, situation, lambda index, _, models=models: models[index], tables)
+        result = simulate_by_reference(requests, situation, lambda index, _, models=models: models[index], tables)
         performance = max(performance, float(result.reward.mean()))
         attainment = max(attainment, float(result.met.mean()))
     return performance, attainment
@@ -119,7 +119,7 @@ def test_late_answers_need_no_time_before_the_deadline(make_situation):
     task = {"output_tokens": (1, 101), "deadline": Deadline(2.0, 0.0)}
     situation = make_situation([FLAT], [0.5], [(80.0,)], tasks=[task])
     requests = listed(situation, np.zeros(2), output_tokens=np.array([1, 101]))
-    result = play_reference(requests, situation, lambda index, observation: 0)
+    result = simulate_by_reference(requests, situation, lambda index, observation: 0)
     assert result.reward.mean() == 0.5
     for bound in (clairvoyant_bound(situation, requests), fluid_bound_windows(situation, requests, window_s=0.1)):
         assert float(bound.performance) == pytest.approx(0.5)
@@ -133,7 +133,7 @@ def test_soft_deadlines_and_penalties(make_situation):
     bound = clairvoyant_bound(situation, listed(situation, np.zeros(1)))
     assert bound.performance == pytest.approx(2 * (9 / 16 - 0.25))
     assert bound.slo_attainment == 0.0
-    truth = play_reference(listed(situation, np.zeros(1)), situation, lambda index, observation: 0)
+    truth = simulate_by_reference(listed(situation, np.zeros(1)), situation, lambda index, observation: 0)
     assert truth.reward[0] == pytest.approx(2 * (0.5 - 0.25))
 
 

@@ -12,7 +12,7 @@ from besteffort.bounds import fluid
 from besteffort.bounds.fluid import fluid_bound, seconds_per_answer, throughput
 from besteffort.errors import InputError
 from besteffort.simulator import reference
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward, View
 from besteffort.workload.requests import Requests
@@ -216,7 +216,7 @@ def test_even_prefills_are_an_estimate_that_the_patient_first_beat_and_the_bound
     table = Tables.of(situation.profile, 16, 1)
     gaps_s = np.append(0.0, prefill + table.decode[0, :15])  # each arrives when the iteration before it ends
     requests = listed(situation, np.cumsum(gaps_s) - 1e-9 * (gaps_s > 0), output_tokens=output, task=[0] * 12 + [1] * 4)
-    result = play_reference(requests, situation, lambda index, observation: 0)
+    result = simulate_by_reference(requests, situation, lambda index, observation: 0)
     assert result.met.all()
     busy_s = float(result.completion_s.max())  # never idle; the next sixteen may follow at once
     served = np.array([12, 4])
@@ -276,7 +276,7 @@ def test_no_threshold_and_no_gang_gets_more_answers_in_time(make_situation, deco
                 filling = batch < threshold and (filling or batch <= refill_at)
                 return int(filling)
 
-            result = reference.play(
+            result = reference.simulate_reference(
                 requests,
                 Tables.of(situation.profile, cluster.max_batch, 1),
                 cluster,

@@ -41,47 +41,49 @@ def test_the_training_range_is_what_the_policy_says(policy: Path, workload, load
 
 def test_around_the_bursty_load(small: Path) -> None:
     run, situation = load_run(small)
-    bench = diagnose.synthetic_bench(situation, run.evaluation, (0.05, 0.8))
-    by_family = {family: [t for t in bench.shifts if t.family == family] for family in ("load", "arrivals", "task mix")}
-    assert [trial.size for trial in by_family["load"]] == [0.025, 0.1, 0.2, 0.4, 1.2]
-    assert [trial.name for trial in by_family["load"]][::4] == [
+    suite = diagnose.synthetic_suite(situation, run.evaluation, (0.05, 0.8))
+    by_family = {family: [t for t in suite.shifts if t.family == family] for family in ("load", "arrivals", "task mix")}
+    assert [perturbation.size for perturbation in by_family["load"]] == [0.025, 0.1, 0.2, 0.4, 1.2]
+    assert [perturbation.name for perturbation in by_family["load"]][::4] == [
         "load 0.025, below training",
         "load 1.2, beyond training",
     ]
-    for trial in by_family["load"]:
-        rate = np.mean([rescale.mean_rate(requests) for requests in trial.lists])
-        assert rate == pytest.approx(trial.size * bench.arena.capacity_per_s, rel=0.2)
-        counted_s = min(float(requests.arrival_s[-1]) for requests in trial.lists) - run.evaluation.warm_up_s
+    for perturbation in by_family["load"]:
+        rate = np.mean([rescale.mean_rate(requests) for requests in perturbation.lists])
+        assert rate == pytest.approx(perturbation.size * suite.evaluation_set.capacity_per_s, rel=0.2)
+        counted_s = min(float(requests.arrival_s[-1]) for requests in perturbation.lists) - run.evaluation.warm_up_s
         assert counted_s > 1.0
-    assert [set(trial.lists[0].task) for trial in by_family["task mix"]] == [{0}, {1}]
-    judged = {id(requests) for trial in bench.shifts for requests in trial.lists}
-    assert not judged & {id(requests) for requests in bench.range_tuning}
-    assert len({len(requests) for requests in (*bench.arena.tuning, *bench.range_tuning)}) == 1
-    assert bench.notes == ()
+    assert [set(perturbation.lists[0].task) for perturbation in by_family["task mix"]] == [{0}, {1}]
+    judged = {id(requests) for perturbation in suite.shifts for requests in perturbation.lists}
+    assert not judged & {id(requests) for requests in suite.range_tuning}
+    assert len({len(requests) for requests in (*suite.evaluation_set.tuning, *suite.range_tuning)}) == 1
+    assert suite.notes == ()
 
 
 def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> None:
     run, situation = load_run(small)
-    bench = diagnose.synthetic_bench(situation, run.evaluation, (0.05, 1000.0))
-    assert bench.notes[0].startswith("Load 1500 was left out")
+    suite = diagnose.synthetic_suite(situation, run.evaluation, (0.05, 1000.0))
+    assert suite.notes[0].startswith("Load 1500 was left out")
 
 
 def test_around_a_trace(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
     (halves,) = read_halves([trace], situation, run.evaluation.judging_seeds)
-    bench = diagnose.trace_bench(halves, situation, run.evaluation, (0.05, 0.1), 0.1)
-    lists = bench.arena.judged[0]
-    loads = [trial for trial in bench.shifts if trial.family == "load"]
-    assert [trial.size for trial in loads] == [0.025, 0.059, 0.071, 0.084, 0.15]
-    for trial in loads:
-        np.testing.assert_array_equal(trial.lists[0].output_tokens, lists[0].output_tokens)
-    alone = [trial for trial in bench.shifts if trial.family == "task mix"]
-    for index, trial in enumerate(alone):
-        assert set(trial.lists[0].task) == {index}
-        np.testing.assert_array_equal(trial.lists[0].arrival_s, lists[0].arrival_s)
-        wanted = bench.arena.situation.deadlines(trial.lists[0].task, trial.lists[0].output_tokens)
-        np.testing.assert_allclose(trial.lists[0].deadline_s, wanted)
-    for requests in (*bench.arena.tuning, *bench.range_tuning):
+    suite = diagnose.trace_suite(halves, situation, run.evaluation, (0.05, 0.1), 0.1)
+    lists = suite.evaluation_set.judged[0]
+    loads = [perturbation for perturbation in suite.shifts if perturbation.family == "load"]
+    assert [perturbation.size for perturbation in loads] == [0.025, 0.059, 0.071, 0.084, 0.15]
+    for perturbation in loads:
+        np.testing.assert_array_equal(perturbation.lists[0].output_tokens, lists[0].output_tokens)
+    alone = [perturbation for perturbation in suite.shifts if perturbation.family == "task mix"]
+    for index, perturbation in enumerate(alone):
+        assert set(perturbation.lists[0].task) == {index}
+        np.testing.assert_array_equal(perturbation.lists[0].arrival_s, lists[0].arrival_s)
+        wanted = suite.evaluation_set.situation.deadlines(
+            perturbation.lists[0].task, perturbation.lists[0].output_tokens
+        )
+        np.testing.assert_allclose(perturbation.lists[0].deadline_s, wanted)
+    for requests in (*suite.evaluation_set.tuning, *suite.range_tuning):
         np.testing.assert_array_equal(requests.prompt_tokens, halves.first[0].prompt_tokens)
 
 
@@ -94,20 +96,20 @@ def test_a_diagnosis_says_in_words_and_figures_what_is_wrong(
     said = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     report = (out / "report.md").read_text(encoding="utf-8")
-    names = [trial["name"] for trial in results["trials"]]
+    names = [perturbation["name"] for perturbation in results["perturbations"]]
     assert names[0] == "everything as known"
     assert {"qualities 30% off", "rates 100 arrivals late", "batch sizes up to 5 s old", "piqa only"} <= set(names)
     for name in names:
         assert name in said
         assert f"| {name} |" in report
-    for trial in results["trials"]:
-        assert {"learned", "priced", "always opt-125m"} <= set(trial["performance"])
-        assert "random" not in trial["performance"]
-        lists = len(trial["performance"]["learned"])
+    for perturbation in results["perturbations"]:
+        assert {"learned", "priced", "always opt-125m"} <= set(perturbation["performance"])
+        assert "random" not in perturbation["performance"]
+        lists = len(perturbation["performance"]["learned"])
         assert lists == 2
-        if trial["bound"] is not None:
-            for values in trial["performance"].values():
-                assert np.mean(values) <= trial["bound"] + 1e-6
+        if perturbation["bound"] is not None:
+            for values in perturbation["performance"].values():
+                assert np.mean(values) <= perturbation["bound"] + 1e-6
     losses = [finding["loss"] for finding in results["findings"]]
     assert losses == sorted(losses, reverse=True)
     for finding in results["findings"]:

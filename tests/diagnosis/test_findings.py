@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 
 from besteffort.diagnosis.findings import compare, list_findings
-from besteffort.diagnosis.perturbations import Outcome, Trial
+from besteffort.diagnosis.perturbations import Outcome, Perturbation
 
 NOISE = np.array([-0.002, 0.0, 0.002])
 
 
-def outcome(family, name, performance, in_time=None, too_large=0.0, spread=1.0):
+def outcome(family, name, performance, in_time=None, avoidable_misses=0.0, spread=1.0):
     """Mean figures of `learned`, `priced` and `ladder`, over three lists that differ by the same noise for all."""
     routers = ("learned", "priced", "ladder")
     in_time = in_time or (1.0, 1.0, 1.0)
     return Outcome(
-        Trial(family, name, 1.0, (), ()),
+        Perturbation(family, name, 1.0, (), ()),
         {
             router: mean + (spread if router == "learned" else 1.0) * NOISE
             for router, mean in zip(routers, performance, strict=True)
         },
         {router: mean + 0.0 * NOISE for router, mean in zip(routers, in_time, strict=True)},
-        {"learned": too_large + NOISE},
+        {"learned": avoidable_misses + NOISE},
     )
 
 
@@ -56,7 +56,7 @@ def test_the_worst_comes_first_and_speaks_for_its_family() -> None:
         "learned",
     )
     assert [(finding.kind, finding.family) for finding in findings] == [("collapse", "load"), ("worse", "task mix")]
-    assert findings[0].trials == ("load 9", "load 4", "load 2")
+    assert findings[0].perturbations == ("load 9", "load 4", "load 2")
     assert findings[0].loss == pytest.approx(0.15)
     assert findings[0].sentence == (
         "With load 9 it collapses: it earns 60.0%, `ladder` 75.0% on the same requests, 15.0 ± 0.0 points more. "
@@ -69,7 +69,7 @@ def test_the_worst_comes_first_and_speaks_for_its_family() -> None:
 
 
 def test_misses_on_too_large_models_are_told_where_they_did_not_pay() -> None:
-    late = {"in_time": (0.9, 0.99, 0.97), "too_large": 0.08}
+    late = {"in_time": (0.9, 0.99, 0.97), "avoidable_misses": 0.08}
     (finding,) = list_findings([outcome("batch sizes", "old batch sizes", (0.927, 0.93, 0.91), **late)], "learned")
     assert finding.kind == "underestimates load"
     assert finding.sentence == (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from besteffort.diagnosis.wrong_profiles import wrong_latency, wrong_quality
+from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.profile import load_profile
 
@@ -15,18 +15,18 @@ def percent(profile):
 
 
 def test_qualities_are_wrong_by_the_share_in_either_direction() -> None:
-    wrong = wrong_quality(PROFILE, 0.1, seed=3)
+    wrong = perturb_quality(PROFILE, 0.1, seed=3)
     ratio = percent(wrong) / percent(PROFILE)
     np.testing.assert_allclose(np.abs(ratio - 1), 0.1)
     assert set(np.sign(ratio - 1).ravel()) == {-1.0, 1.0}
-    assert (percent(wrong_quality(PROFILE, 0.1, seed=4)) != percent(wrong)).any()
-    np.testing.assert_array_equal(percent(wrong_quality(PROFILE, 0.1, seed=3)), percent(wrong))
+    assert (percent(perturb_quality(PROFILE, 0.1, seed=4)) != percent(wrong)).any()
+    np.testing.assert_array_equal(percent(perturb_quality(PROFILE, 0.1, seed=3)), percent(wrong))
     assert wrong.models == PROFILE.models
 
 
 def test_no_quality_exceeds_all_that_there_is() -> None:
     highest = percent(PROFILE).max()
-    wrong = percent(wrong_quality(PROFILE, 0.9, seed=0))
+    wrong = percent(perturb_quality(PROFILE, 0.9, seed=0))
     assert highest * 1.9 > 100
     assert wrong.max() == 100
     assert wrong.min() > 0
@@ -36,7 +36,7 @@ def test_no_quality_exceeds_all_that_there_is() -> None:
 def test_every_model_has_one_factor(how, factors) -> None:
     found = set()
     for seed in range(4):
-        wrong = wrong_latency(PROFILE, 0.2, how, seed)
+        wrong = perturb_latency(PROFILE, 0.2, how, seed)
         for new, old in ((wrong.decode_table(40), PROFILE.decode_table(40)), (wrong.prefill_table(9), None)):
             old = PROFILE.prefill_table(9) if old is None else old
             ratio = new[:, 1:] / old[:, 1:]
@@ -48,8 +48,8 @@ def test_every_model_has_one_factor(how, factors) -> None:
 
 def test_what_was_changed_is_said() -> None:
     for wrong, parts in (
-        (wrong_quality(PROFILE, 0.3, 7), {"quality"}),
-        (wrong_latency(PROFILE, 0.3), {"decode", "prefill"}),
+        (perturb_quality(PROFILE, 0.3, 7), {"quality"}),
+        (perturb_latency(PROFILE, 0.3), {"decode", "prefill"}),
     ):
         assert wrong.digest() != PROFILE.digest()
         for name in ("decode", "prefill", "slowdown", "quality"):
@@ -64,6 +64,6 @@ def test_what_was_changed_is_said() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_shares_out_of_range_are_refused(share) -> None:
-    for change in (lambda: wrong_quality(PROFILE, share, 0), lambda: wrong_latency(PROFILE, share)):
+    for change in (lambda: perturb_quality(PROFILE, share, 0), lambda: perturb_latency(PROFILE, share)):
         with pytest.raises(InputError, match="give a share from 0 to below 1"):
             change()

@@ -9,7 +9,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.evaluation.judging import grid_arena, read_halves, trace_arena
+from besteffort.evaluation.judging import grid_set, read_halves, trace_set
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 
@@ -54,21 +54,21 @@ def test_report_shows_every_figure_and_where_the_profile_comes_from(evaluated: P
 def test_traces_are_judged_on_their_second_half(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
     (halves,) = read_halves([trace], situation, run.evaluation.judging_seeds)
-    arena = trace_arena(halves, situation, run.evaluation)
-    assert arena.loads == (1.0, 2.0)
-    for load, lists in zip(arena.loads, arena.judged, strict=True):
+    evaluation_set = trace_set(halves, situation, run.evaluation)
+    assert evaluation_set.loads == (1.0, 2.0)
+    for load, lists in zip(evaluation_set.loads, evaluation_set.judged, strict=True):
         assert len(lists) == 2
         for requests, half in zip(lists, halves.second, strict=True):
             np.testing.assert_array_equal(requests.prompt_tokens, half.prompt_tokens)
             capacity = rescale.capacity(requests, situation)[-1]
             assert rescale.mean_rate(requests) == pytest.approx(load * capacity)
     # The seeds draw tasks and nothing else.
-    one, two = arena.judged[0]
+    one, two = evaluation_set.judged[0]
     assert (one.task != two.task).any()
     np.testing.assert_array_equal(one.output_tokens, two.output_tokens)
     # What routers know, and what heuristics are tuned on, is of the first half.
-    np.testing.assert_array_equal(arena.tuning[0].output_tokens, halves.first[0].output_tokens)
-    known = arena.situation.shares @ arena.situation.mean_output_tokens
+    np.testing.assert_array_equal(evaluation_set.tuning[0].output_tokens, halves.first[0].output_tokens)
+    known = evaluation_set.situation.shares @ evaluation_set.situation.mean_output_tokens
     assert known == pytest.approx(halves.first[0].output_tokens.mean(), rel=0.1)
 
 
@@ -100,12 +100,12 @@ def test_a_log_that_says_everything_is_one_list(small: Path, tmp_path: Path) -> 
     path.write_text("\n".join(["arrival_s,task,prompt_tokens,output_tokens", *rows]) + "\n", encoding="utf-8")
     (halves,) = read_halves([path], situation, [0, 1, 2])
     assert len(halves.second) == 1
-    arena = trace_arena(halves, situation, run.evaluation)
-    assert 0 < arena.warm_up_s <= min(group[0].arrival_s[-1] for group in arena.judged) / 10
+    evaluation_set = trace_set(halves, situation, run.evaluation)
+    assert 0 < evaluation_set.warm_up_s <= min(group[0].arrival_s[-1] for group in evaluation_set.judged) / 10
 
 
 def test_lists_shorter_than_the_warm_up_are_refused(small: Path) -> None:
     run, situation = load_run(small)
     config = dataclasses.replace(run.evaluation, warm_up_s=1e4)
     with pytest.raises(InputError, match=r"all of it in `evaluation.warm_up_s`.*; raise `evaluation.requests`"):
-        grid_arena(situation, config)
+        grid_set(situation, config)

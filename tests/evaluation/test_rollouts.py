@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort.diagnosis.wrong_profiles import wrong_latency, wrong_quality
+from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
-from besteffort.evaluation.rollouts import Lane, play_lanes, play_routers, sample_lists
+from besteffort.evaluation.rollouts import Rollout, play_rollouts, play_routers, sample_lists
 from besteffort.observation import default_features
-from besteffort.routers import BelievingRouter, DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
+from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, RouterWithParams, StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
@@ -58,14 +58,7 @@ def test_together_as_alone(situation: Situation, lists: list[Requests]) -> None:
     played = play_routers(situation, lists, {name: [router] * len(lists) for name, router in routers.items()})
     for name, router in routers.items():
         for index in (0, 3):
-            alone = simulate(
-                lists[index],
-                situation.cluster,
-                situation.profile,
-                router,
-                tasks=situation.tasks,
-                backend="reference" if index else "jax",
-            )
+            alone = simulate(lists[index], situation, router, backend="reference" if index else "jax")
             assert np.mean(played[name].model[index] == alone.model) > 0.98
             if (played[name].model[index] == alone.model).all():
                 np.testing.assert_allclose(played[name].latency_s[index], alone.latency_s, rtol=1e-4, atol=1e-5)
@@ -82,29 +75,29 @@ def test_each_list_has_its_own_router(situation: Situation, lists: list[Requests
 def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situation, lists: list[Requests]) -> None:
     """Lanes of one program against the package's other way to say the same: a router that believes something else."""
     profile, view = situation.profile, situation.view
-    worlds = [
-        dataclasses.replace(situation, profile=wrong_latency(profile, 0.3, "slower")),
+    actual_situations = [
+        dataclasses.replace(situation, profile=perturb_latency(profile, 0.3, "slower")),
         dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=10, batch_refresh_s=0.05)),
         situation,
         dataclasses.replace(
             situation,
-            profile=wrong_quality(profile, 0.3, seed=1),
+            profile=perturb_quality(profile, 0.3, seed=1),
             cluster=dataclasses.replace(situation.cluster, network_delay_s=0.02),
         ),
     ]
     routers = {"small": StaticRouter(0), "priced": PricedRouter(0.1, 0.2)}
     each = {name: [router] * len(lists) for name, router in routers.items()}
-    played = play_routers(situation, lists, each, worlds=worlds)
+    played = play_routers(situation, lists, each, actual_situations=actual_situations)
     as_known = play_routers(situation, lists, each)
     with jax.enable_x64(True):
-        _, belief = build(situation, None, history=1)
-    for index, (requests, world) in enumerate(zip(lists, worlds, strict=True)):
-        router = BelievingRouter(routers["priced"], belief)
-        alone = simulate(requests, world.cluster, world.profile, router, view=world.view, tasks=world.tasks)
+        _, assumed_params = build(situation, None, history=1)
+    for index, (requests, actual) in enumerate(zip(lists, actual_situations, strict=True)):
+        router = RouterWithParams(routers["priced"], assumed_params)
+        alone = simulate(requests, actual, router)
         assert np.mean(played["priced"].model[index] == alone.model) > 0.98
         assert played["priced"].reward[index].mean() == pytest.approx(alone.reward.mean(), abs=5e-3)
         assert played["priced"].met[index].mean() == pytest.approx(alone.met.mean(), abs=5e-3)
-    # A lane in the world that is as believed is what it is without other worlds beside it.
+    # A rollout in the actual that is as believed is what it is without other actual situations beside it.
     for field in dataclasses.fields(Result):
         np.testing.assert_array_equal(
             getattr(played["priced"], field.name)[2], getattr(as_known["priced"], field.name)[2]
@@ -118,10 +111,10 @@ def test_blocks_of_lanes_are_what_all_together_are(
     routers = {"mixed": [StaticRouter(index % 3) for index in range(4)], "random": [RandomRouter()] * 4}
     whole = play_routers(situation, lists, routers)
     monkeypatch.setattr(rollouts, "_LANES", 3)
-    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
-    blocks = list(play_lanes(situation, lists, lanes))
+    each_rollout = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    blocks = list(play_rollouts(situation, lists, each_rollout))
     assert [len(block) for block, _ in blocks] == [3, 3, 2]
-    assert [lane for block, _ in blocks for lane in block] == lanes
+    assert [rollout for block, _ in blocks for rollout in block] == each_rollout
     for name, start in (("mixed", 0), ("random", 4)):
         for field in ("model", "latency_s", "reward", "arrival_s"):
             found = np.concatenate([getattr(result, field) for _, result in blocks])[start : start + 4]
@@ -137,7 +130,7 @@ def test_lists_keep_the_factors_on_their_deadlines(situation: Situation) -> None
     factors = deadline_factors([1.0, 0.25], [0.0, 0.5], 1.0)
     listed = sample_lists([synthetic(situation, Poisson(100.0), factors=factors)], situation.task_names, N, [5])
     played = play_routers(situation, listed, {"deadline": [DeadlineRouter(0.0)]})["deadline"]
-    alone = simulate(listed[0], situation.cluster, situation.profile, DeadlineRouter(0.0), tasks=situation.tasks)
+    alone = simulate(listed[0], situation, DeadlineRouter(0.0))
     assert np.mean(played.model[0] == alone.model) > 0.98
     assert played.model[0][listed[0].deadline_factor == 0.25].mean() < played.model[0].mean() - 0.3
 
@@ -161,9 +154,12 @@ def test_networks_that_differ_are_played_apart_with_the_same_outcome(
 
     learned = [network(), network()] * 2
     routers = {"small": [StaticRouter(0)] * 4, "learned": learned, "priced": [PricedRouter(0.1)] * 4}
-    lanes = [Lane(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
-    assert [program.tolist() for program in rollouts._programs(lanes)] == [[4, 5, 6, 7], [0, 1, 2, 3, 8, 9, 10, 11]]
-    shared = [lane._replace(router=learned[0]) if lane.kind == "learned" else lane for lane in lanes]
+    each_rollout = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
+    assert [program.tolist() for program in rollouts._programs(each_rollout)] == [
+        [4, 5, 6, 7],
+        [0, 1, 2, 3, 8, 9, 10, 11],
+    ]
+    shared = [rollout._replace(router=learned[0]) if rollout.kind == "learned" else rollout for rollout in each_rollout]
     assert [program.tolist() for program in rollouts._programs(shared)] == [list(range(12))]
     apart = play_routers(situation, lists, routers)
     monkeypatch.setattr(rollouts, "_MANY", 10_000)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.checkout
 def write(path: Path, low: float, claim: str) -> None:
     several = {"mean": [low, 5.0, 7.0], "half_width": [0.1, 1.0, None]}
     data = {"a": {"mean": 1.0, "half_width": 0.5}, "b": [several], "c": 3.0, "d": {"mean": 2.0, "half_width": None}}
-    claims = [{"claim": "One", "ours": claim, "standing": "holds"}]
+    claims = [{"claim": "One", "ours": claim, "status": "holds"}]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"data": data, "claims": claims}), encoding="utf-8")
 

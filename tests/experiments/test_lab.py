@@ -10,7 +10,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.formats import percent, times
-from besteffort.evaluation.judging import LEARNED, burst_arena
+from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, ratio_interval
@@ -29,14 +29,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def course(small: Path) -> tuple[Situation, TrainingConfig]:
+def problem(small: Path) -> tuple[Situation, TrainingConfig]:
     run, situation = load_run(small)
     return situation, dataclasses.replace(run.training, seeds=2)
 
 
 @pytest.fixture(scope="module")
-def policies(lab: Lab, course: tuple[Situation, TrainingConfig]) -> list[Policy]:
-    return lab.train(*course, name="first")
+def policies(lab: Lab, problem: tuple[Situation, TrainingConfig]) -> list[Policy]:
+    return lab.train(*problem, name="first")
 
 
 def test_an_indication_takes_the_named_cases_only(tmp_path: Path) -> None:
@@ -47,20 +47,20 @@ def test_an_indication_takes_the_named_cases_only(tmp_path: Path) -> None:
         Lab(FULL, tmp_path).selected(cases, fast=("a", "d"))
 
 
-def test_nothing_is_trained_twice(lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]) -> None:
+def test_nothing_is_trained_twice(lab: Lab, problem: tuple[Situation, TrainingConfig], policies: list[Policy]) -> None:
     said: list[str] = []
-    again = dataclasses.replace(lab, say=said.append).train(*course, name="second")
+    again = dataclasses.replace(lab, say=said.append).train(*problem, name="second")
     assert said == []
     for one, other in zip(policies, again, strict=True):
         np.testing.assert_array_equal(one.weights[0][0], other.weights[0][0])
     assert not np.array_equal(policies[0].weights[0][0], policies[1].weights[0][0])
-    assert lab.seconds(*course) > 0
+    assert lab.seconds(*problem) > 0
 
 
 def test_what_differs_is_trained_anew(
-    lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]
+    lab: Lab, problem: tuple[Situation, TrainingConfig], policies: list[Policy]
 ) -> None:
-    situation, training = course[0], dataclasses.replace(course[1], seeds=1)
+    situation, training = problem[0], dataclasses.replace(problem[1], seeds=1)
     said: list[str] = []
     talking = dataclasses.replace(lab, say=said.append)
     reward = dataclasses.replace(situation.reward, miss_penalty=0.5)
@@ -73,12 +73,12 @@ def test_what_differs_is_trained_anew(
 
 
 def test_policies_are_judged_seed_by_seed(
-    lab: Lab, course: tuple[Situation, TrainingConfig], policies: list[Policy]
+    lab: Lab, problem: tuple[Situation, TrainingConfig], policies: list[Policy]
 ) -> None:
-    arena = burst_arena(course[0], lab.evaluation)
-    both = lab.judge(arena, policies)
-    alone = [lab.judge(arena, [policy], both.tuned) for policy in policies]
-    expected = [ranking(verdict).learned[seed] for seed, verdict in enumerate(alone)]
+    evaluation_set = burst_set(problem[0], lab.evaluation)
+    both = lab.judge(evaluation_set, policies)
+    alone = [lab.judge(evaluation_set, [policy], both.tuned) for policy in policies]
+    expected = [ranking(evaluation).learned[seed] for seed, evaluation in enumerate(alone)]
     one = ranking(both)
     np.testing.assert_allclose(one.learned, expected, rtol=1e-6)
     assert one.static[0] in both.static
@@ -148,7 +148,7 @@ def test_ratio_of_means() -> None:
 
 def test_page_of_claims(tmp_path: Path) -> None:
     for name, scale in (("stable_load", FULL), ("hardware_utility", FAST)):
-        claim = dataclasses.asdict(Claim(f"claim of {name}", "4x", "5x", standing="holds"))
+        claim = dataclasses.asdict(Claim(f"claim of {name}", "4x", "5x", status="holds"))
         record = {"scale": dataclasses.asdict(scale), "claims": [claim]}
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     text = claims_table(["stable_load", "hardware_utility"], tmp_path).markdown()

@@ -12,7 +12,7 @@ pytest.importorskip("experiments", reason="needs a checkout")
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import sample_lists
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task
 from besteffort.workload.synthetic import synthetic
 from experiments.optimal import TICK_S, play, small_situation
@@ -79,7 +79,7 @@ def test_the_process_is_the_simulators_request_by_request(changes):
     (requests,) = sample_lists([workload], situation.task_names, 2_000, [0])
     assert np.ptp(np.diff(requests.arrival_s)) > 0
     route = follow(instance, policy, requests)
-    result = play_reference(requests, situation, route)
+    result = simulate_by_reference(requests, situation, route)
     ticks = np.round(requests.arrival_s / TICK_S).astype(int)
     state, earned, now = 0, 0.0, 0
     for index, tick in enumerate(ticks.tolist()):

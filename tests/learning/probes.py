@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from besteffort.learning import Config, Hyper
+from besteffort.learning import DQNConfig, DQNHyperparams
 from besteffort.observation import Feature, Observation
 from besteffort.simulator.types import EnvShape, Outcomes, TimeStep
 
@@ -18,26 +18,26 @@ RANDOM = -1
 ARGUMENTS: dict[str, Any] = {"reward": [[1.0, 0.0], [-2.0, 0.5]], "follows": [1, 0], "delay": 5}
 """A process to train on where any would do: two states in turns, rewards five decisions late."""
 
-CONFIG = Config(
-    hidden=(16,),
-    envs=8,
-    chunk=8,
-    updates=8,
-    batch=64,
-    ring=64,
-    settle=0,
-    run=1,
+CONFIG = DQNConfig(
+    hidden_sizes=(16,),
+    num_envs=8,
+    rollout_length=8,
+    updates_per_rollout=8,
+    batch_size=64,
+    buffer_length=64,
+    min_age=0,
+    n_step=1,
     decisions=8_192,
-    log_chunks=32,
+    log_interval=32,
     loss="l2",
     baseline=False,
     credit="own",
-    committee=1,
+    ensemble_size=1,
 )
 LONG = dataclasses.replace(CONFIG, decisions=262_144)
 """Long enough to be killed half-way."""
 
-HYPER = Hyper.for_decisions(
+HYPER = DQNHyperparams.for_decisions(
     CONFIG.decisions,
     learning_rate=2e-2,
     learning_rate_end=1e-4,

@@ -20,7 +20,7 @@ class State(NamedTuple):
     count: Any
 
 
-IDENTITY = {"`envs`": "8", "seeds": "abc"}
+IDENTITY = {"`num_envs`": "8", "seeds": "abc"}
 METRICS = {"loss": np.array([[0.5, 0.25]])}
 
 
@@ -47,8 +47,8 @@ def test_there_and_back(file: Path) -> None:
 
 
 def test_another_training_is_refused(file: Path) -> None:
-    with pytest.raises(InputError, match=r"checkpoint.npz: .* with `envs` 8, but this one has 16"):
-        checkpoint.load(file, state(), {**IDENTITY, "`envs`": "16"})
+    with pytest.raises(InputError, match=r"checkpoint.npz: .* with `num_envs` 8, but this one has 16"):
+        checkpoint.load(file, state(), {**IDENTITY, "`num_envs`": "16"})
     with pytest.raises(InputError, match="with `more` None, but this one has 1"):
         checkpoint.load(file, state(), {**IDENTITY, "`more`": "1"})
 

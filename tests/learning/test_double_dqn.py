@@ -12,13 +12,13 @@ import optax
 import pytest
 
 from besteffort.learning import double_dqn
-from besteffort.learning.config import Config, Hyper
+from besteffort.learning.config import DQNConfig, DQNHyperparams
 from besteffort.learning.network import Baseline, Networks, QNetwork, Variables, from_weights, to_weights
-from besteffort.learning.replay import Batch
+from besteffort.learning.replay_buffer import Batch
 
 NETWORKS = Networks(QNetwork((), 2), Baseline((True, True)))
-PLAIN = Config(loss="l2", baseline=False)
-HYPER = Hyper(discount=0.5, huber_delta=1.0)
+PLAIN = DQNConfig(loss="l2", baseline=False)
+HYPER = DQNHyperparams(discount=0.5, huber_delta=1.0)
 
 
 def linear_network(matrix: list[list[float]]) -> Variables:
@@ -79,7 +79,7 @@ def test_nothing_that_counts_gives_no_gradient() -> None:
 
 @pytest.mark.parametrize(("sync", "tau", "share"), [(False, 1.0, 0.0), (True, 1.0, 1.0), (True, 0.25, 0.25)])
 def test_step_is_adam_and_then_the_target(sync: bool, tau: float, share: float) -> None:
-    hyper = Hyper(discount=0.5, tau=tau, max_grad_norm=1.0)
+    hyper = DQNHyperparams(discount=0.5, tau=tau, max_grad_norm=1.0)
     learner = double_dqn.Learner(ONLINE, TARGET, double_dqn.optimiser(hyper).init(ONLINE))
     after, _ = double_dqn.step(learner, BATCH, jnp.array(0.1), jnp.array(sync), NETWORKS, PLAIN, hyper)
     gradient = jax.grad(lambda online: double_dqn.loss(online, TARGET, BATCH, NETWORKS, PLAIN, hyper)[0])

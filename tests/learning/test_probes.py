@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from probes import CONFIG, HYPER, probe, q_values
 
-from besteffort.learning import Config, Hyper, train
+from besteffort.learning import DQNConfig, DQNHyperparams, train
 
 END = [True, True]
 TURNS = [1, 0]
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], list[list[float]]]] = {
 }
 
 
-def learn(config: Config, hyper: Hyper, runs: int = 1, **arguments: Any) -> list[np.ndarray]:
+def learn(config: DQNConfig, hyper: DQNHyperparams, runs: int = 1, **arguments: Any) -> list[np.ndarray]:
     """Q-values, (states, actions), of each run on a probe."""
     env, table, features = probe(**arguments)
     trained = train(env, table, features, config, hyper, jax.random.split(jax.random.key(0), runs))
@@ -73,7 +73,7 @@ def test_learned_q_values_equal_the_known_ones(name: str) -> None:
 
 
 def test_random_next_state_gives_the_mean_of_its_values() -> None:
-    config = dataclasses.replace(CONFIG, ring=512, decisions=32_768)
+    config = dataclasses.replace(CONFIG, buffer_length=512, decisions=32_768)
     # V = mean of the best rewards, 3/4, over 1 - discount; what is left is the noise of the states drawn.
     np.testing.assert_allclose(
         learn(config, HYPER, reward=CREDIT, history=512)[0], [[1.75, 0.75], [-1.25, 1.25]], atol=2e-2
@@ -93,7 +93,7 @@ def test_soft_target_updates_have_the_same_fixed_point() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_runs_of_several_decisions_have_the_same_fixed_point(name: str) -> None:
     arguments, known = CASES[name]
-    config = dataclasses.replace(CONFIG, run=4)
+    config = dataclasses.replace(CONFIG, n_step=4)
     np.testing.assert_allclose(learn(config, HYPER, **arguments)[0], known, atol=5e-3)
 
 
@@ -107,7 +107,7 @@ def test_marginal_credit_is_known_at_once() -> None:
 @pytest.mark.parametrize("run", [1, 4])
 def test_time_discounts_the_future(run: int) -> None:
     # Gaps of ln 2 horizons halve the value.
-    config = dataclasses.replace(CONFIG, run=run)
+    config = dataclasses.replace(CONFIG, n_step=run)
     hyper = dataclasses.replace(HYPER, discount=1.0, horizon_s=0.1)
     values = learn(config, hyper, reward=CREDIT, follows=TURNS, gap_s=0.1 * np.log(2.0))
     np.testing.assert_allclose(values[0], CREDIT_Q, atol=5e-3)
@@ -115,7 +115,7 @@ def test_time_discounts_the_future(run: int) -> None:
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_a_baseline_moves_all_actions_alike(run: int) -> None:
-    config = dataclasses.replace(CONFIG, baseline=True, run=run, batch=256, decisions=65_536)
+    config = dataclasses.replace(CONFIG, baseline=True, n_step=run, batch_size=256, decisions=65_536)
     # The baseline moves while it learns, so that both take longer to settle.
     hyper = dataclasses.replace(HYPER, learning_rate_decay=config.decisions)
     values = learn(config, hyper, reward=CREDIT, follows=TURNS)[0]

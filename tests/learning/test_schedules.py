@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from besteffort.learning.config import Config
+from besteffort.learning.config import DQNConfig
 from besteffort.learning.schedules import crossed, decisions_at, linear
 
 
@@ -28,12 +28,20 @@ def test_crossed_counts_multiples(interval: int, before: int, more: int) -> None
 
 def schedule_of_a_run(envs: int, decisions: int, interval: int) -> tuple[int, list[float]]:
     """Target syncs of a whole run with `envs` environments, and epsilon each 8,192 decisions."""
-    config = Config(envs=envs, chunk=8, updates=16, ring=8, run=1, decisions=decisions, log_chunks=1)
-    before = jnp.arange(config.log_points) * config.decisions_per_chunk
-    at = jax.vmap(partial(decisions_at, config.updates, config.decisions_per_chunk))(before)
+    config = DQNConfig(
+        num_envs=envs,
+        rollout_length=8,
+        updates_per_rollout=16,
+        buffer_length=8,
+        n_step=1,
+        decisions=decisions,
+        log_interval=1,
+    )
+    before = jnp.arange(config.log_points) * config.decisions_per_rollout
+    at = jax.vmap(partial(decisions_at, config.updates_per_rollout, config.decisions_per_rollout))(before)
     np.testing.assert_array_equal(at[:, 0], before)
-    np.testing.assert_array_equal(at[:, -1], before + config.decisions_per_chunk)
-    epsilon = linear(1.0, 0.05, 20_000, before[:: max(1, 8_192 // config.decisions_per_chunk)])
+    np.testing.assert_array_equal(at[:, -1], before + config.decisions_per_rollout)
+    epsilon = linear(1.0, 0.05, 20_000, before[:: max(1, 8_192 // config.decisions_per_rollout)])
     return int(crossed(interval, at[:, :-1], at[:, 1:]).sum()), epsilon.tolist()
 
 

@@ -19,7 +19,7 @@ from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
 
 import besteffort
 from besteffort.errors import InputError
-from besteffort.learning import Config, Hyper, Progress, Trained, per_run, train
+from besteffort.learning import DQNConfig, DQNHyperparams, Progress, Trained, per_run, train
 from besteffort.observation import Feature
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -48,7 +48,7 @@ def test_eight_seeds_give_eight_networks() -> None:
 
 
 def test_runs_that_train_together_equal_runs_that_train_alone() -> None:
-    config = dataclasses.replace(CONFIG, decisions=1, log_chunks=12)
+    config = dataclasses.replace(CONFIG, decisions=1, log_interval=12)
     together = train(*PROBE, config, HYPER, keys(3))
     for run in range(3):
         alone = train(*PROBE, config, HYPER, keys(3)[run : run + 1])
@@ -70,7 +70,7 @@ def test_a_committee_is_its_networks_trained_apart() -> None:
     """Also from given weights, and with numbers of its own beside another run."""
     config = dataclasses.replace(CONFIG, decisions=1)
     sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))
-    together = train(*PROBE, dataclasses.replace(config, committee=2), sweep, keys(2))
+    together = train(*PROBE, dataclasses.replace(config, ensemble_size=2), sweep, keys(2))
     slow = dataclasses.replace(HYPER, learning_rate=1e-3)
     apart = train(*PROBE, config, slow, jax.random.split(keys(2)[1], 2))
     assert together.metrics["reward"].shape == (1, 2)
@@ -78,7 +78,7 @@ def test_a_committee_is_its_networks_trained_apart() -> None:
     for (kernel, bias), (own_kernel, own_bias) in zip(together.weights[1], merge(apart.weights), strict=True):
         np.testing.assert_allclose(kernel, own_kernel, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(bias, own_bias, rtol=1e-3, atol=1e-5)
-    again = train(*PROBE, dataclasses.replace(config, committee=2), HYPER, keys(1), weights=together.weights[1])
+    again = train(*PROBE, dataclasses.replace(config, ensemble_size=2), HYPER, keys(1), weights=together.weights[1])
     assert [kernel.shape for kernel, _ in again.weights[0]] == [kernel.shape for kernel, _ in together.weights[1]]
 
 
@@ -170,7 +170,7 @@ def test_fine_tuning_starts_from_the_given_weights() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     trained = train(*PROBE, dataclasses.replace(CONFIG, decisions=1), HYPER, keys(1))
     with pytest.raises(InputError, match="starting weights"):
-        train(*PROBE, dataclasses.replace(CONFIG, hidden=(16, 16)), HYPER, keys(1), weights=trained.weights[0])
+        train(*PROBE, dataclasses.replace(CONFIG, hidden_sizes=(16, 16)), HYPER, keys(1), weights=trained.weights[0])
 
 
 def test_divergence_stops_with_one_sentence_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -199,8 +199,11 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ring": 65}, "`ring` is 65; give a multiple of `chunk`, which is 8"),
-        ({"ring": 16, "settle": 16}, "`ring` is 16; give more than `settle` and `run`, which are 16 and 1"),
+        ({"buffer_length": 65}, "`buffer_length` is 65; give a multiple of `rollout_length`, which is 8"),
+        (
+            {"buffer_length": 16, "min_age": 16},
+            "`buffer_length` is 16; give more than `min_age` and `n_step`, which are 16 and 1",
+        ),
     ],
 )
 def test_configs_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -209,13 +212,13 @@ def test_configs_that_cannot_work_are_refused(changes: dict[str, Any], message: 
 
 
 def test_a_history_shorter_than_a_chunk_is_refused() -> None:
-    with pytest.raises(InputError, match="remembers 8 decisions; give it a `history` above `chunk`"):
+    with pytest.raises(InputError, match="remembers 8 decisions; give it a `history` above `rollout_length`"):
         train(*probe([[1.0, 1.0]], history=8), CONFIG, HYPER, keys(1))
 
 
 def test_too_many_decisions_to_count_are_refused() -> None:
     with pytest.raises(InputError, match="stay below"):
-        train(*PROBE, Config(decisions=2**32, committee=1), Hyper(), keys(1))
+        train(*PROBE, DQNConfig(decisions=2**32, ensemble_size=1), DQNHyperparams(), keys(1))
 
 
 def test_marginal_credit_is_refused_where_there_is_none() -> None:
@@ -229,7 +232,7 @@ def test_marginal_credit_is_refused_where_there_is_none() -> None:
     )
     features = (Feature("batch_sizes", 3, "linear", 16.0),)
     with pytest.raises(InputError, match=r"`credit` is `marginal`.* set `training.config.credit` to `own`"):
-        train(ServingEnvironment(shape), params, features, Config(), Hyper(), keys(1))
+        train(ServingEnvironment(shape), params, features, DQNConfig(), DQNHyperparams(), keys(1))
 
 
 def test_numbers_of_the_environment_may_differ_between_runs() -> None:

@@ -16,7 +16,7 @@ from besteffort.profiling.evidence import Curve
 from besteffort.profiling.fit import Fitted, fit
 from besteffort.profiling.log import RequestLog
 from besteffort.profiling.log_simulation import Candidates, Player
-from besteffort.simulator.simulate import play_reference
+from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests
 
@@ -52,7 +52,7 @@ def served(
         cache_output_share=share,
     )
     situation = Situation(profile, Cluster(1, max_batch, N), (Task("task"),))
-    result = play_reference(requests, situation, lambda index, observation: 0)
+    result = simulate_by_reference(requests, situation, lambda index, observation: 0)
     first_token_s, last_token_s = (
         moment + rng.exponential(noise, N) for moment in (result.first_token_s, result.completion_s)
     )

@@ -21,14 +21,14 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.profile.roofline import A100, OPT, Efficiency, HostOverhead, Roofline
 from besteffort.profiling.floors import Ceilings, decode_floor_s, measure_ceilings, prefill_floor_s
 from besteffort.profiling.measure import (
-    Figure,
-    Plan,
+    Measurement,
+    MeasurementPlan,
     Point,
     Qualities,
     Report,
-    company_remarks,
     context_cost_s,
     figures_file,
+    interference_remarks,
     measure_profile,
     read_qualities,
     staircase,
@@ -67,7 +67,7 @@ def measured(
 ) -> Iterator[tuple[Path, Report, list[tuple[str, int, int]]]]:
     out = tmp_path_factory.mktemp("measured") / "tiny.json"
     news: list[tuple[str, int, int]] = []
-    plan = Plan(models, max_batch=2, context=20, repeats=4)
+    plan = MeasurementPlan(models, max_batch=2, context=20, repeats=4)
     report = measure_profile(plan, read_qualities(NAMES, qualities), out, watch=lambda *what: news.append(what))
     return out, report, news
 
@@ -132,7 +132,7 @@ def test_a_killed_measurement_goes_on(
     lines = old.splitlines(keepends=True)
     kept = len(lines) - 3
     figures_file(out).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
-    plan, known = Plan(models, max_batch=2, context=20, repeats=4), read_qualities(NAMES, qualities)
+    plan, known = MeasurementPlan(models, max_batch=2, context=20, repeats=4), read_qualities(NAMES, qualities)
     with pytest.raises(InputError, match=r"there are figures already; go on with them by `--resume`, or remove"):
         measure_profile(plan, known, out)
     with pytest.raises(InputError, match="these figures are of another plan, device or version"):
@@ -184,7 +184,7 @@ def test_one_sentence_for_each_mistake(
 
 
 def test_nothing_is_left_behind_by_a_model_that_does_not_fit(tmp_path: Path, qualities: Path) -> None:
-    plan = Plan(("opt-66b",))
+    plan = MeasurementPlan(("opt-66b",))
     known = read_qualities(plan.names, qualities)
     with pytest.raises(InputError, match="opt-66b in float32 needs 263 GB of memory"):
         measure_profile(plan, known, tmp_path / "out.json")
@@ -255,10 +255,10 @@ def test_several_companions_are_held_against_the_product_of_their_factors() -> N
     source = Source("measured", "a test")
     profile = Profile(1, "p", "d", models, (task,), Provenance(source, source, source, source))
     figures = [
-        Figure(Point("a", "slowdown", 4, 128, beside), seconds, (seconds, seconds), 3, 0.001)
+        Measurement(Point("a", "slowdown", 4, 128, beside), seconds, (seconds, seconds), 3, 0.001)
         for beside, seconds in (((), 0.01), (("b",), 0.015), (("c",), 0.015), (("b", "c"), 0.02))
     ]
-    assert company_remarks(profile, figures) == [
+    assert interference_remarks(profile, figures) == [
         "a: beside b and c it takes 2.00 times as long; the product of its factors says 2.25."
     ]
 

@@ -17,7 +17,7 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.profiling.measure import Qualities, read_qualities
 from besteffort.profiling.quality import (
     Figure,
-    Plan,
+    QualityPlan,
     _figure,
     check_merge,
     merged,
@@ -125,7 +125,7 @@ def test_a_profile_is_merged_in_place(tmp_path: Path) -> None:
 
 def test_a_perfect_tie_of_errors_and_no_error_at_all() -> None:
     pytest.importorskip("lm_eval")  # whose version is named
-    plan = Plan(("a", "b"), tasks=("sums",))
+    plan = QualityPlan(("a", "b"), tasks=("sums",))
     figures = [
         Figure(name, "sums", "acc", 5, 3, percent, error, 0, {})
         for name, percent, error in (("a", 30.0, 1.25), ("b", 90.0, None))
@@ -257,6 +257,6 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 
 def test_what_cannot_be_merged_is_said_before_measuring() -> None:
     with pytest.raises(InputError, match="Profile `base` has no model `c`; choose from a, b"):
-        check_merge(profile_of("a", "b"), Plan(("a", "b", "c"), tasks=("piqa",)))
+        check_merge(profile_of("a", "b"), QualityPlan(("a", "b", "c"), tasks=("piqa",)))
     with pytest.raises(InputError, match="`--metric` is given twice for task `piqa`"):
         parse_metrics(["piqa=acc", "piqa=acc_norm"])

@@ -7,7 +7,7 @@ import pytest
 from cluster import SHAPE, observe, params
 
 from besteffort.routers import GearRouter, RandomRouter, make_router
-from besteffort.routers.panel import PanelRouter
+from besteffort.routers.switch import SwitchRouter
 
 RATES = [1.0, 10.0, 100.0]
 ONE_EACH = np.eye(3)[[[2, 1], [1, 0], [0, 0]]]  # (gears, tasks, models): who serves a task in a gear
@@ -50,7 +50,7 @@ def test_draws_beside_another_that_draws():
     observation = observe(np.zeros((2, 3)))
 
     def choose(which, key):
-        return PanelRouter((RandomRouter(), gear), which).route(observation, params(), key)
+        return SwitchRouter((RandomRouter(), gear), which).route(observation, params(), key)
 
     drawn = jax.vmap(jax.vmap(choose, in_axes=(0, None)), in_axes=(None, 0))(
         jnp.arange(2), jax.random.split(jax.random.key(1), 2_000)

@@ -6,16 +6,16 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.learning.config import Config, Hyper
+from besteffort.learning.config import DQNConfig, DQNHyperparams
 from besteffort.runs.config import config_names, load_config, load_situation, to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.workload.config import Markov
 
 
 def test_hyper_changes_only_what_is_given() -> None:
-    config = Config(decisions=1_000)
-    assert TrainingConfig(config=config).numbers() == Hyper.for_decisions(1_000)
-    assert TrainingConfig(config=config, hyper={"tau": 0.5}).numbers() == Hyper.for_decisions(1_000, tau=0.5)
+    config = DQNConfig(decisions=1_000)
+    assert TrainingConfig(config=config).numbers() == DQNHyperparams.for_decisions(1_000)
+    assert TrainingConfig(config=config, hyper={"tau": 0.5}).numbers() == DQNHyperparams.for_decisions(1_000, tau=0.5)
 
 
 def test_unknown_hyper_is_refused() -> None:
@@ -39,12 +39,16 @@ def test_sections_are_read(tmp_path: Path) -> None:
     path.write_text(
         "profile: opt-a100\n"
         "tasks: [{name: piqa}]\n"
-        "training: {seeds: 3, config: {decisions: 1000, hidden: [8]}, hyper: {tau: 0.9}, start: p.safetensors}\n"
+        "training: {seeds: 3, config: {decisions: 1000, hidden_sizes: [8]}, hyper: {tau: 0.9}, start: p.safetensors}\n"
         "evaluation: {burst: {kind: markov, loads: [1.0, 2.0], dwell_s: [1.0, 3.0]}}\n",
         encoding="utf-8",
     )
     run, _ = load_run(path)
-    assert (run.training.seeds, run.training.config.hidden, run.training.start) == (3, (8,), Path("p.safetensors"))
+    assert (run.training.seeds, run.training.config.hidden_sizes, run.training.start) == (
+        3,
+        (8,),
+        Path("p.safetensors"),
+    )
     assert run.training.numbers().tau == 0.9
     assert run.evaluation.burst == Markov(loads=(1.0, 2.0), dwell_s=(1.0, 3.0))
 

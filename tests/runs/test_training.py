@@ -13,7 +13,7 @@ from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import make_course
+from besteffort.runs.training import make_training_problem
 from besteffort.simulator.build import build
 from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
 from besteffort.workload.resample import ResampledWorkload
@@ -90,18 +90,18 @@ def test_course_of_a_trace(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
     lengths, _ = read_trace(trace, situation)
     own = dataclasses.replace(run.training, config=dataclasses.replace(run.training.config, credit="own"))
-    course = make_course(situation, own, lengths)
-    assert isinstance(course.workload, ReplayAtRates)
-    rates, capacity = run.training.workload, float(capacity_of(lengths, course.situation)[-1])
-    assert course.workload.low == pytest.approx(rates.low * capacity)
-    assert course.workload.high == pytest.approx(rates.high / rates.burst_factor * capacity)
+    problem = make_training_problem(situation, own, lengths)
+    assert isinstance(problem.workload, ReplayAtRates)
+    rates, capacity = run.training.workload, float(capacity_of(lengths, problem.situation)[-1])
+    assert problem.workload.low == pytest.approx(rates.low * capacity)
+    assert problem.workload.high == pytest.approx(rates.high / rates.burst_factor * capacity)
     for other in (Poisson(load=1.0), RandomRates(deadlines=DeadlinesConfig((0.5,)))):
-        changed = make_course(situation, dataclasses.replace(own, workload=other), lengths)
+        changed = make_training_problem(situation, dataclasses.replace(own, workload=other), lengths)
         assert isinstance(changed.workload, ResampledWorkload)
-    assert course.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
+    assert problem.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
     # For own-request credit ring and history hold what is open at the highest load, in whole chunks.
-    assert course.training.config.ring % run.training.config.chunk == 0
-    assert course.training.history >= course.training.config.ring > run.training.config.ring
+    assert problem.training.config.buffer_length % run.training.config.rollout_length == 0
+    assert problem.training.history >= problem.training.config.buffer_length > run.training.config.buffer_length
 
 
 def test_other_features_do_not_fit(trained: Path, small: Path) -> None:
@@ -129,9 +129,9 @@ def test_another_configuration_is_not_written_over_the_one_that_began(
 
 def test_a_trace_to_train_on_brings_its_own_lengths(small: Path, trace: Path) -> None:
     run, situation = load_run(small)
-    course = make_course(situation, dataclasses.replace(run.training, workload=Trace(path=trace)))
+    problem = make_training_problem(situation, dataclasses.replace(run.training, workload=Trace(path=trace)))
     requests, _ = read_trace(trace, situation, seed=0)
-    longest = max(task.prompt_tokens[1] for task in course.situation.tasks)
+    longest = max(task.prompt_tokens[1] for task in problem.situation.tasks)
     assert longest == requests.prompt_tokens.max() > max(task.prompt_tokens[1] for task in situation.tasks)
-    _, params = build(course.situation, course.workload, history=8)
+    _, params = build(problem.situation, problem.workload, history=8)
     assert params.prefill.shape[1] == longest + 1

@@ -310,12 +310,12 @@ def stacked_params(cases: Sequence[Case]) -> tuple[EnvShape, EnvParams]:
     return shape, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
 
-def play_reference(case: Case) -> Result:
+def simulate_by_reference(case: Case) -> Result:
     """Plays a case with the reference; the `CuriousRouter` of the case is evaluated by NumPy."""
     requests, router = case.requests, case.router
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(case.seed)))(np.arange(len(requests)))
     noise = np.asarray(jax.vmap(router.draw)(keys), np.float64)
-    return simulate.play_reference(
+    return simulate.simulate_by_reference(
         requests,
         case.situation,
         lambda index, observation: int(np.argmax(router.scores(observation, noise[index]))),

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from besteffort.diagnosis.wrong_profiles import wrong_latency
+from besteffort.diagnosis.wrong_profiles import perturb_latency
 from besteffort.errors import InputError
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build, build_alike
@@ -42,7 +42,7 @@ def test_one_alone_is_built_as_ever(situation: Situation) -> None:
 
 def test_tables_cover_the_longest_prompt_of_all(situation: Situation) -> None:
     longer = tuple(dataclasses.replace(task, prompt_tokens=(64, 500)) for task in situation.tasks)
-    slower = dataclasses.replace(situation, profile=wrong_latency(situation.profile, 0.1, "slower"))
+    slower = dataclasses.replace(situation, profile=perturb_latency(situation.profile, 0.1, "slower"))
     _, numbers = build_alike([slower, dataclasses.replace(situation, tasks=longer)], history=8)
     assert {params.prefill.shape for params in numbers} == {(3, 501)}
     np.testing.assert_allclose(numbers[0].prefill[:, 1:], 1.1 * numbers[1].prefill[:, 1:], rtol=1e-6)

@@ -24,7 +24,7 @@ from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_requests
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
-from tests.simulator.cases import LONGEST_PROMPT, Case, Kind, draw_case, play_compiled, play_reference
+from tests.simulator.cases import LONGEST_PROMPT, Case, Kind, draw_case, play_compiled, simulate_by_reference
 from tests.simulator.environment_api import check_environment
 
 PLAIN = Kind(3, 2, 2, max_batch=3, queue_capacity=2, dyadic=True, extras=frozenset())
@@ -161,7 +161,7 @@ def replayed(name: str, reward: Reward, history: int = 501) -> Replayed:
     environment = ServingEnvironment(shape)
     n = len(case.requests)
     played = jax.jit(lambda router, key: rollout(environment, params, router, key, n))(case.router, jax.random.key(0))
-    return Replayed(case, play_reference(case), environment, params, played)
+    return Replayed(case, simulate_by_reference(case), environment, params, played)
 
 
 @pytest.mark.parametrize("reward", [Reward(), Reward(soft_span=1.0, miss_penalty=0.25)], ids=["hard", "soft"])
@@ -211,7 +211,7 @@ def test_credit_is_what_a_decision_changes_in_the_sum_of_all_rewards(name: str, 
     def total(n: int) -> float:
         fields = ("arrival_s", "task", "prompt_tokens", "output_tokens", "deadline_s")
         first = dataclasses.replace(case.requests, **{field: getattr(case.requests, field)[:n] for field in fields})
-        return float(play_reference(dataclasses.replace(case, requests=first)).reward.sum())
+        return float(simulate_by_reference(dataclasses.replace(case, requests=first)).reward.sum())
 
     assert (np.abs(credit - truth.reward) > 1e-9).any()  # others are delayed, too
     for n in range(60, 500, 40):
@@ -315,7 +315,7 @@ def test_a_function_of_the_users_own_says_what_an_answer_is_worth() -> None:
         return weight * quality * xp.exp(-latency_s)
 
     case = draw_case(PLAIN, seed=3)
-    truth = play_reference(case)
+    truth = simulate_by_reference(case)
     (played,) = play_compiled([case], reward_fn=patience)
     quality = case.situation.profile.quality_table(case.situation.task_names)
     weight = np.array([task.weight for task in case.situation.tasks])

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from besteffort.routers import StaticRouter
-from besteffort.runs import playing
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
-from besteffort.simulator.simulate import play, simulate
+from besteffort.simulator.simulate import simulate, simulate_arrays
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests
 from tests.simulator.cases import (
@@ -24,7 +23,7 @@ from tests.simulator.cases import (
     draw_kinds,
     make_profile,
     play_compiled,
-    play_reference,
+    simulate_by_reference,
 )
 
 KINDS = draw_kinds(22)
@@ -37,7 +36,7 @@ TOLERANCE = 1e-9
 def lists(index: int) -> tuple[tuple[Case, Result], ...]:
     """The lists of a kind, each with what the reference makes of it."""
     cases = (draw_case(KINDS[index], seed=1000 * index + k) for k in range(LISTS))
-    return tuple((case, play_reference(case)) for case in cases)
+    return tuple((case, simulate_by_reference(case)) for case in cases)
 
 
 def test_the_comparison_sees_every_difference() -> None:
@@ -94,7 +93,7 @@ def test_simulate_gives_the_same_by_either_backend(index: int) -> None:
     # One list at a time, which XLA compiles differently, and with the router run by JAX for the reference, too.
     case, truth = lists(index)[1]
     results = {
-        backend: playing.play(case.requests, case.situation, case.router, seed=case.seed, backend=backend)
+        backend: simulate(case.requests, case.situation, case.router, seed=case.seed, backend=backend)
         for backend in ("jax", "reference")
     }
     for name in ("model", "replica", "met", "rejected"):
@@ -121,8 +120,8 @@ def test_long_contexts_are_counted_in_full(x64: bool) -> None:
         deadline_s=np.ones(n),
     )
     situation = Situation(profile, Cluster(replicas=1, max_batch=n, queue_capacity=0), (Task("task0"),))
-    truth = simulate(requests, situation.cluster, profile, StaticRouter(0), backend="reference")
+    truth = simulate(requests, situation, StaticRouter(0), backend="reference")
     with jax.enable_x64(x64):
         shape, params = build(situation, None, history=n, longest_prompt=longest, record=True)
-        ours = play(requests, shape, params, StaticRouter(0), jax.random.key(0))
+        ours = simulate_arrays(requests, shape, params, StaticRouter(0), jax.random.key(0))
     np.testing.assert_allclose(ours.completion_s, truth.completion_s, rtol=1e-12 if x64 else 1e-6)

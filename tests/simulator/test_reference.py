@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from besteffort.errors import InputError
 from besteffort.observation import Observation
-from besteffort.simulator.reference import play
+from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.result import Result
 from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Reward, View
@@ -61,7 +61,7 @@ def run(
     view: View | None = None,
 ) -> Result:
     tables = tables or make_tables()
-    return play(
+    return simulate_reference(
         requests,
         tables,
         cluster or Cluster(replicas=1, max_batch=4, queue_capacity=4),
@@ -366,8 +366,8 @@ def test_the_load_balancer_takes_the_smallest_batch_and_rejects_only_when_full(c
         present = (np.arange(len(case.requests)) < k) & (result.completion_s > result.arrival_s[k])
         mine = result.replica[present & (result.model == result.model[k])]
         sizes = np.bincount(mine, minlength=case.cluster.replicas)
-        too_large = claims(case)[k] > case.tables.cache_tokens[result.model[k]]
-        expected = -1 if sizes.min() >= room or too_large else sizes.argmin()
+        avoidable_misses = claims(case)[k] > case.tables.cache_tokens[result.model[k]]
+        expected = -1 if sizes.min() >= room or avoidable_misses else sizes.argmin()
         assert result.replica[k] == expected
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort import simulate
+import besteffort
 from besteffort.errors import InputError
-from besteffort.profile import load_profile
+from besteffort.profile import Profile, load_profile
 from besteffort.routers import (
     DeadlineRouter,
     LadderRouter,
@@ -23,8 +23,9 @@ from besteffort.routers import (
     StaticRouter,
 )
 from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import tasks_of
 from besteffort.simulator.types import Router
-from besteffort.situation import Cluster, Deadline, Reward, Task, View
+from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.workload.requests import Requests
 
 PROFILE = load_profile("opt-a100")
@@ -50,6 +51,22 @@ def make_requests(n: int = 300, rate: float = 120.0, seed: int = 0) -> Requests:
         output_tokens=outputs,
         deadline_s=0.1 + 0.015 * outputs,
     )
+
+
+def simulate(
+    requests: Requests,
+    cluster: Cluster,
+    profile: Profile,
+    router: Router,
+    *,
+    tasks: tuple[Task, ...] | None = None,
+    reward: Reward = Reward(),
+    view: View = View(),
+    **options: Any,
+) -> Result:
+    """In a situation that knows of the tasks what the list shows of them, unless they are given."""
+    situation = Situation(profile, cluster, tasks or tasks_of(requests), reward, view)
+    return besteffort.simulate(requests, situation, router, **options)
 
 
 def assert_alike(one: Result, other: Result) -> None:
@@ -180,14 +197,19 @@ def test_one_request_and_tasks_without_requests_will_do() -> None:
     ("change", "message"),
     [
         ({"backend": "numpy"}, "Unknown backend `numpy`; choose `jax` or `reference`"),
-        ({"tasks": (Task("lambada"), Task("piqa"))}, "The list's tasks are piqa, lambada, `tasks` names"),
+        (
+            {"tasks": (Task("lambada"), Task("piqa"))},
+            "The list's tasks are piqa, lambada, the situation's lambada, piqa; give",
+        ),
         ({"tasks": (Task("piqa"), Task("poetry"))}, "has no task `poetry`"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(change: dict[str, Any], message: str) -> None:
-    unchecked = inspect.unwrap(simulate)  # run-time type checks would refuse some of it first
+def test_bad_input_is_refused_in_one_sentence(
+    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(besteffort, "simulate", inspect.unwrap(besteffort.simulate))  # without checks of types
     with pytest.raises(InputError, match=message):
-        unchecked(make_requests(n=3), CLUSTER, PROFILE, StaticRouter(0), **change)
+        simulate(make_requests(n=3), CLUSTER, PROFILE, StaticRouter(0), **change)
 
 
 def test_a_list_of_tasks_that_the_profile_lacks_is_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.sweep.backends import EarlyStopping, Local, News, Ray
-from besteffort.sweep.plan import Axis, Plan, SweepConfig, make_plan
+from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
 from besteffort.sweep.run import run_sweep
 
 ray = pytest.importorskip("ray")
@@ -44,21 +44,21 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def plan(small: Path) -> Plan:
+def plan(small: Path) -> SweepPlan:
     """Two programs of two trials each."""
     axes = {
         "training.hyper.learning_rate": Axis(values=(1e-3, 1e-2)),
-        "training.config.hidden": Axis(values=([16], [8])),
+        "training.config.hidden_sizes": Axis(values=([16], [8])),
     }
     changes = {
-        "training.config.committee": 1,
+        "training.config.ensemble_size": 1,
         "training.config.decisions": 16_384,
-        "training.config.log_chunks": 1,
+        "training.config.log_interval": 1,
     }
     return make_plan(SweepConfig(str(small), axes, changes))
 
 
-def test_a_killed_worker_costs_nothing_but_time(plan: Plan, cluster: Any, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing_but_time(plan: SweepPlan, cluster: Any, tmp_path: Path) -> None:
     workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     killed: list[str] = []

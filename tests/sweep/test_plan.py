@@ -13,17 +13,17 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.runs.config import config_names, find_config
-from besteffort.sweep.plan import Axis, Judging, Plan, SweepConfig, load_sweep, make_plan
+from besteffort.sweep.plan import Axis, Judging, SweepConfig, SweepPlan, load_sweep, make_plan
 
 LR = "training.hyper.learning_rate"
-HIDDEN = "training.config.hidden"
+HIDDEN = "training.config.hidden_sizes"
 
 
 @pytest.fixture
-def planned(small: Path) -> Callable[..., Plan]:
+def planned(small: Path) -> Callable[..., SweepPlan]:
     """Plans a sweep of the small configuration."""
 
-    def plan(axes: dict[str, Axis], together: int = 64, **more: Any) -> Plan:
+    def plan(axes: dict[str, Axis], together: int = 64, **more: Any) -> SweepPlan:
         return make_plan(SweepConfig(str(small), axes, **more), together=together)
 
     return plan
@@ -33,7 +33,7 @@ def listed(*values: Any) -> Axis:
     return Axis(values=values)
 
 
-def test_grid_of_listed_axes_and_seeds(planned: Callable[..., Plan]) -> None:
+def test_grid_of_listed_axes_and_seeds(planned: Callable[..., SweepPlan]) -> None:
     plan = planned({LR: listed(1e-3, 1e-2), "reward.miss_penalty": listed(0.0, 0.5, 1.0)}, seeds=2)
     seen = [
         (trial.values[LR], trial.values["reward.miss_penalty"], trial.config.training.seed) for trial in plan.trials
@@ -46,7 +46,7 @@ def test_grid_of_listed_axes_and_seeds(planned: Callable[..., Plan]) -> None:
         assert trial.config.training.seeds == 1
 
 
-def test_numbers_share_a_program_and_shapes_do_not(planned: Callable[..., Plan]) -> None:
+def test_numbers_share_a_program_and_shapes_do_not(planned: Callable[..., SweepPlan]) -> None:
     numbers = {
         LR: listed(1e-3, 1e-2),
         "training.hyper.discount": listed(0.9, 1.0),
@@ -63,7 +63,7 @@ def test_numbers_share_a_program_and_shapes_do_not(planned: Callable[..., Plan])
         HIDDEN: listed([16], [8, 8]),
         "cluster.replicas": listed(2, 3),
         "cluster.max_batch": listed(8, 4),
-        "training.config.batch": listed(64, 32),
+        "training.config.batch_size": listed(64, 32),
         "view.features": listed(["task", "batch_sizes"], ["task", "batch_sizes", "arrival_rate"]),
         "training.workload": listed({"kind": "poisson", "load": 1.0}, {"kind": "gamma", "load": 1.0, "cv": 2.0}),
         "profile": listed("opt-a100", "opt-a100"),
@@ -77,16 +77,16 @@ def test_numbers_share_a_program_and_shapes_do_not(planned: Callable[..., Plan])
     )
 
 
-def test_programs_hold_no_more_trials_than_they_may(planned: Callable[..., Plan]) -> None:
+def test_programs_hold_no_more_trials_than_they_may(planned: Callable[..., SweepPlan]) -> None:
     plan = planned({LR: listed(*np.linspace(1e-4, 1e-2, 10).tolist())}, together=4)
     assert plan.programs == ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))
 
 
-def test_draws_are_in_range_repeat_and_stay_when_more_are_drawn(planned: Callable[..., Plan]) -> None:
+def test_draws_are_in_range_repeat_and_stay_when_more_are_drawn(planned: Callable[..., SweepPlan]) -> None:
     axes = {
         LR: Axis(log_uniform=(1e-4, 1e-2)),
         "training.hyper.discount": Axis(uniform=(0.5, 1.0)),
-        "training.config.batch": Axis(log_uniform=(16.0, 64.0), whole=True),
+        "training.config.batch_size": Axis(log_uniform=(16.0, 64.0), whole=True),
         "reward.soft_span": Axis(choice=(0.0, 1.0)),
         "reward.miss_penalty": listed(0.0, 0.1),
     }
@@ -100,18 +100,18 @@ def test_draws_are_in_range_repeat_and_stay_when_more_are_drawn(planned: Callabl
     assert rates.min() >= 1e-4
     assert rates.max() <= 1e-2
     assert 0.25 < (rates < 1e-3).mean() < 0.75  # half of them in the lower decade
-    assert {type(value["training.config.batch"]) for value in values} == {int}
+    assert {type(value["training.config.batch_size"]) for value in values} == {int}
     assert {value["reward.soft_span"] for value in values} == {0.0, 1.0}
 
 
-def test_seeds_of_a_setting_share_its_draws(planned: Callable[..., Plan]) -> None:
+def test_seeds_of_a_setting_share_its_draws(planned: Callable[..., SweepPlan]) -> None:
     plan = planned({LR: Axis(log_uniform=(1e-4, 1e-2))}, samples=2, seeds=2)
     rates = [trial.values[LR] for trial in plan.trials]
     assert rates[0] == rates[1] != rates[2] == rates[3]
     assert [trial.config.training.seed for trial in plan.trials] == [0, 1, 0, 1]
 
 
-def test_entries_by_name_number_and_star(planned: Callable[..., Plan]) -> None:
+def test_entries_by_name_number_and_star(planned: Callable[..., SweepPlan]) -> None:
     plan = planned({"tasks.piqa.weight": listed(2.0), "tasks.1.weight": listed(3.0)})
     assert [task.weight for task in plan.trials[0].config.tasks] == [2.0, 3.0]
     plan = planned({"tasks.*.weight": listed(4.0)}, changes={"cluster.replicas": 3})
@@ -164,14 +164,17 @@ BAD = {
         "trial 1 (discount 1.5): Training: `discount` is 1.5",
     ),
     "value of the wrong type": (
-        "axes: {training.config.batch: [many]}",
-        'trial 0 (batch many): `training.config.batch` is "many", but should be a valid integer',
+        "axes: {training.config.batch_size: [many]}",
+        'trial 0 (batch many): `training.config.batch_size` is "many", but should be a valid integer',
     ),
     "not a whole number": ("axes: {cluster.replicas: {uniform: [1, 3]}}", "should be a valid integer"),
-    "values that do not fit": ("axes: {training.config.ring: [96, 100]}", "`ring` is 100; give a multiple of `chunk`"),
+    "values that do not fit": (
+        "axes: {training.config.buffer_length: [96, 100]}",
+        "`buffer_length` is 100; give a multiple of `rollout_length`",
+    ),
     "unknown field": (
         "axes: {training.config.hiden: [[8]]}",
-        "`training.config.hiden`: `training.config` has no field `hiden`, did you mean `hidden`?",
+        "`training.config.hiden`: `training.config` has no field `hiden`, did you mean `hidden_sizes`?",
     ),
     "unknown number": (
         "axes: {training.hyper.learning_rat: [1e-3]}",
@@ -184,8 +187,8 @@ BAD = {
         "`tasks.*.weight` and `tasks.piqa.weight` both set `tasks.0.weight`; leave one of them out",
     ),
     "an axis within another": (
-        "axes: {training.config: [{}], training.config.hidden: [[8]]}",
-        "both set `training.config.hidden`",
+        "axes: {training.config: [{}], training.config.hidden_sizes: [[8]]}",
+        "both set `training.config.hidden_sizes`",
     ),
     "the same axis twice": (
         "axes:\n  cluster.replicas: [1]\n  cluster.replicas: [2]",

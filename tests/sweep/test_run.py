@@ -19,12 +19,12 @@ from besteffort.cli import main
 from besteffort.files import read_jsonl
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
-from besteffort.runs.training import make_course, run_keys
+from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.sweep.backends import Local, News
 from besteffort.sweep.leaderboard import Leaderboard
-from besteffort.sweep.plan import Axis, Plan, SweepConfig, load_sweep, make_plan
+from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, load_sweep, make_plan
 from besteffort.sweep.run import run_sweep
 from besteffort.weights import Weights
 
@@ -36,7 +36,7 @@ DECISIONS = "training.config.decisions"
 # and one that does not.
 FILE = """
 base: {base}
-changes: {{training.config.committee: 1, evaluation.requests: 300}}
+changes: {{training.config.ensemble_size: 1, evaluation.requests: 300}}
 axes:
   cluster.replicas: [3, 90]
   training.config.decisions: [4096, 6144]
@@ -172,27 +172,27 @@ def test_another_sweep_is_not_resumed_here(
     assert "another sweep began here; give the same one to resume it" in capsys.readouterr().err
 
 
-def first_updates(plan: Plan, trials: slice) -> tuple[Weights, ...]:
+def first_updates(plan: SweepPlan, trials: slice) -> tuple[Weights, ...]:
     """Networks after the first hundred updates, of trials that train side by side."""
-    courses = [make_course(each.config.build(), each.config.training) for each in plan.trials[trials]]
-    built = [build(each.situation, each.workload, history=each.training.history) for each in courses]
+    problems = [make_training_problem(each.config.build(), each.config.training) for each in plan.trials[trials]]
+    built = [build(each.situation, each.workload, history=each.training.history) for each in problems]
     return train(
         ServingEnvironment(built[0][0]),
         per_run([params for _, params in built]),
-        courses[0].features,
-        courses[0].training.config,
-        jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in courses)),
-        run_keys([each.training.seed for each in courses]),
+        problems[0].features,
+        problems[0].training.config,
+        jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in problems)),
+        run_keys([each.training.seed for each in problems]),
     ).weights
 
 
 def test_first_updates_equal_those_of_single_runs(small: Path) -> None:
     """The target is the network itself and its average the last one, so that what is compared has moved far."""
     changes = {
-        "training.config.committee": 1,
+        "training.config.ensemble_size": 1,
         "training.config.decisions": 1024,
-        "training.config.log_chunks": 1,
-        "training.config.updates": 100,
+        "training.config.log_interval": 1,
+        "training.config.updates_per_rollout": 100,
         "training.hyper.target_interval": 16,
         "training.hyper.tau": 1.0,
     }
@@ -225,7 +225,7 @@ def test_what_does_not_fit_stops_before_anything_is_compiled(
     jax.monitoring.register_event_duration_secs_listener(hear)
     for text in (
         "sample: 2\naxes: {training.hyper.discount: [1.0]}",
-        "axes: {training.config.batch: [many]}",
+        "axes: {training.config.batch_size: [many]}",
         "axes: {training.hyper.discount: {uniform: [0.5, 1.5]}}",
         "axes: {tasks.*.weight: [1.0], tasks.piqa.weight: [2.0]}",
     ):

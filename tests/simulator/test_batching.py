@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort.simulator.lanes import lanewise
+from besteffort.simulator.batching import batched_over_vmap
 
 
 def recording() -> tuple[Any, list[tuple[int, ...]]]:
     """Doubles `x` until its first element exceeds `limit`, and counts; and the shapes of `x` it was traced with."""
     seen: list[tuple[int, ...]] = []
 
-    @lanewise
+    @batched_over_vmap
     def double(x: jax.Array, limit: jax.Array) -> dict[str, jax.Array]:
         seen.append(x.shape)
 

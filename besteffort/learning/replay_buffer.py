@@ -1,9 +1,10 @@
-"""The replay ring: the last decisions of every environment, in order of time, joined with what each decision earned.
+"""The replay buffer: the last decisions of every environment, in order of time, joined with what each decision earned.
 
-Arrays are time-major. All environments step together, so a decision's place is its time modulo the length of the ring,
-and the observation that follows it is in the next row. A chunk of decisions is written at once and never wraps, because
-the length is a multiple of the chunk. `steps` is the number of decisions per environment written so far; it is the same
-for all runs of a `vmap`, so it is passed along rather than kept. Ages count rows back in time: the newest has age 1.
+Arrays are time-major. All environments step together, so a decision's place is its time modulo the length of the
+buffer, and the observation that follows it is in the next row. A rollout is written at once and never wraps, because
+the length is a multiple of the rollout's. `steps` is the number of decisions per environment
+written so far; it is the same for all runs of a `vmap`, so it is passed along rather than kept. Ages count rows back in
+time: the newest has age 1.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class Rows(NamedTuple):
     valid: Array
 
 
-class Ring(NamedTuple):
+class ReplayBuffer(NamedTuple):
     """The last `length` decisions of every environment.
 
     Attributes:
       rows: `Rows` of `length` times.
-      reward: (length, envs) what is credited to the decision, see `Config.credit`; 0 while unresolved.
+      reward: (length, envs) what is credited to the decision, see `DQNConfig.credit`; 0 while unresolved.
       resolved: (length, envs) whether that is known.
     """
 
@@ -81,98 +82,100 @@ class Batch(NamedTuple):
     weight: Array
 
 
-def empty(length: int, like: Rows, reward_dtype: Any) -> Ring:
-    """A ring of `length` with nothing in it, for rows like `like`, whose leading axis does not matter."""
+def empty(length: int, like: Rows, reward_dtype: Any) -> ReplayBuffer:
+    """A buffer of `length` with nothing in it, for rows like `like`, whose leading axis does not matter."""
     rows = jax.tree.map(lambda array: jnp.zeros((length, *array.shape[1:]), array.dtype), like)
-    return Ring(rows, jnp.zeros(rows.action.shape, reward_dtype), jnp.zeros(rows.action.shape, bool))
+    return ReplayBuffer(rows, jnp.zeros(rows.action.shape, reward_dtype), jnp.zeros(rows.action.shape, bool))
 
 
-def append(ring: Ring, steps: Int[Array, ""], rows: Rows, reward: Float[Array, "time envs"] | None = None) -> Ring:
+def append(
+    buffer: ReplayBuffer, steps: Int[Array, ""], rows: Rows, reward: Float[Array, "time envs"] | None = None
+) -> ReplayBuffer:
     """Overwrites the oldest decisions with `rows`, whose rewards are given or not known yet."""
-    start = steps % ring.length
+    start = steps % buffer.length
 
     def put(array: Array, values: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(array, values, start, axis=0)
 
     known = jnp.full(rows.action.shape, reward is not None)
     values = jnp.zeros(rows.action.shape) if reward is None else reward
-    return Ring(
-        rows=jax.tree.map(put, ring.rows, rows),
-        reward=put(ring.reward, values.astype(ring.reward.dtype)),
-        resolved=put(ring.resolved, known),
+    return ReplayBuffer(
+        rows=jax.tree.map(put, buffer.rows, rows),
+        reward=put(buffer.reward, values.astype(buffer.reward.dtype)),
+        resolved=put(buffer.resolved, known),
     )
 
 
-def lost(ring: Ring, steps: Int[Array, ""], chunk: int) -> Float[Array, ""]:
-    """Share of unresolved decisions among the valid ones that the next chunk overwrites; 0 if there are none."""
-    start = steps % ring.length
-    valid = jax.lax.dynamic_slice_in_dim(ring.rows.valid, start, chunk)
-    resolved = jax.lax.dynamic_slice_in_dim(ring.resolved, start, chunk)
+def lost(buffer: ReplayBuffer, steps: Int[Array, ""], rollout_length: int) -> Float[Array, ""]:
+    """Share of unresolved decisions among the valid ones that the next rollout overwrites; 0 if there are none."""
+    start = steps % buffer.length
+    valid = jax.lax.dynamic_slice_in_dim(buffer.rows.valid, start, rollout_length)
+    resolved = jax.lax.dynamic_slice_in_dim(buffer.resolved, start, rollout_length)
     return (valid & ~resolved).sum() / jnp.maximum(valid.sum(), 1)
 
 
-def join(ring: Ring, steps: Int[Array, ""], outcomes: Outcomes, index: Int[Array, " envs"]) -> Ring:
+def join(buffer: ReplayBuffer, steps: Int[Array, ""], outcomes: Outcomes, index: Int[Array, " envs"]) -> ReplayBuffer:
     """Fills in the rewards that are known by now.
 
     Args:
-      ring: holds decisions up to the one before the pending.
+      buffer: holds decisions up to the one before the pending.
       steps: decisions per environment written, those included.
       outcomes: (envs, history) fields; a decision `history` or more before the pending one is no longer in them.
       index: number of the pending decision in each environment's episode. A row older than that is from an episode
         before.
     """
     history = outcomes.resolved.shape[1]
-    age = jnp.arange(min(history, ring.length + 1) - 1, 0, -1)[:, None]
-    row = (steps - age[:, 0]) % ring.length
+    age = jnp.arange(min(history, buffer.length + 1) - 1, 0, -1)[:, None]
+    row = (steps - age[:, 0]) % buffer.length
     decision = index[None, :] - age
     slot = decision % history
     known = (decision >= 0) & jnp.take_along_axis(outcomes.resolved.T, slot, axis=0)
-    reward = jnp.take_along_axis(outcomes.reward.T, slot, axis=0).astype(ring.reward.dtype)
-    return ring._replace(
-        reward=ring.reward.at[row].set(jnp.where(known, reward, ring.reward[row])),
-        resolved=ring.resolved.at[row].set(ring.resolved[row] | known),
+    reward = jnp.take_along_axis(outcomes.reward.T, slot, axis=0).astype(buffer.reward.dtype)
+    return buffer._replace(
+        reward=buffer.reward.at[row].set(jnp.where(known, reward, buffer.reward[row])),
+        resolved=buffer.resolved.at[row].set(buffer.resolved[row] | known),
     )
 
 
 def sample(
-    ring: Ring,
+    buffer: ReplayBuffer,
     steps: Int[Array, ""],
     key: Key[Array, ""],
     shape: tuple[int, ...],
     discount: Float[Array, ""] | float = 1.0,
     length: int = 1,
-    settle: int = 0,
+    min_age: int = 0,
 ) -> Batch:
     """Runs of up to `length` decisions whose starts are uniform, with replacement, over all that are old enough.
 
-    Old enough is what has `length` successors in the ring and is older than `settle` rows. A run ends with its
+    Old enough is what has `length` successors in the buffer and is older than `min_age` rows. A run ends with its
     episode, and before its next random choice, so that all but its first decision are the network's own (Watkins,
     1989). What may not be learned from is drawn too, and gets weight 0.
     """
     age_key, env_key = jax.random.split(key)
-    filled = jnp.minimum(steps, ring.length)
-    youngest = max(settle, length) + 1
+    filled = jnp.minimum(steps, buffer.length)
+    youngest = max(min_age, length) + 1
     age = jax.random.randint(age_key, shape, youngest, jnp.maximum(filled, youngest) + 1)
-    env = jax.random.randint(env_key, shape, 0, ring.resolved.shape[1])
-    start = (steps - age) % ring.length
+    env = jax.random.randint(env_key, shape, 0, buffer.resolved.shape[1])
+    start = (steps - age) % buffer.length
     run = jnp.arange(length).reshape((1,) * start.ndim + (length,))
-    at, envs = (start[..., None] + run) % ring.length, env[..., None]
-    rows = ring.rows
+    at, envs = (start[..., None] + run) % buffer.length, env[..., None]
+    rows = buffer.rows
     ended = jnp.roll(rows.discount[at, envs] == 0, 1, axis=-1)
     inside = jnp.cumprod(~(rows.explored[at, envs] | ended).at[..., 0].set(False), axis=-1)
     step_discount = jnp.where(inside, discount * rows.discount[at, envs], 1.0)
     after = jnp.cumprod(step_discount, axis=-1)
     before = jnp.concatenate([jnp.ones_like(after[..., :1]), after[..., :-1]], axis=-1)
-    known = jnp.where(inside, rows.valid[at, envs] & ring.resolved[at, envs], True).all(axis=-1)
-    earned = inside * before * (ring.reward[at, envs] - rows.baseline[at, envs])
-    end = (start + inside.sum(axis=-1)) % ring.length
+    known = jnp.where(inside, rows.valid[at, envs] & buffer.resolved[at, envs], True).all(axis=-1)
+    earned = inside * before * (buffer.reward[at, envs] - rows.baseline[at, envs])
+    end = (start + inside.sum(axis=-1)) % buffer.length
     return Batch(
         features=rows.features[start, env],
         next_features=rows.features[end, env],
         action=rows.action[start, env],
-        reward=ring.reward[start, env],
+        reward=buffer.reward[start, env],
         baseline=rows.baseline[start, env],
         returns=earned.sum(axis=-1),
         discount=after[..., -1],
-        weight=(known & (age <= filled)).astype(ring.reward.dtype),
+        weight=(known & (age <= filled)).astype(buffer.reward.dtype),
     )

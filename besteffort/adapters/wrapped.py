@@ -1,4 +1,4 @@
-"""What all adapters wrap: an environment, what a network reads of it, and what a step pays."""
+"""What all adapters wrap: an environment, what a network reads of it, and the reward of a step."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from jaxtyping import Array, Float
 from besteffort.errors import InputError
 from besteffort.observation import Feature, Observation, encode, input_size
 from besteffort.runs.experiment import load_run
-from besteffort.runs.training import Course, make_course
+from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Environment, EnvShape
 
-Pay = Literal["reward", "credit", "own"]
+Credit = Literal["step", "marginal", "own"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """A decision problem.
+class WrappedEnv:
+    """An environment as the adapters hand it to learners.
 
     Attributes:
       env: the environment.
       params: its numbers.
       features: what a network reads of an observation, in order.
-      pay: what a step pays. `credit`: what the decision changed in the rewards of all requests, known at once.
-        `reward`: the rewards of the requests that were resolved meanwhile, which belong to decisions of long ago.
-        `own`: the same as `reward`, for there is nothing else yet; what each decision's own request earned is told
-        later, by `env.outcomes`, to learners that join it (`besteffort.adapters.stable_baselines3`).
+      credit: the reward of a step. `marginal`: what the decision changed in the rewards of all requests, known at once.
+        `step`: the rewards of the requests that were resolved since the last step, which belong to decisions of long
+        ago. `own`: at first the same as `step`; what each decision's own request earned comes later, from
+        `env.outcomes`, for learners that join it (`besteffort.adapters.stable_baselines3`).
 
     Raises:
-      InputError: if decisions shall be paid with a credit that the environment does not know.
+      InputError: if the environment does not know the credit.
     """
 
     env: Environment
     params: Any
     features: tuple[Feature, ...]
-    pay: Pay = "credit"
+    credit: Credit = "marginal"
 
     def __post_init__(self) -> None:
-        if self.pay == "credit" and self.env.shape.slowdown:
+        if self.credit == "marginal" and self.env.shape.slowdown:
             raise InputError(
-                "`pay` is `credit`, which this environment does not know, because models slow each other down; "
-                "choose `own` or `reward`."
+                "`credit` is `marginal`, which this environment does not know, because models slow each other down; "
+                "choose `own` or `step`."
             )
 
     @property
@@ -56,15 +56,19 @@ class Problem:
         return highest(self.features, self.env.shape)
 
 
-def make_problem(
-    source: Problem | Course | str | Path = "paper", *, pay: Pay = "credit", horizon: int = 16_384, history: int = 4_096
-) -> Problem:
-    """The problem that a configuration states: its situation under its training load.
+def wrap_env(
+    source: WrappedEnv | TrainingProblem | str | Path = "paper",
+    *,
+    credit: Credit = "marginal",
+    horizon: int = 16_384,
+    history: int = 4_096,
+) -> WrappedEnv:
+    """The environment of a training problem, or of the one that a configuration states.
 
     Args:
-      source: a `besteffort.runs.training.Course`, or the name or file of a configuration. A `Problem` is returned as it
-        is, whatever the other arguments.
-      pay: see `Problem`.
+      source: a `besteffort.runs.training.TrainingProblem`, or the name or file of a configuration. A `WrappedEnv` is
+        returned as it is, whatever the other arguments.
+      credit: see `WrappedEnv`.
       horizon: decisions per episode, after which it truncates; 0 for no end. The cluster starts empty and the rate
         estimate at 0, so that short episodes see little else.
       history: decisions whose outcome is remembered, for `own`: more than are in flight and made between two readings.
@@ -72,15 +76,15 @@ def make_problem(
     Raises:
       InputError: if there is no such configuration, a number is negative, or the credit is not known.
     """
-    if isinstance(source, Problem):
+    if isinstance(source, WrappedEnv):
         return source
     if horizon < 0 or history < 1:
         raise InputError(f"`horizon` is {horizon} and `history` {history}; give at least 0 and 1 decisions.")
-    if not isinstance(source, Course):
+    if not isinstance(source, TrainingProblem):
         config, situation = load_run(source)
-        source = make_course(situation, config.training)
+        source = make_training_problem(situation, config.training)
     shape, params = build(source.situation, source.workload, history=history, horizon=horizon)
-    return Problem(ServingEnvironment(shape), params, source.features, pay)
+    return WrappedEnv(ServingEnvironment(shape), params, source.features, credit)
 
 
 def network_input(observation: Observation, features: tuple[Feature, ...]) -> Float[Array, " inputs"]:

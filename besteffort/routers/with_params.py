@@ -14,16 +14,16 @@ from besteffort.simulator.types import EnvParams, Router
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BelievingRouter:
+class RouterWithParams:
     """Routes by tables, qualities, lengths and deadlines of its own, whatever those of the world are.
 
     Attributes:
       router: who routes.
-      belief: what it takes for the numbers of the environment, from `besteffort.simulator.build`.
+      assumed_params: what it takes for the numbers of the environment, from `besteffort.simulator.build`.
     """
 
     router: Router
-    belief: Any
+    assumed_params: Any
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        return self.router.route(observation, self.belief, key)
+        return self.router.route(observation, self.assumed_params, key)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 
-def lanewise(function: Callable[..., Any]) -> Callable[..., Any]:
+def batched_over_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function over a leading lane axis callable for a single lane.
 
     `function` takes and returns pytrees of arrays with a leading axis of lanes, one environment each. The result takes

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from cluster import observe, params
 
 from besteffort.routers import LadderRouter, RandomRouter, StaticRouter
-from besteffort.routers.panel import PanelRouter
+from besteffort.routers.switch import SwitchRouter
 
 
 def test_every_lane_follows_its_member() -> None:
@@ -16,7 +16,7 @@ def test_every_lane_follows_its_member() -> None:
         return jax.random.key(4)
 
     def choose(chosen: jax.Array) -> jax.Array:
-        return PanelRouter(members, chosen).route(observation, params(), key())
+        return SwitchRouter(members, chosen).route(observation, params(), key())
 
     together = jax.vmap(choose)(jnp.arange(3))
     alone = [int(member.route(observation, params(), key())) for member in members]

@@ -1,4 +1,4 @@
-"""The ring against a plain list of decisions."""
+"""The buffer against a plain list of decisions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort.learning import replay
-from besteffort.learning.replay import Ring, Rows
+from besteffort.learning import replay_buffer
+from besteffort.learning.replay_buffer import ReplayBuffer, Rows
 from besteffort.simulator.types import Outcomes
 
 ENVS, CHUNK, LENGTH = 3, 4, 12
@@ -27,57 +27,57 @@ def rows_at(start: int) -> Rows:
     )
 
 
-def filled(chunks: int, history: int = 64, delay: int = 0) -> Ring:
-    """A ring after some chunks; decision `d` of env `e` earns `10 d + e`, known once `delay` more are made."""
-    ring = replay.empty(LENGTH, rows_at(0), jnp.float32)
+def filled(chunks: int, history: int = 64, delay: int = 0) -> ReplayBuffer:
+    """A buffer after some chunks; decision `d` of env `e` earns `10 d + e`, known once `delay` more are made."""
+    buffer = replay_buffer.empty(LENGTH, rows_at(0), jnp.float32)
     for start in range(0, chunks * CHUNK, CHUNK):
-        ring = replay.append(ring, jnp.int32(start), rows_at(start))
+        buffer = replay_buffer.append(buffer, jnp.int32(start), rows_at(start))
         pending = start + CHUNK
         age = (pending - 1 - np.arange(history)) % history + 1
         decision = pending - age
         resolved = (decision >= 0) & (age > delay)
         reward = np.where(resolved, 10 * decision, 0)[None] + np.where(resolved, np.arange(ENVS)[:, None], 0)
         outcomes = Outcomes(jnp.asarray(reward, float), jnp.asarray(np.tile(resolved, (ENVS, 1))))
-        ring = replay.join(ring, jnp.int32(pending), outcomes, jnp.full(ENVS, pending))
-    return ring
+        buffer = replay_buffer.join(buffer, jnp.int32(pending), outcomes, jnp.full(ENVS, pending))
+    return buffer
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 7])
 @pytest.mark.parametrize("history", [8, 9, 64])
 @pytest.mark.parametrize("delay", [0, 3])
 def test_every_row_gets_the_reward_of_its_own_decision(chunks: int, history: int, delay: int) -> None:
-    ring = filled(chunks, history, delay)
+    buffer = filled(chunks, history, delay)
     made = chunks * CHUNK
     for slot in range(LENGTH):
         decision = max((d for d in range(made) if d % LENGTH == slot), default=None)
         for env in range(ENVS):
             if decision is None or made - decision <= delay:
-                assert not ring.resolved[slot, env]
+                assert not buffer.resolved[slot, env]
             else:
-                assert ring.resolved[slot, env]
-                assert ring.reward[slot, env] == 10 * decision + env
+                assert buffer.resolved[slot, env]
+                assert buffer.reward[slot, env] == 10 * decision + env
 
 
 def test_outcomes_that_left_the_history_stay_unknown() -> None:
-    ring = filled(3, history=8, delay=7)
-    assert not ring.resolved.any()
+    buffer = filled(3, history=8, delay=7)
+    assert not buffer.resolved.any()
 
 
 def test_an_episode_does_not_touch_the_rows_of_the_one_before() -> None:
-    ring = filled(2)._replace(resolved=jnp.zeros((LENGTH, ENVS), bool))
+    buffer = filled(2)._replace(resolved=jnp.zeros((LENGTH, ENVS), bool))
     known = Outcomes(jnp.full((ENVS, 64), 7.0), jnp.ones((ENVS, 64), bool))
-    ring = replay.join(ring, jnp.int32(8), known, jnp.array([0, 2, 8]))
-    np.testing.assert_array_equal(ring.resolved[:8].sum(0), [0, 2, 8])
-    assert ring.resolved[6:8, 1].all()
+    buffer = replay_buffer.join(buffer, jnp.int32(8), known, jnp.array([0, 2, 8]))
+    np.testing.assert_array_equal(buffer.resolved[:8].sum(0), [0, 2, 8])
+    assert buffer.resolved[6:8, 1].all()
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 8])
-@pytest.mark.parametrize("settle", [0, 3])
-def test_samples_are_uniform_over_what_has_a_successor(chunks: int, settle: int) -> None:
+@pytest.mark.parametrize("min_age", [0, 3])
+def test_samples_are_uniform_over_what_has_a_successor(chunks: int, min_age: int) -> None:
     made = chunks * CHUNK
-    batch = replay.sample(filled(chunks), jnp.int32(made), jax.random.key(0), (20_000,), settle=settle)
+    batch = replay_buffer.sample(filled(chunks), jnp.int32(made), jax.random.key(0), (20_000,), min_age=min_age)
     time, env = np.asarray(batch.features).T
-    oldest, newest = max(0, made - LENGTH), made - 1 - max(1, settle)
+    oldest, newest = max(0, made - LENGTH), made - 1 - max(1, min_age)
     if newest < oldest:
         assert not batch.weight.any()
         return
@@ -96,15 +96,15 @@ def test_samples_are_uniform_over_what_has_a_successor(chunks: int, settle: int)
 
 def test_runs_stop_at_random_choices_ends_and_their_length() -> None:
     random = np.random.default_rng(0)
-    ring = filled(3)
-    rows = ring.rows._replace(
+    buffer = filled(3)
+    rows = buffer.rows._replace(
         explored=jnp.asarray(random.random((LENGTH, ENVS)) < 0.3),
         discount=jnp.asarray(np.where(random.random((LENGTH, ENVS)) < 0.2, 0.0, 0.9), jnp.float32),
         baseline=jnp.asarray(random.normal(size=(LENGTH, ENVS)), jnp.float32),
         valid=jnp.asarray(random.random((LENGTH, ENVS)) < 0.9),
     )
-    ring = ring._replace(rows=rows)
-    batch = replay.sample(ring, jnp.int32(LENGTH), jax.random.key(0), (500,), discount=0.8, length=4)
+    buffer = buffer._replace(rows=rows)
+    batch = replay_buffer.sample(buffer, jnp.int32(LENGTH), jax.random.key(0), (500,), discount=0.8, length=4)
     seen = set()
     for i, (time, env) in enumerate(np.asarray(batch.features, int)):
         returns, left, known, end = 0.0, 1.0, True, time
@@ -124,6 +124,6 @@ def test_runs_stop_at_random_choices_ends_and_their_length() -> None:
 
 
 def test_lost_counts_what_is_overwritten_unresolved() -> None:
-    assert replay.lost(filled(2), jnp.int32(8), CHUNK) == 0
-    assert replay.lost(filled(3, delay=20), jnp.int32(12), CHUNK) == 1
-    assert replay.lost(filled(3), jnp.int32(12), CHUNK) == 0
+    assert replay_buffer.lost(filled(2), jnp.int32(8), CHUNK) == 0
+    assert replay_buffer.lost(filled(3, delay=20), jnp.int32(12), CHUNK) == 1
+    assert replay_buffer.lost(filled(3), jnp.int32(12), CHUNK) == 0

@@ -12,7 +12,7 @@ from besteffort.simulator.types import EnvParams, EnvShape
 Array = jax.Array
 
 
-class Sight(NamedTuple):
+class StaleView(NamedTuple):
     """What is remembered for a router.
 
     Attributes:
@@ -27,37 +27,37 @@ class Sight(NamedTuple):
     age_s: Array | None
 
 
-def empty(shape: EnvShape) -> Sight:
+def empty(shape: EnvShape) -> StaleView:
     """Nothing seen yet."""
-    return Sight(
+    return StaleView(
         rates=jnp.zeros(shape.rate_memory + 1) if shape.rate_memory else None,
         sizes=jnp.zeros((shape.replicas, shape.models), jnp.int32) if shape.stale_sizes else None,
         age_s=jnp.array(jnp.inf) if shape.stale_sizes else None,
     )
 
 
-def look(
-    params: EnvParams, sight: Sight, index: Array, gap_s: Array, rate: Array, sizes: Array
-) -> tuple[Sight, Array, Array]:
+def delayed_observation(
+    params: EnvParams, view: StaleView, index: Array, gap_s: Array, rate: Array, sizes: Array
+) -> tuple[StaleView, Array, Array]:
     """What is remembered, the rate estimate and the batch sizes that a router sees at decision `index`.
 
     Args:
       params: numbers of the environment.
-      sight: what was remembered at the last decision.
+      view: what was remembered at the last decision.
       index: () number of the decision.
       gap_s: () seconds since the last one.
       rate: () the present estimate.
       sizes: (replicas, models) the present batch sizes.
     """
-    if sight.rates is not None:
-        slots = sight.rates.shape[0]
-        rates = sight.rates.at[index % slots].set(rate)
+    if view.rates is not None:
+        slots = view.rates.shape[0]
+        rates = view.rates.at[index % slots].set(rate)
         # Slots of decisions before the first are still to be written, and hold 0.
         rate = rates[(index - params.rate_lag) % slots]
-        sight = sight._replace(rates=rates)
-    if sight.sizes is not None and sight.age_s is not None:
-        age_s = sight.age_s + gap_s
+        view = view._replace(rates=rates)
+    if view.sizes is not None and view.age_s is not None:
+        age_s = view.age_s + gap_s
         read = age_s >= params.batch_refresh_s
-        sizes = jnp.where(read, sizes, sight.sizes)
-        sight = sight._replace(sizes=sizes, age_s=jnp.where(read, 0.0, age_s))
-    return sight, rate, sizes
+        sizes = jnp.where(read, sizes, view.sizes)
+        view = view._replace(sizes=sizes, age_s=jnp.where(read, 0.0, age_s))
+    return view, rate, sizes

@@ -15,7 +15,7 @@ from besteffort.simulator.types import EnvParams, Router
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PanelRouter:
+class SwitchRouter:
     """Follows one of its members. Routers are cheap beside the simulator, compilations are not.
 
     Attributes:
