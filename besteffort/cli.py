@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,10 @@ from besteffort.errors import InputError
 from besteffort.runs.compilation import set_up_compilation
 
 if TYPE_CHECKING:
-    from besteffort.learning.train import Progress as News
+    from besteffort.learning.train import Progress as TrainingProgress
     from besteffort.policy import Policy
     from besteffort.runs.training import TrainingProblem
-    from besteffort.sweep.backends import News as ProgramNews
+    from besteffort.sweep.backends import ProgramProgress
 
 Trackers = Annotated[
     tuple[Literal["mlflow", "wandb"], ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.UseAppendAction
@@ -56,16 +57,16 @@ def quickstart(
         config = profile if profile in config_names() else "quickstart"
     plan = make_plan(*load_run(config, profile=profile), trace)
     create_run_directory(out)
-    with _bars() as watch:
-        outcome = quickstart(plan, out, watch=watch)
+    with _bars() as progress:
+        outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
-        _say(note)
+        _print(note)
     _OUTPUT.print(outcome.table.terminal())
     profiled = plan.stages[0][1].situation.profile
-    _say(f"Profile {profiled.name}: {profiled.provenance.summary}.")
-    _say(f"Picture: {outcome.picture}")
-    _say(f"Policy: {', '.join(map(str, outcome.policies))}")
-    _say(f"Report: {outcome.report}")
+    _print(f"Profile {profiled.name}: {profiled.provenance.summary}.")
+    _print(f"Picture: {outcome.picture}")
+    _print(f"Policy: {', '.join(map(str, outcome.policies))}")
+    _print(f"Report: {outcome.report}")
 
 
 def train(
@@ -104,13 +105,13 @@ def train(
     if trace is not None:
         (half,) = read_halves([trace], situation, [run.evaluation.seed])
         lengths = half.first[0]
-        _say(str(half.info))
+        _print(str(half.info))
     problem = make_training_problem(situation, training, lengths)
     create_run_directory(out, resume=resume)
-    with _bars() as watch:
-        run_training(run, problem, out, progress=watch(out.name, problem), track=track)
+    with _bars() as progress:
+        run_training(run, problem, out, progress=progress(out.name, problem), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
-    _say(f"Policy: {out / 'policy.safetensors'}{each}")
+    _print(f"Policy: {out / 'policy.safetensors'}{each}")
 
 
 def sweep(
@@ -160,13 +161,13 @@ def sweep(
             "them out."
         )
     plan = make_plan(load_sweep(file), where=file, together=together)
-    with _program_bars(len(plan.programs)) as watch:
-        board = run_sweep(plan, out, resume=resume, on=on, track=track, watch=watch)
+    with _program_bars(len(plan.programs)) as progress:
+        board = run_sweep(plan, out, resume=resume, on=on, track=track, progress=progress)
     _OUTPUT.print(board.brief.terminal())
     if board.unfinished:
-        _say(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
-    _say(f"Picture: {board.picture}")
-    _say(f"Report: {board.report}")
+        _print(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
+    _print(f"Picture: {board.picture}")
+    _print(f"Report: {board.report}")
 
 
 def evaluate(
@@ -199,16 +200,16 @@ def evaluate(
     halves = read_halves(trace, situation, judging.judging_seeds)
     create_run_directory(out)
     for half in halves:
-        _say(str(half.info))
+        _print(str(half.info))
     if loaded.profile_digest != situation.profile.digest():
-        _say(
+        _print(
             f"The policy was trained on another version of profile {loaded.profile_name}; "
             "the table tells what it is worth on this one."
         )
     with _OUTPUT.status("Judging all routers"):
         table = evaluate_policy(loaded, situation, judging, halves, out)
     _OUTPUT.print(table.terminal())
-    _say(f"Report: {out / 'report.md'}")
+    _print(f"Report: {out / 'report.md'}")
 
 
 def diagnose(
@@ -241,13 +242,13 @@ def diagnose(
     halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
     create_run_directory(out)
     for half in halves:
-        _say(str(half.info))
+        _print(str(half.info))
     with _OUTPUT.status("Diagnosing"):
         done = diagnose.diagnose(loaded, situation, judging, out, trace=halves[0] if halves else None, load=load)
     _OUTPUT.print(done.table.terminal())
     for line in done.lines:
-        _say(line)
-    _say(f"Report: {done.report}")
+        _print(line)
+    _print(f"Report: {done.report}")
 
 
 def simulate(
@@ -282,48 +283,12 @@ def simulate(
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
     _OUTPUT.print(write_result(result, situation, router, out).terminal())
-    _say(str(info))
-    _say(f"Per request: {out / 'requests.csv'}")
+    _print(str(info))
+    _print(f"Per request: {out / 'requests.csv'}")
 
 
-def reproduce(
-    names: tyro.conf.Positional[tuple[str, ...]] = (),
-    out: Path = Path("reproduced"),
-    fast: bool = False,
-    data: Path | None = None,
-    workers: int | None = None,
-) -> None:
-    """Run the experiments behind the paper's claims, and set its figures beside ours. Needs a checkout.
-
-    Args:
-      names: experiments (`stable_load`, ...); all by default. Those that are done already are not repeated.
-      out: directory for results and trainings; an interrupted reproduction goes on there.
-      fast: fewer seeds, decisions and requests: an indication in minutes instead of hours.
-      data: directory with public traces; without it what needs them is left out.
-      workers: processes at a time, instead of one per core.
-    """
-    from experiments.__main__ import plan, reproduce
-
-    chosen = plan(names)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_ERRORS
-    ) as progress:
-        total = progress.add_task("Experiments", total=len(chosen))
-        outcome = reproduce(
-            chosen,
-            out,
-            fast=fast,
-            data=data,
-            workers=workers,
-            heard=lambda name, line: progress.console.print(line, highlight=False, markup=False, soft_wrap=True),
-            ended=lambda name, status: progress.update(total, advance=1),
-        )
-        progress.update(total, completed=len(chosen) - len(outcome.failed))
-    _OUTPUT.print(outcome.table.terminal())
-    _say(f"Page: {outcome.page}")
-    if outcome.failed:
-        failed = ", ".join(f"{name} ({log})" for name, log in outcome.failed.items())
-        raise InputError(f"These experiments failed, see their logs: {failed}; run the same command to try them again.")
+def reproduce() -> None:
+    """Run the experiments behind the paper's claims, and set its figures next to ours. Needs a checkout."""
 
 
 def policy(
@@ -351,7 +316,7 @@ def policy(
     from besteffort.adapters.onnx import export_onnx
 
     export_onnx(loaded, onnx)
-    _say(f"ONNX: {onnx}")
+    _print(f"ONNX: {onnx}")
 
 
 def _show(loaded: Policy) -> None:
@@ -376,7 +341,7 @@ def _show(loaded: Policy) -> None:
     }
     width = max(map(len, lines))
     for name, value in lines.items():
-        _say(f"{name:<{width}}  {value}")
+        _print(f"{name:<{width}}  {value}")
 
 
 def profile_measure(
@@ -409,21 +374,21 @@ def profile_measure(
     known = read_qualities(plan.names, qualities)
     if out.exists():
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
-    _say(f"Device: {device_name()}")
+    _print(f"Device: {device_name()}")
     with _OUTPUT.status("Measuring") as status:
         report = measure_profile(
             plan,
             known,
             out,
             resume=resume,
-            watch=lambda what, done, total: status.update(f"{what} ({done} of {total})"),
+            progress=lambda what, done, total: status.update(f"{what} ({done} of {total})"),
         )
     for table in tables(report):
         _OUTPUT.print(table.terminal())
     for remark in report.remarks:
-        _say(remark)
-    _say(f"Profile: {out}")
-    _say(f"Figures: {figures_file(out)}")
+        _print(remark)
+    _print(f"Profile: {out}")
+    _print(f"Figures: {figures_file(out)}")
 
 
 def profile_quality(
@@ -471,7 +436,7 @@ def profile_quality(
         raise InputError(f"{figures}: there are figures already; remove the file or name another one.")
     with _ERRORS.status("Measuring") as status:
         found = quality.measure_qualities(
-            plan, figures, watch=lambda what, done, total: status.update(f"{what} ({done} of {total})")
+            plan, figures, progress=lambda what, done, total: status.update(f"{what} ({done} of {total})")
         )
     measured = quality.qualities(plan, found)
     if base is None:
@@ -479,8 +444,8 @@ def profile_quality(
     else:
         save_profile(quality.merged(base, measured), out)
     _OUTPUT.print(quality.table(found).terminal())
-    _say(f"{'Qualities' if base is None else 'Profile'}: {out}")
-    _say(f"Figures: {figures}")
+    _print(f"{'Qualities' if base is None else 'Profile'}: {out}")
+    _print(f"Figures: {figures}")
 
 
 def profile_fit(
@@ -526,30 +491,31 @@ def profile_fit(
     outcome = fitted_profile.write_outcome(models, made, out)
     _OUTPUT.print(outcome.table.terminal())
     for note in outcome.notes:
-        _say(note)
+        _print(note)
     for what, file in zip(("Profile", "Situation", "Figures", "Picture"), outcome.files, strict=True):
-        _say(f"{what}: {file}")
+        _print(f"{what}: {file}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
-    commands: dict[str, Callable[..., None]] = {
-        "quickstart": quickstart,
-        "train": train,
-        "sweep": sweep,
-        "evaluate": evaluate,
-        "diagnose": diagnose,
-        "simulate": simulate,
-        "reproduce": reproduce,
-        "policy": policy,
-        "profile": _group(
-            "What models cost and give: measured here, or from a server's request log.",
-            {"measure": profile_measure, "quality": profile_quality, "fit": profile_fit},
-        ),
-    }
+    given = list(sys.argv[1:] if arguments is None else arguments)
     if "jax" not in sys.modules:
         set_up_compilation()
     try:
+        commands: dict[str, Callable[..., None]] = {
+            "quickstart": quickstart,
+            "train": train,
+            "sweep": sweep,
+            "evaluate": evaluate,
+            "diagnose": diagnose,
+            "simulate": simulate,
+            "reproduce": _reproduce_command() if given[:1] == ["reproduce"] else reproduce,
+            "policy": policy,
+            "profile": _group(
+                "What models cost and give: measured here, or from a server's request log.",
+                {"measure": profile_measure, "quality": profile_quality, "fit": profile_fit},
+            ),
+        }
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="besteffort",
@@ -578,12 +544,26 @@ def _group(description: str, commands: dict[str, Callable[..., None]]) -> Callab
     return group
 
 
-def _say(text: str) -> None:
+def _reproduce_command() -> Callable[..., None]:
+    """The command of the checkout's `experiments`, which is loaded only where it is asked for."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "experiments" / "__main__.py").is_file():
+        raise InputError(
+            "`reproduce` runs the files under `experiments/`, which only a checkout has; clone the repository and "
+            "install from there with `python -m pip install --no-deps -e .`."
+        )
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    command: Callable[..., None] = importlib.import_module("experiments.__main__").run_command
+    return command
+
+
+def _print(text: str) -> None:
     _OUTPUT.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def _program_bars(programs: int) -> Iterator[Callable[[ProgramNews], None]]:
+def _program_bars(programs: int) -> Iterator[Callable[[ProgramProgress], None]]:
     """Progress bars of a sweep: one for all programs, and one for each that runs."""
     columns = (
         TextColumn("{task.description}"),
@@ -592,26 +572,26 @@ def _program_bars(programs: int) -> Iterator[Callable[[ProgramNews], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_ERRORS) as progress:
-        total = progress.add_task("Programs", total=programs, figures="")
+    with Progress(*columns, console=_ERRORS) as bars:
+        total = bars.add_task("Programs", total=programs, figures="")
         running: dict[str, Any] = {}
 
-        def hear(news: ProgramNews) -> None:
-            if news.ended:
-                progress.update(total, advance=1)
-                if news.program in running:
-                    progress.remove_task(running.pop(news.program))
+        def report(latest: ProgramProgress) -> None:
+            if latest.ended:
+                bars.update(total, advance=1)
+                if latest.program in running:
+                    bars.remove_task(running.pop(latest.program))
                 return
-            if news.program not in running:
-                running[news.program] = progress.add_task(f"Program {news.program}", figures="")
-            figures = f"mean reward {news.reward:.3f}"
-            progress.update(running[news.program], completed=news.point, total=news.points, figures=figures)
+            if latest.program not in running:
+                running[latest.program] = bars.add_task(f"Program {latest.program}", figures="")
+            figures = f"mean reward {latest.reward:.3f}"
+            bars.update(running[latest.program], completed=latest.point, total=latest.points, figures=figures)
 
-        yield hear
+        yield report
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, TrainingProblem], Callable[[News], None]]]:
+def _bars() -> Iterator[Callable[[str, TrainingProblem], Callable[[TrainingProgress], None]]]:
     """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second."""
     columns = (
         TextColumn("{task.description}"),
@@ -620,25 +600,25 @@ def _bars() -> Iterator[Callable[[str, TrainingProblem], Callable[[News], None]]
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_ERRORS) as progress:
+    with Progress(*columns, console=_ERRORS) as bars:
 
-        def watch(name: str, problem: TrainingProblem) -> Callable[[News], None]:
+        def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
             config = problem.training.config
             per_point = config.decisions_per_log_point * config.ensemble_size * problem.training.seeds
-            task = progress.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
-            heard_s: list[float] = []
+            task = bars.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
+            reported_s: list[float] = []
 
-            def hear(news: News) -> None:
-                heard_s.append(time.perf_counter())
-                figures = f"mean reward {news.metrics['reward'].mean():.3f}"
-                if len(heard_s) > 1:
-                    speed = per_point * (len(heard_s) - 1) / (heard_s[-1] - heard_s[0])
+            def report(latest: TrainingProgress) -> None:
+                reported_s.append(time.perf_counter())
+                figures = f"mean reward {latest.metrics['reward'].mean():.3f}"
+                if len(reported_s) > 1:
+                    speed = per_point * (len(reported_s) - 1) / (reported_s[-1] - reported_s[0])
                     figures += f", {speed:,.0f} decisions/s"
-                progress.update(task, completed=news.point, figures=figures)
+                bars.update(task, completed=latest.point, figures=figures)
 
-            return hear
+            return report
 
-        yield watch
+        yield start
 
 
 if __name__ == "__main__":

@@ -8,15 +8,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import besteffort
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import write_text
-from besteffort.runs.processes import Job, run_jobs
+from besteffort.runs.processes import Job, JobProgress, run_jobs
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
-from experiments.lab import FAST, FULL, Claim, Scale
+from experiments.lab import FAST, FULL, Claim, Scale, exit_on_input_error
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 EXPERIMENTS = (
     "stable_load",
@@ -62,13 +67,8 @@ def plan(names: Sequence[str]) -> tuple[str, ...]:
     """The experiments to run: those named, or all.
 
     Raises:
-      InputError: on an unknown name, or if this is no checkout.
+      InputError: on an unknown name.
     """
-    if not (_checkout() / "experiments").is_dir():
-        raise InputError(
-            "`reproduce` runs the files under `experiments/`, which only a checkout has; clone the repository and "
-            "install from there with `python -m pip install --no-deps -e .`."
-        )
     for name in names:
         if name not in EXPERIMENTS:
             raise InputError(
@@ -85,8 +85,7 @@ def reproduce(
     fast: bool,
     data: Path | None = None,
     workers: int | None = None,
-    heard: Callable[[str, str], None] | None = None,
-    ended: Callable[[str, int], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> Reproduction:
     """Runs experiments that have no result of this scale in `out` yet, and writes `out/claims.md`.
 
@@ -96,8 +95,7 @@ def reproduce(
       fast: fewer seeds and decisions, for an indication.
       data: directory with the public traces.
       workers: processes at a time; by default one per core.
-      heard: told an experiment's name and a line that it prints.
-      ended: told an experiment's name and its exit status.
+      progress: called with each line that an experiment prints, and when it has ended.
 
     Raises:
       InputError: if `data` is no directory, or nothing can be written.
@@ -126,13 +124,7 @@ def reproduce(
         for name in order
         if not _done(out / f"{name}.json", scale, data is not None)
     ]
-    statuses = run_jobs(
-        jobs,
-        workers or cores(),
-        directory=_checkout(),
-        heard=None if heard is None else lambda job, line: heard(job.name, line),
-        ended=None if ended is None else lambda job, status: ended(job.name, status),
-    )
+    statuses = run_jobs(jobs, workers or cores(), directory=CHECKOUT, progress=progress)
     table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
     page = out / "claims.md"
     write_text(page, table.markdown() + "\n" + _pictures(out))
@@ -186,5 +178,51 @@ def _done(path: Path, scale: Scale, traces: bool) -> bool:
     return known == (__version__, dataclasses.asdict(scale)) and (record.get("traces") or not traces)
 
 
-def _checkout() -> Path:
-    return Path(besteffort.__file__).resolve().parent.parent
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m experiments") -> None:
+    """Runs the command line.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake, or if an experiment fails.
+    """
+    with exit_on_input_error(prog):
+        tyro.cli(run_command, args=arguments, prog=prog)
+
+
+def run_command(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    out: Path = Path("reproduced"),
+    fast: bool = False,
+    data: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Run the experiments behind the paper's claims, and set its figures next to ours.
+
+    Args:
+      names: experiments (`stable_load`, ...); all by default. Those that are done already are not repeated.
+      out: directory for results and trainings; an interrupted reproduction goes on there.
+      fast: fewer seeds, decisions and requests: an indication in minutes instead of hours.
+      data: directory with public traces; without it what needs them is left out.
+      workers: processes at a time, instead of one per core.
+    """
+    chosen = plan(names)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        total = bar.add_task("Experiments", total=len(chosen))
+
+        def report(one: JobProgress) -> None:
+            if one.line is None:
+                bar.update(total, advance=1)
+            else:
+                bar.console.print(one.line, highlight=False, markup=False, soft_wrap=True)
+
+        outcome = reproduce(chosen, out, fast=fast, data=data, workers=workers, progress=report)
+        bar.update(total, completed=len(chosen) - len(outcome.failed))
+    Console().print(outcome.table.terminal())
+    print(f"Page: {outcome.page}")
+    if outcome.failed:
+        failed = ", ".join(f"{name} ({log})" for name, log in outcome.failed.items())
+        raise InputError(f"These experiments failed, see their logs: {failed}; run the same command to try them again.")
+
+
+if __name__ == "__main__":
+    main()

@@ -141,14 +141,14 @@ class Lab:
       scale: how much of everything.
       work: directory that keeps trainings.
       data: directory with public traces, see README; None where there is none.
-      say: told what is going on, line by line.
+      log: called with what is going on, line by line.
       missing: names of traces that were asked for and not at hand.
     """
 
     scale: Scale
     work: Path
     data: Path | None = None
-    say: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda line: None
     missing: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -214,15 +214,15 @@ class Lab:
             out.mkdir(parents=True, exist_ok=True)
         done = out / _SECONDS
 
-        def hear(news: Progress) -> None:
-            if news.point == news.points or news.point % max(1, news.points // 2) == 0:
-                reward = float(news.metrics["reward"].mean())
-                self.say(f"training {name}: {news.point}/{news.points}, mean reward {reward:.3f}")
+        def log_progress(latest: Progress) -> None:
+            if latest.point == latest.points or latest.point % max(1, latest.points // 2) == 0:
+                reward = float(latest.metrics["reward"].mean())
+                self.log(f"training {name}: {latest.point}/{latest.points}, mean reward {reward:.3f}")
 
         with _alone(out / "lock"):
             resumed = (out / CHECKPOINT).exists()
             started = time.perf_counter()
-            policies = train_policies(problem, out, progress=hear)
+            policies = train_policies(problem, out, progress=log_progress)
             if not done.exists():
                 write_json(done, None if resumed else round(time.perf_counter() - started, 1))
         return policies[problem.training.seed]
@@ -248,7 +248,7 @@ class Lab:
         """Every router on the lists of a set; policy `i` plays the lists of seed `i`. `tuned` as for `judge`."""
         if not isinstance(policies, Mapping):
             policies = {LEARNED: policies}
-        self.say(f"judging on {evaluation_set.title.lower()}, {len(evaluation_set.loads)} load(s)")
+        self.log(f"judging on {evaluation_set.title.lower()}, {len(evaluation_set.loads)} load(s)")
         routers = {name: [learned_router(policy) for policy in each] for name, each in policies.items()}
         return judge(evaluation_set, routers, self.evaluation, tuned)
 
@@ -256,7 +256,7 @@ class Lab:
         """A public trace by its file name, if it is at hand."""
         path = None if self.data is None else self.data / name
         if path is None or not path.is_file():
-            self.say(f"{name} is not at hand (`--data DIR` names its directory): left out")
+            self.log(f"{name} is not at hand (`--data DIR` names its directory): left out")
             self.missing.append(name)
             return None
         return path

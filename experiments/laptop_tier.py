@@ -68,7 +68,7 @@ def train_models(names: list[str], console: Console) -> None:
         recipe = RECIPES[name]
         began_s, cpu_s = time.perf_counter(), time.process_time()
         losses: dict[int, float] = {}
-        model = train(recipe, functools.partial(hear, console, name, losses))
+        model = train(recipe, functools.partial(log_progress, console, name, losses))
         write_model(model, model_directory(name))
         known[name] = {
             "recipe": dataclasses.asdict(recipe),
@@ -81,7 +81,7 @@ def train_models(names: list[str], console: Console) -> None:
         write_json(TRAINING, known)
 
 
-def hear(console: Console, name: str, losses: dict[int, float], step: int, loss: float) -> None:
+def log_progress(console: Console, name: str, losses: dict[int, float], step: int, loss: float) -> None:
     """Tells of the progress, and keeps it."""
     losses[step] = round(loss, 4)
     console.print(f"{name}: step {step}, loss {loss:.3f}", highlight=False)

@@ -84,7 +84,7 @@ def run(lab: Lab) -> Findings:
 
 def case(lab: Lab, situation: Situation, probability: float) -> Case:
     """Everything at one rate."""
-    lab.say(f"solving the small instance with {probability:g} arrivals per tick")
+    lab.log(f"solving the small instance with {probability:g} arrivals per tick")
     instance = make_instance(situation, TICK_S, probability)
     optimum = solve(instance)
     workload = synthetic(situation, TickArrivals(TICK_S, probability))

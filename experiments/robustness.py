@@ -43,7 +43,7 @@ def run(lab: Lab) -> Findings:
     loads = trained_loads(policies[0])
     assert loads is not None, "the default training names its loads"
     suite = synthetic_suite(situation, config, loads)
-    lab.say("trying out")
+    lab.log("trying out")
     outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, suite, seed=config.seed)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
     bounds = bounds_of(suite.evaluation_set, outcomes)

@@ -248,7 +248,7 @@ def test_policy_with_other_features(refused: Callable[..., str], tmp_path: Path,
     path = tmp_path / "other.safetensors"
     save_policy(random_policy(situation, ("task", "batch_sizes", "deadline_s")), path)
     said = refused("evaluate", path)
-    assert f"{path}: the policy's features are task, batch_sizes, deadline_s" in said
+    assert f"{path}: The policy's features are task, batch_sizes, deadline_s" in said
     assert "set `view.features` to the policy's" in said
 
 

@@ -202,17 +202,17 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
         self._ended = view.truncated
         reward = view.credit if self.wrapped.credit == "marginal" else view.reward
         terminated, ended = np.zeros(self.num_envs, bool), view.truncated
-        told: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if self.wrapped.credit == "own" and (self._steps % self._outcomes_every == 0 or ended.any()):
             reward_of, resolved = self._lanes.outcomes()
-            told = {"outcome_reward": reward_of, "outcome_resolved": resolved, "outcome_index": view.index}
+            extra = {"outcome_reward": reward_of, "outcome_resolved": resolved, "outcome_index": view.index}
         if ended.any() and self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
             final = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(ended):
                 final[i] = view.observation[i]
-            told |= {"final_obs": final, "_final_obs": ended, "final_info": _infos(view, ended), "_final_info": ended}
+            extra |= {"final_obs": final, "_final_obs": ended, "final_info": _infos(view, ended), "_final_info": ended}
             view = self._lanes.begin_where(ended, view)
-        return view.observation, reward, terminated, ended, _infos(view) | told
+        return view.observation, reward, terminated, ended, _infos(view) | extra
 
 
 class ServingEnv(gymnasium.Env):

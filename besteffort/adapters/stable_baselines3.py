@@ -81,16 +81,16 @@ class ServingVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        observations, rewards, _, truncated, told = self.envs.step(self._actions)
-        gaps_s = told["gap_s"]
+        observations, rewards, _, truncated, extra = self.envs.step(self._actions)
+        gaps_s = extra["gap_s"]
         if truncated.any():
-            gaps_s = np.where(truncated, told["final_info"]["gap_s"], gaps_s)
+            gaps_s = np.where(truncated, extra["final_info"]["gap_s"], gaps_s)
         infos: list[dict[str, Any]] = [{"gap_s": gap_s} for gap_s in gaps_s.tolist()]
         for i in np.flatnonzero(truncated).tolist():
-            infos[i] |= {"TimeLimit.truncated": True, "terminal_observation": told["final_obs"][i]}
-        if "outcome_index" in told:
+            infos[i] |= {"TimeLimit.truncated": True, "terminal_observation": extra["final_obs"][i]}
+        if "outcome_index" in extra:
             for i, info in enumerate(infos):
-                info |= {name: told[name][i] for name in _OUTCOMES}
+                info |= {name: extra[name][i] for name in _OUTCOMES}
         return observations, rewards, truncated, infos
 
     def close(self) -> None:

@@ -74,12 +74,12 @@ def batches(recipe: Recipe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield tokens, prompts
 
 
-def train(recipe: Recipe, watch: Callable[[int, float], None] | None = None, log_every: int = 100) -> Model:
+def train(recipe: Recipe, progress: Callable[[int, float], None] | None = None, log_every: int = 100) -> Model:
     """Trains a model; the same for the same recipe on the same machine.
 
     Args:
       recipe: its shape and training.
-      watch: told the steps done and the mean loss per answer token since the last time.
+      progress: told the steps done and the mean loss per answer token since the last time.
       log_every: steps between two of these times.
     """
     model = random_model(recipe.config, seed=recipe.seed)
@@ -108,8 +108,8 @@ def train(recipe: Recipe, watch: Callable[[int, float], None] | None = None, log
     for number, (tokens, prompts) in zip(range(1, recipe.steps + 1), batches(recipe), strict=False):
         params, state, value = step(params, state, tokens, prompts)
         losses.append(value)
-        if watch is not None and (number % log_every == 0 or number == recipe.steps):
-            watch(number, float(np.mean(losses)))
+        if progress is not None and (number % log_every == 0 or number == recipe.steps):
+            progress(number, float(np.mean(losses)))
             losses = []
     return dataclasses.replace(model, params=params)
 

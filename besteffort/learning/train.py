@@ -189,18 +189,18 @@ def train(
         if tolerant and metrics and not _healthy(metrics)[-1].any():
             break
         state, measured = segment(env, features, config, env_params, hyper, state)
-        news = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
+        latest = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
         # The mean of a committee is finite only if all its networks are.
-        news |= {
+        latest |= {
             name: np.asarray(values).reshape(runs, config.ensemble_size, *values.shape[1:]).mean(1)
             for name, values in measured.items()
         }
         if not tolerant:
-            _stop_if_diverged(news)
-        metrics = _extend(metrics, news)
+            _stop_if_diverged(latest)
+        metrics = _extend(metrics, latest)
         # In this order a kill in between repeats what was heard; in the other it would be missing.
         if progress is not None:
-            progress(Progress(point, config.log_points, news))
+            progress(Progress(point, config.log_points, latest))
         if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
             checkpoint.save(checkpoint_path, state, metrics, identity)
     networks = [to_weights(variables) for variables in _unstack(state.runs.average, len(keys))]
@@ -376,11 +376,11 @@ def _networks(env: Environment, features: tuple[Feature, ...], config: DQNConfig
     return Networks(QNetwork(config.hidden_sizes, env.shape.models), Baseline(exogenous(features)))
 
 
-def _extend(metrics: Metrics, news: Metrics) -> Metrics:
+def _extend(metrics: Metrics, latest: Metrics) -> Metrics:
     """Metrics with one more log point."""
     if not metrics:
-        return {name: values[None] for name, values in news.items()}
-    return {name: np.concatenate([metrics[name], values[None]]) for name, values in news.items()}
+        return {name: values[None] for name, values in latest.items()}
+    return {name: np.concatenate([metrics[name], values[None]]) for name, values in latest.items()}
 
 
 def _unstack(tree: Any, runs: int) -> list[Any]:
@@ -392,11 +392,11 @@ def _healthy(metrics: Metrics) -> Bool[np.ndarray, "*points runs"]:
     return np.isfinite(metrics["loss"]) & np.isfinite(metrics["norm"])
 
 
-def _stop_if_diverged(news: Metrics) -> None:
-    for run, healthy in enumerate(_healthy(news)):
+def _stop_if_diverged(latest: Metrics) -> None:
+    for run, healthy in enumerate(_healthy(latest)):
         if not healthy:
             raise InputError(
-                f"Training diverged: run {run} has lost its finite weights by {news['decisions'][run]:,} decisions; "
+                f"Training diverged: run {run} has lost its finite weights by {latest['decisions'][run]:,} decisions; "
                 "lower `learning_rate` or `discount`, or check that rewards are finite."
             )
 

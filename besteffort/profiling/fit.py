@@ -117,7 +117,7 @@ def fit(
       max_batch: the server's largest batch, where it is known.
       cache_output_share: the share of outputs that is claimed of the cache at admission, where it is known.
       explain: whether to find out what the log determines, which takes half of the time.
-      progress: told how far it is.
+      progress: called with what is being done and the misfit.
 
     Raises:
       InputError: if fewer than `LEAST_REQUESTS` requests may be looked at, or more ran at once than `max_batch`.
@@ -131,11 +131,11 @@ def fit(
     if max_batch is not None and max_batch < 1:
         raise InputError(f"{log.path}: the largest batch is given as {max_batch}; give at least 1.")
     seen = dataclasses.replace(log, **{k: v[rows] for k, v in vars(log).items() if isinstance(v, np.ndarray)})
-    tell = progress or (lambda doing, misfit: None)
+    report = progress or (lambda doing, misfit: None)
 
     def solve(limit: Limit) -> tuple[_Problem, _Solution]:
         problem = _Problem(log, rows, seen, limit, max_batch, cache_output_share)
-        found = (_descend(problem, start, rounds=8, doing=_DOING[limit], tell=tell) for start in problem.starts())
+        found = (_descend(problem, start, rounds=8, doing=_DOING[limit], report=report) for start in problem.starts())
         return problem, min(found, key=lambda solution: solution.cost)
 
     simplest, *others = _possible_limits(seen, max_batch)
@@ -147,8 +147,8 @@ def fit(
             if other.misfit(solution.x) < misfit - problem.clear_rise(misfit):
                 problem, best, misfit = other, solution, other.misfit(solution.x)
     while problem.tighten(best.x):
-        best = _descend(problem, best.x, rounds=8, doing="sharpening", tell=tell)
-    return _conclude(problem, best, _explain(problem, best, tell) if explain else ())
+        best = _descend(problem, best.x, rounds=8, doing="sharpening", report=report)
+    return _conclude(problem, best, _explain(problem, best, report) if explain else ())
 
 
 def _possible_limits(log: RequestLog, max_batch: int | None) -> tuple[Limit, ...]:
@@ -371,7 +371,7 @@ class _Problem:
 
 
 def _descend(
-    problem: _Problem, x: np.ndarray, *, rounds: int, doing: str, tell: Progress, fixed: int | None = None
+    problem: _Problem, x: np.ndarray, *, rounds: int, doing: str, report: Progress, fixed: int | None = None
 ) -> _Solution:
     """Gauss-Newton with several dampings and step lengths tried at once; the cost never rises."""
     size = len(x)
@@ -402,7 +402,7 @@ def _descend(
         before = best
         if costs.min() < best:
             x, best = lanes[np.argmin(costs)], float(costs.min())
-        tell(doing, best / problem.residual_count)
+        report(doing, best / problem.residual_count)
         if best > before * (1 - 2e-3):
             step, reach = step / 2, reach / 2
             if step[0] < widest / 9:
@@ -443,7 +443,7 @@ def _conclude(problem: _Problem, best: _Solution, terms: tuple[Term, ...]) -> Fi
     )
 
 
-def _explain(problem: _Problem, best: _Solution, tell: Progress) -> tuple[Term, ...]:
+def _explain(problem: _Problem, best: _Solution, report: Progress) -> tuple[Term, ...]:
     """What the log determines, in words."""
     values, covariance = problem.values(best.x[None])[0], _covariance(problem, best.x)
     d, c = problem.decode.size, problem.context
@@ -469,7 +469,7 @@ def _explain(problem: _Problem, best: _Solution, tell: Progress) -> tuple[Term, 
         """Whether the log fits clearly worse with another value of a coefficient and the rest fitted again."""
         moved = best.x.copy()
         moved[index] = value
-        other = _descend(problem, moved, rounds=4, doing="testing", tell=tell, fixed=index)
+        other = _descend(problem, moved, rounds=4, doing="testing", report=report, fixed=index)
         return problem.misfit(other.x) > misfit + problem.clear_rise(misfit)
 
     share = float(best.x[c])

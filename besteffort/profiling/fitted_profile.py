@@ -74,7 +74,7 @@ class FittedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What to tell the user.
+    """What to report the user.
 
     Attributes:
       profile: the profile.
@@ -120,7 +120,7 @@ def fit_log(
       max_batch: the server's largest batch, where it is known.
       share: the share of outputs claimed of the cache, where it is known; else that of the first model that shows one,
         for a profile has one for all.
-      progress: told how far it is.
+      progress: called with what is being done and the misfit.
 
     Raises:
       InputError: if a model has too few requests, or `name` or `max_batch` contradicts the log.
@@ -131,7 +131,7 @@ def fit_log(
     done = []
     for model, part in sorted(parts, key=lambda each: -len(each[1])):
 
-        def tell(doing: str, misfit: float, model: str = model) -> None:
+        def report(doing: str, misfit: float, model: str = model) -> None:
             if progress is not None:
                 progress(f"{model}: {doing}", misfit)
 
@@ -139,9 +139,9 @@ def fit_log(
             part,
             max_batch=max_batch,
             share=share,
-            progress=lambda doing, misfit: tell(f"first half, {doing}", misfit),
+            progress=lambda doing, misfit: report(f"first half, {doing}", misfit),
         )
-        fitted = fit(part, max_batch=max_batch, cache_output_share=share, progress=tell)
+        fitted = fit(part, max_batch=max_batch, cache_output_share=share, progress=report)
         if share is None and fitted.limit == "cache":
             share = fitted.cache_output_share
         done.append(FittedModel(model, part, fitted, held_out))

@@ -52,7 +52,7 @@ _WARM_UP = 2
 _PATIENCE_S = 60.0
 _NOTABLE = 0.1
 
-Watch = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told what is being done, the steps done, and how many there are."""
 
 
@@ -216,7 +216,12 @@ def _qualities(where: str) -> Qualities:
 
 
 def measure_profile(
-    plan: MeasurementPlan, qualities: Qualities, out: Path, *, resume: bool = False, watch: Watch | None = None
+    plan: MeasurementPlan,
+    qualities: Qualities,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> Report:
     """Measures models on JAX's default device and writes their profile.
 
@@ -225,7 +230,7 @@ def measure_profile(
       qualities: of the same models, in the same order.
       out: the profile's file; the figures go to `figures_file(out)`.
       resume: go on with the figures that are there.
-      watch: is told of the progress.
+      progress: called with what is being done, the steps done and their number.
 
     Raises:
       InputError: if a model cannot be loaded or does not fit, if there are figures already and `resume` is off, or they
@@ -233,7 +238,7 @@ def measure_profile(
     """
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out}: name a file in a directory that exists.")
-    watch = watch or (lambda what, done, total: None)
+    progress = progress or (lambda what, done, total: None)
     file = figures_file(out)
     about = {"plan": dataclasses.asdict(plan), "device": device_name(), "libraries": _libraries()}
     about = json.loads(json.dumps(about))  # as it is read back
@@ -241,13 +246,13 @@ def measure_profile(
     with ExitStack() as stack:
         rigs = []
         for name, model in zip(plan.names, plan.models, strict=True):
-            watch(f"{name}: loading", 0, 1)
+            progress(f"{name}: loading", 0, 1)
             rigs.append(_TimedModel(name, _load(model, plan.dtype), plan))
             stack.callback(rigs[-1].instance.close)
         if not file.exists():
             write_jsonl(file, [about])
-        ceilings = _ceilings(plan, file, watch)
-        figures = asyncio.run(_measure_all(plan, rigs, known, ceilings, file, watch))
+        ceilings = _ceilings(plan, file, progress)
+        figures = asyncio.run(_measure_all(plan, rigs, known, ceilings, file, progress))
     rates = f"{ceilings.bytes_per_s / 1e9:.3g} GB/s and computes {ceilings.flops_per_s / 1e9:.4g} GFLOP/s"
     remarks = [f"The device reads {rates} of matrix products; floors are what these allow."]
     profile = Profile(
@@ -367,12 +372,12 @@ def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[P
     return {figure.point: figure for figure in figures}
 
 
-def _ceilings(plan: MeasurementPlan, file: Path, watch: Watch) -> Ceilings:
+def _ceilings(plan: MeasurementPlan, file: Path, progress: ProgressCallback) -> Ceilings:
     """Measured, or as the file has them."""
     for line in read_jsonl(file):
         if "ceilings" in line:
             return Ceilings(**line["ceilings"])
-    watch("memory bandwidth and matrix rate", 0, 1)
+    progress("memory bandwidth and matrix rate", 0, 1)
     found = measure_ceilings(plan.dtype)
     append_jsonl(file, {"ceilings": dataclasses.asdict(found)})
     return found
@@ -384,21 +389,21 @@ async def _measure_all(
     known: dict[Point, Measurement],
     ceilings: Ceilings,
     file: Path,
-    watch: Watch,
+    progress: ProgressCallback,
 ) -> list[Measurement]:
     """Every figure, those that are missing measured and written."""
     points = [(rig, point) for rig in rigs for point in rig.points([o.name for o in rigs if o is not rig])]
     points.sort(key=lambda job: job[1].kind == "slowdown")  # these last: all models have been compiled by then
     figures = []
     for done, (rig, point) in enumerate(points):
-        watch(str(point), done, len(points))
+        progress(str(point), done, len(points))
         if point not in known:
             times_s = await _times_s(rig, point, [o for o in rigs if o.name in point.beside], plan.repeats)
             low, median, high = statistics.quantiles(times_s, n=4, method="inclusive")
             known[point] = Measurement(point, median, (low, high), len(times_s), rig.floor_s(point, ceilings))
             append_jsonl(file, dataclasses.asdict(known[point]))
         figures.append(known[point])
-    watch("done", len(points), len(points))
+    progress("done", len(points), len(points))
     return figures
 
 

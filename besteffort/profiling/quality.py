@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from besteffort.profiling.lm_eval import HarnessOPT
 
 Kind = Literal["multiple choice", "generation", "likelihood"]
-Watch = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told what is being done, the steps done, and how many there are."""
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {
@@ -268,41 +268,41 @@ def parse_metrics(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def measure_qualities(plan: QualityPlan, figures: Path, watch: Watch | None = None) -> list[Figure]:
+def measure_qualities(plan: QualityPlan, figures: Path, progress: ProgressCallback | None = None) -> list[Figure]:
     """Measures every model on every task, one model in memory at a time, on JAX's default device.
 
     Args:
       plan: what is measured.
       figures: file of JSON lines that each figure is added to as it comes.
-      watch: is told of the progress.
+      progress: called with what is being done, the steps done and their number.
 
     Raises:
       InputError: if the harness is not installed, a task is unknown or its data cannot be had, a model cannot be
         loaded, an example does not fit its context, or there is no such metric.
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when the harness imports it; progress goes to `watch`
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when the harness imports it; progress goes to `progress`
     from besteffort.profiling.lm_eval import HarnessOPT
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    watch = watch or (lambda what, done, total: None)
+    progress = progress or (lambda what, done, total: None)
     total = len(plan.models) * len(plan.task_names)
     standard = {}
     for name in plan.tasks:
-        watch(f"{name}: data", 0, total)
+        progress(f"{name}: data", 0, total)
         standard[name] = _standard(name)
     done: list[Figure] = []
     for model, source in zip(plan.names, plan.models, strict=True):
-        watch(f"{model}: loading", len(done), total)
+        progress(f"{model}: loading", len(done), total)
         where = f"facebook/{source}" if source in PUBLISHED else source
         harness = HarnessOPT(load_model(where, plan.dtype), load_tokenizer(where), plan.max_batch)
         own = {each.name: own_task(each, harness) for each in plan.examples}
         for task, loaded in (*standard.items(), *own.items()):
-            watch(f"{model}: {task}", len(done), total)
+            progress(f"{model}: {task}", len(done), total)
             results, truncated = evaluate(harness, loaded, plan.shots if task in standard else 0, plan.limit)
             figure = _figure(model, task, results, plan.metrics.get(task), truncated)
             append_jsonl(figures, dataclasses.asdict(figure))
             done.append(figure)
-    watch("done", total, total)
+    progress("done", total, total)
     return done
 
 

@@ -54,13 +54,27 @@ class Job:
     log: Path
 
 
+@dataclasses.dataclass(frozen=True)
+class JobProgress:
+    """What a job has just done: it has printed a line, or it has ended.
+
+    Attributes:
+      job: the job.
+      line: the line, without its end; None where the job has ended.
+      status: its exit status; None where it has printed a line.
+    """
+
+    job: Job
+    line: str | None = None
+    status: int | None = None
+
+
 def run_jobs(
     jobs: Sequence[Job],
     workers: int,
     *,
     directory: Path | None = None,
-    heard: Callable[[Job, str], None] | None = None,
-    ended: Callable[[Job, int], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> dict[str, int]:
     """Runs the jobs in their order, `workers` at a time, and waits for all of them.
 
@@ -72,8 +86,7 @@ def run_jobs(
       jobs: what to run; names differ.
       workers: processes at a time.
       directory: where they run; by default here.
-      heard: called in this thread with each line that a job prints, as it comes, without its end.
-      ended: called in this thread with a job and its exit status.
+      progress: called in this thread with each line that a job prints, as it comes, and when a job has ended.
 
     Returns:
       The exit status of each job by name: 0 if all went well, 127 if there is no such command, `-n` if signal `n`
@@ -88,6 +101,7 @@ def run_jobs(
             raise InputError(f"Two jobs have the name `{name}`; give each its own.")
     if workers < 1:
         raise InputError(f"The jobs shall run in {workers} processes; give at least 1.")
+    report = progress or (lambda each: None)
     environment = _shared(min(workers, max(1, len(jobs))))
     waiting = deque(jobs)
     running: list[_Running] = []
@@ -100,21 +114,18 @@ def run_jobs(
                     selector.register(running[-1].output, selectors.EVENT_READ, running[-1])
                 for key, _ in selector.select(_LOOK_S):
                     for line in key.data.lines():
-                        if heard is not None:
-                            heard(key.data.job, line)
+                        report(JobProgress(key.data.job, line=line))
                     if key.data.closed:
                         selector.unregister(key.fileobj)
                 for one in [one for one in running if one.process.poll() is not None]:
                     for line in one.lines(to_the_end=True):
-                        if heard is not None:
-                            heard(one.job, line)
+                        report(JobProgress(one.job, line=line))
                     if one.output in selector.get_map():
                         selector.unregister(one.output)
                     one.close()
                     running.remove(one)
                     statuses[one.job.name] = one.process.returncode
-                    if ended is not None:
-                        ended(one.job, one.process.returncode)
+                    report(JobProgress(one.job, status=one.process.returncode))
         finally:
             _end(running)
     return {name: statuses[name] for name in names}

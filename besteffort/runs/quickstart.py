@@ -24,8 +24,8 @@ from besteffort.runs.experiment import RunConfig
 from besteffort.runs.training import TrainingProblem, make_training_problem, run_training
 from besteffort.situation import Situation
 
-Watch = Callable[[str, TrainingProblem], Callable[[Progress], None]]
-"""Told what is trained next, gives what is to be called at its log points."""
+ProgressCallback = Callable[[str, TrainingProblem], Callable[[Progress], None]]
+"""Takes the name of what is trained next and its problem, and returns what is to be called at its log points."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = 
     return QuickstartPlan(config, (synthetic, *on_traces), {trace.name: str(trace.info) for trace in read})
 
 
-def quickstart(plan: QuickstartPlan, out: Path, *, watch: Watch) -> Outcome:
+def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -> Outcome:
     """Trains, and judges each policy where it belongs.
 
     Writes a run directory per policy (`out/train`, `out/train-<trace>`), the table's figures (`results.json`), the
@@ -96,7 +96,7 @@ def quickstart(plan: QuickstartPlan, out: Path, *, watch: Watch) -> Outcome:
     policies: list[Path] = []
     for name, problem, evaluation_set in plan.stages:
         directory = create_run_directory(out / name)
-        policy = run_training(config, problem, directory, progress=watch(evaluation_set.name, problem))[0]
+        policy = run_training(config, problem, directory, progress=progress(evaluation_set.name, problem))[0]
         policies.append(directory / "policy.safetensors")
         evaluations.append(judge(evaluation_set, {LEARNED: [learned_router(policy)]}, judging))
     pictures: list[Picture] = [

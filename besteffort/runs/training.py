@@ -219,11 +219,11 @@ def _train(
     training = problem.training
     shape, params = build(problem.situation, problem.workload, history=training.history)
 
-    def keep(news: Progress) -> None:
+    def keep(latest: Progress) -> None:
         for index, seed in enumerate(seeds):
-            log.add(seed, news.of(index))
+            log.add(seed, latest.of(index))
         if progress is not None:
-            progress(news)
+            progress(latest)
 
     return train(
         ServingEnvironment(shape),

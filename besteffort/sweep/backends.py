@@ -11,7 +11,7 @@ from besteffort.ranges import Count, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
-class News:
+class ProgramProgress:
     """How a program gets on.
 
     Attributes:

@@ -22,7 +22,7 @@ from besteffort.learning.train import Progress
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.trackers import TrackerName
 from besteffort.runs.training import CHECKPOINT
-from besteffort.sweep.backends import News, Ray
+from besteffort.sweep.backends import ProgramProgress, Ray
 from besteffort.sweep.program import OUTCOME, read_programs, run_program
 
 _STARTS_ANEW = 5
@@ -34,7 +34,7 @@ def run_on_ray(
     points: int,
     cluster: Ray,
     track: Sequence[TrackerName],
-    watch: Callable[[News], None] | None,
+    progress: Callable[[ProgramProgress], None] | None,
 ) -> dict[str, str]:
     """Runs programs of the sweep in `out` on a cluster; why those failed that did, by name.
 
@@ -44,7 +44,7 @@ def run_on_ray(
       points: log points of the longest.
       cluster: where, and with what.
       track: trackers that hear the metrics, too.
-      watch: told how programs get on.
+      progress: called with how each program gets on.
 
     Raises:
       InputError: if no cluster answers.
@@ -88,7 +88,7 @@ def run_on_ray(
                 storage_path=str(out / "ray"),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_STARTS_ANEW),
-                callbacks=[_Watch(watch)] if watch is not None else [],
+                callbacks=[_ProgressCallback(progress)] if progress is not None else [],
             ),
         )
         results = tuner.fit()
@@ -125,10 +125,10 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     set_up_compilation()
     last: dict[str, Any] = {"point": 0, "points": 0, "reward": 0.0, "best": 0.0}
 
-    def tell(news: Progress) -> None:
-        reward = news.metrics["reward"]
-        last.update(point=news.point, points=news.points, reward=float(reward.mean()), best=float(reward.max()))
-        if news.point < news.points:
+    def report(latest: Progress) -> None:
+        reward = latest.metrics["reward"]
+        last.update(point=latest.point, points=latest.points, reward=float(reward.mean()), best=float(reward.max()))
+        if latest.point < latest.points:
             tune.report(dict(last))
 
     try:
@@ -139,34 +139,34 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             )
         os.chdir(settings["directory"])
         (out / "programs" / program).mkdir(parents=True, exist_ok=True)
-        run_program(out, program, track=settings["track"], progress=tell)
+        run_program(out, program, track=settings["track"], progress=report)
     except InputError as error:
         last["failed"] = str(error).rstrip(".")  # it would fail again
     tune.report(dict(last))
 
 
-def _nobody(news: News) -> None:
-    del news
+def _ignore(latest: ProgramProgress) -> None:
+    del latest
 
 
-class _Watch(tune.Callback):
+class _ProgressCallback(tune.Callback):
     """Hands on how programs get on."""
 
-    def __init__(self, watch: Callable[[News], None]) -> None:
-        self._watch = watch
+    def __init__(self, progress: Callable[[ProgramProgress], None]) -> None:
+        self._progress = progress
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ProgressCallback:
         return self
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of what it runs, which watches nothing."""
-        return _Watch, (_nobody,)
+        return _ProgressCallback, (_ignore,)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        self._watch(News(trial.config["program"], result["point"], result["points"], result["reward"]))
+        self._progress(ProgramProgress(trial.config["program"], result["point"], result["points"], result["reward"]))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._watch(News(trial.config["program"], ended=True))
+        self._progress(ProgramProgress(trial.config["program"], ended=True))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._watch(News(trial.config["program"], ended=True))
+        self._progress(ProgramProgress(trial.config["program"], ended=True))

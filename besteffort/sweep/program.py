@@ -93,13 +93,13 @@ def run_program(
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(_log(member, track)) for member in members]
 
-        def keep(news: Progress) -> None:
+        def keep(latest: Progress) -> None:
             for run, (member, log) in enumerate(zip(members, logs, strict=True)):
-                point = news.of(run)
+                point = latest.of(run)
                 if np.isfinite([point["loss"], point["norm"]]).all():
                     log.add(member.seed, point)
             if progress is not None:
-                progress(news)
+                progress(latest)
 
         # In all that is static they are alike.
         trained = train(
@@ -225,12 +225,12 @@ def main(arguments: Sequence[str]) -> int:
     out, program, *track = arguments
     set_up_compilation()
 
-    def tell(news: Progress) -> None:
-        reward = float(news.metrics["reward"].mean())
-        print(json.dumps({"point": news.point, "points": news.points, "reward": reward}))  # noqa: T201
+    def report(latest: Progress) -> None:
+        reward = float(latest.metrics["reward"].mean())
+        print(json.dumps({"point": latest.point, "points": latest.points, "reward": reward}))  # noqa: T201
 
     try:
-        run_program(Path(out), program, track=cast(Sequence[TrackerName], track), progress=tell)
+        run_program(Path(out), program, track=cast(Sequence[TrackerName], track), progress=report)
     except InputError as error:
         print(error)  # noqa: T201
         return 2

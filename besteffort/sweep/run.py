@@ -25,9 +25,9 @@ from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import create_run_directory, os_errors_as_input_errors, write_json, write_text
 from besteffort.runs.config import to_yaml
-from besteffort.runs.processes import Job, run_jobs
+from besteffort.runs.processes import Job, JobProgress, run_jobs
 from besteffort.runs.trackers import TrackerName, check_trackers
-from besteffort.sweep.backends import Local, News, Ray
+from besteffort.sweep.backends import Local, ProgramProgress, Ray
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, read_programs
@@ -42,7 +42,7 @@ def run_sweep(
     resume: bool = False,
     on: Local | Ray = _HERE,
     track: Sequence[TrackerName] = (),
-    watch: Callable[[News], None] | None = None,
+    progress: Callable[[ProgramProgress], None] | None = None,
 ) -> Leaderboard:
     """Trains and judges all trials and writes everything of the module's table to `out`.
 
@@ -52,7 +52,7 @@ def run_sweep(
       resume: go on in `out`.
       on: where.
       track: trackers that hear the metrics, too.
-      watch: told how programs get on.
+      progress: called with how each program gets on.
 
     Raises:
       InputError: if `out` cannot be written or holds another sweep, Ray or a tracker is not installed, no cluster
@@ -72,9 +72,9 @@ def run_sweep(
         from besteffort.sweep.on_ray import run_on_ray
 
         points = max(trial.config.training.config.log_points for trial in plan.trials)
-        failures = run_on_ray(out, left, points, on, track, watch)
+        failures = run_on_ray(out, left, points, on, track, progress)
     else:
-        failures = _run_locally(out, left, on.workers, track, watch)
+        failures = _run_locally(out, left, on.workers, track, progress)
     failed = {trial: failures[name] for name, trials in programs.items() if name in failures for trial in trials}
     entries = [_entry(out, trial, failed) for trial in plan.trials]
     if all(entry.status != "finished" for entry in entries):
@@ -134,7 +134,7 @@ def _run_locally(
     programs: Sequence[str],
     workers: int | None,
     track: Sequence[TrackerName],
-    watch: Callable[[News], None] | None,
+    progress: Callable[[ProgramProgress], None] | None,
 ) -> dict[str, str]:
     """Runs programs in processes on this machine; why those failed that did, by name."""
     jobs = []
@@ -144,23 +144,21 @@ def _run_locally(
         command = (sys.executable, "-m", "besteffort.sweep.program", str(out), name, *track)
         jobs.append(Job(name, command, out / "programs" / name / "log.txt"))
 
-    def heard(job: Job, line: str) -> None:
-        news = _news(job.name, line)
-        if news is not None and watch is not None:
-            watch(news)
+    def report(one: JobProgress) -> None:
+        latest = _program_progress(one)
+        if latest is not None and progress is not None:
+            progress(latest)
 
-    def ended(job: Job, status: int) -> None:
-        if watch is not None:
-            watch(News(job.name, ended=True))
-
-    statuses = run_jobs(jobs, min(workers or cores(), max(1, len(jobs))), heard=heard, ended=ended)
+    statuses = run_jobs(jobs, min(workers or cores(), max(1, len(jobs))), progress=report)
     return {job.name: _why(job, statuses[job.name]) for job in jobs if statuses[job.name]}
 
 
-def _news(program: str, line: str) -> News | None:
-    """What a line says, if it is news."""
+def _program_progress(one: JobProgress) -> ProgramProgress | None:
+    """The progress that a program prints as JSON, or its end; None for any other line."""
+    if one.line is None:
+        return ProgramProgress(one.job.name, ended=True)
     try:
-        return News(program, **json.loads(line))
+        return ProgramProgress(one.job.name, **json.loads(one.line))
     except (ValueError, TypeError):
         return None
 

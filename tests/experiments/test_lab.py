@@ -49,7 +49,7 @@ def test_an_indication_takes_the_named_cases_only(tmp_path: Path) -> None:
 
 def test_nothing_is_trained_twice(lab: Lab, problem: tuple[Situation, TrainingConfig], policies: list[Policy]) -> None:
     said: list[str] = []
-    again = dataclasses.replace(lab, say=said.append).train(*problem, name="second")
+    again = dataclasses.replace(lab, log=said.append).train(*problem, name="second")
     assert said == []
     for one, other in zip(policies, again, strict=True):
         np.testing.assert_array_equal(one.weights[0][0], other.weights[0][0])
@@ -62,7 +62,7 @@ def test_what_differs_is_trained_anew(
 ) -> None:
     situation, training = problem[0], dataclasses.replace(problem[1], seeds=1)
     said: list[str] = []
-    talking = dataclasses.replace(lab, say=said.append)
+    talking = dataclasses.replace(lab, log=said.append)
     reward = dataclasses.replace(situation.reward, miss_penalty=0.5)
     talking.train(dataclasses.replace(situation, reward=reward), training, name="penalty")
     assert any("penalty" in line for line in said)

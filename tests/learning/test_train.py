@@ -83,12 +83,12 @@ def test_a_committee_is_its_networks_trained_apart() -> None:
 
 
 def test_metrics_and_progress_tell_the_same() -> None:
-    heard: list[Progress] = []
-    trained = train(*PROBE, CONFIG, HYPER, keys(2), progress=heard.append)
-    assert [news.point for news in heard] == list(range(1, CONFIG.log_points + 1))
-    assert {news.points for news in heard} == {CONFIG.log_points}
+    points: list[Progress] = []
+    trained = train(*PROBE, CONFIG, HYPER, keys(2), progress=points.append)
+    assert [latest.point for latest in points] == list(range(1, CONFIG.log_points + 1))
+    assert {latest.points for latest in points} == {CONFIG.log_points}
     for name, values in trained.metrics.items():
-        np.testing.assert_array_equal(values, [news.metrics[name] for news in heard])
+        np.testing.assert_array_equal(values, [latest.metrics[name] for latest in points])
         assert values.shape[:2] == (CONFIG.log_points, 2)
     assert trained.decisions == trained.metrics["decisions"][-1, 0] >= CONFIG.decisions
     np.testing.assert_allclose(trained.metrics["actions"].sum(-1), 1, rtol=1e-5)
@@ -103,22 +103,24 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     straight = train(*PROBE, CONFIG, HYPER, keys(2))
     file = tmp_path / "checkpoint.npz"
 
-    def stop(news: Progress) -> None:
-        if news.point == 3:
+    def stop(latest: Progress) -> None:
+        if latest.point == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(*PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, checkpoint_every=2, progress=stop)
     resumed_at: list[int] = []
     resumed = train(
-        *PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda news: resumed_at.append(news.point)
+        *PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda latest: resumed_at.append(latest.point)
     )
     assert resumed_at[0] == 3
     for run in range(2):
         np.testing.assert_array_equal(flat(resumed, run), flat(straight, run))
     for name, values in straight.metrics.items():
         np.testing.assert_array_equal(resumed.metrics[name], values)
-    done = train(*PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda news: pytest.fail("trained on"))
+    done = train(
+        *PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda latest: pytest.fail("trained on")
+    )
     np.testing.assert_array_equal(flat(done), flat(straight))
 
 
@@ -147,7 +149,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "it finished before it was killed"
     resumed_at: list[int] = []
     resumed = train(
-        *PROBE, LONG, HYPER, keys(1), checkpoint_path=file, progress=lambda news: resumed_at.append(news.point)
+        *PROBE, LONG, HYPER, keys(1), checkpoint_path=file, progress=lambda latest: resumed_at.append(latest.point)
     )
     assert 1 < resumed_at[0] <= LONG.log_points
     np.testing.assert_array_equal(flat(resumed), flat(train(*PROBE, LONG, HYPER, keys(1))))
@@ -263,7 +265,7 @@ def test_runs_beside_one_that_diverges_do_not_notice(tmp_path: Path) -> None:
 
     hyper = dataclasses.replace(hyper, learning_rate=1e30)
     points: list[int] = []
-    none = train(*PROBE, CONFIG, hyper, keys(2), tolerant=True, progress=lambda news: points.append(news.point))
+    none = train(*PROBE, CONFIG, hyper, keys(2), tolerant=True, progress=lambda latest: points.append(latest.point))
     assert points == [1]
     assert none.decisions == CONFIG.decisions_per_log_point
     assert None not in none.diverged

@@ -66,14 +66,14 @@ def measured(
     models: tuple[str, ...], qualities: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Report, list[tuple[str, int, int]]]]:
     out = tmp_path_factory.mktemp("measured") / "tiny.json"
-    news: list[tuple[str, int, int]] = []
+    latest: list[tuple[str, int, int]] = []
     plan = MeasurementPlan(models, max_batch=2, context=20, repeats=4)
-    report = measure_profile(plan, read_qualities(NAMES, qualities), out, watch=lambda *what: news.append(what))
-    return out, report, news
+    report = measure_profile(plan, read_qualities(NAMES, qualities), out, progress=lambda *what: latest.append(what))
+    return out, report, latest
 
 
 def test_a_measured_profile_says_what_it_is(measured: tuple[Path, Report, list]) -> None:
-    out, report, news = measured
+    out, report, latest = measured
     profile = load_profile(out)
     assert profile == report.profile
     assert profile.name == "tiny"
@@ -90,7 +90,7 @@ def test_a_measured_profile_says_what_it_is(measured: tuple[Path, Report, list])
         assert model.prefill[0][1] == model.prefill[1][1]
         assert len(model.slowdown) == 2
         assert min(model.slowdown) == 1.0
-    assert news[-1] == ("done", 14, 14)
+    assert latest[-1] == ("done", 14, 14)
 
 
 def test_each_figure_has_its_spread_and_its_floor(measured: tuple[Path, Report, list]) -> None:

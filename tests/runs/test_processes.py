@@ -13,7 +13,7 @@ import pytest
 import besteffort
 from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.runs.processes import Job, run_jobs
+from besteffort.runs.processes import Job, JobProgress, run_jobs
 
 
 def job(name: str, script: str, tmp_path: Path) -> Job:
@@ -28,14 +28,9 @@ def test_one_that_fails_or_is_killed_leaves_the_others_alone(tmp_path: Path) -> 
         Job("missing", ("no-such-command",), tmp_path / "missing.log"),
         job("works", "import sys; print('out'); print('err', file=sys.stderr); sys.stdout.write('no end')", tmp_path),
     ]
-    heard: list[tuple[str, str]] = []
-    ended: list[tuple[str, int]] = []
-    statuses = run_jobs(
-        jobs,
-        2,
-        heard=lambda job, line: heard.append((job.name, line)),
-        ended=lambda job, s: ended.append((job.name, s)),
-    )
+    reported: list[JobProgress] = []
+    statuses = run_jobs(jobs, 2, progress=reported.append)
+    ended = [(one.job.name, one.status) for one in reported if one.status is not None]
     assert statuses == {
         "fails": 3,
         "killed": -signal.SIGKILL,
@@ -46,14 +41,14 @@ def test_one_that_fails_or_is_killed_leaves_the_others_alone(tmp_path: Path) -> 
     assert list(statuses) == [each.name for each in jobs]
     assert dict(ended) == statuses
     assert len(ended) == len(jobs)
-    assert [line for name, line in heard if name == "works"] == ["out", "err", "no end"]
+    assert [one.line for one in reported if one.job.name == "works" and one.status is None] == ["out", "err", "no end"]
     assert jobs[-1].log.read_text() == "out\nerr\nno end"
     assert jobs[0].log.read_text() == "before\n"
     assert jobs[3].log.read_text() == "no-such-command: No such file or directory\n"
 
 
 def test_lines_come_while_the_job_runs_and_in_the_callers_thread(tmp_path: Path) -> None:
-    """The job waits for a file that hearing its first line creates."""
+    """The job waits for a file that the report of its first line creates."""
     sign = tmp_path / "sign"
     script = (
         "import pathlib, time\n"
@@ -63,20 +58,22 @@ def test_lines_come_while_the_job_runs_and_in_the_callers_thread(tmp_path: Path)
     )
     lines: list[str] = []
 
-    def heard(_: Job, line: str) -> None:
+    def report(one: JobProgress) -> None:
         assert threading.current_thread() is threading.main_thread()
-        lines.append(line)
+        if one.line is not None:
+            lines.append(one.line)
         sign.touch()
 
-    assert run_jobs([job("one", script, tmp_path)], 1, heard=heard) == {"one": 0}
+    assert run_jobs([job("one", script, tmp_path)], 1, progress=report) == {"one": 0}
     assert lines == ["ready", "seen"]
 
 
 def test_no_more_than_so_many_run_at_a_time_and_in_order(tmp_path: Path) -> None:
     script = "import time; begin = time.time(); time.sleep(0.3); print(begin, time.time())"
     jobs = [job(f"{index}", script, tmp_path) for index in range(5)]
-    ended: list[str] = []
-    run_jobs(jobs, 2, ended=lambda job, _: ended.append(job.name))
+    reported: list[JobProgress] = []
+    run_jobs(jobs, 2, progress=reported.append)
+    ended = [one.job.name for one in reported if one.status is not None]
     begins, ends = zip(*(map(float, each.log.read_text().split()) for each in jobs), strict=True)
     together = [sum(b <= begin < e for b, e in zip(begins, ends, strict=True)) for begin in begins]
     assert max(together) <= 2
@@ -133,14 +130,14 @@ def test_an_interrupt_leaves_no_process_behind(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     pids: list[int] = []
 
-    def interrupt(_: Job, line: str) -> None:
-        pids.extend(map(int, line.split()))
+    def interrupt(one: JobProgress) -> None:
+        pids.extend(map(int, (one.line or "").split()))
         if len(pids) == 4:
             os.kill(os.getpid(), signal.SIGINT)  # the keyboard
             time.sleep(5)
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([job(name, STUBBORN, tmp_path) for name in "abc"], 2, heard=interrupt)
+        run_jobs([job(name, STUBBORN, tmp_path) for name in "abc"], 2, progress=interrupt)
     assert len(pids) == 4
     assert all(map(soon_gone, pids))
     assert not (tmp_path / "c.log").exists()
@@ -149,9 +146,9 @@ def test_an_interrupt_leaves_no_process_behind(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
 def test_a_killed_parent_takes_its_jobs_along(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from besteffort.runs.processes import Job, run_jobs\n"
+        "import sys; from pathlib import Path; from besteffort.runs.processes import Job, JobProgress, run_jobs\n"
         f"job = Job('job', (sys.executable, '-c', {STUBBORN!r}), Path(sys.argv[1]))\n"
-        "run_jobs([job], 1, heard=lambda _, line: print(line, flush=True))"
+        "run_jobs([job], 1, progress=lambda one: print(one.line, flush=True))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "job.log")],

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.sweep.backends import EarlyStopping, Local, News, Ray
+from besteffort.sweep.backends import EarlyStopping, Local, ProgramProgress, Ray
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
 from besteffort.sweep.run import run_sweep
 
@@ -63,12 +63,12 @@ def test_a_killed_worker_costs_nothing_but_time(plan: SweepPlan, cluster: Any, t
     cluster.wait_for_nodes()
     killed: list[str] = []
 
-    def watch(news: News) -> None:
-        if news.point >= 2 and not killed:
-            killed.append(news.program)
+    def progress(latest: ProgramProgress) -> None:
+        if latest.point >= 2 and not killed:
+            killed.append(latest.program)
             cluster.remove_node(workers[0], allow_graceful=False)
 
-    there = run_sweep(plan, tmp_path / "ray", on=Ray(address=cluster.address), watch=watch)
+    there = run_sweep(plan, tmp_path / "ray", on=Ray(address=cluster.address), progress=progress)
     assert len(killed) == 1
     assert not there.unfinished
     here = run_sweep(plan, tmp_path / "local", on=Local(2))

@@ -165,7 +165,7 @@ BAD = {
     ),
     "value of the wrong type": (
         "axes: {training.config.batch_size: [many]}",
-        'trial 0 (batch many): `training.config.batch_size` is "many", but should be a valid integer',
+        'trial 0 (batch_size many): `training.config.batch_size` is "many", but should be a valid integer',
     ),
     "not a whole number": ("axes: {cluster.replicas: {uniform: [1, 3]}}", "should be a valid integer"),
     "values that do not fit": (

@@ -22,7 +22,7 @@ from besteffort.policy import load_policy
 from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.sweep.backends import Local, News
+from besteffort.sweep.backends import Local, ProgramProgress
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, load_sweep, make_plan
 from besteffort.sweep.run import run_sweep
@@ -83,28 +83,30 @@ def files_of(out: Path, trials: tuple[str, ...]) -> Files:
 
 
 @pytest.fixture(scope="module")
-def resumed(file: Path, killed: Path, cache: dict[str, str]) -> tuple[Leaderboard, Files, list[News]]:
+def resumed(file: Path, killed: Path, cache: dict[str, str]) -> tuple[Leaderboard, Files, list[ProgramProgress]]:
     """The killed sweep resumed: its outcome, what it found of its first program, and what it told."""
-    found, news = files_of(killed, ("0000", "0001")), []
+    found, latest = files_of(killed, ("0000", "0001")), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", cache["JAX_COMPILATION_CACHE_DIR"])
         plan = make_plan(load_sweep(file))
-        board = run_sweep(plan, killed, resume=True, on=Local(1), watch=news.append)
-    return board, found, news
+        board = run_sweep(plan, killed, resume=True, on=Local(1), progress=latest.append)
+    return board, found, latest
 
 
-def test_finished_trials_are_not_repeated(resumed: tuple[Leaderboard, Files, list[News]], killed: Path) -> None:
-    _, found, news = resumed
+def test_finished_trials_are_not_repeated(
+    resumed: tuple[Leaderboard, Files, list[ProgramProgress]], killed: Path
+) -> None:
+    _, found, latest = resumed
     assert {path.name for path in found} >= {"policy.safetensors", "outcome.json", "metrics.csv"}
     assert files_of(killed, ("0000", "0001")) == found
-    assert {each.program for each in news} == {"001", "002", "003"}
-    assert {each.program for each in news if each.ended} == {"001", "002", "003"}
-    told = [each for each in news if each.program == "001" and not each.ended]
+    assert {each.program for each in latest} == {"001", "002", "003"}
+    assert {each.program for each in latest if each.ended} == {"001", "002", "003"}
+    told = [each for each in latest if each.program == "001" and not each.ended]
     assert [each.point for each in told] == list(range(1, told[0].points + 1))
 
 
 def test_trials_that_fail_are_reported_and_the_others_go_on(
-    resumed: tuple[Leaderboard, Files, list[News]], killed: Path
+    resumed: tuple[Leaderboard, Files, list[ProgramProgress]], killed: Path
 ) -> None:
     board, *_ = resumed
     statuses = {entry.trial: entry.status for entry in board.entries}
@@ -125,7 +127,7 @@ def test_trials_that_fail_are_reported_and_the_others_go_on(
 
 
 def test_every_trial_keeps_what_it_was_and_did(
-    resumed: tuple[Leaderboard, Files, list[News]], killed: Path, file: Path
+    resumed: tuple[Leaderboard, Files, list[ProgramProgress]], killed: Path, file: Path
 ) -> None:
     plan = make_plan(load_sweep(file))
     for trial in plan.trials:
@@ -141,7 +143,9 @@ def test_every_trial_keeps_what_it_was_and_did(
     assert not list(killed.rglob("checkpoint.npz"))  # of no use once trials are judged
 
 
-def test_leaderboard_is_of_judged_performance(resumed: tuple[Leaderboard, Files, list[News]], killed: Path) -> None:
+def test_leaderboard_is_of_judged_performance(
+    resumed: tuple[Leaderboard, Files, list[ProgramProgress]], killed: Path
+) -> None:
     board, *_ = resumed
     outcomes = {
         trial: json.loads((killed / "trials" / trial / "outcome.json").read_text(encoding="utf-8"))
@@ -164,7 +168,10 @@ def test_leaderboard_is_of_judged_performance(resumed: tuple[Leaderboard, Files,
 
 
 def test_another_sweep_is_not_resumed_here(
-    resumed: tuple[Leaderboard, Files, list[News]], killed: Path, file: Path, capsys: pytest.CaptureFixture[str]
+    resumed: tuple[Leaderboard, Files, list[ProgramProgress]],
+    killed: Path,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = file.with_name("other.yaml")
     other.write_text(file.read_text(encoding="utf-8") + "seed: 1\n", encoding="utf-8")
