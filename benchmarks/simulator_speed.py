@@ -29,7 +29,7 @@ from benchmarks.rivals import Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, cores, machine, measure
 from besteffort.simulator.tables import Tables
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADLINE = "load 0.9, random"
@@ -97,7 +97,7 @@ def jobs(size: Size, found: Sequence[Scenario]) -> dict[str, Sequence[Job]]:
         longest = max(task.prompt_tokens[1] for task in situation.tasks)
         tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
         requests = [
-            sample_requests(scenario.workload, situation.task_names, size.requests, seed) for seed in range(cores())
+            sample_workload(scenario.workload, situation.task_names, size.requests, seed) for seed in range(cores())
         ]
         drawn = np.random.default_rng(0).integers(0, tables.models, size.requests).tolist()
         for router, models in (("random", drawn), ("static largest", [tables.models - 1] * size.requests)):

@@ -61,7 +61,7 @@ class Size:
     decisions: int = 65_536
     lists: int = 8
     requests: int = 8_000
-    config: tuple[tuple[str, int], ...] = (("committee", 1), ("log_chunks", 1))
+    config: tuple[tuple[str, int], ...] = (("ensemble_size", 1), ("log_interval", 1))
 
     def sweep(self) -> SweepConfig:
         changes: dict[str, Any] = {"training.config.decisions": self.decisions}
@@ -83,7 +83,7 @@ FAST = Size(
     lists=2,
     requests=2_000,
     config=(
-        ("committee", 1),
+        ("ensemble_size", 1),
         ("envs", 16),
         ("chunk", 32),
         ("ring", 128),

@@ -1,37 +1,46 @@
 """Learned best-effort LLM serving: a small router, trained in simulation, picks a language model for every request.
 
-`import besteffort` is cheap: the names below are loaded when they are first used, and only `simulate` needs JAX.
+`import besteffort` is cheap: the names below are loaded when they are first used. Policies, profiles and situations
+need no JAX.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from besteffort.errors import InputError
+from besteffort.lazy import lazy_names
 from besteffort.version import __version__
 
 if TYPE_CHECKING:
-    from besteffort.policy import load_policy
+    from besteffort.policy import Policy, load_policy
     from besteffort.profile import load_profile
+    from besteffort.runs.config import load_situation
+    from besteffort.simulator.build import make_env
     from besteffort.simulator.simulate import simulate
+    from besteffort.workload.sample import sample_requests
 
-__all__ = ["InputError", "__version__", "load_policy", "load_profile", "simulate"]
+__all__ = [
+    "InputError",
+    "Policy",
+    "__version__",
+    "load_policy",
+    "load_profile",
+    "load_situation",
+    "make_env",
+    "sample_requests",
+    "simulate",
+]
 
-_LAZY = {
-    "load_policy": "besteffort.policy",
-    "load_profile": "besteffort.profile",
-    "simulate": "besteffort.simulator.simulate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_LAZY))
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Policy": "besteffort.policy",
+        "load_policy": "besteffort.policy",
+        "load_profile": "besteffort.profile",
+        "load_situation": "besteffort.runs.config",
+        "make_env": "besteffort.simulator.build",
+        "sample_requests": "besteffort.workload.sample",
+        "simulate": "besteffort.simulator.simulate",
+    },
+)

@@ -3,7 +3,7 @@
     python -m experiments.ablations [--fast]
 
 All variants are single networks, so that no average hides what a part does, trained for equally many decisions and
-judged on the same lists, under bursts and on Poisson arrivals at loads 1 and 4; a committee of such networks is one of
+judged on the same lists, under bursts and on Poisson arrivals at loads 1 and 4; an ensemble of such networks is one of
 the variants. With `--fast` only the variants in `INDICATIVE`, and no batch sizes. The second figure shows the choices
 of one policy of the default situation.
 """
@@ -29,7 +29,7 @@ from besteffort.workload.config import RandomRates
 from experiments.lab import Claim, Findings, Lab, main
 
 LOADS = (1.0, 4.0)
-COMMITTEE = 4
+ENSEMBLE_SIZE = 4
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "no batch sizes": ("task", "arrival_rate"),
     "no arrival rate": ("task", "batch_sizes"),
@@ -37,7 +37,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 LEARNING: Mapping[str, dict[str, Any]] = {
     "default": {},
-    f"a committee of {COMMITTEE}": {"config": {"ensemble_size": COMMITTEE}},
+    f"an ensemble of {ENSEMBLE_SIZE}": {"config": {"ensemble_size": ENSEMBLE_SIZE}},
     "own-request credit": {"config": {"credit": "own"}},
     "plain DQN": {"config": {"double": False}},
     "one-step returns": {"config": {"run": 1}},

@@ -5,7 +5,7 @@
 The paper: robust when the arrivals shift. Every policy serves the same tasks; what differs is when requests come: at
 rates spread widely (the default training load), the same without bursts, as Gamma renewals, in Markov-modulated bursts,
 as a square wave, and at the times of the Azure traces of 2023 (first halves to train on, second halves to judge on).
-The first is the default policy; the others are committees of two and trained shorter, on a single process. The matrix
+The first is the default policy; the others are ensembles of two and trained shorter, on a single process. The matrix
 shows how far each is ahead of the best heuristic, which is tuned on the very process that it is judged on. With
 `--fast` only the processes in `INDICATIVE`, and the traces.
 """
@@ -29,14 +29,14 @@ from besteffort.workload import rescale
 from besteffort.workload.config import Gamma, Markov, RandomRates, Square, Synthetic
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
 from experiments.lab import Claim, Findings, Lab, main, status_of
 
 MEAN_LOAD = 1.5
-COMMITTEE = 2
+ENSEMBLE_SIZE = 2
 PROCESSES: Mapping[str, Synthetic] = {
     "wide, with bursts (default)": RandomRates(),
     "wide, without bursts": RandomRates(burst_probability=0.0),
@@ -56,7 +56,7 @@ def run(lab: Lab) -> Findings:
     situation = load_situation("paper")
     judging = lab.evaluation
     policies, evaluation_sets = {}, {}
-    amount = {"ensemble_size": min(COMMITTEE, lab.scale.ensemble_size)}
+    amount = {"ensemble_size": min(ENSEMBLE_SIZE, lab.scale.ensemble_size)}
     for name, process in lab.selected(PROCESSES, fast=INDICATIVE).items():
         usual = process == RandomRates()
         training = lab.training() if usual else lab.training(variant=True, workload=process, config=amount)
@@ -140,7 +140,7 @@ def _trace_set(name: str, times: Requests, situation: Situation, lab: Lab) -> Ev
         length = min(len(half), judging.requests)
         scaled = rescale.to_mean_rate(half.part(slice(0, length), float(half.arrival_s[0])), MEAN_LOAD * capacity)
         workload = synthetic(situation, PROCESSES["Gamma, CV 4"].process(capacity))
-        like = [sample_requests(workload, situation.task_names, length, seed) for seed in seeds]
+        like = [sample_workload(workload, situation.task_names, length, seed) for seed in seeds]
         return tuple(dataclasses.replace(requests, arrival_s=scaled.arrival_s) for requests in like)
 
     judged = drawn(second, judging.judging_seeds)

@@ -4,7 +4,7 @@
 
 The paper's network of 2 x 256 units decides on a CPU. Here single networks of one to three layers with 16 to 512 units
 in all, trained alike (half the usual batch, so that the largest ends in reasonable time), and the default policy, a
-committee whose training is longer, too; judged under the same bursty arrivals. With `--fast` only the sizes in
+ensemble whose training is longer, too; judged under the same bursty arrivals. With `--fast` only the sizes in
 `INDICATIVE`. A decision is `Policy.decide`, from names and numbers to the name of a model, in one thread; its time
 depends on the machine.
 """
@@ -54,7 +54,7 @@ def run(lab: Lab) -> Findings:
         "runs on a CPU",
         f"{micros[PAPER]:.1f} microseconds; 2 x 64 units: {micros[DEFAULT]:.1f}, and performance is "
         f"{100 * float(gap.mean):+.2f} ± {100 * float(gap.half_width):.2f} points with 2 x 256 "
-        f"({percent(performance[PAPER], 2)}); the default committee: {usual_us:.1f}, {percent(as_usual, 2)}",
+        f"({percent(performance[PAPER], 2)}); the default ensemble: {usual_us:.1f}, {percent(as_usual, 2)}",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
         bound=percent(float(evaluation.bounds[0].performance)),
@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
                 (_name(hidden), (mean_interval(performance[hidden]), micros[hidden], _weights(policies[hidden][0])))
                 for hidden in sizes
             ),
-            ("the default committee, trained longer", (mean_interval(as_usual), usual_us, _weights(usual[0]))),
+            ("the default ensemble, trained longer", (mean_interval(as_usual), usual_us, _weights(usual[0]))),
         ),
         note="Mean ± half the 95% interval over policies and lists. Decisions: best median of five rounds, one thread.",
     )
@@ -142,7 +142,7 @@ def microseconds(policy: Policy, rounds: int = 5, decisions: int = 2_000) -> flo
 
 
 def _weights(policy: Policy) -> float:
-    """Their number, without the zeros between the networks of a committee."""
+    """Their number, without the zeros between the networks of an ensemble."""
     return float(sum(np.count_nonzero(kernel) + bias.size for kernel, bias in policy.weights))
 
 

@@ -37,7 +37,7 @@ from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import Router
 from besteffort.version import __version__
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 from tests.simulator.cases import (
     LENGTH,
@@ -105,7 +105,7 @@ def paper_cases(router: Router, lists: int, seed: int) -> list[Case]:
         workload = synthetic(situation, Poisson(load * float(situation.capacity()[-1])))
         for j in range(lists):
             list_seed = (seed * len(PAPER_LOADS) + k) * lists + j
-            requests = sample_requests(workload, situation.task_names, LENGTH, list_seed)
+            requests = sample_workload(workload, situation.task_names, LENGTH, list_seed)
             cases.append(Case(requests, situation, router, list_seed))
     return cases
 

@@ -46,7 +46,7 @@ from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from experiments.lab import exit_on_input_error, fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ def list_of(load: float, situation: Situation) -> CaseList:
     seconds = SECONDS if load else 3 * SECONDS
     mean_load = load or float(np.average(BURSTY.loads, weights=BURSTY.dwell_s))
     count = round(seconds * mean_load * float(situation.capacity()[-1]))
-    times = sample_requests(workloads.build(process, situation), situation.task_names, count, seed=7)
+    times = sample_workload(workloads.build(process, situation), situation.task_names, count, seed=7)
     listed = with_cases(times, situation, seed=7)
     if load:
         listed = dataclasses.replace(listed, requests=rescale.to_load(listed.requests, situation, load))

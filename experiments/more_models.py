@@ -6,7 +6,7 @@ OPT sizes with published qualities and modelled latencies, a replica being four 
 the largest fits, and a made-up catalogue of twelve, evenly spaced between the smallest and the largest OPT. Deadlines
 grow with the largest model's decode time, so that it has as much room everywhere as OPT-6.7B has in the default
 situation. Bursts go from load 0.5 (1 = the largest model's capacity) to 0.6 of what the smallest model sustains.
-Policies are committees of two, trained shorter than the default. With `--fast` only the smallest and the largest
+Policies are ensembles of two, trained shorter than the default. With `--fast` only the smallest and the largest
 catalogue.
 """
 
@@ -39,7 +39,7 @@ CATALOGUES = {
     "8 models": ("opt-125m", "opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b"),
 }
 MADE_UP = 12
-COMMITTEE = 2
+ENSEMBLE_SIZE = 2
 CALM, BURST = 0.5, 0.6
 DEVICES = 4
 CONTEXT = 138  # tokens per request, as in the built-in profiles
@@ -57,7 +57,7 @@ def run(lab: Lab) -> Findings:
     names = list(profiles)
     for name, profile in lab.selected(profiles, fast=(names[0], names[-1])).items():
         own = with_profile(situation, profile)
-        training = lab.training(variant=True, config={"ensemble_size": min(COMMITTEE, lab.scale.ensemble_size)})
+        training = lab.training(variant=True, config={"ensemble_size": min(ENSEMBLE_SIZE, lab.scale.ensemble_size)})
         policies = lab.train(own, training, name=name)
         capacity = own.capacity()
         burst = Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))

@@ -14,7 +14,7 @@ from besteffort.weights import Weights, merge, split
 NETWORK = QNetwork((5, 4), 3)
 
 
-def committee() -> list[Weights]:
+def ensemble() -> list[Weights]:
     x = jnp.zeros((1, 2))
     return [to_weights(NETWORK.init(key, x)) for key in jax.random.split(jax.random.key(3), 3)]
 
@@ -25,20 +25,20 @@ def values(weights: Weights, x: np.ndarray) -> np.ndarray:
     return x @ weights[-1][0] + weights[-1][1]
 
 
-def test_a_committee_is_one_network_with_their_mean_values() -> None:
+def test_an_ensemble_is_one_network_with_their_mean_values() -> None:
     x = np.asarray(jax.random.normal(jax.random.key(1), (7, 2)))
-    merged = merge(committee())
+    merged = merge(ensemble())
     assert [matrix.shape for matrix, _ in merged] == [(2, 15), (15, 12), (12, 3)]
     assert {array.dtype for layer in merged for array in layer} == {np.dtype(np.float32)}
-    mean = np.mean([values(weights, x) for weights in committee()], axis=0)
+    mean = np.mean([values(weights, x) for weights in ensemble()], axis=0)
     np.testing.assert_allclose(values(merged, x), mean, rtol=1e-5, atol=1e-6)
 
 
-def test_a_committee_parts_again() -> None:
+def test_an_ensemble_parts_again() -> None:
     x = np.asarray(jax.random.normal(jax.random.key(1), (7, 2)))
-    mean = np.mean([values(weights, x) for weights in committee()], axis=0)
-    parts = split(merge(committee()), 3)
-    for old, new in zip(committee(), parts, strict=True):
+    mean = np.mean([values(weights, x) for weights in ensemble()], axis=0)
+    parts = split(merge(ensemble()), 3)
+    for old, new in zip(ensemble(), parts, strict=True):
         for (old_kernel, old_bias), (new_kernel, new_bias) in zip(old[:-1], new[:-1], strict=True):
             np.testing.assert_array_equal(old_kernel, new_kernel)
             np.testing.assert_array_equal(old_bias, new_bias)
@@ -47,8 +47,8 @@ def test_a_committee_parts_again() -> None:
 
 
 @pytest.mark.parametrize("networks", [2, 5])
-def test_what_is_no_such_committee_is_refused(networks: int) -> None:
+def test_what_is_no_such_ensemble_is_refused(networks: int) -> None:
     with pytest.raises(InputError, match=f"not {networks} networks side by side; give the `ensemble_size`"):
-        split(merge(committee()), networks)
+        split(merge(ensemble()), networks)
     with pytest.raises(InputError, match="not 5 networks"):
         split(to_weights(QNetwork((5, 5), 5).init(jax.random.key(0), jnp.zeros((1, 2)))), 5)

@@ -110,9 +110,9 @@ class Trained:
     """The outcome of training.
 
     Attributes:
-      weights: of each run's network or committee, see `besteffort.weights.Weights`.
+      weights: of each run's network or ensemble, see `besteffort.weights.Weights`.
       decisions: made by each network.
-      metrics: (log points, runs) each, means over a committee: `decisions` so far; and over the decisions since the log
+      metrics: (log points, runs) each, means over an ensemble: `decisions` so far; and over the decisions since the log
         point before: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
         decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
         decisions that left the buffer before their reward was known); and `norm`, of the weights.
@@ -145,7 +145,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     tolerant: bool = False,
 ) -> Trained:
-    """Trains one network per key by Double DQN, or a committee of them, all in one compiled program.
+    """Trains one network per key by Double DQN, or an ensemble of them, all in one compiled program.
 
     Args:
       env: the environment; hashable, because it is compiled in. It may continue for ever or truncate.
@@ -154,7 +154,7 @@ def train(
       config: static settings.
       hyper: numbers, each a scalar or (runs,), so that a sweep trains side by side.
       keys: one per run; runs with the same key and numbers are the same.
-      weights: where to start from instead of random networks, of as many networks as a committee has; fine-tuning.
+      weights: where to start from instead of random networks, of as many networks as an ensemble has; fine-tuning.
       checkpoint_path: file to write checkpoints to, and to continue from if it exists. A run that was killed and
         started again ends with the same weights, bit for bit.
       checkpoint_every: log points between two checkpoints; one is always written at the end.
@@ -190,7 +190,7 @@ def train(
             break
         state, measured = segment(env, features, config, env_params, hyper, state)
         latest = {"decisions": np.full(runs, point * config.decisions_per_log_point)}
-        # The mean of a committee is finite only if all its networks are.
+        # The mean of an ensemble is finite only if all its networks are.
         latest |= {
             name: np.asarray(values).reshape(runs, config.ensemble_size, *values.shape[1:]).mean(1)
             for name, values in measured.items()

@@ -59,10 +59,10 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
     Raises:
       InputError: if it does not fit the situation, or needs a feature that the engine does not tell.
     """
-    policy.check_fits(situation)
     further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
     if any(feature.name == "since_change_s" for feature in policy.features):
         raise InputError("The policy reads `since_change_s`, which the engine does not tell; train one without it.")
+    policy.check_fits(situation)
 
     def choose(index: int, seen: Observation) -> int:
         known = {"deadline_s": seen.deadline_s, "smallest_batch": seen.instance_batch_sizes.min(axis=0).tolist()}

@@ -23,7 +23,7 @@ class LearnedRouter:
 
     Attributes:
       weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. With one more
-        axis in front, those of a committee, whose mean Q-values decide.
+        axis in front, those of an ensemble, whose mean Q-values decide.
       features: what the network reads of an observation, in order; static.
     """
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
@@ -117,3 +118,22 @@ def build_alike(
             "or `queue_capacity`; give situations that differ in numbers only."
         )
     return alike.pop(), [params for _, params in built]
+
+
+def make_env(
+    situation: Situation, workload: Any, *, history: int = 1024, horizon: int = 0
+) -> tuple[ServingEnvironment, EnvParams]:
+    """The compiled environment of a situation, and its numbers.
+
+    Args:
+      situation: what is served, on what.
+      workload: where arrivals come from, a `besteffort.workload.types.Workload`.
+      history: decisions that the state remembers; more than are in flight at a time.
+      horizon: decisions per episode, after which it truncates; 0 for no end.
+
+    Returns:
+      The environment, whose `reset` and `step` take one environment's state and are to be vmapped, and parameters in
+      the default float type, any of which may be vmapped over.
+    """
+    shape, params = build(situation, workload, history=history, horizon=horizon)
+    return ServingEnvironment(shape), params

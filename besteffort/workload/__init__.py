@@ -14,5 +14,27 @@ Every workload serves two ways. As a generator inside the compiled simulator: a 
 | `rescale` | rates, times and windows of lists |
 | `config` | workloads as typed configuration |
 
-Importing `requests`, `traces` or `rescale` does not import JAX.
+Importing `requests`, `traces` or `rescale` does not import JAX; the names below do, when they are first used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from besteffort.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from besteffort.workload.arrivals import GammaRenewal, MarkovModulated, Poisson
+    from besteffort.workload.synthetic import synthetic
+
+__all__ = ["GammaRenewal", "MarkovModulated", "Poisson", "synthetic"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "GammaRenewal": "besteffort.workload.arrivals",
+        "MarkovModulated": "besteffort.workload.arrivals",
+        "Poisson": "besteffort.workload.arrivals",
+        "synthetic": "besteffort.workload.synthetic",
+    },
+)

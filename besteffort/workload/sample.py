@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from besteffort.situation import Situation
+from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.requests import Requests
+from besteffort.workload.synthetic import synthetic
 from besteffort.workload.types import Arrival
 
 
@@ -30,7 +33,7 @@ def draw(workload: Any, key: PRNGKeyArray, n: int) -> Arrival:
     return arrivals
 
 
-def sample_requests(workload: Any, task_names: tuple[str, ...], n: int, seed: int) -> Requests:
+def sample_workload(workload: Any, task_names: tuple[str, ...], n: int, seed: int) -> Requests:
     """The first `n` requests of a workload, a pytree with `init` and `next`, as a list.
 
     The draws have the default float type of JAX; arrival times are summed in float64. A seed gives the same list
@@ -46,3 +49,15 @@ def sample_requests(workload: Any, task_names: tuple[str, ...], n: int, seed: in
         deadline_s=arrivals.deadline_s,
         deadline_factor=arrivals.deadline_factor,
     )
+
+
+def sample_requests(situation: Situation, process: Arrivals, n: int, seed: int = 0) -> Requests:
+    """`n` requests of a situation's tasks, in their own mix and lengths, at the times of an arrival process.
+
+    Args:
+      situation: gives the tasks.
+      process: one of `besteffort.workload.arrivals`, or any pytree with their methods.
+      n: number of requests.
+      seed: of the draws; the same seed gives the same list.
+    """
+    return sample_workload(synthetic(situation, process), situation.task_names, n, seed)

@@ -18,7 +18,7 @@ from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 
 THRESHOLDS = [6.0, 3.0]
@@ -27,7 +27,7 @@ THRESHOLDS = [6.0, 3.0]
 @pytest.fixture(scope="module")
 def lists(situation: Situation) -> list[Requests]:
     workload = synthetic(situation, Poisson(600.0))
-    return [sample_requests(workload, situation.task_names, 150, seed) for seed in range(2)]
+    return [sample_workload(workload, situation.task_names, 150, seed) for seed in range(2)]
 
 
 def ladder(observation: Observation) -> int:

@@ -18,7 +18,7 @@ from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 
 pytest.importorskip("stable_baselines3")
@@ -191,7 +191,7 @@ def test_a_model_plays_as_its_policy_does(trained: tuple[DQN, TrainingProblem]) 
     for parameter in model.policy.q_net.parameters():  # so that choices differ more than after a few steps of training
         (nn.init.normal_ if parameter.ndim > 1 else nn.init.zeros_)(parameter)
     situation = problem.situation
-    lists = [sample_requests(problem.workload, situation.task_names, 200, seed) for seed in range(2)]
+    lists = [sample_workload(problem.workload, situation.task_names, 200, seed) for seed in range(2)]
     asked = HostRouter(predicting(model, problem.features))
     ours = learned_router(dqn_policy(model, problem))
     played = play_routers(situation, lists, {"asked": [asked] * 2, "ours": [ours] * 2})

@@ -58,12 +58,12 @@ def test_ratios_take_the_best_count_and_variants_share_rivals() -> None:
 
 def test_rivals_serve_the_same_lists_alike() -> None:
     from benchmarks.compiled import scenarios
-    from benchmarks.rivals import by_simpy, simulate_by_reference
+    from benchmarks.rivals import by_reference, by_simpy
     from benchmarks.simulator_speed import Size, jobs
 
     for name, lists in jobs(Size(requests=300), scenarios((0.9, 10.0))).items():
         for job in lists:
-            reference, simpy = simulate_by_reference(job), by_simpy(job)
+            reference, simpy = by_reference(job), by_simpy(job)
             assert reference.model.tolist() == simpy.model.tolist() == list(job.models), name
             assert reference.replica.tolist() == simpy.replica.tolist(), name
             np.testing.assert_allclose(reference.completion_s, simpy.completion_s, rtol=1e-12)

@@ -21,7 +21,7 @@ from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 
 N = 300
@@ -40,7 +40,7 @@ def lists(situation: Situation) -> list[Requests]:
 
 def test_lists_are_the_generators_own(situation: Situation, lists: list[Requests]) -> None:
     assert len(lists) == 4
-    alone = sample_requests(synthetic(situation, Poisson(400.0)), situation.task_names, N, 6)
+    alone = sample_workload(synthetic(situation, Poisson(400.0)), situation.task_names, N, 6)
     for name, values in alone.columns.items():
         np.testing.assert_allclose(getattr(lists[3], name), values, rtol=1e-6)
 
@@ -136,7 +136,7 @@ def test_lists_keep_the_factors_on_their_deadlines(situation: Situation) -> None
 
 
 def test_lists_of_different_length_are_refused(situation: Situation, lists: list[Requests]) -> None:
-    short = sample_requests(synthetic(situation, Poisson(1.0)), situation.task_names, 7, 0)
+    short = sample_workload(synthetic(situation, Poisson(1.0)), situation.task_names, 7, 0)
     with pytest.raises(InputError, match=r"\[7, 300\] requests; give lists of one length"):
         play_routers(situation, [lists[0], short], {"small": [StaticRouter(0)] * 2})
 

@@ -66,7 +66,7 @@ def test_numbers_may_differ_between_runs() -> None:
     np.testing.assert_allclose(flat(together, 1), flat(alone), rtol=1e-3, atol=1e-5)
 
 
-def test_a_committee_is_its_networks_trained_apart() -> None:
+def test_an_ensemble_is_its_networks_trained_apart() -> None:
     """Also from given weights, and with numbers of its own beside another run."""
     config = dataclasses.replace(CONFIG, decisions=1)
     sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))

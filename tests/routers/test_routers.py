@@ -155,7 +155,7 @@ def test_learned_is_the_argmax_of_the_network() -> None:
         assert choose(router, batch, task=1) == q.argmax()
 
 
-def test_a_committee_decides_by_the_mean_of_its_networks() -> None:
+def test_an_ensemble_decides_by_the_mean_of_its_networks() -> None:
     features = (Feature("batch_sizes", 3, "log1p", 2.0),)
     random = np.random.default_rng(1)
     weights = tuple(

@@ -121,7 +121,9 @@ def test_another_configuration_is_not_written_over_the_one_that_began(
     out = tmp_path / "begun"
     shutil.copytree(trained, out)
     other = tmp_path / "other.yaml"
-    other.write_text(small.read_text(encoding="utf-8").replace("hidden: [8]", "hidden: [4]"), encoding="utf-8")
+    other.write_text(
+        small.read_text(encoding="utf-8").replace("hidden_sizes: [8]", "hidden_sizes: [4]"), encoding="utf-8"
+    )
     assert main(["train", str(other), "--seeds", "2", "--out", str(out), "--resume"]) == 2
     assert "another configuration; give the same one" in " ".join(capsys.readouterr().err.split())
     assert (out / "config.yaml").read_bytes() == (trained / "config.yaml").read_bytes()

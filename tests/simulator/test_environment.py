@@ -21,7 +21,7 @@ from besteffort.situation import Reward, Situation, View
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 from tests.simulator.cases import LONGEST_PROMPT, Case, Kind, draw_case, play_compiled, simulate_by_reference
@@ -335,7 +335,7 @@ def test_jumps_and_iterations_agree_at_scale(router: Router) -> None:
     cases = []
     for seed, load in enumerate((0.3, 1.0, 2.0, 4.0, 10.0)):
         workload = synthetic(situation, Poisson(load * capacity))
-        requests: Requests = sample_requests(workload, situation.task_names, 2000, seed)
+        requests: Requests = sample_workload(workload, situation.task_names, 2000, seed)
         cases.append(Case(requests, situation, router, seed))
     jumps = play_compiled(cases)
     iterations = play_compiled(cases, slowdown=True)

@@ -173,8 +173,8 @@ BAD = {
         "`buffer_length` is 100; give a multiple of `rollout_length`",
     ),
     "unknown field": (
-        "axes: {training.config.hiden: [[8]]}",
-        "`training.config.hiden`: `training.config` has no field `hiden`, did you mean `hidden_sizes`?",
+        "axes: {training.config.hiden_sizes: [[8]]}",
+        "`training.config.hiden_sizes`: `training.config` has no field `hiden_sizes`, did you mean `hidden_sizes`?",
     ),
     "unknown number": (
         "axes: {training.hyper.learning_rat: [1e-3]}",

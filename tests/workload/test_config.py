@@ -8,7 +8,7 @@ from besteffort.errors import InputError
 from besteffort.workload.config import WorkloadConfig, build, load_trace
 from besteffort.workload.rescale import capacity as list_capacity
 from besteffort.workload.rescale import mean_rate
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.trace_workload import ReplayWorkload
 
 ADAPTER = pydantic.TypeAdapter(WorkloadConfig)
@@ -28,19 +28,19 @@ ADAPTER = pydantic.TypeAdapter(WorkloadConfig)
 def test_loads_are_multiples_of_the_largest_models_capacity(situation, config, load):
     workload = build(ADAPTER.validate_python(config), situation)
     assert float(workload.arrivals.mean_rate()) == pytest.approx(load * situation.capacity()[-1], rel=1e-5)
-    assert len(sample_requests(workload, situation.task_names, 20, seed=0)) == 20
+    assert len(sample_workload(workload, situation.task_names, 20, seed=0)) == 20
 
 
 def test_mix(situation):
     mix = {"shares": [[1, 0], [0, 1]], "starts_s": [0, 0.05]}
     workload = build(ADAPTER.validate_python({"kind": "poisson", "load": 1, "mix": mix}), situation)
-    requests = sample_requests(workload, situation.task_names, 200, seed=0)
+    requests = sample_workload(workload, situation.task_names, 200, seed=0)
     np.testing.assert_array_equal(requests.task, requests.arrival_s >= 0.05)
 
 
 def test_deadlines_that_change(situation):
     config = {"kind": "poisson", "load": 1, "deadlines": {"factors": [1, 0.5], "starts_s": [0, 0.05]}}
-    requests = sample_requests(build(ADAPTER.validate_python(config), situation), situation.task_names, 100, seed=0)
+    requests = sample_workload(build(ADAPTER.validate_python(config), situation), situation.task_names, 100, seed=0)
     np.testing.assert_array_equal(requests.deadline_factor, np.where(requests.arrival_s < 0.05, 1.0, 0.5))
 
 
@@ -56,7 +56,7 @@ def test_trace(situation, write):
     assert mean_rate(requests) == pytest.approx(2 * list_capacity(requests, situation)[-1])
     workload = build(config, situation)
     assert isinstance(workload, ReplayWorkload)
-    again = sample_requests(workload, situation.task_names, 6, seed=0)
+    again = sample_workload(workload, situation.task_names, 6, seed=0)
     np.testing.assert_allclose(again.arrival_s, requests.arrival_s, rtol=1e-6, atol=1e-9)
 
 

@@ -12,7 +12,7 @@ from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, resample
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 
@@ -26,7 +26,7 @@ def factor_at(arrival_s):
 
 @pytest.fixture(scope="module")
 def requests(situation):
-    return sample_requests(synthetic(situation, Poisson(20.0), factors=DAY), situation.task_names, 400, seed=1)
+    return sample_workload(synthetic(situation, Poisson(20.0), factors=DAY), situation.task_names, 400, seed=1)
 
 
 def test_deadlines_are_those_of_the_tasks_times_the_factor_in_force(situation, requests) -> None:
@@ -37,7 +37,7 @@ def test_deadlines_are_those_of_the_tasks_times_the_factor_in_force(situation, r
 
 
 def test_nothing_else_changes(situation, requests) -> None:
-    plain = sample_requests(synthetic(situation, Poisson(20.0)), situation.task_names, 400, seed=1)
+    plain = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 400, seed=1)
     for name in ("arrival_s", "task", "prompt_tokens", "output_tokens"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(requests, name))
     assert plain.deadline_factor is None
@@ -45,7 +45,7 @@ def test_nothing_else_changes(situation, requests) -> None:
 
 
 def test_lists_keep_their_factors(situation, requests) -> None:
-    again = sample_requests(replay(requests, "first"), situation.task_names, 450, seed=0)
+    again = sample_workload(replay(requests, "first"), situation.task_names, 450, seed=0)
     np.testing.assert_array_equal(again.deadline_factor, np.resize(requests.deadline_factor, 450))
     first, second = halves(requests)
     np.testing.assert_array_equal(
@@ -60,7 +60,7 @@ def test_lengths_of_a_list_come_with_factors_of_the_moment(situation, own) -> No
     listed = Requests(
         situation.task_names, rows, rows * 0, 1 + rows, rows * 0 + 5, 0.25 * before, before if own else None
     )
-    drawn = sample_requests(resample(listed, Poisson(20.0), DAY), situation.task_names, 300, seed=3)
+    drawn = sample_workload(resample(listed, Poisson(20.0), DAY), situation.task_names, 300, seed=3)
     row, now = drawn.prompt_tokens - 1, factor_at(drawn.arrival_s)
     np.testing.assert_array_equal(drawn.deadline_s, listed.deadline_s[row] * now)
     np.testing.assert_array_equal(drawn.deadline_factor, now * before[row] if own else now)

@@ -10,7 +10,7 @@ from besteffort.situation import Situation, Task
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, resample, with_lengths_of
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def listed(situation: Situation) -> Requests:
 
 
 def test_rows_stay_together_and_come_equally_often(listed: Requests) -> None:
-    drawn = sample_requests(resample(listed, Poisson(5.0)), listed.tasks, 8_000, seed=3)
+    drawn = sample_workload(resample(listed, Poisson(5.0)), listed.tasks, 8_000, seed=3)
     row = drawn.prompt_tokens - 100
     np.testing.assert_array_equal(drawn.task, listed.task[row])
     np.testing.assert_array_equal(drawn.output_tokens, listed.output_tokens[row])
@@ -46,7 +46,7 @@ def test_rows_stay_together_and_come_equally_often(listed: Requests) -> None:
 
 
 def test_arrivals_are_the_process_not_the_list(listed: Requests) -> None:
-    drawn = sample_requests(resample(listed, Poisson(5.0)), listed.tasks, 8_000, seed=3)
+    drawn = sample_workload(resample(listed, Poisson(5.0)), listed.tasks, 8_000, seed=3)
     gaps = np.diff(drawn.arrival_s)
     assert gaps.mean() == pytest.approx(0.2, rel=4 / np.sqrt(8_000))
     assert gaps.std() == pytest.approx(0.2, rel=0.08)

@@ -7,13 +7,13 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.mix import task_mix
-from besteffort.workload.sample import sample_requests
+from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic import synthetic
 from besteffort.workload.trace_workload import replay
 
 
 def test_requests_follow_the_situation(situation):
-    requests = sample_requests(synthetic(situation, Poisson(20.0)), situation.task_names, 20_000, seed=0)
+    requests = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 20_000, seed=0)
     assert requests.tasks == ("piqa", "lambada")
     assert requests.task.mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 20_000))
     for index, task in enumerate(situation.tasks):
@@ -36,7 +36,7 @@ def test_list_is_what_the_generator_says(situation):
     """The list against the generator called one request at a time, outside any compiled program."""
     mix = task_mix([[1, 0], [0, 1]], starts_s=[0.0, 0.5], period_s=1.0)
     workload = synthetic(situation, Poisson(20.0), mix)
-    requests = sample_requests(workload, situation.task_names, 30, seed=5)
+    requests = sample_workload(workload, situation.task_names, 30, seed=5)
     init_key, next_key = jax.random.split(jax.random.key(5))
     state, now = workload.init(init_key), 0.0
     for index in range(30):
@@ -51,9 +51,9 @@ def test_list_is_what_the_generator_says(situation):
 
 def test_seeds(situation):
     workload = synthetic(situation, Poisson(20.0))
-    first = sample_requests(workload, situation.task_names, 100, seed=1)
-    again = sample_requests(workload, situation.task_names, 100, seed=1)
-    other = sample_requests(workload, situation.task_names, 100, seed=2)
+    first = sample_workload(workload, situation.task_names, 100, seed=1)
+    again = sample_workload(workload, situation.task_names, 100, seed=1)
+    other = sample_workload(workload, situation.task_names, 100, seed=2)
     np.testing.assert_array_equal(first.arrival_s, again.arrival_s)
     np.testing.assert_array_equal(first.prompt_tokens, again.prompt_tokens)
     assert not np.array_equal(first.arrival_s, other.arrival_s)
@@ -63,7 +63,7 @@ def test_seeds(situation):
 def test_float64(situation):
     workload = synthetic(situation, Poisson(20.0))
     with jax.enable_x64(True):
-        requests = sample_requests(workload, situation.task_names, 50, seed=1)
+        requests = sample_workload(workload, situation.task_names, 50, seed=1)
     np.testing.assert_allclose(
         requests.deadline_s, situation.deadlines(requests.task, requests.output_tokens), rtol=1e-14
     )
@@ -75,8 +75,8 @@ def test_mix_for_other_tasks_is_refused(situation):
 
 
 def test_replay_gives_the_list_back_and_comes_round(situation):
-    requests = sample_requests(synthetic(situation, Poisson(20.0)), situation.task_names, 50, seed=1)
-    again = sample_requests(replay(requests, "first"), situation.task_names, 101, seed=0)
+    requests = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 50, seed=1)
+    again = sample_workload(replay(requests, "first"), situation.task_names, 101, seed=0)
     np.testing.assert_allclose(again.arrival_s[:50], requests.arrival_s, rtol=1e-6)
     mean_gap = (requests.arrival_s[-1] - requests.arrival_s[0]) / 49
     gaps = np.diff(again.arrival_s)
@@ -86,23 +86,23 @@ def test_replay_gives_the_list_back_and_comes_round(situation):
         expected = getattr(requests, field)
         np.testing.assert_array_equal(getattr(again, field), np.concatenate([expected, expected, expected[:1]]))
     with jax.enable_x64(True):
-        exact = sample_requests(replay(requests, "first"), situation.task_names, 50, seed=0)
+        exact = sample_workload(replay(requests, "first"), situation.task_names, 50, seed=0)
     np.testing.assert_allclose(exact.arrival_s, requests.arrival_s, rtol=1e-14)
 
 
 def test_replay_starts_anywhere(situation):
-    requests = sample_requests(synthetic(situation, Poisson(20.0)), situation.task_names, 10, seed=1)
+    requests = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 10, seed=1)
     workload = replay(requests)
     starts = np.asarray(jax.vmap(workload.init)(jax.random.split(jax.random.key(0), 2000)))
     assert set(starts.tolist()) == set(range(1, 11))
     gaps = np.append(np.diff(requests.arrival_s), np.diff(requests.arrival_s).mean())
     for seed in range(5):
-        first = sample_requests(workload, situation.task_names, 4, seed)
+        first = sample_workload(workload, situation.task_names, 4, seed)
         shift = next(s for s in range(10) if np.allclose(np.roll(gaps, -s)[:3], np.diff(first.arrival_s), rtol=1e-4))
         np.testing.assert_array_equal(first.output_tokens, np.roll(requests.output_tokens, -shift)[:4])
 
 
 def test_replay_needs_two_times(situation):
-    requests = sample_requests(synthetic(situation, Poisson(20.0)), situation.task_names, 1, seed=1)
+    requests = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 1, seed=1)
     with pytest.raises(InputError, match="one instant"):
         replay(requests)
