@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,8 +96,8 @@ def test_pytorch(directory: Path) -> None:
     assert same(load_model(directory), load_model(FIRST))
 
 
-@pytest.mark.skipif(HAS_TORCH, reason="says what to do without PyTorch")
-def test_pytorchs_format_without_pytorch(directory: Path) -> None:
+def test_pytorchs_format_without_pytorch(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
     (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
     with pytest.raises(InputError, match="needs PyTorch; install `torch`, or save the model as safetensors"):
         load_model(directory)
