@@ -19,6 +19,7 @@ from annotated_types import Len
 
 from besteffort.errors import InputError
 from besteffort.profile import load_profile
+from besteffort.runs.renamed import refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
 from besteffort.validation import did_you_mean, from_json
 
@@ -129,6 +130,7 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
     Raises:
       InputError: if the data do not fit.
     """
+    refuse_renamed_fields(data, where)
     return from_json(cls, json.dumps(data, default=str), where)
 
 

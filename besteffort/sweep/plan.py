@@ -35,6 +35,7 @@ from besteffort.learning.config import check
 from besteffort.ranges import Count, Seed
 from besteffort.runs.config import find_config, from_mapping, read_yaml
 from besteffort.runs.experiment import RunConfig, load_run
+from besteffort.runs.renamed import refuse_renamed
 from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
@@ -211,6 +212,7 @@ def load_sweep(path_or_name: str | Path) -> SweepConfig:
     if isinstance(data, dict) and isinstance(data.get("axes"), dict):
         axes = {name: {"values": axis} if isinstance(axis, list) else axis for name, axis in data["axes"].items()}
         data = {**data, "axes": axes}
+        refuse_renamed([*axes, *(data.get("changes") or {})], str(path))
     return from_mapping(SweepConfig, data, str(path))
 
 
