@@ -305,6 +305,7 @@ class Arguments:
       tuning_requests: length of a list to tune on, instead of the scale's.
       warm_up_s: seconds of a list that do not count, instead of the scale's.
       seed: another one gives other networks and other lists throughout.
+      svg: also write figures as SVG.
     """
 
     out: Path = Path("results")
@@ -319,6 +320,7 @@ class Arguments:
     tuning_requests: int | None = None
     warm_up_s: float | None = None
     seed: int | None = None
+    svg: bool = False
 
     def scale(self) -> Scale:
         """The scale, checked.
@@ -347,7 +349,7 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
         arguments.out.mkdir(parents=True, exist_ok=True)
     findings = run(lab)
     for suffix, figure in findings.figures.items():
-        plots.save_figure(figure, arguments.out / (f"{name}_{suffix}" if suffix else name))
+        plots.save_figure(figure, arguments.out / (f"{name}_{suffix}" if suffix else name), svg=arguments.svg)
     if findings.tables:
         write_text(arguments.out / f"{name}.md", "\n".join(table.markdown() for table in findings.tables))
     record = {

@@ -143,15 +143,6 @@ def ttft_percentiles(
     return _percentiles(ttft, _counted(result, warm_up_s) & ~result.rejected, percentiles)
 
 
-def tpot_percentiles(
-    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
-) -> Float[np.ndarray, "*lanes percentiles"]:
-    """Like `latency_percentiles`, of the time per output token after the first, over answers of two tokens or more."""
-    tpot = (result.completion_s - result.first_token_s) / np.maximum(result.output_tokens - 1, 1)
-    counted = _counted(result, warm_up_s) & ~result.rejected & (result.output_tokens > 1)
-    return _percentiles(tpot, counted, percentiles)
-
-
 def sustained_rate(
     rates: Float[np.ndarray, " rates"], attainment: Float[np.ndarray, "*lanes rates"], target: float
 ) -> Float[np.ndarray, "*lanes"]:

@@ -654,22 +654,28 @@ def plot_prediction(times: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160) -> tuple[Path, Path]:
-    """Writes `path`, a name without suffix, as .png and as .svg and returns both; the same data give the same bytes.
+def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160, svg: bool = False) -> Path:
+    """Writes a figure as a PNG file and returns the file; the same data give the same bytes.
+
+    Args:
+      figure: the figure.
+      path: name of the file without its suffix.
+      dpi: resolution.
+      svg: write an SVG file next to it, too.
 
     Raises:
       InputError: if a file cannot be written.
     """
     path = Path(path)
-    written = []
+    kinds: dict[str, dict[str, Any]] = {".png": {"dpi": dpi}}
+    if svg:
+        kinds[".svg"] = {"metadata": {"Date": None}}
     with mpl.rc_context({"svg.hashsalt": "besteffort", "svg.fonttype": "path"}):
-        for suffix, options in ((".png", {"dpi": dpi}), (".svg", {"metadata": {"Date": None}})):
+        for suffix, options in kinds.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], facecolor="white", **options)
-            target = path.with_name(path.name + suffix)
-            write_bytes(target, buffer.getvalue())
-            written.append(target)
-    return written[0], written[1]
+            write_bytes(path.with_name(path.name + suffix), buffer.getvalue())
+    return path.with_name(path.name + ".png")
 
 
 def _router_styles(names: Sequence[str], focus: str | None) -> dict[str, dict[str, Any]]:

@@ -321,17 +321,14 @@ def _result(
     reward: np.ndarray,
 ) -> Result:
     arrival_s = requests["arrival_s"]
-    rejected = placement.replica < 0
     delay_s = np.array([actual.cluster.network_delay_s for actual in actual_situations], np.float32)
-    latency_s = np.where(rejected, np.inf, timing.service_s + delay_s[:, None])
-    return Result(
-        **requests,
+    return Result.of(
+        requests,
         model=placement.model,
         replica=placement.replica,
         admission_s=arrival_s + timing.wait_s,
         first_token_s=arrival_s + timing.first_token_s,
         completion_s=arrival_s + timing.service_s,
-        latency_s=latency_s,
-        met=latency_s <= requests["deadline_s"].astype(np.float32),
+        latency_s=np.asarray(timing.service_s + delay_s[:, None]),
         reward=reward,
     )

@@ -13,9 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -23,10 +21,8 @@ from besteffort.errors import InputError
 from besteffort.observation import Observation, next_rate
 from besteffort.opt.engine import Answer, Engine, OverloadedError
 from besteffort.policy import Policy
-from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.reward import reward as reward_of
-from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
@@ -74,22 +70,6 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
         )
         return int(values.argmax())
 
-    return choose
-
-
-def choose_by_router(router: Router, situation: Situation, seed: int = 0) -> Choose:
-    """Any router of the simulator, compiled for the host; its first choice is made here."""
-    _, params = build(situation, None, history=1)
-    key = jax.random.key(seed)
-
-    @jax.jit
-    def route(observation: Observation, index: Any) -> jax.Array:
-        return router.route(observation, params, jax.random.fold_in(key, index))
-
-    def choose(index: int, seen: Observation) -> int:
-        return int(route(seen, index))
-
-    choose(0, _observation(0, np.zeros(len(situation.profile.models), np.int64), 0.0, 1.0))
     return choose
 
 
@@ -190,15 +170,14 @@ def _result(
     latency_s = np.where(rejected, np.inf, completion_s - requests.arrival_s + situation.cluster.network_delay_s)
     quality = situation.profile.quality_table(situation.task_names)
     weight = situation.weights
-    return Result(
-        **requests.columns,
+    return Result.of(
+        requests.columns,
         model=model,
         replica=np.where(rejected, -1, 0),
         admission_s=times_s("admission_s"),
         first_token_s=times_s("first_token_s"),
         completion_s=completion_s,
         latency_s=latency_s,
-        met=latency_s <= requests.deadline_s,
         reward=reward_of(
             quality[requests.task, model],
             weight[requests.task],

@@ -308,7 +308,7 @@ def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) ->
             }
         ),
         stem,
-    )[0]
+    )
     return Outcome(profile, tuple(models), table, tuple(notes), (out, situation, figures, picture))
 
 

@@ -8,7 +8,7 @@ from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.learned import LearnedRouter
 from besteffort.routers.prediction import predict_latency
-from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router, stack_routers
+from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router
 from besteffort.routers.with_params import RouterWithParams
 
 __all__ = [
@@ -26,5 +26,4 @@ __all__ = [
     "candidates",
     "make_router",
     "predict_latency",
-    "stack_routers",
 ]

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -42,11 +41,6 @@ def candidates(name: str, shape: EnvShape) -> list[Settings]:
     A single empty setting where there is nothing to tune. `static` is not tuned: each model is a router of its own.
     """
     return TUNABLE[name](shape) if name in TUNABLE else [{}]
-
-
-def stack_routers(routers: Sequence[Router]) -> Any:
-    """Routers of one kind as one pytree with a leading axis on every number, for `jax.vmap`."""
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *routers)
 
 
 def _static(shape: EnvShape, model: int) -> StaticRouter:

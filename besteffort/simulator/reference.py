@@ -94,15 +94,14 @@ def simulate_reference(
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
     latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + cluster.network_delay_s)
-    return Result(
-        **requests.columns,
+    return Result.of(
+        requests.columns,
         model=model,
         replica=replica,
         admission_s=np.array([request.admission_s for request in served]),
         first_token_s=np.array([request.first_token_s for request in served]),
         completion_s=completion_s,
         latency_s=latency_s,
-        met=latency_s <= requests.deadline_s,
         reward=reward_of(
             quality[requests.task, model],
             weight[requests.task],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -39,6 +40,37 @@ class Result:
     latency_s: np.ndarray
     met: np.ndarray
     reward: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        columns: Mapping[str, np.ndarray],
+        *,
+        model: np.ndarray,
+        replica: np.ndarray,
+        admission_s: np.ndarray,
+        first_token_s: np.ndarray,
+        completion_s: np.ndarray,
+        latency_s: np.ndarray,
+        reward: np.ndarray,
+    ) -> Result:
+        """A result from what a simulation or an engine knows.
+
+        `columns` are those of the requests, see `besteffort.workload.requests.Requests.columns`. The `latency_s` of
+        rejected requests, whatever it is, becomes infinite.
+        """
+        latency_s = np.where(replica < 0, np.inf, latency_s)
+        return cls(
+            **columns,
+            model=model,
+            replica=replica,
+            admission_s=admission_s,
+            first_token_s=first_token_s,
+            completion_s=completion_s,
+            latency_s=latency_s,
+            met=latency_s <= columns["deadline_s"].astype(latency_s.dtype),
+            reward=reward,
+        )
 
     def lanes(self, rows: slice | int) -> Result:
         """Some of the lanes, or one."""

@@ -106,16 +106,14 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
     )
     placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
-    latency = np.where(placement.replica < 0, np.inf, timing.service_s + float(params.network_delay_s))
-    return Result(
-        **requests.columns,
+    return Result.of(
+        requests.columns,
         model=placement.model,
         replica=placement.replica,
         admission_s=requests.arrival_s + timing.wait_s,
         first_token_s=requests.arrival_s + timing.first_token_s,
         completion_s=requests.arrival_s + timing.service_s,
-        latency_s=latency,
-        met=latency <= requests.deadline_s,
+        latency_s=timing.service_s + float(params.network_delay_s),
         reward=reward,
     )
 

@@ -5,7 +5,7 @@
 | `report.md` | the leaderboard, the picture, and what went wrong |
 | `results.json` | every figure |
 | `trials.csv` | a row per trial: its values, how it ended and its performance |
-| `what-mattered.png`, `.svg` | performance against each axis |
+| `what-mattered.png` | performance against each axis |
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def write_leaderboard(
     # What lists have in common describe_values nothing about settings.
     beside = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
     figure = plots.plot_sweep(axes, dataclasses.replace(beside, mean=performance.mean(axis=1)))
-    png, _ = plots.save_figure(figure, out / "what-mattered")
+    png = plots.save_figure(figure, out / "what-mattered")
     unfinished = [
         f"- {entry.trial} ({describe_values(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
         for entry in entries

@@ -116,4 +116,4 @@ def test_a_diagnosis_says_in_words_and_figures_what_is_wrong(
         assert finding["sentence"] in report
     assert ("Nothing found." in said) == (not losses)
     assert "](diagnosis.png)" in report
-    assert (out / "diagnosis.svg").stat().st_size > 0
+    assert (out / "diagnosis.png").stat().st_size > 0

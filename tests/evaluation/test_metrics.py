@@ -122,7 +122,7 @@ def test_percentiles_are_numpys_over_the_answered_requests_of_each_lane(make_res
     assert np.isnan(found[2]).all()
 
 
-def test_first_token_includes_the_network_and_tpot_leaves_one_token_answers_out(make_result):
+def test_first_token_includes_the_network(make_result):
     result = make_result(
         [0.0, 0.0],
         first_token_s=[0.2, 0.2],
@@ -131,7 +131,6 @@ def test_first_token_includes_the_network_and_tpot_leaves_one_token_answers_out(
         output_tokens=[4, 1],
     )
     np.testing.assert_allclose(metrics.ttft_percentiles(result, (0.0, 100.0)), [0.3, 0.3])
-    np.testing.assert_allclose(metrics.tpot_percentiles(result, (0.0, 100.0)), [0.1, 0.1])
 
 
 def test_sustained_rate_is_interpolated_in_the_logarithm_of_the_rate():

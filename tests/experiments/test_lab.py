@@ -99,7 +99,7 @@ def test_an_experiment_writes_what_it_found(tmp_path: Path) -> None:
         figure = plots.plot_panels([panel])
         return Findings({"mean": mean}, [Claim("claim", "4x", "5x")], [table], {"": figure, "more": figure})
 
-    conduct(run, "trial", Arguments(out=tmp_path / "out", work=tmp_path / "work", seeds=3))
+    conduct(run, "trial", Arguments(out=tmp_path / "out", work=tmp_path / "work", seeds=3, svg=True))
     names = {"trial.json", "trial.md", "trial.png", "trial.svg", "trial_more.png", "trial_more.svg"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     record = json.loads((tmp_path / "out" / "trial.json").read_text())

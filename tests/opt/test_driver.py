@@ -11,15 +11,13 @@ from tiny_opt import PROMPTS
 
 from besteffort.errors import InputError
 from besteffort.observation import Observation, default_features
-from besteffort.opt.driver import Played, choose_by_policy, choose_by_router, drive
+from besteffort.opt.driver import Played, choose_by_policy, drive
 from besteffort.opt.engine import Engine
 from besteffort.opt.generation import generate
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import Model, random_model
 from besteffort.policy import Policy
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.routers import make_router
-from besteffort.simulator.build import build
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests
 
@@ -110,16 +108,15 @@ def test_who_finds_no_room_is_rejected(models: dict[str, Model], requests: Reque
     assert (played.result.reward[rejected] == 0).all()
 
 
-def test_routers_and_policies_choose_as_in_the_simulator(situation: Situation) -> None:
-    shape, _ = build(situation, None, history=1)
+def test_policies_choose_as_in_the_simulator(situation: Situation) -> None:
     rng = np.random.default_rng(0)
     features = default_features(2, 2, 1, 2, 100.0, ("task", "batch_sizes", "arrival_rate", "smallest_batch"))
     weights = ((rng.normal(size=(7, 8)), np.zeros(8)), (rng.normal(size=(8, 2)), np.zeros(2)))
     deadlines = tuple(task.deadline for task in situation.tasks)
     policy = Policy(("one", "two"), ("a", "b"), features, weights, deadlines, situation.cluster, 2.0, "tiny", "digest")
     view = dataclasses.replace(situation.view, features=tuple(feature.name for feature in features))
-    by_policy = choose_by_policy(policy, dataclasses.replace(situation, view=view))
-    static = choose_by_router(make_router("static", shape, model=1), situation)
+    situation = dataclasses.replace(situation, view=view)
+    by_policy = choose_by_policy(policy, situation)
     chosen = set()
     for index in range(30):
         sizes = rng.integers(0, 5, 2)
@@ -131,7 +128,6 @@ def test_routers_and_policies_choose_as_in_the_simulator(situation: Situation) -
             smallest_batch=sizes.tolist(),
         )
         assert policy.models[by_policy(index, seen)] == expected
-        assert static(index, seen) == 1
         chosen.add(expected)
     assert chosen == {"one", "two"}
     features = default_features(2, 2, 1, 2, 9.0, ("task", "since_change_s"))

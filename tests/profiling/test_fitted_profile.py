@@ -165,7 +165,6 @@ def test_from_a_log_to_a_situation(tmp_path: Path, capsys: pytest.CaptureFixture
         "lone.fit.json",
         "lone.json",
         "lone.png",
-        "lone.svg",
         "lone.yaml",
     ]
     profile = load_profile(out)

@@ -11,7 +11,7 @@ import pytest
 from cluster import SHAPE, observe, params
 
 from besteffort.errors import InputError
-from besteffort.routers import ROUTERS, TUNABLE, candidates, make_router, stack_routers
+from besteffort.routers import ROUTERS, TUNABLE, candidates, make_router
 
 PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.models), 1 / 3), "head_room": 1.0}
 
@@ -48,7 +48,7 @@ def test_candidates_are_distinct_valid_and_stack(name: str, models: int) -> None
     assert len({repr(setting) for setting in settings}) == len(settings) <= 100
     plan = {"rates": [1.0], "shares": np.full((1, shape.tasks, models), 1 / models)} if name == "gear" else {}
     routers = [make_router(name, shape, **plan, **setting) for setting in settings]
-    stacked = stack_routers(routers)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *routers)
     assert all(leaf.shape[0] == len(settings) for leaf in jax.tree.leaves(stacked))
 
 

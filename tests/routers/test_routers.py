@@ -21,7 +21,6 @@ from besteffort.routers import (
     StaticRouter,
     make_router,
     predict_latency,
-    stack_routers,
 )
 from besteffort.simulator.types import Router
 
@@ -133,7 +132,8 @@ def test_priced_without_a_price_takes_the_best_quality_in_time() -> None:
 def test_settings_are_leaves_so_that_tuning_is_a_vmap() -> None:
     routers = [make_router("ladder", SHAPE, thresholds=[first, 1]) for first in (1, 3, 5)]
     batch = [[0, 2, 3], [0, 2, 3]]
-    chosen = jax.vmap(lambda router: router.route(observe(batch), params(), jax.random.key(0)))(stack_routers(routers))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *routers)
+    chosen = jax.vmap(lambda router: router.route(observe(batch), params(), jax.random.key(0)))(stacked)
     assert chosen.tolist() == [choose(router, batch) for router in routers] == [0, 1, 1]
 
 
