@@ -7,12 +7,16 @@ full disk leaves what was there before.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from besteffort.errors import InputError
 
@@ -84,6 +88,26 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, content: str) -> None:
     """Like `write_bytes`, for text in UTF-8."""
     write_bytes(path, content.encode())
+
+
+def jsonable(value: Any) -> Any:
+    """Arrays, dataclasses, mappings and sequences as plain JSON values; what is not finite becomes null.
+
+    An object with a method `jsonable` says itself what it is.
+    """
+    if hasattr(value, "jsonable"):
+        return jsonable(value.jsonable())
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_json(path: str | Path, content: Any) -> None:

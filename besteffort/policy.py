@@ -10,7 +10,6 @@ fixes no order of several, and equal policies shall be equal files.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.files import write_bytes
 from besteffort.observation import Feature, check_feature, input_size
@@ -343,12 +343,7 @@ def _canonical(metadata: Mapping[str, Any]) -> str:
 
 
 def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(_canonical(metadata).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
+    return array_digest(sorted(tensors.items()), start=_canonical(metadata))
 
 
 def _with_one(kernel: np.ndarray, bias: np.ndarray, last: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,13 +25,14 @@ from annotated_types import Ge
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, judge
 from besteffort.evaluation.report import Table
 from besteffort.evaluation.statistics import Interval
-from besteffort.files import os_errors_as_input_errors, write_json, write_text
+from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
 from besteffort.ranges import Count, NonNegative, Seed
@@ -361,25 +362,8 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
         "claims": [dataclasses.asdict(claim) for claim in findings.claims],
         "data": findings.data,
     }
-    write_json(arguments.out / f"{name}.json", plain(record))
+    write_json(arguments.out / f"{name}.json", jsonable(record))
     return findings
-
-
-def plain(value: Any) -> Any:
-    """Intervals, arrays and dataclasses as JSON values; what is not finite becomes null."""
-    if isinstance(value, Interval):
-        return {"mean": plain(value.mean), "half_width": plain(value.half_width)}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def status_of(held: int, of: int) -> ClaimStatus:
@@ -419,18 +403,15 @@ def _digest(problem: TrainingProblem) -> str:
         "profile": profile,
         "situation": rest,
         "training": repr(problem.training),
-        "workload": _hash(jax.tree.leaves(problem.workload)),
-        "weights": _hash(jax.tree.leaves(problem.weights)),
+        "workload": _digest_of(problem.workload),
+        "weights": _digest_of(problem.weights),
         "version": (__version__, ServingEnvironment.version, jax.__version__),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _hash(arrays: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
-    return digest.hexdigest()
+def _digest_of(tree: Any) -> str:
+    return array_digest((f"{index}", leaf) for index, leaf in enumerate(jax.tree.leaves(tree)))
 
 
 @contextlib.contextmanager

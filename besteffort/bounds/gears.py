@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from besteffort.bounds.fluid import fluid_bound, throughput
@@ -11,6 +13,7 @@ from besteffort.situation import Situation
 _GEARS = 48
 
 
+@functools.lru_cache(maxsize=16)
 def gear_plan(situation: Situation) -> Settings:
     """What router `gear` takes in a situation: `rates` (gears,), `shares` (gears, tasks, models), and no head-room.
 

@@ -37,8 +37,8 @@ from besteffort.evaluation.judging import (
     trace_set,
 )
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
-from besteffort.evaluation.statistics import mean_interval, paired_difference
-from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.statistics import best_mean, mean_interval, paired_difference
+from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.files import write_json
 from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
@@ -240,7 +240,7 @@ def try_out(
     """Tunes the rules and judges everybody in all perturbations of a suite.
 
     Args:
-      learned: learned routers by name, all names beginning with `LEARNED`; one for all lists or one for each.
+      learned: learned routers by name, one for all lists or one for each.
       suite: where.
       seed: of the perturbed tables.
 
@@ -437,13 +437,15 @@ def perturbations_figure(compared: Sequence[Comparison], bounds: Sequence[float 
         perturbation = one.outcome.perturbation
         peak = float(np.mean([weight[requests.task].mean() for requests in perturbation.lists]))
         relative = {name: values / peak for name, values in one.outcome.performance.items()}
-        heuristics = [name for name in relative if not name.startswith((ALWAYS, LEARNED))]
-        best = max(heuristics, key=lambda name: float(relative[name].mean()))
+        kinds = one.outcome.kinds
+        best, static = (
+            best_mean(relative, [n for n in relative if kinds[n] == kind]) for kind in ("heuristic", "static")
+        )
         settings.append(
             plots.Setting(
                 group=perturbation.family.capitalize(),
                 name=perturbation.name,
-                static=max(float(values.mean()) for name, values in relative.items() if name.startswith(ALWAYS)),
+                static=float(relative[static].mean()),
                 heuristic=float(relative[best].mean()),
                 learned=mean_interval(relative[LEARNED]),
                 ahead=paired_difference(relative[LEARNED], relative[best]),

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from besteffort.diagnosis.perturbations import Outcome
-from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.evaluation.statistics import Interval, best_mean, mean_interval, paired_difference
 
 Kind = Literal["collapse", "worse", "underestimates load"]
 
@@ -78,9 +78,9 @@ class Comparison:
 
 
 def compare(outcome: Outcome, policy: str) -> Comparison:
-    """The policy beside the best other router; of several policies (names that begin alike) the others do not count."""
-    others = {name: values.mean() for name, values in outcome.performance.items() if not name.startswith(policy)}
-    return Comparison(outcome, policy, max(others, key=others.__getitem__))
+    """The policy and the best router that did not learn."""
+    others = [name for name in outcome.performance if outcome.kinds[name] != "learned"]
+    return Comparison(outcome, policy, best_mean(outcome.performance, others))
 
 
 def list_findings(outcomes: Sequence[Outcome], policy: str) -> list[Finding]:

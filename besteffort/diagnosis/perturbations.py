@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from besteffort.diagnosis.wrong_profiles import Latency, perturb_latency, perturb_quality
 from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Rollout, play_rollouts
+from besteffort.evaluation.tuning import RouterKind, router_kinds
 from besteffort.observation import Observation
 from besteffort.routers.prediction import predict_latency
 from besteffort.simulator.build import build
@@ -55,10 +56,11 @@ class Perturbation:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a perturbation; per router values of shape (seeds,).
+    """The results of all routers under a perturbation; per router values of shape (seeds,).
 
     Attributes:
       perturbation: the perturbation.
+      kinds: the kind of each router.
       performance: mean reward.
       slo_attainment: share of the requests that were answered in time.
       avoidable_misses: of the routers that were inspected, the share of the requests that were not, see
@@ -66,6 +68,7 @@ class Outcome:
     """
 
     perturbation: Perturbation
+    kinds: dict[str, RouterKind]
     performance: dict[str, np.ndarray]
     slo_attainment: dict[str, np.ndarray]
     avoidable_misses: dict[str, np.ndarray]
@@ -147,7 +150,7 @@ def judge_perturbations(
       situation: what the routers believe.
       perturbations: the perturbations.
       routers: for each perturbation routers by name, which take its lists in turns.
-      inspect: names of the routers whose misses are looked into, see `avoidable_misses`.
+      inspect: names of the learned routers, whose misses are inspected, see `avoidable_misses`.
       warm_up_s: seconds from the first arrival of each list that do not count.
       seed: of the routers' random choices.
 
@@ -189,7 +192,13 @@ def judge_perturbations(
         return {name: np.array(values) for name, values in found.items() if values is not None}
 
     return [
-        Outcome(perturbation, of(index, "performance"), of(index, "slo_attainment"), of(index, "avoidable_misses"))
+        Outcome(
+            perturbation,
+            router_kinds(situation, routers[index], inspect),
+            of(index, "performance"),
+            of(index, "slo_attainment"),
+            of(index, "avoidable_misses"),
+        )
         for index, perturbation in enumerate(perturbations)
     ]
 

@@ -19,7 +19,7 @@ from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.evaluation.tuning import ALWAYS, best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import RouterKind, best_settings, heuristic_routers, router_kinds, score_candidates
 from besteffort.routers.registry import Settings
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
@@ -33,7 +33,7 @@ from besteffort.workload.table import read_table
 from besteffort.workload.traces import TraceInfo, interpret
 
 LEARNED = "learned"
-"""Name of the router that the others are compared with; those of further learned ones begin with it."""
+"""Name of the router that the others are compared with."""
 
 _LONGEST_WORD = 12
 
@@ -78,16 +78,18 @@ class TraceHalves(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What became of an evaluation set's lists.
+    """The results of all routers on the lists of an evaluation set.
 
     Attributes:
       set: the lists.
+      kinds: the kind of each router.
       tuned: settings of the tuned heuristics.
       results: per load and router a result of shape (seeds, n).
       list_bounds: per load the upper bounds of its lists, each of shape ().
     """
 
     set: EvaluationSet
+    kinds: dict[str, RouterKind]
     tuned: dict[str, Settings]
     results: tuple[dict[str, Result], ...]
     list_bounds: tuple[list[Bound], ...]
@@ -104,17 +106,20 @@ class EvaluationResult:
     @property
     def learned(self) -> tuple[str, ...]:
         """Routers that learned."""
-        return tuple(name for name in self.routers if name.startswith(LEARNED))
+        return self._of_kind("learned")
 
     @property
     def static(self) -> tuple[str, ...]:
         """Routers that send everything to one model."""
-        return tuple(name for name in self.routers if name.startswith(ALWAYS))
+        return self._of_kind("static")
 
     @property
     def heuristics(self) -> tuple[str, ...]:
         """Routers that neither learn nor send everything to one model."""
-        return tuple(name for name in self.routers if not name.startswith((LEARNED, ALWAYS)))
+        return self._of_kind("heuristic")
+
+    def _of_kind(self, kind: RouterKind) -> tuple[str, ...]:
+        return tuple(name for name in self.routers if self.kinds[name] == kind)
 
     def measure(self, measure: Callable[..., np.ndarray], index: int, router: str) -> np.ndarray:
         """(seeds, ...) a function of `besteffort.evaluation.metrics` of what a router did at the load `index`."""
@@ -245,6 +250,7 @@ def judge(
     seeds = len(evaluation_set.judged[0])
     return EvaluationResult(
         set=evaluation_set,
+        kinds=router_kinds(evaluation_set.situation, played, learned),
         tuned=dict(tuned),
         results=tuple(
             {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}

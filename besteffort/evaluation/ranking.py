@@ -11,12 +11,12 @@ import numpy as np
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.judging import LEARNED, EvaluationResult
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.evaluation.statistics import Interval, best_mean, mean_interval, paired_difference
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Who is best at one load of a evaluation, by one measure; values of shape (seeds,).
+    """Who is best at one load, by one measure; values of shape (seeds,).
 
     Attributes:
       learned: the learned router's.
@@ -42,18 +42,18 @@ def ranking(
     measure: Callable[..., np.ndarray] = metrics.performance,
     learned: str = LEARNED,
 ) -> Ranking:
-    """The learned router beside the best static model and the best heuristic at one load."""
+    """The learned router next to the best static model and the best heuristic at one load."""
     values = {name: np.asarray(evaluation.measure(measure, index, name)) for name in evaluation.routers}
 
     def best(names: Sequence[str]) -> tuple[str, np.ndarray]:
-        name = max(names, key=lambda name: float(values[name].mean()))
+        name = best_mean(values, names)
         return name, values[name]
 
     return Ranking(values[learned], best(evaluation.static), best(evaluation.heuristics))
 
 
 def as_setting(group: str, name: str, evaluation: EvaluationResult, learned: str = LEARNED) -> plots.Setting:
-    """The first load of a evaluation as a row of `plots.plot_settings`."""
+    """The first load of an evaluation as a row of `plots.plot_settings`."""
     situation = evaluation.set.situation
     peak = evaluation.measure(partial(metrics.peak_performance, peak_reward=situation.peak_rewards), 0, learned)
     one = ranking(evaluation, learned=learned)

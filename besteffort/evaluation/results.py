@@ -16,10 +16,10 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, TraceHalves, burst_set, grid_set, judge, trace_set
-from besteffort.evaluation.report import Cell, Column, Picture, Report, Table, comparison_table, write_report
-from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.evaluation.tuning import ALWAYS
-from besteffort.files import write_json
+from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
+from besteffort.evaluation.statistics import Interval, best_mean, mean_interval
+from besteffort.evaluation.tuning import static_name
+from besteffort.files import jsonable, write_json
 from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
 from besteffort.situation import Situation
@@ -163,7 +163,7 @@ def draw_routing_mix(evaluation: EvaluationResult, path: Path) -> Picture:
 def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
     """Through a burst of the first seed's list at the last load, beside the heuristics and the largest model alone."""
     results = evaluation.results[-1]
-    largest = f"{ALWAYS}{evaluation.set.situation.profile.model_names[-1]}"
+    largest = static_name(evaluation.set.situation.profile.model_names[-1])
     first = {name: results[name].lanes(0) for name in (LEARNED, *_ON_TIMELINE, largest)}
     arrival_s = first[LEARNED].arrival_s
     width_s = 0.25
@@ -225,7 +225,7 @@ def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[s
                 "load": load,
                 "requests_per_s": load * evaluation_set.capacity_per_s,
                 "rows": {
-                    name: {title: _plain(cell) for title, cell in zip(titles, cells, strict=True)}
+                    name: {title: jsonable(cell) for title, cell in zip(titles, cells, strict=True)}
                     for name, cells in table.rows
                 },
             }
@@ -293,26 +293,14 @@ def _summary(evaluations: Sequence[EvaluationResult]) -> str:
     sentences = []
     for evaluation in evaluations:
         for index, (load, bound) in enumerate(zip(evaluation.set.loads, evaluation.bounds, strict=True)):
-            mean = {
-                name: float(evaluation.measure(metrics.performance, index, name).mean()) for name in evaluation.routers
-            }
-            rival = max((*evaluation.static, *evaluation.heuristics), key=mean.__getitem__)
+            values = {name: evaluation.measure(metrics.performance, index, name) for name in evaluation.routers}
+            rival = best_mean(values, (*evaluation.static, *evaluation.heuristics))
             sentences.append(
-                f"- {evaluation.set.name} at load {load:.2g}: learned {mean[LEARNED]:.1%}, best other ({rival}) "
-                f"{mean[rival]:.1%}, bound {float(bound.performance):.1%}."
+                f"- {evaluation.set.name} at load {load:.2g}: learned {values[LEARNED].mean():.1%}, best other "
+                f"({rival}) {values[rival].mean():.1%}, bound {float(bound.performance):.1%}."
             )
     return "Performance (mean of quality in time over all requests):\n\n" + "\n".join(sentences)
 
 
 def _stacked(bounds: Sequence[Bound]) -> Bound:
     return Bound(*(np.stack([getattr(b, f.name) for b in bounds]) for f in dataclasses.fields(Bound)))
-
-
-def _plain(cell: Cell) -> Any:
-    if not isinstance(cell, Interval):
-        return cell
-    mean, half_width = float(cell.mean), float(cell.half_width)
-    return {
-        "mean": mean if math.isfinite(mean) else None,
-        "half_width": half_width if math.isfinite(half_width) else None,
-    }

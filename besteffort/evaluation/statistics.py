@@ -8,7 +8,7 @@ means over thousands of requests. Routers are compared on the same requests (com
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ class Interval:
     def high(self) -> np.ndarray:
         return np.asarray(self.mean + self.half_width)
 
+    def jsonable(self) -> dict[str, np.ndarray]:
+        """What files keep of an interval."""
+        return {"mean": self.mean, "half_width": self.half_width}
+
     def __getitem__(self, index: Any) -> Interval:
         """The interval of some of the means, indexed as their array."""
         return dataclasses.replace(
@@ -70,6 +74,11 @@ def paired_difference(
     return mean_interval(
         np.asarray(ours, np.float64) - np.asarray(theirs, np.float64), axis=axis, confidence=confidence
     )
+
+
+def best_mean(values: Mapping[str, np.ndarray], names: Iterable[str] | None = None) -> str:
+    """The name whose values have the highest mean, among `names` (all, if none are given); ties go to the first."""
+    return max(values if names is None else names, key=lambda name: float(values[name].mean()))
 
 
 def explained_share(groups: Sequence[Hashable], samples: Float[np.ndarray, " samples"]) -> float:

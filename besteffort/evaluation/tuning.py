@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,8 +16,19 @@ from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
-ALWAYS = "always "
-"""What the name of a static router begins with; its model's name follows."""
+RouterKind = Literal["static", "heuristic", "learned"]
+"""What kind of router a name stands for: one that sends everything to one model, a rule, or a learned one."""
+
+
+def static_name(model: str) -> str:
+    """Name of the router that sends everything to one model."""
+    return f"always {model}"
+
+
+def router_kinds(situation: Situation, names: Iterable[str], learned: Container[str]) -> dict[str, RouterKind]:
+    """The kind of each router by name; those that learned are named, static ones have the names of `static_name`."""
+    static = {static_name(model) for model in situation.profile.model_names}
+    return {name: "learned" if name in learned else "static" if name in static else "heuristic" for name in names}
 
 
 def maker(situation: Situation) -> Callable[..., Router]:
@@ -87,7 +98,7 @@ def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], li
         return list(itertools.chain.from_iterable([router] * each for router in routers))
 
     models = situation.profile.model_names
-    routers = {f"{ALWAYS}{model}": repeated([{"model": index}], "static") for index, model in enumerate(models)}
+    routers = {static_name(model): repeated([{"model": index}], "static") for index, model in enumerate(models)}
     for name in ("random", "shortest-queue", "gear", "ladder", "deadline", "deadline-reserve", "priced"):
         routers[name] = repeated(tuned.get(name, [{}]), name)
     return routers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.learning import checkpoint, double_dqn, replay_buffer, rollout, schedules
 from besteffort.learning.checkpoint import Metrics
@@ -436,7 +436,5 @@ def _describe(value: Any) -> str:
 
 def _digest(tree: Any) -> str:
     """Short digest of a pytree of numbers: shapes, dtypes and bytes."""
-    digest = hashlib.sha256(str(jax.tree.structure(tree)).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + leaf.tobytes())
-    return digest.hexdigest()[:12]
+    leaves = ((f"{index}", leaf) for index, leaf in enumerate(jax.tree.leaves(tree)))
+    return array_digest(leaves, start=str(jax.tree.structure(tree)))[:12]

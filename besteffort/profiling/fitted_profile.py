@@ -16,7 +16,7 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import write_json, write_text
+from besteffort.files import jsonable, write_json, write_text
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
 from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
 from besteffort.profiling.log import RequestLog
@@ -464,9 +464,6 @@ def _situation(models: Sequence[FittedModel], profile: Profile, out: Path) -> st
 def _figures(model: FittedModel) -> dict[str, Any]:
     fitted = model.fitted
 
-    def plain(values: np.ndarray) -> list[float | None]:
-        return [float(value) if np.isfinite(value) else None for value in values]
-
     return {
         "name": model.name,
         "requests": len(model.log),
@@ -480,9 +477,9 @@ def _figures(model: FittedModel) -> dict[str, Any]:
         "held_out": {
             MEASURES[measure]: {
                 "percentiles": PERCENTILES,
-                "measured_s": plain(model.held_out.percentiles(measure)[0]),
-                "predicted_s": plain(model.held_out.percentiles(measure)[1]),
-                "relative_error": plain(model.held_out.errors(measure)),
+                "measured_s": jsonable(model.held_out.percentiles(measure)[0]),
+                "predicted_s": jsonable(model.held_out.percentiles(measure)[1]),
+                "relative_error": jsonable(model.held_out.errors(measure)),
             }
             for measure in MEASURES
         },

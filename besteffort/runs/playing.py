@@ -15,7 +15,7 @@ from besteffort.errors import InputError
 from besteffort.evaluation.report import Table, comparison_table
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
-from besteffort.files import write_json, write_text
+from besteffort.files import jsonable, write_json, write_text
 from besteffort.policy import load_policy
 from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import ROUTERS
@@ -106,7 +106,7 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
         for column, cell in zip(table.columns, table.rows[0][1], strict=True)
         if isinstance(cell, Interval)
     }
-    write_json(out / "summary.json", {"router": name, **{k: v if np.isfinite(v) else None for k, v in figures.items()}})
+    write_json(out / "summary.json", jsonable({"router": name, **figures}))
     return table
 
 

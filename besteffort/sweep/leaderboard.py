@@ -121,7 +121,7 @@ def write_leaderboard(
     ]
     report = out / "report.md"
     write_text(report, "\n\n".join(parts) + "\n")
-    write_json(out / "results.json", {"judged_on": judged_on, "trials": [_plain(entry) for entry in entries]})
+    write_json(out / "results.json", {"judged_on": judged_on, "trials": [_figures(entry) for entry in entries]})
     write_text(out / "trials.csv", _trials_csv(entries))
     return Leaderboard(tuple(entries), table, brief, report, png)
 
@@ -228,7 +228,7 @@ def _axis(name: str, short: str, settings: Sequence[_Setting], *, log: bool) -> 
     return dataclasses.replace(axis, explained=explained_share(groups, np.array([mean for _, mean in networks])))
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _figures(entry: Entry) -> dict[str, Any]:
     data: dict[str, Any] = {
         "trial": entry.trial,
         "setting": entry.setting,

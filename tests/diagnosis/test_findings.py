@@ -17,6 +17,7 @@ def outcome(family, name, performance, in_time=None, avoidable_misses=0.0, sprea
     in_time = in_time or (1.0, 1.0, 1.0)
     return Outcome(
         Perturbation(family, name, 1.0, (), ()),
+        {"learned": "learned", "priced": "heuristic", "ladder": "heuristic"},
         {
             router: mean + (spread if router == "learned" else 1.0) * NOISE
             for router, mean in zip(routers, performance, strict=True)
@@ -35,6 +36,7 @@ def test_the_best_other_router_is_the_rival() -> None:
     assert float(one.ahead.mean) == pytest.approx(0.05)
     several = outcome("load", "load 2", (0.9, 0.8, 0.85))
     several.performance["learned b"] = several.performance["learned"] + 1
+    several.kinds["learned b"] = "learned"
     assert compare(several, "learned").rule == "ladder"
 
 

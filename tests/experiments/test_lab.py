@@ -14,11 +14,12 @@ from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, ratio_interval
+from besteffort.files import jsonable
 from besteffort.policy import Policy
 from besteffort.runs.experiment import TrainingConfig, load_run
 from besteffort.situation import Situation
 from experiments.__main__ import EXPERIMENTS, claims_table, plan
-from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct, plain
+from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
 
@@ -126,7 +127,7 @@ def test_figures_in_words() -> None:
     assert percent(np.array([0.1, 0.2])) == "15.0 ± 63.5%"
     assert times(Interval(np.asarray(4.14), np.asarray(np.inf), 1)) == "4.1x"
     assert times(Interval(np.asarray(4.14), np.asarray(0.26), 5)) == "4.1 ± 0.3x"
-    assert plain({"a": [np.float64("nan"), np.int64(2)], 3: (Claim("c", "", ""),)})["a"] == [None, 2]
+    assert jsonable({"a": [np.float64("nan"), np.int64(2)], 3: (Claim("c", "", ""),)})["a"] == [None, 2]
 
 
 def test_ratio_of_means() -> None:
