@@ -11,7 +11,7 @@ import pytest
 
 import besteffort
 
-HEAVY = ("jax", "matplotlib", "pydantic", "flax", "scipy")
+HEAVY = ("jax", "jaxtyping", "matplotlib", "pydantic", "flax", "scipy")
 
 
 def modules_after(statement: str) -> set[str]:

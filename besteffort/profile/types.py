@@ -1,6 +1,6 @@
-"""The profile file as dataclasses, and the tables that the simulator and the routers take from it. NumPy only.
+"""The profile file as dataclasses, and the tables that the simulator and the routers take from it.
 
-Types are checked when a file is read (`besteffort.profile.files`), values always.
+Types are checked when a file is read (`besteffort.profile.files`), values always. Arrays are float64. NumPy only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float64
 
 from besteffort.errors import InputError
 
@@ -199,7 +198,7 @@ class Profile:
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
-    def decode_table(self, max_batch: int) -> Float64[np.ndarray, "models {max_batch}+1"]:
+    def decode_table(self, max_batch: int) -> np.ndarray:
         """(models, max_batch + 1) seconds of a decode iteration by batch size; entry 0 is 0.
 
         Linear between the points, and beyond them with the slope of the last two; one point alone is a constant.
@@ -208,11 +207,11 @@ class Profile:
         table[:, 0] = 0.0
         return table
 
-    def prefill_table(self, max_tokens: int) -> Float64[np.ndarray, "models {max_tokens}+1"]:
+    def prefill_table(self, max_tokens: int) -> np.ndarray:
         """(models, max_tokens + 1) seconds of a prefill by prompt tokens; as `decode_table`, entry 0 is unused."""
         return np.stack([_interpolate(model.prefill, max_tokens) for model in self.models])
 
-    def quality_table(self, task_names: Sequence[str]) -> Float64[np.ndarray, "tasks models"]:
+    def quality_table(self, task_names: Sequence[str]) -> np.ndarray:
         """(tasks, models) quality of the named tasks, divided by the best model's on that task.
 
         Raises:
@@ -228,18 +227,18 @@ class Profile:
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.models))
 
     @property
-    def slowdown(self) -> Float64[np.ndarray, "models models"]:
+    def slowdown(self) -> np.ndarray:
         """(models, models) factor on an iteration of the row's model while the column's has one in progress."""
         ones = (1.0,) * len(self.models)
         return np.array([model.slowdown or ones for model in self.models], dtype=np.float64)
 
     @property
-    def context_cost_s(self) -> Float64[np.ndarray, " models"]:
+    def context_cost_s(self) -> np.ndarray:
         """(models,) seconds per token held by the requests that ran before."""
         return np.array([model.context_cost_s for model in self.models], dtype=np.float64)
 
     @property
-    def cache_tokens(self) -> Float64[np.ndarray, " models"]:
+    def cache_tokens(self) -> np.ndarray:
         """(models,) tokens that fit an instance's key-value cache; infinite where unlimited."""
         tokens = [math.inf if model.cache_tokens is None else model.cache_tokens for model in self.models]
         return np.array(tokens, dtype=np.float64)
@@ -274,7 +273,7 @@ class Profile:
         )
 
 
-def _interpolate(points: Points, last: int) -> Float64[np.ndarray, " {last}+1"]:
+def _interpolate(points: Points, last: int) -> np.ndarray:
     """(last + 1,) values at 0 to `last`; entry 0 repeats the first point's."""
     x, y = np.array(points, dtype=np.float64).T
     at = np.arange(last + 1, dtype=np.float64)

@@ -43,6 +43,18 @@ def test_prefill_table_has_the_first_point_at_zero() -> None:
     np.testing.assert_allclose(table, [[0.2, 0.2, 0.3, 0.4, 0.5]], rtol=1e-14)
 
 
+def test_tables_are_float64_and_have_the_shapes_that_they_name() -> None:
+    profile = make()
+    assert profile.decode_table(3).shape == (2, 4)
+    assert profile.prefill_table(5).shape == (2, 6)
+    assert profile.quality_table(("qa", "qa", "qa")).shape == (3, 2)
+    assert profile.slowdown.shape == (2, 2)
+    assert profile.context_cost_s.shape == profile.cache_tokens.shape == (2,)
+    tables = (profile.decode_table(3), profile.prefill_table(5), profile.quality_table(("qa",)))
+    arrays = (*tables, profile.slowdown, profile.context_cost_s, profile.cache_tokens)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
+
+
 def task(*percent: float, name: str = "qa") -> TaskQuality:
     return TaskQuality(name, "acc", "a paper", percent)
 
