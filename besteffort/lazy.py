@@ -14,13 +14,26 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
     Args:
       package: the package's `__name__`.
       modules: per name the module that defines it.
+
+    `__getattr__` raises ImportError for a name whose module is not installed: the wheel `besteffort-gateway` has only a
+    part of the modules.
     """
     names = vars(sys.modules[package])
 
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        names[name] = getattr(importlib.import_module(modules[name]), name)
+        try:
+            module = importlib.import_module(modules[name])
+        except ModuleNotFoundError as error:
+            if not f"{modules[name]}.".startswith(f"{error.name}."):
+                raise
+            # No AttributeError: `from besteffort import simulate` would drop its sentence.
+            raise ImportError(
+                f"`{name}` needs the full package: `pip uninstall besteffort-gateway`, then `pip install besteffort`.",
+                name=modules[name],
+            ) from None
+        names[name] = getattr(module, name)
         return names[name]
 
     def list_names() -> list[str]:
