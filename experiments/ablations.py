@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.formats import points
 from besteffort.evaluation.judging import LEARNED, burst_set, grid_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -94,7 +95,7 @@ def run(lab: Lab) -> Findings:
     claim = Claim(
         "Why it works: what matters most (mean over bursts and loads 1 and 4)",
         "",
-        "; ".join(f"{name} {100 * cost[name]:+.1f} points" for name in dear),
+        "; ".join(f"{name} {points(cost[name])} points" for name in dear),
     )
     table = Table(
         title="What each part is worth: difference to the default training",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import points
 from besteffort.evaluation.judging import LEARNED, EvaluationSet, synthetic_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -98,8 +99,8 @@ def run(lab: Lab) -> Findings:
         "Robust when the arrival process shifts",
         "robust",
         f"trained on wide rates: behind the best heuristic beyond the interval on {len(behind)} of {len(evaluations)} "
-        f"processes, at worst {100 * min(float(v.mean) for v in ahead[default].values()):+.2f} points; "
-        f"trained, for less long, on one other process alone: at worst {100 * losses[worst]:+.2f} ({worst})",
+        f"processes, at worst {points(min(float(v.mean) for v in ahead[default].values()), 2)} points; "
+        f"trained, for less long, on one other process alone: at worst {points(losses[worst], 2)} ({worst})",
         static=f"ahead by {100 * min(statics):.1f} points or more",
         status=status_of(len(evaluations) - len(behind), len(evaluations)),
     )

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.formats import percent, with_name
+from besteffort.evaluation.formats import percent, points, with_name
 from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -53,7 +53,7 @@ def run(lab: Lab) -> Findings:
         "A router that is cheap on a CPU: time of a decision, 2 x 256 units",
         "runs on a CPU",
         f"{micros[PAPER]:.1f} microseconds; 2 x 64 units: {micros[DEFAULT]:.1f}, and performance is "
-        f"{100 * float(gap.mean):+.2f} ± {100 * float(gap.half_width):.2f} points with 2 x 256 "
+        f"{points(gap, 2)} points with 2 x 256 "
         f"({percent(performance[PAPER], 2)}); the default ensemble: {usual_us:.1f}, {percent(as_usual, 2)}",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.formats import percent, with_name
+from besteffort.evaluation.formats import percent, points, with_name
 from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -80,7 +80,7 @@ def run(lab: Lab) -> Findings:
         "1.2 million iterations",
         f"{percent(reached)} in {recipe_s:.0f} s per policy; our default reaches that in "
         + (f"{seconds[enough]:.0f} s ({lab.scale.ensemble_size} x {enough:,} decisions)" if enough else "no less time")
-        + f" and {percent(values[max(ours)])} in {seconds[max(ours)]:.0f} s ({100 * float(gain.mean):+.2f} points)",
+        + f" and {percent(values[max(ours)])} in {seconds[max(ours)]:.0f} s ({points(float(gain.mean), 2)} points)",
         static=with_name(one.static),
         heuristic=with_name(one.heuristic),
         bound=percent(float(evaluation.bounds[0].performance)),

@@ -22,6 +22,7 @@ from besteffort.diagnosis.diagnose import (
     try_out,
 )
 from besteffort.diagnosis.findings import compare
+from besteffort.evaluation.formats import points
 from besteffort.evaluation.judging import LEARNED
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.routers.learned import learned_router
@@ -70,7 +71,7 @@ def run(lab: Lab) -> Findings:
                 "",
                 f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(members)} "
                 "perturbations, behind in "
-                f"{len(behind)}; at worst {100 * float(worst.ahead.mean):+.1f} points "
+                f"{len(behind)}; at worst {points(float(worst.ahead.mean))} points "
                 f"(with {worst.outcome.perturbation.name})",
             )
         )

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.formats import percent, with_name
+from besteffort.evaluation.formats import percent, points, with_name
 from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -71,7 +71,7 @@ def run(lab: Lab) -> Findings:
         "Soft deadlines: fine-tuning needs fewer iterations than training from scratch",
         "fewer",
         f"from scratch {percent(final, 2)} after {lengths[-1]:,} decisions: {fewer}; fine-tuned as long "
-        f"{100 * float(gain.mean):+.2f} ± {100 * float(gain.half_width):.2f} points to the policy that it starts from",
+        f"{points(gain, 2)} points to the policy that it starts from",
         static=with_name(untouched.static),
         heuristic=with_name(untouched.heuristic),
         bound=percent(float(evaluation.bounds[0].performance)),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from besteffort.evaluation import metrics
-from besteffort.evaluation.formats import percent, times
+from besteffort.evaluation.formats import percent, points, times
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, grid_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -56,7 +56,7 @@ def run(lab: Lab) -> Findings:
         Claim(
             "At each rate no worse than any static choice",
             "no rate below",
-            f"{len(behind)} of {len(loads)} rates below beyond the interval; worst {100 * worst:+.1f} points",
+            f"{len(behind)} of {len(loads)} rates below beyond the interval; worst {points(worst)} points",
             status=status_of(len(loads) - len(behind), len(loads)),
         ),
         Claim(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.formats import percent, with_name
+from besteffort.evaluation.formats import percent, points, with_name
 from besteffort.evaluation.judging import LEARNED, burst_set, synthetic_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval, paired_difference
@@ -67,8 +67,8 @@ def run(lab: Lab) -> Findings:
             Claim(
                 name,
                 "handled",
-                f"{percent(one.learned)}; {100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points "
-                f"to the best heuristic, {100 * float(gain.mean):+.2f} to the policy of the default deadlines",
+                f"{percent(one.learned)}; {points(ahead, 2)} points "
+                f"to the best heuristic, {points(float(gain.mean), 2)} to the policy of the default deadlines",
                 static=with_name(one.static),
                 heuristic=with_name(one.heuristic),
                 bound=percent(float(evaluation.bounds[0].performance)),

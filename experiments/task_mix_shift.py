@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from besteffort.evaluation import plots
-from besteffort.evaluation.formats import percent
+from besteffort.evaluation.formats import percent, points
 from besteffort.evaluation.judging import burst_set, synthetic_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.statistics import mean_interval
@@ -52,7 +52,7 @@ def run(lab: Lab) -> Findings:
         "Robust when the task mix shifts: single tasks, 90/10, 95/5, a flip during the run",
         "robust",
         f"at least {percent(share)} of the bound; behind the best heuristic beyond the interval on {len(behind)} of "
-        f"{len(shifted)} mixes, at worst {100 * float(worst.ahead.mean):+.2f} points ({worst.name})",
+        f"{len(shifted)} mixes, at worst {points(float(worst.ahead.mean), 2)} points ({worst.name})",
         static=f"ahead by {100 * min(float(s.learned.mean) - s.static for s in shifted):.1f} points or more",
         status=status_of(len(shifted) - len(behind), len(shifted)),
     )

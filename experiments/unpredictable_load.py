@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
-from besteffort.evaluation.formats import percent, times, with_name
+from besteffort.evaluation.formats import percent, points, times, with_name
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, burst_set, read_halves, trace_set
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
@@ -184,7 +184,7 @@ def _claims(evaluation: EvaluationResult) -> list[Claim]:
         Claim(
             f"{evaluation.set.title}: performance, never below the best tuned heuristic beyond the interval",
             "",
-            f"{percent(one.learned)} ({100 * float(ahead.mean):+.2f} ± {100 * float(ahead.half_width):.2f} points)",
+            f"{percent(one.learned)} ({points(ahead, 2)} points)",
             static=with_name(one.static),
             heuristic=with_name(one.heuristic),
             bound=f"{percent(limit)} (clairvoyant)",

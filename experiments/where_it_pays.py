@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from besteffort.evaluation import plots
+from besteffort.evaluation.formats import points
 from besteffort.evaluation.judging import burst_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.profile import ModelProfile, Profile, TaskQuality
@@ -77,8 +78,8 @@ def run(lab: Lab) -> Findings:
         "Where it pays",
         "",
         f"ahead of the best heuristic beyond the interval in {len(ahead)} of {len(settings)} settings, behind in "
-        f"{len(behind)}; from {100 * float(worst.ahead.mean):+.1f} ({worst.group}: {worst.name}) to "
-        f"{100 * float(best.ahead.mean):+.1f} points ({best.group}: {best.name})",
+        f"{len(behind)}; from {points(float(worst.ahead.mean))} ({worst.group}: {worst.name}) to "
+        f"{points(float(best.ahead.mean))} points ({best.group}: {best.name})",
         static=f"ahead in {len(beaten)} of {len(settings)} settings",
     )
     title = "Where learning pays: bursty load, one thing varied at a time"

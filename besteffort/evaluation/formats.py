@@ -28,3 +28,11 @@ def times(value: Interval | float, digits: int = 1) -> str:
         return f"{value:.{digits}f}x"
     half = f" ± {float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
     return f"{float(value.mean):.{digits}f}{half}x"
+
+
+def points(value: Interval | float, digits: int = 1) -> str:
+    """A difference of shares with its interval in percentage points, with a sign."""
+    if not isinstance(value, Interval):
+        return f"{100 * float(value):+.{digits}f}"
+    half = f" ± {100 * float(value.half_width):.{digits}f}" if np.isfinite(value.half_width) else ""
+    return f"{100 * float(value.mean):+.{digits}f}{half}"

@@ -24,6 +24,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from besteffort.bounds.prices import Bound
+from besteffort.evaluation.formats import points
 from besteffort.evaluation.metrics import binned
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import write_bytes
@@ -421,7 +422,7 @@ def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
         ax.plot([setting.bound] * 2, [row - 0.35, row + 0.35], color=_INK, linewidth=1.6, zorder=2)
         ahead, half = float(setting.ahead.mean), float(setting.ahead.half_width)
         sure = abs(ahead) > half
-        text = f"{100 * ahead:+.1f}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
+        text = points(setting.ahead)
         colour = _GREY if not sure else _FOCUS if ahead > 0 else "#0072b2"
         ax.text(1.02, row, text, va="center", fontsize=9, color=colour, fontweight="bold" if sure else "normal")
     for name, marker, colour, values in marks:

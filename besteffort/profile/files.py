@@ -7,14 +7,10 @@ import importlib.resources
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from besteffort.errors import InputError
 from besteffort.files import write_text
 from besteffort.profile.types import Profile
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 _BUILTIN = importlib.resources.files("besteffort.profile") / "builtin"
 # A list of numbers that `json` has spread over lines; strings in JSON hold no line breaks, so only lists match.
@@ -43,7 +39,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise InputError(f"{where}: no such file; give a profile's path or a built-in name: {names}.") from None
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror}); give the path of a profile file.") from None
-    return _parse(content, where)
+    from besteffort.validation import from_json
+
+    return from_json(Profile, content, where)
 
 
 def save_profile(profile: Profile, path: str | Path) -> None:
@@ -55,31 +53,3 @@ def save_profile(profile: Profile, path: str | Path) -> None:
     text = json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False)
     text = _SPREAD_NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     write_text(path, text + "\n")
-
-
-def _parse(content: bytes, where: str) -> Profile:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(Profile).validate_json(content)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_sentence(error.errors(include_url=False)[0])}") from None
-
-
-def _sentence(error: ErrorDetails) -> str:
-    """One sentence for pydantic's first complaint: the field's path and the remedy."""
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
-    match error["type"]:
-        case "json_invalid":
-            return f"not valid JSON ({error['ctx']['error']}); complete or repair the file."
-        case "value_error":
-            return str(error["ctx"]["error"])
-        case "missing":
-            return f"the field `{field}` is missing; add it."
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"unknown field `{field}`; remove it or correct its spelling."
-        case _ if not field:
-            return "the file must hold one JSON object with the fields of a profile."
-        case _:
-            complaint = error["msg"][0].lower() + error["msg"][1:]
-            return f"`{field}`: {complaint}, not {json.dumps(error['input'], default=str)[:60]}; correct it."

@@ -67,21 +67,36 @@ def test_fields_with_a_default_may_be_left_out(content: dict, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda c: c.update(gpu="A100"), "unknown field `gpu`; remove it or correct its spelling"),
-        (lambda c: c["models"][1].update(decod=[]), "unknown field `models[1].decod`"),
-        (lambda c: c["provenance"]["decode"].update(kinds="x"), "unknown field `provenance.decode.kinds`"),
-        (lambda c: c.pop("device"), "the field `device` is missing; add it"),
-        (lambda c: c["models"][0].pop("prefill"), "the field `models[0].prefill` is missing; add it"),
-        (lambda c: c["provenance"].pop("quality"), "the field `provenance.quality` is missing"),
-        (lambda c: c.update(format=2), "`format`: input should be 1, not 2"),
-        (lambda c: c.update(name=3), "`name`: input should be a valid string, not 3"),
-        (lambda c: c.update(models={}), "`models`: input should be a valid array"),
-        (lambda c: c["models"][0]["decode"][3].__setitem__(1, "fast"), "`models[0].decode[3][1]`: "),
-        (lambda c: c["models"][0]["decode"][3].__setitem__(0, 8.5), "`models[0].decode[3][0]`: "),
-        (lambda c: c["models"][0]["decode"][3].append(1), "`models[0].decode[3]`: "),
-        (lambda c: c["models"][0]["decode"][0].__setitem__(1, math.nan), "`models[0].decode[0][1]`: "),
-        (lambda c: c["models"][0].update(cache_tokens="all"), "`models[0].cache_tokens`: "),
-        (lambda c: c["provenance"]["decode"].update(kind="guessed"), "`provenance.decode.kind`: "),
+        (lambda c: c.update(gpu="A100"), "`gpu` is not a known field; known are format, name"),
+        (lambda c: c["models"][1].update(decod=[]), "`models[1].decod` is not a known field, did you mean `decode`?"),
+        (
+            lambda c: c["provenance"]["decode"].update(kinds="x"),
+            "`provenance.decode.kinds` is not a known field, did you mean `kind`?",
+        ),
+        (lambda c: c.pop("device"), "`device` is missing; add it"),
+        (lambda c: c["models"][0].pop("prefill"), "`models[0].prefill` is missing; add it"),
+        (lambda c: c["provenance"].pop("quality"), "`provenance.quality` is missing; add it"),
+        (lambda c: c.update(format=2), "`format` is 2, but should be 1"),
+        (lambda c: c.update(name=3), "`name` is 3, but should be a valid string"),
+        (lambda c: c.update(models={}), "`models` is {}, but should be a list"),
+        (
+            lambda c: c["models"][0]["decode"][3].__setitem__(1, "fast"),
+            '`models[0].decode[3][1]` is "fast", but should be a valid number',
+        ),
+        (
+            lambda c: c["models"][0]["decode"][3].__setitem__(0, 8.5),
+            "`models[0].decode[3][0]` is 8.5, but should be a valid integer",
+        ),
+        (lambda c: c["models"][0]["decode"][3].append(1), "`models[0].decode[3]"),
+        (
+            lambda c: c["models"][0]["decode"][0].__setitem__(1, math.nan),
+            "`models[0].decode[0][1]` is NaN, but should be",
+        ),
+        (lambda c: c["models"][0].update(cache_tokens="all"), '`models[0].cache_tokens` is "all", but should be'),
+        (
+            lambda c: c["provenance"]["decode"].update(kind="guessed"),
+            '`provenance.decode.kind` is "guessed", but should be',
+        ),
         (lambda c: c["models"][2]["decode"].reverse(), "Model `opt-6.7b`: `decode` must begin"),
         (lambda c: c["models"][2]["prefill"][4].__setitem__(1, -1.0), "Model `opt-6.7b`: `prefill` has -1 s"),
         (lambda c: c["models"][2]["prefill"][4].__setitem__(1, 1.0), "Model `opt-6.7b`: `prefill` falls from 1 s"),
@@ -112,7 +127,7 @@ def test_a_file_cut_short(tmp_path: Path, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "3", "null"])
 def test_json_that_is_no_object(tmp_path: Path, text: str) -> None:
-    assert "one JSON object" in complaint(tmp_path / "other.json", text)
+    assert f"the file is {text}, but should be a mapping." == complaint(tmp_path / "other.json", text)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
