@@ -210,40 +210,52 @@ def make_profile(
       InputError: if qualities are missing or of unknown models, or the share of outputs claimed of the cache differs
         from that of other models in `into`.
     """
-    fresh = {each.name: _model_profile(each) for each in models}
-    given = {task: _by_model(task, values, tuple(fresh)) for task, values in qualities.items()}
+    costs = {each.name: _model_profile(each) for each in models}
+    given = {task: _by_model(task, values, tuple(costs)) for task, values in qualities.items()}
     measured = _source(models, device)
-    shares = [each.fitted.cache_output_share for each in models if each.fitted.limit == "cache"]
-    if into is None:
-        if not given and len(models) > 1:
-            raise InputError(
-                f"The log has {len(models)} models and says nothing of their quality; give it for each task, as in "
-                f"`--quality task={','.join(f'{model}:60' for model in fresh)}`, or merge with `--into PROFILE`."
-            )
-        lone = given or {task: dict.fromkeys(fresh, 100.0) for task in _tasks(models)}
-        assumed = "as given by the user" if given else "assumed: a single model is its own best"
-        return Profile(
-            format=1,
-            name=name,
-            device=device or "unknown",
-            models=tuple(fresh.values()),
-            tasks=tuple(
-                TaskQuality(task, "unstated", assumed, tuple(_quality(task, values, model) for model in fresh))
-                for task, values in lone.items()
-            ),
-            provenance=Provenance(
-                decode=measured,
-                prefill=measured,
-                slowdown=Source("modelled", "none", "models of the log are taken not to slow each other down"),
-                quality=Source("modelled", assumed),
-            ),
-            cache_output_share=shares[0] if shares else 1.0,
+    share = next((each.fitted.cache_output_share for each in models if each.fitted.limit == "cache"), None)
+    if into is not None:
+        return _merged_profile(into, costs, given, measured, share)
+    if not given and len(models) > 1:
+        raise InputError(
+            f"The log has {len(models)} models and says nothing of their quality; give it for each task, as in "
+            f"`--quality task={','.join(f'{model}:60' for model in costs)}`, or merge with `--into PROFILE`."
         )
+    qualities_of = given or {task: dict.fromkeys(costs, 100.0) for task in _tasks(models)}
+    assumed = "as given by the user" if given else "assumed: a single model is its own best"
+    return Profile(
+        format=1,
+        name=name,
+        device=device or "unknown",
+        models=tuple(costs.values()),
+        tasks=tuple(
+            TaskQuality(task, "unstated", assumed, tuple(_quality(task, values, model) for model in costs))
+            for task, values in qualities_of.items()
+        ),
+        provenance=Provenance(
+            decode=measured,
+            prefill=measured,
+            slowdown=Source("modelled", "none", "models of the log are taken not to slow each other down"),
+            quality=Source("modelled", assumed),
+        ),
+        cache_output_share=1.0 if share is None else share,
+    )
+
+
+def _merged_profile(
+    into: Profile,
+    fresh: Mapping[str, ModelProfile],
+    qualities: Mapping[str, Mapping[str, float]],
+    measured: Source,
+    share: float | None,
+) -> Profile:
+    """The profile `into` with the costs of fitted models, see `make_profile`; `share` is None if no fit shows one."""
     kept = [model for model in into.models if model.name not in fresh]
-    if shares and any(model.cache_tokens is not None for model in kept) and shares[0] != into.cache_output_share:
+    limited = any(model.cache_tokens is not None for model in kept)
+    if share is not None and limited and share != into.cache_output_share:
         raise InputError(
             f"Profile `{into.name}` counts {into.cache_output_share:g} of outputs against the cache and the fit "
-            f"{shares[0]:g}; fit with the profile's share."
+            f"{share:g}; fit with the profile's share."
         )
     old = {model.name: model for model in into.models}
     merged = [
@@ -259,11 +271,13 @@ def make_profile(
         merged.sort(key=lambda model: model.decode[0][1])
     tasks = []
     for task in into.tasks:
-        known = dict(zip(into.model_names, task.quality_percent, strict=True)) | given.pop(task.name, {})
+        known = {**dict(zip(into.model_names, task.quality_percent, strict=True)), **qualities.get(task.name, {})}
         tasks.append(
             dataclasses.replace(task, quality_percent=tuple(_quality(task.name, known, m.name) for m in merged))
         )
-    for task_name, values in given.items():
+    for task_name, values in qualities.items():
+        if task_name in [task.name for task in into.tasks]:
+            continue
         quality = tuple(_quality(task_name, values, model.name) for model in merged)
         tasks.append(TaskQuality(task_name, "unstated", "as given by the user", quality))
     provenance = dataclasses.replace(
@@ -276,7 +290,7 @@ def make_profile(
         models=tuple(merged),
         tasks=tuple(tasks),
         provenance=provenance,
-        cache_output_share=shares[0] if shares else into.cache_output_share,
+        cache_output_share=into.cache_output_share if share is None else share,
     )
 
 

@@ -90,33 +90,15 @@ def make_training_problem(
       InputError: if the workload does not fit the situation, or is a trace where `lengths` are given; if the policy to
         start from is damaged, or its models, tasks or features are not the situation's.
     """
-    workload: Any
-    if lengths is None and isinstance(training.workload, workloads.Trace):
-        requests, _ = workloads.load_trace(training.workload, situation)
-        situation = with_lengths_of(situation, requests)
-        workload = replay(requests, training.workload.start)
-        capacity = float(rescale.capacity(requests, situation)[-1])
-    elif lengths is None:
-        workload = workloads.build(training.workload, situation)
-        capacity = float(situation.capacity()[-1])
-    else:
-        if isinstance(training.workload, workloads.Trace):
-            raise InputError(
-                "`training.workload` is a trace; give a synthetic one to train for the lengths of another."
-            )
-        if training.workload.mix is not None:
-            raise InputError("`training.workload.mix` cannot be kept with the lengths of a trace; leave it out.")
-        situation = with_lengths_of(situation, lengths)
-        capacity = float(rescale.capacity(lengths, situation)[-1])
-        rates, changes = training.workload, training.workload.deadlines
-        if isinstance(rates, workloads.RandomRates) and changes is None:
-            highest = rates.high / rates.burst_factor
-            workload = replay_at_rates(lengths, rates.low * capacity, highest * capacity, len(lengths) / 2)
-        else:
-            factors = changes.build() if changes is not None else None
-            workload = resample(lengths, rates.process(capacity), factors)
+    if lengths is not None:
+        situation, workload, capacity = _like_requests(situation, training, lengths)
         if training.config.credit == "own":
             training = _remembering(training, capacity, float(np.quantile(lengths.deadline_s, 0.9)))
+    elif isinstance(training.workload, workloads.Trace):
+        situation, workload, capacity = _on_trace(situation, training.workload)
+    else:
+        workload = workloads.build(training.workload, situation)
+        capacity = float(situation.capacity()[-1])
     if training.start is not None:
         policy = load_policy(training.start, situation)
         if policy.ensemble_size != training.config.ensemble_size:
@@ -135,6 +117,31 @@ def make_training_problem(
         names=situation.view.features,
     )
     return TrainingProblem(situation, workload, features, training)
+
+
+def _on_trace(situation: Situation, trace: workloads.Trace) -> tuple[Situation, Any, float]:
+    """The situation with the lengths of a trace, the trace as a workload, and the capacity for these lengths."""
+    requests, _ = workloads.load_trace(trace, situation)
+    situation = with_lengths_of(situation, requests)
+    return situation, replay(requests, trace.start), float(rescale.capacity(requests, situation)[-1])
+
+
+def _like_requests(situation: Situation, training: TrainingConfig, lengths: Requests) -> tuple[Situation, Any, float]:
+    """The situation with the lengths of requests, these at the training's rates, and the capacity for them."""
+    rates = training.workload
+    if isinstance(rates, workloads.Trace):
+        raise InputError("`training.workload` is a trace; give a synthetic one to train for the lengths of another.")
+    if rates.mix is not None:
+        raise InputError("`training.workload.mix` cannot be kept with the lengths of a trace; leave it out.")
+    situation = with_lengths_of(situation, lengths)
+    capacity = float(rescale.capacity(lengths, situation)[-1])
+    if isinstance(rates, workloads.RandomRates) and rates.deadlines is None:
+        highest = rates.high / rates.burst_factor
+        workload: Any = replay_at_rates(lengths, rates.low * capacity, highest * capacity, len(lengths) / 2)
+    else:
+        factors = None if rates.deadlines is None else rates.deadlines.build()
+        workload = resample(lengths, rates.process(capacity), factors)
+    return situation, workload, capacity
 
 
 def run_training(
