@@ -121,7 +121,7 @@ class Rollouts:
         if name not in self._programs:
 
             def play(carry: Carry, keys: jax.Array, leaves: list[jax.Array]) -> Carry:
-                return _play(shape, steps, rewards, carry, keys[0], *structure.unflatten(leaves))
+                return _play(shape, steps, rewards, carry, keys[0], *jax.tree.unflatten(structure, leaves))
 
             if devices > 1:
                 mesh = Mesh(np.array(jax.devices()[:devices]), "cores")

@@ -112,10 +112,13 @@ def proceed(env: Any, env_params: Any, settings: Settings, steps: int, runner: R
     network = QNetwork(settings.hidden, env.num_actions)
     rate = optimiser(settings)
 
+    def values(params: Any, observation: Array) -> Array:
+        return jnp.asarray(network.apply(params, observation))
+
     def update(params: Any, target: Any, state: Any, batch: Transition) -> tuple[Any, Any, Any]:
         def loss(params: Any) -> Array:
-            q = jnp.take_along_axis(network.apply(params, batch.observation), batch.action[:, None], axis=1)[:, 0]
-            best = network.apply(target, batch.next_observation).max(axis=1)
+            q = jnp.take_along_axis(values(params, batch.observation), batch.action[:, None], axis=1)[:, 0]
+            best = values(target, batch.next_observation).max(axis=1)
             return jnp.mean((q - jax.lax.stop_gradient(batch.reward + batch.discount * best)) ** 2)
 
         updates, state = rate.update(jax.grad(loss)(params), state, params)
@@ -130,7 +133,7 @@ def proceed(env: Any, env_params: Any, settings: Settings, steps: int, runner: R
         epsilon = settings.epsilon_start + progress * (settings.epsilon_finish - settings.epsilon_start)
         explore = jax.random.uniform(explore_key, (envs,)) < epsilon
         random = jax.random.randint(action_key, (envs,), 0, env.num_actions)
-        greedy = network.apply(runner.params, runner.observation).argmax(axis=1)
+        greedy = values(runner.params, runner.observation).argmax(axis=1)
         action = jnp.where(explore, random, greedy.astype(random.dtype))
         keys = jax.random.split(step_key, envs)
         observation, env_state, reward, terminated, _, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
@@ -145,12 +148,13 @@ def proceed(env: Any, env_params: Any, settings: Settings, steps: int, runner: R
         filled = jnp.minimum(decided + envs, settings.buffer_size)
         rows = jax.random.randint(sample_key, (settings.batch_size,), 0, filled)
         old = (runner.params, runner.target, runner.optimiser)
-        learnt = jax.lax.cond(
+        params, target, optimiser_state = jax.lax.cond(
             decided >= settings.learning_starts,
             lambda: update(*old, jax.tree.map(lambda kept: kept[rows], buffer)),
             lambda: old,
         )
-        return Runner(*learnt, env_state, observation, buffer, runner.steps + 1, key), reward.mean()
+        steps = runner.steps + 1
+        return Runner(params, target, optimiser_state, env_state, observation, buffer, steps, key), reward.mean()
 
     runner, paid = jax.lax.scan(step, runner, None, steps)
     return runner, paid.mean()

@@ -29,7 +29,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -277,7 +277,7 @@ class StableBaselines:
         return cls(model, decisions, snapshots)
 
 
-LEARNERS = {
+LEARNERS: dict[str, Callable[[Task, int, int, int], Learner]] = {
     OURS: Ours,
     GYMNAX: GymnaxLoop,
     TUNED: StableBaselines.tuned,

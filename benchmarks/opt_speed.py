@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.timing import cores, machine
+from benchmarks.timing import machine
+from besteffort.device import cores
 from besteffort.opt.config import OPTConfig
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import Model, random_model, to_checkpoint

@@ -14,7 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 
 from benchmarks.simpy_model import Served, serve
-from benchmarks.timing import Case, cores
+from benchmarks.timing import Case
+from besteffort.device import cores
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.simulator.tables import Tables

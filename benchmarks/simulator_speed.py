@@ -27,7 +27,8 @@ from benchmarks.cartpole import cartpole_case
 from benchmarks.compiled import Rollouts, Scenario, part_cases, scenarios
 from benchmarks.rivals import Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
-from benchmarks.timing import Case, Speed, Speeds, cores, machine, measure
+from benchmarks.timing import Case, Speed, Speeds, machine, measure
+from besteffort.device import cores
 from besteffort.simulator.tables import Tables
 from besteffort.workload.sample import sample_workload
 

@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.summary import Row
-from benchmarks.timing import cores, machine
+from benchmarks.timing import machine
+from besteffort.device import cores
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.learning.train import initial_state, segment
 from besteffort.runs.training import make_training_problem, run_keys

@@ -12,6 +12,7 @@ depends on the machine.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def run(lab: Lab) -> Findings:
 def microseconds(policy: Policy, rounds: int = 5, decisions: int = 2_000) -> float:
     """Smallest of some rounds' median time of a decision."""
     generator = np.random.default_rng(0)
-    states = [
+    states: list[dict[str, Any]] = [
         {
             "task": policy.tasks[generator.integers(len(policy.tasks))],
             "batch_sizes": dict(

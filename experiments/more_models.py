@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,8 @@ def run(lab: Lab) -> Findings:
     everything = all_sizes()
     profiles = {name: everything.select(models) for name, models in CATALOGUES.items()}
     profiles[f"{MADE_UP} models (made up)"] = made_up(everything, MADE_UP)
-    settings, rows, data = [], [], {}
+    settings, rows = [], []
+    data: dict[str, dict[str, Any]] = {}
     names = list(profiles)
     for name, profile in lab.selected(profiles, fast=(names[0], names[-1])).items():
         own = with_profile(situation, profile)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.formats import percent
@@ -200,7 +201,7 @@ def table(cases: list[Case]) -> Table:
     )
 
 
-def figure(cases: list[Case]) -> plots.Figure:
+def figure(cases: list[Case]) -> Figure:
     """Performance, and what is missing to the optimum, against load."""
     loads = np.array([one.load for one in cases])
     optimum = np.array([one.optimum.reward for one in cases])

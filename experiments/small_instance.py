@@ -178,7 +178,7 @@ def solve(instance: Instance, policy: np.ndarray | None = None, *, tolerance: fl
 
 def visits(instance: Instance, policy: np.ndarray, *, tolerance: float = 1e-6) -> np.ndarray:
     """(states,) long-run share of ticks that find the situation in each state under a policy."""
-    present = np.zeros(len(instance.quiet))
+    present: np.ndarray = np.zeros(len(instance.quiet))
     present[0] = 1.0  # the empty state, which all states lead to
     tasks, models, lengths, states = instance.served.shape
     while True:
@@ -186,8 +186,8 @@ def visits(instance: Instance, policy: np.ndarray, *, tolerance: float = 1e-6) -
         for task, model, length in np.ndindex(tasks, models, lengths):
             share = instance.probability * instance.situation.shares[task] / lengths
             parts.append((instance.served[task, model, length], share * policy[task, model]))
-        following = sum(np.bincount(to, weights=part * present, minlength=states) for to, part in parts)
-        following = (following + present) / 2  # without a period
+        flows = [np.bincount(to, weights=part * present, minlength=states) for to, part in parts]
+        following = (np.sum(flows, axis=0) + present) / 2  # without a period
         if np.abs(following - present).sum() < tolerance:
             return following
         present = following
@@ -271,9 +271,9 @@ class _Server:
             rows.append([numbers[to] for to, _ in followers])
             earned.append([float(worth[tasks].sum()) for _, tasks in followers])
         size = np.array([len(running) + len(waiting) for _, running, waiting in states])
-        to, gain = np.array(rows), np.array(earned)
+        after, gain = np.array(rows), np.array(earned)
         kinds = (len(states), len(worth), -1)
-        return Line(size, to[:, 0], gain[:, 0], to[:, 1:].reshape(kinds), gain[:, 1:].reshape(kinds))
+        return Line(size, after[:, 0], gain[:, 0], after[:, 1:].reshape(kinds), gain[:, 1:].reshape(kinds))
 
     def _tick(self, state: _State) -> tuple[_State, list[int]]:
         """The state a tick later, and the tasks of those that are known to be in time now."""
