@@ -80,7 +80,7 @@ class Rollouts:
     ) -> Case:
         """A rollout of `environments`, a multiple of `WARMED`, spread evenly over `devices`.
 
-        Without `rewards` nobody reads them, and XLA leaves them out.
+        Without `rewards` they are not read, and XLA leaves them out.
         """
         shape, params = build(scenario.situation, scenario.workload, history=HISTORY)
         numbers = (params, routers(shape)[router_name])

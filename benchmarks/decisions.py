@@ -2,7 +2,7 @@
 
     python -m benchmarks.decisions [--policy FILE ...] [--out FILE] [--fast]
 
-Every decision starts from Python numbers and ends with the index of a model, as beside a load balancer: one request at
+Every decision starts from Python numbers and ends with the index of a model, as next to a load balancer: one request at
 a time, on one thread; what else runs on the machine is not counted. Also on how many of 10,000 states all three choose
 the same model. Beside the policies that are given stand two networks with random weights that choose each model equally
 often: one of 64 x 64 units and one of 256 x 256, as in the paper.

@@ -6,8 +6,8 @@ All train for the default situation on the load of `besteffort quickstart`, with
 with the marginal credit of every decision. They take turns, from one snapshot of the network to the next, so that a
 machine that slows down slows all of them. Their clocks run only while they train, and count processor time, so that
 other work on the machine does not count: on one core that is the time on the wall where nothing else runs, on several
-it is to the disadvantage of whoever uses them. What compilation takes is measured before and told apart. Afterwards
-every snapshot is judged on the same lists, which nobody was trained or tuned on: Poisson arrivals at several loads, and
+it is to the disadvantage of those who use them. Compilation is measured before and reported apart. Afterwards every
+snapshot is judged on the same lists, which no router was trained or tuned on: Poisson arrivals at several loads, and
 bursts. The quality to reach is 95% of the mean performance there of the best heuristic, which has one setting for all
 of them, tuned on other lists.
 
@@ -127,7 +127,7 @@ def make_task(problem: TrainingProblem) -> Task:
 
 
 class Learner(Protocol):
-    """A training that goes on when it is told to."""
+    """A training that continues on request."""
 
     def proceed(self) -> Weights:
         """Trains up to the next snapshot, and gives the network."""
@@ -286,7 +286,7 @@ LEARNERS: dict[str, Callable[[Task, int, int, int], Learner]] = {
 
 
 def train_all(task: Task, size: Size, seed: int, console: Console) -> dict[str, Curve]:
-    """One training of each learner, in turns; the next turn is that of whoever has done the least of its own."""
+    """One training of each learner, in turns; the next turn goes to the one that is least far."""
     curves: dict[str, Curve] = {}
     learners: dict[str, Any] = {}
     for name, decisions in size.decisions:

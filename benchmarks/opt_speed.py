@@ -1,4 +1,4 @@
-"""OPT in Flax beside Hugging Face transformers in PyTorch: decode and prefill, in one run on one machine.
+"""OPT in Flax and Hugging Face transformers in PyTorch: decode and prefill, in one run on one machine.
 
 Both sides have the same random weights of the true shapes, take turns, and count everything that a step needs: calling
 the program, choosing the token, handing it to the host. Transformers runs its model as it comes, eagerly and without

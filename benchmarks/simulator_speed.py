@@ -1,4 +1,4 @@
-"""Speed of the compiled simulator beside its rivals, everything in one run on the machine at hand.
+"""Speed of the compiled simulator and its rivals, everything in one run on the machine at hand.
 
     python -m benchmarks.simulator_speed [--out FILE] [--fast]
 
@@ -132,7 +132,7 @@ def speed_table(speeds: Speeds, size: Size) -> Table:
     counts, found = [f"{count:,}" for count in size.environments], ratios(speeds)
     against = [rival for rival in columns() if rival.endswith(f"x{cores()}")]
     table = Table(
-        title="Speed of the exact simulator beside its rivals",
+        title="Speed of the exact simulator and its rivals",
         caption=f"Thousands of decisions, requests or steps per second, median and range over {size.rounds} rounds; "
         "ratios of medians, at the best count of environments.",
     )

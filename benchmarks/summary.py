@@ -1,4 +1,4 @@
-"""One table of what all benchmarks found: ours beside what people would use instead, with the ratio."""
+"""One table of what all benchmarks found: ours and what people would use instead, with the ratio."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
 
 def summary_table(rows: Sequence[Row]) -> Table:
     """All lines."""
-    table = Table(title="Ours beside what one would use instead, each line from one run")
+    table = Table(title="Ours and what one would use instead, each line from one run")
     for heading in ("what", "ours", "theirs"):
         table.add_column(heading)
     for heading in ("ratio", "target"):

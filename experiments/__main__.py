@@ -1,4 +1,4 @@
-"""Reproducing: the experiments of a checkout, side by side, and the page that sets the paper's figures beside ours."""
+"""Reproducing: the experiments of a checkout, side by side, and the page that sets the paper's figures next to ours."""
 
 from __future__ import annotations
 

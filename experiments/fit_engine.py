@@ -100,7 +100,7 @@ def judged(log: RequestLog, hidden: np.ndarray) -> HeldOut:
 
 
 def compared(log: RequestLog, ttft_s: np.ndarray, latency_s: np.ndarray, rows: np.ndarray) -> HeldOut:
-    """Times of some requests of a log beside others."""
+    """Times of some requests of a log next to others."""
     return HeldOut(
         {"ttft_s": log.ttft_s[rows], "latency_s": log.latency_s[rows]},
         {"ttft_s": ttft_s[rows], "latency_s": latency_s[rows]},

@@ -31,7 +31,7 @@ CALM, BURST, DWELL_S = 0.3, 2.4, (4.0, 2.0)  # of the mean load; mean (4 x 0.3 +
 
 
 def run(lab: Lab) -> Findings:
-    """Judges the default situation's policies beside eight replicas of the large model."""
+    """Judges the default situation's policies against eight replicas of the large model."""
     situation = load_situation("paper")
     double = dataclasses.replace(
         situation, cluster=dataclasses.replace(situation.cluster, replicas=2 * situation.cluster.replicas)

@@ -96,7 +96,7 @@ of what the policies had learnt (seen on the lists of `experiments/soft_deadline
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One line of the page that sets the paper's figures beside ours.
+    """One line of the page that sets the paper's figures next to ours.
 
     Attributes:
       claim: what is claimed.
@@ -192,7 +192,7 @@ class Lab:
         workload: Any = None,
         start: Sequence[Policy] = (),
     ) -> list[Policy]:
-        """One policy per seed; trained once, whoever asks, and continued where it was interrupted.
+        """One policy per seed; trained once for all experiments, and continued where it was interrupted.
 
         Seed by seed, because the networks of many, side by side, are slower: they outgrow the processor's caches.
 

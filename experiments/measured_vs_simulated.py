@@ -4,7 +4,7 @@
     python -m experiments.measured_vs_simulated play --policy OUT/train/policy.safetensors --runs DIR [--minutes 4.5]
     python -m experiments.measured_vs_simulated compare --policy OUT/train/policy.safetensors --runs DIR
 
-`play` serves every list twice with every router by the real engine, in real time, and keeps what became of each request
+`play` serves every list twice with every router by the real engine, in real time, and keeps the result of each request
 in DIR; called again it goes on where it was, so that it can be done in short stretches on a quiet machine. `compare`
 simulates the lists that were played twice with the built-in profile `laptop`, and writes
 results/measured_vs_simulated.json, .md and a picture. Both refuse what was played with another profile, configuration
@@ -76,7 +76,7 @@ class Setting:
         return f"{f'load {self.load:g}' if self.load else 'bursts'}, {self.router}"
 
     def file(self, repeat: int) -> str:
-        """Name of the file that keeps what became of the list."""
+        """Name of the file that keeps the results of the list."""
         return f"{self.name}, {repeat}.npz"
 
 
@@ -87,7 +87,7 @@ def settings() -> list[Setting]:
 
 
 def list_of(load: float, situation: Situation) -> CaseList:
-    """The same list whoever routes it."""
+    """The same list for every router."""
     process = workloads.Poisson(load=load) if load else BURSTY
     seconds = SECONDS if load else 3 * SECONDS
     mean_load = load or float(np.average(BURSTY.loads, weights=BURSTY.dwell_s))
@@ -186,7 +186,7 @@ async def play(
 
 
 def save(played: Played, right: np.ndarray, lone_s: np.ndarray, origin: dict[str, str], file: Path) -> None:
-    """Keeps what became of a list, of the lone requests around it, and what it was played with."""
+    """Keeps the results of a list and of the lone requests around it, and what it was played with."""
     columns = {field.name: getattr(played.result, field.name) for field in dataclasses.fields(Result)}
     extra = {"right": right, "lone_s": lone_s, "lateness_s": played.lateness_s, "routing_s": played.routing_s}
     content = io.BytesIO()
@@ -304,7 +304,7 @@ def errors_table(rows: dict[str, Any]) -> Table:
 
 
 def bursts_table(rows: dict[str, Any]) -> Table:
-    """Performance under bursts, measured and foretold."""
+    """Performance under bursts, measured and predicted."""
     bursts = {name.partition(", ")[2]: row for name, row in rows.items() if name.startswith("bursts")}
     return Table(
         "Bursty load: performance",

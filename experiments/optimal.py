@@ -1,4 +1,4 @@
-"""How far from optimal: the learned router beside the best policy there is, where that can be computed.
+"""How far from optimal: the learned router and the best policy there is, where that can be computed.
 
     python -m experiments.optimal [--fast]
 
@@ -7,7 +7,7 @@ enough to solve (`experiments.small_instance`). The optimum is that of a router 
 instance. Routers of the project see the task, the batch sizes and the time since these last changed, so that part of
 the gap is what they cannot see; a policy that sees task and batch sizes alone is computed to show how much. The same
 recipe as anywhere trains networks on this situation, and heuristics are tuned on it. The optimal policy is also played
-by the reference simulator, on the lists that everybody is judged on: its mean reward has to be what was computed.
+by the reference simulator, on the lists that all routers are judged on: its mean reward has to be what was computed.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def figures(one: Case) -> dict[str, object]:
 
 
 def table(cases: list[Case]) -> Table:
-    """The learned router beside the optimum and the best of the others."""
+    """The learned router, the optimum and the best of the others."""
     rows = []
     for one in cases:
         best = ranking(one.evaluation)

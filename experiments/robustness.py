@@ -4,7 +4,7 @@
 
 The perturbations of `besteffort diagnose`, for all policies of the default situation: qualities and latencies that are
 wrong by 5 to 30%, a rate estimate that lags by 1 to 100 arrivals, batch sizes that are up to 5 s old, loads below and
-beyond those of the training, other arrivals, single tasks. Heuristics believe the same wrong tables and see the same
+beyond those of the training, other arrivals, single tasks. Heuristics assume the same wrong tables and see the same
 late views; policy `i` plays list `i`.
 """
 

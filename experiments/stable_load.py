@@ -104,7 +104,7 @@ def run(lab: Lab) -> Findings:
 
 
 def grid_table(evaluation: EvaluationResult) -> Table:
-    """The learned router beside the best of all others, load by load."""
+    """The learned router and the best of all others, load by load."""
     rows = []
     for index, load in enumerate(evaluation.set.loads):
         one = ranking(evaluation, index)

@@ -1,12 +1,12 @@
-"""Claim 2, unpredictable load: how often performance is near its peak, beside the best static model.
+"""Claim 2, unpredictable load: how often performance is near its peak, compared with the best static model.
 
     python -m experiments.unpredictable_load [--fast] [--data DIR]
 
 The paper: at least 96% of peak performance 4.1 times as often, and 98% 2.3 times as often, as static serving. Windows
 of 0.5 to 30 s; those of 1 s are held against the claims. Three loads: bursts between load 0.5 and 4; the counts of
 Azure Functions 2019, spread over the tasks and given Gamma arrivals inside each minute; and the requests for code of
-the Azure LLM traces of 2023. Of the counts, heuristics are tuned on sample A and everybody is judged on sample B; the
-policy is that of the default situation and has seen neither. Of the trace, policies are trained and heuristics are
+the Azure LLM traces of 2023. Of the counts, heuristics are tuned on sample A and all routers are judged on sample B;
+the policy is that of the default situation and has seen neither. Of the trace, policies are trained and heuristics are
 tuned on the first half and judged on the second; these policies also see the smallest batch of each model, as
 heuristics do, and look a second ahead, because its prompts are long.
 

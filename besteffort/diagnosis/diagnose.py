@@ -1,6 +1,6 @@
 """Diagnosing a policy: what it is worth where tables are wrong, views are late, and requests are not as in training.
 
-All routers are played beside it. The rules among them are tuned where everything is as known, on lists that nothing is
+All routers play the same lists. The rules among them are tuned where everything is as known, on lists that nothing is
 judged on: for most perturbations on the workload of the diagnosis, for those at other loads on loads of the training
 range.
 """
@@ -80,7 +80,7 @@ class DiagnosisSuite(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What is to be told of a policy.
+    """The findings about a policy.
 
     Attributes:
       findings: what is wrong, worst first.
@@ -203,7 +203,7 @@ def diagnose(
 
     Args:
       policy: the policy.
-      situation: what is served, on what, as all routers believe.
+      situation: what is served, on what, as all routers assume.
       config: how to judge; lists are no longer than `REQUESTS`.
       out: directory.
       trace: judge on it, in place of the configuration's bursty load.
@@ -237,7 +237,7 @@ def diagnose(
 def try_out(
     learned: dict[str, Sequence[Router]], suite: DiagnosisSuite, *, seed: int = 0
 ) -> tuple[list[Outcome], tuple[dict[str, Settings], dict[str, Settings]]]:
-    """Tunes the rules and judges everybody in all perturbations of a suite.
+    """Tunes the rules and judges all routers in all perturbations of a suite.
 
     Args:
       learned: learned routers by name, one for all lists or one for each.
@@ -263,11 +263,11 @@ def try_out(
         tuned.append({name: settings[0] for name, settings in best.items()})
         routers = heuristic_routers(evaluation_set.situation, best, 1)
         rules.append({name: each for name, each in routers.items() if name not in _LEFT_OUT})
-    everybody = [{**learned, **rules[perturbation.family == "load"]} for perturbation in perturbations]
+    routers_of = [{**learned, **rules[perturbation.family == "load"]} for perturbation in perturbations]
     outcomes = judge_perturbations(
         evaluation_set.situation,
         perturbations,
-        everybody,
+        routers_of,
         inspect=tuple(learned),
         warm_up_s=evaluation_set.warm_up_s,
         seed=seed,
@@ -326,7 +326,7 @@ def _checked(outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:
 
 
 def perturbations_table(compared: Sequence[Comparison], bounds: Sequence[float | None]) -> Table:
-    """Every perturbation: the policy beside the best other router."""
+    """Every perturbation: the policy and the best other router."""
     columns = (
         Column("Learned (%)", brief=True),
         Column("Best rule", brief=True),

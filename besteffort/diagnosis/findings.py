@@ -19,13 +19,13 @@ from besteffort.evaluation.statistics import Interval, best_mean, mean_interval,
 Kind = Literal["collapse", "worse", "underestimates load"]
 
 WORSE = 0.005
-"""Performance by which a policy is behind another router before anybody is told."""
+"""Least performance by which a policy is behind another router that makes a finding."""
 
 COLLAPSE = 0.05
 """Performance by which it is behind where it is said to collapse."""
 
 AVOIDABLE_MISSES = 0.02
-"""Share of the requests missed on too large models, and missed beyond what another router misses, that is told."""
+"""Least share of requests missed on too large models, and beyond another router's misses, that makes a finding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A policy beside the best other router of a perturbation.
+    """A policy and the best other router under a perturbation.
 
     Attributes:
       outcome: the perturbation's outcome.

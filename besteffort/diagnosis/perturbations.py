@@ -92,7 +92,7 @@ def standard_perturbations(
     """The same lists in actual situations with other tables, and with views that are late.
 
     Args:
-      situation: what the routers believe.
+      situation: what the routers assume.
       lists: one per seed.
       shares: by how much qualities are wrong, and latencies, up or down by chance, which falls anew for each list.
       common_shares: by how much all models are slower, or all faster.
@@ -147,7 +147,7 @@ def judge_perturbations(
     """Plays all perturbations, those with lists of one length together.
 
     Args:
-      situation: what the routers believe.
+      situation: what the routers assume.
       perturbations: the perturbations.
       routers: for each perturbation routers by name, which take its lists in turns.
       inspect: names of the learned routers, whose misses are inspected, see `avoidable_misses`.
@@ -210,7 +210,7 @@ def avoidable_misses(result: Result, actual: Situation, factors: Float[np.ndarra
     `besteffort.routers.predict_latency`, for the mean lengths of its task; a fifth of its deadline has to be left.
 
     Args:
-      result: what became of a list, arrays of shape (n,).
+      result: of a list, arrays of shape (n,).
       actual: where.
       factors: factor in force on each deadline.
     """

@@ -1,8 +1,8 @@
 """Judging: evaluation sets of request lists, and all routers in each.
 
-An evaluation set is a family of loads whose heuristics share one setting, tuned on lists that nobody is judged on: the
-grid of Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the first
-half in its own order, and all routers know the mean lengths of that half; they are judged on the second half.
+An evaluation set is a family of loads whose heuristics share one setting, tuned on lists that no router is judged on:
+the grid of Poisson loads, the bursty load, or a trace at several mean loads. Of a trace, heuristics are tuned on the
+first half in its own order, and all routers know the mean lengths of that half; they are judged on the second half.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures of a simulation, from what became of each request. NumPy only.
+"""Measures of a simulation, from the result of each request. NumPy only.
 
 Every function takes a `Result` whose arrays have the shape (*lanes, n) and returns one figure per lane: an array of
 shape (*lanes,), `nan` where a lane has no request that counts. Requests that arrive in the first `warm_up_s` seconds
@@ -130,7 +130,7 @@ def latency_percentiles(
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Percentiles (0 to 100) of the end-to-end latency in seconds over answered requests, late ones included.
 
-    Rejected requests have no latency and are left out: read these figures beside `rejection_rate`.
+    Rejected requests have no latency and are left out: read these figures with `rejection_rate`.
     """
     return _percentiles(result.latency_s, _counted(result, warm_up_s) & ~result.rejected, percentiles)
 

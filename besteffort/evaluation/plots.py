@@ -1,8 +1,8 @@
 """Figures: against the rate, the routing mix, a time line through a burst, and the comparison of the quickstart.
 
-Every function returns a `matplotlib.figure.Figure` that belongs to nobody else (no pyplot, no global state, any
-thread); `save_figure` writes it. Colours can be told apart by colour-blind readers and in greyscale print, with markers
-and line styles beside them; models run from light (smallest) to dark (largest).
+Every function returns a `matplotlib.figure.Figure` of its own (no pyplot, no global state, any thread);
+`save_figure` writes it. Colour-blind readers and greyscale print can distinguish the colours, and markers and line
+styles help; models run from light (smallest) to dark (largest).
 """
 
 from __future__ import annotations
@@ -215,10 +215,10 @@ def plot_timeline(
     focus: str,
     capacity_per_s: float | None = None,
 ) -> Figure:
-    """Through a stretch of time: arrivals, the models that router `focus` chose, and everybody's performance.
+    """Through a stretch of time: arrivals, the models that router `focus` chose, and the performance of all.
 
     Args:
-      results: per router what became of the same requests; arrays of shape (n,).
+      results: per router the results of the same requests; arrays of shape (n,).
       model_names: names of the models, smallest first.
       start_s: start of the stretch, on the clock of `arrival_s`.
       end_s: its end.
@@ -571,7 +571,7 @@ def plot_sweep(axes: Sequence[SweptAxis], performance: Interval) -> Figure:
         groups = axis.groups(axis.values)
         distinct = sorted(set(groups)) if all(map(is_number, groups)) else list(dict.fromkeys(groups))
         if axis.listed:
-            # Settings of one value stand beside each other, in their order, so that they do not hide each other.
+            # Settings of one value stand next to each other, in their order, so that none hides another.
             x = np.empty(len(groups))
             for place, value in enumerate(distinct):
                 mine = [index for index, group in enumerate(groups) if group == value]

@@ -161,7 +161,7 @@ def draw_routing_mix(evaluation: EvaluationResult, path: Path) -> Picture:
 
 
 def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
-    """Through a burst of the first seed's list at the last load, beside the heuristics and the largest model alone."""
+    """A burst of the first seed's list at the last load: learned, heuristics, and the largest model alone."""
     results = evaluation.results[-1]
     largest = static_name(evaluation.set.situation.profile.model_names[-1])
     first = {name: results[name].lanes(0) for name in (LEARNED, *_ON_TIMELINE, largest)}

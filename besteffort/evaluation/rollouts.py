@@ -1,6 +1,6 @@
 """Routers on lists of requests: all meet the same lists (common random numbers), in one compiled program or two.
 
-Routers believe a situation. Lanes may be played in another one, whose tables, qualities, deadlines or view differ.
+Routers assume a situation. The actual one of a rollout may have other tables, qualities, deadlines or views.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rollout(NamedTuple):
       kind: routers of the same kind differ in their numbers only.
       row: which list.
       router: the router.
-      actual: the situation in which it is played; None where it is as the routers believe.
+      actual: the situation in which it is played; None where it is the assumed one.
     """
 
     kind: str
@@ -99,7 +99,7 @@ def play_routers(
     """Plays every list with every router, in float32 on many rollouts at once.
 
     Args:
-      situation: what is served, on what, as the routers believe.
+      situation: what is served, on what, as the routers assume.
       lists: lists of equal length.
       routers: per name one router for each list (repeat it to use the same for all). Routers of one name, and of
         different names alike, may differ in their numbers.
@@ -130,7 +130,7 @@ def play_rollouts(
     """Plays rollouts block by block, for callers that would not hold all of it; see `play_routers`.
 
     Yields:
-      The rollouts of a block, in order within their program, and what became of their requests, of shape (rollouts, n).
+      The rollouts of a block, in order within their program, and the results of their requests, of shape (rollouts, n).
 
     Raises:
       InputError: if the lists differ in length, or the actual situations in more than numbers.

@@ -141,7 +141,7 @@ def to_yaml(config: Any) -> str:
 
 
 def config_names(folder: str = "") -> tuple[str, ...]:
-    """Names of the configurations that come with the package, or of what else lies in a folder beside them."""
+    """Names of the configurations that come with the package, or of the files in a folder next to them."""
     return tuple(sorted(path.stem for path in (_builtin_directory() / folder).glob("*.yaml")))
 
 
@@ -164,7 +164,7 @@ def find_config(path_or_name: str | Path, folder: str = "") -> Path:
 
 
 def _builtin_directory() -> Path:
-    """`configs/` lies inside an installed package, and beside the package in a checkout."""
+    """`configs/` lies inside an installed package, and next to the package in a checkout."""
     package = Path(str(importlib.resources.files("besteffort")))
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"

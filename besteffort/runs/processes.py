@@ -78,9 +78,9 @@ def run_jobs(
 ) -> dict[str, int]:
     """Runs the jobs in their order, `workers` at a time, and waits for all of them.
 
-    Cores are shared out: each process is told how many threads JAX shall use, unless `NPROC` says so already. So is a
-    GPU, which JAX else takes whole (`XLA_PYTHON_CLIENT_PREALLOCATE`). An exception, of a callback or from the keyboard,
-    ends all processes and all that they have started.
+    The processes share the cores: `NPROC` limits the threads of JAX in each, unless it is set already. They also share
+    a GPU, which JAX else takes whole (`XLA_PYTHON_CLIENT_PREALLOCATE`). An exception, of a callback or from the
+    keyboard, ends all processes and all that they have started.
 
     Args:
       jobs: what to run; names differ.

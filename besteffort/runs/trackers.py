@@ -70,9 +70,9 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 class MetricsLog:
     """The files of the module's table, and trackers, for one run directory; a context manager.
 
-    What the files hold from the first point on that is added was left behind by a killed run, and is replaced. Trackers
-    are told what the files hold and they do not have. One that fails later on is given up with a warning; training goes
-    on.
+    Points that the files hold from the first added point on were left behind by a killed run, and are replaced.
+    Trackers receive the points of the files that they do not have. One that fails later on is dropped with a warning;
+    training continues.
 
     Args:
       out: the run directory.
@@ -160,7 +160,7 @@ class MetricsLog:
             yield
         except Exception as error:
             del self._trackers[name]
-            warnings.warn(f"{name} failed ({_brief(error)}) and is told no more of {self._out}.", stacklevel=3)
+            warnings.warn(f"{name} failed ({_brief(error)}) and receives no more points of {self._out}.", stacklevel=3)
 
 
 class _MLflow:
@@ -200,7 +200,7 @@ class _WeightsAndBiases:
         import wandb
 
         identities = _identities(out, "wandb", seeds, lambda _: uuid.uuid4().hex[:16])
-        # A killed run leaves little of what it wrote for later; all of it is told again.
+        # A killed run leaves little of what it wrote for later; all of it is logged again.
         for identity in identities.values():
             for left in (out / "wandb").glob(f"offline-run-*-{identity}"):
                 shutil.rmtree(left)

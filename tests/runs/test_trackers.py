@@ -101,7 +101,7 @@ def test_trackers_are_told_once_and_given_up_if_they_fail(tmp_path: Path, monkey
     with log(tmp_path, ("mlflow",)) as to:
         to.add(0, point(100))
         recorder.fails = True
-        with pytest.warns(UserWarning, match=r"mlflow failed \(the server is gone\) and is told no more"):
+        with pytest.warns(UserWarning, match=r"mlflow failed \(the server is gone\) and receives no more"):
             to.add(0, point(200))
         to.add(0, point(300))
     recorder.fails = False
