@@ -85,12 +85,12 @@ FAST = Size(
     requests=2_000,
     config=(
         ("ensemble_size", 1),
-        ("envs", 16),
-        ("chunk", 32),
-        ("ring", 128),
-        ("batch", 64),
-        ("updates", 16),
-        ("log_chunks", 1),
+        ("num_envs", 16),
+        ("rollout_length", 32),
+        ("buffer_length", 128),
+        ("batch_size", 64),
+        ("updates_per_rollout", 16),
+        ("log_interval", 1),
     ),
 )
 

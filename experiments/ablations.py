@@ -41,7 +41,7 @@ LEARNING: Mapping[str, dict[str, Any]] = {
     f"an ensemble of {ENSEMBLE_SIZE}": {"config": {"ensemble_size": ENSEMBLE_SIZE}},
     "own-request credit": {"config": {"credit": "own"}},
     "plain DQN": {"config": {"double": False}},
-    "one-step returns": {"config": {"run": 1}},
+    "one-step returns": {"config": {"n_step": 1}},
     "last network, not the average": {"hyper": {"average_power": 1e9}},
     "horizon 2 s": {"hyper": {"horizon_s": 2.0}},
     "trained on loads 0.5 to 4": {"workload": RandomRates(low=0.5, high=4.0)},

@@ -38,7 +38,12 @@ def run(lab: Lab) -> Findings:
     policies = {}
     sizes = tuple(lab.selected({_name(hidden): hidden for hidden in SIZES}, fast=INDICATIVE).values())
     for hidden in sizes:
-        config = {"hidden": hidden, "batch": 256, "ensemble_size": 1, "decisions": lab.scale.variant_decisions}
+        config = {
+            "hidden_sizes": hidden,
+            "batch_size": 256,
+            "ensemble_size": 1,
+            "decisions": lab.scale.variant_decisions,
+        }
         policies[hidden] = lab.train(situation, lab.training(config=config), name=_name(hidden))
     usual = lab.train(situation, lab.training(), name="paper")
     evaluation = lab.judge(

@@ -27,14 +27,14 @@ from experiments.lab import Claim, Findings, Lab, main
 ITERATIONS = 1_200_000
 RECIPE: dict[str, Any] = {
     "ensemble_size": 1,
-    "hidden": (256, 256),
-    "envs": 16,
-    "chunk": 64,
-    "updates": 256,  # of 16 x 64 decisions
-    "batch": 32,
-    "ring": 4096,
-    "log_chunks": 100,
-    "run": 1,
+    "hidden_sizes": (256, 256),
+    "num_envs": 16,
+    "rollout_length": 64,
+    "updates_per_rollout": 256,  # of 16 x 64 decisions
+    "batch_size": 32,
+    "buffer_length": 4096,
+    "log_interval": 100,
+    "n_step": 1,
     "baseline": False,
     "credit": "own",
     "loss": "huber",
@@ -61,7 +61,7 @@ def run(lab: Lab) -> Findings:
     theirs = lab.train(situation, recipe, name="the paper's recipe")
     ours, seconds = {}, {}
     for share in SHARES:
-        training = lab.training(config={"decisions": max(32_768, int(share * lab.scale.decisions)), "log_chunks": 2})
+        training = lab.training(config={"decisions": max(32_768, int(share * lab.scale.decisions)), "log_interval": 2})
         training = training if share < 1 else lab.training()
         ours[training.config.decisions] = lab.train(situation, training, name=f"default, {share:g} of its decisions")
         seconds[training.config.decisions] = lab.seconds(situation, training)

@@ -34,7 +34,7 @@ def run(lab: Lab) -> Findings:
     lengths = [unit * 2**step for step in range(STEPS)]
     ways: dict[str, list] = {"fine-tuned": [], "from scratch": []}
     for decisions in lengths:
-        config = {"decisions": decisions, "log_chunks": 2}
+        config = {"decisions": decisions, "log_interval": 2}
         scratch = lab.training(config=config)
         ways["from scratch"].append(lab.train(soft, scratch, name=f"from scratch, {decisions:,} decisions"))
         fine = lab.training(config=config, hyper=FINE_TUNING)
