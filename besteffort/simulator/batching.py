@@ -1,4 +1,4 @@
-"""Functions written for many environments at once, callable for one, under any nesting of `jax.vmap`."""
+"""Makes functions over a batch of environments callable for one environment, under any nesting of `jax.vmap`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jax.custom_batching import custom_vmap
 
 
 def batched_over_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function over a leading lane axis callable for a single lane.
+    """Makes a function over a leading batch axis callable for a single element.
 
-    `function` takes and returns pytrees of arrays with a leading axis of lanes, one environment each. The result takes
-    and returns them without it. Nested `vmap`s around a call are flattened into one lane axis, so that `function` sees
-    all environments together: its loops can run until the last lane is done, without `vmap`'s select between old and
-    new state on every turn, and its updates can stay in place.
+    `function` takes and returns pytrees of arrays with a leading batch axis, one element per environment. The returned
+    function takes and returns the same pytrees without that axis. Nested `vmap`s around a call are flattened into one
+    batch axis, so `function` sees all environments together: its loops can run until the last element is done, without
+    `vmap`'s select between old and new state in every iteration, and its updates can stay in place.
     """
 
     @custom_vmap

@@ -1,4 +1,4 @@
-"""From a situation to the arrays that the compiled simulator takes."""
+"""Builds the arrays that the compiled simulator takes from a situation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def build(
     longest_prompt: int | None = None,
     record: bool = False,
 ) -> tuple[EnvShape, EnvParams]:
-    """Shape and numbers of the environment for `situation`.
+    """Returns the static shape and the numeric parameters of the environment for `situation`.
 
     Args:
-      situation: what is served, on what.
+      situation: the models, tasks and cluster.
       workload: a `besteffort.workload.types.Workload`, or None for callers that feed arrivals themselves.
-      history: decisions that the state remembers.
-      horizon: decisions per episode; 0 for no end.
-      longest_prompt: largest prompt length that may arrive; by default the longest of the situation's tasks.
+      history: decisions whose outcome the state keeps.
+      horizon: decisions per episode; 0 means that episodes do not end.
+      longest_prompt: largest prompt length that may arrive, in tokens; by default the longest of the situation's tasks.
       record: keep each request's times.
 
     Returns:
@@ -88,10 +88,10 @@ def build(
 def build_alike(
     situations: Sequence[Situation], *, history: int, longest_prompt: int | None = None, record: bool = False
 ) -> tuple[EnvShape, list[EnvParams]]:
-    """One shape for situations that differ in numbers only, and the numbers of each, to be played as lanes.
+    """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
-    What any of them switches on is on for all; whoever does not need it has numbers that make it do nothing. One that
-    slows instances down makes all advance iteration by iteration.
+    One compiled program can then simulate them together. A switch that any situation turns on is on for all of them;
+    the others have numbers that make it a no-op. If one situation has slow-downs, all advance iteration by iteration.
 
     Args:
       situations: at least one.
@@ -123,17 +123,17 @@ def build_alike(
 def make_env(
     situation: Situation, workload: Any, *, history: int = 1024, horizon: int = 0
 ) -> tuple[ServingEnvironment, EnvParams]:
-    """The compiled environment of a situation, and its numbers.
+    """Returns the compiled environment of a situation, and its parameters.
 
     Args:
-      situation: what is served, on what.
-      workload: where arrivals come from, a `besteffort.workload.types.Workload`.
-      history: decisions that the state remembers; more than are in flight at a time.
-      horizon: decisions per episode, after which it truncates; 0 for no end.
+      situation: the models, tasks and cluster.
+      workload: the source of arrivals, a `besteffort.workload.types.Workload`.
+      history: decisions whose outcome the state keeps; more than the requests in flight at any time.
+      horizon: decisions per episode, after which it truncates; 0 means that episodes do not end.
 
     Returns:
-      The environment, whose `reset` and `step` take one environment's state and are to be vmapped, and parameters in
-      the default float type, any of which may be vmapped over.
+      The environment, whose `reset` and `step` take the state of a single environment and support `vmap`, and
+      parameters in the default float type, any of which may be vmapped over.
     """
     shape, params = build(situation, workload, history=history, horizon=horizon)
     return ServingEnvironment(shape), params

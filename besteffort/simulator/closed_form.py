@@ -1,16 +1,16 @@
-"""Independent instances, advanced in closed form: one arrival costs one insertion, and time passes for free.
+"""Closed-form dynamics of independent instances: an arrival costs one insertion, and no event queue is needed.
 
 Between two admissions an instance only decodes, so its future is known. Each iteration gives every running request one
 token; with a clock that counts iterations, a request that is admitted at clock 0 and wants `n` tokens leaves at clock
-`n`, whoever else runs beside it. Keep the running requests sorted by that clock, flush right: then `max_batch - j` of
-them still run while the j-th is the next to leave, and all departure times are one prefix sum,
+`n`, whichever requests run with it. Keep the running requests sorted by that clock, flush right: then `max_batch - j`
+of them still run while the j-th is the next to leave, and all departure times are one prefix sum,
 
     done[j] = admission + sum over i <= j of (finish[i] - finish[i - 1]) * decode[max_batch - i],
 
-where `admission` is the length of the iteration that admitted the last ones. Lines are first come, first served, and
-nobody is preempted, so a request's admission does not depend on who comes after it. Its moment is known at once:
-the next iteration boundary if there is room, else the first planned departure that makes room. So the plan always
-covers everybody, also those who will wait, and a batch size is a count of departures still to come.
+where `admission` is the length of the iteration that admitted the last ones. Queues are first come, first served, and
+no request is preempted, so a request's admission does not depend on later arrivals. Its time is known at once: the
+next iteration boundary if there is room, else the first planned departure that makes room. So the plan always covers
+all requests, including those that will wait, and a batch size is a count of departures still to come.
 
 Times and clocks of an instance are relative to its *boundary*: the start of the iteration that admits the last of its
 requests, which may lie in the future. Thus float32 keeps its precision however long an episode lasts.
@@ -36,16 +36,16 @@ _NEVER = jnp.iinfo(jnp.int32).max
 class Seats(NamedTuple):
     """Requests of an instance, sorted by departure, flush right; fields of shape (..., max_batch + queue_capacity).
 
-    The last `max_batch` seats hold those who run from the boundary on. To their left are those who leave before it, or
-    have left already: these keep their seat until somebody needs it.
+    The last `max_batch` seats hold the requests that run from the boundary on. To their left are those that leave
+    before it or have left already; these keep their seat until another request needs it.
 
     Attributes:
-      index: number of the decision; -1 where nobody has been.
+      index: number of the decision; -1 where the seat was never taken.
       task: index of the task.
       finish: iterations from the boundary to the departure; 0 if it leaves at the boundary or before.
       done_s: time of departure.
       arrival_s: time of arrival.
-      deadline_s: end-to-end latency it may take.
+      deadline_s: deadline on the end-to-end latency.
       admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
       prompt_tokens: None unless `EnvShape.context_cost`.
       cache_tokens: None unless `EnvShape.cache_limit`.
@@ -66,11 +66,11 @@ class Seats(NamedTuple):
 
 
 class DeparturePlan(NamedTuple):
-    """Where an instance stands; a scalar per instance, times relative to the boundary.
+    """Progress of an instance; one scalar per instance, times relative to the boundary.
 
     Attributes:
-      age_s: now; negative while the boundary lies ahead.
-      seen_s: the moment up to which rewards have been handed out.
+      age_s: the current time; negative while the boundary lies ahead.
+      seen_s: the time up to which rewards have been paid.
       admission_s: length of the iteration that starts at the boundary.
       prefill_s: the part of it that is prefill.
       joined: requests admitted at the boundary.
@@ -124,7 +124,7 @@ def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
 
 
 def last_departure_s(instances: Instances) -> Array:
-    """() seconds since the last departure that is still remembered; inf if there is none."""
+    """() seconds since the last departure that still has a seat; inf if there is none."""
     age_s, done_s = instances.plan.age_s[:, None], instances.seats.done_s
     return jnp.min(jnp.where(done_s <= age_s, age_s - done_s, jnp.inf))
 
@@ -132,8 +132,8 @@ def last_departure_s(instances: Instances) -> Array:
 def advance(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
 ) -> tuple[Instances, Ledger, Array]:
-    """Lets `gap_s` pass. Returns the rewards of the requests that departed meanwhile, summed, as third."""
-    del newest  # The ledger is written later: when a seat is needed, or when it is settled.
+    """Advances time by `gap_s`. The third result is the summed reward of the requests that departed meanwhile."""
+    del newest  # The ledger is written later: when a seat is needed, or by `flush`.
     seats, plan = instances
     age_s = plan.age_s + gap_s
     departed = (seats.done_s > plan.seen_s[:, None]) & (seats.done_s <= age_s[:, None])
@@ -150,10 +150,10 @@ def submit(
     request: Request,
     accept: Array,
 ) -> tuple[Instances, Ledger, Array]:
-    """Gives `request`, which arrives now, to `instance`, which has a seat for it; nothing happens unless `accept`.
+    """Gives `request`, which arrives now, to `instance`, which has a seat for it; a no-op unless `accept`.
 
-    Third comes the change in what all requests present earn if nobody else arrives: what `request` is now planned to
-    earn, less what those lose that it delays beyond their deadlines.
+    The third result is the change in what all requests present earn if no other request arrives: what `request` is now
+    planned to earn, less the loss of the requests that it delays beyond their deadlines.
     """
     model = instance % shape.models
     seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
@@ -169,7 +169,7 @@ def submit(
 
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
-    """Writes every request that has left by now into the ledger."""
+    """Writes every request that has departed by now into the ledger."""
     seats, plan = instances
     left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
     values = _values(shape, params, seats, _models(shape)[:, None])
@@ -182,12 +182,12 @@ def _models(shape: EnvShape) -> Array:
 
 
 def _values(shape: EnvShape, params: EnvParams, seats: Seats, model: Array) -> Array:
-    """What the requests earn if they depart as planned."""
+    """Rewards of the requests if they depart as planned."""
     return earned(shape, params, model, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
 
 
 def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, model: Array) -> Array:
-    """() what the requests present at an instance earn together if they depart as planned."""
+    """() summed reward of the requests present at an instance if they depart as planned."""
     return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, model), 0.0))
 
 
@@ -200,14 +200,14 @@ def _timing(seats: Seats) -> Timing | None:
 
 @batched_over_vmap
 def _put(tree: Any, instance: Array, row: Any) -> Any:
-    """Writes `row` over row `instance` of every array; all with a leading axis of lanes."""
+    """Writes `row` over row `instance` of every array; all have a leading batch axis."""
     lanes = instance.shape[0]
 
     def put(array: Array, new: Array) -> Array:
         if lanes > 1:
             return array.at[jnp.arange(lanes), instance].set(new)
-        # XLA for CPUs (jaxlib 0.10.2) would turn the same line for one lane into an update in place, fused with the
-        # computation of `new`, which then reads elements of the old row that it has already overwritten.
+        # For a batch of one, XLA for CPUs (jaxlib 0.10.2) would turn the line above into an update in place, fused with
+        # the computation of `new`, which then reads elements of the old row that it has already overwritten.
         mine = (jnp.arange(array.shape[1])[None] == instance[:, None]).reshape(1, -1, *(1,) * (array.ndim - 2))
         return jnp.where(mine, new[:, None], array)
 
@@ -227,7 +227,7 @@ def _admission(
         claimed = jnp.where(runs, seats.cache_tokens, 0.0)
         room &= jnp.sum(claimed) <= limit
         makes_room &= jnp.cumsum(claimed[::-1])[::-1] - claimed <= limit
-    # Of several that leave together the last frees the most; their times are equal, so the minimum is theirs.
+    # Of several that leave together the last frees the most. Their times are equal, so the minimum is that time.
     departure_s = jnp.min(jnp.where(makes_room, seats.done_s, jnp.inf))
     departure = jnp.min(jnp.where(makes_room, seats.finish, _NEVER))
     return jnp.where(room, boundary_s, departure_s), jnp.where(room, clock, departure)
@@ -236,16 +236,16 @@ def _admission(
 def _next_boundary(
     shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan
 ) -> tuple[Array, Array]:
-    """Time and clock of the next moment at which an iteration can start: now, if the instance is idle.
+    """Time and clock at which the next iteration can start: now, if the instance is idle.
 
-    While the boundary lies ahead it is the one: nobody is admitted before those who came before.
+    While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
     """
     left = seats.done_s <= plan.age_s
     batch = left.shape[0] - jnp.sum(left, dtype=jnp.int32)
-    # The present run of equal iterations began with the last departure, or after the admission.
+    # The current run of equal iterations began with the last departure, or after the admission.
     start_s = jnp.maximum(plan.admission_s, jnp.max(jnp.where(left, seats.done_s, -jnp.inf)))
     start = jnp.maximum(1, jnp.max(jnp.where(left, seats.finish, 0)))
-    # More than `max_batch` only while the boundary lies ahead, when all this is of no consequence.
+    # More than `max_batch` only while the boundary lies ahead; the result is then not used.
     first_s = jnp.where(batch > 0, params.decode[model, jnp.minimum(batch, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if seats.prompt_tokens is not None and seats.admitted is not None:
@@ -298,9 +298,9 @@ def _move(seats: Seats, plan: DeparturePlan, boundary_s: Array, clock: Array) ->
 def _admit(
     shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, join: Array, request: Request
 ) -> tuple[Seats, DeparturePlan]:
-    """Seats `request` at the boundary and plans all departures after it anew.
+    """Seats `request` at the boundary and recomputes all departures after it.
 
-    `join` says that the boundary is the one planned before, so that its admissions add up.
+    `join` means that the boundary is the one planned before, so its admissions add up.
     """
     place = jnp.sum(seats.finish <= request.output_tokens, dtype=jnp.int32) - 1
     position = jnp.arange(seats.finish.shape[0])

@@ -3,12 +3,12 @@
 | | |
 |---|---|
 | observation | `besteffort.observation.Observation`: task, batch sizes, estimated arrival rate, and more |
-| action | () integer, the model that answers it |
-| reward | sum over the requests resolved since the last decision; `outcomes` tells each decision's own |
+| action | () integer, the model that answers the request |
+| reward | sum over the requests resolved since the last decision; `outcomes` returns the reward of each decision |
 | termination | never |
 | truncation | after `EnvShape.horizon` decisions, if that is positive; `drain` then finishes what is in flight |
 
-All functions are pure and for a single environment; `jax.vmap` them over keys, states, actions, and over any leaf of
+All functions are pure and take a single environment; `jax.vmap` them over keys, states, actions, and over any leaf of
 `EnvParams`. The load balancer sends a request to the replica whose instance of the chosen model has the smallest batch
 size (ties: lowest index).
 """
@@ -45,9 +45,9 @@ class EnvState(NamedTuple):
       index: number of the pending decision.
       clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
       rate: estimated arrival rate, requests per second.
-      stale_view: what the router remembers of rates and batch sizes.
+      stale_view: past rates and batch sizes that a delayed router view needs.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
-      refused: reward of the last decision if its request was turned away, else 0.
+      refused: reward of the last decision if its request was rejected, else 0.
     """
 
     instances: Any
@@ -64,11 +64,11 @@ class EnvState(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where a decision sent its request; scalars.
+    """Model and replica of a decision's request; scalars.
 
     Attributes:
-      model: the model that it chose.
-      replica: the replica that serves it; -1 if it was rejected.
+      model: index of the chosen model.
+      replica: index of the replica that serves the request; -1 if it was rejected.
       credit: see `TimeStep`.
     """
 
@@ -93,7 +93,7 @@ class ServingEnvironment:
         return state, dataclasses.replace(step, credit=credit)
 
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        """Places the pending request on model `action` and lets time pass until the next one arrives."""
+        """Places the pending request on model `action` and advances time to the next arrival."""
         state, placement = self.place(state, action, params)
         arrival, workload = params.workload.next(key, state.workload)
         state, step = self.arrive(state._replace(workload=workload), arrival, params)
@@ -102,23 +102,23 @@ class ServingEnvironment:
     def outcomes(self, state: EnvState, params: EnvParams) -> Outcomes:
         """Own-request rewards of the last `EnvShape.history` decisions.
 
-        A decision resolves when its request can earn nothing more: `1 + soft_span` deadlines after its arrival, be it
-        answered, late or rejected. The moment does not depend on what became of it, so that a learner which takes what
-        is resolved sees hits and misses in their true shares.
+        A decision resolves when its request can earn nothing more: `1 + soft_span` deadlines after its arrival, whether
+        it was answered, late or rejected. That time does not depend on the outcome, so a learner that uses resolved
+        decisions sees hits and misses in their true shares.
 
-        Costs about as much as ten steps, so learners call it once per rollout chunk.
+        Costs about as much as ten steps, so learners call it once per rollout.
         """
         ledger = self.flush(state, params).ledger
         resolved = ledger.due_s <= state.clock_s
         return Outcomes(jnp.where(resolved, ledger.reward, 0.0), resolved)
 
     def flush(self, state: EnvState, params: EnvParams) -> EnvState:
-        """Brings the ledger up to date, which steps do lazily."""
+        """Brings the ledger up to date; steps update it lazily."""
         ledger = self._dynamics.flush(self.shape, params, state.instances, state.ledger, state.index)
         return state._replace(ledger=ledger)
 
     def drain(self, state: EnvState, params: EnvParams) -> EnvState:
-        """Lets everything in flight finish, without new arrivals; every placed request is in the ledger afterwards."""
+        """Finishes all requests in flight, without new arrivals; afterwards every placed request is in the ledger."""
         instances, ledger, _ = self._dynamics.advance(
             self.shape, params, state.instances, state.ledger, state.index, jnp.full_like(state.rate, jnp.inf)
         )
@@ -144,7 +144,7 @@ class ServingEnvironment:
         )
 
     def arrive(self, state: EnvState, arrival: Arrival, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        """Lets `arrival.gap_s` pass; the arrival becomes the pending request."""
+        """Advances time by `arrival.gap_s`; the arrival becomes the pending request."""
         shape, dynamics = self.shape, self._dynamics
         index = state.index + 1
         instances, ledger, reward = dynamics.advance(
@@ -192,7 +192,7 @@ class ServingEnvironment:
         )
 
     def place(self, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, Placement]:
-        """Balances the pending request over the replicas of model `action`; rejects it if the line is full."""
+        """Balances the pending request over the replicas of model `action`; rejects it if the queue is full."""
         shape, arrival = self.shape, state.pending
         model = jnp.asarray(action, jnp.int32)
         column = jax.lax.dynamic_index_in_dim(state.sizes, model, axis=1, keepdims=False)

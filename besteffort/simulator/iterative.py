@@ -23,7 +23,7 @@ class Running(NamedTuple):
 
     Attributes:
       request: the requests; `index` is -1 where a place is free. Arrivals are relative to now.
-      tokens: tokens that each has, the present iteration not counted; 0 for those it admits.
+      tokens: tokens generated before the current iteration; 0 for requests that it admits.
       admission_s, first_token_s: relative to now.
     """
 
@@ -37,10 +37,10 @@ class Instances(NamedTuple):
     """All instances of a cluster.
 
     Attributes:
-      running: see there.
+      running: requests admitted, see `Running`.
       end_s: (instances,) end of the iteration in progress, relative to now; inf if idle.
-      line: the waiting lines, rings with fields of shape (instances, places).
-      head, waiting: (instances,) first of the line, and its length.
+      line: the queues, ring buffers with fields of shape (instances, places).
+      head, waiting: (instances,) place of the first request in the queue, and the queue's length.
       departure_s: () the last departure, relative to now; -inf before the first.
     """
 
@@ -58,7 +58,7 @@ def empty(shape: EnvShape) -> Instances:
     places = (shape.instances, shape.max_batch + shape.queue_capacity)
     one = (shape.instances,)
 
-    def nobody(size: tuple[int, int]) -> Request:
+    def vacant(size: tuple[int, int]) -> Request:
         whole, real = jnp.zeros(size, jnp.int32), jnp.zeros(size)
         return Request(
             index=jnp.full(size, -1, jnp.int32),
@@ -72,9 +72,9 @@ def empty(shape: EnvShape) -> Instances:
         )
 
     return Instances(
-        running=Running(nobody(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
+        running=Running(vacant(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
         end_s=jnp.full(one, jnp.inf),
-        line=nobody(places),
+        line=vacant(places),
         head=jnp.zeros(one, jnp.int32),
         waiting=jnp.zeros(one, jnp.int32),
         departure_s=jnp.asarray(-jnp.inf),
@@ -95,7 +95,7 @@ def last_departure_s(instances: Instances) -> Array:
 def advance(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
 ) -> tuple[Instances, Ledger, Array]:
-    """Lets `gap_s` pass. Returns the rewards of the requests that departed meanwhile, summed, as third."""
+    """Advances time by `gap_s`. The third result is the summed reward of the requests that departed meanwhile."""
 
     def pending(carry: tuple[Instances, Ledger, Array]) -> Array:
         end_s = jnp.min(carry[0].end_s)
@@ -121,7 +121,7 @@ def submit(
     request: Request,
     accept: Array,
 ) -> tuple[Instances, Ledger, None]:
-    """Gives `request`, which arrives now, to `instance`, unless not `accept`. Nothing is planned, so no credit."""
+    """Gives `request`, which arrives now, to `instance` if `accept`. Departures are not planned: the credit is None."""
     places = instances.line.index.shape[-1]
     place = jnp.where(accept, (instances.head[instance] + instances.waiting[instance]) % places, places)
     line = jax.tree.map(lambda ring, value: ring.at[instance, place].set(value, mode="drop"), instances.line, request)
@@ -132,13 +132,13 @@ def submit(
 
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
-    """Departures are written as they happen, so there is nothing to do."""
+    """Does nothing: departures are written as they happen."""
     del shape, params, instances, newest
     return ledger
 
 
 def _later(instances: Instances, gap_s: Array) -> Instances:
-    """The same instances, with times relative to a now that is `gap_s` later."""
+    """Shifts all times to a current time that is `gap_s` later."""
     running = instances.running
     return instances._replace(
         running=running._replace(
@@ -155,7 +155,7 @@ def _later(instances: Instances, gap_s: Array) -> Instances:
 def _end(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, now_s: Array, ended: Array
 ) -> tuple[Instances, Ledger, Array]:
-    """Ends iterations: a token for everybody who runs there; who has all tokens leaves."""
+    """Ends iterations: every running request gets a token; requests with all their tokens leave."""
     running, request = instances.running, instances.running.request
     served = ended[:, None] & (request.index >= 0)
     tokens = running.tokens + served.astype(jnp.int32)
@@ -178,7 +178,7 @@ def _end(
 
 
 def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Array, starts: Array) -> Instances:
-    """Starts the next iteration of the instances `starts` that have something to do, in order of (replica, model)."""
+    """Starts the next iteration of those instances `starts` that hold requests, in order of (replica, model)."""
     running, request = instances.running, instances.running.request
     model = jnp.arange(shape.instances) % shape.models
     runs = request.index >= 0
@@ -188,7 +188,7 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
         held = jnp.sum(jnp.where(runs, request.prompt_tokens + running.tokens, 0), axis=1)
         duration_s = duration_s + params.context_cost_s[model] * held
 
-    # Everybody in line, in order; the first `admitted` of them are admitted to the free places, left to right.
+    # The queue in order; its first `admitted` requests are admitted to the free places, left to right.
     places = instances.line.index.shape[-1]
     position = jnp.arange(places)[None]
     order = (instances.head[:, None] + position) % places

@@ -1,4 +1,4 @@
-"""What became of each decision: a ring over decision indices in which clusters write as requests are resolved."""
+"""Outcomes of decisions: a ring buffer over decision indices, which the dynamics write as requests depart."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Timing(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """Decision `d` is in slot `d % history`.
+    """Outcomes of the last `history` decisions; decision `d` is in slot `d % history`.
 
     Attributes:
-      reward: (history,) own-request reward; that of a miss until the answer comes.
+      reward: (history,) own-request reward; that of a miss until the answer is recorded.
       due_s: (history,) when the request can earn nothing more, on the environment's clock.
-      timing: fields of shape (history,), nan until the answer comes; None unless `EnvShape.record`.
+      timing: fields of shape (history,), nan until the answer is recorded; None unless `EnvShape.record`.
     """
 
     reward: Array
@@ -46,7 +46,7 @@ def empty(history: int, record: bool) -> Ledger:
 
 
 def open_slot(ledger: Ledger, index: Array, miss: Array, due_s: Array) -> Ledger:
-    """Forgets decision `index - history`, whose slot decision `index` takes; it earns `miss` if no answer comes."""
+    """Gives the slot of decision `index - history` to decision `index`, which earns `miss` if it gets no answer."""
     slot = index % ledger.reward.shape[0]
     return Ledger(
         reward=ledger.reward.at[slot].set(miss),
@@ -58,7 +58,7 @@ def open_slot(ledger: Ledger, index: Array, miss: Array, due_s: Array) -> Ledger
 def write(ledger: Ledger, index: Array, valid: Array, newest: Array, reward: Array, timing: Timing | None) -> Ledger:
     """Records the answers to decisions `index` (any shape) where `valid`.
 
-    Decisions older than `newest - history` have lost their slot and are passed over.
+    Decisions up to `newest - history` have lost their slot and are skipped.
     """
     history = ledger.reward.shape[0]
     slot = jnp.where(valid & (index > newest - history), index % history, history)

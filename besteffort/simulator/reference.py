@@ -1,6 +1,7 @@
 """The serving model in plain Python, one request and one iteration at a time, written to be read: the authority.
 
-The JAX simulator must give what `play` gives. Where its closed forms and this file differ, this file is right.
+The JAX simulator must return what `simulate_reference` returns. Where its closed forms and this file differ, this file
+is right.
 """
 
 from __future__ import annotations
@@ -37,25 +38,26 @@ def simulate_reference(
 ) -> Result:
     """Serves a list of requests until the last answer, in float64.
 
-    At one instant all iterations that are due end first, then the next ones start in order of (replica, model), then
+    At one instant all iterations that are due end first; then the next ones start, in order of (replica, model); then
     requests arrive in list order, each one seeing those before it.
 
     Args:
-      requests: what arrives. Time 0 of its clock is the start.
-      tables: what iterations cost; its `prefill` covers the longest prompt of the list.
-      cluster: what serves.
+      requests: the requests that arrive; their clock starts at time 0.
+      tables: durations of iterations; `prefill` covers the longest prompt of the list.
+      cluster: replicas, batch size and queue capacity.
       route: the router: `route(index of the request, observation)` returns the index of a model.
       quality: (tasks, models) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
       visible_deadline_s: (tasks,) the part of a request's deadline that the router sees, before the factor in force.
-      reward: what an answer is worth.
-      view: what the router sees.
+      reward: parameters of the reward.
+      view: what the router observes.
 
     Returns:
       One entry per request, arrays of shape (n,).
 
     Raises:
-      InputError: if the tables do not cover the largest batch or the longest prompt, or the router names no model.
+      InputError: if the tables do not cover the largest batch or the longest prompt, or the router returns no valid
+        index.
     """
     _check_cover(requests, tables, cluster)
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
@@ -64,7 +66,7 @@ def simulate_reference(
     factors = requests.deadline_factors
     replicas = _Replicas(tables, cluster)
     rates: list[float] = []  # the estimate at each arrival
-    seen_sizes, seen_s = replicas.batch_sizes.copy(), -math.inf  # batch sizes as they were read last, and when
+    seen_sizes, seen_s = replicas.batch_sizes.copy(), -math.inf  # batch sizes as last read, and the time of that read
     previous_s = 0.0
     for index, request in enumerate(served):
         now, task = float(requests.arrival_s[index]), int(requests.task[index])
@@ -115,7 +117,7 @@ def simulate_reference(
 
 @dataclasses.dataclass(slots=True)
 class _Request:
-    """A request and what has become of it so far; times in seconds."""
+    """A request and its progress so far; times in seconds."""
 
     prompt_tokens: int
     output_tokens: int
@@ -130,20 +132,20 @@ class _Request:
 
 @dataclasses.dataclass(slots=True)
 class _Instance:
-    """One model on one replica. It is busy while anybody runs: iterations follow each other without a gap."""
+    """One model on one replica. It is busy while any request runs: iterations follow each other without a gap."""
 
     waiting: deque[_Request] = dataclasses.field(default_factory=deque)
     running: list[_Request] = dataclasses.field(default_factory=list)
     busy: bool = False
 
 
-@no_type_check  # at run time: the checks that tests switch on would cost ten times the work of an iteration
+@no_type_check  # at run time: the checks that tests enable would cost ten times the work of an iteration
 class _Replicas:
-    """All instances, the iterations in progress, and what the router and the load balancer see of them.
+    """All instances, the iterations in progress, and their state as the router and the load balancer see it.
 
     Attributes:
       batch_sizes: (replicas, models) running plus waiting requests.
-      last_change_s: when any of them last changed; 0 before the first change.
+      last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
     def __init__(self, tables: Tables, cluster: Cluster) -> None:
@@ -159,14 +161,14 @@ class _Replicas:
         self.last_change_s = 0.0
 
     def advance(self, until: float) -> None:
-        """Plays every iteration that ends up to and including the instant `until`, and starts those that follow."""
+        """Ends every iteration that is due up to and including time `until`, and starts those that follow."""
         while self._ends and self._ends[0][0] <= until:
             now = self._ends[0][0]
             ended = []
             while self._ends and self._ends[0][0] == now:
                 _, replica, model = heapq.heappop(self._ends)
                 self._end_iteration(replica, model, now)
-                ended.append((replica, model))  # in order of (replica, model), as the heap gives them
+                ended.append((replica, model))  # in order of (replica, model), as the heap yields them
             for replica, model in ended:
                 self._start_iteration(replica, model, now)
 
@@ -185,7 +187,7 @@ class _Replicas:
             self._start_iteration(replica, model, now)
 
     def _end_iteration(self, replica: int, model: int, now: float) -> None:
-        """Gives every running request one more token; those with all of theirs leave."""
+        """Gives every running request one more token; requests with all their tokens leave."""
         instance = self._instances[replica][model]
         instance.busy = False
         staying = []
@@ -202,7 +204,7 @@ class _Replicas:
         instance.running = staying
 
     def _start_iteration(self, replica: int, model: int, now: float) -> None:
-        """Admits who may run and puts the iteration's end on the heap; the instance falls idle if nobody runs."""
+        """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
         instance = self._instances[replica][model]
         tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
         duration = self._decode[model][len(instance.running)] + self._context_cost_s[model] * tokens_held

@@ -1,4 +1,4 @@
-"""A request inside the compiled simulator, and what it earns."""
+"""A request inside the compiled simulator, and its reward."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Request(NamedTuple):
     """A request on its way to an instance; scalars, or arrays of equal shape when several are held together.
 
     Attributes:
-      index: number of its decision; -1 for nobody.
+      index: number of its decision; -1 for an empty place.
       task: index of its task.
       output_tokens: tokens that it will generate.
       prefill_s: duration of its prefill on the instance's model.
-      arrival_s: time of arrival, relative to the clock of whoever holds it.
-      deadline_s: end-to-end latency it may take.
+      arrival_s: time of arrival, relative to the clock of the instance that holds it.
+      deadline_s: deadline on the end-to-end latency.
       prompt_tokens: prompt length; None unless `EnvShape.context_cost`.
-      cache_tokens: tokens it claims of the cache; None unless `EnvShape.cache_limit`.
+      cache_tokens: tokens that it claims of the key-value cache; None unless `EnvShape.cache_limit`.
     """
 
     index: Array  # type: ignore[assignment]
@@ -50,14 +50,14 @@ def earned(shape: EnvShape, params: EnvParams, model: Array, task: Array, servic
 
 
 def refused(shape: EnvShape, params: EnvParams, task: Array, deadline_s: Array) -> Array:
-    """Reward of a request that is turned away: an answer that never comes."""
+    """Reward of a rejected request: its latency is infinite."""
     return earned(shape, params, jnp.zeros_like(task), task, jnp.full_like(deadline_s, jnp.inf), deadline_s)
 
 
 def _of_task(table: Array, task: Array) -> Array:
     """`table[task]`, whose further axes broadcast with `task`.
 
-    By selection: it runs in vector registers, where a gather on a CPU goes element by element.
+    Uses selection, which runs in vector registers; on a CPU a gather works element by element.
     """
     value = table[0]
     for k in range(1, table.shape[0]):

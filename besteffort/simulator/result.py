@@ -1,4 +1,4 @@
-"""What a simulation gives per request, the same from the JAX simulator and from the reference. NumPy only."""
+"""Per-request results of a simulation, the same for the JAX simulator and the reference. NumPy only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Result:
       arrival_s: arrival time, seconds.
       task: index of the task.
       prompt_tokens, output_tokens: lengths.
-      deadline_s: end-to-end latency that the request may take, seconds.
+      deadline_s: deadline on the end-to-end latency, seconds.
       model: index of the model that the router chose, for rejected requests too.
       replica: index of the replica that served it; -1 if rejected.
       admission_s: start of the iteration that admitted it; nan if rejected.
@@ -24,7 +24,7 @@ class Result:
       completion_s: end of its last iteration; nan if rejected. Latency is this minus arrival plus the network delay.
       latency_s: end-to-end latency, network delay included; inf if rejected.
       met: whether it was answered by its deadline.
-      reward: what it earned.
+      reward: its own-request reward.
     """
 
     arrival_s: np.ndarray
@@ -73,10 +73,10 @@ class Result:
         )
 
     def lanes(self, rows: slice | int) -> Result:
-        """Some of the lanes, or one."""
+        """The given rows of the leading axis; an integer drops that axis."""
         return Result(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
 
     @property
     def rejected(self) -> np.ndarray:
-        """(*lanes, n) whether the request was turned away on arrival."""
+        """(*lanes, n) whether the request was rejected on arrival."""
         return self.replica < 0

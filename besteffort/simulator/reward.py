@@ -1,4 +1,4 @@
-"""What an answer is worth; the same function for NumPy and JAX arrays."""
+"""The reward of an answer; the same function for NumPy and JAX arrays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 
 def timeliness(latency_s: Any, deadline_s: Any, soft_span: Any, xp: Any = np) -> Any:
-    """Share of its value that an answer keeps: 1 up to and including the deadline.
+    """Share of an answer's value that remains: 1 up to and including the deadline.
 
-    After it 0 where `soft_span` is 0 (hard deadline), else `max(0, 1 - (latency - deadline) / (soft_span x deadline))`.
+    After the deadline it is 0 where `soft_span` is 0 (hard deadline), else
+    `max(0, 1 - (latency - deadline) / (soft_span x deadline))`.
     """
     hard = soft_span <= 0
     span = xp.where(hard, 1.0, soft_span) * deadline_s

@@ -1,4 +1,4 @@
-"""Simulates an explicit list of requests, by the compiled simulator or by the reference."""
+"""Simulates an explicit list of requests, with the compiled simulator or the reference."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def simulate(
 
     Args:
       requests: the list.
-      situation: the cluster, what models cost and give, what an answer is worth, what the router sees, and what it may
-        know of the tasks; `tasks_of` gives the tasks of a list that comes without a situation.
+      situation: the cluster, latencies and qualities of the models, the reward, the router's view, and what the router
+        may know of the tasks; for a list without a situation, `tasks_of` returns the tasks.
       router: chooses the model of each request.
-      seed: of the router's random choices.
-      backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both give the same.
+      seed: seed of the router's random choices.
+      backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both return the same.
 
     Returns:
       Arrays of shape (n,).
@@ -74,7 +74,7 @@ def simulate(
 def simulate_by_reference(
     requests: Requests, situation: Situation, route: Callable[[int, Observation], int], tables: Tables | None = None
 ) -> Result:
-    """The reference in a situation, see `reference.simulate_reference`; lists may share `tables`."""
+    """Runs the reference in a situation, see `reference.simulate_reference`; several lists may share `tables`."""
     if tables is None:
         tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
     return reference.simulate_reference(
@@ -91,9 +91,9 @@ def simulate_by_reference(
 
 
 def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, router: Router, key: Array) -> Result:
-    """The compiled simulator on a list, in the float type of `params`; see `simulate`.
+    """Runs the compiled simulator on a list, in the float type of `params`; see `simulate`.
 
-    `shape` must record times and remember the whole list.
+    `shape` must record times, and its history must cover the whole list.
     """
     gaps = np.diff(requests.arrival_s, prepend=0.0)
     factor = requests.deadline_factor
@@ -141,13 +141,13 @@ def _route(router: Router, observation: Observation, params: EnvParams, key: Arr
 
 
 def _widened(leaf: Any) -> Any:
-    """A router's numbers in float64, so that both backends decide alike."""
+    """A router's numbers in float64, so that both backends make the same decisions."""
     leaf = np.asarray(leaf)
     return jnp.asarray(leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf)
 
 
 def tasks_of(requests: Requests) -> tuple[Task, ...]:
-    """Tasks as a list of requests shows them: shares, ranges of lengths, and a deadline fitted to the lengths."""
+    """Infers tasks from a list of requests: shares, ranges of lengths, and a deadline fitted to the lengths."""
     tasks = []
     unchanged_s = requests.deadline_s / requests.deadline_factors
     for k, name in enumerate(requests.tasks):

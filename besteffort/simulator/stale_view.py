@@ -1,4 +1,4 @@
-"""What a router sees of the arrival rate and of batch sizes: the present or, where a situation says so, the past."""
+"""The router's view of the arrival rate and batch sizes: current or, where the situation says so, delayed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Array = jax.Array
 
 
 class StaleView(NamedTuple):
-    """What is remembered for a router.
+    """Past values that a delayed view needs.
 
     Attributes:
       rates: (rate_memory + 1,) rate estimates, that of decision `d` in slot `d % (rate_memory + 1)`, 0 before the
         first; None unless `EnvShape.rate_memory`.
-      sizes: (replicas, models) batch sizes as they were read last; None unless `EnvShape.stale_sizes`.
-      age_s: () seconds since then, inf before the first time; None unless `EnvShape.stale_sizes`.
+      sizes: (replicas, models) batch sizes as last read; None unless `EnvShape.stale_sizes`.
+      age_s: () seconds since that read, inf before the first; None unless `EnvShape.stale_sizes`.
     """
 
     rates: Array | None
@@ -28,7 +28,7 @@ class StaleView(NamedTuple):
 
 
 def empty(shape: EnvShape) -> StaleView:
-    """Nothing seen yet."""
+    """The view before the first decision."""
     return StaleView(
         rates=jnp.zeros(shape.rate_memory + 1) if shape.rate_memory else None,
         sizes=jnp.zeros((shape.replicas, shape.models), jnp.int32) if shape.stale_sizes else None,
@@ -39,20 +39,20 @@ def empty(shape: EnvShape) -> StaleView:
 def delayed_observation(
     params: EnvParams, view: StaleView, index: Array, gap_s: Array, rate: Array, sizes: Array
 ) -> tuple[StaleView, Array, Array]:
-    """What is remembered, the rate estimate and the batch sizes that a router sees at decision `index`.
+    """Returns the new view, and the rate estimate and the batch sizes that a router sees at decision `index`.
 
     Args:
       params: numbers of the environment.
-      view: what was remembered at the last decision.
+      view: the view at the last decision.
       index: () number of the decision.
-      gap_s: () seconds since the last one.
-      rate: () the present estimate.
-      sizes: (replicas, models) the present batch sizes.
+      gap_s: () seconds since the last decision.
+      rate: () the current estimate.
+      sizes: (replicas, models) the current batch sizes.
     """
     if view.rates is not None:
         slots = view.rates.shape[0]
         rates = view.rates.at[index % slots].set(rate)
-        # Slots of decisions before the first are still to be written, and hold 0.
+        # Slots of decisions before the first are not written yet and hold 0.
         rate = rates[(index - params.rate_lag) % slots]
         view = view._replace(rates=rates)
     if view.sizes is not None and view.age_s is not None:

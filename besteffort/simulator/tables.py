@@ -1,4 +1,4 @@
-"""What iterations cost, as NumPy tables: a profile made concrete for one cluster and one longest prompt."""
+"""Durations of iterations as NumPy tables: a profile evaluated for one cluster and one longest prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from besteffort.profile import Profile
 class Tables:
     """Costs of every model; the NumPy counterpart of the fields of the same names in `EnvParams`.
 
-    A prefill and a decode of at least one request last a positive time; the profile sees to that.
+    A prefill and a decode of at least one request last a positive time; the profile ensures that.
 
     Attributes:
       decode: (models, max_batch + 1) duration in seconds of a decode iteration by batch size; entry 0 is 0.

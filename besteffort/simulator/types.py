@@ -1,7 +1,7 @@
-"""The environment's three dataclasses of configuration, and what a router inside it looks like.
+"""Types of the environment: its static shape, its numbers, its time steps, and the router protocol.
 
-`EnvShape` is static: counts and switches that shape the compiled program. `EnvParams` is numbers: a pytree that may be
-vmapped, so that one compiled program serves sweeps over rates, deadlines, tables and qualities.
+`EnvShape` is static: counts and switches that shape the compiled program. `EnvParams` holds numbers: a pytree that may
+be vmapped, so that one compiled program serves sweeps over rates, deadlines, tables and qualities.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class EnvShape:
       replicas, models, tasks: counts.
       max_batch: requests that run at once on an instance.
       queue_capacity: requests that may wait at an instance beyond `max_batch`.
-      history: decisions whose outcome the state remembers; at least the number of requests that can be in flight.
+      history: decisions whose outcome the state keeps; at least the number of requests that can be in flight.
       horizon: decisions per episode, after which the environment truncates; 0 means never.
-      slowdown: instances of a replica slow each other down (`EnvParams.slowdown` counts).
-      context_cost: iterations take longer by the tokens held (`EnvParams.context_cost_s` counts).
-      cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` counts).
-      rate_memory: arrivals by which the router's rate estimate may be late; 0 means that it is not
-        (`EnvParams.rate_lag` counts otherwise).
-      stale_sizes: the router sees batch sizes as they were read last (`EnvParams.batch_refresh_s` counts).
+      slowdown: instances of a replica slow each other down (`EnvParams.slowdown` applies).
+      context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
+      cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
+      rate_memory: largest lag of the router's rate estimate, in arrivals (`EnvParams.rate_lag` applies); 0 means that
+        it has none.
+      stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
       record: also keep each request's waiting time, time to first token and latency.
-      reward_fn: what an answer is worth; a function with the signature of `besteffort.simulator.reward.reward`.
+      reward_fn: reward of an answer; a function with the signature of `besteffort.simulator.reward.reward`.
     """
 
     replicas: int
@@ -73,14 +73,14 @@ class EnvParams:
       cache_output_share: () share of a request's output counted against the cache at admission.
       quality: (tasks, models) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
-      mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths; what heuristics may know.
+      mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths, which heuristics may use.
       deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
       soft_span: () 0 for hard deadlines, see `besteffort.simulator.reward`.
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency.
       rate_tau_s: () time constant of the rate estimate.
-      rate_lag: () arrivals by which the router's rate estimate is late, an integer up to `EnvShape.rate_memory`.
-      batch_refresh_s: () age from which the router's batch sizes are read anew.
+      rate_lag: () lag of the router's rate estimate in arrivals, an integer up to `EnvShape.rate_memory`.
+      batch_refresh_s: () age at which the router's batch sizes are read again.
       workload: a `Workload`, the source of arrivals.
     """
 
@@ -117,18 +117,19 @@ class Router(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TimeStep:
-    """What `reset` and `step` return beside the state; scalars unless said otherwise.
+    """What `reset` and `step` return in addition to the state; scalars unless said otherwise.
 
     Attributes:
-      observation: the request that waits for a decision, and the cluster as it sees it.
+      observation: the request that waits for a decision, and the state of the cluster before it.
       reward: sum of the rewards of all requests resolved since the last decision.
       terminated: always False here; serving has no natural end. Kept for learners that need the distinction.
-      truncated: whether this decision lies beyond the horizon; it needs no action any more.
+      truncated: whether this decision lies beyond the horizon; it then needs no action.
       index: number of the pending decision in this episode, from 0.
-      credit: what the last decision changed in the sum of all requests' rewards, as planned if nobody else came: what
-        its own request earns, less what those in flight lose that it delays beyond their deadlines. Over an episode
-        that is drained, credits and rewards have the same sum. None where instances are coupled.
-      gap_s: seconds between the last decision and this one; None where the environment knows no time.
+      credit: change that the last decision made in the planned sum of all requests' rewards, if no other request
+        arrives: the reward of its own request, less the loss of the requests in flight that it delays beyond their
+        deadlines. Over an episode that is drained, credits and rewards have the same sum. None where instances are
+        coupled.
+      gap_s: seconds between the last decision and this one; None where the environment has no clock.
     """
 
     observation: Observation
@@ -144,8 +145,8 @@ class Outcomes(NamedTuple):
     """Own-request rewards of the remembered decisions; decision `d` is in slot `d % history`.
 
     Attributes:
-      reward: (history,) what the decision's own request earned, 0 while unresolved.
-      resolved: (history,) whether that is settled, see `ServingEnvironment.outcomes`.
+      reward: (history,) reward of the decision's own request, 0 while unresolved.
+      resolved: (history,) whether that reward is final, see `ServingEnvironment.outcomes`.
     """
 
     reward: Array
@@ -175,5 +176,5 @@ class Environment(Protocol):
         ...
 
     def outcomes(self, state: Any, params: Any) -> Outcomes:
-        """Rewards of decisions by index, for learners that credit a decision with its own request."""
+        """Own-request rewards of decisions by index."""
         ...
