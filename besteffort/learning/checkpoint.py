@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: one `.npz` file, replaced as a whole, that describes itself.
+"""Checkpoints of a training run: one self-describing `.npz` file that is replaced atomically.
 
-A run that is killed at any moment leaves either the checkpoint before or the one after, never a part of one.
+A run that is killed at any time leaves either the previous checkpoint or the new one, never a part of one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Metrics = dict[str, np.ndarray]
 
 
 def save(path: Path, state: Any, metrics: Metrics, identity: Mapping[str, str]) -> None:
-    """Writes `state` (a pytree of arrays and typed keys) and `metrics` to `path`, with what they belong to.
+    """Writes `state` (a pytree of arrays and typed keys), `metrics` and the `identity` of the training to `path`.
 
     Raises:
-      InputError: if the file cannot be written; a checkpoint that was there before stays.
+      InputError: if the file cannot be written; an earlier checkpoint then stays.
     """
     header = json.dumps({"format": FORMAT, "identity": dict(identity)})
     arrays: dict[str, Any] = {f"state{name}": _to_numpy(leaf) for name, leaf in _named_leaves(state)}
@@ -37,7 +37,7 @@ def save(path: Path, state: Any, metrics: Metrics, identity: Mapping[str, str]) 
 
 
 def load(path: Path, like: Any, identity: Mapping[str, str]) -> tuple[Any, Metrics]:
-    """State and metrics that `save` wrote; `like` has the structure, shapes and dtypes of the state.
+    """Returns the state and metrics that `save` wrote; `like` has the structure, shapes and dtypes of the state.
 
     Raises:
       InputError: if the file cannot be read, is damaged, is of another format, or belongs to a different training.
@@ -74,7 +74,7 @@ def _check(path: Path, header: Mapping[str, Any], identity: Mapping[str, str]) -
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with names that tell where they are, such as `/runs/learner/online`."""
+    """Leaves, named by their paths in the tree, such as `/runs/learner/online`."""
     return [
         ("/" + jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""Settings of a training: `DQNConfig` shapes the compiled program, `DQNHyperparams` are numbers that may differ."""
+"""Training settings: `DQNConfig` is static, `DQNHyperparams` holds numbers that may differ between runs."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ class DQNConfig:
       rollout_length: decisions per environment between two rounds of updates.
       updates_per_rollout: gradient steps per round.
       batch_size: decisions per gradient step.
-      buffer_length: decisions per environment that the replay ring remembers; a multiple of `rollout_length`.
-      min_age: decisions per environment that pass before a decision is sampled; for environments whose poor outcomes
-        take longer to be known than good ones, of which sampling too early sees too few.
+      buffer_length: decisions per environment that the replay buffer holds; a multiple of `rollout_length`.
+      min_age: decisions per environment that pass before a decision is sampled. For environments where bad outcomes
+        resolve later than good ones: sampling too early would see too few of the bad.
       decisions: decisions to train a network on, over all environments; rounded up to a whole number of log points.
-      log_interval: chunks between two log points; everything between them is one compiled program.
-      n_step: decisions of a multi-step return, at most; see `besteffort.learning.replay_buffer.sample`.
-      baseline: learn returns beyond what decisions earn on average in the same circumstances; see `double_dqn.loss`.
-      credit: the reward of a decision. `own`: what its own request earned, joined when that is settled. `marginal`:
-        what the decision changed in the rewards of all requests (`TimeStep.credit`), known at once.
-      ensemble_size: networks that a run trains apart, each from its own key on its own decisions; their mean Q-values
-        make the policy. What single ones get wrong by chance averages out.
+      log_interval: rollouts between two log points; everything between them is one compiled program.
+      n_step: longest multi-step return, in decisions; see `besteffort.learning.replay_buffer.sample`.
+      baseline: subtract the average reward of decisions in the same circumstances from returns; see `double_dqn.loss`.
+      credit: the reward of a decision. `own`: reward of its own request, joined once it is final. `marginal`: change
+        that the decision made in the rewards of all requests (`TimeStep.credit`), known at once.
+      ensemble_size: networks that a run trains independently, each from its own key on its own decisions; the policy
+        uses their mean Q-values, in which the chance errors of single networks average out.
       double: the online network chooses the next action and the target network values it; else the target network
         does both, as in plain DQN.
-      loss: of the temporal-difference error, `l2` (half its square) or `huber` (see `DQNHyperparams.huber_delta`).
-        Returns are skewed, and of errors beyond its delta the Huber loss learns the median instead of the mean.
+      loss: loss of the temporal-difference error, `l2` (half its square) or `huber` (see
+        `DQNHyperparams.huber_delta`). Returns are skewed, and for errors beyond its delta the Huber loss learns the
+        median instead of the mean.
 
     Raises:
-      InputError: if the ring is no multiple of the chunk or too short for `min_age`.
+      InputError: if `buffer_length` is not a multiple of `rollout_length`, or too short for `min_age` or `n_step`.
     """
 
     hidden_sizes: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
@@ -82,32 +83,32 @@ class DQNConfig:
 
     @property
     def log_points(self) -> int:
-        """Log points of the whole training, the last at its end."""
+        """Number of log points of the whole training; the last is at its end."""
         return math.ceil(self.decisions / self.decisions_per_log_point)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DQNHyperparams:
-    """Numbers of a training run; schedules count decisions, whatever the number of environments.
+    """Numbers of a training run. Schedules count decisions over all environments.
 
     Attributes:
-      learning_rate: of Adam, at the start.
-      learning_rate_end: at the end of its decay.
-      learning_rate_decay: decisions over which it falls, linearly.
+      learning_rate: Adam's learning rate at the start.
+      learning_rate_end: learning rate after its decay.
+      learning_rate_decay: decisions over which the learning rate falls, linearly.
       epsilon_start: share of random decisions at the start.
-      epsilon_end: the same at the end of its decay.
-      epsilon_decay: decisions over which it falls, linearly.
-      epsilon_spread: how far environments differ in exploring, see `schedules.spread`; 0 not at all.
-      discount: of the next decision's value, beside that of `horizon_s`.
-      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`. Congestion lasts for tenths of
-        a second, however many decisions they hold.
+      epsilon_end: share of random decisions after the decay.
+      epsilon_decay: decisions over which epsilon falls, linearly.
+      epsilon_spread: how much environments differ in epsilon, in [0, 1], see `schedules.spread`; 0 means not at all.
+      discount: factor on the next decision's value, in addition to that of `horizon_s`.
+      horizon_s: time constant of discounting: value t seconds later counts `exp(-t / horizon_s)`. Congestion lasts for
+        tenths of a second, however many decisions are made in that time.
       target_interval: decisions between two updates of the target network.
-      tau: share of the online network that such an update takes over; 1 copies it.
-      average_power: an exported policy is the average of the target networks after each round of updates, where that
-        of round t counts as `t**average_power`; 0 is the plain mean, large numbers leave the last one.
+      tau: share of the online network in such an update; 1 copies it.
+      average_power: the exported policy is the average of the target networks after each round of updates, in which
+        round t has weight `t**average_power`; 0 is the plain mean, large numbers leave the last one.
       huber_delta: error from which the Huber loss grows linearly.
-      max_grad_norm: the gradient is scaled down to this norm.
+      max_grad_norm: largest norm of the gradient; larger gradients are scaled down to it.
     """
 
     learning_rate: Any = 2e-3
@@ -150,11 +151,12 @@ _RANGES = {
 
 
 def check(config: DQNConfig, hyper: DQNHyperparams, history: int) -> None:
-    """Checks numbers against each other and against an environment that remembers `history` decisions.
+    """Checks numbers against each other and against an environment that keeps `history` decisions.
 
     Raises:
       InputError: on a number out of range, a target interval shorter than the decisions per update (updates would then
-        depend on the number of environments), more decisions than an int32 counts, or a history shorter than a chunk.
+        depend on the number of environments), more decisions than an int32 counts, or a history that is not longer
+        than a rollout.
     """
     for name, (low, high) in _RANGES.items():
         values = np.asarray(getattr(hyper, name), dtype=float)

@@ -16,12 +16,12 @@ from besteffort.learning.replay_buffer import Batch
 
 
 class Learner(NamedTuple):
-    """What a gradient step changes.
+    """The state that a gradient step changes.
 
     Attributes:
       online: variables of the networks that act and learn.
-      target: variables of the ones that value the next decision: their average over past updates if
-        `DQNHyperparams.tau` is small.
+      target: variables of the networks that value the next decision; for a small `DQNHyperparams.tau` an average of
+        past online variables.
       optimiser: state of the optimiser.
     """
 
@@ -31,7 +31,7 @@ class Learner(NamedTuple):
 
 
 def optimiser(hyper: DQNHyperparams) -> optax.GradientTransformation:
-    """Adam on the clipped gradient, at rate 1: the learning rate follows decisions, which optax does not count."""
+    """Adam on the clipped gradient, at rate 1: the learning rate depends on decisions, which optax does not count."""
     return optax.chain(optax.clip_by_global_norm(hyper.max_grad_norm), optax.scale_by_adam())
 
 
@@ -46,10 +46,10 @@ def loss(
     """Weighted mean loss of the temporal-difference error, and weighted mean Q-value of the decisions taken.
 
     The error is `returns + discount x Q_target(next, argmax Q_online(next)) - Q_online(features, action)`, over runs of
-    one or more decisions. Returns are what decisions earn beyond a baseline: what decisions earn on average at the same
-    task and arrival rate, which the second network learns. No decision changes tasks and arrivals, so the baseline adds
-    the same to the value of every action; without it values would vary far more with the arrival rate than with what
-    the router does (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
+    one or more decisions. Returns are rewards less a baseline: the average reward of decisions at the same task and
+    arrival rate, which the second network learns. No decision changes tasks and arrivals, so the baseline adds the same
+    to the value of every action; without it values would vary far more with the arrival rate than with the router's
+    choices (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
     """
     network, baseline = networks
     q = q_values(network, online.q, batch.features)
@@ -73,7 +73,7 @@ def step(
     config: DQNConfig,
     hyper: DQNHyperparams,
 ) -> tuple[Learner, tuple[Float[Array, ""], Float[Array, ""]]]:
-    """One gradient step on `batch`, then one update of the target network if `sync`. Also returns what `loss` does."""
+    """One gradient step on `batch`, then one update of the target network if `sync`; also returns what `loss` does."""
     (cost, taken), gradient = jax.value_and_grad(loss, has_aux=True)(
         learner.online, learner.target, batch, networks, config, hyper
     )
@@ -85,9 +85,9 @@ def step(
 
 
 def averaged(average: Any, latest: Any, count: Int[Array, ""], power: Float[Array, ""]) -> Any:
-    """`average` of `count - 1` trees with `latest` taken in: polynomial-decay averaging (Shamir & Zhang, ICML 2013).
+    """Adds `latest` to the `average` of `count - 1` trees: polynomial-decay averaging (Shamir & Zhang, ICML 2013).
 
-    The t-th tree counts about as `t**power`, so that early ones fade however long it goes on.
+    The t-th tree has a weight of about `t**power`, so early trees fade however long the training is.
     """
     share = (power + 1) / (power + count)
     return jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), average, latest)

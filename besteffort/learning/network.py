@@ -1,4 +1,4 @@
-"""The Q-network: a small multi-layer perceptron that also runs on a CPU beside the load balancer."""
+"""The Q-network: a small multi-layer perceptron that also runs on a CPU next to the load balancer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from besteffort.weights import Weights
 
 
 class QNetwork(nn.Module):
-    """Multi-layer perceptron with ReLU between layers, whose last layer is a duel (Wang et al., ICML 2016).
+    """Multi-layer perceptron with ReLU between layers and a duelling last layer (Wang et al., ICML 2016).
 
     It learns one value per state and one advantage per action, `Q = value + advantage - mean advantage`. Values are
-    large and common to all actions, advantages small and what decides. All of it is linear in the last hidden layer, so
-    a policy file holds it as one ordinary matrix.
+    large and common to all actions; advantages are small and decide. The layer is linear in the last hidden layer, so
+    a policy file stores it as one ordinary matrix.
 
     Attributes:
       hidden_sizes: width of each hidden layer.
@@ -38,22 +38,22 @@ class QNetwork(nn.Module):
 
 
 def _duel(outputs: Any) -> Any:
-    """Q-values from the value, which comes first, and the advantages, along the last axis."""
+    """Q-values from the last axis, which holds the value first, then the advantages."""
     value, advantages = outputs[..., :1], outputs[..., 1:]
     return value + advantages - advantages.mean(axis=-1, keepdims=True)
 
 
 def _unduel(q: np.ndarray) -> np.ndarray:
-    """An inverse of `_duel`: the value is the mean, and the advantages have none."""
+    """An inverse of `_duel`: the value is the mean, and the advantages have mean zero."""
     value = q.mean(axis=-1, keepdims=True)
     return np.concatenate([value, q - value], axis=-1)
 
 
 class Baseline(nn.Module):
-    """What a decision earns on average, by features that no decision changes; see `double_dqn.loss`.
+    """Average reward of a decision, given features that no decision changes; see `double_dqn.loss`.
 
     Attributes:
-      exogenous: (features,) which inputs it reads.
+      exogenous: (features,) whether the module reads each input.
     """
 
     exogenous: tuple[bool, ...]
@@ -66,21 +66,21 @@ class Baseline(nn.Module):
 
 
 class Networks(NamedTuple):
-    """The modules of a training."""
+    """The modules that a training uses."""
 
     q: QNetwork
     baseline: Baseline
 
 
 class Variables(NamedTuple):
-    """Their variables."""
+    """The variables of `Networks`."""
 
     q: Any
     baseline: Any
 
 
 def exogenous(features: tuple[Feature, ...]) -> tuple[bool, ...]:
-    """Which of the network's inputs no router's choices change."""
+    """Whether each of the network's inputs is independent of the router's choices."""
     return tuple(feature.name in EXOGENOUS for feature in features for _ in range(feature.size))
 
 

@@ -1,10 +1,9 @@
-"""The replay buffer: the last decisions of every environment, in order of time, joined with what each decision earned.
+"""The replay buffer: the last decisions of every environment, in order of time, with their rewards.
 
-Arrays are time-major. All environments step together, so a decision's place is its time modulo the length of the
-buffer, and the observation that follows it is in the next row. A rollout is written at once and never wraps, because
-the length is a multiple of the rollout's. `steps` is the number of decisions per environment
-written so far; it is the same for all runs of a `vmap`, so it is passed along rather than kept. Ages count rows back in
-time: the newest has age 1.
+Arrays are time-major. All environments step together, so a decision's row is its time modulo the length of the buffer,
+and the observation that follows it is in the next row. A rollout is written at once and never wraps, because the length
+is a multiple of the rollout's. `steps` is the number of decisions per environment written so far; it is the same for
+all runs of a `vmap`, so it is an argument, not part of the state. Ages count rows back in time: the newest has age 1.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ class Rows(NamedTuple):
     """Consecutive decisions of all environments.
 
     Attributes:
-      features: (time, envs, features) what the network read.
-      action: (time, envs) what was chosen.
-      discount: (time, envs) 0 where the episode terminated with this decision, else what the time up to the next one
-        leaves of its value.
-      explored: (time, envs) whether the choice was random and not the network's own.
-      baseline: (time, envs) what decisions earn on average in such circumstances; see `double_dqn.loss`.
+      features: (time, envs, features) input of the network.
+      action: (time, envs) index of the chosen model.
+      discount: (time, envs) 0 where the episode terminated with this decision, else the factor on the next decision's
+        value for the time up to it.
+      explored: (time, envs) whether the choice was random and differs from the greedy one.
+      baseline: (time, envs) average reward of decisions in such circumstances; see `double_dqn.loss`.
       valid: (time, envs) whether the decision may be learned from: its episode had not ended before it, and the next
-        row holds the observation that follows it or the episode terminated (neither is so across a truncation).
+        row holds the observation that follows it or the episode terminated (neither is true across a truncation).
     """
 
     features: Array
@@ -45,8 +44,8 @@ class ReplayBuffer(NamedTuple):
 
     Attributes:
       rows: `Rows` of `length` times.
-      reward: (length, envs) what is credited to the decision, see `DQNConfig.credit`; 0 while unresolved.
-      resolved: (length, envs) whether that is known.
+      reward: (length, envs) credit of the decision, see `DQNConfig.credit`; 0 while unresolved.
+      resolved: (length, envs) whether that credit is known.
     """
 
     rows: Rows
@@ -62,13 +61,12 @@ class Batch(NamedTuple):
     """Sampled decisions; the leading axes are those of the sample.
 
     Attributes:
-      features, next_features: (..., features) what the network read, or would have read, before the first decision and
-        after the last.
-      action: (...) what was chosen first.
-      reward: (...) what that decision earned.
-      baseline: (...) what decisions earn on average in its circumstances.
-      returns: (...) discounted sum of what all of them earned beyond their baselines.
-      discount: (...) of the value after the last; 0 after termination.
+      features, next_features: (..., features) input of the network before the first decision and after the last.
+      action: (...) the first decision's choice.
+      reward: (...) credit of that decision.
+      baseline: (...) average reward of decisions in its circumstances.
+      returns: (...) discounted sum of the credits of all decisions less their baselines.
+      discount: (...) factor on the value after the last decision; 0 after termination.
       weight: (...) 1 if the decisions may be learned from and their rewards are known, else 0.
     """
 
@@ -83,7 +81,7 @@ class Batch(NamedTuple):
 
 
 def empty(length: int, like: Rows, reward_dtype: Any) -> ReplayBuffer:
-    """A buffer of `length` with nothing in it, for rows like `like`, whose leading axis does not matter."""
+    """An empty buffer of `length` for rows like `like`, whose leading axis is ignored."""
     rows = jax.tree.map(lambda array: jnp.zeros((length, *array.shape[1:]), array.dtype), like)
     return ReplayBuffer(rows, jnp.zeros(rows.action.shape, reward_dtype), jnp.zeros(rows.action.shape, bool))
 
@@ -91,7 +89,7 @@ def empty(length: int, like: Rows, reward_dtype: Any) -> ReplayBuffer:
 def append(
     buffer: ReplayBuffer, steps: Int[Array, ""], rows: Rows, reward: Float[Array, "time envs"] | None = None
 ) -> ReplayBuffer:
-    """Overwrites the oldest decisions with `rows`, whose rewards are given or not known yet."""
+    """Overwrites the oldest decisions with `rows`; without `reward` their rewards are not known yet."""
     start = steps % buffer.length
 
     def put(array: Array, values: Array) -> Array:
@@ -118,11 +116,11 @@ def join(buffer: ReplayBuffer, steps: Int[Array, ""], outcomes: Outcomes, index:
     """Fills in the rewards that are known by now.
 
     Args:
-      buffer: holds decisions up to the one before the pending.
-      steps: decisions per environment written, those included.
+      buffer: holds decisions up to the one before the pending decision.
+      steps: decisions per environment written, including the last rollout.
       outcomes: (envs, history) fields; a decision `history` or more before the pending one is no longer in them.
-      index: number of the pending decision in each environment's episode. A row older than that is from an episode
-        before.
+      index: number of the pending decision in each environment's episode. A row older than that is from an earlier
+        episode.
     """
     history = outcomes.resolved.shape[1]
     age = jnp.arange(min(history, buffer.length + 1) - 1, 0, -1)[:, None]
@@ -146,11 +144,11 @@ def sample(
     length: int = 1,
     min_age: int = 0,
 ) -> Batch:
-    """Runs of up to `length` decisions whose starts are uniform, with replacement, over all that are old enough.
+    """Samples runs of up to `length` decisions, with starts uniform, with replacement, over all old enough decisions.
 
-    Old enough is what has `length` successors in the buffer and is older than `min_age` rows. A run ends with its
-    episode, and before its next random choice, so that all but its first decision are the network's own (Watkins,
-    1989). What may not be learned from is drawn too, and gets weight 0.
+    A decision is old enough if it has `length` successors in the buffer and is older than `min_age` rows. A run ends
+    with its episode and before its next random choice, so all but its first decision are greedy (Watkins, 1989).
+    Decisions that may not be learned from are drawn too and get weight 0.
     """
     age_key, env_key = jax.random.split(key)
     filled = jnp.minimum(steps, buffer.length)

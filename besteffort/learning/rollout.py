@@ -1,4 +1,4 @@
-"""Acting: all environments play a chunk of decisions with an epsilon-greedy network."""
+"""Acting: all environments make a rollout of decisions with an epsilon-greedy network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from besteffort.simulator.types import Environment, TimeStep
 
 
 class Actors(NamedTuple):
-    """Environments between two chunks.
+    """Environments between two rollouts.
 
     Attributes:
       env_state: states, with leading axis (envs,).
-      timestep: what each returned last, with leading axis (envs,).
+      timestep: last time step of each, with leading axis (envs,).
     """
 
     env_state: Any
@@ -28,10 +28,10 @@ class Actors(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What happened in a chunk.
+    """Statistics of a rollout.
 
     Attributes:
-      reward: () mean over decisions of the reward resolved meanwhile; over a long time the performance.
+      reward: () mean over decisions of the reward resolved in the rollout; over a long time the performance.
       actions: (models,) share of decisions for each model.
     """
 
@@ -61,15 +61,15 @@ def collect(
     epsilon: Float[Array, "chunk envs"],
     key: Key[Array, ""],
 ) -> tuple[Actors, Rows, Array | None, Bool[Array, " envs"], Tally]:
-    """A chunk of decisions of every environment; each is random with its probability `epsilon`.
+    """Makes a rollout of decisions in every environment; each is random with its probability `epsilon`.
 
-    An environment whose episode ends plays on to the end of the chunk, so that the outcomes of the episode can be read
-    there, but those decisions are not valid and count for nothing. `restart` then begins a new episode. A horizon
-    that is a multiple of the chunk wastes nothing.
+    An environment whose episode ends continues to the end of the rollout, so that the outcomes of the episode can be
+    read there, but those decisions are not valid and not counted. `restart` then begins a new episode. A horizon that
+    is a multiple of the rollout's length wastes no decisions.
 
     Returns:
-      The environments after the chunk, its decisions, their marginal credit where the environment tells it, whose
-      episodes have ended, and what happened.
+      The environments after the rollout, its decisions, their marginal credit where the environment returns it, which
+      episodes have ended, and statistics.
     """
     network, baseline = networks
     shape = (config.rollout_length, config.num_envs)
@@ -110,7 +110,7 @@ def collect(
 
 
 def _left(timestep: TimeStep, horizon_s: Float[Array, ""], dtype: Any) -> Float[Array, " envs"]:
-    """What the step to `timestep` leaves of the value that comes after it."""
+    """Discount of the value after `timestep`, for the time that the step to it took."""
     passed = 1.0 if timestep.gap_s is None else jnp.exp(-timestep.gap_s / horizon_s)
     return jnp.where(timestep.terminated, 0.0, passed).astype(dtype)
 
@@ -118,7 +118,7 @@ def _left(timestep: TimeStep, horizon_s: Float[Array, ""], dtype: Any) -> Float[
 def restart(
     env: Environment, env_params: Any, actors: Actors, ended: Bool[Array, " envs"], key: Key[Array, ""]
 ) -> Actors:
-    """Begins new episodes in the environments, (envs,), where the last has `ended`."""
+    """Begins new episodes in the environments whose last episode has `ended`, (envs,)."""
     fresh = reset(env, env_params, ended.shape[0], key)
 
     def choose(new: Array, old: Array) -> Array:

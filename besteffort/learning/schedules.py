@@ -1,4 +1,4 @@
-"""Schedules by number of decisions, so that they do not depend on how many environments step together."""
+"""Schedules over decisions, independent of how many environments step together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 def linear(
     start: Array | float, end: Array | float, duration: Array | int, decisions: Int[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """`start` at no decisions, `end` from `duration` decisions on, a straight line between."""
+    """Linear from `start` at 0 decisions to `end` at `duration` decisions, then constant."""
     progress = jnp.clip(decisions / duration, 0.0, 1.0)
     return start + (end - start) * progress
 
@@ -17,7 +17,7 @@ def linear(
 def spread(epsilon: Float[Array, " n"], share: Array | float, envs: int) -> Float[Array, "n envs"]:
     """Probability of a random decision in each environment: `epsilon ** (1 - share x i / (envs - 1))` in environment i.
 
-    Some environments so keep on exploring when `epsilon` is small, and the replay ring keeps the congested states that
+    Some environments thus keep exploring when `epsilon` is small, and the replay buffer keeps the congested states that
     a good policy avoids; without them the network forgets why. After Ape-X (Horgan et al., ICLR 2018).
     """
     exponent = 1 - share * jnp.arange(envs) / max(envs - 1, 1)
@@ -30,9 +30,9 @@ def crossed(interval: Array | int, before: Int[Array, "*n"], after: Int[Array, "
 
 
 def decisions_at(updates: int, decisions_per_rollout: int, before: Int[Array, ""]) -> Int[Array, " times"]:
-    """Decisions that count as made before the first and after each of the updates that follow a chunk.
+    """Decisions that count as made before the first and after each of the updates that follow a rollout.
 
-    The chunk's decisions are spread evenly over its updates; entry 0 is `before`, the last `before +
-    decisions_per_rollout`.
+    The rollout's decisions are spread evenly over its updates; entry 0 is `before`, the last is
+    `before + decisions_per_rollout`.
     """
     return before + jnp.array([i * decisions_per_rollout // updates for i in range(updates + 1)])

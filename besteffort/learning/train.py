@@ -1,4 +1,4 @@
-"""Training: many runs at once, each with its own key and numbers, in compiled pieces that the host looks on between."""
+"""Training: many runs at once, each with its own key and numbers, in compiled segments between log points."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PerRun(NamedTuple):
 
     Attributes:
       common: the parameters, a pytree.
-      own: by their place in it, as `jax.tree_util.keystr` names it, (runs, ...) leaves that differ.
+      own: (runs, ...) leaves that differ, by their paths as `jax.tree_util.keystr` names them.
     """
 
     common: Any
@@ -44,7 +44,7 @@ class PerRun(NamedTuple):
 
 
 def per_run(params: Sequence[Any]) -> Any:
-    """The parameters of several runs, pytrees of one structure, as one: a `PerRun`, or their own kind if all are equal.
+    """Combines the parameters of several runs, pytrees of one structure, into a `PerRun`; equal ones stay as they are.
 
     Raises:
       ValueError: if structures or shapes differ.
@@ -61,11 +61,11 @@ def per_run(params: Sequence[Any]) -> Any:
 
 
 class Run(NamedTuple):
-    """Everything that a single run of training carries from chunk to chunk, `steps` apart.
+    """State of a single run between two rollouts, except `steps`.
 
-    `average` is what a policy is exported from: the variables of the Q-network, averaged over the training. Greedy
-    policies chatter: a small change of Q-values changes what is done in many states at once, and with it the data that
-    the next change comes from. Their average is better than any of them.
+    `average` holds the variables of the exported policy: those of the Q-network, averaged over the training. Greedy
+    policies chatter: a small change of Q-values changes the action in many states at once, and with it the data that
+    the next change comes from. The average is better than any single network.
     """
 
     learner: Learner
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that training carries from chunk to chunk.
+    """State of a training between two rollouts.
 
     Attributes:
       runs: `Run` with leading axis (runs,).
@@ -88,7 +88,7 @@ class TrainState(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What the host hears at a log point.
+    """Progress that the host gets at a log point.
 
     Attributes:
       point: number of this log point, from 1.
@@ -110,10 +110,10 @@ class Trained:
     """The outcome of training.
 
     Attributes:
-      weights: of each run's network or ensemble, see `besteffort.weights.Weights`.
-      decisions: made by each network.
-      metrics: (log points, runs) each, means over an ensemble: `decisions` so far; and over the decisions since the log
-        point before: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
+      weights: weights of each run's network or ensemble, see `besteffort.weights.Weights`.
+      decisions: decisions made by each network.
+      metrics: (log points, runs) each, means over an ensemble: `decisions` so far; and over the decisions since the
+        previous log point: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
         decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
         decisions that left the buffer before their reward was known); and `norm`, of the weights.
     """
@@ -124,7 +124,7 @@ class Trained:
 
     @property
     def diverged(self) -> tuple[int | None, ...]:
-        """Per run the number of decisions by which it had lost its finite weights; None if it kept them."""
+        """Per run the number of decisions by which its weights were no longer finite; None if they stayed finite."""
         return tuple(
             None if healthy.all() else int(decisions[healthy.argmin()])
             for healthy, decisions in zip(_healthy(self.metrics).T, self.metrics["decisions"].T, strict=True)
@@ -150,17 +150,17 @@ def train(
     Args:
       env: the environment; hashable, because it is compiled in. It may continue for ever or truncate.
       env_params: its parameters, the same for all runs unless they are a `PerRun`.
-      features: what the network reads of an observation.
+      features: features of an observation that the network reads.
       config: static settings.
       hyper: numbers, each a scalar or (runs,), so that a sweep trains side by side.
       keys: one per run; runs with the same key and numbers are the same.
-      weights: where to start from instead of random networks, of as many networks as an ensemble has; fine-tuning.
-      checkpoint_path: file to write checkpoints to, and to continue from if it exists. A run that was killed and
-        started again ends with the same weights, bit for bit.
-      checkpoint_every: log points between two checkpoints; one is always written at the end.
+      weights: initial weights in place of random ones, for fine-tuning; as many networks as an ensemble has.
+      checkpoint_path: file to write checkpoints to, and to continue from if it exists. A run that is killed and started
+        again ends with the same weights, bit for bit.
+      checkpoint_every: log points between two checkpoints; the last log point always writes one.
       progress: called at every log point.
-      tolerant: let runs that diverge be, see `Trained.diverged`; the others do not notice, and training ends early only
-        if none is left. Their metrics are not finite from then on.
+      tolerant: do not raise when runs diverge, see `Trained.diverged`. The other runs are not affected, and training
+        ends early only if none is left. Metrics of a diverged run are not finite from then on.
 
     Raises:
       InputError: if settings are out of range or do not fit each other, the weights or the environment; if the
@@ -198,7 +198,7 @@ def train(
         if not tolerant:
             _stop_if_diverged(latest)
         metrics = _extend(metrics, latest)
-        # In this order a kill in between repeats what was heard; in the other it would be missing.
+        # In this order a kill in between repeats a report; in the other order the report would be lost.
         if progress is not None:
             progress(Progress(point, config.log_points, latest))
         if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
@@ -226,7 +226,7 @@ def initial_state(
     """State before the first decision, with random networks or with the variables `start`, of leading axis (runs,).
 
     Raises:
-      InputError: if decisions shall be credited with what the environment does not tell.
+      InputError: if `credit` is `marginal` and the environment returns no marginal credit.
     """
     networks = _networks(env, features, config)
 
@@ -264,9 +264,9 @@ def segment(
     hyper: DQNHyperparams,
     state: TrainState,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The chunks up to the next log point, of all runs; metrics are means over them, with leading axis (runs,).
+    """Runs all rollouts up to the next log point, of all runs; metrics are means over them, with leading axis (runs,).
 
-    The number of steps stays outside `vmap`: it is the same in all runs, and so remains a plain offset into the buffer.
+    The number of steps stays outside `vmap`: it is the same in all runs and so remains a plain offset into the buffer.
     """
 
     def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
@@ -276,7 +276,7 @@ def segment(
         def restart(actors: Actors) -> Actors:
             return _each_run(partial(rollout.restart, env), env_params)(actors, ended, restart_keys)
 
-        # Outside `vmap`, where a condition saves the work of what does not happen.
+        # Outside `vmap`, where a condition skips the branch that is not taken.
         actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
         return TrainState(runs._replace(actors=actors), state.steps + config.rollout_length), metrics
 
@@ -294,10 +294,10 @@ def chunk(
     hyper: DQNHyperparams,
     run: Run,
 ) -> tuple[Run, Bool[Array, " envs"], Key[Array, ""], dict[str, Array]]:
-    """One chunk of one run: decisions of all environments, what is known of their outcomes, a round of updates.
+    """One rollout of one run and its updates: decisions of all environments, their known outcomes, gradient steps.
 
     Returns:
-      The run after it, which environments' episodes ended, a key to restart those with, and metrics.
+      The new run, which environments' episodes ended, a key to restart those with, and metrics.
     """
     key, play_key, sample_key, restart_key = jax.random.split(run.key, 4)
     networks = _networks(env, features, config)
@@ -345,7 +345,7 @@ def improve(
     hyper: DQNHyperparams,
     key: Key[Array, ""],
 ) -> tuple[Learner, Float[Array, ""], Float[Array, ""]]:
-    """The round of updates that follows the chunk which began at `steps`; also returns the mean loss and Q-value."""
+    """The round of updates after the rollout that began at `steps`; also returns the mean loss and Q-value."""
     at = schedules.decisions_at(config.updates_per_rollout, config.decisions_per_rollout, steps * config.num_envs)
     rate = schedules.linear(hyper.learning_rate, hyper.learning_rate_end, hyper.learning_rate_decay, at[:-1])
     sync = schedules.crossed(hyper.target_interval, at[:-1], at[1:])
@@ -362,7 +362,7 @@ def improve(
 
 
 def _each_run(function: Callable[..., T], env_params: Any) -> Callable[..., T]:
-    """`function(env_params, ...)`, vmapped over its other arguments and over what of `env_params` is each run's own."""
+    """`function(env_params, ...)`, vmapped over its other arguments and over the leaves that differ between runs."""
     common, own = env_params if isinstance(env_params, PerRun) else (env_params, {})
 
     def one(own: dict[str, Array], *arguments: Any) -> T:
@@ -377,7 +377,7 @@ def _networks(env: Environment, features: tuple[Feature, ...], config: DQNConfig
 
 
 def _extend(metrics: Metrics, latest: Metrics) -> Metrics:
-    """Metrics with one more log point."""
+    """Appends one log point to the metrics."""
     if not metrics:
         return {name: values[None] for name, values in latest.items()}
     return {name: np.concatenate([metrics[name], values[None]]) for name, values in latest.items()}
@@ -410,7 +410,7 @@ def _identity(
     keys: Key[Array, " runs"],
     weights: Weights | None,
 ) -> dict[str, str]:
-    """What a checkpoint must agree on to be continued, in words."""
+    """The settings that a checkpoint must share with a training to be continued, as text."""
     return {
         **{f"`{field.name}`": str(getattr(config, field.name)) for field in dataclasses.fields(config)},
         **{
