@@ -1,20 +1,20 @@
-"""Workloads: who asks what, and when.
+"""Workloads: sources of requests.
 
-Every workload serves two ways. As a generator inside the compiled simulator: a pytree with `init` and `next`
-(`besteffort.workload.types.Workload`). As a list: `besteffort.workload.requests.Requests`.
+Every workload has two forms: a generator inside the compiled simulator, which is a pytree with `init` and `next`
+(`besteffort.workload.types.Workload`), and a list, `besteffort.workload.requests.Requests`.
 
 | module | what |
 |---|---|
-| `types` | `Arrival` and `Workload`, what a generator is |
+| `types` | `Arrival` and `Workload`, the generator protocol |
 | `requests` | the explicit list |
-| `arrivals`, `mix`, `deadlines`, `synthetic` | synthetic generators: arrival times, task mixes, deadlines, together |
+| `arrivals`, `mix`, `deadlines`, `synthetic` | synthetic generators: times, task mixes, deadlines, complete workloads |
 | `trace_workload`, `sample` | a list as a generator; a generator as a list |
 | `readers` | one reader per file format |
 | `traces` | `read_trace`: a file of any format as requests of a situation |
 | `rescale` | rates, times and windows of lists |
 | `config` | workloads as typed configuration |
 
-Importing `requests`, `traces` or `rescale` does not import JAX; the names below do, when they are first used.
+Importing `requests`, `traces` or `rescale` does not import JAX; the names below import it when they are first used.
 """
 
 from __future__ import annotations

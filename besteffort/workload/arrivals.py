@@ -3,17 +3,16 @@
 Every process is a pytree of numbers (rates in requests per second, times in seconds), so that `jax.vmap` runs a sweep
 over them in one program, and has
 
-- `init(key) -> state`, the state at time 0, drawn from the stationary law where the process has one;
+- `init(key) -> state`, the state at time 0, drawn from the stationary distribution where the process has one;
 - `next(key, state) -> (gap_s, state)`, the time to the next arrival;
 - `mean_rate()`, the long-run mean rate.
 
-Starting in the stationary law makes the expected number of arrivals in any time `t` exactly `mean_rate() x t`: a
-renewal process that starts with a full gap would have `(cv^2 - 1) / 2` too many.
+Starting in the stationary distribution makes the expected number of arrivals in any time `t` exactly
+`mean_rate() x t`: a renewal process that starts with a full gap would have `(cv^2 - 1) / 2` too many.
 
-Rates that change in time are followed exactly, also between arrivals: with `H(t)` the integral of the rate since the
-  last
-arrival, the next arrival is where `H` reaches a draw of the unit exponential. `H` is piecewise linear, and is
-followed from change to change; most calls see none, and cost one random number.
+Rates that change in time are exact, also between arrivals: with `H(t)` the integral of the rate since the last arrival,
+the next arrival is where `H` reaches a draw of the unit exponential. `H` is piecewise linear and is followed from one
+change to the next; most calls see no change and cost one random number.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Gap = Float[Array, ""]
 
 @runtime_checkable
 class Arrivals(Protocol):
-    """A source of arrival times, see the module's text."""
+    """A source of arrival times, see the module's docstring."""
 
     def init(self, key: PRNGKeyArray) -> Any: ...
 
@@ -67,8 +66,8 @@ class Poisson:
 class GammaRenewal:
     """Independent gaps, Gamma distributed with mean `1 / rate` and coefficient of variation `cv > 0`.
 
-    `cv = 1` is Poisson, below it arrivals are more regular, above it they come in clumps. The state says whether the
-    first gap is still to come.
+    `cv = 1` is Poisson; arrivals are more regular below 1 and burstier above. The state is whether the first gap is
+    still to come.
     """
 
     rate: Any
@@ -80,7 +79,7 @@ class GammaRenewal:
 
     def next(self, key: PRNGKeyArray, state: Array) -> tuple[Gap, Array]:
         # With shape k = 1 / cv^2: if G ~ Gamma(k + 1) and U is uniform, then G U^(1/k) ~ Gamma(k), a full gap, and
-        # G U is the time from a random moment to the next arrival (G is the length-biased gap), which the first gap is.
+        # G U is the time from a random moment to the next arrival (G is the length-biased gap): the first gap.
         gamma_key, uniform_key = jax.random.split(key)
         squared_cv = jnp.square(jnp.asarray(self.cv, float))
         biased = jax.random.gamma(gamma_key, 1 / squared_cv + 1) * squared_cv / self.rate
@@ -92,7 +91,7 @@ class GammaRenewal:
 
 
 class Stretch(NamedTuple):
-    """A stretch of time of constant rate: the state of a process whose rate changes.
+    """A period of constant rate: the state of a process whose rate changes.
 
     Attributes:
       rate: () requests per second.
@@ -104,13 +103,13 @@ class Stretch(NamedTuple):
 
 
 Progress = tuple[PRNGKeyArray, Array, Array, Stretch]
-"""Key, integral still to come, time so far, present stretch."""
+"""Key, remaining integral of the rate, time so far, current stretch."""
 
 
 def _follow(
     key: PRNGKeyArray, work: Gap, stretch: Stretch, change: Callable[[PRNGKeyArray, Stretch], Stretch]
 ) -> tuple[Gap, Stretch]:
-    """Time until the integral of the rate reaches `work`; `change` gives the stretch that follows one."""
+    """Time until the integral of the rate reaches `work`; `change` returns the stretch that follows a given one."""
 
     def unfinished(carry: Progress) -> Array:
         _, work, _, stretch = carry
@@ -131,7 +130,7 @@ def _follow(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Poisson arrivals whose rate changes at set times.
+    """Poisson arrivals whose rate changes at fixed times.
 
     Attributes:
       rates: (segments,) rate in each segment; not all zero, and the last one positive unless the schedule is cyclic.
@@ -196,8 +195,8 @@ def square_wave(low: Any, high: Any, period_s: Any, duty: Any = 0.5, random_star
 class MarkovModulated:
     """Poisson arrivals whose rate follows a Markov chain in continuous time (MMPP).
 
-    From each state the chain leaves after an exponential time to one of the others, all equally likely, so that it
-    spends a share of time in each that is proportional to the mean dwell time.
+    The chain leaves each state after an exponential time for one of the others, all equally likely. Its share of time
+    in a state is thus proportional to the mean dwell time.
 
     Attributes:
       rates: (states,) rate in each of the two or more states, not all zero.
@@ -227,7 +226,7 @@ class MarkovModulated:
         return _follow(change_key, jax.random.exponential(work_key), state, change)
 
     def mean_rate(self) -> Any:
-        """Rates weighed by dwell times."""
+        """Mean of the rates, weighted by dwell times."""
         dwell = jnp.asarray(self.dwell_s, float)
         return jnp.sum(jnp.asarray(self.rates, float) * dwell) / jnp.sum(dwell)
 
@@ -253,18 +252,18 @@ def markov_modulated(rates: Numbers, dwell_s: Numbers) -> MarkovModulated:
 class RandomRates:
     """The training load: Poisson arrivals at rates spread log-uniformly, which change in steps and bursts.
 
-    A calm stretch ends either in a burst (`burst_factor` times its rate, after which it resumes) or in a fresh rate,
+    A calm stretch ends either in a burst (`burst_factor` times its rate, after which it resumes) or in a new rate,
     log-uniform on `[low, high]`. Lengths are exponential and count requests, not seconds: a learner that makes equally
-    many decisions in every environment then sees every rate equally often, whereas with lengths in seconds all
-    environments would end up at high rates, where seconds are long.
+    many decisions in every environment then sees every rate equally often. With lengths in seconds, most decisions
+    would be at high rates, where a second has many requests.
 
-    It starts in the law that requests see in the long run.
+    The initial state has the distribution that requests see in the long run.
 
     Attributes:
       low, high: smallest and largest calm rate, `0 < low <= high`.
       dwell_requests: mean length of a calm stretch, in requests.
       burst_probability: share of calm stretches that end in a burst, below 1.
-      burst_factor: rate of a burst over the calm rate before it.
+      burst_factor: rate of a burst, relative to the calm rate before it.
       burst_requests: mean length of a burst, in requests.
     """
 
@@ -305,7 +304,7 @@ class RandomRates:
         return _follow(change_key, jax.random.exponential(work_key), state, change)
 
     def mean_rate(self) -> Any:
-        """Requests over seconds of a stretch and its bursts; `E[1 / rate] = (1 / low - 1 / high) / ln(high / low)`."""
+        """Requests over seconds, bursts included; `E[1 / rate] = (1 / low - 1 / high) / ln(high / low)`."""
         low = jnp.asarray(self.low, float)
         spread = jnp.log(self.high / low)
         gap = jnp.where(spread > 0, (1 / low - 1 / self.high) / jnp.where(spread > 0, spread, 1), 1 / low)

@@ -1,4 +1,4 @@
-"""Workloads as typed configuration, read from YAML: `kind` says which.
+"""Workloads as typed configuration, read from YAML; `kind` selects the type.
 
 Rates are given as loads, multiples of the largest model's capacity (`Situation.capacity`), so that one configuration
 serves any profile.
@@ -30,7 +30,7 @@ class MixConfig:
 
     Attributes:
       shares: per period one share for each task of the situation, in its order.
-      starts_s: when each period begins; the first is 0.
+      starts_s: start of each period in seconds; the first is 0.
       period_s: length of a cycle; null if the last period lasts for ever.
     """
 
@@ -48,9 +48,9 @@ class DeadlinesConfig:
 
     Attributes:
       factors: per period a factor on the deadlines of all tasks.
-      starts_s: when each period begins; the first is 0.
+      starts_s: start of each period in seconds; the first is 0.
       period_s: length of a cycle; null if the last period lasts for ever.
-      random_start: begin at a random moment of the cycle, whatever the arrivals do.
+      random_start: begin at a random time of the cycle, independent of the arrivals.
     """
 
     factors: Annotated[tuple[Positive, ...], Len(1)]
@@ -64,7 +64,7 @@ class DeadlinesConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What may change with time in every synthetic workload, beside the load.
+    """Settings that may change with time in every synthetic workload, in addition to the load.
 
     Attributes:
       mix: the task mix; null for the tasks' own shares throughout.
@@ -88,13 +88,13 @@ class Poisson(Changes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps(Changes):
-    """Poisson arrivals at loads that change at set times.
+    """Poisson arrivals at loads that change at fixed times.
 
     Attributes:
       loads: load of each segment.
-      starts_s: when each begins; the first is 0.
+      starts_s: start of each segment in seconds; the first is 0.
       period_s: length of a cycle; null if the last segment lasts for ever.
-      random_start: begin at a random moment of the cycle.
+      random_start: begin at a random time of the cycle.
     """
 
     kind: Literal["steps"] = "steps"
@@ -156,8 +156,8 @@ class RandomRates(Changes):
       low, high: smallest and largest load outside bursts.
       dwell_requests: mean number of requests between changes.
       burst_probability: share of calm stretches that end in a burst.
-      burst_factor: load of a burst over the load before it.
-      burst_requests: mean number of requests of a burst.
+      burst_factor: load of a burst, relative to the load before it.
+      burst_requests: mean number of requests in a burst.
     """
 
     kind: Literal["random_rates"] = "random_rates"
@@ -181,15 +181,15 @@ class RandomRates(Changes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
-    """A trace file, played again and again.
+    """A trace file, repeated endlessly.
 
     Attributes:
       path: the file, see `besteffort.workload.traces.read_trace`.
-      format: its format; null to tell it from the header.
+      format: its format; null to detect it from the header.
       window_s: start and end of the part to use, in seconds of the file; null for all of it.
-      load: mean load to scale it to, with the capacity for its own lengths; null to leave its rate.
+      load: mean load to scale it to, relative to the capacity for its own lengths; null to keep its rate.
       start: begin at a random request or at the first one.
-      seed: of tasks and of what else has to be drawn.
+      seed: seed of tasks and of other fields that are drawn.
       maf, servegen: options of these formats.
     """
 
@@ -210,7 +210,7 @@ WorkloadConfig = Annotated[Synthetic | Trace, Discriminator("kind")]
 
 
 def load_trace(config: Trace, situation: Situation) -> tuple[Requests, traces.TraceInfo]:
-    """The requests of a trace, cut and scaled as configured, and what was done to the whole of it.
+    """Returns the requests of a trace, cut and scaled as configured, and how the whole file was interpreted.
 
     Raises:
       InputError: on a damaged file or a configuration that does not fit it.

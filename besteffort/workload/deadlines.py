@@ -21,7 +21,7 @@ class DeadlineFactors:
 
     Attributes:
       factors: (periods,) factor in force.
-      schedule: when each period begins and ends.
+      schedule: start and end of each period.
     """
 
     factors: Any
@@ -31,7 +31,7 @@ class DeadlineFactors:
         return self.schedule.start(key)
 
     def next(self, gap_s: Float[Array, ""], clock: Clock) -> tuple[Float[Array, ""], Clock]:
-        """Factor on the deadline of the request that arrives `gap_s` after the last one, and the clock then."""
+        """Factor on the deadline of the request that arrives `gap_s` after the last one, and the clock at that time."""
         clock = self.schedule.wait(clock, gap_s)
         return jnp.asarray(self.factors, float)[clock.segment], clock
 

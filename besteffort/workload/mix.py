@@ -1,4 +1,4 @@
-"""Which task a request belongs to: a mix that may shift in time."""
+"""The task mix: shares of the tasks, which may shift in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TaskMix:
 
     Attributes:
       cumulative: (periods, tasks) running sum of each period's shares, ending in 1.
-      schedule: when each period begins and ends.
+      schedule: start and end of each period.
     """
 
     cumulative: Any
@@ -32,7 +32,7 @@ class TaskMix:
         return self.schedule.start(key)
 
     def next(self, uniform: Float[Array, ""], gap_s: Float[Array, ""], clock: Clock) -> tuple[Int[Array, ""], Clock]:
-        """Task of the request that arrives `gap_s` after the last one, from a uniform draw, and the clock then."""
+        """Task of the request that arrives `gap_s` after the last one, from a uniform draw, and the new clock."""
         cumulative = jnp.asarray(self.cumulative, float)
         if cumulative.shape[0] > 1:
             clock = self.schedule.wait(clock, gap_s)
@@ -45,7 +45,7 @@ def task_mix(
     period_s: float | None = None,
     random_start: bool = False,
 ) -> TaskMix:
-    """A task mix from (periods, tasks) shares, each row of any positive sum, and the times at which the periods begin.
+    """Builds a task mix from (periods, tasks) shares, each row with any positive sum, and the starts of the periods.
 
     See `besteffort.workload.schedule.schedule` for the times. A start at which two very different rows meet is an
     abrupt flip.

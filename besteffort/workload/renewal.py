@@ -1,4 +1,4 @@
-"""Stationary renewal processes in many windows at once, on the host: from rates per window to arrivals."""
+"""Draws arrivals of stationary renewal processes in many windows at once, on the host."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ def renewal_times(
     shape: Float[np.ndarray, " windows"],
     length_s: float,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Arrivals of one renewal process per window, each over `[0, length_s)`.
+    """Draws arrivals of one renewal process per window, each over `[0, length_s)`.
 
     The first arrival of a window is drawn as seen from a random moment (a uniform share of a length-biased gap), so
-    that the expected number of arrivals is exactly `mean_count`. With a full gap there it would be about `(cv^2 - 1)
-    / 2` more.
+    the expected number of arrivals is exactly `mean_count`. A full first gap would add about `(cv^2 - 1) / 2`.
 
     Args:
       rng: source of randomness.
-      law: of the gaps.
-      mean_count: expected arrivals of each window; those with 0 stay empty.
+      law: distribution of the gaps.
+      mean_count: expected arrivals of each window; windows with 0 stay empty.
       shape: shape parameter of each window's gaps. Gamma: `1 / cv^2`.
       length_s: length of every window in seconds.
 
@@ -52,7 +51,7 @@ def renewal_times(
             break
         owners.append(active)
         times.append(reached)
-        # As many gaps at once as each window may still expect, so that few rounds are needed.
+        # Draw as many gaps at once as each window still expects, so that few rounds are needed.
         draws = 1 + np.floor(mean_count[active] * (1 - reached / length_s)).astype(np.int64)
         row = np.repeat(np.arange(len(active)), draws)
         owner = active[row]

@@ -1,4 +1,4 @@
-"""An explicit list of requests: what traces are read into, what generators are sampled into, what `simulate` plays."""
+"""An explicit list of requests: the result of reading a trace or sampling a generator, and the input of `simulate`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Requests:
       task: (n,) index of each request's task.
       prompt_tokens: (n,) prompt lengths, at least 1.
       output_tokens: (n,) output lengths, at least 1.
-      deadline_s: (n,) end-to-end latency that each request may take, in seconds, positive.
-      deadline_factor: (n,) factor in force on each deadline, positive and contained in `deadline_s`; routers see it in
+      deadline_s: (n,) deadline on each request's end-to-end latency in seconds, positive.
+      deadline_factor: (n,) factor in force on each deadline, positive and included in `deadline_s`; routers see it in
         `Observation.deadline_s`. None where deadlines do not change with time.
 
     Raises:
@@ -84,11 +84,11 @@ class Requests:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as a `besteffort.simulator.result.Result` repeats them."""
+        """The arrays by name, which a `besteffort.simulator.result.Result` repeats."""
         return {name: getattr(self, name) for name in _DTYPES}
 
     def part(self, rows: slice, start_s: float) -> Requests:
-        """Some of the requests, with times counted from `start_s`."""
+        """The requests `rows`, with times counted from `start_s`."""
         columns = {name: values[rows] for name, values in self.columns.items()}
         factor = None if self.deadline_factor is None else self.deadline_factor[rows]
         return Requests(self.tasks, **{**columns, "arrival_s": columns["arrival_s"] - start_s}, deadline_factor=factor)

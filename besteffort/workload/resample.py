@@ -1,6 +1,6 @@
 """Requests drawn from a list at the times of an arrival process: a trace's lengths without its order or its bursts.
 
-What a router learns on such a workload it cannot know from the trace's own sequence of arrivals.
+A router trained on such a workload has not seen the trace's own sequence of arrivals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ResampledWorkload:
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
       task, prompt_tokens, output_tokens, deadline_s, deadline_factor: (n,) as in `Requests`.
-      factors: what these deadlines are multiplied by, period by period; None if they do not change.
+      factors: factors on these deadlines, period by period; None if they do not change.
     """
 
     arrivals: Any
@@ -73,7 +73,7 @@ class ResampledWorkload:
 
 
 def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | None = None) -> ResampledWorkload:
-    """Requests like those of a list, at the times of an arrival process; deadlines times the `factors` in force."""
+    """Draws requests from a list at the times of an arrival process; multiplies deadlines by the `factors` in force."""
     return ResampledWorkload(
         arrivals,
         requests.task,
@@ -86,9 +86,9 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
 
 
 def with_lengths_of(situation: Situation, requests: Requests) -> Situation:
-    """The situation with what a list shows of its tasks' lengths: their ranges and means, which routers may know.
+    """Replaces the ranges and means of the tasks' lengths, which routers may know, by those of a list.
 
-    Names, shares, deadlines and weights stay. A task without requests gets the lengths of all.
+    Names, shares, deadlines and weights stay. A task without requests gets the lengths of all tasks.
     """
     tasks = []
     for index, task in enumerate(situation.tasks):
@@ -109,14 +109,14 @@ def with_lengths_of(situation: Situation, requests: Requests) -> Situation:
 
 
 def halves(requests: Requests, length: int | None = None) -> tuple[Requests, Requests]:
-    """The first and the second half of a list, each with times counted from its first arrival.
+    """Splits a list into two halves, each with times counted from its first arrival.
 
     Args:
       requests: the list.
-      length: how many of its requests to halve; by default all.
+      length: number of its first requests to split; by default all.
 
     Raises:
-      InputError: if that is fewer than four requests.
+      InputError: if `length` is below four.
     """
     length = len(requests) if length is None else length
     middle = length // 2

@@ -1,4 +1,4 @@
-"""Lists of requests, faster or slower, and in part."""
+"""Scales lists of requests in time and cuts windows out of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mean_rate(requests: Requests) -> float:
 
 
 def scale_time(requests: Requests, factor: float) -> Requests:
-    """The same requests with all arrival times multiplied by `factor`: bursts last so much longer. Deadlines stay.
+    """The same requests with all arrival times multiplied by `factor`, which stretches bursts. Deadlines stay.
 
     Raises:
       InputError: if the factor is not positive and finite.

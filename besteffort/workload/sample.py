@@ -1,4 +1,4 @@
-"""A generator as an explicit list of requests."""
+"""Samples a generator into an explicit list of requests."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def draw(workload: Any, key: PRNGKeyArray, n: int) -> Arrival:
 def sample_workload(workload: Any, task_names: tuple[str, ...], n: int, seed: int) -> Requests:
     """The first `n` requests of a workload, a pytree with `init` and `next`, as a list.
 
-    The draws have the default float type of JAX; arrival times are summed in float64. A seed gives the same list
-    every time, but another list under `jax.enable_x64`.
+    The draws have the default float type of JAX; arrival times are summed in float64. A seed yields the same list every
+    time, but a different list under `jax.enable_x64`.
     """
     arrivals = jax.device_get(draw(workload, jax.random.key(seed), n))
     return Requests(
@@ -55,9 +55,9 @@ def sample_requests(situation: Situation, process: Arrivals, n: int, seed: int =
     """`n` requests of a situation's tasks, in their own mix and lengths, at the times of an arrival process.
 
     Args:
-      situation: gives the tasks.
+      situation: the source of the tasks.
       process: one of `besteffort.workload.arrivals`, or any pytree with their methods.
       n: number of requests.
-      seed: of the draws; the same seed gives the same list.
+      seed: seed of the draws; the same seed yields the same list.
     """
     return sample_workload(synthetic(situation, process), situation.task_names, n, seed)

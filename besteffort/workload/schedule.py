@@ -1,4 +1,4 @@
-"""Deterministic timetables, kept in time relative to now so that float32 still resolves a gap after days."""
+"""Deterministic timetables in time relative to now, so that float32 still resolves a gap after days."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from besteffort.errors import InputError
 Numbers = Sequence[int | float] | np.ndarray
 
 FOREVER_S = 86_400.0
-"""Length of the last segment of a timetable that does not repeat; it follows itself, so any length would do."""
+"""Length of the last segment of a timetable that does not repeat. It follows itself, so the value does not matter."""
 
 
 class Clock(NamedTuple):
-    """Where time stands within a row of segments; every field is a scalar.
+    """Position in a sequence of segments; every field is a scalar.
 
     Attributes:
-      segment: index of the present segment.
+      segment: index of the current segment.
       left_s: seconds until it ends.
-      residue_s: rounding error of `left_s`, carried along (Kahan). Without it, gaps below half a unit in the last
+      residue_s: rounding error of `left_s` (Kahan summation). Without it, gaps below half a unit in the last
         place of a long segment would never shorten it: in float32 a day at 1,000 requests/s would not end.
     """
 
@@ -38,7 +38,7 @@ class Clock(NamedTuple):
         return jnp.maximum(self.left_s - self.residue_s, 0)
 
     def spend(self, seconds: Float[Array, ""]) -> Clock:
-        """The clock after `seconds` that end within the segment."""
+        """The clock `seconds` later, within the same segment."""
         step = -seconds - self.residue_s
         left = self.left_s + step
         return self._replace(left_s=left, residue_s=(left - self.left_s) - step)
@@ -53,13 +53,12 @@ def begin(segment: Any, length_s: Any) -> Clock:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Segments of time, one after the other.
+    """A sequence of time segments.
 
     Attributes:
       lengths_s: (segments,) length of each segment in seconds.
       cyclic: after the last segment the first one follows; otherwise the last one lasts for ever. Static.
-      random_start: `start` draws the moment, uniform over one cycle; otherwise it is the start of the first segment.
-        Static.
+      random_start: `start` draws a time uniform over one cycle; otherwise it is the start of the first segment. Static.
     """
 
     lengths_s: Any
@@ -83,7 +82,7 @@ class Schedule:
         return begin(segment, lengths[segment])
 
     def wait(self, clock: Clock, seconds: Float[Array, ""]) -> Clock:
-        """The clock `seconds` later, whatever number of segments that spans."""
+        """The clock `seconds` later, across any number of segments."""
 
         def spans(carry: tuple[Clock, Array]) -> Array:
             clock, seconds = carry
@@ -98,12 +97,12 @@ class Schedule:
 
 
 def schedule(starts_s: Numbers, period_s: float | None = None, random_start: bool = False) -> Schedule:
-    """A timetable from the times at which its segments start.
+    """Builds a timetable from the starts of its segments.
 
     Args:
-      starts_s: start of each segment in seconds; the first is 0, the others grow.
+      starts_s: start of each segment in seconds; increasing from 0.
       period_s: length of a cycle in seconds; None if the last segment lasts for ever.
-      random_start: begin at a random moment of the cycle.
+      random_start: begin at a random time of the cycle.
 
     Raises:
       InputError: if the starts do not grow from 0, the period ends before the last start, or a random start lacks a

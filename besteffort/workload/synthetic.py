@@ -1,4 +1,4 @@
-"""Synthetic workloads: arrivals, task mix, lengths and deadlines put together."""
+"""Synthetic workloads: arrivals, task mix, lengths and deadlines combined."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SyntheticWorkload:
       mix: a `besteffort.workload.mix.TaskMix`.
       prompt_tokens, output_tokens: (tasks, 2) smallest and largest length, both included.
       deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
-      deadline_factors: what deadlines are multiplied by, period by period; None if they do not change.
+      deadline_factors: factors on deadlines, period by period; None if they do not change.
     """
 
     arrivals: Any
@@ -80,9 +80,9 @@ class SyntheticWorkload:
 def synthetic(
     situation: Situation, arrivals: Arrivals, mix: TaskMix | None = None, factors: DeadlineFactors | None = None
 ) -> SyntheticWorkload:
-    """A synthetic workload for the tasks of a situation, in their own constant mix unless `mix` is given.
+    """Builds a synthetic workload for the tasks of a situation, with their own constant mix unless `mix` is given.
 
-    Deadlines are those of the tasks, times the `factors` in force where given.
+    Deadlines are those of the tasks, multiplied by the `factors` in force if given.
 
     Raises:
       InputError: if `mix` is for another number of tasks.

@@ -1,4 +1,4 @@
-"""Reads tables, CSV or JSON lines, plain or gzip-compressed, and names file, line and remedy where one is damaged."""
+"""Reads tables, CSV or JSON lines, plain or gzip-compressed; errors name the file, the line and a remedy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A CSV file with a header, its cells still text. Row `i` stands on line `i + first_line`.
+    """A table with a header, whose cells are text. Row `i` is on line `i + first_line`.
 
     Attributes:
-      path: where it was read from.
+      path: the file.
       header: names of the columns.
-      rows: the cells, as many in each row as the header has names.
+      rows: the cells; every row has as many as the header has names.
       ends_with_newline: whether the last line is known to be complete.
       first_line: line of the first row.
     """
@@ -76,7 +76,7 @@ class Table:
         return values
 
     def matrix(self, names: Sequence[str], minimum: float = 0.0) -> np.ndarray:
-        """(rows, names) several columns, which stand side by side, as float64.
+        """(rows, names) several adjacent columns as float64.
 
         Raises:
           InputError: as `numbers`.
@@ -112,7 +112,7 @@ class Table:
             )
 
     def require_order(self, name: str, times: np.ndarray) -> None:
-        """Raises `InputError` if `times`, (rows,) read from column `name`, go back."""
+        """Raises `InputError` if `times`, (rows,) read from column `name`, decrease anywhere."""
         back = np.diff(times) < 0
         if back.any():
             row = int(np.argmax(back)) + 1
@@ -122,8 +122,9 @@ class Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a CSV file, or one of JSON lines: an object each, whose names are the header; what is null or missing in
-    one of them is an empty cell.
+    """Reads a file of CSV or of JSON lines, one object per line.
+
+    The names of the objects' fields are the header; fields that are null or missing become empty cells.
 
     Raises:
       InputError: if it is missing, unreadable, not text, empty, a damaged or cut gzip file, or its lines differ in
@@ -199,7 +200,7 @@ def _text(path: Path) -> str:
 
 
 def _parse(cells: list[str], dtype: str, gap: str) -> np.ndarray:
-    """The cells as one array. If that fails, halves them until those that cannot be read stand alone, as `gap`."""
+    """The cells as one array. If that fails, bisects them until each unreadable cell is alone and becomes `gap`."""
     try:
         return np.array(cells, dtype)
     except ValueError:

@@ -1,4 +1,4 @@
-"""An explicit list of requests as a generator inside the compiled simulator."""
+"""Replays an explicit list of requests as a generator inside the compiled simulator."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from besteffort.workload.types import Arrival
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReplayWorkload:
-    """A list of `n` requests, again and again; `replay` builds one.
+    """A list of `n` requests, repeated endlessly; `replay` builds one.
 
-    Row 0 of the leaves is the first request as the list has it, its gap counted from time 0. Row `n` is the same
-    request coming round again, after the mean gap. The state is the row of the next request.
+    Row 0 of the leaves is the first request of the list, with a gap counted from time 0. Row `n` is the same request
+    in the next repetition, after the mean gap. The state is the row of the next request.
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
@@ -66,13 +66,13 @@ class ReplayWorkload:
 class ReplayAtRates:
     """A list in its own order and with its own bursts, at one mean rate after another; `replay_at_rates` builds one.
 
-    Mean rates are log-uniform. After about `dwell_requests` requests (exponential) a new one is drawn, and the list
-    goes on from a random request.
+    Mean rates are log-uniform. After about `dwell_requests` requests (exponential) a new rate is drawn, and the list
+    continues from a random request.
 
     Attributes:
       replay: the list.
       mean_rate: its own mean rate, in requests per second.
-      low, high: smallest and largest mean rate.
+      low, high: smallest and largest mean rate, in requests per second.
       dwell_requests: mean number of requests at one rate.
     """
 
@@ -113,7 +113,7 @@ class AtRate(NamedTuple):
 
 
 def replay_at_rates(requests: Requests, low: float, high: float, dwell_requests: float) -> ReplayAtRates:
-    """The list at mean rates spread log-uniformly from `low` to `high` requests per second.
+    """Replays the list at mean rates spread log-uniformly from `low` to `high` requests per second.
 
     Raises:
       InputError: as `replay`, or if a number is out of range.
@@ -127,10 +127,10 @@ def replay_at_rates(requests: Requests, low: float, high: float, dwell_requests:
 
 
 def replay(requests: Requests, start: Literal["random", "first"] = "random") -> ReplayWorkload:
-    """The list as a generator. Gaps are computed in float64, so that float32 resolves them at the end of a day, too.
+    """Replays the list as a generator. Gaps are computed in float64, so float32 resolves them at the end of a day, too.
 
     Raises:
-      InputError: if all requests arrive at one instant, which leaves no mean gap to come round with.
+      InputError: if all requests arrive at one instant, so that there is no mean gap.
     """
     span = requests.arrival_s[-1] - requests.arrival_s[0]
     if span <= 0:

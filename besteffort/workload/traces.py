@@ -1,4 +1,4 @@
-"""Traces as requests of a situation: `read_trace` detects the format, reads the file and adds what it leaves out."""
+"""Traces as requests of a situation: `read_trace` detects the format, reads the file and adds missing fields."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from besteffort.workload.table import Table, read_table
 
 MAX_OUTPUT_TOKENS = 1024
 CONTEXT_TOKENS = 2048
-"""Context of OPT: no answer may be longer than half of it, and a prompt and its answer fit together."""
+"""Context of OPT: an answer has at most half of it, and a prompt and its answer fit into it together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceInfo:
-    """What to print about a trace that was read.
+    """Summary of a trace that was read.
 
     Attributes:
       source: name of the file.
       kind: its format.
-      requests: how many.
-      span_s: seconds from the first to the last.
+      requests: number of requests.
+      span_s: seconds from the first to the last arrival.
       mean_rate: requests per second, one over the mean gap; infinite if the span is 0.
       clipped_outputs, clipped_prompts: share of requests whose output or prompt was cut to fit the models' context.
-      raised: share of requests with an empty prompt or output, taken as one token.
-      drawn: what the file does not say and was drawn by seed: `tasks`, `lengths`, `arrivals`.
+      raised: share of requests with an empty prompt or output, which counts as one token.
+      drawn: fields that the file lacks and that were drawn by seed: `tasks`, `lengths`, `arrivals`.
     """
 
     source: str
@@ -63,13 +63,13 @@ def read_trace(
     maf: MafOptions | None = None,
     servegen: ServeGenOptions | None = None,
 ) -> tuple[Requests, TraceInfo]:
-    """Reads a trace of any known format as requests of a situation, and says what was done to it.
+    """Reads a trace of any known format as requests of a situation; also returns a summary of the changes.
 
     Args:
       path: a CSV file, plain or gzip-compressed.
-      situation: gives tasks, their mix, lengths and deadlines.
-      seed: of whatever has to be drawn.
-      kind: the format, a key of `besteffort.workload.readers.READERS`; None to tell it from the header.
+      situation: the source of tasks, their mix, lengths and deadlines.
+      seed: seed of fields that are drawn.
+      kind: the format, a key of `besteffort.workload.readers.READERS`; None to detect it from the header.
       maf: options of the MAF format, which holds counts instead of requests.
       servegen: options of the ServeGen format, which holds rates instead of requests.
 
@@ -88,7 +88,7 @@ def interpret(
     maf: MafOptions | None = None,
     servegen: ServeGenOptions | None = None,
 ) -> tuple[Requests, TraceInfo]:
-    """`read_trace` of a table already read."""
+    """Like `read_trace`, for a table already read."""
     if kind is None:
         kind = _detect(table)
     elif kind not in READERS:
@@ -100,11 +100,10 @@ def interpret(
 
 
 def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, TraceInfo]:
-    """Requests of a situation from a trace.
+    """Turns a trace into requests of a situation.
 
-    Tasks that the trace does not name are drawn from the mix, lengths that it does not have from the ranges of the
-    tasks. Lengths of 0 become 1; outputs are clipped to 1,024 tokens and then prompts to 2,048 less the output.
-    Deadlines are the situation's.
+    Missing tasks are drawn from the mix, and missing lengths from the ranges of the tasks. Lengths of 0 become 1;
+    outputs are clipped to 1,024 tokens and then prompts to 2,048 less the output. Deadlines are the situation's.
 
     Raises:
       InputError: if the trace names a task that the situation lacks.

@@ -1,4 +1,4 @@
-"""What a workload is: a source of arrivals, as the environment and the generators of lists ask it."""
+"""The workload protocol: a source of arrivals for the environment and for sampling lists."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Array = jax.Array
 
 
 class Arrival(NamedTuple):
-    """A request as a workload hands it to the environment; every field is a scalar.
+    """A request that a workload generates; every field is a scalar.
 
     Attributes:
       gap_s: seconds since the previous arrival (since the start, for the first).
       task: index of its task.
       prompt_tokens, output_tokens: its lengths, at least 1.
-      deadline_s: end-to-end latency it may take.
-      deadline_factor: the factor in force on deadlines, contained in `deadline_s`; None if they never change.
+      deadline_s: deadline on the end-to-end latency.
+      deadline_factor: the factor in force on deadlines, included in `deadline_s`; None if they never change.
     """
 
     gap_s: Array

@@ -1,9 +1,10 @@
 """Readers of public trace files, one module per format. The data are not part of this package.
 
-Each returns a `Trace`: what the file says, and no more. `besteffort.workload.traces.read_trace` adds what it leaves
-out. Times are in seconds from 0. A file whose lines are out of order is refused: sorting it here would hide damage.
+Each returns a `Trace` with the contents of the file only. `besteffort.workload.traces.read_trace` adds the fields that
+the file lacks. Times are in seconds from 0. Readers reject a file whose lines are out of order: sorting it would hide
+damage.
 
-A new format is a module with `COLUMNS` and `read`, and a line in `READERS`.
+A new format needs a module with `COLUMNS` and `read`, and a line in `READERS`.
 """
 
 from besteffort.workload.readers import azure_llm, maf, mooncake, own_csv, servegen

@@ -1,4 +1,4 @@
-"""Azure LLM inference traces (2023): a date, the prompt's length and the output's, per request."""
+"""Azure LLM inference traces (2023): a date, a prompt length and an output length per request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ COLUMNS = frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"})
 def read(table: Table, drawing: Drawing) -> Trace:
     """Azure LLM inference traces: `TIMESTAMP` (a date with up to 9 decimals), `ContextTokens`, `GeneratedTokens`.
 
-    The published files end without a line break, so a last number that lost digits cannot be told; lost columns can.
+    The published files end without a line break, so lost digits of the last number cannot be detected; lost columns
+    can.
 
     Raises:
       InputError: on a damaged file.

@@ -1,4 +1,4 @@
-"""Microsoft Azure Functions 2019: invocations per function and minute, of which arrivals are drawn."""
+"""Microsoft Azure Functions 2019: invocations per function and minute, from which arrivals are drawn."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MINUTE_S = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class MafOptions:
-    """How counts per minute become arrivals.
+    """Options for drawing arrivals from counts per minute.
 
     Attributes:
       cv: coefficient of variation of the gaps inside a minute (AlpaServe: 4, swept from 1 to 8).
       rate_scale: factor on all rates.
-      minutes: first minute, counted from 0, and the one after the last; None for the whole file.
+      minutes: first minute, counted from 0, and the minute after the last; None for the whole file.
     """
 
     cv: Positive = 4.0
@@ -32,13 +32,13 @@ class MafOptions:
 
 
 def read(table: Table, drawing: Drawing) -> Trace:
-    """A row per function, with its invocations in minute `1`, `2`, ... of a day.
+    """Draws arrivals from rows that hold a function's invocations in minute `1`, `2`, ... of a day.
 
-    The recipe of AlpaServe (OSDI'23): function `i` goes to task `i mod tasks`; the counts are summed per task and
+    Follows AlpaServe (OSDI'23): function `i` goes to task `i mod tasks`; the counts are summed per task and
     minute; the rate is `count / 60 x rate_scale`; inside each minute arrivals are a Gamma renewal process with that
-    rate and a set coefficient of variation. AlpaServe starts every minute with a full gap, which adds about
-    `(cv^2 - 1) / 2` requests to each minute and task; here the process starts in its stationary law, so that the
-    counts are kept on average.
+    rate and a given coefficient of variation. AlpaServe starts every minute with a full gap, which adds about
+    `(cv^2 - 1) / 2` requests to each minute and task; here the process starts in its stationary distribution, which
+    keeps the counts on average.
 
     Raises:
       InputError: on a damaged file, or options that leave no request.

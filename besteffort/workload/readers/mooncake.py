@@ -1,4 +1,4 @@
-"""Mooncake traces as CSV: milliseconds and lengths per request."""
+"""Mooncake traces as CSV: arrival in milliseconds and lengths per request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This package's own format: seconds, a task's name and lengths per request."""
+"""This package's own format: arrival in seconds, task name and lengths per request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLUMNS = frozenset({"arrival_s", "task", "prompt_tokens", "output_tokens"})
 
 
 def read(table: Table, drawing: Drawing) -> Trace:
-    """`arrival_s`, `task` (a name), `prompt_tokens`, `output_tokens`; times stay.
+    """`arrival_s`, `task` (a name), `prompt_tokens`, `output_tokens`; times are not shifted.
 
     Raises:
       InputError: on a damaged file.

@@ -1,4 +1,4 @@
-"""ServeGen client windows: rates and laws of the gaps per client, of which arrivals are drawn."""
+"""ServeGen client windows: rates and gap distributions per client, from which arrivals are drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW_S = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class ServeGenOptions:
-    """Which part of a ServeGen table becomes arrivals.
+    """The part of a ServeGen table to draw arrivals from.
 
     Attributes:
       window_s: start and end in seconds, rounded outwards to whole windows of 600 s; None for the whole file.
@@ -33,11 +33,11 @@ def read(table: Table, drawing: Drawing) -> Trace:
     """`client_id`, `window_start_s` (600 s), `rate_per_s`, `cv`, `pattern`, `arg1`, `arg2`.
 
     Each client is a renewal process inside each of its windows; clients are superposed; windows without a row are
-    silent. `pattern` is the law of the gaps, `Gamma` or `Weibull`, `arg1` its shape and `arg2` its scale in seconds.
+    silent. `pattern` is the gap distribution, `Gamma` or `Weibull`, `arg1` its shape and `arg2` its scale in seconds.
     In the published table of the large model a Gamma's `arg1` is `1 / cv^2` to six digits, and `arg1 x arg2` is the
     mean gap while the client is active, which is `1 / rate_per_s` within 3% for most windows but not where the client
-    fell silent; a Weibull's moments agree with neither column (it was fitted, not matched). So the shape is taken
-    from `arg1`, and the scale is set so that the expected number of requests of every window is `rate_per_s x 600`.
+    fell silent; a Weibull's moments agree with neither column (it was fitted, not matched). So `arg1` sets the shape,
+    and the scale makes the expected number of requests of every window `rate_per_s x 600`.
 
     Raises:
       InputError: on a damaged file, or options that leave no request.

@@ -1,4 +1,4 @@
-"""What a reader of trace files returns, and what it is given beside the file."""
+"""Types of the trace readers: their results and their options."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from besteffort.workload.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Requests as a file has them.
+    """Requests as a file states them.
 
     Attributes:
       path: the file.
       kind: its format, a key of `besteffort.workload.readers.READERS`.
       arrival_s: (n,) float64 arrival times in seconds, sorted.
       prompt_tokens, output_tokens: (n,) float64 lengths, at least 0; None where the file has none.
-      task: (n,) indices into `task_names`, or, where these are None, of tasks yet unnamed; None where the file has no
-        tasks.
+      task: (n,) indices into `task_names`, or of unnamed tasks where these are None; None where the file has no tasks.
       task_names: names of the tasks; None where the file has none.
     """
 
@@ -37,11 +36,11 @@ class Trace:
 
 
 class Drawing(NamedTuple):
-    """What a reader needs where a file holds counts or rates, so that arrivals are drawn.
+    """Options of readers that draw arrivals, because a file holds counts or rates.
 
     Attributes:
       tasks: number of tasks of the situation.
-      seed: of the draws.
+      seed: seed of the draws.
       options: the format's own options; None for its defaults.
     """
 
@@ -56,7 +55,7 @@ class Reader(NamedTuple):
     Attributes:
       columns: columns by which a file of this format is recognised.
       read: returns the `Trace` that a table holds; raises `InputError` on a damaged file.
-      draws: arrivals are drawn, for the file holds none.
+      draws: whether arrivals are drawn because the file holds none.
     """
 
     columns: frozenset[str]
