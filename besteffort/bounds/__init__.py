@@ -1,1 +1,1 @@
-"""What no router can exceed: the fluid and the clairvoyant bound, and the gear plan that follows from the first."""
+"""Upper bounds for any router: the fluid and the clairvoyant bound, and the gear plan that the fluid one yields."""

@@ -1,4 +1,4 @@
-"""How much time of an instance an answer takes at least: what every upper bound rests on.
+"""The least instance time that an answer takes: the basis of every upper bound.
 
 An iteration with b earlier requests lasts `sum of prefill + decode(b)`. Charge each prefill to its request, and each
 decode in equal parts, `decode(b) / b`, to the b requests that get a token from it. The charges of all requests then
@@ -14,15 +14,15 @@ The least charge (1) under (2) is `prefill(p) + (n - 1) G((slack - prefill(p)) /
 envelope of the points `(decode(b), decode(b) / b)` over the batches that fit, constant beyond the lowest of them: by
 Jensen's inequality no sequence of batches does better. A late answer is charged at least `prefill(p) + (n - 1) min G`.
 
-This holds request by request, whatever the router knows. Waiting, the iteration in progress at the arrival, decodes
-during the own first iteration, prefills of others and slow-down between models only make answers later or dearer.
-Context cost of the own tokens counts like prefill, that of others is left out; the cache bounds b, and a request that
-exceeds it alone is rejected: it cannot be answered, and costs nothing.
+This holds for every single request, whatever the router knows. Waiting, the iteration in progress at the arrival,
+decodes during the request's own first iteration, prefills of other requests and slow-down between models only make
+answers later or dearer. Context cost of the request's own tokens counts like prefill; that of other requests is left
+out. The cache bounds b, and a request that exceeds it alone is rejected: it cannot be answered, and costs nothing.
 
-Prefills of others are left out of (2) for a reason. In a steady state each request meets as many prefills as others
-leave beside it, `h (b - 1)` per decode with h the prefill seconds per decoded token, and with this term the charges
-are close to what routers reach (`beside_s`). But it is no bound: requests admitted in the order of their slack, the
-patient first, share a batch in which the urgent meet next to no prefill of others.
+Prefills of other requests are left out of (2) for a reason. In a steady state each request meets as many prefills as
+other requests leave while it runs, `h (b - 1)` per decode with h the prefill seconds per decoded token, and with this
+term the charges are close to what routers reach (`beside_s`). But it is no bound: if requests are admitted in order of
+their slack, the largest first, urgent requests meet almost no prefill of others in their batch.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from besteffort.simulator.tables import Tables
 from besteffort.situation import Reward, Situation
 from besteffort.workload.requests import Requests
 
-# Steps into which the span of a soft deadline is cut; each counts as its early end, so that bounds hold.
+# Steps of the span of a soft deadline; each counts as its early end, so that bounds hold.
 _SOFT_STEPS = 16
-_ROUNDING = 1e-6  # seconds, or relative; what falls short of a deadline by that may be in time in float32
+_ROUNDING = 1e-6  # seconds, or relative; an answer late by no more than this may be in time in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Work:
 
     Attributes:
       task: index of its task.
-      count: how many there are, or their probability within the task.
+      count: number of requests of the kind, or their probability within the task.
       decodes: output tokens after the first.
-      deadline_s: end-to-end latency that it may take.
+      deadline_s: deadline on the end-to-end latency.
       own_s: (models, kinds) instance-seconds of its prefill and of the context cost of its own tokens.
       fits: (models, kinds) whether the cache holds it.
       late_costs: (models,) whether every late answer costs; not where the cache rejects some requests for their size.
-      tables: what iterations cost.
+      tables: durations of iterations.
       batch_limit: (models,) largest number of requests that can decode together.
-      network_delay_s: seconds of every latency that no instance works.
+      network_delay_s: part of every latency in which no instance works, seconds.
     """
 
     task: np.ndarray
@@ -79,7 +79,7 @@ class Work:
     def charges(
         self, model: int, stretch: Float[np.ndarray, " steps"], beside_s: float = 0.0
     ) -> tuple[Float[np.ndarray, " kinds"], Float[np.ndarray, "kinds steps"]]:
-        """Least charges of each kind: of a late answer, and of one within `stretch` deadlines, infinite if impossible.
+        """Least charges of each kind: of a late answer, and of one within `stretch` deadlines (inf if impossible).
 
         `beside_s` adds `beside_s x (b - 1)` to every decode of (2), for estimates.
         """
@@ -96,11 +96,11 @@ class Work:
 
 
 def typical_work(situation: Situation) -> Work:
-    """One kind per task and output length, as the tasks state them; prefills by their mean over the prompt lengths.
+    """One kind per task and output length, as the tasks state them; prefills are means over the prompt lengths.
 
-    Where a task states its mean length, lengths follow the law of largest entropy with that mean on their range,
-    which is uniform if the mean is the middle. Where the cache of a model rejects long prompts, all prompts count as
-    the task's shortest there.
+    Where a task states its mean length, lengths follow the maximum-entropy distribution with that mean on their range,
+    which is uniform if the mean is the middle. For a model whose cache rejects long prompts, all prompts count as the
+    task's shortest.
     """
     tasks = situation.tasks
     tables = Tables.of(situation.profile, situation.cluster.max_batch, max(task.prompt_tokens[1] for task in tasks))
@@ -139,12 +139,12 @@ def realised_work(situation: Situation, requests: Requests) -> Work:
         prefill_s=tables.prefill[:, requests.prompt_tokens],
         output=requests.output_tokens,
         deadline_s=requests.deadline_s,
-        late_costs=np.zeros(tables.models, dtype=bool),  # of a list, late answers may come after all that counts
+        late_costs=np.zeros(tables.models, dtype=bool),  # late answers of a list may come after its last deadline
     )
 
 
 def gains(quality: Float[np.ndarray, "tasks models"], reward: Reward) -> Float[np.ndarray, "tasks models steps"]:
-    """What an answer earns more than none, before the task's weight: in time, then by step of the soft span."""
+    """Reward of an answer less that of no answer, before the task's weight: in time, then by step of the soft span."""
     in_time = (quality + reward.miss_penalty)[..., None]
     if reward.soft_span == 0:
         return in_time
@@ -153,7 +153,7 @@ def gains(quality: Float[np.ndarray, "tasks models"], reward: Reward) -> Float[n
 
 
 def stretches(reward: Reward) -> Float[np.ndarray, " steps"]:
-    """Deadlines within which each step of `gains` comes: 1, then the late ends of the steps of the soft span."""
+    """Latest completion of each step of `gains`, in deadlines: 1, then the late ends of the steps of the soft span."""
     if reward.soft_span == 0:
         return np.ones(1)
     return 1 + reward.soft_span * np.arange(_SOFT_STEPS + 1) / _SOFT_STEPS
@@ -172,9 +172,9 @@ def _work(
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
 ) -> Work:
-    """`prompt` is the shortest of a kind, for the cache; `held` (models or 1, kinds) what counts for context cost."""
+    """`prompt` is a kind's shortest, for the cache; `held` (models or 1, kinds) the length for the context cost."""
     claim = prompt + np.ceil(tables.cache_output_share * output)
-    together = np.floor(tables.cache_tokens / claim.min())  # if all are as short as the shortest
+    together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest
     # A request holds p + 1, ..., p + n - 1 tokens during its n - 1 decodes.
     token_decodes = (output - 1) * held + output * (output - 1) / 2
     return Work(
@@ -198,7 +198,7 @@ def _lengths(
     values = np.arange(ends[0], ends[1] + 1)
     if mean is None or len(values) == 1:
         return values, np.full(len(values), 1 / len(values))
-    # Beyond these tilts all weight is at an end.
+    # Beyond these tilts all weight is at one end.
     low, high = -50.0, 50.0
     for _ in range(100):
         tilt = (low + high) / 2

@@ -1,19 +1,19 @@
-"""The clairvoyant bound: what no router can beat on a list of requests, not even one that knows the whole list.
+"""The clairvoyant bound: an upper bound on a list of requests, even for a router that knows the whole list.
 
-A linear programme over time, by prices (`besteffort.bounds.prices`). Time is cut into equal bins; in a bin of
+A linear programme over time, bounded by prices (`besteffort.bounds.prices`). Time is cut into equal bins; in a bin of
 `bin_s` seconds every model has `replicas x bin_s` instance-seconds of room. A request that a model answers within its
-deadline, or within a step of a soft one, is charged at least so much (`besteffort.bounds.charges`).
+deadline, or within a step of a soft one, is charged at least the time in `besteffort.bounds.charges`.
 
-Why it is a bound. Spread the charges of an iteration evenly over its duration. At any moment the charges of all
-requests on an instance then add up to at most one second per second, so in every bin the charges of all requests on a
-model add up to at most its room. The charges of a request lie within its own iterations, hence between its arrival and
-its latest completion, deadline less network delay: in the bins from the one to the other. So whatever a router does
-is a feasible allotment of room, with the gains that it really earns, and late answers and rejections gain and need
-nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed of prefills,
-tables, mixes or arrivals.
+Why it is a bound. Spread the charges of an iteration evenly over its duration. At any time the charges of all requests
+on an instance then add up to at most one second per second, so in every bin the charges of all requests on a model add
+up to at most its room. The charges of a request lie within its own iterations, hence between its arrival and its latest
+completion, deadline less network delay: in the bins from the first to the last of these. So the actions of any router
+are a feasible allotment of room, with the gains that it really earns, and late answers and rejections gain and need
+nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed about
+prefills, tables, mixes or arrivals.
 
-What it leaves out, and why it cannot be reached: requests are divisible in time, prefills of others do not delay
-anybody, batches are as full as each request's own deadline allows, whoever else is there, and a choice is made with
+What it leaves out, and why it cannot be reached: requests are divisible in time, prefills of other requests delay none,
+batches are as full as each request's own deadline allows, whatever the other requests are, and choices are made with
 knowledge of the future.
 """
 
@@ -33,7 +33,7 @@ def clairvoyant_bound(situation: Situation, requests: Requests, *, bin_s: float 
     """Upper bound for a list of requests; it holds for every router, whatever it knows.
 
     Args:
-      situation: what is served, on what.
+      situation: the models, tasks and cluster.
       requests: the list.
       bin_s: width of the bins; by default a quarter of the median deadline.
 
@@ -47,6 +47,6 @@ def clairvoyant_bound(situation: Situation, requests: Requests, *, bin_s: float 
     offers = Offers.of(situation, requests)
     start_s = requests.arrival_s[0]
     first = np.floor((requests.arrival_s - start_s) / bin_s).astype(np.int64)
-    # Whose deadline touches the edge of a bin, give or take rounding, may use it.
+    # A request whose deadline touches the edge of a bin, up to rounding, may use that bin.
     last = np.floor((offers.until_s - start_s) / bin_s + 1e-6).astype(np.int64)
     return offers.bound(first, last, bin_s)

@@ -1,4 +1,4 @@
-"""The fluid bound: what no router can beat on average, from a linear programme over tasks and models.
+"""The fluid bound: an upper bound on the average of any router, from a linear programme over tasks and models.
 
 Share x[k, m] of task k's requests that model m answers in time, reward weight x quality for each:
 
@@ -6,13 +6,13 @@ Share x[k, m] of task k's requests that model m answers in time, reward weight x
     subject to  sum_k rate[k] seconds[k, m] x[k, m] <= replicas      for every model m
                 sum_m x[k, m] <= 1                                   for every task k
 
-`seconds[k, m]` is the least time of an instance that one answer in time takes, from `besteffort.bounds.charges`.
-There a late answer costs, too, and a router that does not see output lengths cannot choose whom it costs; so `seconds`
-is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in time. Prompt
-lengths enter by their mean, which by the convexity of G only lowers the charge.
+`seconds[k, m]` is the least instance time that one answer in time takes, from `besteffort.bounds.charges`. A late
+answer has a charge there, too, and a router that does not see output lengths cannot choose which requests are late; so
+`seconds` is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in
+time. Prompt lengths enter by their mean, which by the convexity of G only lowers the charge.
 
-It bounds what a router that does not see the lengths of the single request gets in the long run. What any router gets
-of a list, one that knows it all beforehand included, is bounded by `besteffort.bounds.clairvoyant`.
+It bounds the long-run performance of a router that does not see the lengths of single requests.
+`besteffort.bounds.clairvoyant` bounds any router on a list, including one that knows the whole list in advance.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _PROGRAMMES_AT_ONCE = 256  # independent programmes that are solved as one
 
 @dataclasses.dataclass(frozen=True)
 class FluidBound(Bound):
-    """Upper bounds for stationary load, arrays of the shape (*rates) of the rates asked for.
+    """Upper bounds for stationary load, arrays of the shape (*rates) of the given rates.
 
     Attributes:
-      routing: (*rates, tasks, models) share of each task's requests that each model answers at that performance; the
-        SLO attainment is reached by other shares.
+      routing: (*rates, tasks, models) share of each task's requests that each model answers at that performance; other
+        shares reach the SLO attainment.
     """
 
     routing: np.ndarray
@@ -46,12 +46,12 @@ class FluidBound(Bound):
 def fluid_bound(
     situation: Situation, rate: Float[np.ndarray, "*rates"] | float, *, even_prefills: bool = False
 ) -> FluidBound:
-    """Bound at a stationary arrival rate, or several, in requests per second; lengths as the tasks state them.
+    """Bound at one or more stationary arrival rates in requests per second; lengths as the tasks state them.
 
     It holds for the long run. A list that lasts only a few deadlines also uses the time after its last arrival.
 
-    With `even_prefills` the prefills of others are taken to be spread evenly, see `besteffort.bounds.charges`:
-    closer to what can be had, good for planning, but no bound.
+    With `even_prefills` the prefills of other requests are spread evenly, see `besteffort.bounds.charges`: closer to
+    what routers reach and good for planning, but no bound.
 
     Raises:
       InputError: if a rate is not positive.
@@ -69,7 +69,7 @@ def fluid_bound(
     seconds = _seconds(work, gain, stretches(situation.reward), even_prefills)
     routing = _allocate(seconds, arrivals, replicas, weight[:, None] * best)
     gained = (arrivals * ((routing * best).sum(axis=-1) - penalty)) @ weight
-    # Answers that come after a soft deadline count for the performance only.
+    # Answers after a soft deadline count for the performance only.
     seconds = _seconds(work, np.ones((*quality.shape, 1)), np.ones(1), even_prefills)
     answered = (arrivals * _allocate(seconds, arrivals, replicas, np.ones_like(quality)).sum(axis=-1)).sum(axis=-1)
     total = arrivals.sum(axis=-1)
@@ -81,13 +81,13 @@ def fluid_bound(
 
 
 def seconds_per_answer(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, "tasks models"]:
-    """Least time of an instance, in seconds, that one answer in time takes; infinite where none can be in time."""
+    """Least instance time in seconds that one answer in time takes; infinite where no answer can be in time."""
     one = np.ones((len(situation.tasks), len(situation.profile.model_names), 1))
     return _seconds(typical_work(situation), one, np.ones(1), even_prefills)
 
 
 def throughput(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, " models"]:
-    """Requests per second that the cluster can answer in time if one model answers everything, at these costs.
+    """Requests per second that the cluster can answer in time if one model answers everything.
 
     This is `Situation.capacity` wherever a full batch is the cheapest one and deadlines leave time for it.
     """
@@ -100,7 +100,7 @@ def _seconds(
     stretch: Float[np.ndarray, " steps"],
     even_prefills: bool,
 ) -> Float[np.ndarray, "tasks models"]:
-    """Least instance-seconds per answer that gains as much as one in time.
+    """Least instance-seconds per answer that has the gain of one in time.
 
     Each kind of request is answered by one of the steps or too late; the ratio of the charges' sum to the gains' sum
     is minimised by Dinkelbach's method, which descends to the optimum in finitely many rounds.
@@ -135,7 +135,7 @@ def _allocate(
 ) -> Float[np.ndarray, "programmes tasks models"]:
     """Shares of each task per model with the highest total gain; one linear programme per row of `arrivals`.
 
-    `arrivals` (programmes, tasks) counts requests; every model has `instance_seconds`, and an answer takes `seconds`.
+    `arrivals` (programmes, tasks) counts requests; every model has `instance_seconds`; an answer takes `seconds`.
     """
     tasks, models = gain.shape
     possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, models))
@@ -156,7 +156,7 @@ def _solve(
     possible: np.ndarray,
     gain: Float[np.ndarray, "programmes tasks models"],
 ) -> Float[np.ndarray, "programmes tasks models"]:
-    """Solves independent programmes as one, by HiGHS."""
+    """Solves independent programmes as one, with HiGHS."""
     programmes, tasks, models = load.shape
     column = np.arange(load.size)
     programme, task, model = np.unravel_index(column, load.shape)

@@ -1,4 +1,4 @@
-"""The gear plan: what the fluid programme would have done with every arrival rate, as a table for a router."""
+"""The gear plan: the solution of the fluid programme by arrival rate, as a table for a router."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _GEARS = 48
 
 @functools.lru_cache(maxsize=16)
 def gear_plan(situation: Situation) -> Settings:
-    """What router `gear` takes in a situation: `rates` (gears,), `shares` (gears, tasks, models), and no head-room.
+    """Settings of router `gear` in a situation: `rates` (gears,), `shares` (gears, tasks, models), and no head-room.
 
-    Gears run from a tenth of what the slowest model can serve to twice what all can serve together, with prefills
-    spread evenly. Requests that the programme leaves unanswered go to the model that earns least at that rate, so that
-    the others keep their deadlines.
+    Gears run from a tenth of the slowest model's throughput to twice the throughput of all models together, with
+    prefills spread evenly. Requests that the programme leaves unanswered go to the model that earns least at that rate,
+    so that the others keep their deadlines.
     """
     able = throughput(situation, even_prefills=True)
     able = able[able > 0]
-    if not len(able):  # nobody is ever in time, so that nothing matters
+    if not len(able):  # no answer can be in time, so any plan will do
         able = np.ones(1)
     rates = np.geomspace(0.1 * able.min(), 2 * able.sum(), _GEARS)
     shares = np.clip(fluid_bound(situation, rates, even_prefills=True).routing, 0.0, 1.0)

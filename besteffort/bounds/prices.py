@@ -1,4 +1,4 @@
-"""Bounds by prices: what requests can earn at most if the time of instances is for sale.
+"""Bounds by prices: the most that requests can earn if they must buy the time of instances.
 
 Time is cut into bins, in each of which an instance of every model has some room, in seconds. A request that model m
 answers within its deadline takes at least `charge` seconds (`besteffort.bounds.charges`) of the room between its
@@ -7,11 +7,11 @@ arrival and that deadline, so with any prices `price[m, t] >= 0` per second
     sum of gains <= sum over m, t of price[m, t] x room
                     + sum over requests of max(0, max over m of gain - charge x lowest[m])
 
-with `lowest[m]` the lowest price of m from the bin of the arrival to that of the deadline: what the answered requests
-pay, at least `charge x lowest` each, is no more than what all room costs. This holds for all prices, assignments and
-schedules (weak duality). Good prices come from a linear programme, the dual of allotting room to requests, in which
-alike requests are one class, and which is solved block by block of time. That makes it fast; the bound is then
-evaluated request by request, so that neither can make it false.
+with `lowest[m]` the lowest price of m from the bin of the arrival to that of the deadline: the answered requests pay at
+least `charge x lowest` each, and together no more than the price of all room. This holds for all prices, assignments
+and schedules (weak duality). Good prices come from a linear programme, the dual of allotting room to requests. It
+treats similar requests as one class and is solved block by block of time, which makes it fast. The bound is then
+evaluated request by request, so neither approximation can make it false.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from besteffort.bounds.charges import gains, realised_work, stretches
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
-_GROUPS = 2  # into which requests of the same bin and task are split by their charges
+_GROUPS = 2  # groups by charge of the requests of the same bin and task
 _BLOCK = 128  # bins whose prices are found together
-_THINNED = 8  # of the steps of soft deadlines every so manieth counts when prices are sought
+_THINNED = 8  # the search for prices uses one in so many steps of soft deadlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Bound:
     """Upper bounds, arrays of equal shape; () for a single list or rate.
 
     Attributes:
-      performance: on the mean reward.
-      slo_attainment: on the share answered in time; reached in other ways than the performance.
+      performance: bound on the mean reward.
+      slo_attainment: bound on the share answered in time; the two bounds need not be reached together.
     """
 
     performance: np.ndarray
@@ -47,14 +47,14 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Offers:
-    """What answers to the requests of a list earn and take; steps as in `besteffort.bounds.charges.gains`.
+    """Gains and charges of answers to the requests of a list; steps as in `besteffort.bounds.charges.gains`.
 
     Attributes:
       task: (n,) index of the task.
       gain: (n, steps, models) reward beyond that of no answer.
       charge_s: (n, steps, models) least instance-seconds, infinite where impossible.
       until_s: (n, steps) time of the latest completion.
-      forgone: what is lost if nobody is answered.
+      forgone: penalty if no request is answered.
       replicas: instances of every model.
     """
 
@@ -67,7 +67,7 @@ class Offers:
 
     @classmethod
     def of(cls, situation: Situation, requests: Requests) -> Offers:
-        """Of every request of a list."""
+        """The offers of every request of a list."""
         work, stretch = realised_work(situation, requests), stretches(situation.reward)
         quality = situation.profile.quality_table(situation.task_names)
         weight = situation.weights
@@ -102,7 +102,7 @@ def _most(
     last: Int[np.ndarray, "n steps"],
     room_s: float,
 ) -> float:
-    """Upper bound on the sum of gains, by good prices."""
+    """Upper bound on the sum of gains, from good prices."""
     return value(_good_prices(task, gain, charge_s, first, last, room_s), gain, charge_s, first, last, room_s)
 
 
@@ -114,12 +114,12 @@ def value(
     last: Int[np.ndarray, "n steps"],
     room_s: float,
 ) -> float:
-    """The upper bound on the sum of gains that some prices give, none of them negative.
+    """The upper bound on the sum of gains that follows from non-negative prices.
 
     Args:
-      price: of a second in each bin.
-      gain: of each request's answer within each step by each model.
-      charge_s: least instance-seconds that it takes, infinite where impossible.
+      price: price of a second in each bin.
+      gain: gain of each request's answer within each step by each model.
+      charge_s: least instance-seconds that the answer takes, infinite where impossible.
       first: bin of the request's arrival.
       last: bin of the latest completion.
       room_s: instance-seconds of every model in each bin.
@@ -135,7 +135,7 @@ def _lowest(
 ) -> Float[np.ndarray, "n steps models"]:
     """Lowest price of every model from bin `first` to bin `last`, both included."""
     level = _level(first[:, None], last)
-    tables = [price]  # the lowest of 1, 2, 4, ... bins from each on
+    tables = [price]  # lowest price of the 1, 2, 4, ... bins from each bin on
     for k in range(int(level.max())):
         later = np.full_like(price, np.inf)
         later[: -(2**k)] = tables[-1][2**k :]
@@ -157,7 +157,7 @@ def _good_prices(
     last: Int[np.ndarray, "n steps"],
     room_s: float,
 ) -> Float[np.ndarray, "bins models"]:
-    """Prices that make the bound low; (bins, models), none of them negative."""
+    """(bins, models) non-negative prices that make the bound low."""
     bins, longest = int(last.max()) + 1, int((last - first[:, None]).max()) + 1
     every = slice(None, None, _THINNED)
     gain, charge_s, last = gain[:, every], charge_s[:, every], last[:, every]
@@ -177,7 +177,7 @@ def _good_prices(
     block = max(_BLOCK, 2 * longest)
     price = np.zeros((bins, gain.shape[-1]))
     for start in range(0, bins, block):
-        # Neighbours on both sides are solved along, for what they want of the block's room.
+        # The programme includes neighbours on both sides, which compete for the block's room.
         low, high = max(0, start - longest), min(bins, start + block + longest)
         inside = (first >= low) & (last[:, -1] < high)
         part = (gain[inside], charge_s[inside], first[inside] - low, last[inside] - low, count[inside], high - low)
@@ -195,7 +195,7 @@ def _all_fit(
     bins: int,
     room_s: float,
 ) -> bool:
-    """Whether the best answers to all leave room when spread evenly over their bins; prices are 0 then."""
+    """Whether the best answers to all fit when spread evenly over their bins; prices are then 0."""
     gain = np.where(np.isfinite(charge_s), gain, 0.0)[:, 0]
     best = gain == gain.max(axis=1, keepdims=True)
     model = np.where(best, charge_s[:, 0], np.inf).argmin(axis=1)
@@ -216,16 +216,16 @@ def _solve(
     bins: int,
     room_s: float,
 ) -> Float[np.ndarray, "bins models"]:
-    """Best prices for some classes of `count` requests each, by HiGHS.
+    """Best prices for classes of `count` requests each, with HiGHS.
 
     Minimise `room_s x sum of prices + sum of count x surplus` subject to `surplus >= gain - charge x price` for every
-    class, step, model, and bin from `first` to `last`. Instead of a row per bin there are two: `lowest[k, t]` is at
-    most the prices of the 2^k bins from t on, and two such stretches cover any.
+    class, step, model, and bin from `first` to `last`. Two rows replace one row per bin: `lowest[k, t]` is at most the
+    prices of the 2^k bins from t on, and two such ranges cover any range.
     """
     models = gain.shape[2]
     level = _level(first[:, None], last)
     levels = int(level.max()) + 1
-    surplus = models * levels * bins  # column of the first class's; lowest prices come before, level 0 are the prices
+    surplus = models * levels * bins  # first column of the surpluses; lowest prices come before, level 0 are the prices
 
     def column(model: Any, level: Any, start: Any) -> np.ndarray:
         return np.asarray((model * levels + level) * bins + start)
@@ -254,7 +254,7 @@ def _solve(
 
 
 class _Rows:
-    """Rows `a x[i] + b x[j] <= limit` of a programme, collected."""
+    """Collects rows `a x[i] + b x[j] <= limit` of a programme."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, ...]] = []
