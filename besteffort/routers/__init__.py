@@ -1,6 +1,6 @@
 """Routers: one protocol, `route(observation, params, key) -> model`, for baselines, heuristics and networks.
 
-Each router is a pytree whose numbers are its leaves, so that trying many settings is a `jax.vmap`.
+Each router is a pytree whose numbers are its leaves, so `jax.vmap` can try many settings.
 """
 
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter

@@ -1,4 +1,4 @@
-"""Routers that predict nothing: one model for all, a random one, the shortest queue, a ladder of queue thresholds."""
+"""Routers without predictions: one model for all, a random model, the shortest queue, a ladder of thresholds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StaticRouter:
     """Sends every request to one model.
 
     Attributes:
-      model: () its index.
+      model: () index of the model.
     """
 
     model: Any
@@ -55,7 +55,7 @@ class LadderRouter:
     """Sends each request to the largest model whose least-loaded instance holds fewer requests than its threshold.
 
     Attributes:
-      thresholds: (models - 1,) batch sizes of all models but the smallest, which takes what no other does.
+      thresholds: (models - 1,) batch sizes of all models but the smallest, which takes the remaining requests.
     """
 
     thresholds: Any
@@ -66,6 +66,6 @@ class LadderRouter:
 
 
 def largest_where(allowed: Array) -> Int[Array, ""]:
-    """() index of the largest model that is `allowed`, (models,) of which at least one is."""
+    """() index of the largest `allowed` model; `allowed`, (models,), must hold at least one True."""
     models = allowed.shape[-1]
     return jnp.asarray(models - 1 - jnp.argmax(allowed[::-1]), jnp.int32)

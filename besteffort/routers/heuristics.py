@@ -21,7 +21,7 @@ class DeadlineRouter:
     """Sends each request to the largest model predicted to meet the deadline, else to the one predicted fastest.
 
     Attributes:
-      reserve: () share of the deadline kept back for what the prediction misses; 0 trusts it.
+      reserve: () share of the deadline kept as a margin for errors of the prediction, in [0, 1).
     """
 
     reserve: Any = 0.0
@@ -35,18 +35,17 @@ class DeadlineRouter:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PricedRouter:
-    """Sends each request to the model with the largest `quality x timeliness - price x latency / deadline`, as
-    predicted.
+    """Sends each request to the model with the largest predicted `quality x timeliness - price x latency / deadline`.
 
-    Latency counts in deadlines, so that one price serves tasks with different deadlines. The timeliness of the
-    predicted latency is in the first term because a late answer earns nothing (or less, where deadlines are soft):
-    without it, a price low enough for light load would send requests to models that are known to miss. Where all are
-    predicted to miss, the price makes it choose the fastest. At a small price this is `DeadlineRouter` with the same
-    reserve, as long as larger models are better.
+    Latency counts in deadlines, so one price serves tasks with different deadlines. The timeliness of the predicted
+    latency is in the first term because a late answer earns nothing (or less, where deadlines are soft): without it, a
+    price low enough for light load would send requests to models that are known to miss. Where all models are
+    predicted to miss, the price makes the router choose the fastest. At a small price this is `DeadlineRouter` with the
+    same reserve, as long as larger models are better.
 
     Attributes:
       price: () quality given up per deadline of predicted latency.
-      reserve: () share of the deadline kept back for what the prediction misses.
+      reserve: () share of the deadline kept as a margin, as in `DeadlineRouter`.
     """
 
     price: Any

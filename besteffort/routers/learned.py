@@ -22,16 +22,16 @@ class LearnedRouter:
     """Sends each request to the model with the largest Q-value.
 
     Attributes:
-      weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. With one more
-        axis in front, those of an ensemble, whose mean Q-values decide.
-      features: what the network reads of an observation, in order; static.
+      weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. An extra
+        leading axis means an ensemble, whose mean Q-values decide.
+      features: features of an observation that the network reads, in order; static.
     """
 
     weights: tuple[tuple[Any, Any], ...]
     features: tuple[Feature, ...] = dataclasses.field(metadata={"static": True})
 
     def q_values(self, observation: Observation) -> Float[Array, " models"]:
-        """(models,) expected discounted credit of each model, beyond what decisions earn on average."""
+        """(models,) expected discounted credit of each model, less the average of decisions."""
         x = encode(observation, self.features, jnp)
         if self.weights[0][0].ndim == 2:
             return _perceptron(self.weights, x)
@@ -42,7 +42,7 @@ class LearnedRouter:
 
 
 def learned_router(policy: Policy) -> LearnedRouter:
-    """The policy as a router of the compiled simulator, without the zeros between the networks of an ensemble."""
+    """Turns a policy into a router of the compiled simulator; stacks the networks of an ensemble, without the zeros."""
     networks = split(policy.weights, policy.ensemble_size)
     stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
     return LearnedRouter(jax.tree.map(jnp.asarray, stacked), policy.features)

@@ -1,8 +1,8 @@
-"""How long a request would take on each model, as far as a router can tell when it arrives.
+"""Predicts a request's latency on each model from the information that a router has at its arrival.
 
-A fluid estimate: the load an instance has now is taken to last. It uses what heuristics may know, the tables of
-`EnvParams`, the mean lengths of the tasks and the batch size of every instance, but neither the request's own output
-length nor the age of the requests ahead of it.
+This is a fluid estimate: it assumes that the current load of an instance lasts. It uses the tables of `EnvParams`, the
+mean lengths of the tasks and the batch size of every instance, but neither the request's own output length nor the age
+of the requests ahead of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from besteffort.simulator.types import EnvParams
 
 
 def least_loaded(observation: Observation) -> tuple[Int[Array, " models"], Int[Array, " models"]]:
-    """Replica that the load balancer would pick for each model, and the batch size of that instance."""
+    """The replica that the load balancer would pick for each model, and the batch size of that instance."""
     batch = jnp.asarray(observation.instance_batch_sizes)
     return jnp.argmin(batch, axis=0), jnp.min(batch, axis=0)
 
@@ -29,15 +29,15 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
     `T(k) = decode(k) + k / N x prefill(P)` an iteration that serves k requests, of which one in N has just been
     admitted:
 
-    1. residual: the iteration in progress is half done on average, `T(min(b, slots)) / 2`, nothing if the instance
-       is idle;
+    1. residual: the iteration in progress is half done on average, `T(min(b, slots)) / 2`, or 0 if the instance is
+       idle;
     2. waiting: `max(0, b + 1 - slots)` requests must leave first, and `slots / N` leave per iteration of `T(slots)`;
-    3. first token: `prefill(p) + decode(k)` beside `k = min(b, slots - 1)` others;
+    3. first token: `prefill(p) + decode(k)` with `k = min(b, slots - 1)` other requests;
     4. further tokens: `n - 1` iterations of `decode(k + 1) + k / N x prefill(P)`.
 
-    Every iteration is stretched by the slow-down of the models that are busy on the same replica, and by the cost of
-    the tokens held, `P + N / 2` per request. `slots` is `max_batch`, or what the key-value cache holds of mean
-    requests. The network delay comes on top.
+    Every iteration is stretched by the slow-down from models that are busy on the same replica, and by the cost of the
+    tokens held, `P + N / 2` per request. `slots` is `max_batch`, or the number of mean requests that fit the key-value
+    cache. The network delay is added.
     """
     replica, batch = least_loaded(observation)
     prompt, output = params.mean_prompt_tokens.mean(), params.mean_output_tokens.mean()
@@ -71,7 +71,7 @@ def _prefill(params: EnvParams, prompt: Float[Array, ""]) -> Float[Array, " mode
 
 
 def _stretch(observation: Observation, params: EnvParams, replica: Int[Array, " models"]) -> Float[Array, " models"]:
-    """Factor on the iterations of each model from the other models that are busy on `replica` of that model."""
+    """Slow-down of each model's iterations by the other models that are busy on its `replica`."""
     busy = jnp.asarray(observation.instance_batch_sizes)[replica] > 0
     others = ~jnp.eye(busy.shape[0], dtype=bool)
     return jnp.prod(jnp.where(busy & others, params.slowdown, 1.0), axis=1)

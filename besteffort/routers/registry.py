@@ -1,4 +1,4 @@
-"""Routers by name, for the command line and the evaluation, and the settings that tuning tries."""
+"""Routers by name, for the command line and the evaluation, and the candidate settings for tuning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Number = float | int
 
 
 def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
-    """Router `name` (a key of `ROUTERS`) for clusters of the given shape.
+    """Builds router `name` (a key of `ROUTERS`) for clusters of the given shape.
 
     Raises:
       InputError: on an unknown name, an unknown or missing number, or one out of range.
@@ -36,9 +36,9 @@ def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
 
 
 def candidates(name: str, shape: EnvShape) -> list[Settings]:
-    """Settings of router `name` among which tuning chooses, each a set of keyword arguments of `make_router`.
+    """Candidate settings of router `name` for tuning, each a set of keyword arguments of `make_router`.
 
-    A single empty setting where there is nothing to tune. `static` is not tuned: each model is a router of its own.
+    A router without tunable numbers has a single empty setting. `static` is not tuned: each model is its own router.
     """
     return TUNABLE[name](shape) if name in TUNABLE else [{}]
 
@@ -128,7 +128,7 @@ ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
     "deadline-reserve": (_deadline, ("reserve",)),
     "priced": (_priced, ("price", "reserve")),
 }
-"""Router names, each with its builder and the numbers that it takes."""
+"""Router names, each with its builder and the names of its numbers."""
 
 TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
     "gear": _head_room_candidates,
@@ -138,5 +138,5 @@ TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
 }
 """Names of the routers that are tuned, each with the settings to try on a cluster of a given shape.
 
-The plan of `gear` is no such setting: it follows from the situation, see `besteffort.bounds.gears`.
+The plan of `gear` is not tuned: it follows from the situation, see `besteffort.bounds.gears`.
 """

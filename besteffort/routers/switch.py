@@ -1,4 +1,4 @@
-"""Several routers side by side in one compiled program: every lane carries all of them and follows one."""
+"""Several routers in one compiled program: every rollout carries all of them and follows one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from besteffort.simulator.types import EnvParams, Router
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SwitchRouter:
-    """Follows one of its members. Routers are cheap beside the simulator, compilations are not.
+    """Follows one of its members. Routers are cheap compared to the simulator; compilations are not.
 
     Attributes:
       members: the routers.

@@ -1,4 +1,4 @@
-"""A router that is wrong about the world."""
+"""A router with assumed parameters that may differ from the actual ones."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from besteffort.simulator.types import EnvParams, Router
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterWithParams:
-    """Routes by tables, qualities, lengths and deadlines of its own, whatever those of the world are.
+    """Routes by assumed tables, qualities, lengths and deadlines instead of those of the actual environment.
 
     Attributes:
-      router: who routes.
-      assumed_params: what it takes for the numbers of the environment, from `besteffort.simulator.build`.
+      router: the router that decides.
+      assumed_params: parameters of the environment that it assumes, from `besteffort.simulator.build`.
     """
 
     router: Router
