@@ -1,4 +1,4 @@
-"""What the default device is called."""
+"""Names of the default device and of the processor."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def device_name() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """Vendor's name, and family and model where the name alone says little (virtual machines)."""
+    """The processor's model name, with family and model numbers where the system lists them (for virtual machines)."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
-"""Run directories, and files that are either whole or not there.
+"""Run directories, and atomic writing of files.
 
-Every write goes to a temporary file beside its target, is flushed to disk and then renamed over it, so that a kill or a
-full disk leaves what was there before.
+Every write goes to a temporary file next to its target, is flushed to disk and then renamed over the target, so a kill
+or a full disk leaves the previous content.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _REMEDIES = {
 
 
 def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
-    """Directory for one run's output, created with its parents; with `resume` the one that is there already.
+    """Creates the directory for one run's output, with its parents; with `resume` returns the existing one.
 
     Raises:
-      InputError: if it exists and holds anything (or, with `resume`, does not exist), or cannot be created.
+      InputError: if it exists and is not empty (or, with `resume`, does not exist), or cannot be created.
     """
     path = Path(path)
     if resume:
@@ -55,10 +55,10 @@ def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end of the block, wholly or not at all.
+    """Yields a file to write to that atomically replaces `path` at the end of the block.
 
     Raises:
-      InputError: if the disk is full or the place cannot be written; `path` then holds what it held before.
+      InputError: if the disk is full or the place is not writable; `path` then keeps its previous content.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,7 +76,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content` to `path`, wholly or not at all.
+    """Writes `content` to `path` atomically.
 
     Raises:
       InputError: as `replacing`.
@@ -111,7 +111,7 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Like `write_bytes`, for JSON; numbers must be finite, so that every reader understands the file."""
+    """Like `write_bytes`, for JSON; numbers must be finite, so that every JSON parser can read the file."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -126,10 +126,10 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Adds a line to a file, its end included; a last line that a kill cut short is dropped first.
+    """Appends a line, including its line break, to a file; first drops a last line that a kill cut short.
 
     Raises:
-      InputError: as `write_bytes`; the lines before stay.
+      InputError: as `write_bytes`; earlier lines stay.
     """
     path = Path(path)
     with os_errors_as_input_errors(path), path.open("ab+") as file:
@@ -150,7 +150,7 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a file of JSON lines, without a last line that a kill cut short; none if there is no such file.
+    """Records of a JSON lines file, without a last line that a kill cut short; an empty list if there is no file.
 
     Raises:
       InputError: if another line is not a JSON object.
@@ -178,7 +178,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def os_errors_as_input_errors(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turns an operating system's refusal to do something with `path` into one sentence.
+    """Turns an `OSError` about `path` into one sentence.
 
     Raises:
       InputError: in place of an `OSError`.

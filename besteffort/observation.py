@@ -1,4 +1,4 @@
-"""What a router sees, and how a network reads it: the same functions for NumPy and JAX, in simulation and live.
+"""The router's observation and its encoding: the same functions for NumPy and JAX, in simulation and live.
 
 This module imports NumPy only. Functions take the array module as `xp` (`numpy` or `jax.numpy`).
 """
@@ -15,17 +15,17 @@ from besteffort.errors import InputError
 
 
 class Observation(NamedTuple):
-    """What is known when a request arrives, before it is placed.
+    """The router's information when a request arrives, before it is placed.
 
-    Batch sizes and rate may be those of an earlier moment, see `besteffort.situation.View`.
+    Batch sizes and rate may be delayed, see `besteffort.situation.View`.
 
     Attributes:
       task: () integer, index of the request's task.
       batch_sizes: (models,) running plus waiting requests of each model, summed over replicas.
       arrival_rate: () estimated arrival rate in requests per second, see `next_rate`.
       instance_batch_sizes: (replicas, models) the same counts per instance; for heuristics and load balancers.
-      deadline_s: () what is known of the request's deadline before its answer: that of its task's mean output, times
-        the factor in force on deadlines where these change with time.
+      deadline_s: () deadline as known before the answer, in seconds: that of the task's mean output length, times the
+        factor in force where deadlines change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
     """
 
@@ -38,9 +38,9 @@ class Observation(NamedTuple):
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:
-    """Rate estimate at an arrival that comes `gap_s` after the last one.
+    """Rate estimate at an arrival `gap_s` after the previous one.
 
-    An exponential filter with time constant `tau_s` over past arrivals, the present one excluded:
+    An exponential filter with time constant `tau_s` over past arrivals, excluding the current one:
     `rate_k = (rate_{k-1} + 1 / tau) exp(-gap_k / tau)`; the first arrival of all sees 0.
     """
     return (rate + 1.0 / tau_s) * xp.exp(-gap_s / tau_s)
@@ -52,7 +52,7 @@ class Feature:
 
     Attributes:
       name: one of `FEATURES`.
-      size: how many numbers it contributes.
+      size: number of inputs that it contributes.
       transform: `one_hot` (an index), `linear` (`x / scale`) or `log1p` (`log(1 + x / scale)`).
       scale: divisor, in the unit of the feature; unused by `one_hot`.
     """
@@ -66,7 +66,7 @@ class Feature:
 FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s")
 
 EXOGENOUS = ("task", "arrival_rate", "deadline_s")
-"""Features that no router's choices change."""
+"""Features that do not depend on the router's choices."""
 
 
 def default_features(
@@ -74,7 +74,7 @@ def default_features(
 ) -> tuple[Feature, ...]:
     """Features by name with normalisers that keep them of order one.
 
-    `typical_rate` is in requests per second; the capacity of the largest model serves well. The logarithm of the
+    `typical_rate` is in requests per second; the capacity of the largest model is a good choice. The logarithm of the
     arrival rate bends at a tenth of it.
 
     Raises:
@@ -115,12 +115,12 @@ def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np
 
 
 def input_size(features: tuple[Feature, ...]) -> int:
-    """How many numbers `encode` gives."""
+    """Length of the vector that `encode` returns."""
     return sum(feature.size for feature in features)
 
 
 def check_feature(feature: Feature, where: str) -> None:
-    """Raises `InputError` if `feature` (read from `where`) is not one that `encode` understands."""
+    """Raises `InputError` if `encode` does not support `feature`, which was read from `where`."""
     if feature.name not in FEATURES:
         raise InputError(f"{where}: unknown feature `{feature.name}`; this version knows {', '.join(FEATURES)}.")
     if feature.transform not in ("one_hot", "linear", "log1p"):

@@ -1,6 +1,6 @@
-"""A situation: what is served (tasks), on what (cluster, profile), and what counts (reward). NumPy only.
+"""A situation: tasks, cluster, profile and reward. NumPy only.
 
-Everything here is an immutable dataclass that a YAML file fills; `besteffort.runs.config` reads it.
+All classes are immutable dataclasses that a YAML file fills; `besteffort.runs.config` reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from besteffort.ranges import Count, NonNegative, Positive
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The machines that serve.
+    """The machines that serve requests.
 
     Attributes:
       replicas: GPUs (or machines), each holding every model.
@@ -35,7 +35,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """End-to-end latency that a request may take: `base_s + per_token_s x output tokens`, in seconds."""
+    """Deadline on a request's end-to-end latency: `base_s + per_token_s x output tokens`, in seconds."""
 
     base_s: Positive = 0.1
     per_token_s: NonNegative = 0.015
@@ -46,14 +46,14 @@ class Task:
     """A kind of request.
 
     Attributes:
-      name: its name, found in the profile.
-      share: its weight in the task mix; shares need not sum to one.
+      name: name of the task in the profile.
+      share: weight in the task mix; shares need not sum to one.
       prompt_tokens: smallest and largest prompt length, uniform between, both included.
       output_tokens: smallest and largest output length, uniform between, both included.
-      deadline: its deadline.
+      deadline: deadline of its requests.
       weight: factor on its rewards.
-      mean_prompt_tokens, mean_output_tokens: expected lengths, where they are known and not the middle of the ranges,
-        as in traces.
+      mean_prompt_tokens, mean_output_tokens: expected lengths where they are known and differ from the middle of the
+        ranges, as in traces.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """What an answer is worth: `weight x quality x timeliness`, see `besteffort.simulator.reward`.
+    """The reward of an answer: `weight x quality x timeliness`, see `besteffort.simulator.reward`.
 
     Attributes:
       soft_span: 0 for hard deadlines; `s > 0` lets timeliness fall from 1 at the deadline to 0 at `(1 + s) x deadline`.
@@ -90,15 +90,15 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What the router sees.
+    """The router's view of the cluster.
 
     Attributes:
       features: names from `besteffort.observation.FEATURES`, in the order of the network's input.
       rate_tau_s: time constant of the rate estimate, in seconds.
-      rate_lag: arrivals by which the rate estimate is late: a request meets the estimate that belongs to the one so
-        many arrivals before it, and 0 where there was none.
-      batch_refresh_s: batch sizes are read at an arrival if they were read that many seconds ago or more, as from
-        servers that publish them from time to time; 0 reads them at every arrival. Load balancers see the present ones.
+      rate_lag: lag of the rate estimate in arrivals: a request sees the estimate of the request that many arrivals
+        earlier, and 0 where there was none.
+      batch_refresh_s: age in seconds from which an arrival reads batch sizes again, as from servers that publish them
+        periodically; 0 reads them at every arrival. Load balancers always see the current ones.
     """
 
     features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
@@ -109,7 +109,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """Profile, cluster, tasks, reward and view: all that a simulation needs beside its requests and its router.
+    """Profile, cluster, tasks, reward and view: all inputs of a simulation except the requests and the router.
 
     Raises:
       InputError: if a task is listed twice, all shares are zero, or the profile lacks a task.
@@ -149,7 +149,7 @@ class Situation:
 
     @property
     def peak_rewards(self) -> np.ndarray:
-        """(tasks,) what a request earns at peak performance: answered in time by the largest model, the last one."""
+        """(tasks,) reward of a request at peak performance: answered in time by the largest model, the last one."""
         return self.weights * self.profile.quality_table(self.task_names)[:, -1]
 
     @property
@@ -164,7 +164,7 @@ class Situation:
 
     @property
     def visible_deadlines(self) -> np.ndarray:
-        """(tasks,) what is known of a request's deadline on arrival, in seconds: that of the task's mean output.
+        """(tasks,) deadline that a router sees at the arrival, in seconds: that of the task's mean output length.
 
         Where deadlines change with time, routers see this times the factor in force.
         """
@@ -174,8 +174,8 @@ class Situation:
         """(models,) requests per second that the cluster sustains if one model answers everything.
 
         `replicas / (E[prefill(p)] + E[n - 1] decode(max_batch) / max_batch)`, expectations over the task mix. "Load x"
-        means x times the capacity of the largest model, which is the last entry. Where a task states its mean prompt,
-        E[prefill(p)] is taken there.
+        means x times the capacity of the largest model, which is the last entry. Where a task states its mean prompt
+        length, E[prefill(p)] is the prefill at that length.
         """
         longest = max(task.prompt_tokens[1] for task in self.tasks)
         prefill = self.profile.prefill_table(longest)

@@ -1,6 +1,6 @@
-"""Typed, frozen dataclasses from JSON text, with one clear sentence for what does not fit.
+"""Parses JSON text into typed, frozen dataclasses, with one clear sentence per error.
 
-Imports pydantic, so light modules import it where they read a file.
+This module imports pydantic, so light modules import it only where they read a file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _WORDING = {"a valid array": "a list", "an object": "a mapping", " after validat
 def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     """Fills the dataclass `cls` from JSON text, read from `where`.
 
-    Lists become tuples, objects dataclasses, and an integer may stand for a float; nothing else is converted, and no
-    field may be unknown.
+    Lists become tuples, objects become dataclasses, and an integer is accepted for a float. There are no other
+    conversions, and unknown fields are errors.
 
     Raises:
-      InputError: naming `where`, the field, what it should be and what it is.
+      InputError: naming `where`, the field, its expected type and its value.
     """
     try:
         return pydantic.TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
@@ -41,7 +41,7 @@ def from_json(cls: type[T], text: str | bytes, where: str) -> T:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`, did you mean ...?` if one of `known` is much like `name`, else nothing."""
+    """`, did you mean ...?` if one of `known` is similar to `name`, else an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f", did you mean `{close[0]}`?" if close else ""
 
@@ -71,7 +71,7 @@ def _sentence(cls: type, error: ErrorDetails) -> str:
 
 
 def _fields_at(cls: Any, location: Sequence[str | int]) -> tuple[str, ...]:
-    """Names of the fields of the dataclass at `location` inside `cls`; none where a union leaves several possible."""
+    """Names of the fields of the dataclass at `location` inside `cls`; empty where a union leaves several types."""
     for part in location:
         if dataclasses.is_dataclass(cls):
             cls = typing.get_type_hints(cls).get(str(part))

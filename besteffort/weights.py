@@ -1,4 +1,4 @@
-"""Weights of networks as a policy file holds them, and ensembles merged into one network. NumPy only."""
+"""Network weights as stored in a policy file, and the merging of ensembles into one network. NumPy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Weights = tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 def merge(ensemble: Sequence[Weights]) -> Weights:
-    """One network that holds several of one shape side by side; its outputs are the means of theirs."""
+    """Merges networks of one shape into a single block-diagonal network whose outputs are the means of theirs."""
     (first, *inner), last = list(zip(*ensemble, strict=True))[:-1], [weights[-1] for weights in ensemble]
     kernels = [np.concatenate([kernel for kernel, _ in first], axis=1)]
     kernels += [_block_diagonal([kernel for kernel, _ in layer]) for layer in inner]
@@ -23,10 +23,10 @@ def merge(ensemble: Sequence[Weights]) -> Weights:
 
 
 def split(weights: Weights, networks: int) -> list[Weights]:
-    """The networks that `merge` made one of.
+    """Splits a network that `merge` made into its parts.
 
     Raises:
-      InputError: if `weights` do not hold so many networks side by side.
+      InputError: if `weights` do not hold that many networks side by side.
     """
     if networks == 1:
         return [weights]

@@ -1,4 +1,4 @@
-"""What each model costs (latency tables) and gives (quality per task) on a device, and how anybody knows.
+"""Profiles: latency tables and qualities per task of models on a device, with the provenance of each part.
 
 A profile is a JSON file. `load_profile` reads one by path, or a built-in one by name.
 """

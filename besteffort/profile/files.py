@@ -1,4 +1,4 @@
-"""Reading and writing profile files. Pydantic is imported when a file is read, so that importing this stays light."""
+"""Reads and writes profile files. Only reading a file imports pydantic, so importing this module stays light."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def builtin_profiles() -> tuple[str, ...]:
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """The profile in a file, or the built-in one of that name.
+    """Loads the profile in a file, or the built-in profile of that name.
 
     Raises:
       InputError: if there is no such profile, or its file cannot be read, is cut short or does not fit the format.
@@ -45,7 +45,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def save_profile(profile: Profile, path: str | Path) -> None:
-    """Writes the profile as JSON; a file already there is replaced, and only by a complete one.
+    """Writes the profile as JSON, atomically; replaces an existing file.
 
     Raises:
       InputError: if the file cannot be written.

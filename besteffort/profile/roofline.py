@@ -1,13 +1,13 @@
-"""A roofline model of decoder-only transformers: what an iteration takes on a device that nobody has measured.
+"""A roofline model of decoder-only transformers: predicts iteration times on a device without measurements.
 
     decode(b)  = host + sequence x b + max(bytes / attained bandwidth, operations / attained rate) + communication
     prefill(p) = host                + max(bytes / attained bandwidth, operations / attained rate) + communication
 
-with `host = base + layers x per layer`: the time that scheduling, sampling and kernel launches add to what the device
-computes. Bytes are the weights and, in decoding, the key-value cache of all contexts, read once. Operations are two per
-weight and token, plus attention. Communication is that of tensor parallelism, two ring all-reduces per layer; on one
-device it is 0. The roofline itself: Williams, Waterman, Patterson, CACM 52(4), 2009; its use for transformers: Pope et
-al., "Efficiently Scaling Transformer Inference", MLSys 2023.
+with `host = base + layers x per layer`: the time that scheduling, sampling and kernel launches add to the computation.
+Bytes are the weights and, in decoding, the key-value cache of all contexts, read once. Operations are two per weight
+and token, plus attention. Communication is that of tensor parallelism, two ring all-reduces per layer; on one device it
+is 0. The roofline itself: Williams, Waterman, Patterson, CACM 52(4), 2009; its use for transformers: Pope et al.,
+"Efficiently Scaling Transformer Inference", MLSys 2023.
 
 `experiments/roofline_calibration.py` calibrates `CALIBRATED` on measured iterations and states the error.
 """
@@ -26,11 +26,11 @@ class Architecture:
     Attributes:
       layers: transformer blocks.
       hidden: width of the residual stream.
-      heads, kv_heads: attention heads, and those that keys and values have.
+      heads, kv_heads: attention heads of queries, and of keys and values.
       ffn: width of the feed-forward layer.
       vocab: rows of the embedding.
       parameters: weights that one pass reads; an input embedding that is not the output layer is only looked up.
-      head_parameters: those of the output layer, which a prefill applies to its last token alone.
+      head_parameters: weights of the output layer, which a prefill applies to its last token alone.
     """
 
     layers: int
@@ -48,7 +48,7 @@ class Architecture:
 
     @property
     def cache_bytes(self) -> int:
-        """Keys and values of one token."""
+        """Bytes of the keys and values of one token."""
         return 2 * _BYTES * self.layers * self.hidden * self.kv_heads // self.heads
 
 
@@ -103,11 +103,11 @@ H100 = Device("NVIDIA H100-SXM5-80GB", 80e9, 3.35e12, 989.4e12, 450e9)
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-    """How much of a device's peak figures real kernels attain.
+    """Shares of a device's peak figures that real kernels attain.
 
     Attributes:
       memory, matrix, link: attained shares of memory bandwidth, matrix rate and link bandwidth.
-      hop_s: seconds that one step of a ring all-reduce takes beside its bytes.
+      hop_s: latency of one step of a ring all-reduce in seconds, in addition to the transfer of its bytes.
     """
 
     memory: float
@@ -118,12 +118,12 @@ class Efficiency:
 
 @dataclasses.dataclass(frozen=True)
 class HostOverhead:
-    """What an engine on its host adds to an iteration, in seconds.
+    """Time that an engine on its host adds to an iteration, in seconds.
 
     Attributes:
-      base_s: per iteration.
-      decode_layer_s, prefill_layer_s: per layer.
-      sequence_s: per request in a decode iteration.
+      base_s: time per iteration.
+      decode_layer_s, prefill_layer_s: time per layer.
+      sequence_s: time per request in a decode iteration.
     """
 
     base_s: float
@@ -146,9 +146,9 @@ class Roofline:
     """Durations of iterations on one kind of device.
 
     Attributes:
-      device: its peak figures.
-      host: what the engine adds.
-      efficiency: how much of the peak is attained.
+      device: peak figures of the device.
+      host: time that the engine adds.
+      efficiency: attained shares of the peak figures.
     """
 
     device: Device
@@ -161,7 +161,7 @@ class Roofline:
         Args:
           model: the model.
           batch: requests that decode.
-          context: mean tokens that each of them holds.
+          context: mean tokens that each request holds.
           devices: degree of tensor parallelism.
         """
         attention = 4 * model.layers * model.hidden * context

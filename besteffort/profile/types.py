@@ -1,6 +1,7 @@
 """The profile file as dataclasses, and the tables that the simulator and the routers take from it.
 
-Types are checked when a file is read (`besteffort.profile.files`), values always. Arrays are float64. NumPy only.
+Reading a file checks types (`besteffort.profile.files`); construction always checks values. Arrays are float64. NumPy
+only.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Points = tuple[tuple[int, float], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """How one part of a profile is known.
+    """The provenance of one part of a profile.
 
     Attributes:
       kind: `measured` on the device, `published` by others, or `modelled` by a formula.
-      source: what it rests on: a script, a publication, a data set.
-      method: how it was obtained from the source, with the conditions that matter (context length, engine).
-      device, dtype, date: where, in which number format and when, as far as they apply.
+      source: a script, a publication or a data set.
+      method: how the part was obtained from the source, with the conditions that matter (context length, engine).
+      device, dtype, date: device, number format and date, as far as they apply.
       libraries: versions, one `name version` each.
     """
 
@@ -65,10 +66,10 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class ModelProfile:
-    """What one model costs.
+    """Latency and memory of one model.
 
     Attributes:
-      name: its name.
+      name: name of the model.
       decode: points `(batch size, seconds)` of a decode iteration, from batch size 1 upwards.
       prefill: points `(prompt tokens, seconds)` of the prefill of one prompt, from 1 token upwards.
       slowdown: one factor per model of the profile: how much longer this model's iterations take while that model has
@@ -108,12 +109,12 @@ class ModelProfile:
 
 @dataclasses.dataclass(frozen=True)
 class TaskQuality:
-    """What the models give on one task.
+    """Quality of the models on one task.
 
     Attributes:
       name: the task's name.
-      metric: what is measured, e.g. `acc, zero-shot`.
-      source: where the figures come from.
+      metric: the metric, e.g. `acc, zero-shot`.
+      source: the source of the figures.
       quality_percent: the metric of each model, in the order of the profile's models, 0 to 100; higher is better.
 
     Raises:
@@ -141,7 +142,7 @@ class TaskQuality:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What each model costs and gives on a device.
+    """Latency and quality of models on a device.
 
     Attributes:
       format: version of the file format.
@@ -149,7 +150,7 @@ class Profile:
       device: the accelerator of one replica.
       models: the models, from the smallest to the largest.
       tasks: the tasks with a quality for every model.
-      provenance: how each part is known.
+      provenance: the source of each part.
       cache_output_share: share of a request's output tokens counted against `cache_tokens` at admission, 0 to 1.
 
     Raises:
@@ -244,12 +245,12 @@ class Profile:
         return np.array(tokens, dtype=np.float64)
 
     def digest(self) -> str:
-        """SHA-256 of the content, in hexadecimal: the same for every file that says the same."""
+        """SHA-256 of the content in hexadecimal, independent of the file's formatting."""
         content = json.dumps(_canonical(dataclasses.asdict(self)), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     def select(self, models: Sequence[str]) -> Profile:
-        """The profile of some of its models, kept in its own order.
+        """The profile with only the given models, in its own order.
 
         Raises:
           InputError: on an empty list, a repeated name, or one that the profile lacks.
