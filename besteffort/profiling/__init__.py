@@ -1,1 +1,1 @@
-"""How profiles are made: measured on a device, read off a server's request log, with qualities from a harness."""
+"""Makes profiles: measured on a device or fitted to a server's request log, with qualities from a harness."""

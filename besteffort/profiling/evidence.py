@@ -1,8 +1,8 @@
-"""What a request log shows before anything is simulated: who ran beside whom, and what held the others back.
+"""Evidence from a request log without simulation: which requests ran together, and what held others back.
 
-All of it is read off first and last tokens. Between them a request gains one token per iteration, so its time per token
-is the mean length of the iterations that it saw: what batches of those sizes and the tokens that they held cost, and
-its share of the prefills that came between. That is linear in the terms of the serving model. NumPy and SciPy only.
+It uses the times of first and last tokens. Between them a request gains one token per iteration, so its time per token
+is the mean length of the iterations that it saw: the cost of batches of those sizes and of the tokens that they held,
+plus its share of the prefills in between. That is linear in the terms of the serving model. NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from scipy.optimize import least_squares
 
 from besteffort.profiling.log import RequestLog
 
-_TIGHT = 0.05  # relative misfit of a regression row from which on it counts as an outlier
-_GAP_ITERATIONS = 3.0  # waiting for less is nothing but the wait for an iteration's end
+_TIGHT = 0.05  # relative misfit from which a regression row counts as an outlier
+_GAP_ITERATIONS = 3.0  # a shorter wait is only the wait for an iteration's end
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A rising, piecewise linear function of a count: a value at 1, and a slope of at least 0 on every stretch.
+    """A rising, piecewise linear function of a count: a value at 1, and a slope of at least 0 in every segment.
 
     Attributes:
-      knots: (size,) 1, where slopes change, and where the data end.
+      knots: (size,) 1, the points where the slope changes, and the end of the data.
     """
 
     knots: np.ndarray
 
     @property
     def size(self) -> int:
-        """Coefficients: the value at 1, then the slopes."""
+        """Number of coefficients: the value at 1, then the slopes."""
         return len(self.knots)
 
     def columns(self, x: np.ndarray) -> np.ndarray:
-        """(*x.shape, size) what a unit of each coefficient adds at `x`; the last slope goes on beyond the data."""
+        """(*x.shape, size) contribution of a unit of each coefficient at `x`; the last slope holds beyond the data."""
         x = np.maximum(np.asarray(x, np.float64), 1.0)[..., None]
         ends = np.append(self.knots[1:-1], np.inf)[: self.size - 1]
         stretches = np.clip(x, self.knots[:-1], ends) - self.knots[:-1]
@@ -43,12 +43,12 @@ class Curve:
 
     @classmethod
     def through(cls, values: np.ndarray, weight: np.ndarray, knots: np.ndarray, share: float) -> Curve:
-        """A curve up to the largest of `values`, with those of `knots` that leave `share` of the weight on both sides.
+        """A curve up to the largest of `values`, with those `knots` that leave `share` of the weight on both sides.
 
         Args:
-          values: (n,) where the data are.
-          weight: (n,) how much of them.
-          knots: candidates, ascending.
+          values: (n,) positions of the data.
+          weight: (n,) weights of the data.
+          knots: candidate knots, ascending.
           share: least share of the weight between two knots.
         """
         last = float(np.ceil(values.max(initial=1.0)))
@@ -62,15 +62,15 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What held requests back, while some waited for longer than an iteration.
+    """Evidence of the limit that held requests back while some waited for longer than an iteration.
 
     Attributes:
       largest_batch: most requests that ran at once.
-      waits: how many times requests waited.
-      waiting_batch: how many ran then, in the median.
-      full: share of the waits with that many, or a tenth more or less.
-      prompt_tokens, output_tokens, requests: (admissions,) of all that ran after each admission, in sum.
-      next_tokens: (admissions, 2) prompt and output length of the one that had to wait then; nan where nobody had to.
+      waits: number of times that requests waited.
+      waiting_batch: median number of running requests during the waits.
+      full: share of the waits with that many running requests, up to a tenth more or less.
+      prompt_tokens, output_tokens, requests: (admissions,) sums over all requests that ran after each admission.
+      next_tokens: (admissions, 2) prompt and output length of the request that had to wait then; nan where none had to.
     """
 
     largest_batch: int
@@ -83,9 +83,9 @@ class Limits:
     next_tokens: np.ndarray
 
     def claims(self, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(*share.shape, admissions) tokens claimed after each admission, and with the one that had to wait.
+        """(*share.shape, admissions) tokens claimed after each admission, without and with the request that waited.
 
-        The rounding up of each request's `share x output tokens` counts with its mean.
+        Rounding up each request's `share x output tokens` counts with its mean effect.
         """
         share = np.asarray(share, np.float64)[..., None]
         half = np.where((share > 0) & (share < 1), 0.5, 0.0)
@@ -94,9 +94,9 @@ class Limits:
 
 
 def first_tokens(log: RequestLog) -> np.ndarray:
-    """(n,) times of first tokens; where the log has none, as if the request had been served at the others' pace.
+    """(n,) times of first tokens; where the log has none, estimated from the other requests' time per token.
 
-    If it has none at all, at the pace of the quickest.
+    If the log has no first tokens at all, the estimate uses the time per token of the fastest requests.
     """
     tokens = np.maximum(log.output_tokens - 1, 1)
     pace_s = (log.last_token_s - log.first_token_s) / tokens
@@ -107,7 +107,7 @@ def first_tokens(log: RequestLog) -> np.ndarray:
 
 
 def batch_sizes(log: RequestLog, first_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Batch sizes that occur, and the seconds spent at each of them, over all replicas."""
+    """Batch sizes that occur, and the seconds spent at each, over all replicas."""
     seconds = np.zeros(len(log) + 1)
     for rows in replicas(log):
         times, running, _ = _sweep(log, first_s, rows)
@@ -118,7 +118,7 @@ def batch_sizes(log: RequestLog, first_s: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def typical_times(log: RequestLog, first_s: np.ndarray) -> tuple[float, float]:
-    """Seconds of a typical iteration and of a typical prefill, roughly: what the fit is scaled by."""
+    """Approximate seconds of a typical iteration and of a typical prefill, which scale the fit."""
     several = log.output_tokens > 1
     spans_s = np.where(several, log.last_token_s - first_s, log.latency_s) / np.maximum(log.output_tokens - 1, 1)
     iteration_s = float(np.median(spans_s))
@@ -127,14 +127,14 @@ def typical_times(log: RequestLog, first_s: np.ndarray) -> tuple[float, float]:
 
 
 def regress(log: RequestLog, first_s: np.ndarray, decode: Curve, prefill: Curve, units: np.ndarray) -> np.ndarray:
-    """Coefficients of both curves and the context cost, by robust least squares on times per token and to first tokens.
+    """Fits both curves and the context cost by robust least squares to times per token and times to first token.
 
     Args:
       log: the requests.
       first_s: (n,) times of first tokens, see `first_tokens`.
       decode: curve over batch sizes.
       prefill: curve over prompt lengths.
-      units: (decode.size + prefill.size + 1,) size of each coefficient that would matter.
+      units: (decode.size + prefill.size + 1,) size from which each coefficient matters.
 
     Returns:
       The coefficients of `decode`, of `prefill`, and the context cost.
@@ -142,7 +142,7 @@ def regress(log: RequestLog, first_s: np.ndarray, decode: Curve, prefill: Curve,
     blocks = [_rows(log, first_s, rows, decode, prefill) for rows in replicas(log)]
     columns, target_s, weight = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     matrix = columns * units / target_s[:, None] * weight[:, None]
-    # A faint pull to zero decides where the rows cannot, in favour of the constant parts, which come first.
+    # A weak pull to zero decides where the rows cannot. It favours the constant parts, which come first.
     pull = np.full(len(units), 0.03)
     pull[[0, decode.size]] = 0.003
     matrix = np.concatenate([matrix, np.diag(pull)])
@@ -159,7 +159,7 @@ def regress(log: RequestLog, first_s: np.ndarray, decode: Curve, prefill: Curve,
 
 
 def limits(log: RequestLog, first_s: np.ndarray, iteration_s: float) -> Limits:
-    """What held requests back; `iteration_s` is the length of a typical iteration."""
+    """Finds what held requests back; `iteration_s` is the length of a typical iteration."""
     gap_s = _GAP_ITERATIONS * iteration_s
     largest, events = 0, []
     for rows in replicas(log):
@@ -167,7 +167,7 @@ def limits(log: RequestLog, first_s: np.ndarray, iteration_s: float) -> Limits:
         first, last = first_s[rows], log.last_token_s[rows]
         lengths = np.stack([np.ones(len(rows)), log.prompt_tokens[rows], log.output_tokens[rows]])
         left = np.argsort(last, kind="stable")
-        # Of those who had their first token by then, those who had not left before: the batch of that iteration.
+        # Requests that had their first token by then and had not left before: the batch of that iteration.
         gone = np.searchsorted(last[left], first, side="left")
         sums = np.concatenate([np.zeros((3, 1)), np.cumsum(lengths[:, left], axis=1)], axis=1)
         running = np.cumsum(lengths, axis=1) - sums[:, gone]
@@ -201,7 +201,7 @@ def replicas(log: RequestLog) -> Iterator[np.ndarray]:
 
 
 def _sweep(log: RequestLog, first_s: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times at which requests of one replica begin or end to decode, batch sizes after them, and tokens held then."""
+    """Times at which requests of one replica begin or end decoding, and the batch sizes and tokens held after them."""
     first, last = first_s[rows], log.last_token_s[rows]
     prompt, output = log.prompt_tokens[rows].astype(np.float64), log.output_tokens[rows].astype(np.float64)
     pace = (output - 1) / np.maximum(last - first, 1e-9)
@@ -218,7 +218,7 @@ def _sweep(log: RequestLog, first_s: np.ndarray, rows: np.ndarray) -> tuple[np.n
 def _rows(
     log: RequestLog, first_s: np.ndarray, rows: np.ndarray, decode: Curve, prefill: Curve
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Equations of one replica: what each coefficient adds, the seconds that it should come to, and a weight."""
+    """Equations of one replica: contribution of each coefficient, their sum in seconds, and a weight."""
     times, running, held = _sweep(log, first_s, rows)
     first, last, arrival = first_s[rows], log.last_token_s[rows], log.arrival_s[rows]
     output = log.output_tokens[rows]
@@ -239,7 +239,7 @@ def _rows(
     def assemble(decoding: np.ndarray, prefilling: np.ndarray) -> np.ndarray:
         return np.concatenate([decoding[:, : decode.size], prefilling, decoding[:, decode.size :]], axis=1)
 
-    # The times between tokens; where the first one is not known, from the arrival on.
+    # The times between tokens; from the arrival on where the first token is not known.
     known = np.isfinite(log.first_token_s[rows])
     start = np.where(known, first, arrival)
     span_s, steps = last - start, np.maximum(output - 1, 1)
@@ -247,13 +247,13 @@ def _rows(
     tokens = assemble(decoding, (prefilled_until(last) - prefilled_until(start)) / steps[:, None])
     decodes = (output > 1) & (span_s > 0)
     steady = np.clip(np.sqrt(steps / np.median(steps)), 0.2, 1.0)
-    # The times to first tokens, where nobody stood in line: the rest of an iteration, then one with all that came.
+    # The times to first tokens where no request waited: the rest of an iteration, then one with all new requests.
     ahead = np.concatenate([[-np.inf], np.maximum.accumulate(first)[:-1]])
     ttft_s = first - arrival
     free = known & (ahead <= arrival) & (ttft_s > 0)
     at = np.searchsorted(times, arrival, side="right") - 1
-    beside = np.where((at >= 0)[:, None], per_iteration[at], 0.0)
-    starts = assemble(1.5 * beside, prefilled_until(first) - prefilled_until(arrival))
+    in_progress = np.where((at >= 0)[:, None], per_iteration[at], 0.0)
+    starts = assemble(1.5 * in_progress, prefilled_until(first) - prefilled_until(arrival))
     return (
         np.concatenate([tokens[decodes], starts[free]]),
         np.concatenate([(span_s / steps)[decodes], ttft_s[free]]),

@@ -1,12 +1,12 @@
-"""What a server costs, from its request log: `fit` finds the terms of the serving model that give the log's times.
+"""Fits the terms of the serving model to a server's request log: `fit` finds terms that reproduce the log's times.
 
-Three steps, all deterministic. First what can be read off without simulation (`besteffort.profiling.evidence`). Then
-the log is simulated with candidates for all terms at once (`besteffort.profiling.log_simulation`), and Gauss-Newton
-steps bring first and last tokens to where the log has them. Derivatives are central differences over a few percent: a
-request joins at an iteration's end, so its times are a staircase in every term, of which only the slope over several
-steps matters. Which limit held requests back, if any, is decided by what the simulation makes of each. Last, terms that
-a server may or may not have are changed, and the rest is fitted again: where the log then fits as well, it does not
-determine them.
+There are three steps, all deterministic. First, evidence that needs no simulation (`besteffort.profiling.evidence`)
+yields a start. Second, the log is simulated with candidates for all terms at once
+(`besteffort.profiling.log_simulation`), and Gauss-Newton steps move first and last tokens to their logged times.
+Derivatives are central differences over a few percent: a request joins at an iteration's end, so its times are a
+staircase in every term, of which only the slope over several steps matters. The misfit of the simulation decides which
+limit held requests back, if any. Last, terms that a server may lack are changed and the rest is fitted again: where the
+log then fits as well, it does not determine them.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from besteffort.profiling.log_simulation import Candidates, Player
 
 Limit = Literal["nothing", "batch", "cache"]
 Progress = Callable[[str, float], None]
-"""Told what is being done and the misfit reached, in percent."""
+"""Called with the current activity and the misfit, in cost per residual."""
 
 LEAST_REQUESTS = 8
-"""Fewer cannot be fitted."""
+"""Least number of requests that can be fitted."""
 
 LANES = 32
-"""Candidates per simulation; all coefficients, each in two directions, and the present ones fit in."""
-_WAITS = 8  # fewer than these long waits show no limit
-_FULL = 0.9  # share of the waits that must happen at one batch size for it to be the limit without further proof
+"""Candidates per simulation; the current coefficients and each changed in two directions fit in."""
+_WAITS = 8  # fewer long waits show no limit
+_FULL = 0.9  # share of the waits at one batch size from which that size is the limit without further evidence
 _MISFIT, _LEAST_MISFIT = (
     0.05,
     0.004,
-)  # relative misfits from which on a request counts as an outlier: at first, at least
+)  # relative misfits from which a request counts as an outlier: initial, smallest
 _EXCEEDED = 1.15
 _STEP = 0.04  # of the central differences, in units of each coefficient
-_KINK = 0.2  # by how much of its value a curve may bend between two knots without reason
-_SLOPE = 0.3  # by how much of an iteration a stretch of batch sizes changes it, as long as the log does not tell
-_DEPENDENT = 10.0  # requests that share a fate: one residual in so many is independent evidence
-_PLAIN = 0.02  # cost per residual, about 1% of error, with which the simplest explanation is good enough
-_SHAPE = 0.02  # relative error of times by which a fit's uncertainty is reckoned at least
-_LOOSE = 0.2  # relative width of an interval from which on a curve counts as undetermined
+_KINK = 0.2  # prior: bend of a curve between two knots, relative to its value
+_SLOPE = 0.3  # prior: change of an iteration's length over a segment of batch sizes, relative to that length
+_DEPENDENT = 10.0  # requests are correlated: one residual in so many is independent evidence
+_PLAIN = 0.02  # cost per residual, about 1% of error, at which the simplest explanation is good enough
+_SHAPE = 0.02  # least relative error of times from which a fit's uncertainty is computed
+_LOOSE = 0.2  # relative width of an interval from which a curve counts as undetermined
 _CACHE_SHARE, _CACHE_SPREAD = (
     0.2,
     0.1,
-)  # part of an iteration that a full cache costs without evidence, and give or take
+)  # prior: share of an iteration that a full cache costs, and its standard deviation
 _DOING: dict[Limit, str] = {"nothing": "no limit", "batch": "a largest batch", "cache": "a full cache"}
-_MAX_BATCH = 512  # room for batches beyond those seen ends here
+_MAX_BATCH = 512  # limit of the room for batches beyond those seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Term:
     """One term of the serving model as the log shows it.
 
     Attributes:
-      name: which, in words.
+      name: name of the term.
       determined: whether the log determines it.
-      text: a sentence.
+      text: its value in a sentence.
     """
 
     name: str
@@ -74,16 +74,16 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """One model on one kind of replica.
+    """The fit of one model on one kind of replica.
 
     Attributes:
       decode, prefill, context_cost_s, cache_tokens: see `besteffort.profile.ModelProfile`.
       cache_output_share: see `besteffort.profile.Profile`.
       max_batch: the largest batch: the server's limit where `limit` is `batch`, else somewhat more than any seen.
-      delay_s: what every answer takes beside the server's own work; a cluster's network delay.
-      limit: what held requests back.
-      terms: what the log determines and what not.
-      first_s, last_s: (n,) seconds from each arrival to the first and the last token, as simulated with all this.
+      delay_s: delay of every answer in addition to the server's own work; a cluster's network delay.
+      limit: the limit that held requests back.
+      terms: all terms, with whether the log determines them.
+      first_s, last_s: (n,) simulated seconds from each arrival to the first and the last token.
     """
 
     decode: Points
@@ -108,19 +108,19 @@ def fit(
     explain: bool = True,
     progress: Progress | None = None,
 ) -> Fitted:
-    """The terms of the serving model that explain the times of a log of one model.
+    """Finds the terms of the serving model that explain the times of a log of one model.
 
     Args:
       log: the requests, all served by the same model.
-      fitted: (n,) which requests' times may be looked at; all by default. Arrivals and lengths of the others are
-        simulated, too, but nothing else of them is used.
-      max_batch: the server's largest batch, where it is known.
-      cache_output_share: the share of outputs that is claimed of the cache at admission, where it is known.
-      explain: whether to find out what the log determines, which takes half of the time.
-      progress: called with what is being done and the misfit.
+      fitted: (n,) whether the fit may use each request's times; by default all. Of the other requests it uses only
+        arrivals and lengths, for the simulation.
+      max_batch: the server's largest batch, if known.
+      cache_output_share: the share of outputs that admission claims of the cache, if known.
+      explain: whether to find out which terms the log determines, which takes half of the time.
+      progress: called with the current activity and the misfit.
 
     Raises:
-      InputError: if fewer than `LEAST_REQUESTS` requests may be looked at, or more ran at once than `max_batch`.
+      InputError: if `fitted` selects fewer than `LEAST_REQUESTS` requests, or more ran at once than `max_batch`.
     """
     rows = np.ones(len(log), bool) if fitted is None else fitted
     if rows.sum() < LEAST_REQUESTS:
@@ -143,7 +143,7 @@ def fit(
     misfit = problem.misfit(best.x)
     if misfit > _PLAIN * problem.residual_count:
         for other, solution in map(solve, others):
-            # A limit has to earn its place: without it, the log must fit worse by more than chance.
+            # Accept a limit only if the log fits worse without it by more than chance.
             if other.misfit(solution.x) < misfit - problem.clear_rise(misfit):
                 problem, best, misfit = other, solution, other.misfit(solution.x)
     while problem.tighten(best.x):
@@ -152,7 +152,7 @@ def fit(
 
 
 def _possible_limits(log: RequestLog, max_batch: int | None) -> tuple[Limit, ...]:
-    """The assumptions worth trying, the simplest first."""
+    """The assumptions to try, the simplest first."""
     first_s = evidence.first_tokens(log)
     shown = evidence.limits(log, first_s, evidence.typical_times(log, first_s)[0])
     if max_batch is not None and shown.largest_batch > _EXCEEDED * max_batch:
@@ -166,24 +166,24 @@ def _possible_limits(log: RequestLog, max_batch: int | None) -> tuple[Limit, ...
         return ("batch", "cache")
     if shown.full >= _FULL:
         return ("batch",)
-    # A largest batch that was exceeded by more than blurred times explain is none.
+    # If more requests ran than blurred times explain, the batch is not the limit.
     possible = shown.full > 1 - _FULL and shown.largest_batch < _EXCEEDED * shown.waiting_batch
     return ("nothing", "batch", "cache") if possible else ("nothing", "cache")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Solution:
-    """Coefficients in their units, and their cost."""
+    """Coefficients, relative to their units, and their cost."""
 
     x: np.ndarray
     cost: float
 
 
 class _Problem:
-    """Coefficients and what they cost, for one assumption about the limit.
+    """The cost of coefficients, for one assumption about the limit.
 
-    The coefficients, each divided by its entry of `units`: those of the decode curve, those of the prefill curve, the
-    context cost, the delay; with a cache limit also its tokens and the share of outputs.
+    The coefficients, each divided by its entry of `units`, are those of the decode curve, those of the prefill curve,
+    the context cost and the delay; with a cache limit also its tokens and the share of outputs.
     """
 
     def __init__(
@@ -245,16 +245,16 @@ class _Problem:
         return int(self._ttft_rows.sum() + self.rows.sum())
 
     def clear_rise(self, cost: float) -> float:
-        """By how much a cost has to rise above `cost` for that to be more than chance."""
+        """The least rise above `cost` that is more than chance."""
         return max(2 * _DEPENDENT * cost / self.residual_count, _PLAIN / 2 * self.residual_count)
 
     def cache_tokens(self, x: np.ndarray) -> int:
-        """The fitted size of the cache, in whole tokens; every request of the log fits, for it was answered."""
+        """The fitted size of the cache, in whole tokens; every request of the log fits, since it was answered."""
         largest = (self.log.prompt_tokens + np.ceil(x[-1] * self.log.output_tokens)).max()
         return round(max(float(x[-2] * self.units[-2]), float(largest)))
 
     def starts(self) -> list[np.ndarray]:
-        """Where to start: what was read off the log, as it is, quicker and slower, and for several shares."""
+        """Starting points: the regression, scaled by the best of several factors, for several shares of outputs."""
         x = np.append(self._start, 0.0)
         scaled = np.stack([x * pace for pace in (0.15, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)])
         if not self.cache:
@@ -262,16 +262,16 @@ class _Problem:
         starts = []
         for share in (0.5, 0.75, 1.0) if self.share is None else (self.share,):
             tokens = self._cache_tokens(share) / self.units[-2]
-            lanes = np.concatenate([scaled, np.tile([np.median(tokens), share], (len(scaled), 1))], axis=1)
-            starts.append(lanes[np.argmin(self.costs(lanes))])
+            candidates = np.concatenate([scaled, np.tile([np.median(tokens), share], (len(scaled), 1))], axis=1)
+            starts.append(candidates[np.argmin(self.costs(candidates))])
         return starts
 
     def values(self, x: np.ndarray) -> np.ndarray:
-        """(lanes, coefficients) in seconds and tokens."""
+        """(candidates, coefficients) in seconds and tokens."""
         return x * self.units
 
     def play(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(lanes, n) seconds to first and last tokens of every request; up to `LANES` lanes."""
+        """(candidates, n) seconds to first and last tokens of every request; up to `LANES` candidates."""
         values = self.values(np.pad(x, ((0, LANES - len(x)), (0, 0)), mode="edge"))
         d, c = self.decode.size, self.context
         table = values[:, :d] @ self.decode.columns(np.arange(self.max_batch + 1)).T
@@ -286,10 +286,10 @@ class _Problem:
         return (first_s + delay_s)[: len(x)], (last_s + delay_s)[: len(x)]
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
-        """(lanes, residuals) misfits of first tokens, last tokens and, with a cache limit, of admissions.
+        """(candidates, residuals) misfits of first tokens, last tokens and, with a cache limit, of admissions.
 
-        A request's is in units of `scale` times its time and the mean time, which counts most: at a long line's end
-        everybody before has left a trace.
+        A request's misfit is in units of `scale` times the root sum of squares of its time and the mean time. The mean
+        counts because the errors of all earlier requests accumulate at the end of a long queue.
         """
         first_s, last_s = self.play(x)
         parts = []
@@ -310,22 +310,22 @@ class _Problem:
         return np.nan_to_num(np.concatenate(parts, axis=1), nan=1e3, posinf=1e3, neginf=-1e3)
 
     def costs(self, x: np.ndarray) -> np.ndarray:
-        """(lanes,) cost of the residuals and of what speaks against the coefficients beforehand."""
+        """(candidates,) cost of the residuals plus the prior on the coefficients."""
         return self.cost_of(self.residuals(x), x)
 
     def cost_of(self, residuals: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """(lanes,) pseudo-Huber, so that outliers (evicted requests, a stall of the host) count linearly."""
+        """(candidates,) pseudo-Huber cost, so that outliers (evicted requests, a stall of the host) count linearly."""
         rows, targets = self.prior
         prior = x @ rows.T - targets
         return np.asarray((np.sqrt(1 + residuals**2) - 1).sum(axis=1) + 0.5 * (prior**2).sum(axis=1))
 
     def misfit(self, x: np.ndarray) -> float:
-        """The cost of the times alone, by which different assumptions can be compared."""
+        """The cost of the times alone, which is comparable between assumptions."""
         residuals = self.residuals(x[None])[0, : self.residual_count]
         return float((np.sqrt(1 + residuals**2) - 1).sum())
 
     def tighten(self, x: np.ndarray) -> bool:
-        """Adapts `scale` to the misfit that is left; whether that changed it much."""
+        """Adapts `scale` to the remaining misfit; returns whether it changed much."""
         typical = float(np.median(np.abs(self.residuals(x[None])))) * self.scale
         scale = float(np.clip(1.5 * typical, _LEAST_MISFIT, self.scale))
         changed = scale < 0.5 * self.scale
@@ -333,7 +333,7 @@ class _Problem:
         return changed
 
     def _cache_tokens(self, share: float) -> np.ndarray:
-        """Cache sizes half way between what fitted and what did not."""
+        """Cache sizes half-way between the tokens that fitted and those that did not."""
         now, more = self.limits.claims(np.array(share))
         return ((now + more) / 2)[np.isfinite(more)]
 
@@ -351,12 +351,12 @@ class _Problem:
                 rows.append(row * (curve.knots[k + 1] - curve.knots[k]) / (_KINK * value))
                 targets.append(0.0)
         row = np.zeros(len(self.units))
-        row[self.context + 1] = 10.0  # a delay looks like a prefill that costs nobody else anything: rather the latter
+        row[self.context + 1] = 10.0  # a delay looks like a prefill that delays no other request; prefer a prefill
         rows.append(row)
         targets.append(0.0)
-        # Where the number of tokens held hardly changes, as with a full cache, a log cannot tell what they cost from
-        # what the weights do. Both go through the same memory, and the cache gets what the weights leave of it, so a
-        # full one costs a part of every iteration. How large a part is our own assumption, checked on one real log.
+        # Where the number of tokens held hardly changes, as with a full cache, a log cannot separate their cost from
+        # that of the weights. Both go through the same memory, and the cache gets the memory that the weights leave, so
+        # a full cache costs a part of every iteration. The size of that part is an assumption, checked on one real log.
         row = np.zeros(len(self.units))
         row[self.context] = 1.0 / _CACHE_SPREAD if self.cache else 1.0
         rows.append(row)
@@ -373,7 +373,7 @@ class _Problem:
 def _descend(
     problem: _Problem, x: np.ndarray, *, rounds: int, doing: str, report: Progress, fixed: int | None = None
 ) -> _Solution:
-    """Gauss-Newton with several dampings and step lengths tried at once; the cost never rises."""
+    """Gauss-Newton that tries several dampings and step lengths at once; the cost never rises."""
     size = len(x)
     low, high = problem.low.copy(), problem.high.copy()
     if fixed is not None:
@@ -386,7 +386,7 @@ def _descend(
         step[-1] *= 3
     best = float(problem.costs(x[None])[0])
     for _ in range(rounds):
-        lanes, residuals, weighted = _linearise(problem, x, step, low, high)
+        candidates, residuals, weighted = _linearise(problem, x, step, low, high)
         weight = (1 + residuals[0] ** 2) ** -0.25
         scale = np.linalg.norm(weighted, axis=0) + 1e-9
         room = reach * np.maximum(x, 0.2) + 1e-12
@@ -397,11 +397,11 @@ def _descend(
             target = np.concatenate([-residuals[0] * weight, targets - rows @ x, np.zeros(size)])
             move = lsq_linear(matrix, target, bounds=bounds).x
             tries += [np.clip(x + length * move, low, high) for length in (0.15, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5)]
-        lanes = np.concatenate([np.array(tries), lanes])
-        costs = np.concatenate([problem.costs(np.array(tries)), problem.cost_of(residuals, lanes[len(tries) :])])
+        candidates = np.concatenate([np.array(tries), candidates])
+        costs = np.concatenate([problem.costs(np.array(tries)), problem.cost_of(residuals, candidates[len(tries) :])])
         before = best
         if costs.min() < best:
-            x, best = lanes[np.argmin(costs)], float(costs.min())
+            x, best = candidates[np.argmin(costs)], float(costs.min())
         report(doing, best / problem.residual_count)
         if best > before * (1 - 2e-3):
             step, reach = step / 2, reach / 2
@@ -413,15 +413,15 @@ def _descend(
 def _linearise(
     problem: _Problem, x: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Central differences at `x`: the lanes played (`x` first), their residuals, and the weighted Jacobian at `x`."""
+    """Central differences at `x`: the candidates (`x` first), their residuals, and the weighted Jacobian at `x`."""
     size = len(x)
     up, down = np.minimum(x + np.diag(step), high), np.maximum(x - np.diag(step), low)
-    lanes = np.concatenate([x[None], up, down])
-    residuals = problem.residuals(lanes)
+    candidates = np.concatenate([x[None], up, down])
+    residuals = problem.residuals(candidates)
     width = np.diag(up - down)
     moved = (residuals[1 : size + 1] - residuals[size + 1 :]).T
     jacobian = np.divide(moved, width, out=np.zeros_like(moved), where=width > 0)
-    return lanes, residuals, jacobian * ((1 + residuals[0] ** 2) ** -0.25)[:, None]
+    return candidates, residuals, jacobian * ((1 + residuals[0] ** 2) ** -0.25)[:, None]
 
 
 def _conclude(problem: _Problem, best: _Solution, terms: tuple[Term, ...]) -> Fitted:
@@ -444,7 +444,7 @@ def _conclude(problem: _Problem, best: _Solution, terms: tuple[Term, ...]) -> Fi
 
 
 def _explain(problem: _Problem, best: _Solution, report: Progress) -> tuple[Term, ...]:
-    """What the log determines, in words."""
+    """Describes all terms and whether the log determines them."""
     values, covariance = problem.values(best.x[None])[0], _covariance(problem, best.x)
     d, c = problem.decode.size, problem.context
     seen, shown = problem.seen, problem.limits
@@ -460,13 +460,13 @@ def _explain(problem: _Problem, best: _Solution, report: Progress) -> tuple[Term
         _curve_term("prefill", values, covariance, prefill, prompts, "prefill of", "prompt lengths"),
     ]
     if shown.largest_batch == 1:
-        text = "No two requests ran at once, so larger batches are unknown and taken to cost as much as one request."
+        text = "No two requests ran at once, so larger batches are unknown and assumed to cost as much as one request."
         terms.append(Term("larger batches", False, text))
 
     misfit = problem.misfit(best.x)
 
     def matters(index: int, value: float) -> bool:
-        """Whether the log fits clearly worse with another value of a coefficient and the rest fitted again."""
+        """Whether the log fits clearly worse with another value of a coefficient, after refitting the rest."""
         moved = best.x.copy()
         moved[index] = value
         other = _descend(problem, moved, rounds=4, doing="testing", report=report, fixed=index)
@@ -477,9 +477,9 @@ def _explain(problem: _Problem, best: _Solution, report: Progress) -> tuple[Term
     if matters(c, 0.0 if share > 0.02 else 0.1):
         terms.append(Term("context cost", True, f"Context cost {taken}."))
     else:
-        why = "as servers with a full cache have it" if problem.cache else "which fits no worse than others"
+        why = "typical of servers with a full cache" if problem.cache else "which fits as well as others"
         terms.append(
-            Term("context cost", False, f"The log fits as well without a context cost; taken: {taken}, {why}.")
+            Term("context cost", False, f"The log fits as well without a context cost; assumed: {taken}, {why}.")
         )
     terms += _limit_terms(problem, best, matters)
     return tuple(terms)
@@ -491,7 +491,7 @@ def _limit_terms(problem: _Problem, best: _Solution, matters: Callable[[int, flo
     if problem.limit == "nothing":
         text = (
             f"Nothing held requests back: {unknown_cache}; at least {shown.largest_batch} requests fit a batch. "
-            f"What is more the log cannot tell."
+            f"The log does not show larger limits."
         )
         return [Term("limits", False, text)]
     if problem.limit == "batch":
@@ -503,9 +503,9 @@ def _limit_terms(problem: _Problem, best: _Solution, matters: Callable[[int, flo
     terms = [Term("cache", True, text)]
     others = [value for value in (max(0.0, share - 0.3), min(1.0, share + 0.3)) if abs(value - share) > 0.1]
     if problem.share is None and not all(matters(len(best.x) - 1, value) for value in others):
-        text = "Other shares of outputs, with another size of the cache, fit as well: trust the two together only."
+        text = "Other shares of outputs, with another size of the cache, fit as well: use the two only together."
         terms.append(Term("share of outputs", False, text))
-    text = f"At most {shown.largest_batch} requests ran at once, for want of cache: `max_batch` is at least that."
+    text = f"At most {shown.largest_batch} requests ran at once, as the cache was full; `max_batch` is at least that."
     terms.append(Term("largest batch", False, text))
     return terms
 
@@ -519,7 +519,7 @@ def _curve_term(
     what: str,
     axis: str,
 ) -> Term:
-    """A curve at both ends of what most of the log covers (rows of `columns`), with two standard deviations."""
+    """A curve at both ends of the range that most of the log covers (rows of `columns`), +- two standard deviations."""
     seconds = columns @ values
     spread_s = 2 * np.sqrt(np.einsum("ij,jk,ik->i", columns, covariance, columns))
     clear = bool((spread_s < _LOOSE * seconds).all())
@@ -527,7 +527,7 @@ def _curve_term(
     text = f"A {what} {at[0]} lasts {shown[0]}"
     if at[1] > at[0]:
         text += f", of {at[1]} {shown[1]}"
-    text += f"; the log covers {axis} {_range(at)}, what lies beyond is extrapolated."
+    text += f"; the log covers {axis} {_range(at)}, values beyond are extrapolated."
     return Term(name, clear, text if clear else f"{text} The intervals are wide: the log hardly determines it.")
 
 
@@ -537,7 +537,7 @@ def _covariance(problem: _Problem, x: np.ndarray) -> np.ndarray:
     _, residuals, weighted = _linearise(problem, x, step, problem.low, problem.high)
     size = float(np.mean(residuals[0] ** 2 / np.sqrt(1 + residuals[0] ** 2)))
     rows, _ = problem.prior
-    # Even without noise, curves of a few stretches are off by something, and no closer than that is anything known.
+    # Even without noise, curves of a few segments have an error, and no term is known more precisely than that.
     size = max(size, (_SHAPE / problem.scale) ** 2)
     information = (weighted.T @ weighted) / size + rows.T @ rows
     inverse = np.linalg.pinv(information / _DEPENDENT + 1e-6 * np.eye(len(x)))
@@ -545,7 +545,7 @@ def _covariance(problem: _Problem, x: np.ndarray) -> np.ndarray:
 
 
 def _middle(values: np.ndarray, weight: np.ndarray) -> tuple[int, int]:
-    """Between which two of `values` lie 98% of the weight."""
+    """The two of `values` that enclose 98% of the weight."""
     order = np.argsort(values)
     past = np.cumsum(weight[order]) / weight.sum()
     low, high = np.minimum(np.searchsorted(past, (0.01, 0.99)), len(values) - 1)

@@ -1,7 +1,7 @@
-"""From a request log to a profile: what `besteffort profile fit` does.
+"""Makes a profile from a request log: the work of `besteffort profile fit`.
 
-Every model of the log is fitted twice: to the first half of its requests, which then has to predict the times of the
-second half, and to all of them. The first says how far to trust the second.
+Every model of the log is fitted twice: to the first half of its requests, which then predicts the times of the second
+half, and to all requests. The errors of the first fit show how far to trust the second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Qualities = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Times of the requests whose times a fit was not shown, arrays of shape (n,); nan where the log has none.
+    """Times of held-out requests, whose times a fit did not use, arrays of shape (n,); nan where the log has none.
 
     Attributes:
       measured, predicted: seconds by measure, see `MEASURES`.
@@ -60,10 +60,10 @@ class FittedModel:
     """One model of a log.
 
     Attributes:
-      name: its name.
+      name: name of the model.
       log: its requests.
-      fitted: its terms, from all of them.
-      held_out: what terms from the first half of them predict for the second half.
+      fitted: the fit to all requests.
+      held_out: predictions for the second half of the requests from a fit to the first half.
     """
 
     name: str
@@ -74,14 +74,14 @@ class FittedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What to report the user.
+    """The results to report to the user.
 
     Attributes:
       profile: the profile.
-      models: what was fitted, from the smallest model to the largest.
+      models: the fitted models, from the smallest to the largest.
       table: errors on the held-out halves.
-      notes: what the log determines and what not, a sentence each.
-      files: what was written.
+      notes: which terms the log determines, a sentence each.
+      files: the written files.
     """
 
     profile: Profile
@@ -112,15 +112,15 @@ def fit_log(
     share: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[FittedModel, ...]:
-    """Fits every model of a log, from the one that is quickest at batch size 1 to the slowest.
+    """Fits every model of a log; returns them from the fastest at batch size 1 to the slowest.
 
     Args:
       log: the requests.
       name: name of the model where the log does not name any; by default the file's.
-      max_batch: the server's largest batch, where it is known.
-      share: the share of outputs claimed of the cache, where it is known; else that of the first model that shows one,
-        for a profile has one for all.
-      progress: called with what is being done and the misfit.
+      max_batch: the server's largest batch, if known.
+      share: the share of outputs claimed of the cache, if known; by default that of the first model that shows one,
+        because a profile has one for all models.
+      progress: called with the current activity and the misfit.
 
     Raises:
       InputError: if a model has too few requests, or `name` or `max_batch` contradicts the log.
@@ -149,7 +149,7 @@ def fit_log(
 
 
 def model_names(log: RequestLog, name: str | None) -> tuple[str, ...]:
-    """Names of the log's models: its own, else the one given, else the file's.
+    """Names of the log's models: its own, else the given name, else the file's.
 
     Raises:
       InputError: if a name is given to models that have their own.
@@ -163,14 +163,14 @@ def model_names(log: RequestLog, name: str | None) -> tuple[str, ...]:
 
 
 def share_of_others(base: Profile, log: RequestLog, name: str | None) -> float | None:
-    """The share of outputs that `base` counts against the cache, if that of models which are not fitted rests on it."""
+    """The share of outputs that `base` counts against the cache, if models that are not fitted depend on it."""
     fitted = model_names(log, name)
     rest = any(model.cache_tokens is not None for model in base.models if model.name not in fitted)
     return base.cache_output_share if rest else None
 
 
 def check(log: RequestLog, qualities: Qualities, base: Profile | None, name: str | None) -> None:
-    """Refuses before anything is computed what `fit_log` or `make_profile` would refuse after it.
+    """Checks the inputs of `fit_log` and `make_profile` before the computation starts.
 
     Raises:
       InputError: as they do.
@@ -194,17 +194,17 @@ def make_profile(
     into: Profile | None = None,
     device: str | None = None,
 ) -> Profile:
-    """A profile of fitted models, or another one with their costs in it.
+    """Makes a profile of fitted models, or merges their costs into another profile.
 
-    A model that `into` has gets new costs and keeps its qualities and slow-downs; others are placed among its models by
-    their time at batch size 1. A lone model without a quality counts as perfect: quality is relative to the best.
+    A model that `into` has gets new costs and keeps its qualities and slow-downs; others are sorted among its models by
+    their time at batch size 1. A single model without a quality counts as perfect: quality is relative to the best.
 
     Args:
-      models: what was fitted.
+      models: the fitted models.
       name: name of a new profile.
       qualities: percent by task and model; `""` stands for the only model.
       into: the profile to merge into.
-      device: what the server ran on.
+      device: the device that the server ran on.
 
     Raises:
       InputError: if qualities are missing or of unknown models, or the share of outputs claimed of the cache differs
@@ -235,7 +235,7 @@ def make_profile(
         provenance=Provenance(
             decode=measured,
             prefill=measured,
-            slowdown=Source("modelled", "none", "models of the log are taken not to slow each other down"),
+            slowdown=Source("modelled", "none", "models of the log are assumed not to slow each other down"),
             quality=Source("modelled", assumed),
         ),
         cache_output_share=1.0 if share is None else share,
@@ -264,7 +264,7 @@ def _merged_profile(
     ]
     if any(model.slowdown for model in merged) and len(merged) > len(old):
         raise InputError(
-            f"Profile `{into.name}` states how its models slow each other down, which the log does not tell of "
+            f"Profile `{into.name}` states how its models slow each other down, which the log does not show for "
             f"{', '.join(m for m in fresh if m not in old)}; fit a model that it has, or remove its `slowdown`."
         )
     if len(merged) > len(old):
@@ -295,7 +295,7 @@ def _merged_profile(
 
 
 def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) -> Outcome:
-    """Writes the profile and, beside it, a situation to run it in (`.yaml`), the figures (`.fit.json`) and the picture.
+    """Writes the profile and, next to it, a situation for it (`.yaml`), the figures (`.fit.json`) and the plot.
 
     Raises:
       InputError: if a file cannot be written.
@@ -375,7 +375,7 @@ def parse_qualities(texts: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def _by_model(task: str, values: Mapping[str, float], fresh: tuple[str, ...]) -> dict[str, float]:
-    """Percent by model's name, where `""` may stand for the only one."""
+    """Percent by model's name; `""` may stand for the only model."""
     if "" not in values:
         return dict(values)
     if len(fresh) > 1 or len(values) > 1:
@@ -404,7 +404,7 @@ def _model_profile(model: FittedModel) -> ModelProfile:
 
 
 def _source(models: Sequence[FittedModel], device: str | None) -> Source:
-    """Where the costs come from, with their error."""
+    """The source of the costs, with their error."""
     said = []
     for model in models:
         errors = ", ".join(
@@ -422,7 +422,7 @@ def _source(models: Sequence[FittedModel], device: str | None) -> Source:
 
 
 def _joined(old: Source, new: Source, both: bool) -> Source:
-    """The new source, with a word on the old one where models of it are left."""
+    """The new source, with a note on the old one if models from it remain."""
     return dataclasses.replace(new, method=f"{new.method}. Other models: {old.kind}, {old.source}") if both else new
 
 
@@ -503,8 +503,8 @@ def _figures(model: FittedModel) -> dict[str, Any]:
 def _enough(path: Path, model: str, part: RequestLog) -> None:
     if len(part) < 2 * LEAST_REQUESTS:
         raise InputError(
-            f"{path}: the log has too few answered requests of model `{model}`, {len(part)}, for half of them are kept "
-            f"back to judge the fit by; give one with at least {2 * LEAST_REQUESTS}."
+            f"{path}: the log has too few answered requests of model `{model}`, {len(part)}, because half of them are "
+            f"held out to check the fit; give one with at least {2 * LEAST_REQUESTS}."
         )
 
 

@@ -1,7 +1,7 @@
-"""What a device attains at best, measured, and the floors that this puts under latencies.
+"""Measures the peak rates of a device, and computes the lower bounds on latencies that follow from them.
 
-A latency cannot be lower than what must be read, through the bytes that the device reads per second, nor than what must
-be computed, through its rate of matrix products. Whatever JAX sees is measured by the same programs.
+A latency is at least the bytes to read divided by the read rate of the device, and at least the operations to compute
+divided by its rate of matrix products. The same programs measure any device that JAX supports.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ _PATIENCE_S = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """What a device attains.
+    """Peak rates that a device attains.
 
     Attributes:
-      bytes_per_s: reading memory, far more of it than any cache holds.
-      flops_per_s: multiplying large square matrices.
+      bytes_per_s: bytes per second when reading much more memory than any cache holds.
+      flops_per_s: operations per second when multiplying large square matrices.
     """
 
     bytes_per_s: float
     flops_per_s: float
 
     def floor_s(self, transferred: int | float, operations: int | float) -> float:
-        """Seconds that reading so many bytes and computing so much take at least; both may happen at once."""
+        """Least seconds to read `transferred` bytes and compute `operations`; both may happen at once."""
         return max(transferred / self.bytes_per_s, operations / self.flops_per_s)
 
 
 def measure_ceilings(dtype: Any, repeats: int = 7) -> Ceilings:
-    """Measures the default device; the best of several repeats each, as in STREAM (McCalpin, 1995).
+    """Measures the default device by the best of several repeats, as in STREAM (McCalpin, 1995).
 
     Args:
-      dtype: of the matrices; accumulated as the device does by default, float32 in full precision.
-      repeats: of each size.
+      dtype: type of the matrices; the device accumulates with its default precision, float32 with full precision.
+      repeats: repeats of each size.
     """
     return Ceilings(bytes_per_s=_read_rate(repeats), flops_per_s=_matrix_rate(jnp.dtype(dtype), repeats))
 
 
 def _read_rate(repeats: int) -> float:
-    """The better of a sum and a matrix times a vector: compilers do not treat them alike."""
+    """The better rate of a sum and a matrix-vector product, which compilers treat differently."""
     size = min(_READ_BYTES, (free_bytes() or 8 * _READ_BYTES) // 8)
     matrix = jax.block_until_ready(jnp.ones((max(size // 16384, 1), 4096), jnp.float32))
     vector = jnp.ones((4096,), jnp.float32)
@@ -88,7 +88,7 @@ def _best_s(run: Callable[[], jax.Array], repeats: int) -> float:
 def decode_floor_s(config: OPTConfig, batch: int, context: int | float, itemsize: int, ceilings: Ceilings) -> float:
     """Least seconds of a decode step of `batch` rows that hold `context` tokens each.
 
-    Weights and cache are read once; two operations per weight and token, and attention.
+    Weights and cache are read once; operations are two per weight and token, plus attention.
     """
     weights = config.parameters - config.positions * config.hidden  # a position is looked up
     transferred = itemsize * (weights + batch * context * config.cache_values)

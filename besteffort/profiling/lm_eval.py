@@ -3,9 +3,9 @@
     model = HarnessOPT(load_model(name), load_tokenizer(name))
     lm_eval.evaluator.simple_evaluate(model, tasks=["piqa"])
 
-Tokens, windows, truncation on the left and stop sequences are those of the harness's own `hf` backend, so that figures
-are, too. Sequences come in buckets of lengths, a fixed number of tokens at a time: a few compiled programs serve every
-task.
+Tokens, windows, truncation on the left and stop sequences are those of the harness's own `hf` backend, so figures agree
+with it. Sequences are padded to buckets of lengths, a fixed number of tokens at a time, so that a few compiled programs
+serve every task.
 """
 
 from __future__ import annotations
@@ -42,38 +42,38 @@ except ImportError as error:
     ) from error
 
 MAX_NEW_TOKENS = 256
-"""Tokens that are generated at most where a task does not say; as in the harness's `hf` backend."""
+"""Default limit of generated tokens where a task sets none; as in the harness's `hf` backend."""
 
-_TOKENS_AT_ONCE = 2048  # logits of so many are in memory at once
+_TOKENS_AT_ONCE = 2048  # tokens whose logits are in memory at once
 _GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 Scored = tuple[float, bool]
-"""Log-likelihood of a continuation, and whether greedy choice gives it."""
+"""Log-likelihood of a continuation, and whether greedy decoding yields it."""
 
 Pair = tuple[Any, list[int], list[int]]
-"""What a request is known by, and the tokens of its context and of its continuation."""
+"""Identifier of a request, and the tokens of its context and of its continuation."""
 
 
 class HarnessOPT(TemplateLM):
-    """A model with its tokenizer, as the harness calls it.
+    """A model with its tokenizer, with the interface of the harness.
 
     Attributes:
       opt: the model.
-      tokenizer: of transformers.
-      truncated: requests so far whose context was cut on the left, since it did not fit.
+      tokenizer: its tokenizer, from transformers.
+      truncated: number of requests so far whose context did not fit and was cut on the left.
     """
 
     def __init__(self, opt: Model, tokenizer: Any, max_batch: int = 8, seed: int = 0) -> None:
-        """Compiles nothing yet.
+        """Does not compile yet.
 
         Args:
           opt: the model.
-          tokenizer: of transformers, with a token that ends texts.
+          tokenizer: a tokenizer of transformers with an end-of-text token.
           max_batch: sequences at a time, fewer where they are long.
-          seed: of random choice, for tasks that ask for it.
+          seed: seed of sampling, for tasks that require it.
 
         Raises:
-          InputError: if the tokenizer does not go with the model.
+          InputError: if the tokenizer does not match the model.
         """
         super().__init__()
         if tokenizer.eos_token_id is None:
@@ -103,7 +103,7 @@ class HarnessOPT(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence, in tokens."""
+        """Length of the longest sequence, in tokens."""
         return self.opt.config.positions
 
     @property
@@ -111,18 +111,18 @@ class HarnessOPT(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; with a `</s>` before it as the tokenizer has it, unless it is there already."""
+        """Tokens of a text, after a `</s>` if the tokenizer adds one and the text does not begin with it."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Scored]:
-        """Of each (context, continuation)."""
+        """Log-likelihood of each (context, continuation)."""
         found: list[Scored] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Of each whole text, in windows as long as the context."""
+        """Log-likelihood of each whole text, in windows as long as the context."""
         windows = [
             [
                 make_disjoint_window(window)
@@ -153,12 +153,12 @@ class HarnessOPT(TemplateLM):
             for row, index in enumerate(indices):
                 found[index] = float(likelihood[row]), bool(greedy[row])
         for (request, *_tokens), answer in zip(requests, found, strict=True):
-            if request is not None:  # that is a window of a longer text
+            if request is not None:  # None marks a window of a longer text
                 self.cache_hook.add_partial("loglikelihood", request, answer)
         return found
 
     def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
-        """The end of a sequence that fits, and how many of its tokens are scored."""
+        """The end of a sequence that fits, and the number of its tokens to score."""
         if len(continuation) > self.max_length:
             raise InputError(
                 f"A continuation of {len(continuation)} tokens exceeds the context of {self.opt.name}, "
@@ -168,7 +168,7 @@ class HarnessOPT(TemplateLM):
         return (context + continuation)[-self.max_length - 1 :], len(continuation)
 
     def _batches(self, sizes: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Length of the bucket and indices of sequences that go together, the longest first."""
+        """Bucket length and indices of sequences that share a batch, the longest first."""
         order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
         for length, group in itertools.groupby(order, key=lambda index: self._bucket(sizes[index])):
             while batch := list(itertools.islice(group, self._rows(length))):
@@ -181,10 +181,10 @@ class HarnessOPT(TemplateLM):
         return max(1, min(self._max_batch, _TOKENS_AT_ONCE // length))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """A continuation of each context, up to the first stop sequence, which is cut off.
+        """A continuation of each context, up to and excluding the first stop sequence.
 
         Raises:
-          InputError: if a task asks for tokens that leave no room for a context, or for a search that there is not.
+          InputError: if a task asks for so many tokens that no context fits, or for unsupported generation settings.
         """
         found = [""] * len(requests)
         by_settings = sorted(range(len(requests)), key=lambda index: repr(requests[index].args[1]))
@@ -230,7 +230,7 @@ class HarnessOPT(TemplateLM):
 
     @functools.cached_property
     def _runtime(self) -> Runtime:
-        """One batch size, so that little is compiled."""
+        """A runtime with one batch size, to compile few programs."""
         buckets = Buckets.up_to(self._max_batch, self.max_length)
         return Runtime(
             self.opt, self._max_batch, self.max_length, Buckets((self._max_batch,), buckets.prompt, buckets.length)
@@ -251,9 +251,9 @@ def score(
       model: the model.
       params: its weights.
       tokens: sequences, padded on the right.
-      targets: the token after each.
+      targets: the token after each token.
       length: tokens of a sequence without the padding; 0 for an unused row.
-      scored: how many of its targets count.
+      scored: number of its targets that count.
     """
     time = jnp.arange(tokens.shape[1])[None]
     inside = time < length[:, None]
@@ -265,7 +265,7 @@ def score(
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
-    """How tokens are chosen, from settings of the harness."""
+    """Sampling settings from those of the harness."""
     if not options["do_sample"]:
         return GREEDY
     return Sampling(options.get("temperature") or 1.0, options.get("top_k", 0), options.get("top_p", 1.0))

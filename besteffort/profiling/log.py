@@ -1,6 +1,6 @@
-"""Reads the log of a server: for each request when it came, when its first and last token left, and its lengths.
+"""Reads the log of a server: for each request its arrival, the times of its first and last token, and its lengths.
 
-CSV or JSON lines, plain or gzip-compressed; times in seconds, lengths in tokens. One column of each row of the table:
+CSV or JSON lines, plain or gzip-compressed; times in seconds, lengths in tokens. The log has one column of each row:
 
 | what | columns | |
 |---|---|---|
@@ -13,8 +13,8 @@ CSV or JSON lines, plain or gzip-compressed; times in seconds, lengths in tokens
 | output | `output_tokens`, `output_toks` | |
 | model, task, replica | `model`, `task`, `replica` | optional |
 
-So the per-request files of vLLM benchmarks and the `requests.csv` of `besteffort simulate` are read as they are.
-Rows may be in any order. Imports no JAX.
+So the per-request files of vLLM benchmarks and the `requests.csv` of `besteffort simulate` need no conversion.
+Rows may be in any order. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLUMNS = {
     "output length": ("output_tokens", "output_toks"),
 }
 _ROUNDING_S = 1e-3
-_OTHER_CLOCK_S = 86_400.0  # arrivals this far from everything else were read from another clock
+_OTHER_CLOCK_S = 86_400.0  # arrivals this far from all other times are from another clock
 _JUMP_S = 1.0
 _SLOWEST_TOKEN_S, _FASTEST_TOKEN_S = 10.0, 1e-6
 
@@ -49,13 +49,13 @@ class RequestLog:
     Attributes:
       path: the file.
       arrival_s: arrival.
-      scheduled_s: start of the iteration that admitted it; nan where the log does not say.
-      first_token_s: first token; nan where the log does not say.
+      scheduled_s: start of the iteration that admitted it; nan where the log lacks it.
+      first_token_s: first token; nan where the log lacks it.
       last_token_s: last token.
       prompt_tokens, output_tokens: lengths, at least 1.
       model, task, replica: indices into the names.
       models, tasks, replicas: names; a single `""` where the log has no such column.
-      notes: what was left out or mended, a sentence each.
+      notes: rows left out and values corrected, a sentence each.
     """
 
     path: Path
@@ -83,11 +83,11 @@ class RequestLog:
 
     @property
     def ttft_s(self) -> np.ndarray:
-        """(n,) time to first token; nan where the log does not say."""
+        """(n,) time to first token; nan where the log lacks it."""
         return self.first_token_s - self.arrival_s
 
     def of_model(self, model: int) -> RequestLog:
-        """The requests of one model, times still counted from the whole log's first arrival."""
+        """The requests of one model; times stay relative to the whole log's first arrival."""
         rows = self.model == model
         arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return dataclasses.replace(self, **arrays)
@@ -96,9 +96,8 @@ class RequestLog:
 def read_log(path: str | Path) -> RequestLog:
     """Reads a request log, see the table above.
 
-    Where arrivals were read from another clock (wall clock beside a monotonic one) than the server's own time stamps,
-    they are moved onto the server's: by the smallest difference to the entry into the queue, so that nobody enters
-    before arriving.
+    Arrivals from another clock than the server's own time stamps (wall clock and monotonic clock) are shifted to the
+    server's clock: by the smallest difference to the entry into the queue, so that no request enters before it arrives.
 
     Raises:
       InputError: if the file is damaged, lacks a column, no request was answered, or clocks run backwards.
@@ -122,7 +121,7 @@ def read_log(path: str | Path) -> RequestLog:
     if not answered.all():
         notes.append(
             f"{(~answered).sum():,} of {len(table):,} requests were aborted or unfinished and are left out; "
-            "what they cost the server is missing."
+            "the server's work for them is missing."
         )
     arrival, arrival_name = _arrivals(table, arrival, queued, scheduled, first, answered, notes)
     first = np.where(np.isnan(first) & (output == 1), last, first)
@@ -184,7 +183,7 @@ def _arrivals(
     answered: np.ndarray,
     notes: list[str],
 ) -> tuple[np.ndarray, str]:
-    """(rows,) arrivals on the clock of the other times, and the column that they rest on."""
+    """(rows,) arrivals on the clock of the other times, and the column that they come from."""
     if not np.isfinite(queued).any():
         if not np.isfinite(arrival).any():
             columns = "`, `".join(_COLUMNS["arrival"] + _COLUMNS["queued"])
@@ -196,7 +195,7 @@ def _arrivals(
             if len(waits) and abs(np.median(waits)) > _OTHER_CLOCK_S:
                 notes.append(
                     f"`{name}` is on another clock than `{_name(table, what)}`; the shortest time between them is "
-                    "taken for zero, so what is common to all waits stays unknown."
+                    "assumed to be zero, so the part common to all waits stays unknown."
                 )
                 return arrival + waits.min(), name
         return arrival, name
@@ -221,7 +220,7 @@ def _arrivals(
 
 
 def _name(table: Table, what: str) -> str:
-    """The column of the table that holds `what`, or the name that it should have."""
+    """The column of the table that holds `what`, or its expected name."""
     return next((name for name in _COLUMNS[what] if name in table.header), _COLUMNS[what][0])
 
 
@@ -241,7 +240,7 @@ def _optional(table: Table, what: str) -> np.ndarray:
 
 
 def _labels(table: Table, what: str, rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names in alphabetical order, and the index of each row's."""
+    """Names in alphabetical order, and each row's index into them."""
     if what not in table.header:
         return ("",), np.zeros(len(rows), np.int32)
     names, index = np.unique(np.array(table.column(what))[rows], return_inverse=True)

@@ -1,7 +1,7 @@
-"""A request log played again by the compiled simulator, many candidates for the server's terms at a time.
+"""Simulates a request log with many candidates for the server's terms at a time.
 
-The requests of a log name their replica, are served in order and never turned away, so nobody has to remember who
-waits: instances need seats for those who run only, and a list costs the same however long its lines grow.
+The requests of a log name their replica, are served in order and never rejected, so the state need not hold waiting
+requests: instances have seats for running requests only, and the cost of a list does not depend on its queue lengths.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Array = jax.Array
 
 
 class Candidates(NamedTuple):
-    """Terms to try, one lane each.
+    """Candidate terms; the leading axis counts candidates.
 
     Attributes:
-      decode: (lanes, max_batch + 1) seconds of a decode iteration by batch size; entry 0 is 0.
-      prefill_s: (lanes, n) seconds of each request's prefill.
-      context_cost_s: (lanes,) seconds per token held.
-      cache_tokens: (lanes,) tokens that fit the cache; not read without a cache limit.
-      claims: (lanes, n) tokens that each request claims of it; not read without a cache limit.
+      decode: (candidates, max_batch + 1) seconds of a decode iteration by batch size; entry 0 is 0.
+      prefill_s: (candidates, n) seconds of each request's prefill.
+      context_cost_s: (candidates,) seconds per token held.
+      cache_tokens: (candidates,) tokens that fit the cache; not used without a cache limit.
+      claims: (candidates, n) tokens that each request claims of the cache; not used without a cache limit.
     """
 
     decode: Any
@@ -44,10 +44,10 @@ class Candidates(NamedTuple):
 
 
 class Player:
-    """Plays the requests of a log in float32, relative to their arrivals."""
+    """Simulates the requests of a log in float32, with times relative to their arrivals."""
 
     def __init__(self, log: RequestLog, max_batch: int, *, cache_limit: bool) -> None:
-        """`max_batch` is the largest batch that may run; `cache_limit` whether `Candidates.cache_tokens` counts."""
+        """`max_batch` is the largest batch; `cache_limit` is whether `Candidates.cache_tokens` applies."""
         self._shape = EnvShape(
             replicas=len(log.replicas),
             models=1,
@@ -68,9 +68,9 @@ class Player:
         )
 
     def play(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
-        """(lanes, n) seconds from each arrival to the first and to the last token."""
-        lanes = Candidates(*(jnp.asarray(values, jnp.float32) for values in candidates))
-        first_s, last_s = _play(self._shape, self._params, self._arrivals, lanes)
+        """(candidates, n) seconds from each arrival to the first and to the last token."""
+        arrays = Candidates(*(jnp.asarray(values, jnp.float32) for values in candidates))
+        first_s, last_s = _play(self._shape, self._params, self._arrivals, arrays)
         return np.asarray(first_s, np.float64), np.asarray(last_s, np.float64)
 
 
@@ -83,15 +83,15 @@ class _Arrivals(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _play(shape: EnvShape, params: EnvParams, arrivals: _Arrivals, candidates: Candidates) -> tuple[Array, Array]:
-    return jax.vmap(lambda lane: _serve(shape, params, arrivals, lane))(candidates)
+    return jax.vmap(lambda candidate: _serve(shape, params, arrivals, candidate))(candidates)
 
 
-def _serve(shape: EnvShape, params: EnvParams, arrivals: _Arrivals, lane: Candidates) -> tuple[Array, Array]:
+def _serve(shape: EnvShape, params: EnvParams, arrivals: _Arrivals, candidate: Candidates) -> tuple[Array, Array]:
     params = dataclasses.replace(
         params,
-        decode=lane.decode[None],
-        context_cost_s=lane.context_cost_s[None],
-        cache_tokens=lane.cache_tokens[None],
+        decode=candidate.decode[None],
+        context_cost_s=candidate.context_cost_s[None],
+        cache_tokens=candidate.cache_tokens[None],
     )
 
     def arrive(state: tuple, request: tuple) -> tuple[tuple, None]:
@@ -114,11 +114,11 @@ def _serve(shape: EnvShape, params: EnvParams, arrivals: _Arrivals, lane: Candid
         return (instances, written), None
 
     state = closed_form.empty(shape), ledger.empty(shape.history, shape.record)
-    requests = (jnp.arange(shape.history, dtype=jnp.int32), arrivals, lane.prefill_s, lane.claims)
+    requests = (jnp.arange(shape.history, dtype=jnp.int32), arrivals, candidate.prefill_s, candidate.claims)
     (instances, written), _ = jax.lax.scan(arrive, state, requests)
     newest = jnp.int32(shape.history - 1)
     instances, written, _ = closed_form.advance(
-        shape, params, instances, written, newest, jnp.full((), jnp.inf, lane.decode.dtype)
+        shape, params, instances, written, newest, jnp.full((), jnp.inf, candidate.decode.dtype)
     )
     timing = closed_form.flush(shape, params, instances, written, newest).timing
     assert timing is not None
@@ -138,4 +138,4 @@ _SITUATION = Situation(
     Cluster(replicas=1, max_batch=1, queue_capacity=0),
     (Task("task", prompt_tokens=(1, 1), output_tokens=(1, 1)),),
 )
-"""Gives `EnvParams` whatever a log does not set; rewards and routers play no part here."""
+"""Fills the fields of `EnvParams` that a log does not set; rewards and routers are not used here."""

@@ -1,13 +1,13 @@
-"""Profiles that are measured: what iterations of the engine take on the device that JAX sees, whichever that is.
+"""Measures profiles: durations of the engine's iterations on JAX's default device.
 
 Every figure is the time of whole iterations of `besteffort.opt.engine`, from admission until the event loop has the
-tokens, with all that the host adds. It adds that once per iteration, however many prompts are read in it, so a prefill
-in the profile is an iteration that reads one prompt less an iteration that has nothing to compute. Programs come in
-buckets, so tables are staircases: a size costs what the bucket costs that holds it, and both ends of a bucket become
+tokens, including the host's overhead. That overhead occurs once per iteration, however many prompts it reads, so a
+prefill in the profile is an iteration that reads one prompt, less an iteration that computes nothing. Programs come in
+buckets, so tables are staircases: a size costs as much as the bucket that holds it, and both ends of a bucket become
 points of the profile.
 
-Figures are written one by one, as lines of JSON beside the profile, with their spread and the device's floor, so that a
-run that was killed goes on where it was.
+Figures are written one by one, as lines of JSON next to the profile, with their spread and the device's floor, so that
+a killed run can continue.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ from besteffort.validation import from_json
 from besteffort.version import __version__
 
 PUBLISHED_QUALITIES = "opt-a100-all"
-"""Built-in profile whose qualities are taken for published sizes, if no others are given."""
+"""Built-in profile whose qualities are the default for published sizes."""
 
 _WARM_UP = 2
 _PATIENCE_S = 60.0
 _NOTABLE = 0.1
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Told what is being done, the steps done, and how many there are."""
+"""Called with the current activity, the number of steps done, and the total number of steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasurementPlan:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-      models: published sizes by name (with random weights of their shapes, which take as long as trained ones), or
+      models: published sizes by name (with random weights of their shapes, which are as fast as trained ones), or
         models by directory or hub name; from the smallest to the largest.
       dtype: `float32` or `bfloat16`.
       max_batch: largest batch of a decode step.
-      context: longest sequence, prompt and answer.
-      repeats: iterations that a figure is the median of; fewer, but at least 3, if they would take over a minute.
+      context: longest sequence in tokens, prompt and answer.
+      repeats: iterations per figure, which is their median; fewer, but at least 3, if they would take over a minute.
 
     Raises:
-      InputError: if there is no model or one twice, or a number is out of range.
+      InputError: if there is no model or a repeated one, or a number is out of range.
     """
 
     models: tuple[str, ...]
@@ -91,18 +91,18 @@ class MeasurementPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the models in the profile: the last part of what they are loaded from."""
+        """Names of the models in the profile: the last part of their path or hub name."""
         return tuple(Path(model).name for model in self.models)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What one figure is about.
+    """The conditions of one measurement.
 
     Attributes:
-      model: its name.
-      kind: `decode`, `prefill`, `host` (an iteration with nothing to compute) or `slowdown` (decode steps in turns,
-        alone and beside other models).
+      model: name of the model.
+      kind: `decode`, `prefill`, `host` (an iteration that computes nothing) or `slowdown` (decode steps alone and
+        together with other models).
       size: batch size, or prompt tokens.
       context: tokens that attention reads of each request; 0 for a prefill.
       beside: names of the models that iterate at the same time.
@@ -123,7 +123,7 @@ class Point:
             case "host":
                 return f"{self.model}: nothing to compute"
             case _:
-                return f"{self.model}: beside {' and '.join(self.beside) or 'none'}"
+                return f"{self.model}: next to {' and '.join(self.beside) or 'no other model'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +131,11 @@ class Measurement:
     """One measured figure, and one line of the file of figures.
 
     Attributes:
-      point: what it is about.
-      median_s: of the iterations.
-      quartiles_s: first and third, which say how far the median may be trusted.
-      repeats: iterations.
-      floor_s: what the device needs at least for the work.
+      point: its conditions.
+      median_s: median duration of the iterations, seconds.
+      quartiles_s: first and third quartile, the uncertainty of the median.
+      repeats: number of iterations.
+      floor_s: least time that the device needs for the work, seconds.
     """
 
     point: Point
@@ -147,13 +147,13 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a measurement gave.
+    """The results of a measurement.
 
     Attributes:
       profile: the profile.
-      ceilings: what the device attains at best.
-      figures: what the profile was made of.
-      remarks: sentences on how far the serving model's terms describe the figures.
+      ceilings: peak rates of the device.
+      figures: the measurements that the profile is made from.
+      remarks: sentences on how well the serving model's terms describe the figures.
     """
 
     profile: Profile
@@ -164,12 +164,12 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Qualities:
-    """What models give on tasks: the content of a file, or a part of a profile.
+    """Qualities of models on tasks: the content of a file, or a part of a profile.
 
     Attributes:
-      models: their names.
-      tasks: with a figure for each of these models, in their order.
-      source: how they are known.
+      models: names of the models.
+      tasks: tasks with a figure for each of these models, in their order.
+      source: provenance of the figures.
     """
 
     models: tuple[str, ...]
@@ -178,7 +178,7 @@ class Qualities:
 
 
 def read_qualities(names: Sequence[str], file: str | Path | None = None) -> Qualities:
-    """Qualities of some models: of a profile or a file of `Qualities`, or else the published ones of OPT.
+    """Reads qualities of models from a profile or a file of `Qualities`; by default the published ones of OPT.
 
     Raises:
       InputError: if the file cannot be read, or lacks one of the models.
@@ -226,11 +226,11 @@ def measure_profile(
     """Measures models on JAX's default device and writes their profile.
 
     Args:
-      plan: what is measured.
-      qualities: of the same models, in the same order.
+      plan: what to measure.
+      qualities: qualities of the same models, in the same order.
       out: the profile's file; the figures go to `figures_file(out)`.
-      resume: go on with the figures that are there.
-      progress: called with what is being done, the steps done and their number.
+      resume: continue with the existing figures.
+      progress: called with the current activity, the number of steps done and the total.
 
     Raises:
       InputError: if a model cannot be loaded or does not fit, if there are figures already and `resume` is off, or they
@@ -241,7 +241,7 @@ def measure_profile(
     progress = progress or (lambda what, done, total: None)
     file = figures_file(out)
     about = {"plan": dataclasses.asdict(plan), "device": device_name(), "libraries": _libraries()}
-    about = json.loads(json.dumps(about))  # as it is read back
+    about = json.loads(json.dumps(about))  # in the form that reading the file returns
     known = _known_figures(about, file, resume)
     with ExitStack() as stack:
         rigs = []
@@ -269,12 +269,12 @@ def measure_profile(
 
 
 def figures_file(out: Path) -> Path:
-    """Where the figures behind a profile lie: `profile.figures.jsonl` beside `profile.json`."""
+    """The file of a profile's figures: `profile.figures.jsonl` next to `profile.json`."""
     return out.with_name(f"{out.stem}.figures.jsonl")
 
 
 def tables(report: Report) -> list[Table]:
-    """One table per model: the median of each figure, what a quarter and three quarters stay below, and the floor."""
+    """One table per model: the median, both quartiles and the floor of each figure."""
     columns = (
         Column("median ms", "milliseconds", 3),
         Column("quarter", "milliseconds", 3),
@@ -295,12 +295,12 @@ def tables(report: Report) -> list[Table]:
 
 
 class _TimedModel:
-    """A model in an instance of the engine, and how its iterations are timed.
+    """A model in an instance of the engine, whose iterations can be timed.
 
     Attributes:
-      name: of the model.
+      name: name of the model.
       runtime, instance: its engine.
-      companion: the decode step that it makes, over and over, beside others.
+      companion: the decode step that it repeats while another model is timed.
     """
 
     def __init__(self, name: str, model: Model, plan: MeasurementPlan) -> None:
@@ -312,14 +312,14 @@ class _TimedModel:
         self.companion = Point(name, "decode", batch, length)
 
     def points(self, others: Sequence[str]) -> list[Point]:
-        """All figures of the model, those beside `others` last."""
+        """Conditions of all figures of the model; those with `others` come last."""
         buckets = self.runtime.buckets
         points = [Point(self.name, "decode", b, c) for b, c in itertools.product(buckets.batch, buckets.length)]
         points += [Point(self.name, "prefill", tokens) for tokens in buckets.prompt]
         points.append(Point(self.name, "host", 0))
-        companies = [(), *((other,) for other in others), *([tuple(others)] if len(others) > 1 else [])]
+        groups = [(), *((other,) for other in others), *([tuple(others)] if len(others) > 1 else [])]
         size, context = self.companion.size, self.companion.context
-        return points + [Point(self.name, "slowdown", size, context, beside) for beside in companies if others]
+        return points + [Point(self.name, "slowdown", size, context, beside) for beside in groups if others]
 
     def floor_s(self, point: Point, ceilings: Ceilings) -> float:
         config, itemsize = self.runtime.model.config, jnp.dtype(self.runtime.model.dtype).itemsize
@@ -338,13 +338,13 @@ class _TimedModel:
             self.instance.place(_request(self.name, point.size, 1))
         else:
             endless = [_request(self.name, 1, 1 << 30) for _ in range(point.size)]
-            self.instance.adopt(endless, point.context - 1)  # with the token of this step as much as the bucket holds
+            self.instance.adopt(endless, point.context - 1)  # with the token of this step the bucket is full
         start = time.perf_counter()
         await self.instance.iterate()
         return time.perf_counter() - start
 
     async def keep_busy(self) -> None:
-        """Decode steps without end."""
+        """Repeats decode steps until cancelled."""
         while True:
             await self.iterate(self.companion)
 
@@ -358,12 +358,12 @@ def _load(model: str, dtype: str) -> Model:
 
 
 def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[Point, Measurement]:
-    """The figures that are there already, if they are `about` the same."""
+    """The existing figures, if they are `about` the same plan, device and libraries."""
     lines = read_jsonl(file)
     if not lines:
         return {}
     if not resume:
-        raise InputError(f"{file}: there are figures already; go on with them by `--resume`, or remove the file.")
+        raise InputError(f"{file}: there are figures already; continue them with `--resume`, or remove the file.")
     if lines[0] != about:
         raise InputError(
             f"{file}: these figures are of another plan, device or version; remove the file or name another."
@@ -373,7 +373,7 @@ def _known_figures(about: Mapping[str, Any], file: Path, resume: bool) -> dict[P
 
 
 def _ceilings(plan: MeasurementPlan, file: Path, progress: ProgressCallback) -> Ceilings:
-    """Measured, or as the file has them."""
+    """Reads the peak rates from the file, or measures them."""
     for line in read_jsonl(file):
         if "ceilings" in line:
             return Ceilings(**line["ceilings"])
@@ -391,9 +391,9 @@ async def _measure_all(
     file: Path,
     progress: ProgressCallback,
 ) -> list[Measurement]:
-    """Every figure, those that are missing measured and written."""
+    """Returns every figure; measures and writes the missing ones."""
     points = [(rig, point) for rig in rigs for point in rig.points([o.name for o in rigs if o is not rig])]
-    points.sort(key=lambda job: job[1].kind == "slowdown")  # these last: all models have been compiled by then
+    points.sort(key=lambda job: job[1].kind == "slowdown")  # last, when all models are compiled
     figures = []
     for done, (rig, point) in enumerate(points):
         progress(str(point), done, len(points))
@@ -408,9 +408,9 @@ async def _measure_all(
 
 
 async def _times_s(rig: _TimedModel, point: Point, beside: Sequence[_TimedModel], repeats: int) -> list[float]:
-    """Durations of iterations while the models `beside` iterate as well; the first ones warm up and do not count."""
+    """Durations of iterations while the models `beside` iterate, too; warm-up iterations do not count."""
     for other in beside:
-        await other.iterate(other.companion)  # not while somebody is timed: it may have to compile
+        await other.iterate(other.companion)  # before the timing, because it may compile
     companions = [asyncio.create_task(other.keep_busy()) for other in beside]
     try:
         for _ in range(_WARM_UP):
@@ -428,10 +428,10 @@ async def _times_s(rig: _TimedModel, point: Point, beside: Sequence[_TimedModel]
 def _model_profile(
     rig: _TimedModel, names: Sequence[str], figures: Sequence[Measurement], remarks: list[str]
 ) -> ModelProfile:
-    """The serving model's terms of one model; adds remarks where they describe the figures badly."""
+    """The serving model's terms of one model; adds remarks where they do not describe the figures well."""
     own = {figure.point: figure.median_s for figure in figures if figure.point.model == rig.name}
     buckets = rig.runtime.buckets
-    # A bucket of contexts stands for the middle of those that it serves.
+    # A bucket of contexts represents the middle of the contexts that it serves.
     middle = {size: (low + size) / 2 for low, size in itertools.pairwise((0, *buckets.length))}
     steps = {(p.size, middle[p.context]): seconds for p, seconds in own.items() if p.kind == "decode"}
     cost_s = context_cost_s(steps)
@@ -440,7 +440,7 @@ def _model_profile(
         for batch in buckets.batch
     }
     host_s = own[Point(rig.name, "host", 0)]
-    prefill = {p.size: max(s - host_s, 0.1 * s) for p, s in own.items() if p.kind == "prefill"}  # noise must not win
+    prefill = {p.size: max(s - host_s, 0.1 * s) for p, s in own.items() if p.kind == "prefill"}  # despite noise
     misses = [abs(decode[b] + cost_s * b * context - s) / s for (b, context), s in steps.items()]
     if max(misses) > _NOTABLE:
         remarks.append(
@@ -462,7 +462,7 @@ def _model_profile(
 def context_cost_s(steps: dict[tuple[int, float], float]) -> float:
     """Seconds per token held, from the seconds of decode steps by batch size and context.
 
-    Least squares with one intercept per batch size; at least 0, and no more than leaves every intercept positive.
+    Least squares with one intercept per batch size; at least 0, and small enough that every intercept is positive.
     """
     rows = [(batch, batch * context, seconds) for (batch, context), seconds in steps.items()]
     covariance = variance = 0.0
@@ -476,7 +476,7 @@ def context_cost_s(steps: dict[tuple[int, float], float]) -> float:
 
 
 def staircase(seconds: dict[int, float]) -> Points:
-    """Points of a table whose values hold for all sizes above the last one; never falling, for noise does not pay."""
+    """Points of a table whose values hold for all sizes above the previous one; decreases from noise are removed."""
     points: list[tuple[int, float]] = []
     highest = 0.0
     for low, size in itertools.pairwise((0, *sorted(seconds))):
@@ -486,7 +486,7 @@ def staircase(seconds: dict[int, float]) -> Points:
 
 
 def interference_remarks(profile: Profile, figures: Sequence[Measurement]) -> list[str]:
-    """Whether the factors of several models beside one multiply, as the serving model has it."""
+    """Whether the slow-downs by several models multiply, as the serving model assumes."""
     times_s = {(f.point.model, f.point.beside): f.median_s for f in figures if f.point.kind == "slowdown"}
     remarks = []
     for (name, beside), seconds in times_s.items():
@@ -495,14 +495,14 @@ def interference_remarks(profile: Profile, figures: Sequence[Measurement]) -> li
             product = math.prod(row[profile.model_names.index(other)] for other in beside)
             found = seconds / times_s[name, ()]
             remarks.append(
-                f"{name}: beside {' and '.join(beside)} it takes {found:.2f} times as long; the product of its "
-                f"factors says {product:.2f}."
+                f"{name}: next to {' and '.join(beside)} it takes {found:.2f} times as long; the product of its "
+                f"factors is {product:.2f}."
             )
     return remarks
 
 
 def _provenance(plan: MeasurementPlan, quality: Source) -> Provenance:
-    flags = os.environ.get("XLA_FLAGS", "")  # which may decide how many threads compute
+    flags = os.environ.get("XLA_FLAGS", "")  # may set the number of threads
 
     def measured(method: str) -> Source:
         return Source(

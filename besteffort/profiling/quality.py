@@ -1,6 +1,6 @@
-"""What models give on tasks, measured by lm-evaluation-harness: its own tasks by name, and yours from JSON lines.
+"""Measures the quality of models with lm-evaluation-harness: on its own tasks by name, and on yours from JSON lines.
 
-The kind of a task of yours is what its lines hold, one example each; what is read is `prompt + choice`, with nothing
+Each line of your task is an example; its fields determine the kind. The model reads `prompt + choice`, with nothing in
 between:
 
 | lines | kind | metrics |
@@ -9,8 +9,8 @@ between:
 | `{"prompt": "Sort 3 1 2:", "answer": "1 2 3"}`, or a list of answers | generation | `exact_match`, `rouge1`, `rouge2`, `rougeL`, `bleu` |
 | `{"text": "..."}` | likelihood of the text | `byte_perplexity`, `word_perplexity`, `bits_per_byte` |
 
-An answer is generated up to the first line break, unless answers of the file have any, and up to twice as many tokens as
-the longest answer of the file. ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s. Quality is higher for the better, so a
+An answer is generated up to the first line break, unless answers of the file have line breaks, and up to twice as many
+tokens as the longest answer of the file. ROUGE is `rouge_score`'s, BLEU `sacrebleu`'s. Higher quality is better, so a
 perplexity `x` becomes `1 / x`: the mean (geometric) probability of a byte or word.
 """  # noqa: E501 (a table)
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["multiple choice", "generation", "likelihood"]
 ProgressCallback = Callable[[str, int, int], None]
-"""Told what is being done, the steps done, and how many there are."""
+"""Called with the current activity, the number of steps done, and the total number of steps."""
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {
     "multiple choice": ("prompt", "choices", "answer"),
@@ -61,7 +61,7 @@ _HARNESS_KINDS = {
     "generation": "generate_until",
     "likelihood": "loglikelihood_rolling",
 }
-# Taken, the first that a task has, where the user does not choose.
+# The default metric is the first of these that a task has.
 _USUAL = ("acc", "exact_match", "f1", "rougeL", "bleu", "byte_perplexity")
 _IN_PERCENT = ("bleu", "chrf", "rouge")
 _PERPLEXITIES = ("perplexity", "byte_perplexity", "word_perplexity")
@@ -75,9 +75,9 @@ class Examples:
     """A task from a file.
 
     Attributes:
-      name: the file's, without its ending.
+      name: the file's name without its ending.
       path: the file.
-      kind: what is asked.
+      kind: kind of the task.
       rows: the examples, with the fields of their kind; `answer` is an index for a choice, a list for a generation.
     """
 
@@ -89,17 +89,17 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """What one model gives on one task, and one line of the file of figures.
+    """Quality of one model on one task, and one line of the file of figures.
 
     Attributes:
       model, task: names.
       metric: the harness's name of the metric.
-      shots: examples that the prompt holds.
-      examples: how many the figure is the mean of.
+      shots: number of examples in the prompt.
+      examples: number of examples that the figure averages.
       percent: the quality, 0 to 100, higher is better.
-      error_percent: its standard error; none where the harness gives none.
-      truncated: requests whose context did not fit and was cut on the left.
-      all: every metric as the harness gives it.
+      error_percent: its standard error; none where the harness returns none.
+      truncated: number of requests whose context did not fit and was cut on the left.
+      all: every metric as returned by the harness.
     """
 
     model: str
@@ -117,11 +117,11 @@ def read_examples(path: str | Path) -> Examples:
     """Reads a task from JSON lines, see above.
 
     Raises:
-      InputError: if the file cannot be read, has no examples or no answers, or a line does not fit; names the line.
+      InputError: if the file cannot be read, has no examples or no answers, or a line does not fit; it names the line.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028 or U+0085, which may stand in a string
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028 or U+0085, which may be part of a string
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"{path}: cannot be read ({reason}); give a file of JSON lines.") from None
@@ -145,7 +145,7 @@ def read_examples(path: str | Path) -> Examples:
     if kind is None:
         raise InputError(f"{path}: the file has no examples; give one per line.")
     if kind == "generation":
-        # For BLEU the harness takes as many references of every line as the line with the fewest has.
+        # For BLEU the harness uses as many references of every line as the line with the fewest has.
         most = max(len(row["answer"]) for row in rows)
         for row in rows:
             row["answer"] += [row["answer"][0]] * (most - len(row["answer"]))
@@ -168,7 +168,7 @@ def _kind(row: Mapping[str, Any], where: str) -> Kind:
 
 
 def _row(row: Mapping[str, Any], kind: Kind, where: str) -> dict[str, Any]:
-    """An example in one form."""
+    """An example in normal form."""
     for field in ("text", "prompt"):
         if field in row and not isinstance(row[field], str):
             raise InputError(f"{where}: `{field}` must be text, not {json.dumps(row[field])[:40]}.")
@@ -195,20 +195,20 @@ def _row(row: Mapping[str, Any], kind: Kind, where: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class QualityPlan:
-    """What is measured.
+    """What to measure.
 
     Attributes:
       models: directories, hub names or published sizes, from the smallest model to the largest.
       tasks: names of the harness's tasks.
       examples: tasks of the user.
-      metrics: which metric is the quality, by task, where it is not the usual one.
-      shots: examples in the prompt of the harness's tasks; by default what each says.
-      limit: examples of each task; by default all.
+      metrics: metric that is the quality, by task, where it is not the default.
+      shots: examples in the prompt of the harness's tasks; by default each task's own number.
+      limit: largest number of examples of each task; by default all.
       dtype: `float32` or `bfloat16`.
       max_batch: sequences at a time.
 
     Raises:
-      InputError: if there is nothing to measure, something twice, or a number is out of range.
+      InputError: if there is nothing to measure, a name is repeated, or a number is out of range.
     """
 
     models: tuple[str, ...]
@@ -243,7 +243,7 @@ class QualityPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the models: the last part of what they are loaded from."""
+        """Names of the models: the last part of their path or hub name."""
         return tuple(Path(model).name for model in self.models)
 
     @property
@@ -272,12 +272,12 @@ def measure_qualities(plan: QualityPlan, figures: Path, progress: ProgressCallba
     """Measures every model on every task, one model in memory at a time, on JAX's default device.
 
     Args:
-      plan: what is measured.
-      figures: file of JSON lines that each figure is added to as it comes.
-      progress: called with what is being done, the steps done and their number.
+      plan: what to measure.
+      figures: file of JSON lines to which each figure is appended at once.
+      progress: called with the current activity, the number of steps done and the total.
 
     Raises:
-      InputError: if the harness is not installed, a task is unknown or its data cannot be had, a model cannot be
+      InputError: if the harness is not installed, a task is unknown or its data are not available, a model cannot be
         loaded, an example does not fit its context, or there is no such metric.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when the harness imports it; progress goes to `progress`
@@ -307,11 +307,11 @@ def measure_qualities(plan: QualityPlan, figures: Path, progress: ProgressCallba
 
 
 def evaluate(harness: HarnessOPT, tasks: Any, shots: int | None, limit: int | None) -> tuple[dict[str, Any], int]:
-    """What the harness finds, and the requests that were cut.
+    """Returns the harness's results and the number of requests that were cut.
 
     Args:
       harness: the model.
-      tasks: what `TaskManager.load` gives.
+      tasks: the result of `TaskManager.load`.
       shots: see `QualityPlan`.
       limit: see `QualityPlan`.
     """
@@ -329,7 +329,7 @@ def evaluate(harness: HarnessOPT, tasks: Any, shots: int | None, limit: int | No
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness neither prints nor forks, which a process that runs JAX must not."""
+    """Keeps the harness from printing and from forking, which a process that runs JAX must not do."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -364,13 +364,13 @@ def _standard(name: str) -> Any:
     except Exception as error:  # the hub, its mirrors and scripts of data sets fail in many ways
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(
-            f"{name}: the data of this task cannot be had ({reason}); check the network, or give examples of your own "
+            f"{name}: the data of this task are not available ({reason}); check the network, or give your own examples "
             "with `--examples FILE`."
         ) from None
 
 
 def own_task(examples: Examples, harness: HarnessOPT) -> Any:
-    """A task of the user as the harness knows them.
+    """Turns a task of the user into a task of the harness.
 
     Raises:
       InputError: naming the first example that does not fit the model's context.
@@ -414,7 +414,7 @@ def own_task(examples: Examples, harness: HarnessOPT) -> Any:
 
 
 def judged(row: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Metrics of one generated answer, the best over the references; for BLEU, which is of the corpus, the texts."""
+    """Metrics of one generated answer, the best over the references; for BLEU, a corpus metric, the texts."""
     references, (given,) = row["answer"], results
     scores = _rouge().score_multi(references, given)
     exact = any(given.strip() == reference.strip() for reference in references)
@@ -441,17 +441,17 @@ def _check_fit(examples: Examples, lengths: Sequence[int], limit: int, what: str
 
 
 def _figure(model: str, task: str, results: Mapping[str, Any], metric: str | None, truncated: int) -> Figure:
-    """The one figure that is the quality, from what the harness gives."""
+    """The figure that is the quality, from the results of the harness."""
     plain: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in results["results"].get(task, {}).items():
         name, _, filtered = key.partition(",")
         if filtered and isinstance(value, int | float):
-            # One metric may be computed behind several filters; the first of them goes by the metric's bare name.
+            # A metric may be computed after several filters; the first of them has the metric's bare name.
             into = errors if name.endswith("_stderr") else plain
             name = name.removesuffix("_stderr")
             into[name if name not in into else f"{name},{filtered}"] = float(value)
-    if not plain:  # a group that the harness does not aggregate has at most a name there
+    if not plain:  # a group that the harness does not aggregate has at most a name in the results
         raise InputError(f"`{task}` has no figure of its own in lm-eval; name its tasks instead.")
     usual = [name for name in _USUAL if name in plain]
     chosen = metric or next(iter([*usual, *plain]))
@@ -466,7 +466,7 @@ def _figure(model: str, task: str, results: Mapping[str, Any], metric: str | Non
         value, error = 1 / value, None if error is None else error / value
     elif better is False:
         raise InputError(
-            f"`{task}`: of `{chosen}` less is better, so it is no quality; choose another with `--metric`."
+            f"`{task}`: a lower `{chosen}` is better, so it is no quality; choose another with `--metric`."
         )
     scale = 1.0 if chosen.startswith(_IN_PERCENT) else 100.0
     if not 0 <= scale * value <= 100:
@@ -498,7 +498,7 @@ def _perplexity_error(results: Mapping[str, Any], task: str, metric: str) -> flo
 
 
 def qualities(plan: QualityPlan, figures: Sequence[Figure]) -> Qualities:
-    """Figures as a part of a profile, with what they are and how sure in the provenance."""
+    """Figures as a part of a profile, with metrics and standard errors in the provenance."""
     by_task = {task: [figure for figure in figures if figure.task == task] for task in plan.task_names}
     files = {each.name: each.path.name for each in plan.examples}
     tasks = tuple(
@@ -535,7 +535,7 @@ def _with_error(figure: Figure) -> str:
 
 
 def check_merge(profile: Profile, plan: QualityPlan) -> None:
-    """Raises `InputError` if what a plan measures cannot be merged into a profile; nothing is measured for it."""
+    """Raises `InputError` if the results of a plan cannot be merged into a profile; does not measure."""
     missing = [name for name in profile.model_names if name not in plan.names]
     if missing:
         raise InputError(
@@ -550,7 +550,7 @@ def check_merge(profile: Profile, plan: QualityPlan) -> None:
 
 
 def merged(profile: Profile, measured: Qualities) -> Profile:
-    """The profile with these qualities: its tasks of the same names get new figures, others are added behind."""
+    """The profile with these qualities: its tasks of the same names get new figures, other tasks are appended."""
     order = [measured.models.index(name) for name in profile.model_names]
     fresh = {
         task.name: dataclasses.replace(task, quality_percent=tuple(task.quality_percent[i] for i in order))

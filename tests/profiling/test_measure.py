@@ -133,7 +133,7 @@ def test_a_killed_measurement_goes_on(
     kept = len(lines) - 3
     figures_file(out).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     plan, known = MeasurementPlan(models, max_batch=2, context=20, repeats=4), read_qualities(NAMES, qualities)
-    with pytest.raises(InputError, match=r"there are figures already; go on with them by `--resume`, or remove"):
+    with pytest.raises(InputError, match=r"there are figures already; continue them with `--resume`, or remove"):
         measure_profile(plan, known, out)
     with pytest.raises(InputError, match="these figures are of another plan, device or version"):
         measure_profile(dataclasses.replace(plan, repeats=5), known, out, resume=True)
@@ -259,7 +259,7 @@ def test_several_companions_are_held_against_the_product_of_their_factors() -> N
         for beside, seconds in (((), 0.01), (("b",), 0.015), (("c",), 0.015), (("b", "c"), 0.02))
     ]
     assert interference_remarks(profile, figures) == [
-        "a: beside b and c it takes 2.00 times as long; the product of its factors says 2.25."
+        "a: next to b and c it takes 2.00 times as long; the product of its factors is 2.25."
     ]
 
 

@@ -215,7 +215,7 @@ def long_choice(directory: Path) -> list[str]:
         (lambda _: ["--examples", str(FILES[0]), "--metric", "choices=bleu"], "`choices` has no metric `bleu`"),
         (
             lambda _: ["--examples", str(FILES[1]), "--metric", "texts=bits_per_byte"],
-            "of `bits_per_byte` less is better",
+            "a lower `bits_per_byte` is better",
         ),
         (lambda _: ["--examples", str(FILES[0]), "--metric", "sums=acc"], "`--metric sums=...` is of no task"),
         (lambda _: ["--examples", str(FILES[0]), "--metric", "acc"], "`--metric acc` names no task or no metric"),
