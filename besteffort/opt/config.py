@@ -12,7 +12,7 @@ from besteffort.errors import InputError
 from besteffort.profile.roofline import OPT as ARCHITECTURES
 from besteffort.validation import did_you_mean
 
-# Settings of transformers' `OPTConfig` under which it is another architecture, and the value that is supported here.
+# Settings of transformers' `OPTConfig` that change the architecture, with their only supported value.
 _FIXED = {
     "activation_function": "relu",
     "enable_bias": True,
@@ -26,14 +26,14 @@ class OPTConfig:
     """An OPT model (Zhang et al., arXiv 2205.01068); hashable.
 
     Attributes:
-      vocab: tokens, and rows of the embedding, which is the output layer too.
+      vocab: number of tokens, and rows of the embedding, which is also the output layer.
       hidden: width of the residual stream.
       layers, heads: transformer blocks, and attention heads of each.
       ffn: width of the feed-forward layer.
       embedding: width of the token embedding; if it is not `hidden`, projections lead in and out (350M).
-      positions: longest sequence; the learned table has two rows more, which come first and are not used.
+      positions: longest sequence in tokens; the learned table begins with two more rows, which are not used.
       norm_first: layer norm before attention and feed-forward layer; otherwise after them (350M).
-      final_norm: layer norm after the last block.
+      final_norm: whether there is a layer norm after the last block.
       stop_tokens: a generated sequence ends with any of these.
 
     Raises:
@@ -70,24 +70,24 @@ class OPTConfig:
 
     @property
     def parameters(self) -> int:
-        """Weights, those of the positions included."""
+        """Number of weights, including those of the positions."""
         block = 4 * self.hidden * (self.hidden + 1) + 2 * self.hidden * self.ffn + self.ffn + 5 * self.hidden
         ends = 2 * self.hidden * self.embedding * self.projected + 2 * self.hidden * self.final_norm
         return self.vocab * self.embedding + (self.positions + 2) * self.hidden + self.layers * block + ends
 
     @property
     def cache_values(self) -> int:
-        """Numbers that the key-value cache holds per token."""
+        """Values that the key-value cache holds per token."""
         return 2 * self.layers * self.hidden
 
     @classmethod
     def from_transformers(cls, fields: Mapping[str, Any], where: str = "config.json") -> OPTConfig:
         """The model that a `config.json`, or `to_dict()` of transformers' `OPTConfig`, describes.
 
-        What the fields leave out has that class's default.
+        Missing fields have that class's defaults.
 
         Raises:
-          InputError: naming `where`, if a field is of the wrong type or describes no OPT model supported here.
+          InputError: naming `where`, if a field is of the wrong type or describes no supported OPT model.
         """
         if fields.get("model_type", "opt") != "opt":
             raise InputError(f"{where}: `model_type` is {fields['model_type']!r}; only OPT models can be run.")
@@ -135,7 +135,7 @@ def read_config(path: str | Path) -> OPTConfig:
     """The model that a `config.json` describes.
 
     Raises:
-      InputError: if the file cannot be read, is no JSON object, or describes no OPT model supported here.
+      InputError: if the file cannot be read, is no JSON object, or describes no supported OPT model.
     """
     try:
         fields = json.loads(Path(path).read_bytes())
@@ -168,7 +168,7 @@ PUBLISHED = {name: _published(name) for name in ARCHITECTURES}
 
 
 def published(name: str) -> OPTConfig:
-    """The published size of that name; a prefix such as `facebook/` does not matter.
+    """The published size of that name; a prefix such as `facebook/` is ignored.
 
     Raises:
       InputError: if there is none.

@@ -1,7 +1,7 @@
-"""Plays a list of requests to the engine in real time, and tells of each what the simulator tells.
+"""Sends a list of requests to the engine in real time; returns the same results as the simulator.
 
-Requests come when the list says, whether or not earlier ones are answered. Latencies count from the time in the list,
-so what the host is late by counts as well. Answers have exactly the output tokens that the list asks for.
+Requests arrive at the times of the list (open loop), whether or not earlier ones are answered. Latencies count from the
+time in the list, so delays of the host count, too. Answers have exactly the output tokens that the list asks for.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
 Choose = Callable[[int, Observation], int]
-"""A router as a function on the host: of a request's index in the list and what is seen, the index of a model."""
+"""A router as a function on the host: from a request's index in the list and the observation to a model's index."""
 
 _LEAD_S = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """What became of a list.
+    """The results of a list.
 
     Attributes:
-      result: per request, as from `besteffort.simulate`.
-      answers: its tokens; none if it was rejected.
-      lateness_s: (n,) seconds by which it reached the engine after the time in the list.
-      routing_s: (n,) seconds that the choice of its model took.
+      result: per-request results, as from `besteffort.simulate`.
+      answers: tokens of each answer; empty if the request was rejected.
+      lateness_s: (n,) seconds from the time in the list until the request reached the engine.
+      routing_s: (n,) duration of the routing decision, seconds.
     """
 
     result: Result
@@ -50,14 +50,14 @@ class Played:
 
 
 def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
-    """A policy file's decisions.
+    """Decides by a policy file.
 
     Raises:
-      InputError: if it does not fit the situation, or needs a feature that the engine does not tell.
+      InputError: if it does not fit the situation, or needs a feature that the engine does not report.
     """
     further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
     if any(feature.name == "since_change_s" for feature in policy.features):
-        raise InputError("The policy reads `since_change_s`, which the engine does not tell; train one without it.")
+        raise InputError("The policy reads `since_change_s`, which the engine does not report; train one without it.")
     policy.check_fits(situation)
 
     def choose(index: int, seen: Observation) -> int:
@@ -76,17 +76,17 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
 async def drive(
     engine: Engine, requests: Requests, prompts: Sequence[Sequence[int]], situation: Situation, choose: Choose
 ) -> Played:
-    """Plays a list to an engine that serves, until the last answer is complete.
+    """Sends a list to a running engine, and waits until the last answer is complete.
 
     Args:
-      engine: warm, with the situation's models in their order, and nothing to do.
+      engine: an idle engine after `warm_up`, with the situation's models in their order.
       requests: the list; `prompt_tokens` are the lengths of `prompts`.
       prompts: tokens of each prompt.
       situation: one replica; `max_batch` and `queue_capacity` are the engine's.
       choose: the router.
 
     Raises:
-      InputError: if the engine, the prompts or the situation do not belong together.
+      InputError: if the engine, the prompts and the situation do not match.
     """
     _check(engine, requests, prompts, situation)
     loop, clock = asyncio.get_running_loop(), time.perf_counter
@@ -123,7 +123,7 @@ async def drive(
             placed.set_exception(error)
 
     def feed() -> None:
-        """In a thread: a timer of the event loop would be up to a millisecond late."""
+        """Runs in a thread: a timer of the event loop would be up to a millisecond late."""
         for index, arrival_s in enumerate(requests.arrival_s.tolist()):
             if over.wait(max(0.0, start_s + arrival_s - clock())):
                 return
@@ -155,7 +155,7 @@ def _observation(task: int, sizes: np.ndarray, rate: float, deadline_s: float) -
         arrival_rate=rate,
         instance_batch_sizes=sizes[None],
         deadline_s=deadline_s,
-        since_change_s=math.nan,  # not told
+        since_change_s=math.nan,  # the engine does not report it
     )
 
 
@@ -202,7 +202,7 @@ def _check(engine: Engine, requests: Requests, prompts: Sequence[Sequence[int]],
             f"{engine.queue_capacity}; the situation's cluster must say the same."
         )
     if situation.view.rate_lag or situation.view.batch_refresh_s:
-        raise InputError("The engine tells at once what there is; leave `rate_lag` and `batch_refresh_s` at 0.")
+        raise InputError("The engine reports its state without delay; leave `rate_lag` and `batch_refresh_s` at 0.")
     if [len(prompt) for prompt in prompts] != requests.prompt_tokens.tolist():
         raise InputError("The prompts do not have the lengths that `prompt_tokens` says; give each request its own.")
     if requests.tasks != situation.task_names:

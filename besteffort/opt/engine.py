@@ -1,9 +1,9 @@
 """An engine that serves several OPT models on one device by continuous batching, with an asynchronous interface.
 
-An instance works as the serving model says (`ARCHITECTURE.md`, points 1 to 3): in iterations. When one starts, waiting
-requests are admitted in order of arrival while fewer than `max_batch` run; it reads the prompts of those and gives one
-token to every request that ran before. At its end each has one more token, and who is done leaves. An instance that
-holds `max_batch + queue_capacity` requests rejects. Each model computes in a thread of its own, so several may have an
+An instance follows the serving model (`ARCHITECTURE.md`, points 1 to 3): it works in iterations. When one starts, it
+admits waiting requests in order of arrival while fewer than `max_batch` run, reads their prompts and decodes one token
+for every request that ran before. At its end each request has one more token, and complete requests leave. An instance
+that holds `max_batch + queue_capacity` requests rejects. Each model computes in its own thread, so several may have an
 iteration in progress on the device.
 
     async with Engine({"small": small, "large": large}, max_batch=8, queue_capacity=8, context=512) as engine:
@@ -36,7 +36,7 @@ from besteffort.opt.weights import Model
 
 
 class OverloadedError(RuntimeError):
-    """An instance holds as many requests as it may; the request was rejected."""
+    """The instance is full; the request was rejected."""
 
 
 class StoppedError(RuntimeError):
@@ -49,12 +49,12 @@ class Answer:
 
     Attributes:
       model: name of the model that answers.
-      prompt: tokens.
-      max_new_tokens: the answer is at most so long.
-      sampling, key: how its tokens are chosen.
+      prompt: tokens of the prompt.
+      max_new_tokens: longest answer, in tokens.
+      sampling, key: sampling settings and key of its tokens.
       stop_tokens: the answer ends with the first of these.
-      tokens: what has been generated.
-      arrival_s, admission_s, first_token_s, completion_s: by the engine's clock; NaN for what has not happened.
+      tokens: the tokens generated so far.
+      arrival_s, admission_s, first_token_s, completion_s: times by the engine's clock; NaN for future events.
       cancelled: whether `cancel` was called before it was complete.
     """
 
@@ -70,24 +70,24 @@ class Answer:
     first_token_s: float = math.nan
     completion_s: float = math.nan
     cancelled: bool = False
-    _news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
+    _changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
     _failure: BaseException | None = dataclasses.field(default=None, repr=False)
     _withdraw: Callable[[Answer], None] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
-        """Whether no further token will come."""
+        """Whether the answer has all its tokens, was cancelled or failed."""
         return self.cancelled or self._failure is not None or not math.isnan(self.completion_s)
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        """Tokens as they come; ends early if the request is cancelled.
+        """Yields tokens as they are generated; ends early if the request is cancelled.
 
         Raises:
           StoppedError: if the engine stopped before the answer was complete.
         """
         given = 0
         while True:
-            self._news.clear()
+            self._changed.clear()
             while given < len(self.tokens):
                 given += 1
                 yield self.tokens[given - 1]
@@ -95,28 +95,28 @@ class Answer:
                 raise StoppedError(f"The answer of `{self.model}` was not completed.") from self._failure
             if self.done:
                 return
-            if not self._news.is_set():
-                await self._news.wait()
+            if not self._changed.is_set():
+                await self._changed.wait()
 
     async def complete(self) -> list[int]:
-        """All tokens; raises as iterating does."""
+        """Waits for all tokens and returns them; raises as iterating does."""
         async for _ in self:
             pass
         return self.tokens
 
     def cancel(self) -> None:
-        """Gives the answer up. If it waits it leaves at once; if it runs, its slot is free when the iteration ends."""
+        """Cancels the answer. If it waits, it leaves at once; if it runs, its slot is free when the iteration ends."""
         if not self.done and self._withdraw is not None:
             self.cancelled = True
             self._withdraw(self)
-            self._news.set()
+            self._changed.set()
 
 
 class Engine:
-    """Several models on one device. Use it as an asynchronous context; all calls from its event loop.
+    """Several models on one device. Use it as an asynchronous context manager; make all calls from its event loop.
 
     Attributes:
-      models: their names, in the given order.
+      models: names of the models, in the given order.
       max_batch: requests of a model that run at once.
       queue_capacity: requests of a model that may wait beyond these.
     """
@@ -134,12 +134,12 @@ class Engine:
         """Makes a cache for each model.
 
         Args:
-          models: by name.
+          models: the models, by name.
           max_batch: requests of a model that run at once.
           queue_capacity: requests of a model that may wait beyond these.
-          context: longest sequence, prompt and answer; by default all that each model can take.
+          context: longest sequence in tokens, prompt and answer; by default each model's limit.
           buckets: see `Runtime`.
-          clock: gives the seconds that answers are stamped with.
+          clock: returns the current time of answers, in seconds.
 
         Raises:
           InputError: if there is no model, a number is out of range, or the caches do not fit in memory.
@@ -169,7 +169,7 @@ class Engine:
         await self.stop()
 
     async def stop(self) -> None:
-        """Ends all iterations in progress and gives up what is not answered."""
+        """Finishes the iterations in progress and fails all incomplete answers."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -181,7 +181,7 @@ class Engine:
         """Compiles everything that serving needs; call it before the first request.
 
         Args:
-          progress: told the model's name, the programs compiled and how many there are.
+          progress: called with the model's name, the number of programs compiled and the total.
         """
         for name, instance in self._instances.items():
             await instance.warm_up(None if progress is None else functools.partial(progress, name))
@@ -205,18 +205,18 @@ class Engine:
         key: jax.Array | None = None,
         stop_tokens: Sequence[int] | None = None,
     ) -> Answer:
-        """Hands a request to a model. An idle instance starts at once, a busy one admits it when its iteration ends.
+        """Submits a request to a model. An idle instance starts at once; a busy one admits it when its iteration ends.
 
         Args:
           model: name of the model.
-          prompt: tokens.
-          max_new_tokens: tokens to generate at most.
-          sampling: how they are chosen; greedily by default.
-          key: for random choice.
-          stop_tokens: the answer ends with the first of these, which it includes; by default the model's own.
+          prompt: tokens of the prompt.
+          max_new_tokens: largest number of tokens to generate.
+          sampling: sampling settings; greedy by default.
+          key: key of random sampling.
+          stop_tokens: the answer ends with and includes the first of these; by default the model's own.
 
         Raises:
-          InputError: if there is no such model, or it cannot serve such a request.
+          InputError: if there is no such model, or it cannot serve the request.
           OverloadedError: if the instance holds `max_batch + queue_capacity` requests.
           StoppedError: if the engine is not running.
         """
@@ -237,11 +237,11 @@ class Engine:
 
 
 class Instance:
-    """One model of an engine. Its state belongs to the event loop; a thread of its own computes iterations.
+    """One model of an engine. Its state belongs to the event loop; its own thread computes iterations.
 
     Attributes:
       runtime: the model and its cache; only the thread uses it while an iteration is in progress.
-      capacity: requests that it may hold.
+      capacity: largest number of requests that it holds.
     """
 
     def __init__(self, runtime: Runtime, capacity: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -260,7 +260,7 @@ class Instance:
         return len(self._waiting) + len(self._running) + len(self._admitted)
 
     def place(self, answer: Answer) -> None:
-        """Puts a request into the line, or raises `OverloadedError`."""
+        """Puts a request into the queue, or raises `OverloadedError`."""
         if self.batch_size >= self.capacity:
             raise OverloadedError(f"`{answer.model}` holds {self.capacity} requests; try again later.")
         answer.arrival_s = self._clock()
@@ -268,12 +268,12 @@ class Instance:
         self._arrival.set()
 
     def withdraw(self, answer: Answer) -> None:
-        """Takes a cancelled request out of the line; one that runs is dropped when its iteration ends."""
+        """Removes a cancelled request from the queue; a running one is dropped when its iteration ends."""
         with contextlib.suppress(ValueError):
             self._waiting.remove(answer)
 
     async def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Compiles in the thread, and tells of it in the event loop: programs done, and how many there are."""
+        """Compiles in the thread; calls `progress` in the event loop with the number of programs done and the total."""
         loop = asyncio.get_running_loop()
 
         def compile_all() -> None:
@@ -284,7 +284,7 @@ class Instance:
         await loop.run_in_executor(self._thread, compile_all)
 
     async def serve(self) -> None:
-        """Iterates while there are requests, and sleeps while there are none, until cancelled."""
+        """Iterates while there are requests and waits while there are none, until cancelled."""
         failure: BaseException = StoppedError("the engine was stopped")
         try:
             while True:
@@ -300,15 +300,15 @@ class Instance:
             self._abandon(failure)
 
     def close(self) -> None:
-        """Ends the thread when it has finished what it is at."""
+        """Ends the thread after its current iteration."""
         self._thread.shutdown()
 
     def adopt(self, answers: Sequence[Answer], held: int) -> None:
-        """Has these requests run as if each held so many tokens already; for timing, as their tokens mean nothing."""
+        """Runs these requests as if each already held `held` tokens; for timing only, as their tokens mean nothing."""
         self._running = dict(zip(self.runtime.occupy([held] * len(answers)), answers, strict=True))
 
     async def iterate(self) -> None:
-        """One iteration: admits, computes in the thread, hands out tokens, and lets go of who is done."""
+        """One iteration: admits requests, computes in the thread, hands out tokens, and releases complete requests."""
         now = self._clock()
         while self._waiting and len(self._running) + len(self._admitted) < self.runtime.max_batch:
             self._admitted.append(self._waiting.popleft())
@@ -318,7 +318,7 @@ class Instance:
         try:
             moved, tokens, rows = await asyncio.shield(computing)
         except asyncio.CancelledError:
-            await asyncio.wait([computing])  # the thread must be idle before anybody else uses the device's cache
+            await asyncio.wait([computing])  # the thread must be idle before other code uses the device's cache
             raise
         self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
         self._running |= dict(zip(rows, self._admitted, strict=True))
@@ -330,7 +330,7 @@ class Instance:
                 self.runtime.release(row)
 
     def _compute(self, admitted: list[Answer]) -> tuple[dict[int, int], dict[int, int], list[int]]:
-        """Moves rows together, decodes, and reads prompts; gives rows moved, tokens by row and rows of the admitted."""
+        """Compacts rows, decodes, and reads prompts; returns moved rows, tokens by row and rows of the admitted."""
         moved = self.runtime.compact()
         tokens = self.runtime.decode()
         rows = []
@@ -341,7 +341,7 @@ class Instance:
         return moved, tokens, rows
 
     def _hand_over(self, answer: Answer, token: int, now: float) -> bool:
-        """Gives a request its token; whether it leaves with that."""
+        """Gives a request its token; returns whether the request then leaves."""
         if answer.cancelled:
             return True
         answer.tokens.append(token)
@@ -349,15 +349,15 @@ class Instance:
             answer.first_token_s = now
         if len(answer.tokens) == answer.max_new_tokens or token in answer.stop_tokens:
             answer.completion_s = now
-        answer._news.set()
+        answer._changed.set()
         return answer.done
 
     def _abandon(self, failure: BaseException) -> None:
-        """Tells everybody still here that no token will come."""
+        """Fails all remaining requests."""
         for answer in (*self._waiting, *self._admitted, *self._running.values()):
             if not answer.done:
                 answer._failure = failure
-                answer._news.set()
+                answer._changed.set()
         self._waiting.clear()
         self._admitted.clear()
         self._running.clear()

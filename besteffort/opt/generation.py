@@ -1,4 +1,4 @@
-"""Text from prompts: a batch that is refilled as its rows fall free."""
+"""Generates text from prompts, in a batch whose free rows are refilled."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def generate(
     stop_tokens: Sequence[int] | None = None,
     stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt.
+    """Generates the tokens that follow each prompt.
 
     Args:
       runtime: the model and its cache, with no row in use.
       prompts: tokens of each prompt.
-      max_new_tokens: tokens to generate at most.
-      sampling: how they are chosen; greedily by default.
-      key: for random choice; prompt `i` uses `fold_in(key, i)`, so its tokens do not depend on the others.
-      stop_tokens: an answer ends with the first of these, which it includes; by default the model's own.
-      stop: told the tokens of an answer after each new one; whether it ends with that.
+      max_new_tokens: largest number of tokens to generate.
+      sampling: sampling settings; greedy by default.
+      key: key of random sampling; prompt `i` uses `fold_in(key, i)`, so its tokens do not depend on the others.
+      stop_tokens: an answer ends with and includes the first of these; by default the model's own.
+      stop: called with the tokens of an answer after each new token; returns whether the answer ends there.
 
     Raises:
       InputError: on an empty prompt, one that is too long, or an unknown token, before anything is generated.

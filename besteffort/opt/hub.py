@@ -1,4 +1,4 @@
-"""Files of a model, from a directory or the Hugging Face Hub, and its tokenizer.
+"""Finds the files of a model and its tokenizer, in a directory or on the Hugging Face Hub.
 
 The hub and tokenizers need the extra `opt`.
 """
@@ -33,14 +33,15 @@ def fetch_config(name: str | Path) -> Path:
 
 
 def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
-    """Directory with a model's weights in the first of `formats` that there is; only that one is downloaded.
+    """Directory with a model's weights in the first of `formats` that exists; only that one is downloaded.
 
     Args:
       name: a directory, or a name on the hub.
-      formats: file names of checkpoints, the best first; `<file name>.index.json` names the shards of a large one.
+      formats: file names of checkpoints in order of preference; `<file name>.index.json` lists the shards of a large
+        one.
 
     Raises:
-      InputError: if none is in the cache, and the hub has none or cannot be reached.
+      InputError: if the cache has no checkpoint, and the hub has none or cannot be reached.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -74,13 +75,13 @@ def load_tokenizer(name: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: there is no tokenizer that can be read ({_reason(error)}); add its files.") from None
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one without the files
         raise InputError(f"{name}: there is no tokenizer; add its files, such as `tokenizer.json`.")
     return tokenizer
 
 
 def _cached(name: str, file: str) -> Path | None:
-    """A file of a model that was downloaded before; needs no network."""
+    """A model's file from the hub's local cache, without network access."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, file)
@@ -88,7 +89,7 @@ def _cached(name: str, file: str) -> Path | None:
 
 
 def _download(name: str, file: str) -> Path | None:
-    """A file of a model on the hub, from its cache if it is there; None if the model has no such file."""
+    """A model's file on the hub, from the local cache if possible; None if the model has no such file."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
@@ -103,14 +104,14 @@ def _download(name: str, file: str) -> Path | None:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         raise InputError(
-            f"{name}: no such directory, and the hub does not give it ({_reason(error)}); "
+            f"{name}: no such directory, and the hub does not provide it ({_reason(error)}); "
             "check the name and the network."
         ) from None
 
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """The hub's library tells of errors only, not of every retry."""
+    """Makes the hub's library log errors only, not every retry."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)

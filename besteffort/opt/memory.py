@@ -1,4 +1,4 @@
-"""How much a device can still hold, asked before anything large is made."""
+"""Free memory of a device, to check before large allocations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache_bytes(config: OPTConfig, rows: int, length: int, dtype: Any) -> int:
 
 
 def free_bytes(device: jax.Device | None = None) -> int | None:
-    """Bytes that can still be allocated on a device (by default the first one); None if nothing tells."""
+    """Bytes that can still be allocated on a device (by default the first one); None if unknown."""
     device = device or jax.devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -36,7 +36,7 @@ def free_bytes(device: jax.Device | None = None) -> int | None:
 
 
 def check_fits(what: str, needed: int, remedy: str, device: jax.Device | None = None) -> None:
-    """Raises `InputError` with the numbers if `needed` bytes are not free; `remedy` says what to do then."""
+    """Raises `InputError` with the numbers and the `remedy` if `needed` bytes are not free."""
     free = free_bytes(device)
     if free is not None and needed > free:
         raise InputError(
@@ -46,7 +46,7 @@ def check_fits(what: str, needed: int, remedy: str, device: jax.Device | None = 
 
 
 def _host_free_bytes() -> int | None:
-    """Memory that this process may still take: of the machine, or of its control group if that has less."""
+    """Memory that this process may still allocate: that of the machine or of its control group, whichever is less."""
     free = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -1,9 +1,10 @@
 """OPT in Flax linen, and its three uses: a full pass, the prefill of one prompt, one decode step of a batch.
 
 Activations are features x tokens and weights outputs x inputs, so that a layer is `kernel @ x`, as PyTorch stores it.
-With few tokens that reads the weights row by row, and XLA's matrix products on a CPU are up to three times faster than
-with tokens x features; with many it makes no difference. Layers are unrolled: `scan` would copy each layer's weights in
-every step. Keys and values are rows x heads x length x width of a head, one array per layer, updated in place.
+With few tokens this layout reads the weights row by row, and XLA's matrix products on a CPU are up to three times
+faster than with tokens x features; with many tokens there is no difference. Layers are unrolled: `scan` would copy each
+layer's weights in every step. Keys and values are rows x heads x length x width of a head, one array per layer, updated
+in place.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ Cache = tuple[Layer, ...]
 """Per layer (rows, heads, length, width of a head) keys and values."""
 
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-"""Attention: queries, keys and values (hidden, tokens) and what it remembers, to (hidden, tokens) and the same."""
+"""Attention: from queries, keys, values (hidden, tokens) and its memory to outputs (hidden, tokens) and new memory."""
 
 
 def _precision(dtype: Any) -> jax.lax.Precision:
-    """Float32 is float32 on accelerators too, which would otherwise round it for their matrix units."""
+    """Keeps float32 exact on accelerators, which would otherwise round it for their matrix units."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
@@ -106,8 +107,8 @@ class OPT(nn.Module):
     """The whole model.
 
     Attributes:
-      config: its shape.
-      dtype: of weights and activations; norms, softmax and logits are float32.
+      config: shape of the model.
+      dtype: type of weights and activations; norms, softmax and logits are float32.
     """
 
     config: OPTConfig
@@ -131,13 +132,13 @@ class OPT(nn.Module):
         attend: Attend,
         memory: tuple[Any, ...],
     ) -> tuple[Float[Array, "embedding tokens"], tuple[Any, ...]]:
-        """What `logits` makes logits of, and what each layer's attention remembers now.
+        """Returns the input of `logits` and the new memory of each layer's attention.
 
         Args:
-          tokens: all tokens, whatever sequence they belong to.
-          positions: of each in its sequence, from 0.
-          attend: the attention, which knows the sequences.
-          memory: per layer what it remembers.
+          tokens: the tokens of all sequences.
+          positions: position of each token in its sequence, from 0.
+          attend: the attention, which separates the sequences.
+          memory: memory of the attention, per layer.
         """
         x = self.tokens[tokens].T
         if self.config.projected:
@@ -166,8 +167,8 @@ def forward(
     Args:
       model: the model.
       params: its weights.
-      tokens: the sequences; anything where there is no token.
-      mask: where there is one. Sequences may be padded on either side; logits of padding mean nothing.
+      tokens: the sequences; arbitrary values in the padding.
+      mask: True where there is a token. Sequences may be padded on either side; logits of padding mean nothing.
     """
     batch, time = tokens.shape
     positions = jnp.cumsum(mask, axis=1) * mask - 1  # padding reads a reserved row of the position table
@@ -185,15 +186,15 @@ def prefill(
     tokens: Int[Array, " time"],
     length: Int[Array, ""],
 ) -> tuple[Float[Array, " vocab"], Cache]:
-    """Reads a prompt into a row of the cache and gives the logits of the token after it.
+    """Reads a prompt into a row of the cache and returns the logits of the token after it.
 
     Args:
       model: the model.
       params: its weights.
-      cache: at least `time` long.
-      row: of the cache.
-      tokens: the prompt, and anything behind it.
-      length: of the prompt.
+      cache: a cache with rows of at least `time` tokens.
+      row: row of the cache.
+      tokens: the prompt, then arbitrary padding.
+      length: length of the prompt in tokens.
     """
     time = tokens.shape[0]
     within = _attention_within(model, jnp.tril(jnp.ones((1, time, time), bool)))
@@ -222,9 +223,9 @@ def decode(
       params: its weights.
       cache: holds keys and values of positions 0 to `positions - 1`; those of `tokens` are added.
       tokens: the last token of each row.
-      positions: its position in the sequence. A row whose position lies beyond the cache is left as it is, and its
-        logits mean nothing.
-      length: attention reads that much of the cache; larger than every position inside it.
+      positions: position of that token in its sequence. A row whose position lies beyond the cache is not changed, and
+        its logits mean nothing.
+      length: tokens of the cache that attention reads; larger than every position inside the cache.
     """
     batch = tokens.shape[0]
     config = model.config
@@ -256,7 +257,7 @@ def empty_cache(config: OPTConfig, rows: int, length: int, dtype: Any) -> Cache:
 
 
 def move_row(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
-    """The cache with one row copied over another."""
+    """Copies one row of the cache over another."""
 
     def moved(kept: Array) -> Array:
         row = jax.lax.dynamic_slice_in_dim(kept, source, 1)
@@ -276,7 +277,7 @@ def _logits(model: OPT, params: Params, x: Array) -> Array:
 
 
 def _attention_within(model: OPT, sees: Bool[Array, "batch time time"]) -> Attend:
-    """Attention among the tokens of each sequence; it remembers nothing."""
+    """Attention among the tokens of each sequence, without memory."""
     batch, time = sees.shape[:2]
     config, precision = model.config, _precision(model.dtype)
 
@@ -291,12 +292,12 @@ def _attention_within(model: OPT, sees: Bool[Array, "batch time time"]) -> Atten
 
 
 def _weights(scores: Array, sees: Array, dtype: Any) -> Array:
-    """Softmax over the last axis where `sees`, a broadcast of it over the heads."""
+    """Softmax over the last axis where `sees`, which is broadcast over the heads."""
     return nn.softmax(jnp.where(jnp.broadcast_to(sees, scores.shape), scores, _HIDDEN)).astype(dtype)
 
 
 def _write_prompt(kept: Array, new: Array, row: Array) -> Array:
-    """Puts keys or values (hidden, time) at the beginning of a row."""
+    """Writes keys or values (hidden, time) to the beginning of a row."""
     _, heads, _, head = kept.shape
     new = new.reshape(heads, head, -1).transpose(0, 2, 1)[None]
     return jax.lax.dynamic_update_slice(kept, new, (row, 0, 0, 0))

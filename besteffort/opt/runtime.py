@@ -1,8 +1,8 @@
-"""Compiled programs of a model and the cache they work on: rows that prompts are read into and decoded together.
+"""Compiled programs of a model and the cache that they update: prompts are read into rows that decode together.
 
 Shapes come in buckets, so that a fixed set of programs, which `warm_up` compiles, serves every request: a prefill per
-length of prompt, a decode step per number of rows and length of context. The cache never leaves the device and is
-updated in place. An unused row costs nothing beyond the bucket.
+prompt length, a decode step per number of rows and context length. The cache never leaves the device and is updated in
+place. An unused row costs nothing beyond its bucket.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LENGTHS = (128, 256, 512, 1024, 2048)
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Sizes that programs are compiled for, each ascending; the last ones are the limits.
+    """Sizes of compiled programs, each ascending; the last ones are the limits.
 
     Attributes:
       batch: rows of a decode step.
@@ -55,13 +55,13 @@ def _up_to(sizes: tuple[int, ...], last: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass
 class _Row:
-    """What a row of the cache holds.
+    """State of a row of the cache.
 
     Attributes:
-      held: tokens whose keys and values are in the cache.
-      token: the last one generated, not in the cache yet.
-      sampling, key_data: how its tokens are chosen.
-      drawn: tokens generated.
+      held: number of tokens whose keys and values are in the cache.
+      token: the last generated token, not in the cache yet.
+      sampling, key_data: sampling settings and key of its tokens.
+      drawn: number of tokens generated.
     """
 
     held: int
@@ -72,12 +72,12 @@ class _Row:
 
 
 class Runtime:
-    """A model with a cache of `max_batch` rows of up to `context` tokens. Not for several threads at once.
+    """A model with a cache of `max_batch` rows of up to `context` tokens. Not thread-safe.
 
     Attributes:
       model: the model.
       max_batch, context: the limits.
-      buckets: sizes that programs are compiled for.
+      buckets: sizes of compiled programs.
       compilations: programs compiled so far.
     """
 
@@ -88,8 +88,8 @@ class Runtime:
 
         Args:
           model: the model.
-          max_batch: rows.
-          context: tokens of a row, prompt and output; by default all that the model can take.
+          max_batch: number of rows.
+          context: tokens of a row, prompt and output; by default the model's limit.
           buckets: sizes to compile for, by default `Buckets.up_to` the limits.
 
         Raises:
@@ -108,7 +108,7 @@ class Runtime:
         self.context = context
         self.buckets = Buckets.up_to(max_batch, context) if buckets is None else buckets
         self.compilations = 0
-        # A cache of one row would lose its first axis in XLA's hands and be copied in every step.
+        # XLA would drop the first axis of a cache of one row, and copy the cache in every step.
         rows = max(2, max_batch)
         check_fits(
             f"The key-value cache of {model.name} for {max_batch} x {context} tokens",
@@ -125,7 +125,7 @@ class Runtime:
         return tuple(sorted(self._rows))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compiles all programs and runs each once; yields how many are done and how many there are. No row is kept."""
+        """Compiles all programs and runs each once; yields the number done and the total. Clears all rows."""
         self._rows.clear()
         steps = list(itertools.product(self.buckets.batch, self.buckets.length))
         total = len(self.buckets.prompt) + len(steps) + 1
@@ -140,7 +140,7 @@ class Runtime:
             yield next(done), total
 
     def check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
-        """Raises `InputError` if a request cannot be served here."""
+        """Raises `InputError` if this runtime cannot serve a request."""
         check_prompt(prompt, self.model.config.vocab)
         if max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` is {max_new_tokens}; ask for at least 1.")
@@ -153,15 +153,15 @@ class Runtime:
     def prefill(
         self, prompt: Sequence[int], sampling: Sampling = GREEDY, key: jax.Array | None = None
     ) -> tuple[int, int]:
-        """Reads a prompt into the lowest free row; gives that row and the first token after the prompt.
+        """Reads a prompt into the lowest free row; returns that row and the first token after the prompt.
 
         Args:
-          prompt: tokens; `check` says whether they fit.
-          sampling: how this request's tokens are chosen.
-          key: for random choice; a request has the same tokens with the same key, whoever runs beside it.
+          prompt: tokens, which must pass `check`.
+          sampling: sampling settings of this request.
+          key: key of random sampling; a request's tokens depend on it but not on the other requests in the batch.
 
         Raises:
-          InputError: if all rows are in use, or random choice is asked for without a key.
+          InputError: if all rows are in use, or random sampling has no key.
         """
         free = next((row for row in range(self.max_batch) if row not in self._rows), None)
         if free is None:
@@ -177,12 +177,12 @@ class Runtime:
         return free, token
 
     def occupy(self, held: Sequence[int]) -> tuple[int, ...]:
-        """Takes the first rows as if prompts of so many tokens had been read into them; for timing. Gives the rows."""
+        """Marks the first rows as used, with prompts of `held` tokens; for timing. Returns the rows."""
         self._rows = {row: _Row(tokens, 0, GREEDY, np.zeros(2, np.uint32), 1) for row, tokens in enumerate(held)}
         return self.used
 
     def decode(self) -> dict[int, int]:
-        """One more token for every row in use."""
+        """Decodes one more token for every row in use; returns the tokens by row."""
         if not self._rows:
             return {}
         batch = _bucket(self.buckets.batch, max(self._rows) + 1)
@@ -199,7 +199,7 @@ class Runtime:
         del self._rows[row]
 
     def compact(self) -> dict[int, int]:
-        """Moves rows down while that makes the next decode step smaller; gives the new place of each row moved."""
+        """Moves rows down while that makes the next decode step smaller; returns the new place of each moved row."""
         moved = {}
         while self._rows and _bucket(self.buckets.batch, len(self._rows)) < _bucket(
             self.buckets.batch, max(self._rows) + 1
@@ -221,9 +221,9 @@ class Runtime:
         return int(self._run(("prefill", len(tokens)), program, np.int32(row), tokens, np.int32(length), rules))
 
     def _decode(self, length: int, rows: Sequence[_Row | None]) -> np.ndarray:
-        """A step of the first rows of the cache, of which some may be unused."""
+        """A decode step of the first rows of the cache, some of which may be unused."""
         tokens = np.array([row.token if row else 0 for row in rows], np.int32)
-        positions = np.array([row.held if row else self.context for row in rows], np.int32)  # the end: written nowhere
+        positions = np.array([row.held if row else self.context for row in rows], np.int32)  # the end: never written
 
         def program(params: Any, cache: opt.Cache, tokens: Any, positions: Any, rules: Rules) -> Any:
             logits, cache = opt.decode(self.model.module, params, cache, tokens, positions, length)
@@ -238,7 +238,7 @@ class Runtime:
         self._run(("move",), program, np.int32(source), np.int32(target))
 
     def _run(self, name: tuple[Any, ...], program: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a program on the cache, which it replaces; compiled the first time it is named."""
+        """Runs a program on the cache, which it replaces; compiles it on first use."""
         arguments = (self.model.params, self._cache, *arguments)
         if name not in self._programs:
             self._programs[name] = jax.jit(program, donate_argnums=1).lower(*arguments).compile()

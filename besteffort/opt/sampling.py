@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily or at random, by temperature, top-k and top-p, per row of a batch."""
+"""Sampling of the next token: greedy or random, with temperature, top-k and top-p per row of a batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from besteffort.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. As in transformers: temperature first, then `top_k`, then `top_p` of what is left.
+    """Sampling settings, in the order of transformers: temperature, then `top_k`, then `top_p` of the rest.
 
     Attributes:
-      temperature: logits are divided by it; 0 is greedy.
-      top_k: only so many of the likeliest tokens; 0 for all.
-      top_p: only the likeliest tokens that have this probability together; 1 for all.
+      temperature: divisor of the logits, at least 0; 0 is greedy.
+      top_k: number of likeliest tokens to sample from; 0 for all.
+      top_p: total probability of the likeliest tokens to sample from, in (0, 1]; 1 for all.
 
     Raises:
       InputError: on values out of range.
@@ -42,12 +42,12 @@ GREEDY = Sampling()
 
 
 class Rules(NamedTuple):
-    """The sampling of each row; arrays of shape (batch,), but for the keys.
+    """The sampling settings of each row; arrays of shape (batch,), except for the keys.
 
     Attributes:
       temperature, top_k, top_p: see `Sampling`.
       key_data: (batch, 2) raw data of a key per sequence.
-      drawn: tokens drawn with that key before.
+      drawn: number of tokens drawn with that key so far.
     """
 
     temperature: Any
@@ -58,10 +58,10 @@ class Rules(NamedTuple):
 
 
 def choose(logits: Float[Array, "vocab batch"], rules: Rules) -> Int[Array, " batch"]:
-    """The next token of each row.
+    """Samples the next token of each row.
 
-    A row's token depends on its own logits, key and number of tokens drawn, not on its neighbours. Work that no row
-    needs is not done: all greedy, no noise; no `top_k` or `top_p`, no sorting.
+    A row's token depends on its own logits, key and number of tokens drawn, not on other rows. It skips work that no
+    row needs: noise if all rows are greedy, sorting if none has `top_k` or `top_p`.
     """
     greedy = jnp.argmax(logits, axis=0)
     narrow = (rules.temperature > 0) & ((rules.top_k > 0) | (rules.top_p < 1))
@@ -80,7 +80,7 @@ def choose(logits: Float[Array, "vocab batch"], rules: Rules) -> Int[Array, " ba
 
 
 def _limited(logits: Float[Array, " vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Float[Array, " vocab"]:
-    """Logits with all but the allowed tokens at minus infinity."""
+    """Sets the logits of all but the allowed tokens to minus infinity."""
     size = logits.shape[0]
     descending = jnp.sort(logits, descending=True)
     kept = jnp.where(top_k > 0, jnp.minimum(top_k, size), size)

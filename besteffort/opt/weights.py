@@ -1,7 +1,7 @@
 """Weights of OPT models: from checkpoints in the formats of the Hugging Face Hub, or random ones of the true shapes.
 
-Formats, in the order in which they are looked for: safetensors, Flax msgpack, PyTorch (only where torch is installed);
-each in one file or in several with an index. Tensors are read, converted and put on the device one at a time.
+Formats, in order of preference: safetensors, Flax msgpack, PyTorch (only where torch is installed); each in one file or
+in several with an index. Tensors are read, converted and put on the device one at a time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from besteffort.opt.memory import check_fits, weight_bytes
 from besteffort.opt.model import OPT, Params
 
 FORMATS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
-"""File names of checkpoints; a sharded one has an index beside its shards, named `<file name>.index.json`."""
+"""File names of checkpoints; a sharded one has an index next to its shards, named `<file name>.index.json`."""
 
-# The output layer, which some checkpoints hold a second time.
+# The output layer, which some checkpoints store in addition to the embedding.
 _TIED = "lm_head.weight"
 
 
@@ -38,8 +38,8 @@ class Tensor:
     """A tensor of a checkpoint, in PyTorch's names and layout.
 
     Attributes:
-      shape: its shape.
-      read: gives it as a NumPy array.
+      shape: shape of the tensor.
+      read: returns it as a NumPy array.
     """
 
     shape: tuple[int, ...]
@@ -51,8 +51,8 @@ class Model:
     """A model that can run.
 
     Attributes:
-      name: what it was loaded from.
-      config: its shape.
+      name: directory or hub name that it was loaded from.
+      config: shape of the model.
       module: the Flax module.
       params: its weights, on the device.
     """
@@ -68,15 +68,15 @@ class Model:
 
 
 def load_model(name: str | Path, dtype: Any = jnp.float32) -> Model:
-    """Loads a model from a directory as transformers writes it, or from the Hugging Face Hub by name.
+    """Loads a model from a directory in the format of transformers, or from the Hugging Face Hub by name.
 
     Args:
       name: directory with a `config.json` and weights, or a name on the hub such as `facebook/opt-125m`.
-      dtype: `float32` or `bfloat16`, whatever the file has.
+      dtype: `float32` or `bfloat16`, independent of the type in the file.
 
     Raises:
-      InputError: if there is no such model, its files are cut short, its tensors are not those of its configuration, or
-        it does not fit in memory (found out before any weight is read).
+      InputError: if there is no such model, its files are cut short, its tensors do not match its configuration, or it
+        does not fit in memory (checked before any weight is read).
     """
     _check_dtype(dtype)
     config = read_config(fetch_config(name))
@@ -97,7 +97,7 @@ def random_model(size: str | OPTConfig, dtype: Any = jnp.float32, seed: int = 0)
     Args:
       size: name of a published size, or a shape.
       dtype: `float32` or `bfloat16`.
-      seed: of the weights.
+      seed: seed of the weights.
 
     Raises:
       InputError: if there is no such size, or it does not fit in memory.
@@ -116,7 +116,7 @@ def random_model(size: str | OPTConfig, dtype: Any = jnp.float32, seed: int = 0)
 
 
 def to_checkpoint(model: Model) -> dict[str, np.ndarray]:
-    """The weights under the names and in the layout of transformers' `OPTForCausalLM`; what `load_model` reads."""
+    """The weights in the names and layout of transformers' `OPTForCausalLM`, which `load_model` reads."""
     from flax.traverse_util import flatten_dict
 
     params = flatten_dict(model.params["params"])
@@ -136,23 +136,23 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     """The tensors of the checkpoint in a directory, by their names in transformers' `OPTForCausalLM`.
 
     Raises:
-      InputError: if there is no checkpoint, or one that cannot be read.
+      InputError: if there is no checkpoint, or it cannot be read.
     """
     readers = dict(zip(FORMATS, (_safetensors, _msgpack, _torch), strict=True))
     for name, reader in readers.items():
         if (directory / name).is_file():
-            return _explained(reader, directory / name)
+            return _read_file(reader, directory / name)
         index = directory / f"{name}.index.json"
         if index.is_file():
             tensors: dict[str, Tensor] = {}
             for shard in _shards(index):
-                tensors |= _explained(reader, shard)
+                tensors |= _read_file(reader, shard)
             return tensors
     raise InputError(f"{directory}: there are no weights here; it must hold {' or '.join(FORMATS)}, or their index.")
 
 
 def _shards(index: Path) -> list[Path]:
-    """Files that an index names, in order."""
+    """The files that an index lists, in order."""
     try:
         files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -163,8 +163,8 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / file for file in files]
 
 
-def _explained(reader: Callable[[Path], dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
-    """Reads a file, and puts names as `OPTModel` saves them into `OPTForCausalLM`'s form."""
+def _read_file(reader: Callable[[Path], dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """Reads a file; turns names of `OPTModel` into those of `OPTForCausalLM`, and errors into one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -188,7 +188,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _msgpack(path: Path) -> dict[str, Tensor]:
-    """As transformers' Flax models were saved: other names, and matrices the other way round."""
+    """Reads the format of transformers' Flax models, which has other names and transposed matrices."""
     from flax.serialization import msgpack_restore
     from flax.traverse_util import flatten_dict
 
@@ -225,7 +225,7 @@ _Path = tuple[str, ...]
 
 
 def _plan(config: OPTConfig) -> dict[_Path, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Per weight of `OPT` the tensors that it is made of, one above the other, and its shape."""
+    """Per weight of `OPT` the tensors that are concatenated into it, and its shape."""
     hidden, ffn = config.hidden, config.ffn
     plan: dict[_Path, tuple[tuple[str, ...], tuple[int, ...]]] = {
         ("tokens",): (("model.decoder.embed_tokens.weight",), (config.vocab, config.embedding)),
@@ -258,7 +258,7 @@ def _plan(config: OPTConfig) -> dict[_Path, tuple[tuple[str, ...], tuple[int, ..
 
 
 def _check(tensors: Mapping[str, Tensor], plan: Mapping[_Path, Any], where: Path) -> None:
-    """Raises `InputError` if tensors are missing, too many or of another shape than the configuration says."""
+    """Raises `InputError` if tensors are missing, unknown or of another shape than in the configuration."""
     expected = {}
     for sources, shape in plan.values():
         for source in sources:
@@ -288,7 +288,7 @@ def _check_tied(tensors: Mapping[str, Tensor], where: Path) -> None:
 
 
 def _assemble(parts: list[Tensor], dtype: Any) -> jax.Array:
-    """One weight on the device; a copy, so that no file stays open behind it."""
+    """One weight on the device; a copy, so that no file stays open."""
     arrays = [part.read() for part in parts]
     return jnp.array(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), dtype)
 

@@ -132,7 +132,7 @@ def test_policies_choose_as_in_the_simulator(situation: Situation) -> None:
     assert chosen == {"one", "two"}
     features = default_features(2, 2, 1, 2, 9.0, ("task", "since_change_s"))
     blind = dataclasses.replace(policy, features=features, weights=((np.zeros((3, 2)), np.zeros(2)),))
-    with pytest.raises(InputError, match="reads `since_change_s`, which the engine does not tell"):
+    with pytest.raises(InputError, match="reads `since_change_s`, which the engine does not report"):
         choose_by_policy(blind, situation)
     with pytest.raises(InputError, match="trained for the tasks a, b in this order, not b, a"):
         choose_by_policy(policy, dataclasses.replace(situation, tasks=situation.tasks[::-1]))
