@@ -1,7 +1,7 @@
-"""A laptop tier: three small OPTs, trained on four generated tasks, shipped with the package and served on any CPU.
+"""The laptop tier: three small OPTs, trained on four generated tasks, shipped with the package, for any CPU.
 
-With their measured profile (`laptop`) the whole loop, profile, simulate, train, evaluate and serve, runs on a laptop
-with nothing modelled. `experiments/laptop_tier.py` trains, judges and measures them.
+With their measured profile (`laptop`) the whole loop (profile, simulate, train, evaluate, serve) runs on a laptop
+without modelled figures. `experiments/laptop_tier.py` trains, evaluates and measures them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DIRECTORY = Path(__file__).parent / "models"
 
 
 def model_directory(name: str) -> Path:
-    """Directory of one of `MODELS`: what `besteffort.opt.weights.load_model` and `hub.load_tokenizer` read.
+    """Directory of one of `MODELS`, for `besteffort.opt.weights.load_model` and `hub.load_tokenizer`.
 
     Raises:
       InputError: if there is no such model.
@@ -29,8 +29,8 @@ def model_directory(name: str) -> Path:
 
 
 def compute_in_one_thread() -> None:
-    """Lets XLA use one thread per program, as the profile `laptop` was measured; of use until JAX computes first.
+    """Limits XLA to one thread per program, as in the measurement of profile `laptop`; call it before JAX computes.
 
-    With more, models beside one another share cores in ways that no factor between two models describes.
+    With more threads, concurrent models share cores in ways that no factor between two models describes.
     """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()

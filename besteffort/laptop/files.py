@@ -1,4 +1,4 @@
-"""A trained model as a directory that transformers and `besteffort.opt` read: configuration, weights, tokenizer."""
+"""Writes a trained model to a directory for transformers and `besteffort.opt`: configuration, weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from besteffort.opt.weights import Model, to_checkpoint
 
 
 def write_model(model: Model, directory: Path) -> None:
-    """Writes `config.json`, `model.safetensors` (bfloat16, half the size) and the tokenizer; replaces what is there."""
+    """Writes `config.json`, `model.safetensors` (bfloat16, half the size) and the tokenizer; overwrites files."""
     config = model.config
     directory.mkdir(parents=True, exist_ok=True)
     fields = {

@@ -1,4 +1,4 @@
-"""How often a model answers rightly: its own greedy generation, compared with the one right answer."""
+"""Quality of a model: the share of its greedy answers that are correct."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from besteffort.opt.runtime import Runtime
 
 
 def exact_match(runtime: Runtime, cases: Sequence[Case]) -> Bool[np.ndarray, " cases"]:
-    """Whether each case's answer, greedily generated, is right and ends where it should."""
+    """Whether each case's greedy answer is correct and ends where it should."""
     longest = CONTEXT - max(len(case.prompt) for case in cases)
     answers = generate(runtime, [encode(case.prompt) for case in cases], longest)
     return np.array([answer == right_tokens(case) for answer, case in zip(answers, cases, strict=True)])
 
 
 def right_tokens(case: Case) -> list[int]:
-    """The tokens of the answer, the end included."""
+    """The tokens of the correct answer, including the end token."""
     return [*encode(case.answer)[1:], END]

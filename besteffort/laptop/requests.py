@@ -1,4 +1,4 @@
-"""Lists of requests whose prompts and right answers are known: held-out cases at given times."""
+"""Lists of requests with known prompts and correct answers: held-out cases at given times."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from besteffort.workload.requests import Requests
 
 @dataclasses.dataclass(frozen=True)
 class CaseList:
-    """A list of requests and the case behind each.
+    """A list of requests and the case of each.
 
     Attributes:
-      requests: prompts as long as the cases', outputs as long as the right answers, the end included.
+      requests: requests with the lengths of the cases' prompts and of the correct answers, including the end token.
       cases: one per request.
     """
 
@@ -32,15 +32,15 @@ class CaseList:
 
 
 def with_cases(times: Requests, situation: Situation, *, seed: int) -> CaseList:
-    """The arrivals, tasks and deadline factors of a list, with held-out cases of the tasks in place of its lengths.
+    """Replaces the lengths of a list by held-out cases of its tasks; keeps arrivals, tasks and deadline factors.
 
     Args:
-      times: when requests of which task arrive.
-      situation: whose deadlines hold.
-      seed: of the cases.
+      times: the list with arrival times and tasks.
+      situation: the situation with the deadlines.
+      seed: seed of the cases.
 
     Raises:
-      InputError: if a task is none of the laptop tier's.
+      InputError: if a task is not one of the laptop tier.
     """
     counts = np.bincount(times.task, minlength=len(times.tasks)).tolist()
     drawn = [iter(draw(name, count, seed=seed, held_out=True)) for name, count in zip(times.tasks, counts, strict=True)]

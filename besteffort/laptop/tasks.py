@@ -1,8 +1,8 @@
 """Four generated tasks with exact answers: addition, sorting, running sums, closing brackets. NumPy only.
 
-A case is a prompt and its one right answer. Cases come in sizes (digits, list lengths, depths), drawn evenly, so that
-tasks range from easy to hard. A hash of the prompt says whether a case is held out, so no case is ever both trained on
-and judged by, whatever the seeds. Sizes bound the tokens of a case by `CONTEXT`.
+A case is a prompt and its only correct answer. Cases have sizes (digits, list lengths, depths), drawn uniformly, so
+tasks range from easy to hard. A hash of the prompt decides whether a case is held out, so no case is used for both
+training and evaluation, whatever the seeds. Sizes limit the tokens of a case to `CONTEXT`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONTEXT = 18
 """Room for the tokens of any case: `</s>`, prompt, answer, `</s>`."""
 
 HELD_OUT = 10
-"""One case in so many is held out."""
+"""One case in `HELD_OUT` is held out."""
 
 _PAIRS = ("()", "[]", "{}", "<>")
 _DEEPEST = 5
@@ -34,12 +34,12 @@ class Case:
 
     @property
     def held_out(self) -> bool:
-        """Whether the case is kept for judging."""
+        """Whether the case is reserved for evaluation."""
         return hashlib.sha256(self.prompt.encode()).digest()[0] % HELD_OUT == 0
 
 
 def addition(rng: np.random.Generator) -> Case:
-    """`047+385=` to `0432`: the sum of numbers of 1 to 3 digits; carries have to be foreseen."""
+    """`047+385=` to `0432`: the sum of numbers of 1 to 3 digits; carries must be known in advance."""
     a, b = (int(rng.integers(10 ** int(rng.integers(1, 4)))) for _ in range(2))
     return Case(f"{a:03}+{b:03}=", f"{a + b:04}")
 
@@ -58,7 +58,7 @@ def running(rng: np.random.Generator) -> Case:
 
 
 def brackets(rng: np.random.Generator) -> Case:
-    """`([]{:` to `})`: what closes 4 to 10 brackets of four kinds, of which some are closed already."""
+    """`([]{:` to `})`: the brackets that close 4 to 10 brackets of four kinds, some of which are closed already."""
     length = int(rng.integers(4, 11))
     text, open_ends = "", ""
     while len(text) < length:
@@ -81,13 +81,13 @@ TASKS: dict[str, Callable[[np.random.Generator], Case]] = {
     "running_sums": running,
     "brackets": brackets,
 }
-"""By name what draws a case."""
+"""Functions that draw a case, by task name."""
 
 
 def draw(name: str, count: int, *, seed: int, held_out: bool) -> list[Case]:
-    """Cases of a task, held out or not; the same for the same seed.
+    """Draws cases of a task, held out or not; the same for the same seed.
 
-    Cases repeat, as they do in training: the smallest sizes have few, and would be used up before the larger ones.
+    Cases repeat, as in training: the smallest sizes have few cases, which would run out before those of larger sizes.
 
     Raises:
       InputError: if there is no such task.

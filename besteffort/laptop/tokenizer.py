@@ -9,7 +9,7 @@ from typing import Any
 from besteffort.errors import InputError
 
 PAD, END = 1, 2
-"""Tokens of padding, and of the beginning and end of a text, as OPT has them."""
+"""Tokens of padding, and of the beginning and end of a text, as in OPT."""
 
 _SPECIAL = ("<unk>", "<pad>", "</s>")
 _CHARACTERS = "0123456789+=;%|:()[]{}<>"
@@ -20,10 +20,10 @@ _NUMBERS = {character: number for number, character in enumerate(VOCABULARY)}
 
 
 def encode(text: str) -> list[int]:
-    """Tokens of a text, `END` before them.
+    """Tokens of a text, after a leading `END`.
 
     Raises:
-      InputError: on a character that is no token.
+      InputError: on a character without a token.
     """
     for character in text:
         if character not in _NUMBERS:
@@ -32,7 +32,7 @@ def encode(text: str) -> list[int]:
 
 
 def decode(tokens: list[int]) -> str:
-    """Text of tokens; special ones are left out."""
+    """Text of tokens, without special ones."""
     return "".join(VOCABULARY[token] for token in tokens if token >= len(_SPECIAL))
 
 

@@ -1,7 +1,7 @@
-"""Training of a model of the laptop tier: AdamW on fresh cases of all tasks, loss on the answers only.
+"""Trains a model of the laptop tier: AdamW on new cases of all tasks, with the loss on the answers only.
 
-Weights and the optimiser's state are float32, the passes bfloat16: on CPUs that have it, matrix products then take half
-the time. The numbers are those of `experiments/laptop_tier.py`.
+Weights and the optimiser's state are float32, the passes bfloat16, which halves the time of matrix products on CPUs
+that support it. The numbers are those of `experiments/laptop_tier.py`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Recipe:
     """A model's shape and its training.
 
     Attributes:
-      hidden, layers, heads: of the model; the feed-forward layer is four times as wide.
-      steps: of AdamW, along a cosine to a hundredth of the first rate, after a rise over a twentieth of them.
+      hidden, layers, heads: width, layers and heads of the model; the feed-forward layer is four times as wide.
+      steps: steps of AdamW; the learning rate rises over a twentieth of them, then falls along a cosine to a hundredth.
       batch: cases per step.
-      learning_rate: the highest.
-      seed: of weights and cases.
+      learning_rate: peak learning rate.
+      seed: seed of weights and cases.
     """
 
     hidden: int
@@ -58,7 +58,7 @@ class Recipe:
 
 
 def batches(recipe: Recipe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(batch, CONTEXT) tokens and how many of each row belong to the prompt; tasks in turns, no case held out."""
+    """(batch, CONTEXT) tokens and (batch,) prompt lengths; tasks take turns, without held-out cases."""
     rng = np.random.default_rng(recipe.seed)
     tasks = list(TASKS.values())
     while True:
@@ -75,12 +75,12 @@ def batches(recipe: Recipe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def train(recipe: Recipe, progress: Callable[[int, float], None] | None = None, log_every: int = 100) -> Model:
-    """Trains a model; the same for the same recipe on the same machine.
+    """Trains a model; the result is the same for the same recipe on the same machine.
 
     Args:
-      recipe: its shape and training.
-      progress: told the steps done and the mean loss per answer token since the last time.
-      log_every: steps between two of these times.
+      recipe: shape and training of the model.
+      progress: called with the number of steps done and the mean loss per answer token since the last call.
+      log_every: steps between two calls.
     """
     model = random_model(recipe.config, seed=recipe.seed)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -115,5 +115,5 @@ def train(recipe: Recipe, progress: Callable[[int, float], None] | None = None, 
 
 
 def _in_answer(targets: Int[Array, "batch time"], prompts: Int[Array, " batch"]) -> Bool[Array, "batch time"]:
-    """Which targets are the answer's, its end included."""
+    """Whether each target belongs to the answer, including its end token."""
     return (jnp.arange(targets.shape[1])[None] >= prompts[:, None] - 1) & (targets != PAD)
