@@ -3,8 +3,8 @@
     import besteffort.adapters.gymnasium
     envs = gymnasium.make_vec("besteffort/Serving-v1", num_envs=64, problem="paper", credit="marginal")
 
-Episodes never terminate, they truncate. Environment `i` of a vector that is seeded with `s` lives through the same as a
-single one that is seeded with `s + i`.
+Episodes never terminate, they truncate. Environment `i` of a vector environment with seed `s` is identical to a single
+environment with seed `s + i`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from besteffort.runs.training import TrainingProblem
 from besteffort.simulator.types import Environment, Outcomes, TimeStep
 
 ID = "besteffort/Serving-v1"
-"""What both are registered as."""
+"""Name under which both are registered."""
 
 _NOT_BEGUN = "The environment has not begun; call `reset` before `step`."
 
 
 class View(NamedTuple):
-    """What a learner sees of the lanes; fields have the leading axis (lanes,).
+    """A learner's view of the environments; fields have the leading axis (envs,).
 
     Attributes:
-      observation: (lanes, features) float32.
-      reward: sum of the rewards of the requests that were resolved since the last decision.
-      credit: of the last decision, see `TimeStep`; 0 where the environment does not know it.
+      observation: (envs, features) float32.
+      reward: sum of the rewards of the requests resolved since the last decision.
+      credit: credit of the last decision, see `TimeStep`; 0 where the environment does not return it.
       truncated: whether the episode has ended.
       index: number of the pending decision.
       gap_s: seconds since the last decision.
@@ -55,9 +55,9 @@ class View(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """An environment between two decisions: the data of its key, its state, and what it returned last.
+    """An environment between two decisions: the data of its key, its state, and its last time step.
 
-    Data and not a key, because where a lane either steps or begins anew both are computed from it.
+    It holds key data and not a key, because where an environment either steps or resets, both are computed from it.
     """
 
     key: Array
@@ -66,7 +66,7 @@ class _Lane(NamedTuple):
 
 
 class Lanes:
-    """Environments side by side on the device, each with random numbers of its own; NumPy in and out."""
+    """A batch of environments on the device, each with its own random numbers; NumPy in and out."""
 
     def __init__(self, problem: WrappedEnv, count: int) -> None:
         self.wrapped = problem
@@ -75,7 +75,7 @@ class Lanes:
         self._lanes: _Lane | None = None
 
     def begin(self, seeds: Sequence[int] | np.ndarray | None) -> View:
-        """New episodes in all lanes; without seeds their random numbers go on."""
+        """Begins new episodes in all environments; without seeds their random numbers continue."""
         if seeds is not None:
             keys = _keys(np.asarray(seeds, np.uint64).astype(np.uint32))
         else:
@@ -84,17 +84,17 @@ class Lanes:
         return _to_numpy(view)
 
     def step(self, actions: np.ndarray) -> View:
-        """One decision in every lane.
+        """Makes one decision in every environment.
 
         Raises:
-          InputError: if an action is no index of a model.
+          InputError: if an action is not the index of a model.
         """
         lanes = self._running
         self._lanes, view = _step(self._static, self.wrapped.params, lanes, self._checked(actions))
         return _to_numpy(view)
 
     def step_or_begin(self, actions: np.ndarray, begin: np.ndarray) -> View:
-        """A new episode in the lanes where `begin`, one decision in all others."""
+        """Begins a new episode in the environments where `begin`; makes one decision in all others."""
         lanes = self._running
         fresh = _begin(self._static, self.wrapped.params, lanes.key)
         stepped = _step(self._static, self.wrapped.params, lanes, self._checked(np.where(begin, 0, actions)))
@@ -102,14 +102,14 @@ class Lanes:
         return _to_numpy(view)
 
     def begin_where(self, begin: np.ndarray, view: View) -> View:
-        """A new episode in the lanes where `begin`; `view` is what the last step gave."""
+        """Begins a new episode in the environments where `begin`; `view` is the result of the last step."""
         lanes = self._running
         fresh = _begin(self._static, self.wrapped.params, lanes.key)
         self._lanes, view = _choose(begin, fresh, (lanes, view))
         return _to_numpy(view)
 
     def outcomes(self) -> Outcomes:
-        """(lanes, history) rewards of the remembered decisions, see `ServingEnvironment.outcomes`."""
+        """(envs, history) rewards of the last decisions, see `ServingEnvironment.outcomes`."""
         lanes = self._running
         return _to_numpy(_outcomes(self.wrapped.env, self.wrapped.params, lanes.state))
 
@@ -128,18 +128,19 @@ class Lanes:
 
 
 class ServingVectorEnv(gymnasium.vector.VectorEnv):
-    """Many serving environments, all of whose steps are one compiled call.
+    """Many serving environments that step in one compiled call.
 
     `infos` hold per environment `index` (number of the pending decision), `gap_s` (seconds since the last one) and
-    `earned` (rewards of the requests resolved meanwhile). Where `credit` is `own`, after every `outcomes_every` steps
-    and at the end of an episode also `outcome_reward` and `outcome_resolved`, (num_envs, history): what each remembered
-    decision's own request earned, decision `d` in slot `d % history`, as known when `outcome_index` was pending.
+    `earned` (rewards of the requests resolved meanwhile). If `credit` is `own`, they also hold `outcome_reward` and
+    `outcome_resolved`, (num_envs, history), after every `outcomes_every` steps and at the end of an episode: the reward
+    of each of the last decisions' own requests, decision `d` in slot `d % history`, when `outcome_index` was pending.
 
     Args:
-      num_envs: how many.
-      problem: what to decide on, see `wrap_env`, which takes `credit`, `horizon` and `history`.
+      num_envs: number of environments.
+      problem: the training problem, see `wrap_env`, which takes `credit`, `horizon` and `history`.
       autoreset_mode: `NEXT_STEP`, in which the step after the end of an episode begins a new one and ignores its
-        action, or `SAME_STEP`, in which the step that ends one begins the next and tells `final_obs` and `final_info`.
+        action, or `SAME_STEP`, in which the step that ends an episode begins the next one and returns `final_obs` and
+        `final_info`.
       outcomes_every: steps between two readings of the outcomes, each of which costs about as much as ten steps.
 
     Raises:
@@ -181,7 +182,7 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """New episodes everywhere. There are no options."""
+        """Begins new episodes in all environments. There are no options."""
         super().reset(seed=seed if isinstance(seed, int) else None)
         seeds: Any = seed
         if isinstance(seed, int):
@@ -216,7 +217,7 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
 
 
 class ServingEnv(gymnasium.Env):
-    """A single serving environment; arguments and `info` as those of `ServingVectorEnv`, which is far faster."""
+    """A single serving environment, with the arguments and `info` of `ServingVectorEnv`, which is far faster."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (as gymnasium has it)
 
@@ -241,7 +242,7 @@ class ServingEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new episode. There are no options."""
+        """Begins a new episode. There are no options."""
         super().reset(seed=seed)
         observation, infos = self._env.reset(seed=seed)
         return observation[0], _only(infos)
@@ -252,7 +253,7 @@ class ServingEnv(gymnasium.Env):
 
 
 def spaces(problem: WrappedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
-    """What a single environment shows and takes: a network's input, the index of a model."""
+    """Observation and action space of a single environment: a network's input, the index of a model."""
     high = problem.high
     return (
         gymnasium.spaces.Box(np.zeros_like(high), high, dtype=np.float32),
@@ -261,7 +262,7 @@ def spaces(problem: WrappedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.
 
 
 def _infos(view: View, where: np.ndarray | None = None) -> dict[str, Any]:
-    """In gymnasium's form: arrays by name, and under `_name` which environments have the entry."""
+    """Infos in gymnasium's format: arrays by name, and under `_name` whether each environment has the entry."""
     named = {"index": view.index, "gap_s": view.gap_s, "earned": view.reward}
     where = np.ones(len(view.index), bool) if where is None else where
     return named | {f"_{name}": where for name in named}
@@ -273,13 +274,13 @@ def _only(infos: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_numpy(tree: Any) -> Any:
-    """Copies: what the device holds may be overwritten by the next step, and users may write into theirs."""
+    """Copies to NumPy: the next step may overwrite the device's arrays, and users may write into theirs."""
     return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), tree)
 
 
 @jax.jit
 def _keys(seeds: Array) -> Array:
-    """(lanes, ...) data of the keys of uint32 seeds."""
+    """(envs, ...) key data of uint32 seeds."""
     return jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(seeds)
 
 
@@ -322,7 +323,7 @@ def _view(features: tuple[Feature, ...], timestep: TimeStep) -> View:
 
 @jax.jit
 def _choose(where: Array, yes: Any, no: Any) -> Any:
-    """Lane by lane the one or the other."""
+    """Selects `yes` or `no` for each environment."""
 
     def pick(one: Array, other: Array) -> Array:
         return jnp.where(where.reshape(where.shape + (1,) * (jnp.ndim(one) - 1)), one, other)

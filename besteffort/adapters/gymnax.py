@@ -1,4 +1,4 @@
-"""The serving environment in the form of gymnax 1.0, for training loops that are compiled as a whole.
+"""The serving environment with the interface of gymnax 1.0, for training loops that are compiled as a whole.
 
     env = ServingGymnax("paper")
     params = env.default_params
@@ -34,7 +34,7 @@ class ServingState(environment.EnvState):
     Attributes:
       time: number of the pending decision.
       serving: the environment's own state.
-      observation: (features,) what the network reads before the pending decision.
+      observation: (features,) input of the network before the pending decision.
     """
 
     time: Any
@@ -44,7 +44,7 @@ class ServingState(environment.EnvState):
 
 @struct.dataclass
 class ServingParams(environment.EnvParams):
-    """Numbers, to be vmapped over.
+    """Numbers, which support `vmap`.
 
     Attributes:
       max_steps_in_episode: decisions after which an episode truncates.
@@ -59,11 +59,11 @@ class ServingGymnax(environment.Environment):
     """One decision per step; an episode never terminates, it truncates.
 
     `info` holds `discount` (always 1), `gap_s` (seconds since the last decision) and `earned` (rewards of the requests
-    that were resolved meanwhile). For own-request credit, `outcomes` tells what each remembered decision earned.
+    resolved meanwhile). For own-request credit, `outcomes` returns the rewards of the last decisions.
 
     Args:
-      problem: what to decide on, see `wrap_env`, which takes the other arguments. With `horizon` 0 no episode ends,
-        whatever the params say, and a step spends nothing on beginning another.
+      problem: the training problem, see `wrap_env`, which takes the other arguments. With `horizon` 0 no episode ends,
+        whatever the params are, and a step does not compute a reset.
 
     Raises:
       InputError: as `wrap_env`.
@@ -88,7 +88,7 @@ class ServingGymnax(environment.Environment):
     def step(
         self, key: Array, state: ServingState, action: Any, params: ServingParams | None = None
     ) -> tuple[Array, ServingState, Array, Array, Array, dict[str, Array]]:
-        """Observation, state, reward, terminated, truncated, info; after the end of an episode those of the next."""
+        """Observation, state, reward, terminated, truncated, info; those of the next episode after the end of one."""
         if self.wrapped.env.shape.horizon:
             return super().step(key, state, action, params)
         observation, state, reward, terminated, info = self.step_env(key, state, action, params or self.default_params)

@@ -3,19 +3,19 @@
 | input | type | shape | |
 |---|---|---|---|
 | `task` | int64 | (batch,) | index of the request's task, in the order of the metadata |
-| `batch_sizes` | int64 | (batch, models) | requests running and waiting per model, on all replicas, without this |
+| `batch_sizes` | int64 | (batch, models) | requests running and waiting per model on all replicas, except this one |
 | `arrival_rate` | double | (batch,) | requests per second, see `besteffort.observation.next_rate` |
-| `smallest_batch` | int64 | (batch, models) | the same on the emptiest instance of each model |
-| `deadline_s`, `since_change_s` | double | (batch,) | what is known of the deadline; time since a batch size changed |
+| `smallest_batch` | int64 | (batch, models) | the same on the least loaded instance of each model |
+| `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
 
 | output | type | shape | |
 |---|---|---|---|
 | `q_values` | float | (batch, models) | Q-value of each model |
 | `model` | int64 | (batch,) | index of the largest |
 
-An input is there if the policy has the feature. The transforms are part of the graph and computed in double precision,
-as `besteffort.policy` does, the network in single precision. Nothing checks that values are finite and not negative.
-The file's metadata are those of the policy file, each entry as JSON.
+The graph has an input for each feature of the policy. It computes the transforms in double precision, like
+`besteffort.policy`, and the network in single precision. It does not check that values are finite and not negative. The
+file's metadata are those of the policy file, each entry as JSON.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ except ImportError as error:
     raise InputError("The package `onnx` is not installed; run `pip install onnx` to export to ONNX.") from error
 
 OPSET = 17
-"""Version of the operators: read by ONNX Runtime from 1.12 (2022) on."""
+"""Version of the operators, supported by ONNX Runtime since 1.12 (2022)."""
 
 _IR_VERSION = 8
 _COUNTS = ("task", "batch_sizes", "smallest_batch")
 
 
 def to_onnx(policy: Policy) -> onnx.ModelProto:
-    """The policy as an ONNX model that has passed ONNX's checker."""
+    """Converts the policy to an ONNX model, and checks it with ONNX's checker."""
     nodes: list[Any] = []
     constants: list[Any] = []
 
@@ -61,7 +61,7 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
         """(batch, size) float32 part of the network's input."""
         name = feature.name
         if feature.transform == "one_hot":
-            # Rows of the unit matrix: unlike `OneHot`, this refuses an index that is none.
+            # Rows of the unit matrix: unlike `OneHot`, this fails on an invalid index.
             return node("Gather", [constant("tasks", np.eye(feature.size, dtype=np.float32)), name], f"{name}_encoded")
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
         if feature.size == 1 and name not in _COUNTS:
@@ -103,10 +103,10 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
 
 
 def export_onnx(policy: Policy, path: str | Path) -> None:
-    """Writes the policy as an ONNX file, wholly or not at all.
+    """Writes the policy as an ONNX file, atomically.
 
     Raises:
-      InputError: if there is something at `path` already, or it cannot be written.
+      InputError: if `path` exists already, or cannot be written.
     """
     path = Path(path)
     if path.exists():

@@ -1,12 +1,12 @@
-"""The way back: any function, or a model of another library, as a router that plays beside ours.
+"""Routers from other code: any function, or a model of another library, as a router of the simulator.
 
     mine = HostRouter(each(lambda observation: 2 if observation.batch_sizes[-1] < 40 else 0))
     theirs = HostRouter(predicting(model, problem.features))
     result = simulate(requests, situation, theirs, seed=0, backend="jax")
 
-The simulator stays compiled and asks the host at every decision, once for all lists that it plays side by side; that
-takes tens of microseconds and what the function takes. A Stable-Baselines3 DQN is better turned into a policy
-(`besteffort.adapters.stable_baselines3.dqn_policy`), which asks nobody.
+The simulator stays compiled and calls the host at every decision, once for all lists that it simulates together; a call
+costs tens of microseconds plus the time of the function. For a Stable-Baselines3 DQN a policy is better
+(`besteffort.adapters.stable_baselines3.dqn_policy`): it needs no call to the host.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from besteffort.observation import Feature, Observation, encode
 from besteffort.simulator.types import EnvParams
 
 Batched = Callable[[Observation], Any]
-"""From an observation of NumPy arrays with a leading axis (lanes,) to (lanes,) indices of models."""
+"""From an observation of NumPy arrays with a leading axis (batch,) to (batch,) indices of models."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HostRouter:
-    """Asks a Python function; it must not call JAX.
+    """Calls a Python function, which must not call JAX.
 
     Attributes:
-      function: called with the observations of all lanes at once, see `Batched`; static.
+      function: called with the observations of all rollouts at once, see `Batched`; static.
     """
 
     function: Batched = dataclasses.field(metadata={"static": True})
@@ -45,13 +45,13 @@ class HostRouter:
         def ask(observation: Observation) -> np.ndarray:
             seen = Observation(*map(np.asarray, observation))
             lanes = seen.task.shape
-            # Of each field one row per lane, however many axes of lanes there are.
+            # Flatten all batch axes into one.
             flat = Observation(*(field.reshape(-1, *field.shape[len(lanes) :]) for field in seen))
             chosen = np.asarray(self.function(flat))
             if chosen.shape != flat.task.shape or not ((chosen >= 0) & (chosen < models)).all():
                 raise InputError(
-                    f"The router's function gave {chosen.tolist()} for {len(flat.task)} requests; it must give each an "
-                    f"index from 0 to {models - 1}."
+                    f"The router's function returned {chosen.tolist()} for {len(flat.task)} requests; it must return "
+                    f"for each an index from 0 to {models - 1}."
                 )
             return chosen.astype(np.int32).reshape(lanes)
 
@@ -59,7 +59,7 @@ class HostRouter:
 
 
 def each(function: Callable[[Observation], Any]) -> Batched:
-    """For a function that decides one request at a time: it gets its observation, NumPy values without lanes."""
+    """Wraps a function that decides one request at a time, from an observation of NumPy values without a batch axis."""
 
     def batched(observation: Observation) -> np.ndarray:
         lanes = range(len(observation.task))
@@ -69,7 +69,7 @@ def each(function: Callable[[Observation], Any]) -> Batched:
 
 
 def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]) -> Batched:
-    """For a function that reads network inputs, (lanes, inputs) float32, and returns (lanes,) models."""
+    """Wraps a function from network inputs, (batch, inputs) float32, to (batch,) models."""
 
     def batched(observation: Observation) -> Any:
         lanes = range(len(observation.task))
@@ -80,8 +80,8 @@ def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]
 
 
 def predicting(model: Any, features: tuple[Feature, ...]) -> Batched:
-    """For a model with `predict(inputs, deterministic=True) -> (models, state)`, as those of Stable-Baselines3.
+    """Wraps a model with `predict(inputs, deterministic=True) -> (models, state)`, as in Stable-Baselines3.
 
-    `features` are those of the problem that it was trained on.
+    `features` are those of the problem that the model was trained on.
     """
     return reading(lambda inputs: model.predict(inputs, deterministic=True)[0], features)

@@ -5,7 +5,7 @@
     model.learn(1_000_000)
     policy = dqn_policy(model, problem)
 
-with `problem` a `besteffort.runs.training.TrainingProblem`, which may take the place of the configuration's name.
+Here `problem` is a `besteffort.runs.training.TrainingProblem`, which may replace the configuration's name.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ROUNDS = 100
 
 
 class ServingVecEnv(VecEnv):
-    """Many serving environments as Stable-Baselines3 takes them.
+    """Many serving environments with the interface of Stable-Baselines3.
 
-    `infos[i]` has `gap_s`, and where a `ServingReplayBuffer` needs them the outcomes of environment `i`, see
-    `besteffort.adapters.gymnasium.ServingVectorEnv`, whose arguments these are.
+    `infos[i]` has `gap_s` and, where a `ServingReplayBuffer` needs them, the outcomes of environment `i`. The arguments
+    are those of `besteffort.adapters.gymnasium.ServingVectorEnv`.
 
     Raises:
       InputError: as `ServingVectorEnv`.
@@ -101,7 +101,7 @@ class ServingVecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        raise InputError(f"`{attr_name}` cannot be set in environments that are compiled; make others.")
+        raise InputError(f"`{attr_name}` cannot be set in compiled environments; make new ones.")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
@@ -113,23 +113,23 @@ class ServingVecEnv(VecEnv):
 
 
 class ServingReplayBuffer(ReplayBuffer):
-    """A replay buffer for serving: own-request credit, and a future that is discounted by time.
+    """A replay buffer for serving, with own-request credit and discounting by time.
 
-    With `own` a decision is credited with what its own request earned, joined by decision index from the outcomes that
-    the environment tells (`credit="own"`); until then it is not sampled, and what is overwritten or ended before never
-    is. See `besteffort.learning.replay_buffer`, whose counterpart this is.
+    With `own` a decision is credited with the reward of its own request, joined by decision index from the outcomes
+    that the environment returns (`credit="own"`). A decision is not sampled before that; if it is overwritten or its
+    episode ends first, it never is. This class is the counterpart of `besteffort.learning.replay_buffer`.
 
     Args:
       buffer_size, observation_space, action_space, device, n_envs: as in Stable-Baselines3; `buffer_size` counts
         decisions of all environments.
-      own: join outcomes; without, decisions keep the reward of their step.
-      horizon_s: the value of what comes t seconds later counts `exp(-t / horizon_s)`, as in
+      own: join outcomes; otherwise decisions keep the reward of their step.
+      horizon_s: time constant of discounting: value t seconds later counts `exp(-t / horizon_s)`, as in
         `besteffort.learning.config.DQNHyperparams`; None for no discount by time.
-      gamma: discount of the next decision's value beside that. The learner's own `gamma` counts for nothing.
+      gamma: discount of the next decision's value, in addition to that. The learner's own `gamma` has no effect.
       n_steps: decisions of a multi-step return.
 
     Raises:
-      InputError: if a number is out of range, or, when sampling, if hardly any decision can be learned from.
+      InputError: if a number is out of range, or, when sampling, if too few decisions can be learned from.
     """
 
     def __init__(
@@ -181,10 +181,10 @@ class ServingReplayBuffer(ReplayBuffer):
             self._join(*(np.array([info[name] for info in infos]) for name in _OUTCOMES))
 
     def _join(self, reward: np.ndarray, resolved: np.ndarray, index: np.ndarray) -> None:
-        """Fills in what is known by now, as `besteffort.learning.replay_buffer.join`.
+        """Fills in the rewards known by now, as `besteffort.learning.replay_buffer.join`.
 
-        Outcomes are (envs, history), decision `d` in slot `d % history`; `index`, (envs,), is the pending decision, the
-        one after the newest row.
+        Outcomes are (envs, history), decision `d` in slot `d % history`; `index`, (envs,), is the pending decision,
+        which follows the newest row.
         """
         history = resolved.shape[1]
         age = np.arange(min(history, self.buffer_size + 1) - 1, 0, -1)[:, None]
@@ -196,12 +196,12 @@ class ServingReplayBuffer(ReplayBuffer):
         self.resolved[row] |= known
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        """Uniformly, with replacement, from the decisions whose rewards are known, and those of their `n_steps`."""
+        """Samples uniformly, with replacement, from decisions for which all rewards of their `n_steps` are known."""
         filled = self.buffer_size if self.full else self.pos
         rows = np.zeros(0, np.int64)
         lanes = np.zeros(0, np.int64)
         for _ in range(_ROUNDS if filled >= self.n_steps else 0):
-            # The generator that the library seeds.
+            # The library seeds this generator.
             age = np.random.randint(self.n_steps, filled + 1, batch_size)  # noqa: NPY002
             lane = np.random.randint(0, self.n_envs, batch_size)  # noqa: NPY002
             row = (self.pos - age) % self.buffer_size
@@ -212,12 +212,12 @@ class ServingReplayBuffer(ReplayBuffer):
                 return self._samples_at(rows[:batch_size], lanes[:batch_size], env)
         raise InputError(
             f"Of {filled * self.n_envs:,} decisions in the buffer hardly any can be learned from, because their "
-            "requests are not settled; give a larger `learning_starts`, `buffer_size` or `history`, or a smaller "
+            "requests are not resolved; give a larger `learning_starts`, `buffer_size` or `history`, or a smaller "
             "`outcomes_every`."
         )
 
     def _run(self, row: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(batch, n_steps) rows of the runs that begin at `row`, and which of them lie within their episode."""
+        """(batch, n_steps) rows of the runs that begin at `row`, and whether each lies within its episode."""
         at = (row[:, None] + np.arange(self.n_steps)) % self.buffer_size
         before = self.dones[at, lane[:, None]][:, :-1].cumsum(axis=1)
         return at, np.concatenate([np.ones((len(row), 1), bool), before == 0], axis=1)
@@ -241,11 +241,11 @@ class ServingReplayBuffer(ReplayBuffer):
 
 
 def dqn_policy(model: Any, problem: TrainingProblem, training: Mapping[str, Any] | None = None) -> Policy:
-    """The network of a trained `DQN` as a policy: the same Q-values, in a file that needs neither of the libraries.
+    """Turns the network of a trained `DQN` into a policy, with the same Q-values and without these libraries.
 
     Args:
-      model: trained on a problem made of `problem`.
-      problem: says what the network's input and output mean.
+      model: a model trained on an environment of `problem`.
+      problem: the training problem, which defines the network's input and output.
       training: plain JSON values to keep in the policy file.
 
     Raises:
@@ -255,7 +255,7 @@ def dqn_policy(model: Any, problem: TrainingProblem, training: Mapping[str, Any]
 
 
 def dqn_weights(model: Any) -> Weights:
-    """Weights of a `DQN`'s network, as a policy file holds them.
+    """Weights of a `DQN`'s network in the layout of a policy file.
 
     Raises:
       InputError: if it is not a plain network with ReLU.

@@ -1,4 +1,4 @@
-"""What all adapters wrap: an environment, what a network reads of it, and the reward of a step."""
+"""The common basis of all adapters: an environment, the features of a network, and the reward of a step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Credit = Literal["step", "marginal", "own"]
 
 @dataclasses.dataclass(frozen=True)
 class WrappedEnv:
-    """An environment as the adapters hand it to learners.
+    """An environment for the learners of other libraries.
 
     Attributes:
       env: the environment.
       params: its numbers.
-      features: what a network reads of an observation, in order.
-      credit: the reward of a step. `marginal`: what the decision changed in the rewards of all requests, known at once.
-        `step`: the rewards of the requests that were resolved since the last step, which belong to decisions of long
-        ago. `own`: at first the same as `step`; what each decision's own request earned comes later, from
-        `env.outcomes`, for learners that join it (`besteffort.adapters.stable_baselines3`).
+      features: features of an observation that a network reads, in order.
+      credit: the reward of a step. `marginal`: change that the decision made in the rewards of all requests, known at
+        once. `step`: sum of the rewards of the requests resolved since the last step, which belong to much earlier
+        decisions. `own`: at first the same as `step`; `env.outcomes` returns the reward of each decision's own request
+        later, for learners that join it (`besteffort.adapters.stable_baselines3`).
 
     Raises:
-      InputError: if the environment does not know the credit.
+      InputError: if the environment does not return the credit.
     """
 
     env: Environment
@@ -63,18 +63,18 @@ def wrap_env(
     horizon: int = 16_384,
     history: int = 4_096,
 ) -> WrappedEnv:
-    """The environment of a training problem, or of the one that a configuration states.
+    """Wraps the environment of a training problem, given directly or by a configuration.
 
     Args:
       source: a `besteffort.runs.training.TrainingProblem`, or the name or file of a configuration. A `WrappedEnv` is
-        returned as it is, whatever the other arguments.
+        returned as it is, and the other arguments are ignored.
       credit: see `WrappedEnv`.
-      horizon: decisions per episode, after which it truncates; 0 for no end. The cluster starts empty and the rate
-        estimate at 0, so that short episodes see little else.
-      history: decisions whose outcome is remembered, for `own`: more than are in flight and made between two readings.
+      horizon: decisions per episode, after which it truncates; 0 means that episodes do not end. The cluster starts
+        empty and the rate estimate at 0, which short episodes do not get past.
+      history: decisions whose outcome is kept, for `own`: more than are in flight plus those between two readings.
 
     Raises:
-      InputError: if there is no such configuration, a number is negative, or the credit is not known.
+      InputError: if there is no such configuration, a number is negative, or the environment lacks the credit.
     """
     if isinstance(source, WrappedEnv):
         return source
@@ -88,12 +88,12 @@ def wrap_env(
 
 
 def network_input(observation: Observation, features: tuple[Feature, ...]) -> Float[Array, " inputs"]:
-    """What a network reads of one observation, float32."""
+    """Input of a network for one observation, float32."""
     return encode(observation, features, jnp).astype(jnp.float32)
 
 
 def highest(features: tuple[Feature, ...], shape: EnvShape) -> Float[np.ndarray, " inputs"]:
-    """Largest values of a network's input, as float32: of counts what the cluster holds, else the largest number."""
+    """Largest values of a network's input, as float32: the cluster's capacity for counts, else the largest number."""
     largest = float(np.finfo(np.float32).max)
     most = shape.max_batch + shape.queue_capacity
     counts = {"batch_sizes": shape.replicas * most, "smallest_batch": most}

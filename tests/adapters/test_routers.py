@@ -87,5 +87,5 @@ def test_network_inputs_reach_a_model(situation: Situation) -> None:
 
 
 def test_what_is_no_model_is_refused(situation: Situation, lists: list[Requests]) -> None:
-    with pytest.raises(Exception, match="it must give each an index from 0 to 2"):
+    with pytest.raises(Exception, match="it must return for each an index from 0 to 2"):
         simulate(lists[0], situation, HostRouter(each(lambda observation: 3)), seed=0, backend="reference")
