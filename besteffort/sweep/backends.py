@@ -1,4 +1,4 @@
-"""Where the programs of a sweep run, and what they report meanwhile."""
+"""Backends that run the programs of a sweep, and the progress that they report."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from besteffort.ranges import Count, NonNegative
 
 @dataclasses.dataclass(frozen=True)
 class ProgramProgress:
-    """How a program gets on.
+    """Progress of a program.
 
     Attributes:
-      program: its name.
+      program: name of the program.
       point, points: log points so far, and of the whole training.
-      reward: mean over its trials of the reward per decision, since the log point before.
-      ended: the program has ended, in one way or another.
+      reward: mean over its trials of the reward per decision, since the previous log point.
+      ended: whether the program has ended, successfully or not.
     """
 
     program: str
@@ -30,11 +30,11 @@ class ProgramProgress:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung, only programs with the best trials go on.
+    """Asynchronous successive halving (Li et al., MLSys 2020): only programs with the best trials pass each rung.
 
     Attributes:
       grace: log points that every program gets.
-      factor: of the programs that come to a rung one in so many goes on, to a rung that is as many times as far.
+      factor: one in `factor` programs that reach a rung continues, to a rung that is `factor` times as far.
     """
 
     grace: Count = 1
@@ -46,7 +46,7 @@ class Local:
     """Processes on this machine.
 
     Attributes:
-      workers: how many at a time; by default one per core.
+      workers: number of processes at a time; by default one per core.
     """
 
     workers: Count | None = None
@@ -57,9 +57,9 @@ class Ray:
     """A Ray cluster, whose machines all see the sweep's directory.
 
     Attributes:
-      address: where it is; None for one that is started on this machine.
-      cpus, gpus: what each program gets.
-      early: programs that lag behind are given up; None if none is.
+      address: address of the cluster; None starts one on this machine.
+      cpus, gpus: resources of each program.
+      early: rule for stopping programs that lag behind; None stops none.
     """
 
     address: str | None = None

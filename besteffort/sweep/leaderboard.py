@@ -1,8 +1,8 @@
-"""The leaderboard of a sweep: settings by what their routers earn on draws that nobody trained on, and what mattered.
+"""The leaderboard of a sweep: settings ranked by the performance of their routers on held-out lists, and the axes.
 
 | file | what |
 |---|---|
-| `report.md` | the leaderboard, the picture, and what went wrong |
+| `report.md` | the leaderboard, the plot, and the trials that did not finish |
 | `results.json` | every figure |
 | `trials.csv` | a row per trial: its values, how it ended and its performance |
 | `what-mattered.png` | performance against each axis |
@@ -33,16 +33,16 @@ _SHOWN = 15  # settings on a terminal
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What became of a trial.
+    """The outcome of a trial.
 
     Attributes:
-      trial: its name, that of its directory.
+      trial: name of the trial and of its directory.
       setting: number of its setting.
       seed: its seed.
       values: its value of each axis.
-      status: `finished`; `diverged`; `stopped` early, because it lagged behind; or `failed`, its program having ended.
+      status: `finished`; `diverged`; `stopped` early, because it lagged behind; or `failed`, because its program ended.
       reason: why it did not finish.
-      performance, slo_attainment: (lists,) how it did on each; empty unless finished.
+      performance, slo_attainment: (lists,) its result on each list; empty unless finished.
     """
 
     trial: str
@@ -60,10 +60,10 @@ class Leaderboard:
     """A sweep's outcome.
 
     Attributes:
-      entries: all trials in their order.
+      entries: all trials in order.
       table: settings, best first.
-      brief: the best of them, for a terminal.
-      report, picture: files.
+      brief: the best settings, for a terminal.
+      report, picture: paths of the report and the plot.
     """
 
     entries: tuple[Entry, ...]
@@ -85,9 +85,9 @@ def write_leaderboard(
     Args:
       entries: all trials, of which at least one is finished.
       out: the sweep's directory.
-      title: what was swept.
-      judged_on: what was judged on, a sentence.
-      logarithmic: axes that were drawn evenly in their logarithm.
+      title: title of the report.
+      judged_on: the evaluation lists, in a sentence.
+      logarithmic: axes sampled uniformly in their logarithm.
 
     Raises:
       InputError: if a file cannot be written.
@@ -127,7 +127,7 @@ def write_leaderboard(
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """For each dotted name the shortest end of it that no other has."""
+    """The shortest suffix of each dotted name that is unique among the names."""
     short = {}
     for name in names:
         parts = name.split(".")
@@ -138,14 +138,14 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def describe_values(values: Mapping[str, Any]) -> str:
-    """Values by short names, in one line."""
+    """Values with their short names, in one line."""
     names = short_names(tuple(values))
     return ", ".join(f"{names[name]} {_shown(value)}" for name, value in values.items()) or "as the base"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """A setting: its values, the finished trials, and (lists,) means over their networks."""
+    """A setting: its values, its finished trials, and (lists,) means over their networks."""
 
     values: Mapping[str, Any]
     trials: int
@@ -161,7 +161,7 @@ class _Setting:
 
 
 def _settings(entries: Sequence[Entry]) -> list[_Setting]:
-    """The settings, best first; those of which no trial is finished come last."""
+    """The settings, best first; settings without a finished trial come last."""
     groups: dict[int, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.setting, []).append(entry)
@@ -204,7 +204,7 @@ def _table(settings: Sequence[_Setting], title: str) -> Table:
         rows=tuple((_name(setting), cells(setting)) for setting in settings),
         focus=_name(settings[0]),
         note=(
-            f"Mean ± half the 95% Student t interval over {lists} lists that all trials meet; differences are paired."
+            f"Mean ± half the 95% Student t interval over {lists} lists that all trials share; differences are paired."
             if lists > 1
             else "One list, so no intervals."
         ),
@@ -216,7 +216,7 @@ def _name(setting: _Setting) -> str:
 
 
 def _axis(name: str, short: str, settings: Sequence[_Setting], *, log: bool) -> plots.SweptAxis:
-    """An axis as it is drawn, and how much of the variance between networks it explains."""
+    """An axis for the plot, with the share of the variance between networks that it explains."""
     values = [setting.values[name] for setting in settings]
     networks = [
         (value, float(np.mean(entry.performance)))
@@ -257,7 +257,7 @@ def _trials_csv(entries: Sequence[Entry]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in few letters."""
+    """A value as short text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

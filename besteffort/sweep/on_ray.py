@@ -1,7 +1,7 @@
-"""Programs of a sweep on a Ray cluster: one trial of Ray Tune each.
+"""Runs the programs of a sweep on a Ray cluster, each as one trial of Ray Tune.
 
-Ray decides where a program runs, and starts it anew elsewhere if its machine dies; it then goes on from its own
-checkpoint. All machines have to see the sweep's directory, and to have this package installed.
+Ray places the programs, and restarts a program on another machine if its machine dies; the program then continues from
+its own checkpoint. All machines must share the sweep's directory and have this package installed.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def run_on_ray(
     track: Sequence[TrackerName],
     progress: Callable[[ProgramProgress], None] | None,
 ) -> dict[str, str]:
-    """Runs programs of the sweep in `out` on a cluster; why those failed that did, by name.
+    """Runs programs of the sweep in `out` on a cluster; returns the reasons of those that failed, by name.
 
     Args:
       out: directory of the sweep.
-      programs: their names.
-      points: log points of the longest.
-      cluster: where, and with what.
-      track: trackers that hear the metrics, too.
-      progress: called with how each program gets on.
+      programs: names of the programs.
+      points: log points of the longest program.
+      cluster: the cluster and the resources of each program.
+      track: trackers that also receive the metrics.
+      progress: called with the progress of each program.
 
     Raises:
       InputError: if no cluster answers.
@@ -52,7 +52,7 @@ def run_on_ray(
     if not programs:
         return {}
     out = out.resolve()
-    # Tune's own files would only repeat what trials keep.
+    # Tune's own files would only repeat the files of the trials.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     ours = not ray.is_initialized()
     if ours:
@@ -109,7 +109,7 @@ def run_on_ray(
 
 
 def _conclude_stopped(out: Path, program: str, trials: Sequence[str], said: Mapping[str, Any]) -> None:
-    """Says of the trials that are not finished that they were stopped."""
+    """Marks the trials that are not finished as stopped."""
     for trial in trials:
         path = out / "trials" / trial / OUTCOME
         if not path.exists():
@@ -119,7 +119,7 @@ def _conclude_stopped(out: Path, program: str, trials: Sequence[str], said: Mapp
 
 
 def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """A program, on whatever machine; the last point is reported when all is written, for then nothing is stopped."""
+    """Runs a program on a machine of the cluster; reports the last point after all files, so that it is not stopped."""
     out, program = Path(settings["out"]), config["program"]
     os.environ.setdefault("NPROC", str(settings["cpus"]))  # JAX has not started yet
     set_up_compilation()
@@ -141,7 +141,7 @@ def _train(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         (out / "programs" / program).mkdir(parents=True, exist_ok=True)
         run_program(out, program, track=settings["track"], progress=report)
     except InputError as error:
-        last["failed"] = str(error).rstrip(".")  # it would fail again
+        last["failed"] = str(error).rstrip(".")  # a restart would fail again
     tune.report(dict(last))
 
 
@@ -150,7 +150,7 @@ def _ignore(latest: ProgramProgress) -> None:
 
 
 class _ProgressCallback(tune.Callback):
-    """Hands on how programs get on."""
+    """Forwards the progress of programs."""
 
     def __init__(self, progress: Callable[[ProgramProgress], None]) -> None:
         self._progress = progress
@@ -159,7 +159,7 @@ class _ProgressCallback(tune.Callback):
         return self
 
     def __reduce__(self) -> Any:
-        """Tune keeps a copy of what it runs, which watches nothing."""
+        """Pickles without the callback: Tune's stored copy reports nothing."""
         return _ProgressCallback, (_ignore,)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps as files state them, and their trials: what is varied, checked before anything is compiled.
+"""Sweeps as configured in files, and their trials, checked before anything is compiled.
 
 ```yaml
 base: quickstart                      # name of a configuration, or a file
@@ -11,8 +11,8 @@ samples: 8                            # draws of the first axis, for each point 
 seeds: 2                              # networks per setting
 ```
 
-Trials that differ in numbers only train side by side in one compiled program; what changes shapes makes another
-program. Nobody has to say which is which: trials whose environments, features and static settings are equal share one.
+Trials that differ in numbers only train together in one compiled program; values that change shapes need another
+program. The grouping is automatic: trials with equal environments, features and static settings share a program.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _TOGETHER = 64
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What one field is varied over: exactly one of the first four.
+    """The variation of one field: exactly one of the first four attributes is set.
 
     Attributes:
-      values: all of these, a dimension of the grid; a plain list in a file describe_values the same.
+      values: all of these, a dimension of the grid; a plain list in a file means the same.
       choice: each sample draws one of these.
       uniform: each sample draws a number from the first to the second, to four digits.
-      log_uniform: the same, evenly in its logarithm.
-      whole: round what is drawn to whole numbers.
+      log_uniform: like `uniform`, but uniform in the logarithm.
+      whole: round draws to whole numbers.
     """
 
     values: tuple[Any, ...] | None = None
@@ -72,7 +72,7 @@ class Axis:
 
     @property
     def ends(self) -> tuple[int | float, ...]:
-        """The range of a number that is drawn; nothing for what is listed."""
+        """The range of a sampled number; empty for listed values."""
         return tuple(map(self._rounded, self.uniform or self.log_uniform or ()))
 
     def draw(self, uniform: float) -> Any:
@@ -90,7 +90,7 @@ class Axis:
         return round(number) if self.whole else number
 
     def check(self, name: str) -> None:
-        """Raises `InputError`, which names the axis, if there is nothing to draw from it."""
+        """Raises `InputError`, which names the axis, if its settings are invalid."""
         given = [way for way in _WAYS if getattr(self, way) is not None]
         if len(given) != 1:
             raise InputError(
@@ -112,12 +112,12 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """What trials are judged on; lists and seeds are those of the base's `evaluation`.
+    """The evaluation of trials; lists and seeds are those of the base's `evaluation`.
 
     Attributes:
       lists: `bursts`, the bursty load, or `grid`, the mean over the grid of Poisson loads.
-      situation: each trial in its `own` situation, or all in that of the `base`, which tells whether other deadlines or
-        rewards to train with make better routers for it.
+      situation: evaluate each trial in its `own` situation, or all in that of the `base`, which shows whether training
+        with other deadlines or rewards makes better routers for the base.
     """
 
     lists: Literal["bursts", "grid"] = "bursts"
@@ -126,19 +126,19 @@ class Judging:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """A sweep as its file states it.
+    """A sweep as configured in its file.
 
     Attributes:
       base: name of a configuration that comes with the package, or a YAML file (from the working directory).
-      axes: what varies, by field: dotted, `*` for all entries of a list, a number or an entry's `name` for one.
+      axes: axes by dotted field; `*` stands for all entries of a list, a number or an entry's `name` for one.
       changes: other values for fields of the base, for all trials.
-      samples: draws of the axes that are drawn, for each point of the grid of those that are listed.
+      samples: draws of the sampled axes for each point of the grid of the listed axes.
       seeds: networks per setting; null for as many as `training.seeds` of the base.
-      seed: of the draws.
-      judge: how trials are judged.
+      seed: seed of the draws.
+      judge: evaluation of the trials.
 
     Raises:
-      InputError: if an axis has nothing to draw from, or `samples` and `seeds` do not fit the axes.
+      InputError: if an axis is invalid, or `samples` and `seeds` do not fit the axes.
     """
 
     base: str
@@ -160,7 +160,7 @@ class SweepConfig:
             if self.axes[SEED].sampled:
                 raise InputError(f"`axes`: `{SEED}` is drawn; list its values, so that settings share them.")
             if self.seeds is not None:
-                raise InputError(f"`seeds` and the axis `{SEED}` both say which networks to train; leave one out.")
+                raise InputError(f"`seeds` and the axis `{SEED}` both set the networks to train; leave one out.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +168,10 @@ class Trial:
     """One training of a sweep.
 
     Attributes:
-      number: from 0, in the order of the grid.
-      setting: number of its values of all axes; trials of one setting differ in their seed only.
+      number: number of the trial, from 0, in the order of the grid.
+      setting: number of its setting; trials of one setting differ in their seed only.
       values: its value of each axis, without the seed.
-      config: its configuration, of one seed.
+      config: its configuration, with one seed.
     """
 
     number: int
@@ -186,13 +186,13 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """A sweep, checked; nothing is compiled yet.
+    """A checked sweep, before compilation.
 
     Attributes:
-      sweep: as stated.
-      base: what it varies, changes included.
+      sweep: the configuration of the sweep.
+      base: the base configuration, including `changes`.
       trials: the trials.
-      programs: numbers of the trials that train side by side.
+      programs: per program the numbers of its trials, which train together.
     """
 
     sweep: SweepConfig
@@ -202,7 +202,7 @@ class SweepPlan:
 
 
 def load_sweep(path_or_name: str | Path) -> SweepConfig:
-    """A sweep from a YAML file, or one that comes with the package by name.
+    """Loads a sweep from a YAML file, or one of the package by name.
 
     Raises:
       InputError: if the file is missing, is not YAML, repeats a key, or does not fit.
@@ -217,12 +217,12 @@ def load_sweep(path_or_name: str | Path) -> SweepConfig:
 
 
 def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _TOGETHER) -> SweepPlan:
-    """All trials of a sweep, and which of them train side by side.
+    """Makes all trials of a sweep and groups them into programs.
 
     Args:
       sweep: the sweep.
       where: the file that it was read from, for messages.
-      together: trials in one program, at most.
+      together: largest number of trials in one program.
 
     Raises:
       InputError: if the base is missing or does not fit, an axis names no field, two set the same one, or a trial has
@@ -257,10 +257,10 @@ def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _
 
 
 def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Situation:
-    """What the policy of a trial is judged in that trained in its `own` situation.
+    """The situation in which to evaluate the policy of a trial that trained in its `own` situation.
 
     Raises:
-      InputError: if it shall be the base's, which has other models or tasks.
+      InputError: if the sweep asks for the base's situation, which has other models or tasks.
     """
     if sweep.judge.situation == "own":
         return own
@@ -278,7 +278,7 @@ def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Sit
 
 
 def _settings(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
-    """The values of all axes but the seed, setting by setting. More samples leave the draws before them as they are."""
+    """Yields the values of all axes except the seed, by setting. A larger `samples` does not change earlier draws."""
     axes = {name: axis for name, axis in sweep.axes.items() if name != SEED}
     grid = {name: axis.values for name, axis in axes.items() if axis.values is not None}
     for point, values in enumerate(itertools.product(*grid.values())):
@@ -301,7 +301,7 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 
 
 def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration's data with other values at some fields."""
+    """Copies a configuration's data with other values of some fields."""
     data = copy.deepcopy(data)
     for name, value in values.items():
         for *parents, last in _places(data, name):
@@ -313,7 +313,7 @@ def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
-    """Checks that every axis names fields that may vary, and that no other describe_values what they are."""
+    """Checks that every axis names fields that may vary, and that no two axes set the same field."""
     taken: dict[tuple[str | int, ...], str] = {}
     for name in sweep.axes:
         for place in _places(data, name):
@@ -324,15 +324,15 @@ def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
                     raise InputError(f"`axes`: `{other_name}` and `{name}` both set `{field}`; leave one of them out.")
             taken[place] = name
         if name in sweep.changes:
-            raise InputError(f"`{name}` stands in `changes` and in `axes`; leave one of them out.")
+            raise InputError(f"`{name}` is in both `changes` and `axes`; leave one of them out.")
         if name.split(".")[0] == "evaluation":
             raise InputError(f"`axes`: `{name}` would judge trials differently; set it under `changes`, for all.")
         if name == "training.seeds":
-            raise InputError(f"`axes`: `{name}` is no axis; say under `seeds` how many networks a setting has.")
+            raise InputError(f"`axes`: `{name}` is no axis; set `seeds` to the number of networks per setting.")
 
 
 def _places(data: Any, name: str) -> list[tuple[str | int, ...]]:
-    """Where in a configuration's data the dotted field `name` is."""
+    """Paths of the dotted field `name` in a configuration's data."""
     parts = name.split(".")
     found: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
     for depth, part in enumerate(parts):
@@ -340,7 +340,7 @@ def _places(data: Any, name: str) -> list[tuple[str | int, ...]]:
         deeper: list[tuple[tuple[str | int, ...], Any]] = []
         for place, inner in found:
             if isinstance(inner, dict):
-                # Numbers of the training that are not given have defaults; what names none is found when it is read.
+                # Missing numbers of the training have defaults; reading the configuration finds unknown names.
                 if part not in inner and place != ("training", "hyper"):
                     known = tuple(inner)
                     raise InputError(
@@ -365,7 +365,7 @@ def _places(data: Any, name: str) -> list[tuple[str | int, ...]]:
 
 
 def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where: str) -> None:
-    """Checks the ends of ranges, which no draw may reach."""
+    """Checks the ends of ranges, which the draws need not reach."""
     for name, axis in sweep.axes.items():
         for end in axis.ends:
             reached = f"{where}: `axes`: `{name}` reaches {end:g}"
@@ -373,7 +373,7 @@ def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where
 
 
 def _training_problem(sweep: SweepConfig, base: RunConfig, config: RunConfig, where: str) -> TrainingProblem:
-    """What a trial trains, checked."""
+    """Makes and checks the training problem of a trial."""
     training = config.training
     try:
         check(training.config, training.numbers(), training.history)
@@ -385,7 +385,7 @@ def _training_problem(sweep: SweepConfig, base: RunConfig, config: RunConfig, wh
 
 
 def _static(problem: TrainingProblem) -> Hashable:
-    """Equal for trials that one compiled program can train side by side."""
+    """A key that is equal for trials that one compiled program can train together."""
     training = problem.training
     shape, params = build(problem.situation, problem.workload, history=training.history)
     leaves, structure = jax.tree.flatten(params)

@@ -1,7 +1,7 @@
-"""One program of a sweep, in a process of its own: its trials train side by side, then each is judged.
+"""Runs one program of a sweep in its own process: trains its trials together, then evaluates each.
 
-`python -m besteffort.sweep.program SWEEP PROGRAM [TRACKER ...]` prints a line of JSON at every log point. Killed and
-started again, it goes on from its checkpoint.
+`python -m besteffort.sweep.program SWEEP PROGRAM [TRACKER ...]` prints a line of JSON at every log point. If it is
+killed and started again, it continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OUTCOME = "outcome.json"
 
 
 class Member(NamedTuple):
-    """A trial: its directory, its configuration and what it trains."""
+    """A trial: its directory, its configuration and its training problem."""
 
     directory: Path
     config: RunConfig
@@ -67,17 +67,18 @@ def run_program(
     track: Sequence[TrackerName] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Trains the trials of a program, judges those that did not diverge, and says in their directories what became of
-    each. Trials of which that is said already are not judged again; if it is of all, nothing happens.
+    """Trains the trials of a program, evaluates those that did not diverge, and writes their outcomes.
+
+    Trials that have an outcome are not evaluated again. If all trials have one, there is nothing to do.
 
     Args:
       out: directory of the sweep.
       program: name of the program.
-      track: trackers that hear the metrics, too.
+      track: trackers that also receive the metrics.
       progress: called at every log point.
 
     Raises:
-      InputError: if a file is damaged or cannot be written, or settings do not fit each other after all.
+      InputError: if a file is damaged or cannot be written, or settings do not fit each other.
     """
     members = [_read(out / "trials" / name) for name in read_programs(out)[program]]
     checkpoint = out / "programs" / program / CHECKPOINT
@@ -85,7 +86,7 @@ def run_program(
         checkpoint.unlink(missing_ok=True)
         return
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
-    # Before the training, so that lists that cannot be judged on are found out now.
+    # Before the training, so that unsuitable evaluation lists raise an error now.
     actual_situations = [judged_situation(sweep, base, member.problem.situation) for member in members]
     courts = open_courts(sweep.judge, base.evaluation, actual_situations)
     problems = [member.problem for member in members]
@@ -101,7 +102,7 @@ def run_program(
             if progress is not None:
                 progress(latest)
 
-        # In all that is static they are alike.
+        # All members have the same static settings.
         trained = train(
             ServingEnvironment(built[0][0]),
             per_run([params for _, params in built]),
@@ -135,14 +136,14 @@ def run_program(
 
 
 class Court(NamedTuple):
-    """Where a policy is judged: the situation, and lists of shape (loads, seeds); policies may share them."""
+    """An evaluation set: the situation, and lists of shape (loads, seeds); policies may share it."""
 
     situation: Situation
     lists: tuple[tuple[Requests, ...], ...]
 
 
 def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence[Situation]) -> list[Court]:
-    """Draws the lists on which policies are judged, each in its own situation; equal ones share their court.
+    """Draws the evaluation sets of policies, each in its own situation; equal situations share a set.
 
     Raises:
       InputError: if a list ends within the warm-up.
@@ -167,14 +168,14 @@ def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence
 
 
 def judge(policies: Sequence[Policy], courts: Sequence[Court], warm_up_s: float) -> list[dict[str, list[float]]]:
-    """How policies do, each in its court, all in one compiled program; the courts differ in numbers only.
+    """Evaluates each policy on its set, all in one compiled program; situations of the sets differ in numbers only.
 
     Returns:
       Per policy `performance` and `slo_attainment` by seed of its lists, means over the loads.
     """
     if not policies:
         return []
-    first: dict[int, int] = {}  # row of the first list of each court
+    first: dict[int, int] = {}  # row of the first list of each set
     lists: list[Requests] = []
     rollouts: list[Rollout] = []
     for policy, court in zip(policies, courts, strict=True):
@@ -198,7 +199,7 @@ def read_programs(out: Path) -> dict[str, list[str]]:
     """Names of the trials of each program of a sweep.
 
     Raises:
-      InputError: if there is no sweep.
+      InputError: if `out` holds no sweep.
     """
     path = out / "programs.json"
     with os_errors_as_input_errors(path, "read"):

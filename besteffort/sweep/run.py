@@ -1,11 +1,11 @@
-"""Sweeps: all trials trained and judged, in local processes or on a cluster, into one directory.
+"""Runs sweeps: trains and evaluates all trials, in local processes or on a cluster, into one directory.
 
 | file | what |
 |---|---|
 | `sweep.yaml`, `base.yaml` | the sweep, and the configuration that it varies, every field written out |
 | `programs.json` | the trials of each program, see `besteffort.sweep.plan` |
-| `programs/<program>/` | what its process printed, and its checkpoint until its trials are judged |
-| `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and what became of the trial |
+| `programs/<program>/` | the output of its process, and its checkpoint until its trials are evaluated |
+| `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and the outcome of the trial |
 | `report.md` and others | the leaderboard, see `besteffort.sweep.leaderboard` |
 """
 
@@ -44,15 +44,15 @@ def run_sweep(
     track: Sequence[TrackerName] = (),
     progress: Callable[[ProgramProgress], None] | None = None,
 ) -> Leaderboard:
-    """Trains and judges all trials and writes everything of the module's table to `out`.
+    """Trains and evaluates all trials and writes the files of the module's table to `out`.
 
     Args:
       plan: the sweep.
-      out: new directory; with `resume` that of a sweep which was killed, whose finished trials are left as they are.
-      resume: go on in `out`.
-      on: where.
-      track: trackers that hear the metrics, too.
-      progress: called with how each program gets on.
+      out: new directory; with `resume` that of a killed sweep, whose finished trials are kept.
+      resume: continue the sweep in `out`.
+      on: the backend.
+      track: trackers that also receive the metrics.
+      progress: called with the progress of each program.
 
     Raises:
       InputError: if `out` cannot be written or holds another sweep, Ray or a tracker is not installed, no cluster
@@ -107,9 +107,9 @@ def _check_ray(plan: SweepPlan, on: Ray) -> None:
 
 
 def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
-    """Writes the sweep, its trials and its programs, and returns these.
+    """Writes the sweep, its trials and its programs, and returns the programs.
 
-    Where the sweep has begun already, the programs are those that it began with.
+    A sweep that has begun keeps its programs.
     """
     stated = {"sweep.yaml": to_yaml(plan.sweep), "base.yaml": to_yaml(plan.base)}
     if not (out / "programs.json").exists():
@@ -136,7 +136,7 @@ def _run_locally(
     track: Sequence[TrackerName],
     progress: Callable[[ProgramProgress], None] | None,
 ) -> dict[str, str]:
-    """Runs programs in processes on this machine; why those failed that did, by name."""
+    """Runs programs in processes on this machine; returns the reasons of those that failed, by name."""
     jobs = []
     for name in programs:
         with os_errors_as_input_errors(out):
@@ -164,7 +164,7 @@ def _program_progress(one: JobProgress) -> ProgramProgress | None:
 
 
 def _why(job: Job, status: int) -> str:
-    """Why a job failed: its last words, if it has not been killed."""
+    """Why a job failed: the last line of its log, or the signal that killed it."""
     if status < 0:
         return f"its process was ended by signal {-status} ({signal.strsignal(-status)}), see {job.log}"
     lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -173,11 +173,11 @@ def _why(job: Job, status: int) -> str:
 
 
 def _entry(out: Path, trial: Trial, failed: Mapping[str, str]) -> Entry:
-    """What became of a trial, from its directory, or why its program failed."""
+    """The outcome of a trial from its directory, or the reason why its program failed."""
     entry = Entry(trial.name, trial.setting, trial.config.training.seed, trial.values, "failed")
     path = out / "trials" / trial.name / OUTCOME
     if not path.exists():
-        return dataclasses.replace(entry, reason=failed.get(trial.name, "its program left nothing"))
+        return dataclasses.replace(entry, reason=failed.get(trial.name, "its program wrote no outcome"))
     with os_errors_as_input_errors(path, "read"):
         outcome = json.loads(path.read_text(encoding="utf-8"))
     return dataclasses.replace(

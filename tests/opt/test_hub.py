@@ -50,7 +50,7 @@ for load, name in ((load_model, "someone/other"), (load_model, "not a name"), (l
     positions, *sentences = run(program, cache).splitlines()
     assert positions == "48"
     assert [line.split(": ")[0] for line in sentences] == ["someone/other", "not a name", "someone/other"]
-    assert "no such directory, and the hub does not give it (" in sentences[0]
+    assert "no such directory, and the hub does not provide it (" in sentences[0]
     assert sentences[1].endswith("check the name and the network.")
 
 

@@ -196,13 +196,13 @@ BAD = {
     ),
     "changed and varied": (
         "axes: {cluster.replicas: [1]}\nchanges: {cluster.replicas: 2}",
-        "`cluster.replicas` stands in `changes` and in `axes`",
+        "`cluster.replicas` is in both `changes` and `axes`",
     ),
     "samples of a grid": (
         "axes: {cluster.replicas: [1]}\nsamples: 2",
         "`samples` is 2, but all axes list their values",
     ),
-    "seeds twice": ("axes: {training.seed: [1, 2]}\nseeds: 2", "both say which networks to train"),
+    "seeds twice": ("axes: {training.seed: [1, 2]}\nseeds: 2", "both set the networks to train"),
     "seeds drawn": ("axes: {training.seed: {uniform: [1, 9]}}", "list its values, so that settings share them"),
     "seeds as an axis": ("axes: {training.seeds: [1, 2]}", "say under `seeds` how many networks"),
     "judged differently": ("axes: {evaluation.requests: [100, 200]}", "would judge trials differently"),
