@@ -44,16 +44,16 @@ class HostRouter:
 
         def ask(observation: Observation) -> np.ndarray:
             seen = Observation(*map(np.asarray, observation))
-            lanes = seen.task.shape
+            batch = seen.task.shape
             # Flatten all batch axes into one.
-            flat = Observation(*(field.reshape(-1, *field.shape[len(lanes) :]) for field in seen))
+            flat = Observation(*(field.reshape(-1, *field.shape[len(batch) :]) for field in seen))
             chosen = np.asarray(self.function(flat))
             if chosen.shape != flat.task.shape or not ((chosen >= 0) & (chosen < models)).all():
                 raise InputError(
                     f"The router's function returned {chosen.tolist()} for {len(flat.task)} requests; it must return "
                     f"for each an index from 0 to {models - 1}."
                 )
-            return chosen.astype(np.int32).reshape(lanes)
+            return chosen.astype(np.int32).reshape(batch)
 
         return jax.pure_callback(ask, jax.ShapeDtypeStruct((), jnp.int32), observation, vmap_method="broadcast_all")
 
@@ -62,8 +62,8 @@ def each(function: Callable[[Observation], Any]) -> Batched:
     """Wraps a function that decides one request at a time, from an observation of NumPy values without a batch axis."""
 
     def batched(observation: Observation) -> np.ndarray:
-        lanes = range(len(observation.task))
-        return np.array([int(function(Observation(*(field[lane] for field in observation)))) for lane in lanes])
+        rows = range(len(observation.task))
+        return np.array([int(function(Observation(*(field[row] for field in observation)))) for row in rows])
 
     return batched
 
@@ -72,8 +72,8 @@ def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]
     """Wraps a function from network inputs, (batch, inputs) float32, to (batch,) models."""
 
     def batched(observation: Observation) -> Any:
-        lanes = range(len(observation.task))
-        inputs = [encode(Observation(*(field[lane] for field in observation)), features) for lane in lanes]
+        rows = range(len(observation.task))
+        inputs = [encode(Observation(*(field[row] for field in observation)), features) for row in rows]
         return function(np.array(inputs, np.float32))
 
     return batched

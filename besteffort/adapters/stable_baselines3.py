@@ -199,40 +199,40 @@ class ServingReplayBuffer(ReplayBuffer):
         """Samples uniformly, with replacement, from decisions for which all rewards of their `n_steps` are known."""
         filled = self.buffer_size if self.full else self.pos
         rows = np.zeros(0, np.int64)
-        lanes = np.zeros(0, np.int64)
+        columns = np.zeros(0, np.int64)
         for _ in range(_ROUNDS if filled >= self.n_steps else 0):
             # The library seeds this generator.
             age = np.random.randint(self.n_steps, filled + 1, batch_size)  # noqa: NPY002
-            lane = np.random.randint(0, self.n_envs, batch_size)  # noqa: NPY002
+            column = np.random.randint(0, self.n_envs, batch_size)  # noqa: NPY002
             row = (self.pos - age) % self.buffer_size
-            at, inside = self._run(row, lane)
-            known = (self.resolved[at, lane[:, None]] | ~inside).all(axis=1)
-            rows, lanes = np.concatenate([rows, row[known]]), np.concatenate([lanes, lane[known]])
+            at, inside = self._run(row, column)
+            known = (self.resolved[at, column[:, None]] | ~inside).all(axis=1)
+            rows, columns = np.concatenate([rows, row[known]]), np.concatenate([columns, column[known]])
             if len(rows) >= batch_size:
-                return self._samples_at(rows[:batch_size], lanes[:batch_size], env)
+                return self._samples_at(rows[:batch_size], columns[:batch_size], env)
         raise InputError(
             f"Of {filled * self.n_envs:,} decisions in the buffer hardly any can be learned from, because their "
             "requests are not resolved; give a larger `learning_starts`, `buffer_size` or `history`, or a smaller "
             "`outcomes_every`."
         )
 
-    def _run(self, row: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(batch, n_steps) rows of the runs that begin at `row`, and whether each lies within its episode."""
         at = (row[:, None] + np.arange(self.n_steps)) % self.buffer_size
-        before = self.dones[at, lane[:, None]][:, :-1].cumsum(axis=1)
+        before = self.dones[at, column[:, None]][:, :-1].cumsum(axis=1)
         return at, np.concatenate([np.ones((len(row), 1), bool), before == 0], axis=1)
 
-    def _samples_at(self, row: np.ndarray, lane: np.ndarray, env: Any) -> ReplayBufferSamples:
-        at, inside = self._run(row, lane)
-        lanes = lane[:, None]
-        after = np.where(inside, self.discounts[at, lanes], 1.0).cumprod(axis=1)
+    def _samples_at(self, row: np.ndarray, column: np.ndarray, env: Any) -> ReplayBufferSamples:
+        at, inside = self._run(row, column)
+        columns = column[:, None]
+        after = np.where(inside, self.discounts[at, columns], 1.0).cumprod(axis=1)
         before = np.concatenate([np.ones((len(row), 1)), after[:, :-1]], axis=1)
-        earned = self._normalize_reward(self.rewards[at, lanes], env) * inside * before
+        earned = self._normalize_reward(self.rewards[at, columns], env) * inside * before
         last = at[np.arange(len(row)), inside.sum(axis=1) - 1]
         arrays = (
-            self._normalize_obs(self.observations[row, lane], env),
-            self.actions[row, lane],
-            self._normalize_obs(self.next_observations[last, lane], env),
+            self._normalize_obs(self.observations[row, column], env),
+            self.actions[row, column],
+            self._normalize_obs(self.next_observations[last, column], env),
             np.zeros((len(row), 1), np.float32),  # serving never terminates
             earned.sum(axis=1, keepdims=True).astype(np.float32),
             after[:, -1:].astype(np.float32),

@@ -20,21 +20,21 @@ def batched_over_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @custom_vmap
-    def lanes(*args: Any) -> Any:
+    def call(*args: Any) -> Any:
         return function(*args)
 
-    @lanes.def_vmap
+    @call.def_vmap
     def _(axis_size: int, in_batched: Any, *args: Any) -> Any:
         def flat(x: jax.Array, batched: bool) -> jax.Array:
             x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
-        out = lanes(*jax.tree.map(flat, args, tuple(in_batched)))
+        out = call(*jax.tree.map(flat, args, tuple(in_batched)))
         out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     def single(*args: Any) -> Any:
-        out = lanes(*jax.tree.map(lambda x: jnp.asarray(x)[None], args))
+        out = call(*jax.tree.map(lambda x: jnp.asarray(x)[None], args))
         return jax.tree.map(lambda x: x[0], out)
 
     return single

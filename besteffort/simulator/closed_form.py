@@ -201,11 +201,11 @@ def _timing(seats: Seats) -> Timing | None:
 @batched_over_vmap
 def _put(tree: Any, instance: Array, row: Any) -> Any:
     """Writes `row` over row `instance` of every array; all have a leading batch axis."""
-    lanes = instance.shape[0]
+    size = instance.shape[0]
 
     def put(array: Array, new: Array) -> Array:
-        if lanes > 1:
-            return array.at[jnp.arange(lanes), instance].set(new)
+        if size > 1:
+            return array.at[jnp.arange(size), instance].set(new)
         # For a batch of one, XLA for CPUs (jaxlib 0.10.2) would turn the line above into an update in place, fused with
         # the computation of `new`, which then reads elements of the old row that it has already overwritten.
         mine = (jnp.arange(array.shape[1])[None] == instance[:, None]).reshape(1, -1, *(1,) * (array.ndim - 2))
