@@ -204,7 +204,7 @@ BAD = {
     ),
     "seeds twice": ("axes: {training.seed: [1, 2]}\nseeds: 2", "both set the networks to train"),
     "seeds drawn": ("axes: {training.seed: {uniform: [1, 9]}}", "list its values, so that settings share them"),
-    "seeds as an axis": ("axes: {training.seeds: [1, 2]}", "say under `seeds` how many networks"),
+    "seeds as an axis": ("axes: {training.seeds: [1, 2]}", "set `seeds` to the number of networks per setting"),
     "judged differently": ("axes: {evaluation.requests: [100, 200]}", "would judge trials differently"),
     "judged in another world": (
         "axes: {tasks: [[{name: piqa}]]}\njudge: {situation: base}",
