@@ -4,7 +4,7 @@
 |---|---|
 | `report.md` | the leaderboard, the plot, and the trials that did not finish |
 | `results.json` | every figure |
-| `trials.csv` | a row per trial: its values, how it ended and its performance |
+| `trials.csv` | a row per trial: its values, status and performance |
 | `what-mattered.png` | performance against each axis |
 """
 
@@ -102,9 +102,9 @@ def write_leaderboard(
     axes = [_axis(name, short, sound, log=name in logarithmic) for name, short in names.items()]
     axes.sort(key=lambda axis: -np.nan_to_num(axis.explained))
     performance = np.stack([setting.performance for setting in sound])
-    # What lists have in common describe_values nothing about settings.
-    beside = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
-    figure = plots.plot_sweep(axes, dataclasses.replace(beside, mean=performance.mean(axis=1)))
+    # The part that settings share on a list carries no information about settings.
+    deviation = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
+    figure = plots.plot_sweep(axes, dataclasses.replace(deviation, mean=performance.mean(axis=1)))
     png = plots.save_figure(figure, out / "what-mattered")
     unfinished = [
         f"- {entry.trial} ({describe_values(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
