@@ -11,7 +11,7 @@ import pytest
 
 import besteffort
 
-HEAVY = ("jax", "jaxtyping", "matplotlib", "pydantic", "flax", "scipy")
+HEAVY = ("jax", "jaxtyping", "matplotlib", "pydantic", "flax", "scipy", "tensorboardX")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -30,6 +30,7 @@ def modules_after(statement: str) -> set[str]:
         "import besteffort.situation",
         "import besteffort.workload.requests",
         "import besteffort.files",
+        "import besteffort.runs.trackers",
     ],
 )
 def test_import_is_light(statement: str) -> None:

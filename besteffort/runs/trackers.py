@@ -4,7 +4,7 @@
 |---|---|
 | `metrics.jsonl` | a line per log point and seed, as they came |
 | `metrics.csv` | the same as a table |
-| `tensorboard/seed-<seed>/` | the same as TensorBoard's event files |
+| `tensorboard/seed-<seed>/` | the same as TensorBoard's event files, one for each time that the training was started |
 | MLflow, Weights & Biases | the same and the configuration; one run per seed, which goes on where a training does |
 
 Which server a tracker talks to, and under which project, its own environment variables say (`MLFLOW_TRACKING_URI`,
@@ -29,8 +29,15 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from besteffort.errors import InputError
-from besteffort.files import append_jsonl, append_line, read_jsonl, write_json, write_jsonl, write_text
-from besteffort.runs.events import EventFile
+from besteffort.files import (
+    append_jsonl,
+    append_line,
+    os_errors_as_input_errors,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 TrackerName = Literal["mlflow", "wandb"]
 
@@ -70,9 +77,9 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 class MetricsLog:
     """The files of the module's table, and trackers, for one run directory; a context manager.
 
-    Points that the files hold from the first added point on were left behind by a killed run, and are replaced.
-    Trackers receive the points of the files that they do not have. One that fails later on is dropped with a warning;
-    training continues.
+    Points that the files hold from the first added point on were left behind by a killed run, and are replaced; those
+    of an earlier event file stay there, but TensorBoard ignores them. Trackers receive the points of the files that
+    they do not have. One that fails later on is dropped with a warning; training continues.
 
     Args:
       out: the run directory.
@@ -96,7 +103,7 @@ class MetricsLog:
         check_trackers(track)
         self._out, self._models = out, models
         self._lines, self._table = out / "metrics.jsonl", out / "metrics.csv"
-        self._events: dict[int, EventFile] = {}
+        self._events: dict[int, _EventFile] = {}
         self._trackers: dict[str, Tracker] = {}
         known: dict[TrackerName, Callable[..., Tracker]] = {"mlflow": _MLflow, "wandb": _WeightsAndBiases}
         for name in track:
@@ -136,8 +143,7 @@ class MetricsLog:
         append_jsonl(self._lines, {"seed": seed, **metrics})
         append_line(self._table, _row([decisions, seed, *values.values()]))
         if seed not in self._events:
-            path = self._out / "tensorboard" / f"seed-{seed}" / "events.out.tfevents.metrics"
-            self._events[seed] = EventFile(path, decisions)
+            self._events[seed] = _EventFile(self._out / "tensorboard" / f"seed-{seed}", decisions)
         self._events[seed].add(decisions, values)
         self._tell(seed, decisions, values)
 
@@ -161,6 +167,53 @@ class MetricsLog:
         except Exception as error:
             del self._trackers[name]
             warnings.warn(f"{name} failed ({_brief(error)}) and receives no more points of {self._out}.", stacklevel=3)
+
+
+class _EventFile:
+    """A new event file of TensorBoard's; what earlier ones of its directory hold from `step` on counts no more.
+
+    tensorboardX's `SummaryWriter` leaves the writing to a thread, where a kill loses points and a full disk raises
+    nothing, so this writes records itself.
+
+    Raises:
+      InputError: if it cannot be created.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        # Imported here, since tensorboardX imports PyTorch where it is installed, which takes seconds.
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        # TensorBoard reads the files of a directory in the order of their names.
+        self._path = directory / f"events.out.tfevents.{time.time_ns()}"
+        with os_errors_as_input_errors(self._path):
+            directory.mkdir(parents=True, exist_ok=True)
+            # Absolute, since a path that begins with `s3:` or `gs:` is a bucket to tensorboardX.
+            self._writer = RecordWriter(str(self._path.absolute()))
+        self._write(file_version="brain.Event:2")
+        # At each start but the first that it meets, TensorBoard drops what it has from this step on.
+        self._write(step=step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one value per tag; a kill does not lose them any more.
+
+        Raises:
+          InputError: if the disk is full.
+        """
+        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        with os_errors_as_input_errors(self._path):
+            self._write(step=step, summary=self._summary(value=scalars))
+            self._writer.flush()
+
+    def close(self) -> None:
+        # What cannot be written `add` has reported.
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class _MLflow:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 import besteffort
 from besteffort.cli import main
@@ -31,6 +36,33 @@ def log(out: Path, track: tuple[Any, ...] = ()) -> MetricsLog:
 def rows(out: Path) -> list[dict[str, str]]:
     with (out / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def shown(directory: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Steps and values that TensorBoard shows of the event files of one seed.
+
+    It reads each to the first record that is cut short or damaged. Where it meets another start, it drops what it has
+    from the start's step on.
+    """
+    points: list[tuple[int, dict[str, Any]]] = []
+    for number, path in enumerate(sorted(directory.iterdir())):
+        data, events = path.read_bytes(), []
+        while len(data) > 12:
+            (length,) = struct.unpack("<Q", data[:8])
+            assert data[8:12] == struct.pack("<I", masked_crc32c(data[:8]))
+            record, data = data[12 : 12 + length], data[12 + length :]
+            if data[:4] != struct.pack("<I", masked_crc32c(record)):
+                break
+            data = data[4:]
+            events.append(Event.FromString(record))
+            assert abs(events[-1].wall_time - time.time()) < 3600
+        version, start, *scalars = events
+        assert version.file_version == "brain.Event:2"
+        assert start.session_log.status == SessionLog.START
+        if number:
+            points = [point for point in points if point[0] < start.step]
+        points += [(e.step, {v.tag: pytest.approx(v.simple_value) for v in e.summary.value}) for e in scalars]
+    return points
 
 
 def test_table_has_what_the_lines_have(tmp_path: Path) -> None:
@@ -55,17 +87,122 @@ def test_points_that_come_again_are_there_once(tmp_path: Path) -> None:
                 to.add(seed, point(decisions))
     with (tmp_path / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("300,0,0.")
-    events = tmp_path / "tensorboard" / "seed-1" / "events.out.tfevents.metrics"
-    size = events.stat().st_size
     with log(tmp_path) as to:
         for decisions in (200, 300):
             for seed in (0, 1):
                 to.add(seed, point(decisions))
-                if decisions == 200:
-                    assert events.stat().st_size == size
     wanted = [(decisions, seed) for decisions in (100, 200, 300) for seed in (0, 1)]
     assert [(record["decisions"], record["seed"]) for record in read_jsonl(tmp_path / "metrics.jsonl")] == wanted
     assert [(int(row["decisions"]), int(row["seed"])) for row in rows(tmp_path)] == wanted
+    for seed in (0, 1):
+        assert [step for step, _ in shown(tmp_path / "tensorboard" / f"seed-{seed}")] == [100, 200, 300]
+
+
+def test_event_files_have_every_point_at_once(tmp_path: Path) -> None:
+    with log(tmp_path) as to:
+        for decisions, reward in ((128, 0.5), (5_767_168, -0.25)):
+            to.add(1, point(decisions, reward))
+            values = {"reward": reward, "loss": 1.0, "actions/small": 0.25, "actions/large": 0.75}
+            assert shown(tmp_path / "tensorboard" / "seed-1")[-1] == (decisions, values)
+    assert [step for step, _ in shown(tmp_path / "tensorboard" / "seed-1")] == [128, 5_767_168]
+
+
+def test_a_killed_training_has_every_point_once(tmp_path: Path) -> None:
+    told(tmp_path, "", "killed", 100, 200)
+    told(tmp_path, "", "killed", 200, 300)
+    told(tmp_path, "", "ended", 200, 300, 400)
+    for seed in (0, 1):
+        points = shown(tmp_path / "tensorboard" / f"seed-{seed}")
+        assert [(step, values["reward"]) for step, values in points] == [
+            (100, 0.1),
+            (200, 0.2),
+            (300, 0.3),
+            (400, 0.4),
+        ]
+
+
+def interrupted(out: Path, cut: int) -> Path:
+    """Event files of a seed that was killed while it wrote, and resumed from a checkpoint before that."""
+    with log(out) as to:
+        for decisions in (10, 200, 300_000):
+            to.add(0, point(decisions))
+    directory = out / "tensorboard" / "seed-0"
+    (path,) = directory.iterdir()
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    with log(out) as to:
+        to.add(0, point(300_000, 7.0))
+    return directory
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_an_event_file_that_was_cut_short_does_not_hinder_the_next(tmp_path: Path, cut: int) -> None:
+    points = shown(interrupted(tmp_path, cut))
+    assert [(step, values["reward"]) for step, values in points] == [(10, 0.5), (200, 0.5), (300_000, 7.0)]
+
+
+def test_damage_to_an_event_file_does_not_hinder_the_next(tmp_path: Path) -> None:
+    with log(tmp_path) as to:
+        for decisions in (1, 2, 3):
+            to.add(0, point(decisions))
+    directory = tmp_path / "tensorboard" / "seed-0"
+    (path,) = directory.iterdir()
+    damaged = bytearray(path.read_bytes())
+    damaged[-len(damaged) // 3] ^= 0xFF  # in the second point
+    path.write_bytes(bytes(damaged))
+    with log(tmp_path) as to:
+        to.add(0, point(4))
+    assert [step for step, _ in shown(directory)] == [1, 4]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+@pytest.mark.parametrize("kind", ["event_accumulator", "plugin_event_accumulator"])
+def test_tensorboard_shows_every_point_once(tmp_path: Path, kind: str, cut: int) -> None:
+    """The first kind is for others to read with, the second what TensorBoard's own pages show."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.util.tensor_util import make_ndarray
+
+    module = importlib.import_module(f"tensorboard.backend.event_processing.{kind}")
+    accumulator = module.EventAccumulator(str(interrupted(tmp_path, cut)))
+    accumulator.Reload()
+    if kind == "event_accumulator":
+        points = [(event.step, event.value) for event in accumulator.Scalars("reward")]
+    else:
+        points = [(event.step, float(make_ndarray(event.tensor_proto))) for event in accumulator.Tensors("reward")]
+    assert points == [(10, 0.5), (200, 0.5), (300_000, 7.0)]
+
+
+def test_an_event_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "seed-0").touch()
+    with log(tmp_path) as to, pytest.raises(InputError, match=r"tfevents.*: cannot write it, file exists"):
+        to.add(0, point(100))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from besteffort.errors import InputError
+from besteffort.runs.trackers import MetricsLog
+out = Path(sys.argv[1])
+try:
+    with MetricsLog(out, (0,), ("small", "large"), {}) as log:
+        for decisions in range(1, 9):
+            log.add(0, {"decisions": decisions, "reward": 0.5, "loss": 1.0, "actions": [0.25, 0.75]})
+            (path,) = out.glob("tensorboard/seed-0/*")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, resource.RLIM_INFINITY))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_an_event_file_that_cannot_grow_is_one_sentence(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk; nothing is said when the file is closed, either."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", FULL, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(besteffort.__file__).parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "tfevents" in done.stdout
+    assert done.stdout.endswith(": cannot write it, file too large; raise the limit on file sizes.\n")
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_a_tracker_that_is_not_there_stops_before_anything_is_written(
@@ -127,7 +264,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from besteffort.runs.trackers import MetricsLog
-log = MetricsLog(Path(sys.argv[1]), (0, 1), ("small", "large"), {"training.hyper.discount": 0.9}, (sys.argv[2],))
+log = MetricsLog(Path(sys.argv[1]), (0, 1), ("small", "large"), {"training.hyper.discount": 0.9}, sys.argv[2].split())
 for decisions in map(int, sys.argv[4:]):
     for seed in (0, 1):
         log.add(seed, {"decisions": decisions, "reward": decisions / 1000, "loss": 1.0, "actions": [0.25, 0.75]})
