@@ -139,10 +139,15 @@ def grid_set(situation: Situation, config: EvaluationConfig) -> EvaluationSet:
 
 def burst_set(situation: Situation, config: EvaluationConfig) -> EvaluationSet:
     """The bursty load."""
-    capacity = float(situation.capacity()[-1])
-    load = float(config.burst.process(capacity).mean_rate()) / capacity
+    load = mean_load(config.burst, situation)
     title = f"Bursty arrivals, mean load {load:.2g}"
     return synthetic_set("bursts", title, situation, config, (load,), [config.burst])
+
+
+def mean_load(workload: Synthetic, situation: Situation) -> float:
+    """Mean rate of a synthetic workload, in multiples of the largest model's capacity."""
+    capacity = float(situation.capacity()[-1])
+    return float(workload.process(capacity).mean_rate()) / capacity
 
 
 def synthetic_set(

@@ -19,7 +19,7 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.judging import draw_lists
+from besteffort.evaluation.judging import EvaluationSet, draw_lists, mean_load
 from besteffort.evaluation.rollouts import Rollout, play_rollouts
 from besteffort.files import os_errors_as_input_errors, write_json
 from besteffort.learning.train import Progress, per_run, train
@@ -88,7 +88,7 @@ def run_program(
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
     # Before the training, so that unsuitable evaluation lists raise an error now.
     actual_situations = [judged_situation(sweep, base, member.problem.situation) for member in members]
-    courts = open_courts(sweep.judge, base.evaluation, actual_situations)
+    sets = draw_sets(sweep.judge, base.evaluation, actual_situations)
     problems = [member.problem for member in members]
     built = [build(each.situation, each.workload, history=each.training.history) for each in problems]
     with contextlib.ExitStack() as stack:
@@ -129,29 +129,24 @@ def run_program(
             save_policy(policy, member.directory / "policy.safetensors")
             sound.append(index)
             policies.append(policy)
-    judged = judge(policies, [courts[index] for index in sound], base.evaluation.warm_up_s)
+    judged = judge(policies, [sets[index] for index in sound])
     for index, outcome in zip(sound, judged, strict=True):
         _conclude(members[index], {"status": "finished", "decisions": trained.decisions, **outcome})
     checkpoint.unlink(missing_ok=True)
 
 
-class Court(NamedTuple):
-    """An evaluation set: the situation, and lists of shape (loads, seeds); policies may share it."""
-
-    situation: Situation
-    lists: tuple[tuple[Requests, ...], ...]
-
-
-def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence[Situation]) -> list[Court]:
+def draw_sets(judging: Judging, config: EvaluationConfig, situations: Sequence[Situation]) -> list[EvaluationSet]:
     """Draws the evaluation sets of policies, each in its own situation; equal situations share a set.
 
     Raises:
       InputError: if a list ends within the warm-up.
     """
-    workloads = [Poisson(load=load) for load in config.loads] if judging.lists == "grid" else [config.burst]
-    courts: list[Court] = []
+    grid = judging.lists == "grid"
+    loads = config.loads if grid else (mean_load(config.burst, situations[0]),)
+    workloads = [Poisson(load=load) for load in loads] if grid else [config.burst]
+    sets: list[EvaluationSet] = []
     for situation in situations:
-        known = next((court for court in courts if court.situation == situation), None)
+        known = next((one for one in sets if one.situation == situation), None)
         if known is None:
             lists = draw_lists(situation, workloads, config.requests, config.judging_seeds)
             shortest_s = min(
@@ -162,12 +157,13 @@ def open_courts(judging: Judging, config: EvaluationConfig, situations: Sequence
                     f"The shortest list to judge on lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
                     f"{config.warm_up_s:g} s; raise `evaluation.requests` or lower that."
                 )
-            known = Court(situation, lists)
-        courts.append(known)
-    return courts
+            capacity = float(situation.capacity()[-1])
+            known = EvaluationSet(judging.lists, judging.lists, situation, loads, lists, (), capacity, config.warm_up_s)
+        sets.append(known)
+    return sets
 
 
-def judge(policies: Sequence[Policy], courts: Sequence[Court], warm_up_s: float) -> list[dict[str, list[float]]]:
+def judge(policies: Sequence[Policy], sets: Sequence[EvaluationSet]) -> list[dict[str, list[float]]]:
     """Evaluates each policy on its set, all in one compiled program; situations of the sets differ in numbers only.
 
     Returns:
@@ -178,19 +174,19 @@ def judge(policies: Sequence[Policy], courts: Sequence[Court], warm_up_s: float)
     first: dict[int, int] = {}  # row of the first list of each set
     lists: list[Requests] = []
     rollouts: list[Rollout] = []
-    for policy, court in zip(policies, courts, strict=True):
-        mine = [requests for group in court.lists for requests in group]
-        if id(court) not in first:
-            first[id(court)] = len(lists)
+    for policy, own in zip(policies, sets, strict=True):
+        mine = [requests for group in own.judged for requests in group]
+        if id(own) not in first:
+            first[id(own)] = len(lists)
             lists += mine
-        router, row = learned_router(policy), first[id(court)]
-        rollouts += [Rollout("learned", row + offset, router, court.situation) for offset in range(len(mine))]
+        router, row = learned_router(policy), first[id(own)]
+        rollouts += [Rollout("learned", row + offset, router, own.situation) for offset in range(len(mine))]
     measures = {"performance": metrics.performance, "slo_attainment": metrics.slo_attainment}
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for _, result in play_rollouts(courts[0].situation, lists, rollouts):
+    for _, result in play_rollouts(sets[0].situation, lists, rollouts):
         for name, measure in measures.items():
-            found[name].append(measure(result, warm_up_s=warm_up_s))
-    shape = (len(policies), len(courts[0].lists), -1)
+            found[name].append(measure(result, warm_up_s=sets[0].warm_up_s))
+    shape = (len(policies), len(sets[0].judged), -1)
     means = {name: np.concatenate(parts).reshape(shape).mean(axis=1) for name, parts in found.items()}
     return [{name: values[index].tolist() for name, values in means.items()} for index in range(len(policies))]
 

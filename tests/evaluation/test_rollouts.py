@@ -97,7 +97,7 @@ def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situati
         assert np.mean(played["priced"].model[index] == alone.model) > 0.98
         assert played["priced"].reward[index].mean() == pytest.approx(alone.reward.mean(), abs=5e-3)
         assert played["priced"].met[index].mean() == pytest.approx(alone.met.mean(), abs=5e-3)
-    # A rollout in the actual that is as believed is what it is without other actual situations beside it.
+    # Where the actual situation is the assumed one, other rollouts in the program change nothing.
     for field in dataclasses.fields(Result):
         np.testing.assert_array_equal(
             getattr(played["priced"], field.name)[2], getattr(as_known["priced"], field.name)[2]
