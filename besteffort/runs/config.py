@@ -6,10 +6,12 @@ and what it is, see `besteffort.validation`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.resources
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -136,8 +138,70 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
 
 def to_yaml(config: Any) -> str:
     """YAML text of a configuration, every field written out; `load_config` reads it back."""
-    data = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return yaml.safe_dump(as_data(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def as_data(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, every field written out; `from_mapping` reads it back."""
+    data: dict[str, Any] = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
+    return data
+
+
+def with_changes(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration's data with other values at some dotted fields.
+
+    Raises:
+      InputError: if there is no such field.
+    """
+    data = copy.deepcopy(data)
+    for name, value in changes.items():
+        for *parents, last in places(data, name):
+            inner: Any = data
+            for part in parents:
+                inner = inner[part]
+            inner[last] = value
+    return data
+
+
+def places(data: Any, name: str) -> list[tuple[str | int, ...]]:
+    """Paths of a dotted field in a configuration's data.
+
+    Args:
+      data: as from `as_data`.
+      name: the field; of a list's entries, `*` means all, and a number or an entry's `name` means one.
+
+    Raises:
+      InputError: if there is no such field.
+    """
+    parts = name.split(".")
+    found: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    for depth, part in enumerate(parts):
+        where = f"`{name}`: `{'.'.join(parts[:depth])}`" if depth else f"`{name}`: a configuration"
+        deeper: list[tuple[tuple[str | int, ...], Any]] = []
+        for place, inner in found:
+            if isinstance(inner, dict):
+                # Missing numbers of the training have defaults; reading the configuration finds unknown names.
+                if part not in inner and place != ("training", "hyper"):
+                    known = tuple(inner)
+                    raise InputError(
+                        f"{where} has no field `{part}`{did_you_mean(part, known)}; known are {', '.join(known)}."
+                    )
+                deeper.append(((*place, part), inner.get(part)))
+            elif isinstance(inner, list):
+                entries = [
+                    index
+                    for index, entry in enumerate(inner)
+                    if part in ("*", str(index)) or (isinstance(entry, dict) and part == entry.get("name"))
+                ]
+                if not entries:
+                    raise InputError(
+                        f"{where} has no entry `{part}`; give `*` for all, a name or a number below {len(inner)}."
+                    )
+                deeper += [((*place, index), inner[index]) for index in entries]
+            else:
+                raise InputError(f"{where} is {json.dumps(inner)} and has no fields; change it as a whole.")
+        found = deeper
+    return [place for place, _ in found]
 
 
 def config_names(folder: str = "") -> tuple[str, ...]:

@@ -17,30 +17,26 @@ program. The grouping is automatic: trials with equal environments, features and
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import pydantic
 
 from besteffort.errors import InputError
 from besteffort.learning.config import check
 from besteffort.ranges import Count, Seed
-from besteffort.runs.config import find_config, from_mapping, read_yaml
+from besteffort.runs.config import as_data, find_config, from_mapping, places, read_yaml, with_changes
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.renamed import refuse_renamed
 from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
 from besteffort.sweep.leaderboard import describe_values
-from besteffort.validation import did_you_mean
 
 SEED = "training.seed"
 
@@ -230,9 +226,9 @@ def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _
     """
     if together < 1:
         raise InputError(f"`--together` is {together}; give at least 1.")
-    data = _plain(load_run(sweep.base)[0])
+    data = as_data(load_run(sweep.base)[0])
     try:
-        data = _changed(data, sweep.changes)
+        data = with_changes(data, sweep.changes)
         _check_axes(data, sweep)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -240,11 +236,11 @@ def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _
     trials: list[Trial] = []
     programs: dict[Hashable, list[int]] = {}
     for setting, values in enumerate(_settings(sweep)):
-        changed = _changed(data, values)
+        changed = with_changes(data, values)
         if not trials:
             _check_ends(changed, sweep, base, where)
         for seed in _seeds(sweep, changed):
-            one = _changed(changed, {SEED: seed, "training.seeds": 1})
+            one = with_changes(changed, {SEED: seed, "training.seeds": 1})
             trial_where = f"{where}, trial {len(trials)} ({describe_values(values)})"
             config = from_mapping(RunConfig, one, trial_where)
             problem = _training_problem(sweep, base, config, trial_where)
@@ -295,28 +291,11 @@ def _seeds(sweep: SweepConfig, data: dict[str, Any]) -> Sequence[Any]:
     return range(first, first + (sweep.seeds or data["training"]["seeds"]))
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(pydantic.TypeAdapter(RunConfig).dump_json(config))
-    return data
-
-
-def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies a configuration's data with other values of some fields."""
-    data = copy.deepcopy(data)
-    for name, value in values.items():
-        for *parents, last in _places(data, name):
-            inner: Any = data
-            for part in parents:
-                inner = inner[part]
-            inner[last] = value
-    return data
-
-
 def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
     """Checks that every axis names fields that may vary, and that no two axes set the same field."""
     taken: dict[tuple[str | int, ...], str] = {}
     for name in sweep.axes:
-        for place in _places(data, name):
+        for place in places(data, name):
             for other, other_name in taken.items():
                 shared = min(len(place), len(other))
                 if place[:shared] == other[:shared]:
@@ -331,45 +310,12 @@ def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
             raise InputError(f"`axes`: `{name}` is no axis; set `seeds` to the number of networks per setting.")
 
 
-def _places(data: Any, name: str) -> list[tuple[str | int, ...]]:
-    """Paths of the dotted field `name` in a configuration's data."""
-    parts = name.split(".")
-    found: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
-    for depth, part in enumerate(parts):
-        where = f"`{name}`: `{'.'.join(parts[:depth])}`" if depth else f"`{name}`: a configuration"
-        deeper: list[tuple[tuple[str | int, ...], Any]] = []
-        for place, inner in found:
-            if isinstance(inner, dict):
-                # Missing numbers of the training have defaults; reading the configuration finds unknown names.
-                if part not in inner and place != ("training", "hyper"):
-                    known = tuple(inner)
-                    raise InputError(
-                        f"{where} has no field `{part}`{did_you_mean(part, known)}; known are {', '.join(known)}."
-                    )
-                deeper.append(((*place, part), inner.get(part)))
-            elif isinstance(inner, list):
-                entries = [
-                    index
-                    for index, entry in enumerate(inner)
-                    if part in ("*", str(index)) or (isinstance(entry, dict) and part == entry.get("name"))
-                ]
-                if not entries:
-                    raise InputError(
-                        f"{where} has no entry `{part}`; give `*` for all, a name or a number below {len(inner)}."
-                    )
-                deeper += [((*place, index), inner[index]) for index in entries]
-            else:
-                raise InputError(f"{where} is {json.dumps(inner)} and has no fields; vary it as a whole.")
-        found = deeper
-    return [place for place, _ in found]
-
-
 def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where: str) -> None:
     """Checks the ends of ranges, which the draws need not reach."""
     for name, axis in sweep.axes.items():
         for end in axis.ends:
             reached = f"{where}: `axes`: `{name}` reaches {end:g}"
-            _training_problem(sweep, base, from_mapping(RunConfig, _changed(data, {name: end}), reached), reached)
+            _training_problem(sweep, base, from_mapping(RunConfig, with_changes(data, {name: end}), reached), reached)
 
 
 def _training_problem(sweep: SweepConfig, base: RunConfig, config: RunConfig, where: str) -> TrainingProblem:
