@@ -11,7 +11,7 @@ import dataclasses
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +21,7 @@ from annotated_types import Len
 
 from besteffort.errors import InputError
 from besteffort.profile import load_profile
-from besteffort.runs.renamed import refuse_renamed_fields
+from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
 from besteffort.validation import did_you_mean, from_json
 
@@ -65,23 +65,40 @@ RUN_SECTIONS = ("training", "evaluation")
 """Sections of a file that a situation does not need, see `besteffort.runs.experiment`."""
 
 
-def load_situation(path_or_name: str | Path) -> Situation:
+CHANGES = "`changes`"
+"""What messages call changes to a configuration that do not come from elsewhere, such as `--set`."""
+
+
+def load_situation(
+    path_or_name: str | Path, *, changes: Mapping[str, Any] | None = None, changes_from: str = CHANGES
+) -> Situation:
     """Situation from a YAML file, or from one of the configurations that come with the package (`paper`).
 
     The sections `training` and `evaluation` may stand in the file; they are not read.
 
+    Args:
+      path_or_name: path of a file, or the name of a configuration that comes with the package.
+      changes: other values by dotted field, such as `tasks.piqa.weight`; see `places`.
+      changes_from: what messages call these changes.
+
     Raises:
-      InputError: if the file or its profile is missing, or does not fit.
+      InputError: if the file or its profile is missing, does not fit, or changes do not fit it.
     """
     path = find_config(path_or_name)
     data = read_yaml(path)
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key not in RUN_SECTIONS}
-    return build_situation(from_mapping(SituationConfig, data, str(path)), path)
+    config = apply_changes(from_mapping(SituationConfig, data, str(path)), changes, changes_from)
+    return build_situation(config, described(path, changes, changes_from))
 
 
-def build_situation(config: SituationConfig, path: Path) -> Situation:
-    """`config.build()`; `config` was read from `path`, which errors name.
+def described(path: Path, changes: Mapping[str, Any] | None, changes_from: str) -> str:
+    """What messages call the configuration in a file, changed or not."""
+    return f"{path} with {changes_from}" if changes else str(path)
+
+
+def build_situation(config: SituationConfig, where: str) -> Situation:
+    """`config.build()`; `config` was read from `where`, which errors name.
 
     Raises:
       InputError: as `SituationConfig.build`.
@@ -89,7 +106,7 @@ def build_situation(config: SituationConfig, path: Path) -> Situation:
     try:
         return config.build()
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def load_config(path_or_name: str | Path, cls: type[T]) -> T:
@@ -145,6 +162,51 @@ def as_data(config: Any) -> dict[str, Any]:
     """A configuration as plain data, every field written out; `from_mapping` reads it back."""
     data: dict[str, Any] = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
     return data
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted field, from the texts `field=value` of the option `--set`; values are YAML.
+
+    Raises:
+      InputError: if a text has no field or no value, a value is not YAML, or a field is given twice.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not (name and value):
+            raise InputError(
+                f"`--set {text}` lacks a field or its value; write it like `--set cluster.replicas=2`, and `null` for "
+                "no value."
+            )
+        if name in changes:
+            raise InputError(f"`--set` gives `{name}` twice; leave one of them out.")
+        try:
+            changes[name] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "unreadable characters"
+            raise InputError(f"`--set {text}`: the value is not YAML ({problem}); mend or quote it.") from error
+    return changes
+
+
+def apply_changes(config: T, changes: Mapping[str, Any] | None, where: str) -> T:
+    """A configuration with other values at some dotted fields, which are named as in `places`.
+
+    Args:
+      config: the configuration, a dataclass that `load_config` reads.
+      changes: values by field.
+      where: what messages call the changes.
+
+    Raises:
+      InputError: if there is no such field, or a value does not fit it.
+    """
+    if not changes:
+        return config
+    refuse_renamed(changes, where)
+    try:
+        data = with_changes(as_data(config), changes)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return from_mapping(type(config), data, where)
 
 
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.learning.config import DQNConfig, DQNHyperparams, check
 from besteffort.ranges import Count, Seed
-from besteffort.runs.config import SituationConfig, build_situation, find_config, load_config
+from besteffort.runs.config import (
+    CHANGES,
+    SituationConfig,
+    apply_changes,
+    build_situation,
+    described,
+    find_config,
+    load_config,
+)
 from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
 from besteffort.workload.config import RandomRates, WorkloadConfig
@@ -64,20 +74,34 @@ class RunConfig(SituationConfig):
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
-def load_run(path_or_name: str | Path, *, profile: str | None = None) -> tuple[RunConfig, Situation]:
-    """The configuration of a run and its situation, from a file or by name; `profile` replaces the file's.
+def load_run(
+    path_or_name: str | Path,
+    *,
+    profile: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    changes_from: str = CHANGES,
+) -> tuple[RunConfig, Situation]:
+    """The configuration of a run and its situation, from a file or by name.
+
+    Args:
+      path_or_name: path of a file, or the name of a configuration that comes with the package.
+      profile: profile to use instead of the configuration's.
+      changes: other values by dotted field, such as `training.config.num_envs`; see `besteffort.runs.config.places`.
+      changes_from: what messages call these changes.
 
     Raises:
-      InputError: if the file or its profile is missing, or does not fit, or settings do not fit each other.
+      InputError: if the file or its profile is missing, or does not fit, changes do not fit it, or settings do not fit
+        each other.
     """
     path = find_config(path_or_name)
-    config = load_config(path, RunConfig)
+    config = apply_changes(load_config(path, RunConfig), changes, changes_from)
+    where = described(path, changes, changes_from)
     training = config.training
     try:
         check(training.config, training.numbers(), training.history)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     if profile is None:
-        return config, build_situation(config, path)
+        return config, build_situation(config, where)
     config = dataclasses.replace(config, profile=profile)
     return config, config.build()

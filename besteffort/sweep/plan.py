@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,16 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.learning.config import check
 from besteffort.ranges import Count, Seed
-from besteffort.runs.config import as_data, find_config, from_mapping, places, read_yaml, with_changes
+from besteffort.runs.config import (
+    CHANGES,
+    apply_changes,
+    as_data,
+    find_config,
+    from_mapping,
+    places,
+    read_yaml,
+    with_changes,
+)
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.renamed import refuse_renamed
 from besteffort.runs.training import TrainingProblem, make_training_problem
@@ -197,11 +206,18 @@ class SweepPlan:
     programs: tuple[tuple[int, ...], ...]
 
 
-def load_sweep(path_or_name: str | Path) -> SweepConfig:
+def load_sweep(
+    path_or_name: str | Path, *, changes: Mapping[str, Any] | None = None, changes_from: str = CHANGES
+) -> SweepConfig:
     """Loads a sweep from a YAML file, or one of the package by name.
 
+    Args:
+      path_or_name: path of a file, or the name of a sweep that comes with the package.
+      changes: values for fields of the base, added to the sweep's own `changes`; they win over these.
+      changes_from: what messages call these changes.
+
     Raises:
-      InputError: if the file is missing, is not YAML, repeats a key, or does not fit.
+      InputError: if the file is missing, is not YAML, repeats a key, or does not fit, or the changes do not fit.
     """
     path = find_config(path_or_name, "sweeps")
     data = read_yaml(path)
@@ -209,7 +225,15 @@ def load_sweep(path_or_name: str | Path) -> SweepConfig:
         axes = {name: {"values": axis} if isinstance(axis, list) else axis for name, axis in data["axes"].items()}
         data = {**data, "axes": axes}
         refuse_renamed([*axes, *(data.get("changes") or {})], str(path))
-    return from_mapping(SweepConfig, data, str(path))
+    sweep = from_mapping(SweepConfig, data, str(path))
+    if not changes:
+        return sweep
+    varied = next((name for name in changes if name in sweep.axes), None)
+    if varied is not None:
+        raise InputError(f"{changes_from}: `{varied}` is an axis of {path}; leave it out or change the axis.")
+    own = {name: value for name, value in sweep.changes.items() if name not in changes}
+    apply_changes(apply_changes(load_run(sweep.base)[0], own, f"{path}: `changes`"), changes, changes_from)
+    return dataclasses.replace(sweep, changes=own | dict(changes))
 
 
 def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _TOGETHER) -> SweepPlan:

@@ -14,6 +14,7 @@ from besteffort.runs.config import (
     from_mapping,
     load_config,
     load_situation,
+    parse_changes,
     to_yaml,
 )
 from besteffort.situation import Cluster, Deadline, Reward, Task, View
@@ -148,3 +149,59 @@ def test_plain_data() -> None:
     assert from_mapping(Cluster, {"replicas": 2}, "here") == Cluster(replicas=2)
     with pytest.raises(InputError, match=r"^here: `replicas` is -1"):
         from_mapping(Cluster, {"replicas": -1}, "here")
+
+
+def test_changes_reach_entries_of_lists_and_fields_that_the_file_leaves_out() -> None:
+    before = load_situation("paper")
+    changes = {"tasks.*.share": 0.5, "tasks.piqa.weight": 2, "tasks.1.weight": 3, "cluster.network_delay_s": 1e-3}
+    after = load_situation("paper", changes=changes)
+    assert [task.share for task in after.tasks] == [0.5] * 4
+    assert [task.weight for task in after.tasks] == [2.0, 3.0, 1.0, 1.0]
+    assert after.cluster == dataclasses.replace(before.cluster, network_delay_s=1e-3)
+    assert load_situation("paper", changes={}) == before
+
+
+def test_changes_are_yaml() -> None:
+    texts = ["a.b=64", "a.c=1e-3", "d=[1, 2]", "e={f: true}", "g=null", "h=two words", "i=x=y"]
+    expected = {"a.b": 64, "a.c": 1e-3, "d": [1, 2], "e": {"f": True}, "g": None, "h": "two words", "i": "x=y"}
+    assert parse_changes(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["cluster.replicas"], "lacks a field or its value; write it like `--set cluster.replicas=2`"),
+        (["=2"], "lacks a field or its value"),
+        (["cluster.replicas="], "`null` for no value"),
+        (["a=1", "a=2"], "`--set` gives `a` twice"),
+        (["a=[1"], "the value is not YAML"),
+        (["a={b: 1, b: 2}"], "the key `b` stands twice"),
+        (["a=\x00"], "unreadable characters"),
+    ],
+)
+def test_texts_that_are_no_changes(texts: list[str], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_changes(texts)
+    assert words in str(error.value)
+    assert str(error.value).startswith("`--set")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cluster.replcas": 2}, "`cluster` has no field `replcas`, did you mean `replicas`?"),
+        ({"tasks.sums.weight": 2}, "`tasks` has no entry `sums`"),
+        ({"cluster.replicas.x": 2}, "`cluster.replicas` is 4 and has no fields; change it as a whole"),
+        ({"cluster.replicas": 0}, "`cluster.replicas` is 0, but should be greater than or equal to 1"),
+        ({"cluster.replicas": "two"}, '`cluster.replicas` is "two", but should be a valid integer'),
+        ({"training.seeds": 2}, "has no field `training`"),
+        ({"profile": "opt-h100"}, "opt-h100: no such file"),
+        ({"training.config.envs": 2}, "is now called `training.config.num_envs`"),
+    ],
+)
+def test_changes_that_do_not_fit(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_situation("paper", changes=changes, changes_from="`--set`")
+    assert words in str(error.value)
+    assert "`--set`: " in str(error.value)
+    assert "\n" not in str(error.value)

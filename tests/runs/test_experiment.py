@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,18 @@ def test_tuning_seeds_are_no_judging_seeds() -> None:
 def test_loads_must_ascend() -> None:
     with pytest.raises(InputError, match=r"`loads` is \[2.0, 1.0\]; give positive loads, each once, smallest first"):
         EvaluationConfig(loads=(2.0, 1.0))
+
+
+def test_changes_of_a_run() -> None:
+    before, _ = load_run("paper")
+    changes = {"training.config.num_envs": 64, "training.hyper.tau": 0.9, "evaluation.seeds": 3, "cluster.replicas": 2}
+    after, situation = load_run("paper", changes=changes)
+    assert after.training.config == dataclasses.replace(before.training.config, num_envs=64)
+    assert after.training.numbers().tau == 0.9
+    assert after.evaluation == dataclasses.replace(before.evaluation, seeds=3)
+    assert situation.cluster.replicas == 2
+
+
+def test_changes_that_do_not_fit_each_other() -> None:
+    with pytest.raises(InputError, match=r"paper\.yaml with `changes`: Training: the environment remembers 1 decisions"):
+        load_run("paper", changes={"training.history": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,21 @@ def test_samples_out_of_a_dataclass_are_checked_too(small: Path) -> None:
         SweepConfig(str(small), {LR: Axis()})
     with pytest.raises(InputError, match="`whole` has nothing to round"):
         SweepConfig(str(small), {LR: dataclasses.replace(listed(1), whole=True)})
+
+
+def test_changes_of_a_sweep_win_over_its_own(tmp_path: Path, small: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        f"base: {small}\nchanges: {{cluster.replicas: 1, tasks.*.weight: 3.0}}\naxes: {{training.hyper.tau: [0.9]}}\n",
+        encoding="utf-8",
+    )
+    assert load_sweep(file, changes={}) == load_sweep(file)
+    sweep = load_sweep(file, changes={"cluster.replicas": 3, "tasks.piqa.weight": 2.0})
+    assert list(sweep.changes.items()) == [("tasks.*.weight", 3.0), ("cluster.replicas", 3), ("tasks.piqa.weight", 2.0)]
+    for changes, words in (
+        ({"training.hyper.tau": 0.5}, "`--set`: `training.hyper.tau` is an axis of "),
+        ({"cluster.replicas": 0}, "`--set`: `cluster.replicas` is 0"),
+        ({"cluster.replcas": 2}, "`--set`: `cluster.replcas`: `cluster` has no field `replcas`, did you mean"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            load_sweep(file, changes=changes, changes_from="`--set`")
