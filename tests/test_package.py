@@ -31,6 +31,7 @@ def modules_after(statement: str) -> set[str]:
         "import besteffort.workload.requests",
         "import besteffort.files",
         "import besteffort.runs.trackers",
+        "import besteffort.routers.names",
     ],
 )
 def test_import_is_light(statement: str) -> None:

@@ -1,15 +1,24 @@
 """Routers: one protocol, `route(observation, params, key) -> model`, for baselines, heuristics and networks.
 
 Each router is a pytree whose numbers are its leaves, so `jax.vmap` can try many settings.
+
+The names below load at their first use, so `besteffort.routers.names` needs no JAX.
 """
 
-from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
-from besteffort.routers.gear import GearRouter
-from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
-from besteffort.routers.learned import LearnedRouter
-from besteffort.routers.prediction import predict_latency
-from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router
-from besteffort.routers.with_params import RouterWithParams
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from besteffort.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
+    from besteffort.routers.gear import GearRouter
+    from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
+    from besteffort.routers.learned import LearnedRouter
+    from besteffort.routers.prediction import predict_latency
+    from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router
+    from besteffort.routers.with_params import RouterWithParams
 
 __all__ = [
     "ROUTERS",
@@ -27,3 +36,23 @@ __all__ = [
     "make_router",
     "predict_latency",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ROUTERS": "besteffort.routers.registry",
+        "TUNABLE": "besteffort.routers.registry",
+        "DeadlineRouter": "besteffort.routers.heuristics",
+        "GearRouter": "besteffort.routers.gear",
+        "LadderRouter": "besteffort.routers.baselines",
+        "LearnedRouter": "besteffort.routers.learned",
+        "PricedRouter": "besteffort.routers.heuristics",
+        "RandomRouter": "besteffort.routers.baselines",
+        "RouterWithParams": "besteffort.routers.with_params",
+        "ShortestQueueRouter": "besteffort.routers.baselines",
+        "StaticRouter": "besteffort.routers.baselines",
+        "candidates": "besteffort.routers.registry",
+        "make_router": "besteffort.routers.registry",
+        "predict_latency": "besteffort.routers.prediction",
+    },
+)

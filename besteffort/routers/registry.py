@@ -14,6 +14,7 @@ from besteffort.errors import InputError
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
+from besteffort.routers.names import ROUTER_NAMES
 from besteffort.simulator.types import EnvShape, Router
 
 Settings = dict[str, Any]
@@ -118,15 +119,19 @@ def _shares(step: float, count: int) -> list[float]:
     return [round(step * i, 6) for i in range(count)]
 
 
+_BUILDERS: Mapping[str, Callable[..., Router]] = {
+    "static": _static,
+    "random": lambda shape: RandomRouter(),
+    "shortest-queue": lambda shape: ShortestQueueRouter(),
+    "gear": _gear,
+    "ladder": _ladder,
+    "deadline": _deadline,
+    "deadline-reserve": _deadline,
+    "priced": _priced,
+}
+
 ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
-    "static": (_static, ("model",)),
-    "random": (lambda shape: RandomRouter(), ()),
-    "shortest-queue": (lambda shape: ShortestQueueRouter(), ()),
-    "gear": (_gear, ("rates", "shares", "head_room")),
-    "ladder": (_ladder, ("thresholds",)),
-    "deadline": (_deadline, ()),
-    "deadline-reserve": (_deadline, ("reserve",)),
-    "priced": (_priced, ("price", "reserve")),
+    name: (_BUILDERS[name], (*about.derived, *about.settings)) for name, about in ROUTER_NAMES.items()
 }
 """Router names, each with its builder and the names of its numbers."""
 

@@ -1,0 +1,41 @@
+"""Names of the routers, what they do and what they take. Needs no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterName:
+    """What a router does, in a sentence, and the numbers that it takes.
+
+    Attributes:
+      description: what it does.
+      settings: numbers that its user sets.
+      derived: further numbers, which follow from the situation.
+    """
+
+    description: str
+    settings: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+
+
+ROUTER_NAMES: Mapping[str, RouterName] = {
+    "static": RouterName(
+        "Sends every request to one model, given by its index; a model's name does the same.", ("model",)
+    ),
+    "random": RouterName("Sends each request to a model drawn uniformly."),
+    "shortest-queue": RouterName("Sends each request to the model whose least-loaded instance has the smallest batch."),
+    "gear": RouterName(
+        "Draws models with shares planned for the estimated arrival rate times `head_room`.",
+        ("head_room",),
+        ("rates", "shares"),
+    ),
+    "ladder": RouterName("Sends each request to the largest model with a batch below its threshold.", ("thresholds",)),
+    "deadline": RouterName("Sends each request to the largest model that is predicted to meet its deadline."),
+    "deadline-reserve": RouterName(
+        "As `deadline`, with a share of the deadline kept back for what the prediction misses.", ("reserve",)
+    ),
+    "priced": RouterName("Maximises predicted quality in time, less a price for latency.", ("price", "reserve")),
+}
