@@ -61,7 +61,7 @@ def quickstart(
         outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
         _print(note)
-    _OUTPUT.print(outcome.table.terminal())
+    _OUTPUT.print(outcome.brief.terminal())
     profiled = plan.stages[0][1].situation.profile
     _print(f"Profile {profiled.name}: {profiled.provenance.summary}.")
     _print(f"Picture: {outcome.picture}")
@@ -207,8 +207,8 @@ def evaluate(
             "the table tells what it is worth on this one."
         )
     with _OUTPUT.status("Judging all routers"):
-        table = evaluate_policy(loaded, situation, judging, halves, out)
-    _OUTPUT.print(table.terminal())
+        outcome = evaluate_policy(loaded, situation, judging, halves, out)
+    _OUTPUT.print(outcome.brief.terminal())
     _print(f"Report: {out / 'report.md'}")
 
 

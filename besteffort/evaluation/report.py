@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich import box
@@ -20,7 +21,7 @@ from rich.text import Text
 from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
-from besteffort.files import write_text
+from besteffort.files import jsonable, write_text
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
@@ -39,12 +40,23 @@ class Column:
         percentage `points`; seconds as `milliseconds`; others as plain `number`; words as `text`.
       digits: digits after the point.
       brief: shown on a terminal too, which has room for a few columns.
+      key: its name in `Table.as_data`, unit included; by default it follows from the title.
     """
 
     title: str
     kind: Kind = "percent"
     digits: int = 1
     brief: bool = False
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name for machines: a word in lower case that ends in `_s` where the figures are seconds."""
+        if self.key:
+            return self.key
+        words = re.sub(r"\((%|points|ms)\)|%|\bms\b", " ", self.title.lower())
+        name = re.sub(r"[^a-z0-9.]+", "_", words).strip("_")
+        return f"{name}_s" if self.kind == "milliseconds" else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +88,24 @@ class Table:
             lines.append(_line([f"**{cell}**" for cell in row] if name == self.focus else row))
         return "\n".join([f"### {self.title}", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
+    def as_data(self) -> dict[str, Any]:
+        """The table as plain JSON values: shares and SI units, means with their intervals, null for what is no number.
+
+        A column in which some figures have an interval gives all as a mean and half a width.
+        """
+        intervals = [
+            any(isinstance(cells[index], Interval) for _, cells in self.rows) for index in range(len(self.columns))
+        ]
+        rows = []
+        for name, cells in self.rows:
+            row: dict[str, Any] = {"name": name}
+            for column, cell, wide in zip(self.columns, cells, intervals, strict=True):
+                value = jsonable(cell)
+                alone = wide and isinstance(value, int | float)
+                row[column.name] = {"mean": value, "half_width": None} if alone else value
+            rows.append(row)
+        return {"title": self.title, "head": self.head, "rows": rows, "note": self.note}
+
     def terminal(self) -> RichTable:
         """The table for a terminal, its brief columns only (all if none is); print it with a `rich.console.Console`."""
         table = RichTable(
@@ -87,7 +117,8 @@ class Table:
             pad_edge=False,
             collapse_padding=True,
         )
-        table.add_column(self.head, no_wrap=all(column.kind != "text" for column in self.columns))
+        figures_only = all(column.kind != "text" for column in self.columns)
+        table.add_column(self.head, no_wrap=figures_only, overflow="fold")
         brief = [index for index, column in enumerate(self.columns) if column.brief] or range(len(self.columns))
         formatted = self._formatted()
         for index in brief:
@@ -95,7 +126,7 @@ class Table:
                 table.add_column(self.columns[index].title, overflow="fold")
                 continue
             widest = max((len(cells[index]) for _, cells in formatted), default=0)
-            table.add_column(self.columns[index].title, justify="right", min_width=widest)
+            table.add_column(self.columns[index].title, justify="right", min_width=widest, overflow="fold")
         for name, cells in formatted:
             style = "bold" if name == self.focus else None
             table.add_row(Text(name), *(Text(cells[index]) for index in brief), style=style)
@@ -151,7 +182,7 @@ def comparison_table(
         figures = {"Performance (%)": float(bound.performance), "SLO attainment (%)": float(bound.slo_attainment)}
         rows.append(("upper bound", [figures.get(column.title) for column in columns]))
     if focus is not None:
-        columns.insert(1, Column(f"against {focus} (points)", "points", 2, brief=True))
+        columns.insert(1, Column(f"against {focus} (points)", "points", 2, brief=True, key="performance_difference"))
         ours = metrics.performance(results[focus], warm_up_s=warm_up_s)
         for name, cells in rows:
             compared = name in results and name != focus
@@ -189,13 +220,13 @@ def _measures(
     return [
         (Column("Performance (%)", digits=2, brief=True), counted(metrics.performance)),
         (Column("SLO attainment (%)", brief=True), counted(metrics.slo_attainment)),
-        (Column(f"{width_s:g} s windows at 96% of peak (%)", brief=True), at_96),
-        (Column(f"{width_s:g} s windows at 98% of peak (%)"), at_98),
+        (Column(f"{width_s:g} s windows at 96% of peak (%)", brief=True, key="windows_at_96_percent_of_peak"), at_96),
+        (Column(f"{width_s:g} s windows at 98% of peak (%)", key="windows_at_98_percent_of_peak"), at_98),
         (Column("Effective accuracy (%)"), counted(metrics.effective_accuracy, accuracy)),
         (Column("Performance per GPU (%)"), counted(metrics.performance_per_gpu, situation.cluster.replicas)),
-        (Column("P50 latency (ms)", "milliseconds", 0), one(metrics.latency_percentiles, 50.0)),
-        (Column("P99 latency (ms)", "milliseconds", 0), one(metrics.latency_percentiles, 99.0)),
-        (Column("P99 TTFT (ms)", "milliseconds", 0), one(metrics.ttft_percentiles, 99.0)),
+        (Column("P50 latency (ms)", "milliseconds", 0, key="latency_p50_s"), one(metrics.latency_percentiles, 50.0)),
+        (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
+        (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
     ]
 

@@ -29,9 +29,24 @@ _ON_TIMELINE = ("priced", "deadline")
 _BURST_SHARE = 0.9  # the time line shows the surroundings of the window at this quantile of the arrivals
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What to tell the user.
+
+    Attributes:
+      table: performance of all routers at all loads.
+      brief: the same without intervals, for a terminal.
+      files: what was written, by name.
+    """
+
+    table: Table
+    brief: Table
+    files: Mapping[str, Path]
+
+
 def evaluate(
     policy: Policy, situation: Situation, config: EvaluationConfig, traces: Sequence[TraceHalves], out: Path
-) -> Table:
+) -> Outcome:
     """Judges a policy on the traces, or on the grid and the bursts if there are none, and writes everything to `out`.
 
     Raises:
@@ -53,7 +68,11 @@ def evaluate(
             pictures.append(draw_timeline(evaluation, out / f"{name}-timeline"))
     settings = {f"Trace {trace.name}": str(trace.info) for trace in traces}
     write_outcome(out, "Evaluation", evaluations, config, pictures, settings)
-    return performance_table(evaluations, config, intervals=False)
+    return Outcome(
+        table=performance_table(evaluations, config, intervals=True),
+        brief=performance_table(evaluations, config, intervals=False),
+        files={"report": out / "report.md", "results": out / "results.json"},
+    )
 
 
 def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfig) -> Table:

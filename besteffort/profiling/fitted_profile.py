@@ -337,7 +337,10 @@ def error_table(models: Sequence[FittedModel]) -> Table:
     columns = [
         column
         for percentile in PERCENTILES
-        for column in (Column(f"P{percentile} (s)", "number", 3), Column("error (%)", "points", 1))
+        for column in (
+            Column(f"P{percentile} (s)", "number", 3, key=f"p{percentile}_s"),
+            Column("error (%)", "points", 1, key=f"p{percentile}_error"),
+        )
     ]
     return Table(
         title="The second half of the log, as measured and as a fit to the first half predicts it",

@@ -277,10 +277,10 @@ def tables(report: Report) -> list[Table]:
     """One table per model: the median, both quartiles and the floor of each figure."""
     columns = (
         Column("median ms", "milliseconds", 3),
-        Column("quarter", "milliseconds", 3),
-        Column("3 quarters", "milliseconds", 3),
+        Column("quarter", "milliseconds", 3, key="quarter_s"),
+        Column("3 quarters", "milliseconds", 3, key="three_quarters_s"),
         Column("floor ms", "milliseconds", 3),
-        Column("floor %", "percent", 0),
+        Column("floor %", "percent", 0, key="floor_share"),
     )
     found = []
     for name in report.profile.model_names:

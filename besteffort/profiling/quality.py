@@ -574,8 +574,8 @@ def table(figures: Sequence[Figure]) -> Table:
     """One row per model and task."""
     columns = (
         Column("metric", "text", brief=True),
-        Column("quality (%)", "number", 2, brief=True),
-        Column("std. error", "number", 2, brief=True),
+        Column("quality (%)", "number", 2, brief=True, key="quality_percent"),
+        Column("std. error", "number", 2, brief=True, key="standard_error_percent"),
         Column("examples", "number", 0, brief=True),
     )
     rows = tuple(

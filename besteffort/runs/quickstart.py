@@ -34,6 +34,7 @@ class Outcome:
 
     Attributes:
       table: the one table.
+      brief: the same for a terminal, which has no room for intervals at many loads.
       picture: file of the picture.
       policies: files of the policies.
       report: file of the report.
@@ -41,6 +42,7 @@ class Outcome:
     """
 
     table: Table
+    brief: Table
     picture: Path
     policies: tuple[Path, ...]
     report: Path
@@ -106,12 +108,13 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
     ]
     settings = {f"Trace {name}": note for name, note in plan.notes.items()}
     results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
+    table = brief = results.full_table(evaluations[0], 0, judging)
+    if plan.notes:
+        table = results.performance_table(evaluations, judging, intervals=True)
+        brief = results.performance_table(evaluations, judging, intervals=False)
     return Outcome(
-        table=(
-            results.performance_table(evaluations, judging, intervals=False)
-            if plan.notes
-            else results.full_table(evaluations[0], 0, judging)
-        ),
+        table=table,
+        brief=brief,
         picture=pictures[0].path,
         policies=tuple(policies),
         report=out / "report.md",

@@ -176,7 +176,7 @@ def _table(settings: Sequence[_Setting], title: str) -> Table:
     several = max(setting.trials for setting in settings) > 1
     columns = [
         Column("Performance (%)", digits=2, brief=True),
-        Column("against the best (points)", "points", 2, brief=True),
+        Column("against the best (points)", "points", 2, brief=True, key="performance_difference"),
         Column("SLO attainment (%)", digits=1),
     ]
     if several:

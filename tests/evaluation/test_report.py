@@ -127,3 +127,36 @@ def test_intervals_in_tables_are_those_of_the_statistics(table):
     samples = np.array([1.0, 0.9, 1.0])
     cell = dict(table.rows)["ours"][0]
     assert format_cell(cell, table.columns[0]) == format_cell(mean_interval(samples), table.columns[0])
+
+
+def test_data_has_names_for_machines_and_plain_numbers(table: Table) -> None:
+    data = table.as_data()
+    assert [row["name"] for row in data["rows"]] == ["ours", "small", "upper bound"]
+    ours, small, bound = data["rows"]
+    assert list(ours)[:4] == ["name", "performance", "performance_difference", "slo_attainment"]
+    assert {"latency_p50_s", "latency_p99_s", "ttft_p99_s", "rejected", "performance_per_gpu"} <= ours.keys()
+    assert len({column.name for column in table.columns}) == len(table.columns)
+    assert ours["performance"]["mean"] == pytest.approx(29 / 30)
+    assert ours["performance"]["half_width"] > 0
+    assert ours["performance_difference"] is None
+    assert small["performance_difference"].keys() == {"mean", "half_width"}
+    assert bound["performance"] == {"mean": 0.99, "half_width": None}
+    assert bound["rejected"] is None
+
+
+def test_data_of_odd_cells() -> None:
+    columns = (Column("P9 (ms)", "milliseconds"), Column("word", "text"), Column("ratio", "number"))
+    one = Interval(np.array(0.5), np.array(np.inf), 1)
+    table = Table("t", "Name", columns, (("a", (0.25, "x", one)), ("b", (float("nan"), None, 2.0))))
+    assert table.as_data()["rows"] == [
+        {"name": "a", "p9_s": 0.25, "word": "x", "ratio": {"mean": 0.5, "half_width": None}},
+        {"name": "b", "p9_s": None, "word": None, "ratio": {"mean": 2.0, "half_width": None}},
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 40, 80])
+def test_narrow_terminals_lose_no_letter(table: Table, width: int) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table.terminal())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
+    assert max(map(len, stream.getvalue().splitlines())) <= width

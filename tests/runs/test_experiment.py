@@ -76,5 +76,7 @@ def test_changes_of_a_run() -> None:
 
 
 def test_changes_that_do_not_fit_each_other() -> None:
-    with pytest.raises(InputError, match=r"paper\.yaml with `changes`: Training: the environment remembers 1 decisions"):
+    with pytest.raises(
+        InputError, match=r"paper\.yaml with `changes`: Training: the environment remembers 1 decisions"
+    ):
         load_run("paper", changes={"training.history": 1})
