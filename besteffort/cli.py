@@ -5,48 +5,92 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from besteffort.console import (
+    Answer,
+    Flag,
+    Output,
+    program_bars,
+    streams_restored,
+    training_bars,
+)
 from besteffort.errors import InputError
 from besteffort.runs.compilation import set_up_compilation
 
 if TYPE_CHECKING:
-    from besteffort.learning.train import Progress as TrainingProgress
     from besteffort.policy import Policy
-    from besteffort.runs.training import TrainingProblem
-    from besteffort.sweep.backends import ProgramProgress
 
-Trackers = Annotated[
-    tuple[Literal["mlflow", "wandb"], ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.UseAppendAction
-]
+
+def _required(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar)
+
+
+def _optional(metavar: str) -> Any:
+    """An option whose help says what holds without it, instead of `(default: None)`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """Changes to the configuration, an option that commands share.
+
+    Attributes:
+      set: another value for a field of the configuration, such as `cluster.replicas=2`, `tasks.piqa.weight=2`,
+        `tasks.*.share=1` or `training.config.num_envs=64`; the value is YAML.
+    """
+
+    set: Annotated[tuple[str, ...], _required("FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """What `load_run`, `load_situation` and `load_sweep` are to be given.
+
+        Raises:
+          InputError: on text that is no change.
+        """
+        from besteffort.runs.config import parse_changes
+
+        return {"changes": parse_changes(self.set), "changes_from": "`--set`"}
+
+
+SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
+SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
+
+Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _required("TRACKER"), tyro.conf.UseAppendAction]
 Traces = Annotated[tuple[Path, ...], tyro.conf.arg(name="trace", metavar="FILE"), tyro.conf.UseAppendAction]
-
-_OUTPUT = Console()
-_ERRORS = Console(stderr=True)
+Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]", help_behavior_hint="(required)")]
+Directory = Annotated[Path, _required("DIR")]
+NewFile = Annotated[Path, _required("FILE")]
+Config = Annotated[str, _required("CONFIG")]
+MaybeConfig = Annotated[str | None, _optional("CONFIG")]
+MaybeProfile = Annotated[str | None, _optional("PROFILE")]
+MaybeFile = Annotated[Path | None, _optional("FILE")]
+MaybeCount = Annotated[int | None, _optional("N")]
+MaybeNumber = Annotated[float | None, _optional("X")]
 
 
 def quickstart(
     trace: Traces = (),
-    out: Path = Path("first-run"),
-    profile: str | None = None,
-    config: str | None = None,
-) -> None:
-    """Train a router, compare it with all others on bursty load and on your traces, and draw a picture.
+    out: Directory = Path("first-run"),
+    profile: MaybeProfile = None,
+    config: MaybeConfig = None,
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Train a router, and compare it with all others on bursty load and traces.
 
     Args:
       trace: request log to train and judge on, too; may be given several times.
       out: new directory for everything that is written.
       profile: built-in profile or profile file, instead of the configuration's.
-      config: configuration to start from: a name or a YAML file; by default the one named like the profile, if there
-        is one (`laptop`), or else `quickstart`.
+      config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
+        `quickstart`.
+      changes: options that change the configuration.
+      output: options on what is printed.
     """
     from besteffort.files import create_run_directory
     from besteffort.runs.config import config_names
@@ -55,29 +99,34 @@ def quickstart(
 
     if config is None:
         config = profile if profile in config_names() else "quickstart"
-    plan = make_plan(*load_run(config, profile=profile), trace)
+    answer = Answer("quickstart", output)
+    plan = make_plan(*load_run(config, profile=profile, **changes.arguments()), trace)
     create_run_directory(out)
-    with _bars() as progress:
+    with training_bars(output) as progress:
         outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
-        _print(note)
-    _OUTPUT.print(outcome.brief.terminal())
+        answer.note(note)
+    answer.table(outcome.table, outcome.brief)
     profiled = plan.stages[0][1].situation.profile
-    _print(f"Profile {profiled.name}: {profiled.provenance.summary}.")
-    _print(f"Picture: {outcome.picture}")
-    _print(f"Policy: {', '.join(map(str, outcome.policies))}")
-    _print(f"Report: {outcome.report}")
+    answer.note(f"Profile {profiled.name}: {profiled.provenance.summary}.")
+    answer.file("picture", outcome.picture)
+    answer.files("policies", "Policy", outcome.policies)
+    answer.file("report", outcome.report)
+    answer.file("results", out / "results.json")
+    return answer
 
 
 def train(
-    config: tyro.conf.Positional[str],
-    out: Path,
-    seeds: int | None = None,
-    resume: bool = False,
-    start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="POLICY")] = None,
-    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    config: tyro.conf.Positional[Config],
+    out: Directory,
+    seeds: MaybeCount = None,
+    resume: Flag = False,
+    start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="POLICY", help_behavior_hint="")] = None,
+    trace: MaybeFile = None,
     track: Trackers = (),
-) -> None:
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
     """Train routers for a situation and write their policy files.
 
     Args:
@@ -88,6 +137,8 @@ def train(
       start: policy file to start from, for fine-tuning.
       trace: train for requests like those of the first half of this request log, at the configured loads.
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
+      changes: options that change the configuration.
+      output: options on what is printed.
     """
     from besteffort.evaluation.judging import read_halves
     from besteffort.files import create_run_directory
@@ -95,39 +146,45 @@ def train(
     from besteffort.runs.trackers import check_trackers
     from besteffort.runs.training import make_training_problem, run_training
 
+    answer = Answer("train", output)
     check_trackers(track)
-    run, situation = load_run(config)
-    changes: dict[str, Any] = {"seeds": seeds, "start": start}
-    training = dataclasses.replace(run.training, **{k: v for k, v in changes.items() if v is not None})
+    run, situation = load_run(config, **changes.arguments())
+    given: dict[str, Any] = {"seeds": seeds, "start": start}
+    training = dataclasses.replace(run.training, **{k: v for k, v in given.items() if v is not None})
     if training.seeds < 1:
         raise InputError(f"`--seeds` is {training.seeds}; give at least 1.")
     lengths = None
     if trace is not None:
         (half,) = read_halves([trace], situation, [run.evaluation.seed])
         lengths = half.first[0]
-        _print(str(half.info))
+        answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)
     create_run_directory(out, resume=resume)
-    with _bars() as progress:
+    with training_bars(output) as progress:
         run_training(run, problem, out, progress=progress(out.name, problem), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
-    _print(f"Policy: {out / 'policy.safetensors'}{each}")
+    answer.file("policy", out / "policy.safetensors", each)
+    seeded = range(training.seed, training.seed + training.seeds)
+    answer.files("policies", "", [out / f"policy-{seed}.safetensors" for seed in seeded])
+    return answer
 
 
 def sweep(
-    file: tyro.conf.Positional[str],
-    out: Path,
-    resume: bool = False,
-    workers: int | None = None,
-    together: int = 64,
+    file: tyro.conf.Positional[Annotated[str, _required("SWEEP")]],
+    out: Directory,
+    resume: Flag = False,
+    workers: MaybeCount = None,
+    together: Annotated[int, _required("N")] = 64,
     backend: Literal["local", "ray"] = "local",
-    address: str | None = None,
-    cpus: int = 1,
-    gpus: float = 0.0,
-    early_stopping: bool = False,
+    address: Annotated[str | None, _optional("ADDRESS")] = None,
+    cpus: Annotated[int, _required("N")] = 1,
+    gpus: Annotated[float, _required("X")] = 0.0,
+    early_stopping: Flag = False,
     track: Trackers = (),
-) -> None:
-    """Train and judge routers over any fields of a configuration, and tell which of them mattered.
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Train and judge routers over fields of a configuration: what mattered?
 
     Args:
       file: name of a sweep that comes with the package (`learning_rate`), or a YAML file.
@@ -141,6 +198,8 @@ def sweep(
       gpus: GPUs of each program on a Ray cluster, or a share of one.
       early_stopping: on a Ray cluster, give up programs that lag behind (asynchronous successive halving).
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
+      changes: options that change the configuration that the sweep varies.
+      output: options on what is printed.
     """
     import jax
 
@@ -148,6 +207,7 @@ def sweep(
     from besteffort.sweep.plan import load_sweep, make_plan
     from besteffort.sweep.run import run_sweep
 
+    answer = Answer("sweep", output)
     # This process only plans, and leaves an accelerator to the programs.
     jax.config.update("jax_platforms", "cpu")
     if workers is not None and workers < 1:
@@ -160,24 +220,28 @@ def sweep(
             "`--address`, `--cpus`, `--gpus` and `--early-stopping` are for a cluster; add `--backend ray` or leave "
             "them out."
         )
-    plan = make_plan(load_sweep(file), where=file, together=together)
-    with _program_bars(len(plan.programs)) as progress:
+    plan = make_plan(load_sweep(file, **changes.arguments()), where=file, together=together)
+    with program_bars(len(plan.programs), output) as progress:
         board = run_sweep(plan, out, resume=resume, on=on, track=track, progress=progress)
-    _OUTPUT.print(board.brief.terminal())
+    answer.table(board.table, board.brief)
     if board.unfinished:
-        _print(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
-    _print(f"Picture: {board.picture}")
-    _print(f"Report: {board.report}")
+        answer.note(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
+    answer.file("picture", board.picture)
+    answer.file("report", board.report)
+    answer.file("results", out / "results.json")
+    return answer
 
 
 def evaluate(
-    policy: tyro.conf.Positional[Path],
-    out: Path,
-    config: str = "paper",
+    policy: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    out: Directory,
+    config: Config = "paper",
     trace: Traces = (),
-    loads: tuple[float, ...] | None = None,
-) -> None:
-    """Judge a policy beside all other routers: on a grid of loads and bursts, or on traces.
+    loads: Annotated[tuple[float, ...] | None, _optional("X [X ...]")] = None,
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Judge a policy beside all other routers: on grids and bursts, or on traces.
 
     Args:
       policy: policy file.
@@ -185,6 +249,8 @@ def evaluate(
       config: situation to judge in, and how: a name or a YAML file.
       trace: request log to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
+      changes: options that change the configuration.
+      output: options on what is printed.
     """
     from besteffort.evaluation.judging import read_halves
     from besteffort.evaluation.results import evaluate as evaluate_policy
@@ -192,7 +258,8 @@ def evaluate(
     from besteffort.policy import load_policy
     from besteffort.runs.experiment import load_run
 
-    run, situation = load_run(config)
+    answer = Answer("evaluate", output)
+    run, situation = load_run(config, **changes.arguments())
     loaded = load_policy(policy, situation)
     judging = run.evaluation
     if loads is not None:
@@ -200,27 +267,31 @@ def evaluate(
     halves = read_halves(trace, situation, judging.judging_seeds)
     create_run_directory(out)
     for half in halves:
-        _print(str(half.info))
+        answer.note(str(half.info))
     if loaded.profile_digest != situation.profile.digest():
-        _print(
+        answer.note(
             f"The policy was trained on another version of profile {loaded.profile_name}; "
             "the table tells what it is worth on this one."
         )
-    with _OUTPUT.status("Judging all routers"):
+    with answer.status("Judging all routers"):
         outcome = evaluate_policy(loaded, situation, judging, halves, out)
-    _OUTPUT.print(outcome.brief.terminal())
-    _print(f"Report: {out / 'report.md'}")
+    answer.table(outcome.table, outcome.brief)
+    answer.file("report", out / "report.md")
+    answer.file("results", out / "results.json")
+    return answer
 
 
 def diagnose(
-    policy: tyro.conf.Positional[Path],
-    out: Path,
-    config: str = "paper",
-    profile: str | None = None,
-    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    load: float = 1.0,
-) -> None:
-    """Find out where a policy breaks: wrong tables, late views, other loads, bursts and tasks than it knows.
+    policy: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    out: Directory,
+    config: Config = "paper",
+    profile: MaybeProfile = None,
+    trace: MaybeFile = None,
+    load: Annotated[float, _required("X")] = 1.0,
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Find out where a policy breaks: wrong tables, late views, other requests.
 
     Args:
       policy: policy file.
@@ -229,6 +300,8 @@ def diagnose(
       profile: built-in profile or profile file, instead of the configuration's.
       trace: request log to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
+      changes: options that change the configuration.
+      output: options on what is printed.
     """
     from besteffort.diagnosis import diagnose
     from besteffort.evaluation.judging import read_halves
@@ -236,31 +309,37 @@ def diagnose(
     from besteffort.policy import load_policy
     from besteffort.runs.experiment import load_run
 
-    run, situation = load_run(config, profile=profile)
+    answer = Answer("diagnose", output)
+    run, situation = load_run(config, profile=profile, **changes.arguments())
     loaded = load_policy(policy, situation)
     judging = run.evaluation
     halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
     create_run_directory(out)
     for half in halves:
-        _print(str(half.info))
-    with _OUTPUT.status("Diagnosing"):
+        answer.note(str(half.info))
+    with answer.status("Diagnosing"):
         done = diagnose.diagnose(loaded, situation, judging, out, trace=halves[0] if halves else None, load=load)
-    _OUTPUT.print(done.table.terminal())
+    answer.table(done.table)
+    answer.data(findings=[dataclasses.asdict(finding) for finding in done.findings], checked=done.checked)
     for line in done.lines:
-        _print(line)
-    _print(f"Report: {done.report}")
+        answer.line(line)
+    answer.file("report", done.report)
+    answer.file("results", out / "results.json")
+    return answer
 
 
 def simulate(
-    requests: tyro.conf.Positional[Path],
-    router: str,
-    out: Path,
-    config: str = "paper",
-    settings: tuple[str, ...] = (),
-    load: float | None = None,
-    seed: int = 0,
+    requests: tyro.conf.Positional[Annotated[Path, _required("REQUESTS")]],
+    router: Annotated[str, _required("ROUTER")],
+    out: Directory,
+    config: Config = "paper",
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=X [NAME=X ...]", help_behavior_hint="")] = (),
+    load: MaybeNumber = None,
+    seed: Annotated[int, _required("N")] = 0,
     backend: Literal["jax", "reference"] = "jax",
-) -> None:
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
     """Play a list of requests with one router and tell what became of each.
 
     Args:
@@ -272,54 +351,63 @@ def simulate(
       load: mean load to scale the list to, in multiples of the largest model's capacity for it; by default as it is.
       seed: of the router's random choices and of tasks that the file does not name.
       backend: the compiled simulator, or the reference in plain Python (slow; gives the same).
+      changes: options that change the situation.
+      output: options on what is printed.
     """
     from besteffort.files import create_run_directory
     from besteffort.runs.config import load_situation
     from besteffort.runs.playing import read_list, router_named, write_result
     from besteffort.simulator.simulate import simulate as simulate_list
 
-    listed, situation, info = read_list(requests, load_situation(config), seed=seed, load=load)
+    answer = Answer("simulate", output)
+    listed, situation, info = read_list(requests, load_situation(config, **changes.arguments()), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
-    _OUTPUT.print(write_result(result, situation, router, out).terminal())
-    _print(str(info))
-    _print(f"Per request: {out / 'requests.csv'}")
+    answer.table(write_result(result, situation, router, out))
+    answer.note(str(info))
+    answer.file("per_request", out / "requests.csv")
+    answer.file("summary", out / "summary.json")
+    return answer
 
 
 def reproduce() -> None:
-    """Run the experiments behind the paper's claims, and set its figures next to ours. Needs a checkout."""
+    """Run the experiments behind the claims, beside the paper's (in a checkout)."""
 
 
 def policy(
     action: tyro.conf.Positional[Literal["show", "export"]],
-    file: tyro.conf.Positional[Path],
-    onnx: Annotated[Path | None, tyro.conf.arg(metavar="OUT")] = None,
-) -> None:
+    file: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    onnx: MaybeFile = None,
+    output: SharedOutput = Output(),
+) -> Answer:
     """Tell what is in a policy file, or export it for other languages.
 
     Args:
       action: `show`, or `export`.
       file: policy file.
       onnx: new ONNX file to export to.
+      output: options on what is printed.
     """
     from besteffort.policy import load_policy
 
+    answer = Answer(f"policy {action}", output)
     loaded = load_policy(file)
     if action == "show":
         if onnx is not None:
             raise InputError("`--onnx` names a file to export to, and `show` writes none; leave it out or `export`.")
-        _show(loaded)
-        return
+        _show(loaded, answer)
+        return answer
     if onnx is None:
         raise InputError("`export` needs to know where to; name a new file, `--onnx OUT.onnx`.")
     from besteffort.adapters.onnx import export_onnx
 
     export_onnx(loaded, onnx)
-    _print(f"ONNX: {onnx}")
+    answer.files("onnx", "ONNX", [onnx])
+    return answer
 
 
-def _show(loaded: Policy) -> None:
+def _show(loaded: Policy, answer: Answer) -> None:
     """What is in a policy file, a line each."""
     layers = [kernel.shape[0] for kernel, _ in loaded.weights] + [len(loaded.models)]
     cluster = loaded.cluster
@@ -341,20 +429,33 @@ def _show(loaded: Policy) -> None:
     }
     width = max(map(len, lines))
     for name, value in lines.items():
-        _print(f"{name:<{width}}  {value}")
+        answer.line(f"{name:<{width}}  {value}")
+    answer.data(
+        models=loaded.models,
+        tasks=loaded.tasks,
+        features=[dataclasses.asdict(feature) for feature in loaded.features],
+        layers=layers,
+        deadlines=dict(zip(loaded.tasks, map(dataclasses.asdict, loaded.deadlines), strict=True)),
+        cluster=dataclasses.asdict(cluster),
+        rate_tau_s=loaded.rate_tau_s,
+        profile={"name": loaded.profile_name, "digest": loaded.profile_digest},
+        written_by=loaded.version,
+        training=loaded.training,
+    )
 
 
 def profile_measure(
-    models: tyro.conf.Positional[tuple[str, ...]],
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    models: tyro.conf.Positional[Models],
+    out: NewFile,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: int = 32,
-    context: int = 512,
-    repeats: int = 15,
-    qualities: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
-    resume: bool = False,
-) -> None:
-    """Measure what OPT models cost on this device: decode, prefill, and how they slow each other down.
+    max_batch: Annotated[int, _required("N")] = 32,
+    context: Annotated[int, _required("N")] = 512,
+    repeats: Annotated[int, _required("N")] = 15,
+    qualities: Annotated[str | None, _optional("FILE")] = None,
+    resume: Flag = False,
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Measure what OPT models cost on this device, alone and side by side.
 
     Args:
       models: published sizes (`opt-125m`; random weights, which take as long), or directories and names on the Hugging
@@ -366,44 +467,48 @@ def profile_measure(
       repeats: iterations that a figure is the median of.
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
+      output: options on what is printed.
     """
     from besteffort.device import device_name
     from besteffort.profiling.measure import MeasurementPlan, figures_file, measure_profile, read_qualities, tables
 
+    answer = Answer("profile measure", output)
     plan = MeasurementPlan(models, dtype, max_batch, context, repeats)
     known = read_qualities(plan.names, qualities)
     if out.exists():
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
-    _print(f"Device: {device_name()}")
-    with _OUTPUT.status("Measuring") as status:
+    answer.note(f"Device: {device_name()}")
+    with answer.status("Measuring") as say:
         report = measure_profile(
             plan,
             known,
             out,
             resume=resume,
-            progress=lambda what, done, total: status.update(f"{what} ({done} of {total})"),
+            progress=lambda what, done, total: say(f"{what} ({done} of {total})"),
         )
     for table in tables(report):
-        _OUTPUT.print(table.terminal())
+        answer.table(table)
     for remark in report.remarks:
-        _print(remark)
-    _print(f"Profile: {out}")
-    _print(f"Figures: {figures_file(out)}")
+        answer.note(remark)
+    answer.file("profile", out)
+    answer.file("figures", figures_file(out))
+    return answer
 
 
 def profile_quality(
-    models: tyro.conf.Positional[tuple[str, ...]],
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME"), tyro.conf.UseAppendAction] = (),
-    examples: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction] = (),
-    into: Annotated[str | None, tyro.conf.arg(metavar="PROFILE")] = None,
-    metric: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK=METRIC"), tyro.conf.UseAppendAction] = (),
-    shots: int | None = None,
-    limit: int | None = None,
+    models: tyro.conf.Positional[Models],
+    out: NewFile,
+    task: Annotated[tuple[str, ...], _required("NAME"), tyro.conf.UseAppendAction] = (),
+    examples: Annotated[tuple[Path, ...], _required("FILE"), tyro.conf.UseAppendAction] = (),
+    into: MaybeProfile = None,
+    metric: Annotated[tuple[str, ...], _required("TASK=METRIC"), tyro.conf.UseAppendAction] = (),
+    shots: MaybeCount = None,
+    limit: MaybeCount = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: int = 8,
-) -> None:
-    """Measure what OPT models give on tasks, with lm-evaluation-harness: accuracy, likelihoods, ROUGE, BLEU.
+    max_batch: Annotated[int, _required("N")] = 8,
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Measure what OPT models give on tasks, with lm-evaluation-harness.
 
     Args:
       models: directories with weights and tokenizer, names on the Hugging Face Hub, or published sizes (`opt-125m`);
@@ -419,6 +524,7 @@ def profile_quality(
       limit: only so many examples of each task.
       dtype: number format of weights and cache.
       max_batch: sequences at a time.
+      output: options on what is printed.
     """
     from besteffort.files import write_json
     from besteffort.profile import load_profile, save_profile
@@ -426,6 +532,7 @@ def profile_quality(
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    answer = Answer("profile quality", output)
     own = tuple(quality.read_examples(file) for file in examples)
     plan = quality.QualityPlan(models, task, own, quality.parse_metrics(metric), shots, limit, dtype, max_batch)
     base = None if into is None else load_profile(into)
@@ -434,40 +541,42 @@ def profile_quality(
     figures = out.with_name(f"{out.stem}.quality.jsonl")
     if figures.exists():
         raise InputError(f"{figures}: there are figures already; remove the file or name another one.")
-    with _ERRORS.status("Measuring") as status:
+    with answer.status("Measuring") as say:
         found = quality.measure_qualities(
-            plan, figures, progress=lambda what, done, total: status.update(f"{what} ({done} of {total})")
+            plan, figures, progress=lambda what, done, total: say(f"{what} ({done} of {total})")
         )
     measured = quality.qualities(plan, found)
     if base is None:
         write_json(out, dataclasses.asdict(measured))
     else:
         save_profile(quality.merged(base, measured), out)
-    _OUTPUT.print(quality.table(found).terminal())
-    _print(f"{'Qualities' if base is None else 'Profile'}: {out}")
-    _print(f"Figures: {figures}")
+    answer.table(quality.table(found))
+    answer.file("qualities" if base is None else "profile", out)
+    answer.file("figures", figures)
+    return answer
 
 
 def profile_fit(
-    log: tyro.conf.Positional[Path],
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    quality: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
-    into: Annotated[str | None, tyro.conf.arg(metavar="PROFILE")] = None,
-    name: str | None = None,
-    device: str | None = None,
-    max_batch: int | None = None,
-) -> None:
-    """Find what a server's models cost from its request log, and how far that can be trusted.
+    log: tyro.conf.Positional[Annotated[Path, _required("LOG")]],
+    out: NewFile,
+    quality: Annotated[tuple[str, ...], _required("TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
+    into: MaybeProfile = None,
+    name: Annotated[str | None, _optional("NAME")] = None,
+    device: Annotated[str | None, _optional("TEXT")] = None,
+    max_batch: MaybeCount = None,
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Find what a server's models cost from its request log.
 
     Args:
       log: request log: CSV or JSON lines, plain or `.gz`; columns as in `besteffort.profiling.log`.
       out: new profile file; a situation, the figures and a picture are written beside it.
-      quality: percent that the model reaches on a task, `piqa=71.7`, or `piqa=small:63,large:71.7` for several models;
-        may be given several times.
+      quality: percent that the model reaches on a task, `piqa=71.7`, or of several models `piqa=small:63,large:71.7`.
       into: profile to put the costs into, built-in or a file; what it says of quality stays.
       name: the model's name, where the log has no column `model`; by default the log's.
       device: what the server runs on, for the record.
       max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
+      output: options on what is printed.
     """
     from besteffort.profile import load_profile
     from besteffort.profiling import fitted_profile
@@ -475,25 +584,27 @@ def profile_fit(
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    answer = Answer("profile fit", output)
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
     requests = read_log(log)
     fitted_profile.check(requests, qualities, base, name)
-    with _OUTPUT.status("Fitting") as status:
+    with answer.status("Fitting") as say:
         models = fitted_profile.fit_log(
             requests,
             name=name,
             max_batch=max_batch,
             share=None if base is None else fitted_profile.share_of_others(base, requests, name),
-            progress=lambda doing, misfit: status.update(f"Fitting {doing}; misfit {misfit:.3f}"),
+            progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
         )
     made = fitted_profile.make_profile(models, name=out.stem, qualities=qualities, into=base, device=device)
     outcome = fitted_profile.write_outcome(models, made, out)
-    _OUTPUT.print(outcome.table.terminal())
+    answer.table(outcome.table)
     for note in outcome.notes:
-        _print(note)
-    for what, file in zip(("Profile", "Situation", "Figures", "Picture"), outcome.files, strict=True):
-        _print(f"{what}: {file}")
+        answer.note(note)
+    for what, file in zip(("profile", "situation", "figures", "picture"), outcome.files, strict=True):
+        answer.file(what, file)
+    return answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -502,7 +613,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "jax" not in sys.modules:
         set_up_compilation()
     try:
-        commands: dict[str, Callable[..., None]] = {
+        commands: dict[str, Callable[..., Any]] = {
             "quickstart": quickstart,
             "train": train,
             "sweep": sweep,
@@ -516,12 +627,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 {"measure": profile_measure, "quality": profile_quality, "fit": profile_fit},
             ),
         }
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="besteffort",
-            description="Best-effort LLM serving: learn, in simulation, which model shall answer which request.",
-            args=arguments,
-        )
+        with streams_restored():
+            answer: Answer | None = tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="besteffort",
+                description="Best-effort LLM serving: learn, in simulation, which model shall answer which request.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+            if answer is not None:
+                answer.finish()
     except InputError as error:
         print(f"besteffort: {error}", file=sys.stderr)
         return 2
@@ -531,20 +646,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _group(description: str, commands: dict[str, Callable[..., None]]) -> Callable[..., None]:
+def _group(description: str, commands: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     """A command that does nothing but hold others."""
     options = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=call)] for name, call in commands.items()]
     one_of: Any = Union.__getitem__((*options, Annotated[None, tyro.conf.Suppress]))  # tyro needs two or more
 
-    def group(command: Any) -> None:
-        """Whatever it does is done by the command."""
+    def group(command: Any) -> Any:
+        return command
 
     group.__doc__ = description
     group.__annotations__["command"] = Annotated[one_of, tyro.conf.arg(name="")]
     return group
 
 
-def _reproduce_command() -> Callable[..., None]:
+def _reproduce_command() -> Callable[..., Any]:
     """The command of the checkout's `experiments`, which is loaded only where it is asked for."""
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "experiments" / "__main__.py").is_file():
@@ -554,71 +669,8 @@ def _reproduce_command() -> Callable[..., None]:
         )
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
-    command: Callable[..., None] = importlib.import_module("experiments.__main__").run_command
+    command: Callable[..., Any] = importlib.import_module("experiments.__main__").run_command
     return command
-
-
-def _print(text: str) -> None:
-    _OUTPUT.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _program_bars(programs: int) -> Iterator[Callable[[ProgramProgress], None]]:
-    """Progress bars of a sweep: one for all programs, and one for each that runs."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=_ERRORS) as bars:
-        total = bars.add_task("Programs", total=programs, figures="")
-        running: dict[str, Any] = {}
-
-        def report(latest: ProgramProgress) -> None:
-            if latest.ended:
-                bars.update(total, advance=1)
-                if latest.program in running:
-                    bars.remove_task(running.pop(latest.program))
-                return
-            if latest.program not in running:
-                running[latest.program] = bars.add_task(f"Program {latest.program}", figures="")
-            figures = f"mean reward {latest.reward:.3f}"
-            bars.update(running[latest.program], completed=latest.point, total=latest.points, figures=figures)
-
-        yield report
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, TrainingProblem], Callable[[TrainingProgress], None]]]:
-    """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_ERRORS) as bars:
-
-        def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
-            config = problem.training.config
-            per_point = config.decisions_per_log_point * config.ensemble_size * problem.training.seeds
-            task = bars.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
-            reported_s: list[float] = []
-
-            def report(latest: TrainingProgress) -> None:
-                reported_s.append(time.perf_counter())
-                figures = f"mean reward {latest.metrics['reward'].mean():.3f}"
-                if len(reported_s) > 1:
-                    speed = per_point * (len(reported_s) - 1) / (reported_s[-1] - reported_s[0])
-                    figures += f", {speed:,.0f} decisions/s"
-                bars.update(task, completed=latest.point, figures=figures)
-
-            return report
-
-        yield start
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
 import gzip
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,19 @@ import numpy as np
 import pytest
 
 from besteffort.cli import main
+from besteffort.diagnosis.diagnose import Diagnosis
+from besteffort.diagnosis.findings import Finding
+from besteffort.evaluation import results as evaluation_results
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.statistics import mean_interval
 from besteffort.observation import default_features
 from besteffort.policy import Policy, save_policy
 from besteffort.profile import save_profile
+from besteffort.runs import quickstart
 from besteffort.runs.config import load_situation
 from besteffort.situation import Situation
+from besteffort.sweep.leaderboard import Leaderboard
+from besteffort.version import __version__
 
 REQUESTS = "arrival_s,task,prompt_tokens,output_tokens\n0,piqa,100,10\n0.1,lambada,100,20\n0.2,piqa,50,3\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.1,10,5\n2023-11-16 18:00:00.2,10,5\n"
@@ -319,3 +329,171 @@ def test_unknown_profile(refused: Callable[..., str]) -> None:
     said = refused("quickstart", "--profile", "opt-h100")
     assert "opt-h100" in said
     assert "opt-a100" in said
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one JSON document that a command printed, and nothing else."""
+    said = capsys.readouterr()
+    assert said.err == ""
+    found: dict[str, Any] = json.loads(said.out)
+    assert found["besteffort"] == __version__
+    assert {"command", "tables", "notes", "files"} <= found.keys()
+    return found
+
+
+def test_json_of_simulate(tmp_path: Path, requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out), "--json"]
+    assert main(command) == 0
+    found = document(capsys)
+    assert found["command"] == "simulate"
+    assert found["files"] == {"per_request": str(out / "requests.csv"), "summary": str(out / "summary.json")}
+    assert all(Path(file).is_file() for file in found["files"].values())
+    assert len(found["notes"]) == 1
+    ((row,),) = (table["rows"] for table in found["tables"])
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert row["name"] == summary["router"] == "deadline"
+    assert row["latency_p50_s"] == {"mean": summary["P50 latency (ms)"], "half_width": None}
+    assert row["performance"]["mean"] == summary["Performance (%)"]
+
+
+def test_quiet_prints_the_files_only(tmp_path: Path, requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out)]
+    assert main([*command, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out == f"Per request: {out / 'requests.csv'}\nSummary: {out / 'summary.json'}\n"
+
+
+def test_text_for_no_terminal_is_neither_coloured_nor_cut(
+    tmp_path: Path, requests: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    out = tmp_path / "out"
+    assert main(["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "Performance (%)  SLO attainment (%)  1 s windows at 96% of peak (%)" in text
+    assert "\x1b" not in text
+
+
+def test_json_of_policy(policy: Path, situation: Situation, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "show", str(policy), "--json"]) == 0
+    found = document(capsys)
+    assert found["command"] == "policy show"
+    assert found["models"] == list(situation.profile.model_names)
+    assert found["layers"] == [8, 8, 3]
+    assert found["deadlines"]["piqa"] == {"base_s": 0.1, "per_token_s": 0.015}
+    assert found["cluster"]["replicas"] == 4
+    assert found["profile"] == {"name": "opt-a100", "digest": situation.profile.digest()}
+
+
+@pytest.fixture
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> Table:
+    """Commands that would compute for minutes write nothing, and report this table."""
+    cells = (mean_interval(np.array([0.5, 0.7])), float("nan"))
+    table = Table(
+        "Title", "Router", (Column("Performance (%)"), Column("P99 (ms)", "milliseconds")), (("mine", cells),)
+    )
+    finding = Finding("worse", "load", "With load 8 it routes worse.", float("inf"), ("load 8",))
+
+    def trained(*given: object, **named: object) -> None:
+        sys.stdout.write("words of a library\n")
+        warnings.warn("a warning", stacklevel=1)
+
+    results: dict[str, Any] = {
+        "besteffort.runs.training.run_training": trained,
+        "besteffort.runs.quickstart.quickstart": lambda plan, out, progress: quickstart.Outcome(
+            table, table, out / "quickstart.png", (out / "train" / "policy.safetensors",), out / "report.md", ("Note.",)
+        ),
+        "besteffort.evaluation.results.evaluate": lambda *_: evaluation_results.Outcome(table, table),
+        "besteffort.diagnosis.diagnose.diagnose": lambda policy, situation, config, out, **_: Diagnosis(
+            (finding,), table, "Checked.", out / "report.md"
+        ),
+        "besteffort.sweep.run.run_sweep": lambda plan, out, **_: Leaderboard(
+            (), table, table, out / "report.md", out / "what-mattered.png"
+        ),
+    }
+    for name, stub in results.items():
+        monkeypatch.setattr(name, stub)
+    return table
+
+
+LONG = {
+    "quickstart": ("picture", "policies", "report", "results"),
+    "train": ("policy", "policies"),
+    "evaluate": ("report", "results"),
+    "diagnose": ("report", "results"),
+    "sweep": ("picture", "report", "results"),
+}
+
+
+def arguments_of(command: str, policy: Path, small: Path, tmp_path: Path) -> list[str]:
+    sweep = written(tmp_path / "sweep.yaml", f"base: {small}\naxes: {{training.hyper.tau: [0.9]}}\n")
+    positional = {"train": [small], "evaluate": [policy], "diagnose": [policy], "sweep": [sweep], "quickstart": []}
+    return [command, *map(str, positional[command]), "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("command", LONG)
+def test_json_of_long_commands(
+    command: str, stubbed: Table, policy: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = arguments_of(command, policy, small, tmp_path)
+    assert main([*arguments, "--json", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ("words of a library\n" if command == "train" else "")
+    found = json.loads(said.out)
+    assert found["command"] == command
+    assert tuple(found["files"]) == LONG[command]
+    if command != "train":
+        (row,) = found["tables"][0]["rows"]
+        assert row["performance"]["mean"] == pytest.approx(0.6)
+        assert row["p99_s"] is None
+    if command == "diagnose":
+        assert found["findings"][0]["sentence"] == "With load 8 it routes worse."
+        assert found["findings"][0]["loss"] is None
+
+
+@pytest.mark.filterwarnings("ignore:a warning")
+def test_progress_stays_off_standard_output(
+    stubbed: Table, policy: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments_of("train", policy, small, tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    out = tmp_path / "out"
+    files = {"policy": str(out / "policy.safetensors"), "policies": [str(out / "policy-0.safetensors")]}
+    assert json.loads(said.out)["files"] == files
+    assert "Training" in said.err
+    assert "words of a library" in said.err
+
+
+@pytest.mark.parametrize("command", ["quickstart", "train", "evaluate", "diagnose", "simulate", "sweep"])
+def test_mistakes_in_set(command: str, refused: Callable[..., str], policy: Path, requests: Path) -> None:
+    positional = {
+        "quickstart": [],
+        "train": ["paper"],
+        "simulate": [requests, "--router", "deadline"],
+        "sweep": ["learning_rate"],
+    }
+    for change, words in (
+        ("cluster.replcas=2", "`cluster.replcas`: `cluster` has no field `replcas`, did you mean `replicas`?"),
+        ("cluster.replicas=0", "`cluster.replicas` is 0, but should be greater than or equal to 1"),
+        ("cluster.replicas", "write it like `--set cluster.replicas=2`"),
+        ("tasks.sums.weight=2", "`tasks` has no entry `sums`; give `*` for all"),
+        ("cluster=[", "the value is not YAML"),
+    ):
+        said = refused(command, *positional.get(command, [policy]), "--set", change)
+        assert "`--set" in said
+        assert words in said
+
+
+def test_set_reaches_the_situation(tmp_path: Path, requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out), "--json"]
+    changes = ["--set", "tasks.*.weight=2", "--set=cluster.replicas=1", "--set", "tasks.lambada.weight=0.5"]
+    assert main([*command, *changes]) == 0
+    (row,) = document(capsys)["tables"][0]["rows"]
+    assert row["performance_per_gpu"] == row["performance"]
+    with (out / "requests.csv").open(encoding="utf-8") as file:
+        rewards = [float(line["reward"]) for line in csv.DictReader(file)]
+    assert [reward > 1 for reward in rewards] == [True, False, True]

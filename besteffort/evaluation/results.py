@@ -36,12 +36,10 @@ class Outcome:
     Attributes:
       table: performance of all routers at all loads.
       brief: the same without intervals, for a terminal.
-      files: what was written, by name.
     """
 
     table: Table
     brief: Table
-    files: Mapping[str, Path]
 
 
 def evaluate(
@@ -71,7 +69,6 @@ def evaluate(
     return Outcome(
         table=performance_table(evaluations, config, intervals=True),
         brief=performance_table(evaluations, config, intervals=False),
-        files={"report": out / "report.md", "results": out / "results.json"},
     )
 
 

@@ -1,0 +1,207 @@
+"""How commands answer, all in the same way: as text or as one JSON document, with progress on standard error.
+
+A document has the keys `besteffort` (the version), `command`, `tables`, `notes` and `files`, and what else the command
+has to say. Figures are shares or SI units, those with an interval `{"mean", "half_width"}`; null stands for what is not
+finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from besteffort.files import jsonable
+from besteffort.version import __version__
+
+if TYPE_CHECKING:
+    from besteffort.evaluation.report import Table
+    from besteffort.learning.train import Progress as TrainingProgress
+    from besteffort.runs.training import TrainingProblem
+    from besteffort.sweep.backends import ProgramProgress
+
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""An option that is off unless it is given."""
+
+_UNCUT = 10_000  # columns of what is no terminal, where lines may be as long as they like
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How to answer; options that commands share.
+
+    Attributes:
+      json: print one JSON document instead of text.
+      quiet: print results and the files written only: no progress, tables or remarks.
+    """
+
+    json: Flag = False
+    quiet: Flag = False
+
+
+class Answer:
+    """What a command has to say: printed as it comes, or with `--json` in one document at its end.
+
+    Attributes:
+      output: how to answer.
+    """
+
+    def __init__(self, command: str, output: Output) -> None:
+        self.output = output
+        self._tables: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+        self._files: dict[str, Any] = {}
+        self._data: dict[str, Any] = {}
+        self._command = command
+        self._to = sys.stdout
+        if output.json:
+            sys.stdout = sys.stderr  # what libraries print is no part of the document
+        if output.quiet:
+            logging.disable(logging.WARNING)
+            warnings.simplefilter("ignore")
+
+    def note(self, text: str) -> None:
+        """A remark, in a sentence or more."""
+        self._notes.append(text)
+        if not self.output.quiet:
+            self._print(text)
+
+    def table(self, table: Table, brief: Table | None = None) -> None:
+        """A table; `brief` is what a terminal shows of it."""
+        if self.output.json:
+            self._tables.append(table.as_data())
+        elif not self.output.quiet:
+            _console().print((brief or table).terminal())
+
+    def line(self, text: str) -> None:
+        """A result that is a sentence, or a line of text that `data` has too."""
+        self._print(text)
+
+    def data(self, **values: Any) -> None:
+        """Further keys of the document."""
+        self._data |= values
+
+    def file(self, name: str, path: Path, remark: str = "") -> None:
+        """A file that was written, with a remark on it for readers."""
+        self._files[name] = path
+        self._print(f"{name.replace('_', ' ').capitalize()}: {path}{remark}")
+
+    def files(self, name: str, title: str, paths: Sequence[Path]) -> None:
+        """Several files of one kind that were written; without a title in the document only."""
+        self._files[name] = list(paths)
+        if title:
+            self._print(f"{title}: {', '.join(map(str, paths))}")
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Says what is going on, on standard error, while it lasts; gives a function that says something else."""
+        with _errors(self.output).status(text) as status:
+            yield status.update
+
+    def finish(self) -> None:
+        """Prints the document, if one is asked for."""
+        if self.output.json:
+            document = {
+                "besteffort": __version__,
+                "command": self._command,
+                **self._data,
+                "tables": self._tables,
+                "notes": self._notes,
+                "files": self._files,
+            }
+            self._to.write(json.dumps(jsonable(document), indent=2, allow_nan=False) + "\n")
+
+    def _print(self, text: str) -> None:
+        if not self.output.json:
+            _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def streams_restored() -> Iterator[None]:
+    """Takes back at its end what an `Answer` within changed for the whole process: standard output, what is logged."""
+    out, disabled = sys.stdout, logging.root.manager.disable
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            sys.stdout = out
+            logging.disable(disabled)
+
+
+@contextmanager
+def program_bars(programs: int, output: Output) -> Iterator[Callable[[ProgramProgress], None]]:
+    """Progress bars of a sweep: one for all programs, and one for each that runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_errors(output)) as bars:
+        total = bars.add_task("Programs", total=programs, figures="")
+        running: dict[str, Any] = {}
+
+        def report(latest: ProgramProgress) -> None:
+            if latest.ended:
+                bars.update(total, advance=1)
+                if latest.program in running:
+                    bars.remove_task(running.pop(latest.program))
+                return
+            if latest.program not in running:
+                running[latest.program] = bars.add_task(f"Program {latest.program}", figures="")
+            figures = f"mean reward {latest.reward:.3f}"
+            bars.update(running[latest.program], completed=latest.point, total=latest.points, figures=figures)
+
+        yield report
+
+
+@contextmanager
+def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], Callable[[TrainingProgress], None]]]:
+    """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_errors(output)) as bars:
+
+        def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
+            config = problem.training.config
+            per_point = config.decisions_per_log_point * config.ensemble_size * problem.training.seeds
+            task = bars.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
+            reported_s: list[float] = []
+
+            def report(latest: TrainingProgress) -> None:
+                reported_s.append(time.perf_counter())
+                figures = f"mean reward {latest.metrics['reward'].mean():.3f}"
+                if len(reported_s) > 1:
+                    speed = per_point * (len(reported_s) - 1) / (reported_s[-1] - reported_s[0])
+                    figures += f", {speed:,.0f} decisions/s"
+                bars.update(task, completed=latest.point, figures=figures)
+
+            return report
+
+        yield start
+
+
+def _console() -> Console:
+    """Standard output; lines are as wide as the terminal, or as they like where there is none."""
+    return Console(width=None if sys.stdout.isatty() else _UNCUT)
+
+
+def _errors(output: Output) -> Console:
+    return Console(stderr=True, quiet=output.quiet)
