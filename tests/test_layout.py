@@ -27,7 +27,7 @@ sweep
 opt laptop
 profiling
 adapters
-console
+console listing
 cli __main__
 """
 LAYER = {name: depth for depth, line in enumerate(LAYERS.split("\n")) for name in line.split()}
