@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -188,12 +189,17 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m exper
         tyro.cli(run_command, args=arguments, prog=prog)
 
 
+def _without_default(metavar: str) -> Any:
+    """An argument whose help says what holds without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 def run_command(
-    names: tyro.conf.Positional[tuple[str, ...]] = (),
-    out: Path = Path("reproduced"),
-    fast: bool = False,
-    data: Path | None = None,
-    workers: int | None = None,
+    names: tyro.conf.Positional[Annotated[tuple[str, ...], _without_default("[EXPERIMENT ...]")]] = (),
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduced"),
+    fast: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False,
+    data: Annotated[Path | None, _without_default("DIR")] = None,
+    workers: Annotated[int | None, _without_default("N")] = None,
 ) -> None:
     """Run the experiments behind the paper's claims, and set its figures next to ours.
 
