@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import inspect
+import io
+import itertools
+import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -15,12 +22,15 @@ from besteffort.console import (
     Answer,
     Flag,
     Output,
+    drop_output,
     program_bars,
     streams_restored,
     training_bars,
 )
 from besteffort.errors import InputError
+from besteffort.files import os_errors_as_input_errors
 from besteffort.runs.compilation import set_up_compilation
+from besteffort.version import __version__
 
 if TYPE_CHECKING:
     from besteffort.policy import Policy
@@ -71,6 +81,7 @@ MaybeProfile = Annotated[str | None, _optional("PROFILE")]
 MaybeFile = Annotated[Path | None, _optional("FILE")]
 MaybeCount = Annotated[int | None, _optional("N")]
 MaybeNumber = Annotated[float | None, _optional("X")]
+Kind = Literal["configurations", "profiles", "routers", "experiments", "sweeps"]
 
 
 def quickstart(
@@ -375,6 +386,27 @@ def reproduce() -> None:
     """Run the experiments behind the claims, beside the paper's (in a checkout)."""
 
 
+def list_names(
+    kinds: tyro.conf.Positional[Annotated[tuple[Kind, ...], _optional("[KIND ...]")]] = (),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """List what there is by name: configurations, profiles, routers and more.
+
+    Args:
+      kinds: what to list: `configurations`, `profiles`, `routers`, `experiments` (in a checkout) or `sweeps`; all by
+        default. With `--quiet` only the names are printed.
+      output: options on what is printed.
+    """
+    from besteffort.listing import entries
+
+    answer = Answer("list", output)
+    found = entries(kinds)
+    for kind, rows in found.items():
+        answer.rows(rows, heading=kind.capitalize() if len(found) > 1 else "")
+    answer.data(**{kind: [{"name": name, "description": text} for name, text in rows] for kind, rows in found.items()})
+    return answer
+
+
 def policy(
     action: tyro.conf.Positional[Literal["show", "export"]],
     file: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
@@ -607,46 +639,106 @@ def profile_fit(
     return answer
 
 
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command, and a line that shows how it is called.
+
+    Attributes:
+      call: what it does; tyro reads its options from the signature and its help from the docstring.
+      example: a line that can be copied.
+    """
+
+    call: Callable[..., Answer | None]
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(quickstart, "besteffort quickstart --trace my_log.csv --out first-run"),
+    "train": Command(train, "besteffort train paper --set cluster.replicas=2 --out two-replicas"),
+    "sweep": Command(sweep, "besteffort sweep learning_rate --set training.config.num_envs=64 --out rates"),
+    "evaluate": Command(evaluate, "besteffort evaluate first-run/train/policy.safetensors --out judged"),
+    "diagnose": Command(diagnose, "besteffort diagnose first-run/train/policy.safetensors --out diagnosis"),
+    "simulate": Command(simulate, "besteffort simulate my_log.csv --router deadline --load 2 --out replay"),
+    "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
+    "list": Command(list_names, "besteffort list configurations"),
+    "policy": Command(policy, "besteffort policy show first-run/train/policy.safetensors"),
+    "profile measure": Command(profile_measure, "besteffort profile measure opt-125m opt-350m --out my_device.json"),
+    "profile quality": Command(profile_quality, "besteffort profile quality opt-125m --task piqa --out qualities.json"),
+    "profile fit": Command(profile_fit, "besteffort profile fit my_log.jsonl --quality piqa=71.7 --out server.json"),
+}
+"""All commands; those of two words make groups."""
+
+GROUPS = {"profile": "What models cost and give: measured here, or read off a request log."}
+
+_DESCRIPTION = "Best-effort LLM serving: learn in simulation which model answers which request."
+_CLOSING = """\
+`besteffort COMMAND --help` explains a command, and `besteffort --version` names
+the version. README.md, docs/ and ARCHITECTURE.md in the repository say more.
+"""
+_SHELLS = ("bash", "zsh", "tcsh", "fish")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"besteffort {__version__}")
+        return 0
     if "jax" not in sys.modules:
         set_up_compilation()
     try:
-        commands: dict[str, Callable[..., Any]] = {
-            "quickstart": quickstart,
-            "train": train,
-            "sweep": sweep,
-            "evaluate": evaluate,
-            "diagnose": diagnose,
-            "simulate": simulate,
-            "reproduce": _reproduce_command() if given[:1] == ["reproduce"] else reproduce,
-            "policy": policy,
-            "profile": _group(
-                "What models cost and give: measured here, or from a server's request log.",
-                {"measure": profile_measure, "quality": profile_quality, "fit": profile_fit},
-            ),
-        }
         with streams_restored():
-            answer: Answer | None = tyro.extras.subcommand_cli_from_dict(
-                commands,
-                prog="besteffort",
-                description="Best-effort LLM serving: learn, in simulation, which model shall answer which request.",
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-            if answer is not None:
-                answer.finish()
+            if given and given[0] in ("--tyro-print-completion", "--tyro-write-completion"):
+                _print_completion(given)
+            elif {"-h", "--help"} & set(given):
+                _print_help(given)
+            else:
+                answer = _run(given)
+                if answer is not None:
+                    answer.finish()
+        sys.stdout.flush()
     except InputError as error:
         print(f"besteffort: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("besteffort: interrupted; what was written stays.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        drop_output()
+        return 1
     return 0
 
 
-def _group(description: str, commands: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+def _run(given: Sequence[str]) -> Answer | None:
+    """Parses the arguments and calls the command; exits where help or completions are asked for, or on other words."""
+    calls: dict[str, Callable[..., Any]] = {}
+    for name, command in COMMANDS.items():
+        group, _, _ = name.rpartition(" ")
+        if not group:
+            calls[name] = command.call
+        elif group not in calls:
+            members = {n.removeprefix(f"{group} "): c.call for n, c in COMMANDS.items() if n.startswith(f"{group} ")}
+            calls[group] = _group(GROUPS[group], members)
+    if given[:1] == ["reproduce"]:
+        calls["reproduce"] = _reproduce_command()
+    for documented in (*calls.values(), *(command.call for command in COMMANDS.values()), Changes, Output):
+        _join_lines(documented)
+    answer: Answer | None = tyro.extras.subcommand_cli_from_dict(
+        calls,
+        prog="besteffort",
+        description=_DESCRIPTION,
+        args=given,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return answer
+
+
+def _join_lines(documented: Any) -> None:
+    """Makes one line of what a docstring says of an argument, for tyro would keep its line breaks."""
+    documented.__doc__ = re.sub(r"\n {4,}(?=\S)", " ", inspect.cleandoc(documented.__doc__ or ""))
+
+
+def _group(description: str, commands: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """A command that does nothing but hold others."""
     options = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=call)] for name, call in commands.items()]
     one_of: Any = Union.__getitem__((*options, Annotated[None, tyro.conf.Suppress]))  # tyro needs two or more
@@ -661,16 +753,87 @@ def _group(description: str, commands: dict[str, Callable[..., Any]]) -> Callabl
 
 def _reproduce_command() -> Callable[..., Any]:
     """The command of the checkout's `experiments`, which is loaded only where it is asked for."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "experiments" / "__main__.py").is_file():
+    from besteffort.listing import CHECKOUT, has_experiments
+
+    if not has_experiments():
         raise InputError(
             "`reproduce` runs the files under `experiments/`, which only a checkout has; clone the repository and "
             "install from there with `python -m pip install --no-deps -e .`."
         )
-    if str(checkout) not in sys.path:
-        sys.path.insert(0, str(checkout))
+    if str(CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT))
     command: Callable[..., Any] = importlib.import_module("experiments.__main__").run_command
     return command
+
+
+class _Captured(io.StringIO):
+    """Takes what is printed but passes for standard output, so that tyro draws boxes and colours as it would there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._behind = sys.stdout
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._behind.encoding
+
+    def isatty(self) -> bool:
+        return self._behind.isatty()
+
+
+def _print_help(given: Sequence[str]) -> None:
+    """Prints tyro's help, its long lines wrapped between words, with an example at its end; then exits."""
+    status: Any = 0
+    with contextlib.redirect_stdout(_Captured()) as captured:
+        try:
+            _run(given)
+        except SystemExit as leaving:
+            status = leaving.code
+    text = captured.getvalue()
+    if text:
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+        print(_wrapped(text), *([] if words else [_CLOSING]), f"Example:\n  {_example(words)}", sep="\n", flush=True)
+    sys.exit(status)
+
+
+def _example(words: Sequence[str]) -> str:
+    """The example of the command that begins with these words, of a group the one of its first command."""
+    for begun in (" ".join(words[:2]), " ".join(words[:1])):
+        for name, command in COMMANDS.items():
+            if name == begun or name.startswith(f"{begun} "):
+                return command.example
+    return next(iter(COMMANDS.values())).example
+
+
+def _wrapped(text: str) -> str:
+    """Text whose lines outside boxes are no longer than the terminal is wide."""
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.rstrip().splitlines():
+        if line.startswith("╭") or len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= width:
+            lines.append(line)
+        else:
+            short = re.sub(r"\{[\w,-]+\}$", "COMMAND", line)
+            indent = "  " if short.startswith("usage:") else ""
+            lines += textwrap.wrap(
+                short, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+    return "\n".join([*lines, ""])
+
+
+def _print_completion(given: Sequence[str]) -> None:
+    """Prints or writes a shell's completion script, with tyro's options for this; then exits."""
+    option, *words = given
+    if words[:1] == [] or words[0] not in _SHELLS:
+        raise InputError(
+            f"`{option}` is followed by {words[0] if words else 'nothing'}; name one of {', '.join(_SHELLS)}."
+        )
+    if option == "--tyro-write-completion":
+        if len(words) != 2:
+            raise InputError(f"`{option} {words[0]}` needs one file to write to; name it.")
+        with os_errors_as_input_errors(Path(words[1])):
+            _run(given)
+    _run(given)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +90,27 @@ class Answer:
         """A result that is a sentence, or a line of text that `data` has too."""
         self._print(text)
 
+    def rows(self, rows: Sequence[tuple[str, str]], heading: str = "") -> None:
+        """Names and what they mean, as text that `data` has too; names only if it shall be quiet."""
+        if self.output.json:
+            return
+        if self.output.quiet:
+            for name, _ in rows:
+                self._print(name)
+            return
+        if heading:
+            self._print(heading)
+        indent = "  " if heading else ""
+        column = max(len(name) for name, _ in rows)
+        for name, meaning in rows:
+            first = f"{indent}{name:<{column}}  "
+            width = max(_console().width, len(first) + 20)
+            self._print(
+                textwrap.fill(
+                    meaning, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+                )
+            )
+
     def data(self, **values: Any) -> None:
         """Further keys of the document."""
         self._data |= values
@@ -137,6 +160,11 @@ def streams_restored() -> Iterator[None]:
         finally:
             sys.stdout = out
             logging.disable(disabled)
+
+
+def drop_output() -> None:
+    """Lets the interpreter end in peace although nobody reads standard output any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import functools
 import gzip
 import itertools
 import json
+import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -20,7 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from besteffort.cli import main
+from besteffort import cli, listing
+from besteffort.cli import COMMANDS, GROUPS, main
 from besteffort.diagnosis.diagnose import Diagnosis
 from besteffort.diagnosis.findings import Finding
 from besteffort.evaluation import results as evaluation_results
@@ -29,10 +33,13 @@ from besteffort.evaluation.statistics import mean_interval
 from besteffort.observation import default_features
 from besteffort.policy import Policy, save_policy
 from besteffort.profile import save_profile
+from besteffort.routers import ROUTERS
 from besteffort.runs import quickstart
-from besteffort.runs.config import load_situation
+from besteffort.runs.config import load_situation, parse_changes
+from besteffort.runs.experiment import load_run
 from besteffort.situation import Situation
 from besteffort.sweep.leaderboard import Leaderboard
+from besteffort.sweep.plan import load_sweep
 from besteffort.version import __version__
 
 REQUESTS = "arrival_s,task,prompt_tokens,output_tokens\n0,piqa,100,10\n0.1,lambada,100,20\n0.2,piqa,50,3\n"
@@ -331,6 +338,148 @@ def test_unknown_profile(refused: Callable[..., str]) -> None:
     assert "opt-a100" in said
 
 
+def interpreter(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "besteffort", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"besteffort {__version__}\n"
+    done = interpreter("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"besteffort {__version__}\n", "")
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        main([*command.split(), "--help"])
+    assert leaving.value.code == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out
+
+
+@pytest.mark.parametrize("command", ["", *GROUPS, *(name for name in COMMANDS if name != "reproduce")])
+def test_every_help_fits_80_columns_and_ends_with_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(command, capsys)
+    *lines, heading, example = text.splitlines()
+    assert heading == "Example:"
+    assert example.startswith(f"  besteffort {command}")
+    assert example[2:] in {each.example for each in COMMANDS.values()}
+    assert max(map(len, [*lines, example])) <= 80
+    assert "\x1b" not in text
+    assert "{None}" not in text
+    assert not re.search(r"\(default: *\)|None", text)
+
+
+def test_top_level_help_lists_commands_and_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("", capsys)
+    for name in COMMANDS:
+        assert f"• {name.split()[0]} " in text
+    for words in ("README.md", "docs/", "besteffort --version", "besteffort COMMAND --help"):
+        assert words in text
+
+
+@pytest.mark.checkout
+def test_help_of_reproduce(capsys: pytest.CaptureFixture[str]) -> None:
+    assert help_of("reproduce", capsys).endswith(f"Example:\n  {COMMANDS['reproduce'].example}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches the command with options that fit it, and what it names of ours is there."""
+    if name == "reproduce":
+        pytest.importorskip("experiments.__main__")
+        from experiments.__main__ import plan, run_command
+
+        original: Callable[..., Any] = run_command
+    else:
+        original = COMMANDS[name].call
+    called: list[dict[str, Any]] = []
+
+    @functools.wraps(original)
+    def stub(*given: Any, **named: Any) -> None:
+        assert not given
+        called.append(named)
+
+    monkeypatch.setitem(COMMANDS, name, dataclasses.replace(COMMANDS[name], call=stub))
+    monkeypatch.setattr(cli, "_reproduce_command", lambda: stub)
+    program, *arguments = shlex.split(COMMANDS[name].example)
+    assert program == "besteffort"
+    assert " ".join(arguments).startswith(name)
+    assert main(arguments) == 0
+    (named,) = called
+    if name == "reproduce":
+        assert plan(named["names"]) == named["names"]
+    elif name == "sweep":
+        assert load_sweep(named["file"], changes=parse_changes(named["changes"].set)).changes
+    elif "changes" in named:
+        load_run(named["config"] or "quickstart", changes=parse_changes(named["changes"].set))
+
+
+def test_list_names_everything_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "Configurations\n",
+        "  paper       The default situation",
+        "  priced ",
+        "  learning_rate  ",
+        "opt-a100",
+    ):
+        assert words in text
+    for kind, find in listing.KINDS.items():
+        if kind != "experiments":
+            assert all(name and meaning for name, meaning in find())
+
+
+def test_list_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "routers", "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == list(ROUTERS)
+    assert main(["list", "routers"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("static ")
+    assert "Takes price, reserve." in text
+
+
+@pytest.mark.checkout
+def test_list_reads_experiments_without_running_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {"stable_load", "fit_vllm"} <= {name for name, meaning in listing.experiments() if meaning}
+    assert not {"lab", "__main__"} & {name for name, _ in listing.experiments()}
+    (tmp_path / "experiments").mkdir()
+    for name in ("__main__", "mine"):
+        text = f'"""A question\nin a sentence.\n\n    python -m experiments.{name}\n"""\n1 / 0\n'
+        written(tmp_path / "experiments" / f"{name}.py", text)
+    monkeypatch.setattr(listing, "CHECKOUT", tmp_path)
+    assert main(["list", "experiments", "--json"]) == 0
+    assert {"name": "mine", "description": "A question in a sentence."} in json.loads(capsys.readouterr().out)[
+        "experiments"
+    ]
+
+
+def test_list_without_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "CHECKOUT", tmp_path)
+    assert main(["list", "--json"]) == 0
+    assert "experiments" not in json.loads(capsys.readouterr().out)
+    assert main(["list", "experiments"]) == 2
+    assert "clone it first" in sentence(capsys)
+
+
+def test_list_needs_no_jax() -> None:
+    code = (
+        "import sys; from besteffort.cli import main; main(['list', '--quiet']); "
+        "print(*{'jax', 'matplotlib', 'scipy'}.intersection(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
 def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The one JSON document that a command printed, and nothing else."""
     said = capsys.readouterr()
@@ -364,6 +513,13 @@ def test_quiet_prints_the_files_only(tmp_path: Path, requests: Path, capsys: pyt
     said = capsys.readouterr()
     assert said.err == ""
     assert said.out == f"Per request: {out / 'requests.csv'}\nSummary: {out / 'summary.json'}\n"
+
+
+def test_quiet_ends_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "sweeps", "--quiet"]) == 0
+    with pytest.warns(UserWarning, match="loud"):
+        warnings.warn("loud", stacklevel=1)
+    assert logging.root.manager.disable < logging.WARNING
 
 
 def test_text_for_no_terminal_is_neither_coloured_nor_cut(
@@ -497,3 +653,46 @@ def test_set_reaches_the_situation(tmp_path: Path, requests: Path, capsys: pytes
     with (out / "requests.csv").open(encoding="utf-8") as file:
         rewards = [float(line["reward"]) for line in csv.DictReader(file)]
     assert [reward > 1 for reward in rewards] == [True, False, True]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script"
+    with pytest.raises(SystemExit) as leaving:
+        main(["--tyro-write-completion", shell, str(script)])
+    assert not leaving.value.code
+    with pytest.raises(SystemExit):
+        main(["--tyro-print-completion", shell])
+    text = script.read_text(encoding="utf-8")
+    assert text.strip() == capsys.readouterr().out.strip()
+    for name in COMMANDS:
+        assert all(word in text for word in name.split())
+    assert "--set" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tyro-print-completion"], "name one of bash, zsh"),
+        (["--tyro-print-completion", "bsh"], "name one of bash, zsh"),
+        (["--tyro-write-completion", "bash"], "needs one file"),
+        (["--tyro-write-completion", "bash", "/none/script"], "/none/script: cannot write it"),
+    ],
+)
+def test_completion_that_cannot_be(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert words in sentence(capsys)
+
+
+def test_nobody_reads_what_is_printed() -> None:
+    """`besteffort list | head -1` ends without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "besteffort", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert errors == b""
