@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from besteffort.policy import Policy
 
 
-def _required(metavar: str) -> Any:
+def _metavar(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar)
 
 
@@ -54,7 +54,7 @@ class Changes:
         `tasks.*.share=1` or `training.config.num_envs=64`; the value is YAML.
     """
 
-    set: Annotated[tuple[str, ...], _required("FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    set: Annotated[tuple[str, ...], _metavar("FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
 
     def arguments(self) -> dict[str, Any]:
         """What `load_run`, `load_situation` and `load_sweep` are to be given.
@@ -70,12 +70,12 @@ class Changes:
 SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
 SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
 
-Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _required("TRACKER"), tyro.conf.UseAppendAction]
+Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _metavar("TRACKER"), tyro.conf.UseAppendAction]
 Traces = Annotated[tuple[Path, ...], tyro.conf.arg(name="trace", metavar="FILE"), tyro.conf.UseAppendAction]
 Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]", help_behavior_hint="(required)")]
-Directory = Annotated[Path, _required("DIR")]
-NewFile = Annotated[Path, _required("FILE")]
-Config = Annotated[str, _required("CONFIG")]
+Directory = Annotated[Path, _metavar("DIR")]
+NewFile = Annotated[Path, _metavar("FILE")]
+Config = Annotated[str, _metavar("CONFIG")]
 MaybeConfig = Annotated[str | None, _optional("CONFIG")]
 MaybeProfile = Annotated[str | None, _optional("PROFILE")]
 MaybeFile = Annotated[Path | None, _optional("FILE")]
@@ -181,21 +181,21 @@ def train(
 
 
 def sweep(
-    file: tyro.conf.Positional[Annotated[str, _required("SWEEP")]],
+    file: tyro.conf.Positional[Annotated[str, _metavar("SWEEP")]],
     out: Directory,
     resume: Flag = False,
     workers: MaybeCount = None,
-    together: Annotated[int, _required("N")] = 64,
+    together: Annotated[int, _metavar("N")] = 64,
     backend: Literal["local", "ray"] = "local",
     address: Annotated[str | None, _optional("ADDRESS")] = None,
-    cpus: Annotated[int, _required("N")] = 1,
-    gpus: Annotated[float, _required("X")] = 0.0,
+    cpus: Annotated[int, _metavar("N")] = 1,
+    gpus: Annotated[float, _metavar("X")] = 0.0,
     early_stopping: Flag = False,
     track: Trackers = (),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Train and judge routers over fields of a configuration: what mattered?
+    """Train and judge routers over values of configuration fields.
 
     Args:
       file: name of a sweep that comes with the package (`learning_rate`), or a YAML file.
@@ -244,7 +244,7 @@ def sweep(
 
 
 def evaluate(
-    policy: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    policy: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]],
     out: Directory,
     config: Config = "paper",
     trace: Traces = (),
@@ -252,7 +252,7 @@ def evaluate(
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Judge a policy beside all other routers: on grids and bursts, or on traces.
+    """Compare a policy with all other routers, on synthetic loads or on traces.
 
     Args:
       policy: policy file.
@@ -293,12 +293,12 @@ def evaluate(
 
 
 def diagnose(
-    policy: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    policy: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]],
     out: Directory,
     config: Config = "paper",
     profile: MaybeProfile = None,
     trace: MaybeFile = None,
-    load: Annotated[float, _required("X")] = 1.0,
+    load: Annotated[float, _metavar("X")] = 1.0,
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -340,18 +340,18 @@ def diagnose(
 
 
 def simulate(
-    requests: tyro.conf.Positional[Annotated[Path, _required("REQUESTS")]],
-    router: Annotated[str, _required("ROUTER")],
+    requests: tyro.conf.Positional[Annotated[Path, _metavar("REQUESTS")]],
+    router: Annotated[str, _metavar("ROUTER")],
     out: Directory,
     config: Config = "paper",
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=X [NAME=X ...]", help_behavior_hint="")] = (),
     load: MaybeNumber = None,
-    seed: Annotated[int, _required("N")] = 0,
+    seed: Annotated[int, _metavar("N")] = 0,
     backend: Literal["jax", "reference"] = "jax",
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Play a list of requests with one router and tell what became of each.
+    """Simulate a list of requests with one router, and write every outcome.
 
     Args:
       requests: a CSV file with the columns arrival_s,task,prompt_tokens,output_tokens, or a trace of a known format.
@@ -383,14 +383,14 @@ def simulate(
 
 
 def reproduce() -> None:
-    """Run the experiments behind the claims, beside the paper's (in a checkout)."""
+    """Run the experiments behind the paper's claims; needs a checkout."""
 
 
 def list_names(
     kinds: tyro.conf.Positional[Annotated[tuple[Kind, ...], _optional("[KIND ...]")]] = (),
     output: SharedOutput = Output(),
 ) -> Answer:
-    """List what there is by name: configurations, profiles, routers and more.
+    """List configurations, profiles, routers, experiments and sweeps by name.
 
     Args:
       kinds: what to list: `configurations`, `profiles`, `routers`, `experiments` (in a checkout) or `sweeps`; all by
@@ -409,11 +409,11 @@ def list_names(
 
 def policy(
     action: tyro.conf.Positional[Literal["show", "export"]],
-    file: tyro.conf.Positional[Annotated[Path, _required("POLICY")]],
+    file: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]],
     onnx: MaybeFile = None,
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Tell what is in a policy file, or export it for other languages.
+    """Show what a policy file holds, or export it for other languages.
 
     Args:
       action: `show`, or `export`.
@@ -480,9 +480,9 @@ def profile_measure(
     models: tyro.conf.Positional[Models],
     out: NewFile,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: Annotated[int, _required("N")] = 32,
-    context: Annotated[int, _required("N")] = 512,
-    repeats: Annotated[int, _required("N")] = 15,
+    max_batch: Annotated[int, _metavar("N")] = 32,
+    context: Annotated[int, _metavar("N")] = 512,
+    repeats: Annotated[int, _metavar("N")] = 15,
     qualities: Annotated[str | None, _optional("FILE")] = None,
     resume: Flag = False,
     output: SharedOutput = Output(),
@@ -530,14 +530,14 @@ def profile_measure(
 def profile_quality(
     models: tyro.conf.Positional[Models],
     out: NewFile,
-    task: Annotated[tuple[str, ...], _required("NAME"), tyro.conf.UseAppendAction] = (),
-    examples: Annotated[tuple[Path, ...], _required("FILE"), tyro.conf.UseAppendAction] = (),
+    task: Annotated[tuple[str, ...], _metavar("NAME"), tyro.conf.UseAppendAction] = (),
+    examples: Annotated[tuple[Path, ...], _metavar("FILE"), tyro.conf.UseAppendAction] = (),
     into: MaybeProfile = None,
-    metric: Annotated[tuple[str, ...], _required("TASK=METRIC"), tyro.conf.UseAppendAction] = (),
+    metric: Annotated[tuple[str, ...], _metavar("TASK=METRIC"), tyro.conf.UseAppendAction] = (),
     shots: MaybeCount = None,
     limit: MaybeCount = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: Annotated[int, _required("N")] = 8,
+    max_batch: Annotated[int, _metavar("N")] = 8,
     output: SharedOutput = Output(),
 ) -> Answer:
     """Measure what OPT models give on tasks, with lm-evaluation-harness.
@@ -589,9 +589,9 @@ def profile_quality(
 
 
 def profile_fit(
-    log: tyro.conf.Positional[Annotated[Path, _required("LOG")]],
+    log: tyro.conf.Positional[Annotated[Path, _metavar("LOG")]],
     out: NewFile,
-    quality: Annotated[tuple[str, ...], _required("TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
+    quality: Annotated[tuple[str, ...], _metavar("TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
     into: MaybeProfile = None,
     name: Annotated[str | None, _optional("NAME")] = None,
     device: Annotated[str | None, _optional("TEXT")] = None,
@@ -734,7 +734,7 @@ def _run(given: Sequence[str]) -> Answer | None:
 
 
 def _join_lines(documented: Any) -> None:
-    """Makes one line of what a docstring says of an argument, for tyro would keep its line breaks."""
+    """Puts each argument's text in a docstring on one line, because tyro keeps its line breaks."""
     documented.__doc__ = re.sub(r"\n {4,}(?=\S)", " ", inspect.cleandoc(documented.__doc__ or ""))
 
 
@@ -813,6 +813,7 @@ def _wrapped(text: str) -> str:
         if line.startswith("╭") or len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= width:
             lines.append(line)
         else:
+            # The box below lists the commands.
             short = re.sub(r"\{[\w,-]+\}$", "COMMAND", line)
             indent = "  " if short.startswith("usage:") else ""
             lines += textwrap.wrap(
@@ -824,16 +825,14 @@ def _wrapped(text: str) -> str:
 def _print_completion(given: Sequence[str]) -> None:
     """Prints or writes a shell's completion script, with tyro's options for this; then exits."""
     option, *words = given
-    if words[:1] == [] or words[0] not in _SHELLS:
+    if not words or words[0] not in _SHELLS:
         raise InputError(
             f"`{option}` is followed by {words[0] if words else 'nothing'}; name one of {', '.join(_SHELLS)}."
         )
-    if option == "--tyro-write-completion":
-        if len(words) != 2:
-            raise InputError(f"`{option} {words[0]}` needs one file to write to; name it.")
-        with os_errors_as_input_errors(Path(words[1])):
-            _run(given)
-    _run(given)
+    if option == "--tyro-write-completion" and len(words) != 2:
+        raise InputError(f"`{option} {words[0]}` needs one file to write to; name it.")
+    with os_errors_as_input_errors(Path(words[-1])):
+        _run(given)
 
 
 if __name__ == "__main__":

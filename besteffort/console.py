@@ -1,8 +1,8 @@
-"""How commands answer, all in the same way: as text or as one JSON document, with progress on standard error.
+"""Answers of commands, as text or as one JSON document, and their progress on standard error.
 
-A document has the keys `besteffort` (the version), `command`, `tables`, `notes` and `files`, and what else the command
-has to say. Figures are shares or SI units, those with an interval `{"mean", "half_width"}`; null stands for what is not
-finite.
+A document has the keys `besteffort` (the version), `command`, `tables`, `notes` and `files`, and further ones of its
+command. Figures are shares or in SI units; a figure with an interval is `{"mean", "half_width"}`; null stands for a
+number that is not finite.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 """An option that is off unless it is given."""
 
-_UNCUT = 10_000  # columns of what is no terminal, where lines may be as long as they like
+_UNCUT = 10_000  # columns where standard output is no terminal, so that no line is wrapped or cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Output:
 
 
 class Answer:
-    """What a command has to say: printed as it comes, or with `--json` in one document at its end.
+    """The answer of a command: text at once, or with `--json` one document at the end.
 
     Attributes:
       output: how to answer.
@@ -68,7 +68,7 @@ class Answer:
         self._command = command
         self._to = sys.stdout
         if output.json:
-            sys.stdout = sys.stderr  # what libraries print is no part of the document
+            sys.stdout = sys.stderr  # prints of libraries do not belong to the document
         if output.quiet:
             logging.disable(logging.WARNING)
             warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ class Answer:
         self._print(text)
 
     def rows(self, rows: Sequence[tuple[str, str]], heading: str = "") -> None:
-        """Names and what they mean, as text that `data` has too; names only if it shall be quiet."""
+        """Names with their meanings, as text that `data` has too; with `--quiet` the names only."""
         if self.output.json:
             return
         if self.output.quiet:
@@ -128,7 +128,7 @@ class Answer:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Says what is going on, on standard error, while it lasts; gives a function that says something else."""
+        """Shows a text on standard error until the block ends; yields a function that changes the text."""
         with _errors(self.output).status(text) as status:
             yield status.update
 
@@ -152,7 +152,7 @@ class Answer:
 
 @contextmanager
 def streams_restored() -> Iterator[None]:
-    """Takes back at its end what an `Answer` within changed for the whole process: standard output, what is logged."""
+    """Restores what an `Answer` changes for the whole process: standard output, logging and warnings."""
     out, disabled = sys.stdout, logging.root.manager.disable
     with warnings.catch_warnings():
         try:
@@ -163,7 +163,7 @@ def streams_restored() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Lets the interpreter end in peace although nobody reads standard output any more."""
+    """Discards what is left of standard output, so that the interpreter can exit after its reader has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -227,7 +227,7 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
 
 
 def _console() -> Console:
-    """Standard output; lines are as wide as the terminal, or as they like where there is none."""
+    """Standard output, as wide as the terminal, or without a limit where there is none."""
     return Console(width=None if sys.stdout.isatty() else _UNCUT)
 
 

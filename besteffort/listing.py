@@ -1,4 +1,4 @@
-"""What there is to choose from by name, with a sentence on each. Needs no JAX, and runs no experiment's code."""
+"""Everything that has a name, with a sentence on each. Needs no JAX, and runs no code of experiments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from besteffort.routers.names import ROUTER_NAMES
 from besteffort.runs.config import config_names, find_config
 
 Entries = tuple[tuple[str, str], ...]
-"""Names, and what is to be said of each."""
+"""Names, each with a sentence."""
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The directory that holds the package; of a checkout, it holds `experiments` too."""
@@ -60,7 +60,7 @@ def experiments() -> Entries:
     found = []
     for path in sorted((CHECKOUT / "experiments").glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        # What others import only has no command of its own.
+        # A module that others import has no command of its own.
         if f"python -m experiments.{path.stem}" in text:
             found.append((path.stem, " ".join(text.partition("\n\n")[0].split())))
     return tuple(found)
@@ -76,7 +76,7 @@ KINDS: Mapping[str, Callable[[], Entries]] = {
 
 
 def entries(kinds: Sequence[str] = ()) -> dict[str, Entries]:
-    """Entries of the named kinds, or of all that there are here.
+    """Entries of the named kinds; by default of all, without experiments where there is no checkout.
 
     Raises:
       InputError: if experiments are named and this is no checkout.

@@ -89,9 +89,9 @@ class Table:
         return "\n".join([f"### {self.title}", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def as_data(self) -> dict[str, Any]:
-        """The table as plain JSON values: shares and SI units, means with their intervals, null for what is no number.
+        """The table as plain JSON values: shares and SI units, means with their intervals, null for what is not finite.
 
-        A column in which some figures have an interval gives all as a mean and half a width.
+        If some figures of a column have an interval, all of them are given as a mean and half a width.
         """
         intervals = [
             any(isinstance(cells[index], Interval) for _, cells in self.rows) for index in range(len(self.columns))
