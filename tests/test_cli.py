@@ -185,7 +185,7 @@ def test_configuration(refused: Callable[..., str], tmp_path: Path, text: str, w
         (lambda data: data["models"][0]["decode"].__setitem__(-1, [9999, 1e-9]), ["decode", "opt-125m"]),
         (lambda data: data["tasks"][0]["quality_percent"].__setitem__(0, 140.0), ["quality_percent", "140"]),
         (lambda data: data["models"][0].pop("prefill"), ["prefill", "missing"]),
-        (lambda data: data.__setitem__("colour", "red"), ["colour", "unknown field"]),
+        (lambda data: data.__setitem__("colour", "red"), ["colour", "is not a known field"]),
     ],
 )
 def test_profile(
