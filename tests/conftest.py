@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("besteffort", derandomize=True, deadline=No
 hypothesis.settings.load_profile("besteffort")
 
 
-def pytest_configure(config: pytest.DQNConfig) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Turns JAX's own checks on, after the shape and type checks have hooked the imports of `besteffort`."""
     import jax
 
