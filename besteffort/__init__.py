@@ -13,7 +13,7 @@ from besteffort.lazy import lazy_names
 from besteffort.version import __version__
 
 if TYPE_CHECKING:
-    from besteffort.policy import Policy, load_policy
+    from besteffort.policy import Policy, load_policy, save_policy
     from besteffort.profile import load_profile
     from besteffort.runs.config import load_situation
     from besteffort.simulator.build import make_env
@@ -29,6 +29,7 @@ __all__ = [
     "load_situation",
     "make_env",
     "sample_requests",
+    "save_policy",
     "simulate",
 ]
 
@@ -41,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "load_situation": "besteffort.runs.config",
         "make_env": "besteffort.simulator.build",
         "sample_requests": "besteffort.workload.sample",
+        "save_policy": "besteffort.policy",
         "simulate": "besteffort.simulator.simulate",
     },
 )
