@@ -143,7 +143,7 @@ def claims_table(names: Sequence[str], out: Path) -> Table:
             status = claim.status if record["scale"]["name"] == "full" else f"{claim.status} (indicative)"
             cells = (claim.paper, claim.ours, claim.static, claim.heuristic, claim.bound)
             rows.append((claim.claim, (*cells, "" if claim.status == "no claim" else status)))
-    headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "EvaluationResult")
+    headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "Verdict")
     fast = " Fewer seeds, decisions and requests than in full: an indication only." if "fast" in scales else ""
     return Table(
         title="The paper's claims, and what goes beyond them",
