@@ -1,0 +1,397 @@
+"""Tables of figures in README.md and docs/, written from the files in results/.
+
+    python -m experiments.tables [--check]
+
+A page names a table and marks its end; what stands between the two marks is replaced:
+
+    <!-- table: bursts -->
+    <!-- end -->
+
+With `--check` nothing is written, and the exit status is 1 if a page differs from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from besteffort.evaluation.judging import LEARNED
+from besteffort.evaluation.report import Column, Kind, format_cell
+from besteffort.evaluation.statistics import Interval
+from besteffort.files import write_text
+from experiments.__main__ import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+
+_PLACE = re.compile(r"(?P<start><!-- table: (?P<name>\w+) -->\n)(?P<rows>.*?)(?P<end><!-- end -->)", re.S)
+
+
+def pages() -> list[Path]:
+    """The pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """The text of a page with every table as the results have it.
+
+    Raises:
+      KeyError: if the page names a table that is not in `TABLES`.
+    """
+    return _PLACE.sub(lambda place: f"{place['start']}\n{TABLES[place['name']]()}\n{place['end']}", text)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in GitHub's Markdown; the first `words` columns hold words, the others figures."""
+    lines = [header, [*["---"] * words, *["---:"] * (len(header) - words)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def headline() -> str:
+    """A handful of claims for the front page, losses included."""
+    chosen = (
+        ("unpredictable_load", "Bursty arrivals, mean load 1.7: performance", "performance under bursts"),
+        ("stable_load", "Performance at load 4", "performance at a steady load of 4"),
+        ("stable_load", "Available (99% in time)", "99% in time at a multiple of the largest model's rate"),
+        ("hardware_utility", "Performance per GPU", "performance per GPU over the largest model's, mean load 2"),
+        ("task_deadlines", "Different deadlines per task", "performance with a deadline per task"),
+        ("where_it_pays", "Where it pays", "sixteen settings, one thing varied at a time"),
+        ("robustness", "When it breaks: late views", "batch sizes or rates seen late"),
+    )
+    rows = []
+    for experiment, begins, words in chosen:
+        claim = next(one for one in read(experiment)["claims"] if one["claim"].startswith(begins))
+        cells = {key: claim[key] or "-" for key in ("ours", "static", "heuristic", "bound")}
+        if begins.startswith("Available"):
+            cells["heuristic"] = _sustained_by_heuristics()
+        rows.append([words, *cells.values(), f"`{experiment}`"])
+    return markdown(["What", "Learned", "Best static", "Best heuristic", "Bound", "NAME"], rows, words=6)
+
+
+def claims() -> str:
+    """All claims of all experiments."""
+    keys = ("paper", "ours", "static", "heuristic", "bound")
+    rows = []
+    for experiment in EXPERIMENTS:
+        for claim in read(experiment)["claims"]:
+            status = "-" if claim["status"] == "no claim" else claim["status"]
+            rows.append([claim["claim"], *(claim[key] or "-" for key in keys), status])
+    header = ["Claim", "Paper", "Learned", "Best static", "Best heuristic", "Bound", "Verdict"]
+    return markdown(header, rows, words=len(header))
+
+
+def stable_load() -> str:
+    """The learned router and the best other router, load by load; the paired differences are not in the JSON file."""
+    return written("stable_load.md", "Learned router against the best other router, by load")
+
+
+def where_it_pays() -> str:
+    """Sixteen settings."""
+    rows = []
+    for setting, found in read("where_it_pays")["data"].items():
+        name, heuristic = found["best_heuristic"]
+        static_name, static = found["best_static"]
+        rows.append(
+            [
+                setting.removesuffix(": "),
+                percent(found["learned"], 2),
+                f"{percent(heuristic, 2)} ({name})",
+                points(found["ahead_of_heuristic"], 2),
+                f"{percent(static, 2)} ({static_name})",
+                percent(found["bound"], 2),
+            ]
+        )
+    header = ["Setting", "Learned (%)", "Best heuristic (%)", "Ahead of it (points)", "Best static (%)", "Bound (%)"]
+    return markdown(header, rows)
+
+
+def bursts() -> str:
+    """All routers of the quickstart."""
+    rows = [
+        [
+            _focused(name, name),
+            _focused(name, percent(row["Performance (%)"], 2)),
+            points(_negative(row["against learned (points)"]), 2),
+            percent(row["SLO attainment (%)"]),
+        ]
+        for name, row in sorted(_rows("quickstart")[0][1].items(), key=_performance, reverse=True)
+    ]
+    return markdown(["Router", "Performance (%)", "Learned is ahead by (points)", "SLO attainment (%)"], rows)
+
+
+def traces() -> str:
+    """All routers of the quickstart with two traces."""
+    names, loads = zip(*_rows("quickstart_traces")[1:], strict=True)  # the first are the bursts
+    header = ["Router", *names]
+    rows = [
+        [_focused(router, cell) for cell in (router, *(percent(load[router]["Performance (%)"]) for load in loads))]
+        for router in loads[0]
+    ]
+    return markdown(header, rows)
+
+
+def fit_vllm() -> str:
+    """Errors of a profile fitted to half of a log of vLLM."""
+    found = read("fit_vllm")
+    rows = [
+        [name, *(f"{100 * error:+.1f}%" for error in found["held_out"][name]["relative_error"])]
+        for name in ("end to end", "first token")
+    ]
+    published = next(text for name, text in found["published_by_others"].items() if name.startswith("LLMServingSim"))
+    rows.append(["LLMServingSim, end to end, as published", *re.findall(r"P\d+ ([-+][\d.]+%)", published)])
+    return markdown(["", *(f"P{p}" for p in found["percentiles"])], rows)
+
+
+def learners() -> str:
+    """Training to a fixed performance."""
+    found = read("learners")
+    rows = []
+    for name, one in found["learners"].items():
+        median, ratio = one["seconds_to_target"]["median"], found["ratios"].get(name)
+        rows.append(
+            [
+                _LEARNERS[name],
+                f"{one['decisions_per_s']:,.0f}",
+                f"not in {one['seconds']:.0f} s" if median is None else f"{median:.1f} s",
+                "" if ratio is None else f"{'more than ' if ratio['at_least'] else ''}{ratio['times']:.2g}",
+                percent(one["performance_at_the_end"]["mean"]) + "%",
+            ]
+        )
+    header = ["", "Decisions/s", "Time to 95%", "Ours is faster by", "At the end of its training"]
+    return markdown(header, rows)
+
+
+def sweep() -> str:
+    """One program and single runs."""
+    found = read("sweep")
+    rows = [
+        [way, *(f"{found['seconds'][way][clock]:,.0f} s" for clock in ("processors", "wall"))]
+        for way in ("one program", "single runs")
+    ]
+    rows.append(["ratio", *(f"{found['ratios'][clock]:.1f}" for clock in ("processors", "wall"))])
+    return markdown([f"{found['trials']} trials", "Processor time", "Time on the wall"], rows)
+
+
+def decisions() -> str:
+    """Time of a decision."""
+    found = read("decisions")["microseconds"]
+    ways = list(found["trained"])
+    rows = [[network, *(f"{found[network][way]['median']:.2g} µs" for way in ways)] for network in found]
+    return markdown(["Network", *ways], [[_NETWORKS.get(name, name), *cells] for name, *cells in rows])
+
+
+def opt_speed() -> str:
+    """OPT in Flax and in PyTorch."""
+    rows = []
+    for name, case in read("opt_speed")["cases"].items():
+        ours, theirs = (f"{case['median_ms'][side]:.3g} ms" for side in ("flax", "pytorch"))
+        share = percent(case["share_of_floor_at_that_time"], 0)
+        rows.append([name, ours, theirs, f"{case['pytorch_over_flax']:.1f}", f"{share}%"])
+    return markdown(["", "Ours", "PyTorch", "Median ratio", "Share of the rate measured just before"], rows)
+
+
+def exactness() -> str:
+    """How the compiled simulator differs from the reference."""
+    found = read("exactness")
+    rows = []
+    for words, data in (("random lists", found["random_lists"]), ("default situation", found["default_situation"])):
+        double = data["float64"]
+        single = data["float32"]
+        parts = [single["all"]] if "all" in single else list(single.values())
+        other = sum(part["share_of_lists_with_another_outcome"] * part["lists"] for part in parts)
+        mean = max(abs(part["performance_difference_points"]["mean"]) for part in parts)
+        rows.append(
+            [
+                words,
+                f"{double['lists']:,}",
+                f"{double['requests_with_another_model_replica_or_rejection']:,}",
+                f"{double['largest_time_error_in_horizons']:.2g}",
+                f"{other:.0f}",
+                f"{mean:.1g}",
+            ]
+        )
+    header = [
+        "",
+        "Lists",
+        "float64: requests with another model, replica or rejection",
+        "float64: largest error of a time, in horizons",
+        "float32: lists with another outcome",
+        "float32: mean difference in performance (points)",
+    ]
+    return markdown(header, rows)
+
+
+def simulator_speed() -> str:
+    """Decisions per second."""
+    found = read("simulator_speed")["per_second"]
+    sizes = {"64": "64 envs", "256": "256", "1,024": "1,024", "4,096": "4,096"}
+    others = {"reference": "reference", "SimPy": "SimPy", "SimPy x2": "SimPy, two processes"}
+    rows = [
+        [name, *(f"{cases[key]['median']:,}" if key in cases else "-" for key in (*sizes, *others))]
+        for name, cases in found.items()
+        if "64" in cases
+    ]
+    return markdown(["Situation, router", *sizes.values(), *others.values()], rows)
+
+
+def laptop_tier() -> str:
+    """Right answers of the laptop tier."""
+    found = read("laptop_tier")["quality"]
+    header = [name.replace("_", " ") for name in next(iter(found.values()))]
+    return markdown(["Model", *header], [[model, *map(percent, row.values())] for model, row in found.items()])
+
+
+def laptop_bursts() -> str:
+    """All routers of the quickstart with the profile `laptop`."""
+    rows = [
+        [
+            _focused(name, name),
+            _focused(name, percent(row["Performance (%)"])),
+            points(_negative(row["against learned (points)"])),
+            percent(row["SLO attainment (%)"]),
+        ]
+        for name, row in sorted(_rows("quickstart_laptop")[0][1].items(), key=_performance, reverse=True)
+    ]
+    return markdown(["Router", "Performance (%)", "Learned is ahead by (points)", "SLO attainment (%)"], rows)
+
+
+def measured_bursts() -> str:
+    """The laptop tier under bursts, as it was served and as it was simulated."""
+    rows = []
+    for name, found in read("measured_vs_simulated")["settings"].items():
+        which, router = name.split(", ")
+        if which == "bursts":
+            measured = ", ".join(percent(one["performance"]) for one in found["measured"])
+            right = ", ".join(map(percent, found["right_and_in_time"]))
+            cells = (router, measured, percent(found["simulated"]["performance"]), right)
+            rows.append([_focused(router, cell) for cell in cells])
+    return markdown(["Router", "Measured, twice (%)", "Simulated (%)", "Right and in time (%)"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        headline,
+        claims,
+        stable_load,
+        where_it_pays,
+        bursts,
+        traces,
+        fit_vllm,
+        learners,
+        sweep,
+        decisions,
+        opt_speed,
+        exactness,
+        simulator_speed,
+        laptop_tier,
+        laptop_bursts,
+        measured_bursts,
+    )
+}
+
+_LEARNERS = {
+    "ours": "ours",
+    "gymnax loop": "DQN loop as in purejaxrl, on the gymnax adapter",
+    "Stable-Baselines3, tuned": "Stable-Baselines3 DQN, tuned, on the vectorised adapter",
+    "Stable-Baselines3, as it comes": "Stable-Baselines3 DQN as it comes, one environment",
+}
+_NETWORKS = {"trained": "the quickstart's policy, an ensemble of four"}
+
+
+def read(name: str) -> Any:
+    """A file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def written(page: str, title: str) -> str:
+    """A table of a page that an experiment writes next to its JSON file."""
+    _, _, rest = (RESULTS / page).read_text("utf-8").partition(f"### {title}\n\n")
+    return rest.partition("\n\n")[0] + "\n"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share, with its interval where it has one."""
+    return _cell(value, "percent", digits)
+
+
+def points(value: Any, digits: int = 1) -> str:
+    """A difference of shares, with its interval where it has one; nothing for None."""
+    return "" if value is None else _cell(value, "points", digits)
+
+
+def _cell(value: Any, kind: Kind, digits: int) -> str:
+    """A figure as a file of results has it: a number, a mean with its interval, or a pair of both."""
+    if isinstance(value, dict):
+        value = value["mean"], value["half_width"]
+    if isinstance(value, Sequence):
+        mean, half_width = (math.nan if one is None else one for one in value)
+        value = Interval(np.asarray(mean), np.asarray(math.inf if math.isnan(half_width) else half_width), 0)
+    return format_cell(value, Column("", kind, digits))
+
+
+def _sustained_by_heuristics() -> str:
+    """The best heuristic's sustained load as a multiple of the largest model's, which the claim leaves out."""
+    sustained = {name: one["mean"] for name, one in read("stable_load")["data"]["sustained_load"].items()}
+    static = [name for name in sustained if name.startswith("always ")]
+    best = max((name for name in sustained if name not in (LEARNED, *static)), key=lambda name: sustained[name])
+    return f"{sustained[best] / sustained[static[-1]]:.1f}x ({best})"
+
+
+def _negative(value: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    return None if value is None else {**value, "mean": -value["mean"]}
+
+
+def _focused(router: str, cell: str) -> str:
+    return f"**{cell}**" if router == LEARNED else cell
+
+
+def _rows(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Per set and load of a quickstart its name and the figures of every router."""
+    return [
+        (f"{judged['evaluation_set'].replace('_', ' ')} {load['load']:.2g}", load["rows"])
+        for judged in read(name)
+        for load in judged["loads"]
+    ]
+
+
+def _performance(row: tuple[str, dict[str, Any]]) -> float:
+    value = row[1]["Performance (%)"]
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def differences() -> Iterator[str]:
+    """Lines in which pages differ from the results."""
+    for page in pages():
+        text = page.read_text("utf-8")
+        name = str(page.relative_to(ROOT))
+        yield from difflib.unified_diff(text.splitlines(), filled(text).splitlines(), name, "results", n=0, lineterm="")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page differs")
+    if parser.parse_args().check:
+        found = list(differences())
+        print("\n".join(found) or "All tables are as in results/.")
+        return int(bool(found))
+    for page in pages():
+        text = page.read_text("utf-8")
+        if filled(text) != text:
+            write_text(page, filled(text))
+            print(page.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
