@@ -1,42 +1,74 @@
-"""The newcomer's page: every example runs as it stands, and is short."""
+"""README and docs: every Python example runs as it stands, and is short."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.checkout
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "own.md"
-BLOCK = re.compile(
-    r"^## (?P<title>.+?)$(?:(?!^## ).)*?(?:<!-- needs: (?P<needs>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$",
-    re.M | re.S,
-)
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
+HEADING = re.compile(r"^#+ (.+)$", re.M)
 LONGEST = 20
+POLICY = Path("first-run", "train", "policy.safetensors")
+"""What the quickstart leaves, which some examples read."""
 
 
-def examples() -> dict[str, re.Match[str]]:
-    """By heading; empty where there is no checkout."""
-    return {found["title"]: found for found in BLOCK.finditer(PAGE.read_text("utf-8"))} if PAGE.exists() else {}
+class Example(NamedTuple):
+    code: str
+    needs: tuple[str, ...]
 
 
-@pytest.mark.parametrize("title", examples())
+def pages() -> list[Path]:
+    """None where there is no checkout."""
+    return [page for page in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))) if page.exists()]
+
+
+def examples() -> dict[str, Example]:
+    """By page and heading."""
+    found = {}
+    for page in pages():
+        text = page.read_text("utf-8")
+        for block in BLOCK.finditer(text):
+            name = f"{page.stem}: {HEADING.findall(text[: block.start()])[-1]}"
+            assert name not in found, f"{name}: put a heading before each example"
+            found[name] = Example(block["code"], tuple(re.split(r",\s*", block["needs"])) if block["needs"] else ())
+    return found
+
+
+def write_policy(path: Path) -> None:
+    """A policy of the default situation that nobody trained."""
+    from besteffort.policy import save_policy
+    from besteffort.runs.experiment import load_run
+    from besteffort.runs.training import make_policy, make_training_problem
+
+    config, situation = load_run("paper")
+    weights = ((np.ones((8, 3), np.float32) * [0.1, 0.2, -0.3], np.zeros(3, np.float32)),)
+    path.parent.mkdir(parents=True)
+    save_policy(make_policy(make_training_problem(situation, config.training), weights, {}), path)
+
+
+@pytest.mark.parametrize("name", examples())
 def test_example(
-    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = examples()[title]
-    for package in (found["needs"] or "").split(","):
-        if package.strip():
-            pytest.importorskip(package.strip())
-    lines = [line for line in found["code"].splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    example = examples()[name]
+    for package in example.needs:
+        pytest.importorskip(package)
+    lines = [line for line in example.code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(lines) <= LONGEST
     monkeypatch.chdir(tmp_path)
-    exec(compile(found["code"], f"{PAGE.name}: {title}", "exec", dont_inherit=True), {"__name__": "__main__"})
-    assert capsys.readouterr().out or list(tmp_path.iterdir())
+    if POLICY.as_posix() in example.code:
+        write_policy(POLICY)
+    exec(compile(example.code, name, "exec", dont_inherit=True), {"__name__": "__main__"})
+    assert capsys.readouterr().out
 
 
 def test_every_block_is_an_example() -> None:
-    text = PAGE.read_text("utf-8")
-    assert len(examples()) == text.count("```python") >= 9
+    texts = [page.read_text("utf-8") for page in pages()]
+    assert len(examples()) == sum(len(re.findall(r"^\s*```py", text, re.M)) for text in texts) >= 12

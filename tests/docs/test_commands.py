@@ -1,0 +1,106 @@
+"""README and docs: every command parses, and every file and link is there. Nothing is run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.checkout
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+BLOCK = re.compile(r"^```(?:bash|sh)?\n(.*?)^```$", re.M | re.S)
+INLINE = re.compile(r"`((?:besteffort|python -m (?:experiments|benchmarks)\b)[^`]*)`")
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
+_PLACEHOLDER = re.compile(r"\b(?:NAME|FILE|DIR|IN|OUT|CONFIG|POLICY|LOG)\b")
+
+
+def pages() -> list[Path]:
+    """None where there is no checkout."""
+    return [page for page in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))) if page.exists()]
+
+
+def commands() -> Iterator[str]:
+    """Each command once: lines of blocks, and commands in running text that have arguments."""
+    found = []
+    for page in pages():
+        text = page.read_text("utf-8")
+        for block in BLOCK.findall(text):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [part.partition("  #")[0].strip() for line in lines for part in line.split("&&")]
+        found += [inline for inline in INLINE.findall(BLOCK.sub("", text)) if "--" in inline or "python" in inline]
+    for command in dict.fromkeys(found):
+        if command.startswith(("besteffort ", "python -m experiments", "python -m benchmarks")):
+            yield command
+
+
+def chosen(start: str) -> list[str]:
+    return [command for command in commands() if command.startswith(start)]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the command line hands to its commands, which do nothing."""
+    import experiments.__main__ as reproduction
+    from besteffort import cli
+
+    calls: list[dict[str, Any]] = []
+
+    def idle(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(*arguments: Any, **options: Any) -> None:
+            calls.append(inspect.signature(command).bind(*arguments, **options).arguments)
+
+        return call
+
+    for name, command in list(vars(cli).items()):
+        own = inspect.isfunction(command) and command.__module__ == cli.__name__
+        if own and not name.startswith("_") and name != "main":
+            monkeypatch.setattr(cli, name, idle(command))
+    monkeypatch.setattr(reproduction, "run_command", idle(reproduction.run_command))
+    return calls
+
+
+@pytest.mark.parametrize("command", chosen("besteffort "))
+def test_command_parses(command: str, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any) -> None:
+    from besteffort import cli
+
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("command", chosen("python "))
+def test_module_has_the_options(command: str) -> None:
+    _, _, module, *arguments = shlex.split(command)
+    if _PLACEHOLDER.search(module):
+        return
+    path = CHECKOUT.joinpath(*module.split("."))
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text("utf-8")
+    if "experiments.lab import" in source and "argparse" not in source:
+        source += (CHECKOUT / "experiments" / "lab.py").read_text("utf-8")
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert f'"{option}"' in source or re.search(rf"\b{option[2:].replace('-', '_')}: ", source), option
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for path, anchor in LINK.findall(text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_there_are_commands() -> None:
+    assert len(chosen("besteffort ")) >= 15
+    assert len(chosen("python ")) >= 15

@@ -1,0 +1,62 @@
+"""Figures in README and docs are those of the files in results/."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.checkout
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+README = CHECKOUT / "README.md"
+
+
+def test_tables_are_as_in_the_results() -> None:
+    from experiments import tables
+
+    assert not list(tables.differences())
+
+
+def test_every_table_stands_on_a_page() -> None:
+    from experiments import tables
+
+    text = "".join(page.read_text("utf-8") for page in tables.pages())
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", text)) == sorted(tables.TABLES)
+    assert text.count("<!-- table: ") == text.count("<!-- end -->")
+
+
+def test_the_check_finds_a_figure_that_differs() -> None:
+    from experiments import tables
+
+    text = README.read_text("utf-8")
+    start = text.index("<!-- table: headline -->")
+    place = re.compile(r"\d\.\d").search(text, start)
+    assert place is not None
+    other = text[: place.start()] + "0.0" + text[place.end() :]
+    assert tables.filled(other) == text != other
+
+
+def test_the_readme_says_how_often_the_router_wins_and_loses() -> None:
+    from experiments import tables
+
+    settings = tables.read("where_it_pays")["data"].values()
+    loads = tables.read("stable_load")["data"]["loads"]
+    behind = [one for one in settings if sum(one["ahead_of_heuristic"].values()) < 0]
+    ahead = [100 * one["ahead_of_static"]["mean"] for one in settings if one["ahead_of_static"]["mean"] > 0]
+    gains = []
+    for load in loads:
+        learned, *others = (one["mean"] for one in load["performance"].values())
+        gains.append(100 * (learned - max(others)))
+    text = README.read_text("utf-8")
+    assert f"in {len(ahead)} of {len(settings)} settings, by {min(ahead):.0f} to {max(ahead):.0f} points" in text
+    assert f"by up to {max(gains):.1f} points" in text
+    assert f"in {len(behind)} of {len(settings)} settings" in text
+    assert f"at load {loads[-1]['load']:g}, by {-gains[-1]:.0f} points" in text
+
+
+def test_the_readme_is_short() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text) <= 9_000
