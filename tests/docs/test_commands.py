@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.checkout
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-BLOCK = re.compile(r"^```(?:bash|sh)?\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<lines>.*?)^```$", re.M | re.S)
 INLINE = re.compile(r"`((?:besteffort|python -m (?:experiments|benchmarks)\b)[^`]*)`")
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
 _PLACEHOLDER = re.compile(r"\b(?:NAME|FILE|DIR|IN|OUT|CONFIG|POLICY|LOG)\b")
@@ -31,8 +31,8 @@ def commands() -> Iterator[str]:
     found = []
     for page in pages():
         text = page.read_text("utf-8")
-        for block in BLOCK.findall(text):
-            lines = block.replace("\\\n", " ").splitlines()
+        for block in BLOCK.finditer(text):
+            lines = [] if block["language"] else block["lines"].replace("\\\n", " ").splitlines()
             found += [part.partition("  #")[0].strip() for line in lines for part in line.split("&&")]
         found += [inline for inline in INLINE.findall(BLOCK.sub("", text)) if "--" in inline or "python" in inline]
     for command in dict.fromkeys(found):
@@ -68,7 +68,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", chosen("besteffort "))
-def test_command_parses(command: str, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any) -> None:
+def test_command_parses(
+    command: str, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from besteffort import cli
 
     monkeypatch.chdir(tmp_path)
