@@ -84,7 +84,7 @@ def compare(first: Path, second: Path) -> list[Table]:
     columns = tuple(
         Column(f"{seed}, {what}", "text", brief=True)
         for seed in ("First seed", "other seed")
-        for what in ("figure", "evaluation")
+        for what in ("figure", "verdict")
     )
     return [
         Table(
