@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -63,6 +64,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         own = inspect.isfunction(command) and command.__module__ == cli.__name__
         if own and not name.startswith("_") and name != "main":
             monkeypatch.setattr(cli, name, idle(command))
+    for name, entry in getattr(cli, "COMMANDS", {}).items():
+        monkeypatch.setitem(cli.COMMANDS, name, dataclasses.replace(entry, call=idle(entry.call)))
     monkeypatch.setattr(reproduction, "run_command", idle(reproduction.run_command))
     return calls
 
