@@ -22,7 +22,7 @@ from besteffort.simulator.environment import EnvState, ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape, Router, TimeStep
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 
 HISTORY = 64  # decisions whose outcome an environment remembers, as a learner that reads them once per chunk
 WARMED = 64  # environments that are warmed up; larger counts start from copies of them

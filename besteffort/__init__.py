@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from besteffort.policy import Policy, load_policy, save_policy
     from besteffort.profile import load_profile
     from besteffort.runs.config import load_situation
+    from besteffort.runs.training import load_training_problem, make_policy
     from besteffort.simulator.build import make_env
     from besteffort.simulator.simulate import simulate
     from besteffort.workload.sample import sample_requests
@@ -27,7 +28,9 @@ __all__ = [
     "load_policy",
     "load_profile",
     "load_situation",
+    "load_training_problem",
     "make_env",
+    "make_policy",
     "sample_requests",
     "save_policy",
     "simulate",
@@ -40,6 +43,8 @@ __getattr__, __dir__ = lazy_names(
         "load_policy": "besteffort.policy",
         "load_profile": "besteffort.profile",
         "load_situation": "besteffort.runs.config",
+        "load_training_problem": "besteffort.runs.training",
+        "make_policy": "besteffort.runs.training",
         "make_env": "besteffort.simulator.build",
         "sample_requests": "besteffort.workload.sample",
         "save_policy": "besteffort.policy",

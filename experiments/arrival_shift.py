@@ -31,7 +31,7 @@ from besteffort.workload.config import Gamma, Markov, RandomRates, Square, Synth
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
 from experiments.lab import Claim, Findings, Lab, main, status_of

@@ -38,7 +38,7 @@ from besteffort.simulator.types import Router
 from besteffort.version import __version__
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from tests.simulator.cases import (
     LENGTH,
     LOADS,

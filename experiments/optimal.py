@@ -28,7 +28,7 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from experiments.lab import Claim, Findings, Lab, main, status_of
 from experiments.small_instance import Instance, Solution, TickArrivals, best_by_sizes, follow, make_instance, solve
 

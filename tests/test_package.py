@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.resources
 import subprocess
@@ -45,6 +46,14 @@ def test_public_names_resolve() -> None:
     from besteffort.simulator.simulate import simulate
 
     assert besteffort.simulate is simulate
+
+
+def test_the_names_of_a_package_are_what_it_says_whatever_was_imported_before() -> None:
+    importlib.import_module("besteffort.workload.synthetic_workload")
+    from besteffort.workload import Poisson, synthetic
+
+    assert callable(synthetic)
+    assert Poisson(1.0).mean_rate() == 1.0
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -33,7 +33,7 @@ from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import to_yaml
-from besteffort.runs.experiment import RunConfig, TrainingConfig
+from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
@@ -117,6 +117,23 @@ def make_training_problem(
         names=situation.view.features,
     )
     return TrainingProblem(situation, workload, features, training)
+
+
+def load_training_problem(
+    path_or_name: str | Path, *, profile: str | None = None, changes: Mapping[str, Any] | None = None
+) -> TrainingProblem:
+    """The training problem of a configuration, from a file or by name.
+
+    Args:
+      path_or_name: path of a file, or the name of a configuration that comes with the package.
+      profile: profile to use instead of the configuration's.
+      changes: other values by dotted field, such as `training.config.num_envs`.
+
+    Raises:
+      InputError: as `load_run` and `make_training_problem`.
+    """
+    run, situation = load_run(path_or_name, profile=profile, changes=changes)
+    return make_training_problem(situation, run.training)
 
 
 def _on_trace(situation: Situation, trace: workloads.Trace) -> tuple[Situation, Any, float]:

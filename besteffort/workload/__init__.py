@@ -25,7 +25,7 @@ from besteffort.lazy import lazy_names
 
 if TYPE_CHECKING:
     from besteffort.workload.arrivals import GammaRenewal, MarkovModulated, Poisson
-    from besteffort.workload.synthetic import synthetic
+    from besteffort.workload.synthetic_workload import synthetic
 
 __all__ = ["GammaRenewal", "MarkovModulated", "Poisson", "synthetic"]
 
@@ -35,6 +35,6 @@ __getattr__, __dir__ = lazy_names(
         "GammaRenewal": "besteffort.workload.arrivals",
         "MarkovModulated": "besteffort.workload.arrivals",
         "Poisson": "besteffort.workload.arrivals",
-        "synthetic": "besteffort.workload.synthetic",
+        "synthetic": "besteffort.workload.synthetic_workload",
     },
 )

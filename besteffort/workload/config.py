@@ -20,7 +20,7 @@ from besteffort.workload.deadlines import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix
 from besteffort.workload.readers import MafOptions, ServeGenOptions
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic import SyntheticWorkload, synthetic
+from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from besteffort.workload.trace_workload import ReplayWorkload, replay
 
 

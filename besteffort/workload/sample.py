@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.types import Arrival
 
 

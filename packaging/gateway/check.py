@@ -13,7 +13,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-NOT_INSTALLED = ("make_env", "sample_requests", "simulate")
+NOT_INSTALLED = ("load_training_problem", "make_env", "make_policy", "sample_requests", "simulate")
 """Public names that need the full package."""
 
 HEAVY = {"flax", "jax", "matplotlib", "optax", "rlax", "scipy"}

@@ -11,7 +11,7 @@ from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 HORIZON = 40
 RATE = 20.0  # requests per second, so that answers come within an episode

@@ -19,7 +19,7 @@ from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 THRESHOLDS = [6.0, 3.0]
 

@@ -19,7 +19,7 @@ from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 pytest.importorskip("stable_baselines3")
 

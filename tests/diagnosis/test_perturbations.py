@@ -25,7 +25,7 @@ from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 N = 300
 

@@ -12,7 +12,7 @@ from besteffort.simulator.build import build
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from tests.bounds.windows import fluid_bound_windows
 
 

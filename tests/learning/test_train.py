@@ -26,7 +26,7 @@ from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.weights import merge
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 
 PROBE = probe(**ARGUMENTS)
 

@@ -13,7 +13,7 @@ from besteffort.workload.deadlines import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, resample
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.trace_workload import replay
 
 DAY = deadline_factors([1.0, 0.5], starts_s=[0.0, 2.0], period_s=3.0)

@@ -8,7 +8,7 @@ from besteffort.errors import InputError
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.mix import task_mix
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic import synthetic
+from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.trace_workload import replay
 
 
