@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
 from besteffort.observation import Feature, Observation, encode, input_size
-from besteffort.runs.experiment import load_run
-from besteffort.runs.training import TrainingProblem, make_training_problem
+from besteffort.runs.training import TrainingProblem, load_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Environment, EnvShape
@@ -81,8 +80,7 @@ def wrap_env(
     if horizon < 0 or history < 1:
         raise InputError(f"`horizon` is {horizon} and `history` {history}; give at least 0 and 1 decisions.")
     if not isinstance(source, TrainingProblem):
-        config, situation = load_run(source)
-        source = make_training_problem(situation, config.training)
+        source = load_training_problem(source)
     shape, params = build(source.situation, source.workload, history=history, horizon=horizon)
     return WrappedEnv(ServingEnvironment(shape), params, source.features, credit)
 
