@@ -14,8 +14,14 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Nearly all that the tests wait for is compilation. Level 2 is what our own processes ask for; XLA's code generator
-# from before fusion emitters takes a third less time again. Set XLA_FLAGS to test with another.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=false")
+# from before fusion emitters takes a third less time again, and one thread per program a tenth, since there is a test
+# on every core. Without LLVM's optimisations it is less than half of that, see `pytest_runtest_setup`. Set XLA_FLAGS to
+# test with other flags, and with all optimisations of theirs.
+COMPILES_FAST = "XLA_FLAGS" not in os.environ
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HAS_CHECKOUT = (CHECKOUT / "experiments").is_dir() and (CHECKOUT / "benchmarks").is_dir()
@@ -36,6 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if HAS_CHECKOUT:
         sys.path.append(str(CHECKOUT))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compiles without LLVM's optimisations, here and in processes that are started, unless a test says `optimised`."""
+    import jax
+
+    fast = COMPILES_FAST and item.get_closest_marker("optimised") is None
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))
+    jax.config.update("jax_disable_most_optimizations", fast)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -326,6 +326,7 @@ def test_a_function_of_the_users_own_says_what_an_answer_is_worth() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("router", [RandomRouter(), DeadlineRouter(0.0)], ids=["random", "deadline"])
 def test_jumps_and_iterations_agree_at_scale(router: Router) -> None:
     # The two dynamics share little code. With all slow-downs 1 they must give the same: the default situation, long

@@ -17,6 +17,7 @@ from besteffort.workload.requests import Requests
 from tests.simulator.cases import (
     Case,
     Difference,
+    Kind,
     Played,
     compare,
     draw_case,
@@ -30,6 +31,11 @@ KINDS = draw_kinds(22)
 LISTS = 15
 TOLERANCE = 1e-9
 """Of times, in horizons; of rewards, absolute: soft deadlines divide the error of a latency by the deadline."""
+
+
+def marks(kind: Kind) -> list[pytest.MarkDecorator]:
+    """Models that slow each other down are played iteration by iteration, which takes longer than to compile."""
+    return [pytest.mark.optimised] if "slowdown" in kind.extras else []
 
 
 @cache
@@ -58,7 +64,7 @@ def test_the_comparison_sees_every_difference() -> None:
     assert changed("reward", truth.reward[served] - 0.25).reward == 0.25
 
 
-@pytest.mark.parametrize("index", range(len(KINDS)), ids=map(str, KINDS))
+@pytest.mark.parametrize("index", [pytest.param(i, marks=marks(kind), id=str(kind)) for i, kind in enumerate(KINDS)])
 def test_random_lists_are_played_as_by_the_reference(index: int) -> None:
     cases, truths = zip(*lists(index), strict=True)
     for played, truth in zip(play_compiled(cases), truths, strict=True):

@@ -26,6 +26,8 @@ from tests.simulator.queueing import (
     ps_responses,
 )
 
+pytestmark = pytest.mark.optimised  # hundreds of thousands of requests
+
 TOKENS = 1000
 """Mean output length, and so iterations per request, where service is made of iterations."""
 TOKEN_S = 1 / TOKENS

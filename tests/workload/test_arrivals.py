@@ -22,6 +22,8 @@ from besteffort.workload.arrivals import (
     steps,
 )
 
+pytestmark = pytest.mark.optimised  # millions of arrivals
+
 PROCESSES = {
     "poisson": Poisson(5.0),
     "gamma": GammaRenewal(5.0, 3.0),
