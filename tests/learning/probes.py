@@ -34,7 +34,7 @@ CONFIG = DQNConfig(
     credit="own",
     ensemble_size=1,
 )
-LONG = dataclasses.replace(CONFIG, decisions=262_144)
+LONG = dataclasses.replace(CONFIG, decisions=131_072)
 """Long enough to be killed half-way."""
 
 HYPER = DQNHyperparams.for_decisions(
@@ -63,6 +63,7 @@ class Table:
       terminal: (states,) whether any action ends the episode.
       delay: () decisions until a reward is resolved.
       gap_s: () seconds between decisions; None for no time.
+      horizon: () decisions until an episode is truncated; 0 for never. A number here, so that it is not compiled in.
     """
 
     reward: Any
@@ -70,6 +71,7 @@ class Table:
     terminal: Any
     delay: Any
     gap_s: Any
+    horizon: Any
 
 
 class ProbeState(NamedTuple):
@@ -108,8 +110,7 @@ class Probe:
     def _timestep(
         self, state: ProbeState, reward: jax.Array, terminated: jax.Array, credit: jax.Array, params: Table
     ) -> TimeStep:
-        horizon = self.shape.horizon
-        truncated = (state.index >= horizon) if horizon else jnp.zeros((), bool)
+        truncated = (params.horizon > 0) & (state.index >= params.horizon)
         zeros = jnp.zeros((1, self.shape.models), jnp.int32)
         zero = jnp.zeros(())
         observation = Observation(state.table_state, zeros[0], zero, zeros, zero, zero)
@@ -128,15 +129,14 @@ def probe(
 ) -> tuple[Probe, Table, tuple[Feature, ...]]:
     """Environment, parameters and features; by default the next state is random and no state is terminal."""
     states, actions = len(reward), len(reward[0])
-    shape = EnvShape(
-        replicas=1, models=actions, tasks=states, max_batch=1, queue_capacity=0, history=history, horizon=horizon
-    )
+    shape = EnvShape(replicas=1, models=actions, tasks=states, max_batch=1, queue_capacity=0, history=history)
     table = Table(
         reward=jnp.array(reward),
         follows=jnp.array([RANDOM] * states if follows is None else follows),
         terminal=jnp.array([False] * states if terminal is None else terminal),
         delay=jnp.int32(delay),
         gap_s=None if gap_s is None else jnp.array(gap_s),
+        horizon=jnp.int32(horizon),
     )
     return Probe(shape), table, (Feature("task", states, "one_hot"),)
 

@@ -29,6 +29,8 @@ from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
 
 PROBE = probe(**ARGUMENTS)
+SHORT = dataclasses.replace(CONFIG, decisions=1, log_interval=12)
+"""One log point, before rounding errors have grown: of networks trained together and apart."""
 
 
 def keys(runs: int, seed: int = 0) -> jax.Array:
@@ -39,52 +41,57 @@ def flat(trained: Trained, run: int = 0) -> np.ndarray:
     return np.concatenate([array.ravel() for layer in trained.weights[run] for array in layer])
 
 
-def test_eight_seeds_give_eight_networks() -> None:
-    config = dataclasses.replace(CONFIG, decisions=1)
-    trained = train(*PROBE, config, HYPER, keys(8))
+@pytest.fixture(scope="module")
+def alone() -> Trained:
+    """The first seed on its own."""
+    return train(*PROBE, SHORT, HYPER, keys(1))
+
+
+@pytest.fixture(scope="module")
+def straight() -> tuple[Trained, list[Progress]]:
+    """Two seeds trained without interruption, and what was told at the log points."""
+    points: list[Progress] = []
+    return train(*PROBE, CONFIG, HYPER, keys(2), progress=points.append), points
+
+
+def test_eight_seeds_give_eight_networks_each_as_trained_alone(alone: Trained) -> None:
+    trained = train(*PROBE, SHORT, HYPER, keys(8))
     assert len(trained.weights) == 8
     for one, other in itertools.combinations(range(8), 2):
         assert (flat(trained, one) != flat(trained, other)).mean() > 0.9
-
-
-def test_runs_that_train_together_equal_runs_that_train_alone() -> None:
-    config = dataclasses.replace(CONFIG, decisions=1, log_interval=12)
-    together = train(*PROBE, config, HYPER, keys(3))
-    for run in range(3):
-        alone = train(*PROBE, config, HYPER, keys(3)[run : run + 1])
-        np.testing.assert_allclose(flat(together, run), flat(alone), rtol=1e-3, atol=1e-5)
+    singles = [alone, *(train(*PROBE, SHORT, HYPER, keys(8)[run : run + 1]) for run in (1, 2))]
+    for run, single in enumerate(singles):
+        np.testing.assert_allclose(flat(trained, run), flat(single), rtol=1e-3, atol=1e-5)
         for name in ("reward", "actions", "loss"):
-            np.testing.assert_allclose(together.metrics[name][:, run], alone.metrics[name][:, 0], rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(trained.metrics[name][:, run], single.metrics[name][:, 0], rtol=1e-3, atol=1e-5)
 
 
 def test_numbers_may_differ_between_runs() -> None:
-    config = dataclasses.replace(CONFIG, decisions=1)
     sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))
-    together = train(*PROBE, config, sweep, jax.numpy.concatenate([keys(1), keys(1)]))
-    alone = train(*PROBE, config, dataclasses.replace(HYPER, learning_rate=1e-3), keys(1))
+    together = train(*PROBE, SHORT, sweep, jax.numpy.concatenate([keys(1), keys(1)]))
+    alone = train(*PROBE, SHORT, dataclasses.replace(HYPER, learning_rate=1e-3), keys(1))
     assert not np.allclose(flat(together, 0), flat(together, 1))
     np.testing.assert_allclose(flat(together, 1), flat(alone), rtol=1e-3, atol=1e-5)
 
 
 def test_an_ensemble_is_its_networks_trained_apart() -> None:
     """Also from given weights, and with numbers of its own beside another run."""
-    config = dataclasses.replace(CONFIG, decisions=1)
+    ensembles = dataclasses.replace(SHORT, ensemble_size=2)
     sweep = dataclasses.replace(HYPER, learning_rate=np.array([1e-2, 1e-3]))
-    together = train(*PROBE, dataclasses.replace(config, ensemble_size=2), sweep, keys(2))
+    together = train(*PROBE, ensembles, sweep, keys(2))
     slow = dataclasses.replace(HYPER, learning_rate=1e-3)
-    apart = train(*PROBE, config, slow, jax.random.split(keys(2)[1], 2))
+    apart = train(*PROBE, SHORT, slow, jax.random.split(keys(2)[1], 2))
     assert together.metrics["reward"].shape == (1, 2)
     np.testing.assert_allclose(together.metrics["reward"][:, 1], apart.metrics["reward"].mean(1), rtol=1e-5)
     for (kernel, bias), (own_kernel, own_bias) in zip(together.weights[1], merge(apart.weights), strict=True):
         np.testing.assert_allclose(kernel, own_kernel, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(bias, own_bias, rtol=1e-3, atol=1e-5)
-    again = train(*PROBE, dataclasses.replace(config, ensemble_size=2), HYPER, keys(1), weights=together.weights[1])
+    again = train(*PROBE, ensembles, HYPER, keys(2), weights=together.weights[1])
     assert [kernel.shape for kernel, _ in again.weights[0]] == [kernel.shape for kernel, _ in together.weights[1]]
 
 
-def test_metrics_and_progress_tell_the_same() -> None:
-    points: list[Progress] = []
-    trained = train(*PROBE, CONFIG, HYPER, keys(2), progress=points.append)
+def test_metrics_and_progress_tell_the_same(straight: tuple[Trained, list[Progress]]) -> None:
+    trained, points = straight
     assert [latest.point for latest in points] == list(range(1, CONFIG.log_points + 1))
     assert {latest.points for latest in points} == {CONFIG.log_points}
     for name, values in trained.metrics.items():
@@ -99,8 +106,10 @@ def test_metrics_and_progress_tell_the_same() -> None:
     assert trained.metrics["reward"][-1] == pytest.approx(0.75 - HYPER.epsilon_end * 0.875, abs=0.1)
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    straight = train(*PROBE, CONFIG, HYPER, keys(2))
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    straight: tuple[Trained, list[Progress]], tmp_path: Path
+) -> None:
+    uninterrupted, _ = straight
     file = tmp_path / "checkpoint.npz"
 
     def stop(latest: Progress) -> None:
@@ -115,13 +124,13 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     )
     assert resumed_at[0] == 3
     for run in range(2):
-        np.testing.assert_array_equal(flat(resumed, run), flat(straight, run))
-    for name, values in straight.metrics.items():
+        np.testing.assert_array_equal(flat(resumed, run), flat(uninterrupted, run))
+    for name, values in uninterrupted.metrics.items():
         np.testing.assert_array_equal(resumed.metrics[name], values)
     done = train(
         *PROBE, CONFIG, HYPER, keys(2), checkpoint_path=file, progress=lambda latest: pytest.fail("trained on")
     )
-    np.testing.assert_array_equal(flat(done), flat(straight))
+    np.testing.assert_array_equal(flat(done), flat(uninterrupted))
 
 
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
@@ -155,24 +164,22 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(flat(resumed), flat(train(*PROBE, LONG, HYPER, keys(1))))
 
 
-def test_fine_tuning_starts_from_the_given_weights() -> None:
-    trained = train(*PROBE, CONFIG, HYPER, keys(1))
+def test_fine_tuning_starts_from_the_given_weights(straight: tuple[Trained, list[Progress]]) -> None:
+    trained, _ = straight
     still = dataclasses.replace(HYPER, learning_rate=0.0, learning_rate_end=0.0)
-    config = dataclasses.replace(CONFIG, decisions=1)
-    tuned = train(*PROBE, config, still, keys(2, seed=1), weights=trained.weights[0])
+    tuned = train(*PROBE, SHORT, still, keys(2, seed=1), weights=trained.weights[0])
     for run in range(2):
         np.testing.assert_allclose(flat(tuned, run), flat(trained), rtol=1e-5, atol=1e-6)
 
     env, table, features = PROBE
     doubled = dataclasses.replace(table, reward=2 * table.reward)
-    tuned = train(env, doubled, features, CONFIG, HYPER, keys(1), weights=trained.weights[0])
+    tuned = train(env, doubled, features, CONFIG, HYPER, keys(2), weights=trained.weights[0])
     np.testing.assert_allclose(q_values(tuned.weights[0], 2), 2 * q_values(trained.weights[0], 2), atol=2e-2)
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    trained = train(*PROBE, dataclasses.replace(CONFIG, decisions=1), HYPER, keys(1))
+def test_weights_of_another_network_are_refused(alone: Trained) -> None:
     with pytest.raises(InputError, match="starting weights"):
-        train(*PROBE, dataclasses.replace(CONFIG, hidden_sizes=(16, 16)), HYPER, keys(1), weights=trained.weights[0])
+        train(*PROBE, dataclasses.replace(CONFIG, hidden_sizes=(16, 16)), HYPER, keys(1), weights=alone.weights[0])
 
 
 def test_divergence_stops_with_one_sentence_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -239,15 +246,14 @@ def test_marginal_credit_is_refused_where_there_is_none() -> None:
 
 def test_numbers_of_the_environment_may_differ_between_runs() -> None:
     env, table, features = PROBE
-    config = dataclasses.replace(CONFIG, decisions=1)
     tables = [dataclasses.replace(table, reward=scale * table.reward) for scale in (1.0, 3.0)]
     params = per_run(tables)
     assert list(params.own) == [".reward"]
-    together = train(env, params, features, config, HYPER, keys(2))
+    together = train(env, params, features, SHORT, HYPER, keys(2))
     assert per_run([table, table]) is table
     assert not np.allclose(flat(together, 0), flat(together, 1))
     for run, alone in enumerate(tables):
-        single = train(env, alone, features, config, HYPER, keys(2)[run : run + 1])
+        single = train(env, alone, features, SHORT, HYPER, keys(2)[run : run + 1])
         np.testing.assert_allclose(flat(together, run), flat(single), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(together.metrics["reward"][:, run], single.metrics["reward"][:, 0], rtol=1e-5)
 
