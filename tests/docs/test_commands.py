@@ -70,7 +70,24 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-@pytest.mark.parametrize("command", chosen("besteffort "))
+COMPLETION = "besteffort --tyro-write-completion "
+
+
+@pytest.mark.parametrize("command", chosen(COMPLETION))
+def test_completion_script_is_written(command: str, tmp_path: Path) -> None:
+    from besteffort import cli
+
+    _, option, shell, _ = shlex.split(command)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([option, shell, str(tmp_path / "script")])
+    assert not exit_.value.code
+    assert "besteffort" in (tmp_path / "script").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [command for command in chosen("besteffort ") if not command.startswith(COMPLETION) and "--help" not in command],
+)
 def test_command_parses(
     command: str, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
