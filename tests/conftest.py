@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -39,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if HAS_CHECKOUT:
         sys.path.append(str(CHECKOUT))
 
@@ -55,9 +57,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _programs_end_with_their_module() -> Iterator[None]:
-    """Lets go of compiled programs: each holds dozens of memory maps, and Linux allows a process 65,530 of them."""
+def _programs_end_in_time() -> Iterator[None]:
+    """Lets go of compiled programs: each holds some memory maps, and Linux allows a process 65,530 of them.
+
+    No module adds more than 10,000. What is left is found by the modules after it, which share many a small program.
+    """
     yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") < 20_000:
+        return
     import jax
 
     jax.clear_caches()
@@ -110,14 +118,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def made_once(name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of a run share; the first one that needs it makes it, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path, made = base / f"shared-{name}", base / f"shared-{name}.made"
+    with (base / f"shared-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(path, ignore_errors=True)  # of a worker that failed
+            make(path)
+            made.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a training with two seeds."""
+    """The directory of a training with two seeds; to be read only."""
     from besteffort.cli import main
 
-    out = tmp_path_factory.mktemp("runs") / "trained"
-    assert main(["train", str(small), "--seeds", "2", "--out", str(out)]) == 0
-    return out
+    def train(out: Path) -> None:
+        assert main(["train", str(small), "--seeds", "2", "--out", str(out)]) == 0
+
+    return made_once("trained", train, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
