@@ -20,6 +20,8 @@ from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests
 
+pytestmark = pytest.mark.optimised  # a log is simulated with 32 candidates again and again
+
 KNOWN = Source("modelled", "a test")
 N = 160  # of every log, so that programs are compiled once per largest batch
 DECODE = ((1, 0.012), (64, 0.020))

@@ -22,7 +22,8 @@ from besteffort.workload.arrivals import (
     steps,
 )
 
-pytestmark = pytest.mark.optimised  # millions of arrivals
+MILLIONS = pytest.mark.optimised
+"""Of tests that draw millions of gaps, or hundreds of thousands one after another."""
 
 PROCESSES = {
     "poisson": Poisson(5.0),
@@ -90,6 +91,7 @@ def test_float64_and_float32_follow_the_same_law(name):
     assert abs(ends[0].mean() - ends[1].mean()) < 4 * spread
 
 
+@MILLIONS
 @pytest.mark.parametrize("name", ["poisson", "gamma", "square anywhere", "markov"])
 def test_stationary_processes_have_their_mean_rate_from_the_start(name):
     process = PROCESSES[name]
@@ -97,6 +99,7 @@ def test_stationary_processes_have_their_mean_rate_from_the_start(name):
     assert (standard_errors(found, float(process.mean_rate())) < 4).all()
 
 
+@MILLIONS
 @pytest.mark.parametrize(
     ("name", "rates"), [("steps", [2, 2, 2, 0, 9, 9, 9] * 2), ("steps once", [2] * 3 + [0] + [9] * 10)]
 )
@@ -115,11 +118,13 @@ def test_steps_mean_rate():
     assert float(PROCESSES["square"].mean_rate()) == pytest.approx(3.0)
 
 
+@MILLIONS
 def test_square_wave_is_high_first_and_low_then():
     found = counts(times(PROCESSES["square"], 200, 3000), np.arange(9.0))
     assert (standard_errors(found, np.array([9, 1, 1, 1, 9, 1, 1, 1.0])) < 4).all()
 
 
+@MILLIONS
 @pytest.mark.parametrize("cv", [0.3, 1.0, 4.0])
 def test_gamma_gaps_have_their_mean_and_cv(cv):
     gaps = np.asarray(sample(GammaRenewal(2.0, cv), 0, 200, 5000), np.float64)[:, 1:]
@@ -141,6 +146,7 @@ def test_poisson_gaps_are_exponential():
         assert standard_errors(gaps > time, np.exp(-4 * time)) < 4
 
 
+@MILLIONS
 def test_index_of_dispersion_of_the_two_state_markov_modulated_process():
     """Heffes and Lucantoni (1986): IDC(t) of a stationary MMPP of two states with leaving rates `a` and `b`."""
     rates, dwell = np.array([2.0, 30.0]), np.array([4.0, 1.0])
@@ -178,6 +184,7 @@ def test_random_rates_are_log_uniform_and_burst():
     np.testing.assert_allclose(RandomRates(5.0, 5.0, 1.0).mean_rate(), 5.0)
 
 
+@MILLIONS
 def test_random_rates_have_their_mean_rate_in_the_long_run():
     process = PROCESSES["random"]
     mean_gaps = np.asarray(sample(process, 4, 4000, 300), np.float64).mean(axis=1)
@@ -224,6 +231,7 @@ def test_vmap_over_square_waves_and_chains_equals_one_at_a_time():
         np.testing.assert_allclose(row, sample(MarkovModulated(value, np.ones(2)), 0, 50, 3), rtol=1e-4, atol=1e-6)
 
 
+@MILLIONS
 def test_a_change_after_hours_of_fast_arrivals_comes_on_time_in_float32():
     """Gaps of 0.2 ms are below half a unit in the last place of float32 at four hours (0.5 ms)."""
     hours_s = 14_400.0
