@@ -46,7 +46,7 @@ def filled(chunks: int, history: int = 64, delay: int = 0) -> ReplayBuffer:
 @pytest.mark.parametrize("history", [8, 9, 64])
 @pytest.mark.parametrize("delay", [0, 3])
 def test_every_row_gets_the_reward_of_its_own_decision(chunks: int, history: int, delay: int) -> None:
-    buffer = filled(chunks, history, delay)
+    buffer = jax.tree.map(np.asarray, filled(chunks, history, delay))
     made = chunks * CHUNK
     for slot in range(LENGTH):
         decision = max((d for d in range(made) if d % LENGTH == slot), default=None)
@@ -105,8 +105,9 @@ def test_runs_stop_at_random_choices_ends_and_their_length() -> None:
     )
     buffer = buffer._replace(rows=rows)
     batch = replay_buffer.sample(buffer, jnp.int32(LENGTH), jax.random.key(0), (500,), discount=0.8, length=4)
+    rows, batch = jax.tree.map(np.asarray, (rows, batch))
     seen = set()
-    for i, (time, env) in enumerate(np.asarray(batch.features, int)):
+    for i, (time, env) in enumerate(batch.features.astype(int)):
         returns, left, known, end = 0.0, 1.0, True, time
         while True:
             returns += left * (10 * end + env - float(rows.baseline[end, env]))
