@@ -1,4 +1,4 @@
-"""Tables of figures in README.md and docs/, written from the files in results/.
+"""Tables in README.md and docs/, written from the files in results/ and, where they name things, from the code.
 
     python -m experiments.tables [--check]
 
@@ -28,6 +28,7 @@ from besteffort.evaluation.judging import LEARNED
 from besteffort.evaluation.report import Column, Kind, format_cell
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import write_text
+from besteffort.routers.names import ROUTER_NAMES
 from experiments.__main__ import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,8 +62,12 @@ def headline() -> str:
     chosen = (
         ("unpredictable_load", "Bursty arrivals, mean load 1.7: performance", "performance under bursts"),
         ("stable_load", "Performance at load 4", "performance at a steady load of 4"),
-        ("stable_load", "Available (99% in time)", "99% in time at a multiple of the largest model's rate"),
-        ("hardware_utility", "Performance per GPU", "performance per GPU over the largest model's, mean load 2"),
+        ("stable_load", "Available (99% in time)", "99% in time up to a load of"),
+        (
+            "hardware_utility",
+            "Performance per GPU",
+            "performance per GPU: 4 over 8 that serve the largest model and collapse",
+        ),
         ("task_deadlines", "Different deadlines per task", "performance with a deadline per task"),
         ("where_it_pays", "Where it pays", "sixteen settings, one thing varied at a time"),
         ("robustness", "When it breaks: late views", "batch sizes or rates seen late"),
@@ -72,7 +77,7 @@ def headline() -> str:
         claim = next(one for one in read(experiment)["claims"] if one["claim"].startswith(begins))
         cells = {key: claim[key] or "-" for key in ("ours", "static", "heuristic", "bound")}
         if begins.startswith("Available"):
-            cells["heuristic"] = _sustained_by_heuristics()
+            cells = _sustained()
         rows.append([words, *cells.values(), f"`{experiment}`"])
     return markdown(["What", "Learned", "Best static", "Best heuristic", "Bound", "NAME"], rows, words=6)
 
@@ -277,6 +282,16 @@ def measured_bursts() -> str:
     return markdown(["Router", "Measured, twice (%)", "Simulated (%)", "Right and in time (%)"], rows)
 
 
+def heuristics() -> str:
+    """What the rules do, and the numbers that tuning finds for them."""
+    rows = [
+        [f"`{name}`", about.description, ", ".join(about.settings) or "-"]
+        for name, about in ROUTER_NAMES.items()
+        if name != "static"
+    ]
+    return markdown(["Router", "What it does", "Tuned"], rows, words=3)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -296,6 +311,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         laptop_tier,
         laptop_bursts,
         measured_bursts,
+        heuristics,
     )
 }
 
@@ -339,12 +355,18 @@ def _cell(value: Any, kind: Kind, digits: int) -> str:
     return format_cell(value, Column("", kind, digits))
 
 
-def _sustained_by_heuristics() -> str:
-    """The best heuristic's sustained load as a multiple of the largest model's, which the claim leaves out."""
-    sustained = {name: one["mean"] for name, one in read("stable_load")["data"]["sustained_load"].items()}
+def _sustained() -> dict[str, str]:
+    """Up to which load routers are available, in the units of loads, which the claim gives as a multiple."""
+    sustained = read("stable_load")["data"]["sustained_load"]
     static = [name for name in sustained if name.startswith("always ")]
-    best = max((name for name in sustained if name not in (LEARNED, *static)), key=lambda name: sustained[name])
-    return f"{sustained[best] / sustained[static[-1]]:.1f}x ({best})"
+    heuristics = [name for name in sustained if name not in (LEARNED, *static)]
+
+    def best(names: list[str]) -> str:
+        name = max(names, key=lambda name: float(sustained[name]["mean"]))
+        return f"{sustained[name]['mean']:.1f} ± {sustained[name]['half_width']:.1f} ({name})"
+
+    learned = f"{sustained[LEARNED]['mean']:.1f} ± {sustained[LEARNED]['half_width']:.1f}"
+    return {"ours": learned, "static": best(static), "heuristic": best(heuristics), "bound": "-"}
 
 
 def _negative(value: Mapping[str, float] | None) -> Mapping[str, float] | None:
