@@ -10,6 +10,7 @@ import numpy as np
 
 from besteffort.bounds.gears import gear_plan
 from besteffort.evaluation.rollouts import Rollout, mean_rewards
+from besteffort.routers.names import ROUTER_NAMES
 from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
@@ -99,6 +100,4 @@ def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], li
 
     models = situation.profile.model_names
     routers = {static_name(model): repeated([{"model": index}], "static") for index, model in enumerate(models)}
-    for name in ("random", "shortest-queue", "gear", "ladder", "deadline", "deadline-reserve", "priced"):
-        routers[name] = repeated(tuned.get(name, [{}]), name)
-    return routers
+    return routers | {name: repeated(tuned.get(name, [{}]), name) for name in ROUTER_NAMES if name != "static"}
