@@ -6,7 +6,7 @@ All classes are immutable dataclasses that a YAML file fills; `besteffort.runs.c
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Len
@@ -35,10 +35,21 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """Deadline on a request's end-to-end latency: `base_s + per_token_s x output tokens`, in seconds."""
+    """Deadline on a request's end-to-end latency; `deadline_s` says what the numbers mean."""
 
     base_s: Positive = 0.1
     per_token_s: NonNegative = 0.015
+
+
+def deadline_s(base_s: Any, per_token_s: Any, output_tokens: Any) -> Any:
+    """Deadline on the latency, in seconds, of answers with this many tokens; for NumPy and for JAX.
+
+    Args:
+      base_s: seconds that every answer has.
+      per_token_s: seconds that each of its tokens adds.
+      output_tokens: number of tokens of the answer.
+    """
+    return base_s + per_token_s * output_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,4 +208,5 @@ class Situation:
         """(n,) deadline in seconds of requests with the given task indices and output lengths."""
         base = np.array([t.deadline.base_s for t in self.tasks])
         per_token = np.array([t.deadline.per_token_s for t in self.tasks])
-        return base[task] + per_token[task] * output_tokens
+        deadlines: np.ndarray = deadline_s(base[task], per_token[task], output_tokens)
+        return deadlines

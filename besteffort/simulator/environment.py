@@ -28,6 +28,7 @@ from besteffort.simulator.ledger import Ledger
 from besteffort.simulator.request import Request, refused
 from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
+from besteffort.situation import deadline_s
 from besteffort.workload.types import Arrival
 
 Array = jax.Array
@@ -172,9 +173,10 @@ class ServingEnvironment:
             since_accept_s=state.since_accept_s + arrival.gap_s,
             refused=jnp.zeros_like(state.refused),
         )
-        visible_s = (
-            params.deadline_base_s[arrival.task]
-            + params.deadline_per_token_s[arrival.task] * params.mean_output_tokens[arrival.task]
+        visible_s = deadline_s(
+            params.deadline_base_s[arrival.task],
+            params.deadline_per_token_s[arrival.task],
+            params.mean_output_tokens[arrival.task],
         )
         if arrival.deadline_factor is not None:
             visible_s = visible_s * arrival.deadline_factor

@@ -74,7 +74,7 @@ class EnvParams:
       quality: (tasks, models) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
       mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths, which heuristics may use.
-      deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
+      deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
       soft_span: () 0 for hard deadlines, see `besteffort.simulator.reward`.
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency.

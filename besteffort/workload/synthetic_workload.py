@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from besteffort.errors import InputError
-from besteffort.situation import Situation
+from besteffort.situation import Situation, deadline_s
 from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.deadlines import DeadlineFactors
 from besteffort.workload.mix import TaskMix, task_mix
@@ -35,7 +35,7 @@ class SyntheticWorkload:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
       mix: a `besteffort.workload.mix.TaskMix`.
       prompt_tokens, output_tokens: (tasks, 2) smallest and largest length, both included.
-      deadline_base_s, deadline_per_token_s: (tasks,) deadline of a request: `base + per_token x output tokens`.
+      deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
       deadline_factors: factors on deadlines, period by period; None if they do not change.
     """
 
@@ -69,7 +69,7 @@ class SyntheticWorkload:
         output_tokens = length(uniforms[2], self.output_tokens)
         base_s = jnp.asarray(self.deadline_base_s, float)[task]
         per_token_s = jnp.asarray(self.deadline_per_token_s, float)[task]
-        arrival = Arrival(gap_s, task, prompt_tokens, output_tokens, base_s + per_token_s * output_tokens)
+        arrival = Arrival(gap_s, task, prompt_tokens, output_tokens, deadline_s(base_s, per_token_s, output_tokens))
         deadlines = None
         if self.deadline_factors is not None:
             factor, deadlines = self.deadline_factors.next(gap_s, state.deadlines)
