@@ -16,7 +16,7 @@ from pydantic import Discriminator
 from besteffort.ranges import NonNegative, Positive
 from besteffort.situation import Situation
 from besteffort.workload import arrivals, rescale, traces
-from besteffort.workload.deadlines import DeadlineFactors, deadline_factors
+from besteffort.workload.deadline_factors import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix
 from besteffort.workload.readers import MafOptions, ServeGenOptions
 from besteffort.workload.requests import Requests

@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from besteffort.errors import InputError
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
-from besteffort.workload.deadlines import DeadlineFactors
+from besteffort.workload.deadline_factors import DeadlineFactors
 from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
 

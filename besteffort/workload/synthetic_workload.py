@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 from besteffort.errors import InputError
 from besteffort.situation import Situation, deadline_s
 from besteffort.workload.arrivals import Arrivals
-from besteffort.workload.deadlines import DeadlineFactors
+from besteffort.workload.deadline_factors import DeadlineFactors
 from besteffort.workload.mix import TaskMix, task_mix
 from besteffort.workload.types import Arrival
 

@@ -19,7 +19,7 @@ from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.deadlines import deadline_factors
+from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic_workload import synthetic

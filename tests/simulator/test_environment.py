@@ -19,7 +19,7 @@ from besteffort.simulator.environment import EnvState, ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape, Router, TimeStep
 from besteffort.situation import Reward, Situation, View
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.deadlines import deadline_factors
+from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic_workload import synthetic

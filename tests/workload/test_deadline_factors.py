@@ -9,7 +9,7 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.deadlines import deadline_factors
+from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, resample
 from besteffort.workload.sample import sample_workload
