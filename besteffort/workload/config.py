@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval, Len
 from pydantic import Discriminator
 
+from besteffort.errors import InputError
 from besteffort.ranges import NonNegative, Positive
 from besteffort.situation import Situation
 from besteffort.workload import arrivals, rescale, traces
 from besteffort.workload.deadline_factors import DeadlineFactors, deadline_factors
 from besteffort.workload.mix import TaskMix, task_mix
-from besteffort.workload.readers import MafOptions, ServeGenOptions
+from besteffort.workload.readers import READERS, MafOptions, ServeGenOptions
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from besteffort.workload.trace_workload import ReplayWorkload, replay
@@ -185,23 +186,30 @@ class Trace:
 
     Attributes:
       path: the file, see `besteffort.workload.traces.read_trace`.
-      format: its format; null to detect it from the header.
+      format: its format, a name in `besteffort.workload.readers.READERS`; null to detect it from the header.
       window_s: start and end of the part to use, in seconds of the file; null for all of it.
       load: mean load to scale it to, relative to the capacity for its own lengths; null to keep its rate.
       start: begin at a random request or at the first one.
       seed: seed of tasks and of other fields that are drawn.
       maf, servegen: options of these formats.
+
+    Raises:
+      InputError: if there is no such format.
     """
 
     kind: Literal["trace"] = "trace"
     path: Path
-    format: Literal["azure_llm", "mooncake", "maf", "servegen", "csv"] | None = None
+    format: str | None = None
     window_s: tuple[NonNegative, Positive] | None = None
     load: Positive | None = None
     start: Literal["random", "first"] = "random"
     seed: Annotated[int, Ge(0)] = 0
     maf: MafOptions = dataclasses.field(default_factory=MafOptions)
     servegen: ServeGenOptions = dataclasses.field(default_factory=ServeGenOptions)
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in READERS:
+            raise InputError(f"Trace {self.path}: `format` is `{self.format}`; choose from {', '.join(READERS)}.")
 
 
 Synthetic = Poisson | Steps | Markov | Gamma | Square | RandomRates

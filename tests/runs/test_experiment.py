@@ -11,6 +11,7 @@ from besteffort.learning.config import DQNConfig, DQNHyperparams
 from besteffort.runs.config import config_names, load_config, load_situation, to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.workload.config import Markov
+from besteffort.workload.readers import READERS
 
 
 def test_hyper_changes_only_what_is_given() -> None:
@@ -63,6 +64,20 @@ def test_tuning_seeds_are_no_judging_seeds() -> None:
 def test_loads_must_ascend() -> None:
     with pytest.raises(InputError, match=r"`loads` is \[2.0, 1.0\]; give positive loads, each once, smallest first"):
         EvaluationConfig(loads=(2.0, 1.0))
+
+
+def test_formats_of_a_trace_are_those_of_the_readers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = (
+        "profile: opt-a100\ntasks: [{{name: piqa}}]\ntraining: {{workload: {{kind: trace, path: a.csv, format: {}}}}}\n"
+    )
+    for name in READERS:
+        path.write_text(text.format(name), encoding="utf-8")
+        assert load_run(path)[0].training.workload.format == name
+    path.write_text(text.format("nonsense"), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_run(path)
+    assert str(error.value) == f"{path}: Trace a.csv: `format` is `nonsense`; choose from {', '.join(READERS)}."
 
 
 def test_changes_of_a_run() -> None:
