@@ -64,8 +64,8 @@ class DeadlinesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Changes:
-    """Settings that may change with time in every synthetic workload, in addition to the load.
+class SyntheticConfig:
+    """What every synthetic workload may set: changes with time other than those of the load.
 
     Attributes:
       mix: the task mix; null for the tasks' own shares throughout.
@@ -77,7 +77,7 @@ class Changes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Poisson(Changes):
+class Poisson(SyntheticConfig):
     """Poisson arrivals at a constant `load`."""
 
     kind: Literal["poisson"] = "poisson"
@@ -88,7 +88,7 @@ class Poisson(Changes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Steps(Changes):
+class Steps(SyntheticConfig):
     """Poisson arrivals at loads that change at fixed times.
 
     Attributes:
@@ -109,7 +109,7 @@ class Steps(Changes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Markov(Changes):
+class Markov(SyntheticConfig):
     """Markov-modulated Poisson arrivals: each state's load and mean dwell time."""
 
     kind: Literal["markov"] = "markov"
@@ -121,7 +121,7 @@ class Markov(Changes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gamma(Changes):
+class Gamma(SyntheticConfig):
     """A renewal process with Gamma gaps of the given coefficient of variation."""
 
     kind: Literal["gamma"] = "gamma"
@@ -133,7 +133,7 @@ class Gamma(Changes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Square(Changes):
+class Square(SyntheticConfig):
     """Poisson arrivals at `high` load for the first `duty` share of each period, at `low` load for the rest."""
 
     kind: Literal["square"] = "square"
@@ -150,7 +150,7 @@ class Square(Changes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomRates(Changes):
+class RandomRates(SyntheticConfig):
     """The training load: loads spread log-uniformly, changing in steps and bursts.
 
     Attributes:
