@@ -47,6 +47,7 @@ from benchmarks.timing import machine
 from besteffort.adapters.gymnax import ServingGymnax
 from besteffort.adapters.wrapped import WrappedEnv
 from besteffort.evaluation import plots
+from besteffort.evaluation.colours import FOCUS, GRID, INK, SERIES
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
 from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
 from besteffort.learning.config import DQNHyperparams
@@ -65,7 +66,7 @@ from besteffort.workload.requests import Requests
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, TARGET = 0.95, 25.0
 OURS, GYMNAX, TUNED, AS_IT_COMES = "ours", "gymnax loop", "Stable-Baselines3, tuned", "Stable-Baselines3, as it comes"
-STYLES = {"#d55e00": "-", "#0072b2": "--", "#009e73": "-.", "#cc79a7": ":"}  # colour and line of each learner
+STYLES = dict(zip((FOCUS, *SERIES[:3]), ("-", "--", "-.", ":"), strict=True))  # colour and line of each learner
 HORIZON_S = 0.25  # of the discount by time, as in `besteffort.learning.config.DQNHyperparams`
 
 
@@ -395,8 +396,8 @@ def draw(curves: dict[str, list[Curve]], ground: Ground) -> Figure:
     figure = Figure(figsize=(9.0, 4.8), layout="constrained")
     axes = figure.subplots()
     name, best = ground.best
-    axes.axhline(100 * best, color="#222222", linewidth=1.2, label=f"best heuristic ({name})")
-    axes.axhline(100 * SHARE * best, color="#222222", linewidth=1.2, linestyle="--", label=f"{SHARE:.0%} of it")
+    axes.axhline(100 * best, color=INK, linewidth=1.2, label=f"best heuristic ({name})")
+    axes.axhline(100 * SHARE * best, color=INK, linewidth=1.2, linestyle="--", label=f"{SHARE:.0%} of it")
     for (name, each), (colour, style) in zip(curves.items(), STYLES.items(), strict=False):
         for curve in each:
             axes.plot(curve.seconds, 100 * np.array(curve.performance), style, color=colour, linewidth=0.7, alpha=0.5)
@@ -406,7 +407,7 @@ def draw(curves: dict[str, list[Curve]], ground: Ground) -> Figure:
     axes.set_xlabel("seconds of processor time in training, compilation not included")
     axes.set_ylabel("performance on the judged lists (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e3e3", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 

@@ -1,8 +1,8 @@
 """Figures: against the rate, the routing mix, a time line through a burst, and the comparison of the quickstart.
 
 Every function returns a `matplotlib.figure.Figure` of its own (no pyplot, no global state, any thread);
-`save_figure` writes it. Colour-blind readers and greyscale print can distinguish the colours, and markers and line
-styles help; models run from light (smallest) to dark (largest).
+`save_figure` writes it. Colours come from `besteffort.evaluation.colours`; markers and line styles tell curves apart in
+greyscale print, and models run from light (smallest) to dark (largest).
 """
 
 from __future__ import annotations
@@ -24,25 +24,33 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from besteffort.bounds.prices import Bound
+from besteffort.evaluation.colours import (
+    ARRIVALS,
+    DIFFERENCES,
+    FOCUS,
+    GREY,
+    GRID,
+    HATCHING,
+    INK,
+    LOST,
+    PAPER,
+    SECOND,
+    SERIES,
+    STATIC,
+    model_colours,
+)
 from besteffort.evaluation.formats import points
 from besteffort.evaluation.metrics import binned
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import write_bytes
 from besteffort.simulator.result import Result
 
-_INK = "#222222"
-_GREY = "#6b6b6b"
-_GRID = "#e3e3e3"
-_LOST = "#ececec"
-_FOCUS = "#d55e00"  # vermilion, for the router that the figure is about
-# Okabe and Ito's palette without vermilion and yellow (too light for lines), then two that stay apart from them.
-_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#8c6d46", "#7a7a7a")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-_SETTING: dict[str, Any] = {"color": "#0072b2", "alpha": 0.75, "zorder": 2}
-_MEAN: dict[str, Any] = {"color": _FOCUS, "linewidth": 2.4, "marker": "D", "markersize": 5, "zorder": 3}
+_SETTING: dict[str, Any] = {"color": SECOND, "alpha": 0.75, "zorder": 2}
+_MEAN: dict[str, Any] = {"color": FOCUS, "linewidth": 2.4, "marker": "D", "markersize": 5, "zorder": 3}
 _BEST: dict[str, Any] = {
-    "color": _INK,
+    "color": INK,
     "linestyle": "",
     "marker": "o",
     "markersize": 9,
@@ -52,7 +60,7 @@ _BEST: dict[str, Any] = {
 }
 _MOST_LISTED = 8  # values of an axis that stand side by side
 _BINS = 4  # of an axis whose values all differ
-_BOUND: dict[str, Any] = {"color": _INK, "linewidth": 1.4, "linestyle": (0, (4, 2))}
+_BOUND: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (4, 2))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +157,7 @@ def plot_against_rate(
     )
     for ax, title, curves, limit in panels:
         if limit is not None:
-            ax.plot(loads, limit, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=4)
+            ax.plot(loads, limit, color=INK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=4)
         for name, curve in curves.items():
             ax.plot(loads, curve.mean, **styles[name])
             band = np.isfinite(curve.half_width)
@@ -163,7 +171,7 @@ def plot_against_rate(
         ax.set_ylim(top=1.02, bottom=min(0.0, ax.get_ylim()[0]))
     handles = [Line2D([], [], label=name, **styles[name]) for name in performance]
     if bound is not None:
-        handles.append(Line2D([], [], color=_INK, linewidth=1.4, linestyle=(0, (4, 2)), label="upper bound"))
+        handles.append(Line2D([], [], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="upper bound"))
     first = next(iter(performance.values()))
     note = f"bands: {first.confidence:.0%} intervals over {first.seeds} seeds" if first.seeds > 1 else "one seed"
     _legend(figure, handles, note)
@@ -189,16 +197,16 @@ def plot_routing_mix(
     rows = -(-len(mixes) // columns)
     figure = Figure(figsize=(3.9 * columns + 1.6, 3.2 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    colours = (*_model_colours(len(model_names)), _LOST)
+    colours = (*model_colours(len(model_names)), LOST)
     for ax, (name, mix) in zip(axes, mixes.items(), strict=False):
-        areas = ax.stackplot(loads, np.asarray(mix).T, colors=colours, edgecolor="white", linewidth=0.8)
-        areas[-1].set(hatch="////", edgecolor="#9a9a9a", linewidth=0.0)
+        areas = ax.stackplot(loads, np.asarray(mix).T, colors=colours, edgecolor=PAPER, linewidth=0.8)
+        areas[-1].set(hatch="////", edgecolor=HATCHING, linewidth=0.0)
         _decorate(ax, name)
         ax.grid(False)
         _load_axis(ax, loads, requests_per_s)
         ax.set(xlim=(loads[0], loads[-1]), ylim=(0, 1))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.set_ylabel("Share of requests", color=_INK)
+        ax.set_ylabel("Share of requests", color=INK)
     for ax in axes[len(mixes) :]:
         ax.remove()
     _legend(figure, _model_handles(model_names, "rejected"))
@@ -236,21 +244,21 @@ def plot_timeline(
         return binned(result, values, width_s=width_s, bins=bins, origin_s=start_s)
 
     count, _ = per_bin(chosen, chosen.reward)
-    top.stairs(count / width_s, edges, fill=True, color="#b9c4cf")
-    top.stairs(count / width_s, edges, color=_INK, linewidth=1.0)
-    top.set_ylabel("Arrivals\n(requests/s)", color=_INK)
+    top.stairs(count / width_s, edges, fill=True, color=ARRIVALS)
+    top.stairs(count / width_s, edges, color=INK, linewidth=1.0)
+    top.set_ylabel("Arrivals\n(requests/s)", color=INK)
     top.set_ylim(bottom=0)
     if capacity_per_s is not None:
-        top.axhline(capacity_per_s, color=_INK, linewidth=1.1, linestyle=(0, (4, 2)))
+        top.axhline(capacity_per_s, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
 
     outcome = np.where(chosen.rejected, len(model_names), chosen.model)
     floor = np.zeros(bins)
-    for index, colour in enumerate((*_model_colours(len(model_names)), _LOST)):
+    for index, colour in enumerate((*model_colours(len(model_names)), LOST)):
         _, share = per_bin(chosen, outcome == index)
         ceiling = floor + np.nan_to_num(share)
         middle.stairs(ceiling, edges, baseline=floor, fill=True, color=colour)
         floor = ceiling
-    middle.set_ylabel(f"Models chosen\n({focus})", color=_INK)
+    middle.set_ylabel(f"Models chosen\n({focus})", color=INK)
     middle.set_ylim(0, 1)
     middle.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
@@ -260,10 +268,10 @@ def plot_timeline(
     for offset, (name, result) in enumerate(results.items()):
         _, mean = per_bin(result, result.reward)
         bottom.plot(centres, mean, **styles[name], markevery=(offset % every, every))
-    bottom.set_ylabel("Performance\n(mean reward)", color=_INK)
+    bottom.set_ylabel("Performance\n(mean reward)", color=INK)
     bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bottom.set_ylim(top=1.04)
-    bottom.set_xlabel("Time of arrival (s)", color=_INK)
+    bottom.set_xlabel("Time of arrival (s)", color=INK)
     for ax in (top, middle, bottom):
         _decorate(ax)
         ax.set_xlim(edges[0], edges[-1])
@@ -271,8 +279,8 @@ def plot_timeline(
     figure.align_ylabels()
     _legend_beside(
         top,
-        [Patch(facecolor="#b9c4cf", edgecolor=_INK, label=f"arrivals per {width_s:g} s")]
-        + [Line2D([], [], color=_INK, linewidth=1.1, linestyle=(0, (4, 2)), label="largest model's capacity")]
+        [Patch(facecolor=ARRIVALS, edgecolor=INK, label=f"arrivals per {width_s:g} s")]
+        + [Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="largest model's capacity")]
         * (capacity_per_s is not None),
     )
     _legend_beside(middle, _model_handles(model_names, "rejected"))
@@ -302,9 +310,9 @@ def plot_comparison(
     ordered = sorted(bars, key=lambda bar: float(bar.performance.mean))
     figure = Figure(figsize=(10.5, 1.9 + 0.42 * len(ordered)), layout="constrained")
     ax = figure.subplots()
-    colours = _model_colours(len(model_names))
+    colours = model_colours(len(model_names))
     rows = np.arange(len(ordered))
-    ax.barh(rows, 1.0, color=_LOST, height=0.72)
+    ax.barh(rows, 1.0, color=LOST, height=0.72)
     left = np.zeros(len(ordered))
     for index, colour in enumerate(colours):
         width = np.array([bar.by_model[index] for bar in ordered]) / peak
@@ -313,33 +321,33 @@ def plot_comparison(
     for row, bar in enumerate(ordered):
         mean, half = float(bar.performance.mean) / peak, float(bar.performance.half_width) / peak
         if np.isfinite(half):
-            whisker = ax.plot([mean - half, mean + half], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
-            whisker[0].set_path_effects([withStroke(linewidth=4.5, foreground="white")])
+            whisker = ax.plot([mean - half, mean + half], [row, row], color=INK, linewidth=1.8, solid_capstyle="butt")
+            whisker[0].set_path_effects([withStroke(linewidth=4.5, foreground=PAPER)])
         text = f"{mean:.1%}" + (f" ± {100 * half:.1f}" if np.isfinite(half) else "")
         weight = "bold" if bar.name == focus else "normal"
-        ax.text(1.02, row, text, va="center", color=_INK, fontweight=weight, fontsize=10)
+        ax.text(1.02, row, text, va="center", color=INK, fontweight=weight, fontsize=10)
         ax.text(
-            1.19, row, f"{float(bar.slo_attainment.mean):.1%}", va="center", color=_INK, fontweight=weight, fontsize=10
+            1.19, row, f"{float(bar.slo_attainment.mean):.1%}", va="center", color=INK, fontweight=weight, fontsize=10
         )
     header = len(ordered) - 0.35
-    ax.text(1.02, header, "of peak quality", va="bottom", color=_GREY, fontsize=9)
-    ax.text(1.19, header, "in time", va="bottom", color=_GREY, fontsize=9)
+    ax.text(1.02, header, "of peak quality", va="bottom", color=GREY, fontsize=9)
+    ax.text(1.19, header, "in time", va="bottom", color=GREY, fontsize=9)
     if bound is not None:
-        ax.plot([bound / peak] * 2, [-0.5, len(ordered) - 0.5], color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
-        ax.text(bound / peak, header, "no router can do better", ha="right", va="bottom", color=_INK, fontsize=9)
+        ax.plot([bound / peak] * 2, [-0.5, len(ordered) - 0.5], color=INK, linewidth=1.4, linestyle=(0, (4, 2)))
+        ax.text(bound / peak, header, "no router can do better", ha="right", va="bottom", color=INK, fontsize=9)
     ax.set_yticks(rows, [bar.name for bar in ordered])
     _decorate(ax)
     ax.grid(False)
     ax.tick_params(axis="y", length=0, labelsize=10)
     for label, bar in zip(ax.get_yticklabels(), ordered, strict=True):
         if bar.name == focus:
-            label.set(color=_FOCUS, fontweight="bold")
+            label.set(color=FOCUS, fontweight="bold")
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set(xlim=(0, 1.27), ylim=(-0.55, len(ordered) + 0.1))
     ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel("Quality delivered in time, by the model that delivered it", color=_INK, loc="left")
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
+    ax.set_xlabel("Quality delivered in time, by the model that delivered it", color=INK, loc="left")
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
     handles = _model_handles(model_names, "lost: late, rejected, or a smaller model's lower quality", hatch=None)
     legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9)
     _ink(legend)
@@ -362,7 +370,7 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
     styles = _router_styles(names, focus)
     for ax, panel in zip(axes, panels, strict=False):
         if panel.zero:
-            ax.axhline(0.0, color=_GREY, linewidth=1.0)
+            ax.axhline(0.0, color=GREY, linewidth=1.0)
         if panel.bound is not None:
             ax.plot(panel.x, panel.bound, **_BOUND)
         shown = [] if panel.bound is None else [panel.bound]
@@ -379,8 +387,8 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
                 ax.fill_between(panel.x, curve.low, curve.high, where=band, color=colour, alpha=0.18, linewidth=0)
             shown.append(curve.mean)
         _decorate(ax, panel.title)
-        ax.set_xlabel(panel.x_label, color=_INK)
-        ax.set_ylabel(panel.y_label, color=_INK)
+        ax.set_xlabel(panel.x_label, color=INK)
+        ax.set_ylabel(panel.y_label, color=INK)
         if panel.log:
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(FixedLocator(list(panel.x)))
@@ -413,24 +421,24 @@ def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
     figure = Figure(figsize=(10.5, 1.5 + 0.25 * -rows[-1]), layout="constrained")
     ax = figure.subplots()
     marks = (
-        ("best static model", "s", "#7a7a7a", [setting.static for setting in settings]),
-        ("best heuristic, tuned", "^", "#0072b2", [setting.heuristic for setting in settings]),
-        ("learned", "o", _FOCUS, [float(setting.learned.mean) for setting in settings]),
+        ("best static model", "s", STATIC, [setting.static for setting in settings]),
+        ("best heuristic, tuned", "^", SECOND, [setting.heuristic for setting in settings]),
+        ("learned", "o", FOCUS, [float(setting.learned.mean) for setting in settings]),
     )
     for row, setting in zip(rows, settings, strict=True):
-        ax.plot([setting.static, setting.bound], [row, row], color=_GRID, linewidth=2.0, zorder=1)
-        ax.plot([setting.bound] * 2, [row - 0.35, row + 0.35], color=_INK, linewidth=1.6, zorder=2)
+        ax.plot([setting.static, setting.bound], [row, row], color=GRID, linewidth=2.0, zorder=1)
+        ax.plot([setting.bound] * 2, [row - 0.35, row + 0.35], color=INK, linewidth=1.6, zorder=2)
         ahead, half = float(setting.ahead.mean), float(setting.ahead.half_width)
         sure = abs(ahead) > half
         text = points(setting.ahead)
-        colour = _GREY if not sure else _FOCUS if ahead > 0 else "#0072b2"
+        colour = GREY if not sure else FOCUS if ahead > 0 else SECOND
         ax.text(1.02, row, text, va="center", fontsize=9, color=colour, fontweight="bold" if sure else "normal")
     for name, marker, colour, values in marks:
         ax.scatter(values, rows, marker=marker, s=42 if marker == "o" else 30, color=colour, label=name, zorder=3)
     for group in groups:
         top = max(row for row, setting in zip(rows, settings, strict=True) if setting.group == group)
-        ax.text(0.0, top + 0.72, group, fontsize=9, fontweight="bold", color=_INK, va="center")
-    ax.text(1.02, rows[0] + 0.8, "learned ahead of\nbest heuristic (points)", fontsize=8, color=_GREY, va="bottom")
+        ax.text(0.0, top + 0.72, group, fontsize=9, fontweight="bold", color=INK, va="center")
+    ax.text(1.02, rows[0] + 0.8, "learned ahead of\nbest heuristic (points)", fontsize=8, color=GREY, va="bottom")
     _decorate(ax)
     ax.set_yticks(rows, [setting.name for setting in settings])
     ax.tick_params(axis="y", length=0)
@@ -439,9 +447,9 @@ def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
     ax.set(xlim=(0, 1.22), ylim=(rows[-1] - 0.7, rows[0] + 1.2))
     ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel("Performance, in percent of peak quality", color=_INK, loc="left")
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
-    handles = [*ax.get_legend_handles_labels()[0], Line2D([], [], color=_INK, marker="|", linestyle="", label="bound")]
+    ax.set_xlabel("Performance, in percent of peak quality", color=INK, loc="left")
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
+    handles = [*ax.get_legend_handles_labels()[0], Line2D([], [], color=INK, marker="|", linestyle="", label="bound")]
     legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9)
     _ink(legend)
     return figure
@@ -469,9 +477,9 @@ def plot_matrix(
     figure = Figure(figsize=(3.4 + 0.95 * len(columns), 1.8 + 0.5 * len(rows)), layout="constrained")
     ax = figure.subplots()
     limit = max(float(np.nanmax(np.abs(values))), 1e-3)
-    ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+    ax.imshow(values, cmap=DIFFERENCES, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if abs(value) > 0.7 * limit else _INK
+        colour = PAPER if abs(value) > 0.7 * limit else INK
         ax.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=9, color=colour)
     _decorate(ax, title)
     ax.grid(False)
@@ -479,8 +487,8 @@ def plot_matrix(
     ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)
-    ax.set_xlabel(column_label, color=_INK)
-    ax.set_ylabel(row_label, color=_INK)
+    ax.set_xlabel(column_label, color=INK)
+    ax.set_ylabel(row_label, color=INK)
     return figure
 
 
@@ -505,15 +513,15 @@ def plot_choices(
     """
     figure = Figure(figsize=(3.1 * len(choices) + 1.8, 3.3), layout="constrained")
     axes = figure.subplots(1, len(choices), squeeze=False, sharey=True).ravel()
-    colours = _model_colours(len(model_names))
+    colours = model_colours(len(model_names))
     palette = mpl.colors.ListedColormap(colours)
     for ax, (title, chosen) in zip(axes, choices.items(), strict=True):
         ax.pcolormesh(rates, sizes, chosen, cmap=palette, vmin=-0.5, vmax=len(model_names) - 0.5, shading="nearest")
         ax.set_xscale("log")
         _decorate(ax, title)
         ax.grid(False)
-        ax.set_xlabel(x_label, color=_INK)
-    axes[0].set_ylabel(y_label, color=_INK)
+        ax.set_xlabel(x_label, color=INK)
+    axes[0].set_ylabel(y_label, color=INK)
     handles = [Patch(facecolor=colour, label=name) for name, colour in zip(model_names, colours, strict=True)]
     _legend(figure, handles, "model chosen")
     return figure
@@ -595,7 +603,7 @@ def plot_sweep(axes: Sequence[SweptAxis], performance: Interval) -> Figure:
     for ax in panels.ravel()[len(axes) :]:
         ax.remove()
     for ax in panels[:, 0]:
-        ax.set_ylabel("Performance", color=_INK)
+        ax.set_ylabel("Performance", color=INK)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4, label="a setting", **_SETTING),
         Line2D([], [], label="mean of settings", **_MEAN),
@@ -618,8 +626,8 @@ def plot_prediction(times: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray
     figure = Figure(figsize=(4.7 * columns + 1.6, 3.6 * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     styles: tuple[dict[str, Any], ...] = (
-        {"color": _INK, "linewidth": 4.0, "alpha": 0.35, "solid_capstyle": "butt"},
-        {"color": _FOCUS, "linewidth": 1.6, "linestyle": (0, (5, 1.5))},
+        {"color": INK, "linewidth": 4.0, "alpha": 0.35, "solid_capstyle": "butt"},
+        {"color": FOCUS, "linewidth": 1.6, "linestyle": (0, (5, 1.5))},
     )
     for ax, ((model, what), pair) in zip(axes, times.items(), strict=False):
         known = np.isfinite(pair[0])
@@ -628,7 +636,7 @@ def plot_prediction(times: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray
             ax.plot(ordered, (np.arange(len(ordered)) + 0.5) / len(ordered), **style)
         for percentile in (50, 95, 99):
             measured, predicted = (float(np.percentile(seconds[known], percentile)) for seconds in pair)
-            ax.plot(predicted, percentile / 100, "o", color=_FOCUS, markersize=5, zorder=3)
+            ax.plot(predicted, percentile / 100, "o", color=FOCUS, markersize=5, zorder=3)
             label = ax.annotate(
                 f"P{percentile}  {measured:.3g} s, predicted {100 * (predicted / measured - 1):+.1f}%",
                 (min(measured, predicted), percentile / 100),
@@ -637,16 +645,16 @@ def plot_prediction(times: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray
                 ha="right",
                 va="center",
                 fontsize=8.5,
-                color=_INK,
+                color=INK,
             )
-            label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+            label.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
         _decorate(ax, f"{model}: {what}" if len({key[0] for key in times}) > 1 else what.capitalize())
         low, high = ax.get_xlim()
         ax.set(xlim=(low - 0.45 * (high - low), high), ylim=(0, 1.06))
         ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= high])
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.set_xlabel("Seconds", color=_INK)
-        ax.set_ylabel("Share of requests", color=_INK)
+        ax.set_xlabel("Seconds", color=INK)
+        ax.set_ylabel("Share of requests", color=INK)
     for ax in axes[len(times) :]:
         ax.remove()
     _legend(
@@ -674,7 +682,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160, svg: bool =
     with mpl.rc_context({"svg.hashsalt": "besteffort", "svg.fonttype": "path"}):
         for suffix, options in kinds.items():
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix[1:], facecolor="white", **options)
+            figure.savefig(buffer, format=suffix[1:], facecolor=PAPER, **options)
             write_bytes(path.with_name(path.name + suffix), buffer.getvalue())
     return path.with_name(path.name + ".png")
 
@@ -685,9 +693,9 @@ def _router_styles(names: Sequence[str], focus: str | None) -> dict[str, dict[st
     others = [name for name in names if name != focus]
     for index, name in enumerate(others):
         styles[name] = {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": SERIES[index % len(SERIES)],
             "marker": _MARKERS[index % len(_MARKERS)],
-            "linestyle": _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
+            "linestyle": _DASHES[(index + index // len(SERIES)) % len(_DASHES)],
             "linewidth": 1.3,
             "markersize": 4.5,
             "markeredgewidth": 0.0,
@@ -695,7 +703,7 @@ def _router_styles(names: Sequence[str], focus: str | None) -> dict[str, dict[st
         }
     if focus is not None:
         styles[focus] = {
-            "color": _FOCUS,
+            "color": FOCUS,
             "marker": "o",
             "linestyle": "-",
             "linewidth": 3.6,
@@ -706,26 +714,21 @@ def _router_styles(names: Sequence[str], focus: str | None) -> dict[str, dict[st
     return styles
 
 
-def _model_colours(models: int) -> list[Any]:
-    """From light to dark, whatever the number of models: one hue after the other."""
-    return [mpl.colormaps["YlGnBu"](x) for x in np.linspace(0.3, 0.95, models)]
-
-
 def _model_handles(model_names: Sequence[str], rest: str, hatch: str | None = "////") -> list[Patch]:
     handles = [
         Patch(facecolor=colour, label=name)
-        for name, colour in zip(model_names, _model_colours(len(model_names)), strict=True)
+        for name, colour in zip(model_names, model_colours(len(model_names)), strict=True)
     ]
-    return [*handles, Patch(facecolor=_LOST, edgecolor="#9a9a9a", linewidth=0.0, hatch=hatch, label=rest)]
+    return [*handles, Patch(facecolor=LOST, edgecolor=HATCHING, linewidth=0.0, hatch=hatch, label=rest)]
 
 
 def _decorate(ax: Axes, title: str | None = None) -> None:
     if title is not None:
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_GREY)
-    ax.tick_params(colors=_GREY, labelcolor=_INK, labelsize=9)
-    ax.grid(color=_GRID, linewidth=0.8)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    ax.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
+    ax.grid(color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
 
 
@@ -747,12 +750,12 @@ def _load_axis(ax: Axes, loads: np.ndarray, requests_per_s: float | None) -> Non
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     unit = "" if requests_per_s is None else f"{requests_per_s:.3g} requests/s, "
-    ax.set_xlabel(f"Load (1 = {unit}the largest model's capacity)", color=_INK)
+    ax.set_xlabel(f"Load (1 = {unit}the largest model's capacity)", color=INK)
 
 
 def _legend(figure: Figure, handles: Sequence[Any], note: str | None = None) -> None:
     legend = figure.legend(handles=list(handles), loc="outside right upper", frameon=False, fontsize=9, title=note)
-    legend.get_title().set(fontsize=8, color=_GREY)
+    legend.get_title().set(fontsize=8, color=GREY)
     _ink(legend)
 
 
@@ -763,4 +766,4 @@ def _legend_beside(ax: Axes, handles: Sequence[Any]) -> None:
 
 def _ink(legend: Any) -> None:
     for text in legend.get_texts():
-        text.set_color(_INK)
+        text.set_color(INK)

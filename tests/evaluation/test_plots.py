@@ -13,6 +13,7 @@ import pytest
 from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
+from besteffort.evaluation.colours import model_colours
 from besteffort.evaluation.statistics import Interval, mean_interval
 
 LOADS = np.array([0.1, 0.5, 1.0, 2.0, 10.0])
@@ -55,7 +56,7 @@ def test_a_single_seed_is_drawn_without_bands():
 
 @pytest.mark.parametrize("models", [1, 2, 3, 7])
 def test_models_run_from_light_to_dark(models):
-    lightness = [mpl.colors.rgb_to_hsv(colour[:3])[2] for colour in plots._model_colours(models)]
+    lightness = [mpl.colors.rgb_to_hsv(colour[:3])[2] for colour in model_colours(models)]
     assert lightness == sorted(lightness, reverse=True)
 
 
