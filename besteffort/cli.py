@@ -95,7 +95,8 @@ def quickstart(
     """Train a router, and compare it with all others on bursty load and traces.
 
     Args:
-      trace: request log to train and judge on, too; may be given several times.
+      trace: trace (times of arrival and lengths, from a gateway's log) to train and judge on, too; may be given
+        several times.
       out: new directory for everything that is written.
       profile: built-in profile or profile file, instead of the configuration's.
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
@@ -146,7 +147,7 @@ def train(
       seeds: how many to train side by side, instead of the configuration's number.
       resume: continue the run in `--out`, which was killed, with the same settings.
       start: policy file to start from, for fine-tuning.
-      trace: train for requests like those of the first half of this request log, at the configured loads.
+      trace: train for requests like those of the first half of this trace, at the configured loads.
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
       changes: options that change the configuration.
       output: options on what is printed.
@@ -258,7 +259,7 @@ def evaluate(
       policy: policy file.
       out: new directory for tables, figures and the report.
       config: situation to judge in, and how: a name or a YAML file.
-      trace: request log to judge on (its second half) in place of synthetic load; may be given several times.
+      trace: trace to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
       changes: options that change the configuration.
       output: options on what is printed.
@@ -309,7 +310,7 @@ def diagnose(
       out: new directory for the figures and the report.
       config: situation to diagnose it in: a name or a YAML file.
       profile: built-in profile or profile file, instead of the configuration's.
-      trace: request log to judge on (its second half) in place of the bursty load.
+      trace: trace to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
       changes: options that change the configuration.
       output: options on what is printed.
@@ -598,10 +599,11 @@ def profile_fit(
     max_batch: MaybeCount = None,
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Find what a server's models cost from its request log.
+    """Find what a server's models cost from its log.
 
     Args:
-      log: request log: CSV or JSON lines, plain or `.gz`; columns as in `besteffort.profiling.log`.
+      log: server log (requests with what they took): CSV or JSON lines, plain or `.gz`; columns as in
+        `besteffort.profiling.server_log`.
       out: new profile file; a situation, the figures and a picture are written beside it.
       quality: percent that the model reaches on a task, `piqa=71.7`, or of several models `piqa=small:63,large:71.7`.
       into: profile to put the costs into, built-in or a file; what it says of quality stays.
@@ -612,7 +614,7 @@ def profile_fit(
     """
     from besteffort.profile import load_profile
     from besteffort.profiling import fitted_profile
-    from besteffort.profiling.log import read_log
+    from besteffort.profiling.server_log import read_log
 
     if out.exists() and (into is None or str(out) != into):
         raise InputError(f"{out}: the file exists; name another one or remove it first.")
@@ -668,7 +670,7 @@ COMMANDS: dict[str, Command] = {
 }
 """All commands; those of two words make groups."""
 
-GROUPS = {"profile": "What models cost and give: measured here, or read off a request log."}
+GROUPS = {"profile": "What models cost and give: measured here, or read off a server log."}
 
 _DESCRIPTION = "Best-effort LLM serving: learn in simulation which model answers which request."
 _CLOSING = """\

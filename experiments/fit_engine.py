@@ -32,7 +32,7 @@ from besteffort.opt.engine import Answer, Engine
 from besteffort.opt.weights import random_model
 from besteffort.profiling.fit import fit
 from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
-from besteffort.profiling.log import RequestLog, read_log
+from besteffort.profiling.server_log import RequestLog, read_log
 from besteffort.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent

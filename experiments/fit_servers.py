@@ -28,7 +28,7 @@ from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profiling.fit import fit
 from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
-from besteffort.profiling.log import RequestLog, read_log
+from besteffort.profiling.server_log import RequestLog, read_log
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.version import __version__

@@ -24,7 +24,7 @@ from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profiling.fit import Fitted, fit
 from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
-from besteffort.profiling.log import RequestLog, read_log
+from besteffort.profiling.server_log import RequestLog, read_log
 from besteffort.routers import make_router
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result

@@ -145,7 +145,7 @@ def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short request log in the schema of the Azure LLM traces: times, lengths, no tasks."""
+    """A short trace in the schema of the Azure LLM traces: times, lengths, no tasks."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -1,1 +1,1 @@
-"""Makes profiles: measured on a device or fitted to a server's request log, with qualities from a harness."""
+"""Makes profiles: measured on a device or fitted to a server log, with qualities from a harness."""

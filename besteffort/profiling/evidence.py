@@ -1,4 +1,4 @@
-"""Evidence from a request log without simulation: which requests ran together, and what held others back.
+"""Evidence from a server log without simulation: which requests ran together, and what held others back.
 
 It uses the times of first and last tokens. Between them a request gains one token per iteration, so its time per token
 is the mean length of the iterations that it saw: the cost of batches of those sizes and of the tokens that they held,
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import least_squares
 
-from besteffort.profiling.log import RequestLog
+from besteffort.profiling.server_log import RequestLog
 
 _TIGHT = 0.05  # relative misfit from which a regression row counts as an outlier
 _GAP_ITERATIONS = 3.0  # a shorter wait is only the wait for an iteration's end

@@ -1,4 +1,4 @@
-"""Fits the terms of the serving model to a server's request log: `fit` finds terms that reproduce the log's times.
+"""Fits the terms of the serving model to a server log: `fit` finds terms that reproduce the log's times.
 
 There are three steps, all deterministic. First, evidence that needs no simulation (`besteffort.profiling.evidence`)
 yields a start. Second, the log is simulated with candidates for all terms at once
@@ -23,8 +23,8 @@ from besteffort.errors import InputError
 from besteffort.profile.types import Points
 from besteffort.profiling import evidence
 from besteffort.profiling.evidence import Curve
-from besteffort.profiling.log import RequestLog
 from besteffort.profiling.log_simulation import Candidates, Player
+from besteffort.profiling.server_log import RequestLog
 
 Limit = Literal["nothing", "batch", "cache"]
 Progress = Callable[[str, float], None]

@@ -1,4 +1,4 @@
-"""Makes a profile from a request log: the work of `besteffort profile fit`.
+"""Makes a profile from a server log: the work of `besteffort profile fit`.
 
 Every model of the log is fitted twice: to the first half of its requests, which then predicts the times of the second
 half, and to all requests. The errors of the first fit show how far to trust the second.
@@ -19,7 +19,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.files import jsonable, write_json, write_text
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
 from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
-from besteffort.profiling.log import RequestLog
+from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import to_yaml
 from besteffort.situation import Cluster, Deadline, Task
 

@@ -1,4 +1,4 @@
-"""Simulates a request log with many candidates for the server's terms at a time.
+"""Simulates a server log with many candidates for the server's terms at a time.
 
 The requests of a log name their replica, are served in order and never rejected, so the state need not hold waiting
 requests: instances have seats for running requests only, and the cost of a list does not depend on its queue lengths.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.profile.types import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.profiling.log import RequestLog
+from besteffort.profiling.server_log import RequestLog
 from besteffort.simulator import closed_form, ledger
 from besteffort.simulator.build import build
 from besteffort.simulator.request import Request

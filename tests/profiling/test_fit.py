@@ -14,8 +14,8 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.profiling import evidence
 from besteffort.profiling.evidence import Curve
 from besteffort.profiling.fit import Fitted, fit
-from besteffort.profiling.log import RequestLog
 from besteffort.profiling.log_simulation import Candidates, Player
+from besteffort.profiling.server_log import RequestLog
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests

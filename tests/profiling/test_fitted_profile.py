@@ -13,7 +13,7 @@ from besteffort.profile import Profile, load_profile
 from besteffort.profiling import fitted_profile
 from besteffort.profiling.fit import Fitted
 from besteffort.profiling.fitted_profile import FittedModel, HeldOut
-from besteffort.profiling.log import RequestLog
+from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import load_situation
 
 N = 24

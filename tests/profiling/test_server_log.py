@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.profiling.log import RequestLog, read_log
+from besteffort.profiling.server_log import RequestLog, read_log
 
 WALL_S = 1_787_267_980.0
 Rows = list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Reads the log of a server: for each request its arrival, the times of its first and last token, and its lengths.
+"""Reads a server log: for each request its arrival, the times of its first and last token, and its lengths.
 
 CSV or JSON lines, plain or gzip-compressed; times in seconds, lengths in tokens. The log has one column of each row:
 
@@ -94,7 +94,7 @@ class RequestLog:
 
 
 def read_log(path: str | Path) -> RequestLog:
-    """Reads a request log, see the table above.
+    """Reads a server log, see the table above.
 
     Arrivals from another clock than the server's own time stamps (wall clock and monotonic clock) are shifted to the
     server's clock: by the smallest difference to the entry into the queue, so that no request enters before it arrives.
