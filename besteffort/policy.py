@@ -29,7 +29,7 @@ from besteffort.version import __version__
 from besteffort.weights import Weights, split
 
 FORMAT = 2
-"""Version of the file format; it grows when an older reader would misread a file."""
+"""Version of the file format; it grows when an older or a newer reader would misread a file. Others are refused."""
 
 _ENTRY = "besteffort"
 _PER_MODEL = ("batch_sizes", "smallest_batch")

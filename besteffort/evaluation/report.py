@@ -173,7 +173,7 @@ def comparison_table(
       bound: upper bounds of shape (), shown as the last row.
       focus: the router that the others are compared with, in a column of paired differences.
     """
-    measures = _measures(situation, width_s, warm_up_s)
+    measures = shown_measures(situation, width_s, warm_up_s)
     columns = [column for column, _ in measures]
     rows: list[tuple[str, list[Cell]]] = []
     for name, result in results.items():
@@ -200,7 +200,7 @@ def comparison_table(
     )
 
 
-def _measures(
+def shown_measures(
     situation: Situation, width_s: float, warm_up_s: float
 ) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
     """The columns of `comparison_table`, each with the function that gives its figure per seed."""

@@ -7,11 +7,14 @@ Every workload has two forms: a generator inside the compiled simulator, which i
 |---|---|
 | `types` | `Arrival` and `Workload`, the generator protocol |
 | `requests` | the explicit list |
-| `arrivals`, `mix`, `deadlines`, `synthetic` | synthetic generators: times, task mixes, deadlines, complete workloads |
+| `arrivals`, `mix`, `deadline_factors` | parts of a synthetic generator: times, task mixes, deadlines that change |
+| `synthetic_workload` | the generator of them |
+| `schedule` | the timetables of these parts |
 | `trace_workload`, `sample` | a list as a generator; a generator as a list |
-| `readers` | one reader per file format |
+| `table`, `readers` | files as tables of text; one reader per trace format |
+| `renewal` | arrivals for formats that hold counts or rates instead |
 | `traces` | `read_trace`: a file of any format as requests of a situation |
-| `rescale` | rates, times and windows of lists |
+| `rescale`, `resample` | rates, times and windows of lists; requests of a list at other times |
 | `config` | workloads as typed configuration |
 
 Importing `requests`, `traces` or `rescale` does not import JAX; the names below import it when they are first used.
