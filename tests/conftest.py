@@ -28,6 +28,31 @@ os.environ.setdefault(
 CHECKOUT = Path(__file__).resolve().parent.parent
 HAS_CHECKOUT = (CHECKOUT / "experiments").is_dir() and (CHECKOUT / "benchmarks").is_dir()
 
+LONGEST = (
+    "simulator/test_environment.py",
+    "simulator/test_exactness.py",
+    "workload/test_arrivals.py",
+    "learning/test_probes.py",
+    "learning/test_train.py",
+    "sweep/test_run.py",
+    "benchmarks/test_simulator_speed.py",
+    "evaluation/test_rollouts.py",
+    "simulator/test_queueing.py",
+    "opt/test_generation.py",
+    "experiments/test_lab.py",
+    "diagnosis/test_diagnose.py",
+    "runs/test_quickstart.py",
+    "laptop/test_models.py",
+    "opt/test_engine.py",
+    "profiling/test_measure.py",
+    "docs/test_examples.py",
+    "runs/test_training.py",
+    "sweep/test_plan.py",
+    "profiling/test_fit.py",
+    "evaluation/test_judging.py",
+)
+"""Modules that take longer than ten seconds of a core, the longest first: so no worker is left with one at the end."""
+
 hypothesis.settings.register_profile("besteffort", derandomize=True, deadline=None, database=None, max_examples=50)
 hypothesis.settings.load_profile("besteffort")
 
@@ -44,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if HAS_CHECKOUT:
         sys.path.append(str(CHECKOUT))
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would begin with the most numerous tests
+        config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,7 +100,9 @@ def _programs_end_in_time() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a checkout where there is none."""
+    """Puts the longest modules first, and skips what needs a checkout where there is none."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if HAS_CHECKOUT:
         return
     for item in items:

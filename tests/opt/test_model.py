@@ -30,6 +30,7 @@ def either(request: pytest.FixtureRequest) -> Model:
     return Model("either", small.config, small.module, jax.tree.map(lambda x: 10 * x, small.params))
 
 
+@pytest.mark.optimised  # the tolerance is for fused multiplications and additions
 def test_cached_decoding_is_the_full_pass(either: Model) -> None:
     """Rows of different lengths, decoded side by side, with prompts padded to a bucket."""
     tokens = np.random.default_rng(0).integers(0, TINY.vocab, (3, 20))
