@@ -19,11 +19,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # from before fusion emitters takes a third less time again, and one thread per program a tenth, since there is a test
 # on every core. Without LLVM's optimisations it is less than half of that, see `pytest_runtest_setup`. Set XLA_FLAGS to
 # test with other flags, and with all optimisations of theirs.
-COMPILES_FAST = "XLA_FLAGS" not in os.environ
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+FLAGS = (
+    "--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+COMPILES_FAST = os.environ.setdefault("XLA_FLAGS", FLAGS) == FLAGS  # also in the processes that the tests start
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HAS_CHECKOUT = (CHECKOUT / "experiments").is_dir() and (CHECKOUT / "benchmarks").is_dir()

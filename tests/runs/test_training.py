@@ -70,6 +70,7 @@ def test_lines_after_the_checkpoint_come_once(trained: Path, small: Path, tmp_pa
     assert len(read_jsonl(out / "metrics.jsonl")) == 8
 
 
+@pytest.mark.optimised  # the tolerance is for fused multiplications and additions
 def test_fine_tuning_starts_from_the_policy(trained: Path, small: Path, tmp_path: Path) -> None:
     """With a learning rate of next to nothing, soft deadlines leave the weights where they were."""
     config = tmp_path / "soft.yaml"
