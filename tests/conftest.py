@@ -86,12 +86,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _programs_end_in_time() -> Iterator[None]:
     """Lets go of compiled programs: each holds some memory maps, and Linux allows a process 65,530 of them.
 
-    No module adds more than 10,000. What is left is found by the modules after it, which share many a small program;
-    and to let go of thousands of programs takes seconds.
+    No module adds more than 5,000, and 20,000 are four gigabytes. What is left is found by the modules after it, which
+    share many a small program; and to let go of thousands of programs takes seconds.
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") < 40_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") < 15_000:
         return
     import jax
 
