@@ -262,7 +262,7 @@ def opt_profile(name: str, models: Sequence[str], quality: Path) -> Profile:
             slowdown=Source(
                 "modelled",
                 "assumption: none, after Jha et al., arXiv 2401.07886",
-                method="small models next to the large one are taken not to hold it back",
+                method="small models beside the large one are taken not to hold it back",
             ),
             quality=Source("published", "EleutherAI lm-evaluation-harness, results/opt", method="zero-shot accuracy"),
         ),
