@@ -134,14 +134,8 @@ def read_log(path: str | Path) -> RequestLog:
     ]
     earliest, earlier_name = arrival, arrival_name
     for index, (name, values) in enumerate(times):
-        backwards = answered & (values < earliest - _ROUNDING_S)
-        if backwards.any():
-            row = int(np.argmax(backwards))
-            raise InputError(
-                f"{table.path}, line {row + table.first_line}: `{name}` lies {earliest[row] - values[row]:.3g} s "
-                f"before `{earlier_name}`, so a clock ran backwards or the columns are from different clocks; "
-                "mend or remove the line."
-            )
+        cause = "a clock ran backwards or the columns are from different clocks"
+        _refuse_backwards(table, answered, (name, values), (earlier_name, earliest), cause)
         times[index] = (name, np.fmax(values, earliest) + 0.0 * values)
         earliest, earlier_name = np.fmax(earliest, values), name if np.isfinite(values).any() else earlier_name
     scheduled, first, last = (values for _, values in times)
@@ -209,14 +203,23 @@ def _arrivals(
         return queued, name
     if abs(np.median(waits)) > _OTHER_CLOCK_S:
         return arrival + waits.min(), name
-    back = answered & (queued < arrival - _ROUNDING_S)
-    if back.any():
-        row = int(np.argmax(back))
+    arrival_name = _name(table, "arrival")
+    _refuse_backwards(table, answered, (name, queued), (arrival_name, arrival), "a clock ran backwards")
+    return arrival, arrival_name
+
+
+def _refuse_backwards(
+    table: Table, answered: np.ndarray, later: tuple[str, np.ndarray], earlier: tuple[str, np.ndarray], cause: str
+) -> None:
+    """Raises InputError on an answered request whose later time lies before its earlier one, by more than rounding."""
+    (name, values), (earlier_name, earliest) = later, earlier
+    backwards = answered & (values < earliest - _ROUNDING_S)
+    if backwards.any():
+        row = int(np.argmax(backwards))
         raise InputError(
-            f"{table.path}, line {row + table.first_line}: `{name}` lies {arrival[row] - queued[row]:.3g} s before "
-            f"`{_name(table, 'arrival')}`, so a clock ran backwards; mend or remove the line."
+            f"{table.path}, line {row + table.first_line}: `{name}` lies {earliest[row] - values[row]:.3g} s before "
+            f"`{earlier_name}`, so {cause}; mend or remove the line."
         )
-    return arrival, _name(table, "arrival")
 
 
 def _name(table: Table, what: str) -> str:
