@@ -160,6 +160,15 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         return []
     with os_errors_as_input_errors(path, "read"):
         lines = path.read_bytes().split(b"\n")[:-1]
+    return parse_jsonl(path, lines)
+
+
+def parse_jsonl(path: Path, lines: Iterable[str | bytes]) -> list[dict[str, Any]]:
+    """Records of the lines of a JSON lines file; the path is for the message only.
+
+    Raises:
+      InputError: if a line is not a JSON object.
+    """
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -167,7 +176,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise InputError(f"{path}: line {number} is not a JSON object; remove or mend that line.")
+            raise InputError(f"{path}, line {number}: the line is not a JSON object; mend or remove it.")
         records.append(record)
     return records
 

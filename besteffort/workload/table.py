@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.files import parse_jsonl
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -157,15 +157,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def _json_lines(path: Path, text: str) -> Table:
-    records = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: the line is not a JSON object; mend or remove it.")
-        records.append(record)
+    records = parse_jsonl(path, text.splitlines())
     header = tuple(dict.fromkeys(name for record in records for name in record))
     rows = [["" if record.get(name) is None else str(record[name]) for name in header] for record in records]
     return Table(path, header, rows, text.endswith("\n"), first_line=1)
