@@ -1,4 +1,4 @@
-"""Parses JSON text into typed, frozen dataclasses, with one clear sentence per error.
+"""Parses JSON text into typed, frozen dataclasses, with one clear sentence per error, and writes these as plain data.
 
 This module imports pydantic, so light modules import it only where they read a file.
 """
@@ -38,6 +38,15 @@ def from_json(cls: type[T], text: str | bytes, where: str) -> T:
         return pydantic.TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         raise InputError(f"{where}: {_sentence(cls, error.errors(include_url=False)[0])}") from error
+
+
+def as_data(value: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values, every field written out, numbers of float fields as floats.
+
+    `from_json` reads it back to an equal dataclass.
+    """
+    data: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    return data
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Ge, Len
 
 from besteffort.errors import InputError
-from besteffort.validation import did_you_mean, from_json
+from besteffort.validation import as_data, did_you_mean, from_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,14 @@ def test_fills_nested_dataclasses() -> None:
     assert from_json(Tree, text, "x.json") == Tree(
         leaves=(Leaf(share=2.0), Leaf(count=3)), span=(4, 5), best=Leaf(kind="soft"), named={"a": Leaf()}
     )
+
+
+def test_plain_data_are_read_back_to_an_equal_dataclass() -> None:
+    tree = Tree(leaves=(Leaf(share=2),), best=Leaf(share=0.1 + 0.2), named={"ä": Leaf(share=1e-300 / 3)})
+    data = as_data(tree)
+    assert json.dumps(data["leaves"]) == '[{"count": 1, "share": 2.0, "kind": "hard"}]'
+    assert from_json(Tree, json.dumps(data), "x.json") == tree
+    assert as_data(Leaf(share=math.inf))["share"] == math.inf
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import pydantic
 import yaml
 from annotated_types import Len
 
@@ -23,7 +22,7 @@ from besteffort.errors import InputError
 from besteffort.profile import load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
-from besteffort.validation import did_you_mean, from_json
+from besteffort.validation import as_data, did_you_mean, from_json
 
 T = TypeVar("T")
 
@@ -158,12 +157,6 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(as_data(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def as_data(config: Any) -> dict[str, Any]:
-    """A configuration as plain data, every field written out; `from_mapping` reads it back."""
-    data: dict[str, Any] = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
-    return data
-
-
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     """Values by dotted field, from the texts `field=value` of the option `--set`; values are YAML.
 
@@ -229,7 +222,7 @@ def places(data: Any, name: str) -> list[tuple[str | int, ...]]:
     """Paths of a dotted field in a configuration's data.
 
     Args:
-      data: as from `as_data`.
+      data: as from `besteffort.validation.as_data`.
       name: the field; of a list's entries, `*` means all, and a number or an entry's `name` means one.
 
     Raises:

@@ -38,6 +38,7 @@ from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
+from besteffort.validation import as_data
 from besteffort.weights import Weights
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
@@ -278,9 +279,8 @@ def settings(problem: TrainingProblem) -> dict[str, Any]:
 
 def training_metadata(training: TrainingConfig, seed: int, decisions: int) -> dict[str, Any]:
     """What the policy file of one seed, trained for so many decisions, says of its training; plain JSON."""
-    data = pydantic.TypeAdapter(TrainingConfig).dump_python(training, mode="json")
     hyper = dataclasses.asdict(training.numbers())
-    return {**data, "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
+    return {**as_data(training), "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
 
 
 def make_policy(

@@ -33,7 +33,6 @@ from besteffort.ranges import Count, Seed
 from besteffort.runs.config import (
     CHANGES,
     apply_changes,
-    as_data,
     find_config,
     from_mapping,
     places,
@@ -46,6 +45,7 @@ from besteffort.runs.training import TrainingProblem, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
 from besteffort.sweep.leaderboard import describe_values
+from besteffort.validation import as_data
 
 SEED = "training.seed"
 
