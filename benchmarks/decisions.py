@@ -78,7 +78,7 @@ def random_policy(hidden: tuple[int, ...]) -> Policy:
 def random_states(policy: Policy, count: int) -> list[State]:
     """Tasks and batch sizes uniform over what is possible, rates log-uniform; the policy reads nothing else."""
     rng = np.random.default_rng(0)
-    cluster = policy.cluster
+    cluster = policy.situation.cluster
     most = cluster.replicas * (cluster.max_batch + cluster.queue_capacity)
     sizes = rng.integers(0, most + 1, (count, len(policy.models))).tolist()
     rates = (10.0 ** rng.uniform(-1, 4, count)).tolist()

@@ -280,9 +280,9 @@ def evaluate(
     create_run_directory(out)
     for half in halves:
         answer.note(str(half.info))
-    if loaded.profile_digest != situation.profile.digest():
+    if (own := loaded.situation.profile).digest() != situation.profile.digest():
         answer.note(
-            f"The policy was trained on another version of profile {loaded.profile_name}; "
+            f"The policy was trained on another version of profile {own.name}; "
             "the table tells what it is worth on this one."
         )
     with answer.status("Judging all routers"):
@@ -443,20 +443,22 @@ def policy(
 def _show(loaded: Policy, answer: Answer) -> None:
     """What is in a policy file, a line each."""
     layers = [kernel.shape[0] for kernel, _ in loaded.weights] + [len(loaded.models)]
-    cluster = loaded.cluster
+    situation = loaded.situation
+    profile, cluster = situation.profile, situation.cluster
     lines = {
         "models": ", ".join(loaded.models),
         "tasks": ", ".join(loaded.tasks),
         "features": ", ".join(f"{f.name} ({f.size}, {f.transform}, scale {f.scale:g})" for f in loaded.features),
         "network": " x ".join(map(str, layers)),
         "deadlines": "; ".join(
-            f"{1000 * d.base_s:g} ms + {1000 * d.per_token_s:g} ms per token" for d in loaded.deadlines
+            f"{1000 * task.deadline.base_s:g} ms + {1000 * task.deadline.per_token_s:g} ms per token"
+            for task in situation.tasks
         ),
         "cluster": (
             f"{cluster.replicas} replicas, `max_batch` {cluster.max_batch}, `queue_capacity` {cluster.queue_capacity}"
         ),
         "rate estimate": f"over {loaded.rate_tau_s:g} s",
-        "profile": f"{loaded.profile_name} ({loaded.profile_digest})",
+        "profile": f"{profile.name} ({profile.digest()})",
         "written by": f"besteffort {loaded.version}",
         **{f"training.{name}": str(value) for name, value in loaded.training.items()},
     }
@@ -468,10 +470,10 @@ def _show(loaded: Policy, answer: Answer) -> None:
         tasks=loaded.tasks,
         features=[dataclasses.asdict(feature) for feature in loaded.features],
         layers=layers,
-        deadlines=dict(zip(loaded.tasks, map(dataclasses.asdict, loaded.deadlines), strict=True)),
+        deadlines={task.name: dataclasses.asdict(task.deadline) for task in situation.tasks},
         cluster=dataclasses.asdict(cluster),
         rate_tau_s=loaded.rate_tau_s,
-        profile={"name": loaded.profile_name, "digest": loaded.profile_digest},
+        profile={"name": profile.name, "digest": profile.digest()},
         written_by=loaded.version,
         training=loaded.training,
     )

@@ -2,14 +2,17 @@
 
 A policy file is a `.safetensors` file. Its tensors are `layers.<i>.kernel` (in, out) and `layers.<i>.bias` (out,), in
 float32. Its metadata has one entry, `besteffort`, a JSON object: `format`, `version` (of the package that wrote it),
-`models`, `tasks`, `features` (in order, with their normalisers), `deadlines`, `cluster`, `rate_tau_s`, `profile` (name
-and digest), `training`, `ensemble_size`, and `sha256` over all of it and the tensors. One entry, because safetensors
-fixes no order of several, and equal policies shall be equal files.
+`features` (in order, with their normalisers), `situation` (profile, cluster, tasks, reward and view that it was trained
+for, all fields of `besteffort.situation.Situation`), `training`, `ensemble_size`, and `sha256` over all of it and the
+tensors. One entry, because safetensors fixes no order of several, and equal policies shall be equal files.
+
+Only reading and writing files imports pydantic, so importing this module stays light.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,11 +27,11 @@ from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.files import write_bytes
 from besteffort.observation import Feature, check_feature, input_size
-from besteffort.situation import Cluster, Deadline, Situation
+from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file format; it grows when an older or a newer reader would misread a file. Others are refused."""
 
 _ENTRY = "besteffort"
@@ -44,15 +47,9 @@ class Policy:
     """A trained router, and what it was trained for.
 
     Attributes:
-      models: names of the models, in the order of the network's outputs.
-      tasks: names of the tasks, in the order of the one-hot code.
-      features: the network's input, part by part.
+      situation: what it was trained for: profile, cluster, tasks, reward and view.
+      features: the network's input, part by part, in the order of `situation.view.features`.
       weights: per layer a kernel (in, out) and a bias (out,), float32; ReLU between layers; the last gives Q-values.
-      deadlines: one per task.
-      cluster: the cluster that it was trained for.
-      rate_tau_s: time constant in seconds of the rate estimate that it expects, see `besteffort.observation.next_rate`.
-      profile_name: name of the profile that it was trained on.
-      profile_digest: that profile's digest.
       training: the training configuration, plain JSON values.
       ensemble_size: how many networks `weights` hold side by side, see `besteffort.weights.merge`.
       version: version of the package that wrote it.
@@ -61,15 +58,9 @@ class Policy:
       InputError: if the parts do not fit together, or a weight is not finite.
     """
 
-    models: tuple[str, ...]
-    tasks: tuple[str, ...]
+    situation: Situation
     features: tuple[Feature, ...]
     weights: Weights
-    deadlines: tuple[Deadline, ...]
-    cluster: Cluster
-    rate_tau_s: float
-    profile_name: str
-    profile_digest: str
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ensemble_size: int = 1
     version: str = __version__
@@ -105,6 +96,22 @@ class Policy:
         object.__setattr__(self, "_rest", tuple(rest))
         object.__setattr__(self, "_inputs", tuple(inputs))
         object.__setattr__(self, "_further", frozenset(f.name for f in self.features) - frozenset(_ALWAYS_GIVEN))
+
+    # Cached, because `decide` would take noticeably longer if it built these names each time.
+    @functools.cached_property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models, in the order of the network's outputs."""
+        return self.situation.profile.model_names
+
+    @functools.cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the one-hot code."""
+        return self.situation.task_names
+
+    @property
+    def rate_tau_s(self) -> float:
+        """Time constant in seconds of the rate estimate that it expects, see `besteffort.observation.next_rate`."""
+        return self.situation.view.rate_tau_s
 
     def decide(
         self, *, task: str, batch_sizes: Mapping[str, int] | Sequence[int], arrival_rate: float, **further: Any
@@ -146,6 +153,13 @@ class Policy:
     def check_fits(self, situation: Situation) -> None:
         """Checks that the policy can route in a situation.
 
+        What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of models
+        and tasks, in the same order; the features, in the same order; and the time constant of the rate estimate.
+
+        All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
+        deadlines and weights of the tasks, the reward, and how late the view is. The policy then acts on what it was
+        trained for, so it decides worse than one trained for the situation, but it decides.
+
         Raises:
           InputError: if the situation has other models, tasks (or an other order of these) or features, or another time
             constant of the rate estimate.
@@ -157,7 +171,7 @@ class Policy:
                     f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "
                     f"train one for these {what} or choose a situation that has the policy's."
                 )
-        features = tuple(feature.name for feature in self.features)
+        features = self.situation.view.features
         if features != situation.view.features:
             raise InputError(
                 f"The policy's features are {', '.join(features)}, but `view.features` of the situation is "
@@ -201,13 +215,6 @@ class Policy:
         return InputError(f"`{unknown}` is no feature of this policy, leave it out; its features are {names}.")
 
     def _check(self) -> None:
-        for what, names in (("models", self.models), ("tasks", self.tasks)):
-            if not names or len(set(names)) != len(names):
-                raise InputError(f"Policy: `{what}` must list at least one name and none twice.")
-        if len(self.deadlines) != len(self.tasks):
-            raise InputError(f"Policy: {len(self.deadlines)} deadlines for {len(self.tasks)} tasks; give one per task.")
-        if not (math.isfinite(self.rate_tau_s) and self.rate_tau_s > 0):
-            raise InputError(f"Policy: `rate_tau_s` is {self.rate_tau_s}; it must be positive.")
         sizes = {"task": len(self.tasks), **dict.fromkeys(_PER_MODEL, len(self.models))}
         for feature in self.features:
             check_feature(feature, "Policy")
@@ -219,6 +226,12 @@ class Policy:
                 )
         if len({feature.name for feature in self.features}) != len(self.features):
             raise InputError("Policy: a feature is listed twice; list each once.")
+        names = tuple(feature.name for feature in self.features)
+        if names != self.situation.view.features:
+            raise InputError(
+                f"Policy: the features are {', '.join(names)}, but `view.features` of its situation is "
+                f"{', '.join(self.situation.view.features)}; they must be the same."
+            )
         width = input_size(self.features)
         for i, (kernel, bias) in enumerate(self.weights):
             if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
@@ -243,7 +256,7 @@ def save_policy(policy: Policy, path: str | Path) -> None:
     """Writes a policy file, wholly or not at all; equal policies give equal files.
 
     Raises:
-      InputError: if the place cannot be written.
+      InputError: if the place cannot be written, or a number of the situation or of `training` is not finite.
     """
     tensors = {}
     for i, (kernel, bias) in enumerate(policy.weights):
@@ -255,20 +268,23 @@ def save_policy(policy: Policy, path: str | Path) -> None:
 
 
 def describe(policy: Policy) -> dict[str, Any]:
-    """All of a policy but its weights, as a reader of its file gets it back: plain JSON values."""
-    metadata = {
-        "version": policy.version,
-        "models": list(policy.models),
-        "tasks": list(policy.tasks),
-        "features": [dataclasses.asdict(feature) for feature in policy.features],
-        "deadlines": [dataclasses.asdict(deadline) for deadline in policy.deadlines],
-        "cluster": dataclasses.asdict(policy.cluster),
-        "rate_tau_s": policy.rate_tau_s,
-        "profile": {"name": policy.profile_name, "digest": policy.profile_digest},
-        "training": dict(policy.training),
-        "ensemble_size": policy.ensemble_size,
-    }
-    values: dict[str, Any] = json.loads(_canonical(metadata))
+    """All of a policy but its weights, as a reader of its file gets it back: plain JSON values.
+
+    Raises:
+      InputError: if a number is not finite.
+    """
+    from besteffort.validation import as_data
+
+    about = {field.name: getattr(policy, field.name) for field in dataclasses.fields(_About)}
+    # The settings are JSON values of any type, of which pydantic would make null where they are not finite.
+    data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
+    try:
+        values: dict[str, Any] = json.loads(_canonical(data))
+    except ValueError as error:
+        raise InputError(
+            "Policy: a number of its situation or of `training` is not finite, which its file cannot hold; give a "
+            "finite one."
+        ) from error
     return values
 
 
@@ -283,45 +299,63 @@ def load_policy(path: str | Path, situation: Situation | None = None) -> Policy:
       InputError: if it is missing, cut short, edited, of another format, or not a policy at all, or if it does not fit
         the situation.
     """
+    from besteffort.validation import from_json
+
     path = Path(path)
-    metadata, tensors = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: `format` is {metadata.get('format')}, this version of besteffort reads {FORMAT}; "
-            "use the version that wrote the file, or train the policy again with `besteffort train`."
-        )
-    if metadata.pop("sha256", None) != _digest(metadata, tensors):
+    text, tensors = _read(path)
+    metadata = _parse(path, text)
+    _check_format(path, metadata)
+    if not _is_signed(text, metadata, tensors):
         raise InputError(f"{path}: weights or metadata were changed after it was written; export the policy again.")
+    about = {name: value for name, value in metadata.items() if name not in ("format", "sha256")}
+    read = from_json(_About, json.dumps(about), str(path))
+    weights = []
+    for i in range(len(tensors) // 2):
+        names = (f"layers.{i}.kernel", f"layers.{i}.bias")
+        if not tensors.keys() >= set(names):
+            raise InputError(f"{path}: it lacks `{names[0]}` or `{names[1]}`; export the policy again.")
+        weights.append((tensors[names[0]], tensors[names[1]]))
     try:
-        policy = Policy(
-            models=tuple(metadata["models"]),
-            tasks=tuple(metadata["tasks"]),
-            features=tuple(Feature(**feature) for feature in metadata["features"]),
-            weights=tuple(
-                (tensors[f"layers.{i}.kernel"], tensors[f"layers.{i}.bias"]) for i in range(len(tensors) // 2)
-            ),
-            deadlines=tuple(Deadline(**deadline) for deadline in metadata["deadlines"]),
-            cluster=Cluster(**metadata["cluster"]),
-            rate_tau_s=metadata["rate_tau_s"],
-            profile_name=metadata["profile"]["name"],
-            profile_digest=metadata["profile"]["digest"],
-            training=metadata["training"],
-            ensemble_size=metadata["ensemble_size"],
-            version=metadata["version"],
-        )
+        policy = Policy(weights=tuple(weights), **{f.name: getattr(read, f.name) for f in dataclasses.fields(read)})
         if situation is not None:
             policy.check_fits(situation)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: the metadata are not a policy's ({error}); export the policy again.") from error
     return policy
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclasses.dataclass(frozen=True)
+class _About:
+    """A policy but for its weights, typed for `besteffort.validation`; fields as those of `Policy`."""
+
+    version: str
+    features: tuple[Feature, ...]
+    situation: Situation
+    training: dict[str, Any]
+    ensemble_size: int
+
+
+def _check_format(path: Path, metadata: Mapping[str, Any]) -> None:
+    found = metadata.get("format")
+    if type(found) is not int:
+        raise InputError(f"{path}: `format` is {json.dumps(found)}, but must be {FORMAT}; export the policy again.")
+    if found < FORMAT:
+        raise InputError(
+            f"{path}: the file is of the older format {found}, and this version of besteffort reads {FORMAT}; train "
+            "the policy again with `besteffort train CONFIG --out DIRECTORY`."
+        )
+    if found > FORMAT:
+        raise InputError(
+            f"{path}: the file is of the newer format {found}, and this version of besteffort reads {FORMAT}; use the "
+            "version that wrote it."
+        )
+
+
+def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The text of the metadata, empty if there are none, and the tensors."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_ENTRY)
+            text = (file.metadata() or {}).get(_ENTRY, "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such policy file; check the path.") from error
@@ -329,13 +363,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(
             f"{path}: not a whole policy file (cut short or damaged?); copy or export it again."
         ) from error
+    return text, tensors
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text or "")
-    except ValueError:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: a safetensors file, but without a policy's metadata; export the policy again.")
-    return metadata, tensors
+    return metadata
 
 
 def _canonical(metadata: Mapping[str, Any]) -> str:
@@ -344,6 +382,16 @@ def _canonical(metadata: Mapping[str, Any]) -> str:
 
 def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     return array_digest(sorted(tensors.items()), start=_canonical(metadata))
+
+
+def _is_signed(text: str, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the digest in the metadata is theirs and the tensors', and their text is as `save_policy` writes it."""
+    signed = {name: value for name, value in metadata.items() if name != "sha256"}
+    try:
+        # The text, too, because one value has several: 1e-5 and 1E-5.
+        return json.dumps(metadata) == text and bool(metadata.get("sha256") == _digest(signed, tensors))
+    except ValueError:  # numbers that are not finite, or text that is not Unicode: we write neither
+        return False
 
 
 def _with_one(kernel: np.ndarray, bias: np.ndarray, last: bool) -> np.ndarray:

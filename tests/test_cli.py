@@ -94,18 +94,13 @@ def written(path: Path, text: str) -> Path:
 
 def random_policy(situation: Situation, names: tuple[str, ...] = ("task", "batch_sizes", "arrival_rate")) -> Policy:
     rng = np.random.default_rng(0)
+    situation = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=names))
     features = default_features(len(situation.tasks), 3, 4, 32, 200.0, names)
     sizes = [sum(feature.size for feature in features), 8, 3]
     return Policy(
-        models=situation.profile.model_names,
-        tasks=situation.task_names,
+        situation=situation,
         features=features,
         weights=tuple((rng.normal(size=(n, m)), rng.normal(size=m)) for n, m in itertools.pairwise(sizes)),
-        deadlines=tuple(task.deadline for task in situation.tasks),
-        cluster=situation.cluster,
-        rate_tau_s=situation.view.rate_tau_s,
-        profile_name=situation.profile.name,
-        profile_digest=situation.profile.digest(),
     )
 
 
@@ -242,15 +237,20 @@ def test_trace_too_short_to_halve(refused: Callable[..., str], tmp_path: Path) -
     assert "at least four" in refused("quickstart", "--trace", path)
 
 
-@pytest.mark.parametrize("names", [("models", "opt-30b"), ("tasks", "sums")])
+def renamed(parts: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    """Models or tasks, the first under another name."""
+    return (dataclasses.replace(parts[0], name=name), *parts[1:])
+
+
+@pytest.mark.parametrize("others", [("models", "opt-30b"), ("tasks", "sums")])
 def test_policy_for_others(
-    refused: Callable[..., str], tmp_path: Path, requests: Path, situation: Situation, names: tuple[str, str]
+    refused: Callable[..., str], tmp_path: Path, requests: Path, situation: Situation, others: tuple[str, str]
 ) -> None:
-    field, name = names
-    policy = random_policy(situation)
-    renamed = dataclasses.replace(policy, **{field: (name, *getattr(policy, field)[1:])})
+    field, name = others
+    profile = dataclasses.replace(situation.profile, **{field: renamed(getattr(situation.profile, field), name)})
+    tasks = renamed(situation.tasks, name) if field == "tasks" else situation.tasks
     path = tmp_path / "other.safetensors"
-    save_policy(renamed, path)
+    save_policy(random_policy(dataclasses.replace(situation, profile=profile, tasks=tasks)), path)
     for command in (
         ["evaluate", path],
         ["simulate", requests, "--router", path],

@@ -21,17 +21,63 @@ from hypothesis import strategies as st
 from besteffort.errors import InputError
 from besteffort.observation import FEATURES, Observation, default_features, encode, input_size
 from besteffort.policy import FORMAT, Policy, load_policy, save_policy
-from besteffort.profile import load_profile
-from besteffort.situation import Cluster, Deadline, Situation, Task, View
+from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile
+from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.weights import merge
 
 MODELS = ("small", "middle", "large")
 TASKS = ("PIQA", "ARC-easy", "WinoGrande", "LAMBADA")
-CLUSTER = Cluster(replicas=4, max_batch=32, queue_capacity=32)
+CLUSTER = Cluster(replicas=3, max_batch=24, queue_capacity=16)
+
+
+def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
+    """A situation that states all that one can, with numbers that no short decimal is."""
+    rng = np.random.default_rng(5)
+    count = len(MODELS)
+
+    def points(last: int) -> tuple[tuple[int, float], ...]:
+        return tuple(zip((1, 2, last), np.sort(rng.uniform(0.001, 0.1, 3)).tolist(), strict=True))
+
+    models = tuple(
+        ModelProfile(
+            name,
+            decode=points(32),
+            prefill=points(512),
+            slowdown=tuple(1.0 if k == i else 1 + rng.random() / 3 for k in range(count)),
+            context_cost_s=rng.random() * 1e-6,
+            cache_tokens=None if i == 1 else 40_000 - i,
+        )
+        for i, name in enumerate(MODELS)
+    )
+    qualities = tuple(
+        TaskQuality(name, "acc, zero-shot", "a tést", tuple(100 * rng.random(count))) for name in TASKS[::-1]
+    )
+    measured = Source("measured", "a script", "at 512 tokens", "A100", "float16", "2025-01-31", ("jax 0.7",))
+    provenance = Provenance(measured, Source("modelled", "a formula"), measured, Source("published", "a paper"))
+    tasks = tuple(
+        Task(
+            name,
+            share=rng.random(),
+            prompt_tokens=(8 + i, 256),
+            output_tokens=(1 + i, 64),
+            deadline=Deadline(rng.random(), rng.random() / 30),
+            weight=1 + rng.random(),
+            mean_prompt_tokens=100 + rng.random(),
+            mean_output_tokens=20 + rng.random(),
+        )
+        for i, name in enumerate(TASKS)
+    )
+    return Situation(
+        profile=Profile(1, "mine", "A100", models, qualities, provenance, cache_output_share=rng.random()),
+        cluster=dataclasses.replace(CLUSTER, network_delay_s=rng.random() / 100),
+        tasks=tasks,
+        reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),
+        view=View(names, rate_tau_s=rng.random(), rate_lag=3, batch_refresh_s=rng.random()),
+    )
 
 
 def make_policy(names: tuple[str, ...] = FEATURES[:3], hidden: tuple[int, ...] = (64, 64), seed: int = 0) -> Policy:
-    features = default_features(len(TASKS), len(MODELS), CLUSTER.replicas, CLUSTER.max_batch, 50.0, names)
+    features = default_features(len(TASKS), len(MODELS), 4, 32, 50.0, names)
     rng = np.random.default_rng(seed)
     sizes = (input_size(features), *hidden, len(MODELS))
     weights = tuple(
@@ -39,15 +85,9 @@ def make_policy(names: tuple[str, ...] = FEATURES[:3], hidden: tuple[int, ...] =
         for rows, columns in itertools.pairwise(sizes)
     )
     return Policy(
-        models=MODELS,
-        tasks=TASKS,
+        situation=make_situation(names),
         features=features,
         weights=weights,
-        deadlines=tuple(Deadline(0.1 * (i + 1), 0.015) for i in range(len(TASKS))),
-        cluster=CLUSTER,
-        rate_tau_s=2.0,
-        profile_name="opt-a100",
-        profile_digest="0123",
         training={"seed": seed, "hidden": hidden, "rates": [0.1, 12.0]},
     )
 
@@ -92,6 +132,9 @@ def test_round_trip(policy: Policy, tmp_path: Path) -> None:
     for field in dataclasses.fields(Policy):
         if field.init and field.name not in ("weights", "training"):
             assert getattr(loaded, field.name) == getattr(policy, field.name)
+    assert loaded.situation.profile.digest() == policy.situation.profile.digest()
+    assert (loaded.models, loaded.tasks) == (MODELS, TASKS)
+    assert loaded.rate_tau_s == policy.situation.view.rate_tau_s
     assert loaded.training == {"seed": 0, "hidden": [64, 64], "rates": [0.1, 12.0]}
     for mine, theirs in zip(loaded.weights, policy.weights, strict=True):
         for a, b in zip(mine, theirs, strict=True):
@@ -106,6 +149,32 @@ def test_equal_policies_are_equal_files(content: bytes, tmp_path: Path) -> None:
     assert (tmp_path / "once more").read_bytes() == content
     save_policy(make_policy(seed=1), tmp_path / "other")
     assert (tmp_path / "other").read_bytes() != content
+
+
+def test_the_situation_of_the_round_trip_states_every_field() -> None:
+    """Every field that has a default has another value, so that none could go missing unseen."""
+
+    def unstated(*values: Any) -> list[str]:
+        return [
+            f"{type(value).__name__}.{field.name}"
+            for value in values
+            for field in dataclasses.fields(value)
+            if field.default is not dataclasses.MISSING and getattr(value, field.name) == field.default
+        ]
+
+    situation = make_situation(FEATURES)
+    profile = situation.profile
+    parts = (situation, situation.cluster, situation.reward, situation.view, *situation.tasks)
+    assert unstated(*parts, profile, profile.models[0], profile.provenance.decode) == []
+
+
+def test_a_number_that_is_not_finite_is_refused(policy: Policy, tmp_path: Path) -> None:
+    reward = Reward(miss_penalty=float("inf"))
+    endless = dataclasses.replace(policy, situation=dataclasses.replace(policy.situation, reward=reward))
+    for one in (endless, dataclasses.replace(policy, training={"rate": float("nan")})):
+        with pytest.raises(InputError, match=r"a number of its situation or of `training` is not finite.*\.$"):
+            save_policy(one, tmp_path / "policy.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_cut_anywhere(content: bytes, tmp_path: Path) -> None:
@@ -133,14 +202,16 @@ def test_any_flipped_bit_is_refused(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m["tasks"].reverse(),
-        lambda m: m["models"].reverse(),
+        lambda m: m["situation"]["tasks"].reverse(),
+        lambda m: m["situation"]["profile"]["models"].reverse(),
         lambda m: m["features"][1].update(scale=8.0),
-        lambda m: m["deadlines"][0].update(base_s=9.0),
-        lambda m: m["cluster"].update(replicas=8),
+        lambda m: m["situation"]["tasks"][0]["deadline"].update(base_s=9.0),
+        lambda m: m["situation"]["cluster"].update(replicas=8),
+        lambda m: m["situation"]["cluster"].update(replicas=float("nan")),
+        lambda m: m["situation"]["profile"]["models"][0]["decode"][1].append(1e-9),
+        lambda m: m["situation"]["profile"]["tasks"][1]["quality_percent"].reverse(),
+        lambda m: m["situation"]["view"].update(rate_tau_s=1.0),
         lambda m: m["training"].update(seed=1),
-        lambda m: m["profile"].update(digest=""),
-        lambda m: m.update(rate_tau_s=1.0),
         lambda m: m.update(extra=1),
         lambda m: m.pop("sha256"),
         lambda m: m.update(sha256="0" * 64),
@@ -166,9 +237,43 @@ def test_edited_weights_are_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_other_formats_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"
-    for other in (FORMAT + 1, None, "1"):
+    for other, words in (
+        (FORMAT + 1, ("of the newer format 4, ", "use the version that wrote it")),
+        (FORMAT - 1, ("of the older format 2, ", "train the policy again with `besteffort train CONFIG")),
+        (None, ("`format` is null, but must be 3",)),
+        ("1", ('`format` is "1", but must be 3',)),
+        (True, ("`format` is true, but must be 3",)),
+    ):
         write_with_metadata(path, content, lambda m, other=other: m.update(format=other))
-        assert "`format`" in refused(path)
+        said = refused(path)
+        assert all(word in said for word in words)
+
+
+def test_a_file_of_format_2_is_refused(content: bytes, tmp_path: Path) -> None:
+    """As the version before wrote them: whole and signed, without a situation."""
+    from besteffort import policy as module
+
+    tensors = safetensors.numpy.load(content)
+    metadata = {
+        "format": 2,
+        "version": "0.2.0",
+        "models": list(MODELS),
+        "tasks": list(TASKS),
+        "features": [dataclasses.asdict(feature) for feature in make_policy().features],
+        "deadlines": [{"base_s": 0.1, "per_token_s": 0.015}] * len(TASKS),
+        "cluster": dataclasses.asdict(CLUSTER),
+        "rate_tau_s": 2.0,
+        "profile": {"name": "opt-a100", "digest": "0123"},
+        "training": {},
+        "ensemble_size": 1,
+    }
+    signed = metadata | {"sha256": module._digest(metadata, tensors)}
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(safetensors.numpy.save(tensors, {"besteffort": json.dumps(signed)}))
+    assert refused(path) == (
+        f"{path}: the file is of the older format 2, and this version of besteffort reads 3; train the policy again "
+        "with `besteffort train CONFIG --out DIRECTORY`."
+    )
 
 
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
@@ -177,10 +282,13 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     refused(tmp_path / "directory")
     (tmp_path / "text").write_text("a policy\n")
     refused(tmp_path / "text")
-    for number, metadata in enumerate((None, {"format": "pt"}, {"besteffort": "[1]"}, {"besteffort": "{"})):
+    for number, metadata in enumerate((None, {"format": "pt"}, {"besteffort": "[1]"}, {"besteffort": "{"}, DEEP)):
         path = tmp_path / str(number)
         path.write_bytes(safetensors.numpy.save({"x": np.zeros(1)}, metadata))
         assert "without a policy's metadata" in refused(path)
+
+
+DEEP = {"besteffort": "[" * 100_000}
 
 
 def test_well_signed_nonsense_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,15 +298,53 @@ def test_well_signed_nonsense_is_refused(content: bytes, tmp_path: Path, monkeyp
     path = tmp_path / "policy.safetensors"
     monkeypatch.setattr(module, "_digest", lambda metadata, tensors: "signed")
     for change, expected in [
-        (lambda m: m.pop("tasks"), "'tasks'"),
-        (lambda m: m["features"][0].pop("size"), "size"),
-        (lambda m: m.update(profile="opt"), "not a policy's"),
-        (lambda m: m["models"].append("fourth"), "`batch_sizes` has a size"),
+        (lambda m: m.pop("situation"), "`situation` is missing"),
+        (lambda m: m.update(situation=None), "`situation` is null, but should be a mapping"),
+        (lambda m: m.update(situation=[1]), "`situation` is [1], but should be a mapping"),
+        (lambda m: m.update(extra=1), "`extra` is not a known field"),
+        (lambda m: m.update(features={}), "`features` is {}, but should be a list"),
+        (lambda m: m["features"][0].pop("size"), "`features[0].size` is missing"),
+        (lambda m: m["features"][0].update(size="3"), '`features[0].size` is "3", but should be a valid integer'),
+        (lambda m: m["features"][1].update(scale=0.0), "a positive scale"),
         (lambda m: m["features"][0].update(name="weather"), "unknown feature `weather`"),
-        (lambda m: m["features"].pop(), "layer 0"),
+        (lambda m: m["features"][1].update(size=4), "feature `batch_sizes` has a size or transform that does not"),
+        (lambda m: m["features"].pop(), "the features are task, batch_sizes, but"),
+        (lambda m: m["features"].reverse(), "`view.features` of its situation is task, batch_sizes, arrival_rate"),
+        (lambda m: m.update(ensemble_size=1.5), "`ensemble_size` is 1.5, but should be a valid integer"),
+        (lambda m: m.update(training=3), "`training` is 3, but should be a"),
+        (lambda m: m.update(version=2), "`version` is 2, but should be a valid string"),
+        (lambda m: m["situation"].pop("profile"), "`situation.profile` is missing"),
+        (lambda m: m["situation"].update(profile="opt"), '`situation.profile` is "opt", but should be a mapping'),
+        (lambda m: m["situation"]["profile"].update(format=2), "`situation.profile.format` is 2, but should be 1"),
+        (lambda m: m["situation"]["profile"]["models"].pop(), "`quality_percent` has 3 values for 2 models"),
+        (lambda m: model(m).update(decode=3), "`situation.profile.models[0].decode` is 3, but should be a list"),
+        (lambda m: model(m)["decode"][0].append(1), "`situation.profile.models[0].decode[0]` is"),
+        (lambda m: model(m)["prefill"][1].__setitem__(1, None), "`situation.profile.models[0].prefill[1][1]` is null"),
+        (lambda m: model(m)["prefill"][1].__setitem__(1, -1.0), "Model `small`: `prefill` has -1 s"),
+        (lambda m: m["situation"].update(tasks=[]), "lists no task"),
+        (lambda m: m["situation"]["tasks"].pop(), "feature `task` has a size or transform that does not fit"),
+        (lambda m: m["situation"]["tasks"][0].update(name="sums"), "Profile `mine` has no task `sums`"),
+        (lambda m: m["situation"]["tasks"][0].update(weight="a"), "`situation.tasks[0].weight` is"),
+        (lambda m: m["situation"]["tasks"][0].update(deadline=3), "`situation.tasks[0].deadline` is 3, but should be"),
+        (lambda m: m["situation"]["cluster"].update(replicas=0), "`situation.cluster.replicas` is 0, but should be"),
+        (lambda m: m["situation"]["reward"].update(soft_span=True), "`situation.reward.soft_span` is true"),
+        (lambda m: m["situation"]["view"].update(rate_tau_s=0.0), "`situation.view.rate_tau_s` is 0.0"),
     ]:
         write_with_metadata(path, content, lambda m, change=change: (m.update(sha256="signed"), change(m)))
         assert expected in refused(path)
+    write_with_metadata(path, content, lambda m: m.update(sha256="signed"))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = safetensors.numpy.load(content)
+    tensors["layers.7.bias"] = tensors.pop("layers.1.bias")
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
+    assert "lacks `layers.1.kernel` or `layers.1.bias`" in refused(path)
+
+
+def model(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The first model in the situation of a policy's metadata."""
+    first: dict[str, Any] = metadata["situation"]["profile"]["models"][0]
+    return first
 
 
 def test_an_unwritable_place_is_one_sentence(policy: Policy, tmp_path: Path) -> None:
@@ -330,12 +476,23 @@ def test_check_fits() -> None:
     profile = load_profile("opt-a100")
     names = tuple(task.name for task in profile.tasks[:4])
     situation = Situation(profile, CLUSTER, tuple(map(Task, names)))
-    policy = dataclasses.replace(make_policy(), models=profile.model_names, tasks=names)
+    policy = dataclasses.replace(make_policy(), situation=situation)
     policy.check_fits(situation)
+    costs = tuple(ModelProfile(model.name, decode=((1, 9.0),), prefill=((1, 9.0),)) for model in profile.models)
+    slower = dataclasses.replace(profile, name="slower", models=costs)
+    policy.check_fits(
+        Situation(
+            slower,
+            Cluster(replicas=1, max_batch=2, queue_capacity=0, network_delay_s=1.0),
+            tuple(Task(name, 2.0, (1, 2), (3, 4), Deadline(9.0), 5.0) for name in names),
+            Reward(1.0, 1.0),
+            View(rate_lag=5, batch_refresh_s=1.0),
+        )
+    )
     with pytest.raises(InputError, match=rf"trained for the tasks {names[0]}, .* in this order, not {names[3]}"):
         policy.check_fits(dataclasses.replace(situation, tasks=situation.tasks[::-1]))
     with pytest.raises(InputError, match="trained for the models small, middle, large"):
-        dataclasses.replace(policy, models=MODELS).check_fits(situation)
+        make_policy().check_fits(situation)
     with pytest.raises(InputError, match=r"features are task, .*, but `view.features` of the situation is task; set"):
         policy.check_fits(dataclasses.replace(situation, view=View(features=("task",))))
     with pytest.raises(InputError, match=r"rate estimate over 2 s, but `view.rate_tau_s` of the situation is 9"):
@@ -357,7 +514,7 @@ from besteffort import load_policy
 policy = load_policy(sys.argv[1])
 state = dict(task="WinoGrande", batch_sizes={"small": 3, "middle": 2, "large": 7}, arrival_rate=33.0)
 policy.decide(**state)
-heavy = {"jax", "flax", "pydantic", "matplotlib", "torch"} & {name.split(".")[0] for name in sys.modules}
+heavy = {"jax", "flax", "matplotlib", "torch"} & {name.split(".")[0] for name in sys.modules}
 print(*heavy)
 """
 

@@ -294,17 +294,10 @@ def make_policy(
       about: what the policy's file says of the training, plain JSON.
       ensemble_size: how many networks were merged.
     """
-    situation = problem.situation
     return Policy(
-        models=situation.profile.model_names,
-        tasks=situation.task_names,
+        situation=problem.situation,
         features=problem.features,
         weights=tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in weights),
-        deadlines=tuple(task.deadline for task in situation.tasks),
-        cluster=situation.cluster,
-        rate_tau_s=situation.view.rate_tau_s,
-        profile_name=situation.profile.name,
-        profile_digest=situation.profile.digest(),
         training=about,
         ensemble_size=ensemble_size,
     )

@@ -40,26 +40,21 @@ def use(folder: Path) -> None:
     from besteffort.policy import save_policy
 
     situation = besteffort.load_situation("paper")
-    models, tasks, cluster = situation.profile.model_names, situation.task_names, situation.cluster
+    models, cluster = situation.profile.model_names, situation.cluster
     features = default_features(
-        len(tasks), len(models), cluster.replicas, cluster.max_batch, 50.0, situation.view.features
+        len(situation.tasks), len(models), cluster.replicas, cluster.max_batch, 50.0, situation.view.features
     )
     policy = besteffort.Policy(
-        models=models,
-        tasks=tasks,
+        situation=situation,
         features=features,
         # The last model is worth most, whatever the state.
         weights=((np.zeros((input_size(features), len(models))), np.arange(len(models))),),
-        deadlines=tuple(task.deadline for task in situation.tasks),
-        cluster=cluster,
-        rate_tau_s=situation.view.rate_tau_s,
-        profile_name=situation.profile.name,
-        profile_digest=situation.profile.digest(),
     )
     path = folder / "policy.safetensors"
     save_policy(policy, path)
     read = besteffort.load_policy(path, situation)
-    chosen = read.decide(task=tasks[0], batch_sizes=dict.fromkeys(models, 3), arrival_rate=20.0)
+    assert read.situation == situation, f"trained for {read.situation}"
+    chosen = read.decide(task=read.tasks[0], batch_sizes=dict.fromkeys(models, 3), arrival_rate=20.0)
     assert chosen == models[-1], f"decided for {chosen}"
 
     sentences = {}

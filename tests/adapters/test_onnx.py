@@ -29,18 +29,13 @@ from besteffort.adapters.onnx import export_onnx, to_onnx
 def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple[int, ...] = (64, 64)) -> Policy:
     """A policy with random weights that chooses each model in about a third of the states."""
     rng = np.random.default_rng(0)
+    view = dataclasses.replace(situation.view, features=tuple(feature.name for feature in features))
     sizes = [sum(feature.size for feature in features), *hidden, 3]
     weights = [(rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)) for n, m in itertools.pairwise(sizes)]
     policy = Policy(
-        models=situation.profile.model_names,
-        tasks=situation.task_names,
+        situation=dataclasses.replace(situation, view=view),
         features=features,
         weights=tuple(weights),
-        deadlines=tuple(task.deadline for task in situation.tasks),
-        cluster=situation.cluster,
-        rate_tau_s=situation.view.rate_tau_s,
-        profile_name=situation.profile.name,
-        profile_digest=situation.profile.digest(),
         training={"hyper": {"learning_rate": 1e-3}, "seed": 3},
     )
     given = states(policy, 200)
@@ -96,10 +91,11 @@ def test_the_metadata_stay(situation: Situation, tmp_path: Path) -> None:
     kept = onnxruntime.InferenceSession(tmp_path / "policy.onnx").get_modelmeta().custom_metadata_map
     read = {name: json.loads(text) for name, text in kept.items()}
     assert read == describe(policy)
-    assert read["models"] == ["opt-125m", "opt-1.3b", "opt-6.7b"]
-    assert read["rate_tau_s"] == 2.0
+    stated = read["situation"]
+    assert [model["name"] for model in stated["profile"]["models"]] == ["opt-125m", "opt-1.3b", "opt-6.7b"]
+    assert [task["name"] for task in stated["tasks"]] == list(situation.task_names)
+    assert stated["view"]["rate_tau_s"] == 2.0
     assert read["features"][2] == {"name": "arrival_rate", "size": 1, "transform": "log1p", "scale": 20.0}
-    assert read["profile"]["digest"] == situation.profile.digest()
     assert read["training"] == policy.training
 
 

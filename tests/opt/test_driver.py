@@ -112,10 +112,9 @@ def test_policies_choose_as_in_the_simulator(situation: Situation) -> None:
     rng = np.random.default_rng(0)
     features = default_features(2, 2, 1, 2, 100.0, ("task", "batch_sizes", "arrival_rate", "smallest_batch"))
     weights = ((rng.normal(size=(7, 8)), np.zeros(8)), (rng.normal(size=(8, 2)), np.zeros(2)))
-    deadlines = tuple(task.deadline for task in situation.tasks)
-    policy = Policy(("one", "two"), ("a", "b"), features, weights, deadlines, situation.cluster, 2.0, "tiny", "digest")
     view = dataclasses.replace(situation.view, features=tuple(feature.name for feature in features))
     situation = dataclasses.replace(situation, view=view)
+    policy = Policy(situation, features, weights)
     by_policy = choose_by_policy(policy, situation)
     chosen = set()
     for index in range(30):
@@ -131,16 +130,19 @@ def test_policies_choose_as_in_the_simulator(situation: Situation) -> None:
         chosen.add(expected)
     assert chosen == {"one", "two"}
     features = default_features(2, 2, 1, 2, 9.0, ("task", "since_change_s"))
-    blind = dataclasses.replace(policy, features=features, weights=((np.zeros((3, 2)), np.zeros(2)),))
+    unseen = dataclasses.replace(situation, view=dataclasses.replace(view, features=("task", "since_change_s")))
+    blind = Policy(unseen, features, ((np.zeros((3, 2)), np.zeros(2)),))
     with pytest.raises(InputError, match="reads `since_change_s`, which the engine does not report"):
         choose_by_policy(blind, situation)
     with pytest.raises(InputError, match="trained for the tasks a, b in this order, not b, a"):
         choose_by_policy(policy, dataclasses.replace(situation, tasks=situation.tasks[::-1]))
-    swapped = dataclasses.replace(policy, models=("two", "one"))
+    profile = dataclasses.replace(situation.profile, models=situation.profile.models[::-1])
+    swapped = dataclasses.replace(policy, situation=dataclasses.replace(situation, profile=profile))
     with pytest.raises(InputError, match="trained for the models two, one in this order, not one, two"):
         choose_by_policy(swapped, situation)
+    slow = dataclasses.replace(situation, view=dataclasses.replace(view, rate_tau_s=9.0))
     with pytest.raises(InputError, match=r"rate estimate over 9 s, but `view.rate_tau_s` of the situation is 2"):
-        choose_by_policy(dataclasses.replace(policy, rate_tau_s=9.0), situation)
+        choose_by_policy(dataclasses.replace(policy, situation=slow), situation)
 
 
 def test_what_does_not_belong_together(models: dict[str, Model], requests: Requests, situation: Situation) -> None:

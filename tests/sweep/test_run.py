@@ -136,7 +136,7 @@ def test_every_trial_keeps_what_it_was_and_did(
         if trial.name in FINISHED:
             policy = load_policy(directory / "policy.safetensors")
             assert policy.training["hyper"]["learning_rate"] == trial.values[LR]
-            assert policy.cluster.replicas == trial.values[REPLICAS]
+            assert policy.situation.cluster.replicas == trial.values[REPLICAS]
             records = read_jsonl(directory / "metrics.jsonl")
             assert records[-1]["decisions"] == policy.training["decisions_made"] == trial.values[DECISIONS]
             assert (directory / "tensorboard" / "seed-0").is_dir()
