@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
-import yaml
 from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
 from besteffort.files import write_text
 from besteffort.learning.config import DQNConfig
@@ -32,7 +32,7 @@ from besteffort.learning.train import Progress, Trained, train
 from besteffort.observation import Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
-from besteffort.runs.config import to_yaml
+from besteffort.runs.config import load_config, to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.simulator.build import build
@@ -178,7 +178,7 @@ def run_training(
       InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
     """
     config = dataclasses.replace(config, tasks=problem.situation.tasks, training=problem.training)
-    _keep_config(to_yaml(config), out)
+    _keep_config(config, out)
     policies = train_policies(problem, out, progress=progress, track=track)
     ranked = sorted(policies, key=_selection_scores(problem, policies).__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
@@ -217,21 +217,21 @@ def train_policies(
     return policies
 
 
-def _keep_config(text: str, out: Path) -> None:
+def _keep_config(config: RunConfig, out: Path) -> None:
     """Writes the configuration, unless a training with another one has begun there."""
     path = out / "config.yaml"
     begun = (out / CHECKPOINT).exists() and path.exists()
-    if begun and _trains(path.read_text(encoding="utf-8")) != _trains(text):
+    if begun and _trains(load_config(path, RunConfig)) != _trains(config):
         raise InputError(
             f"{path}: the training that began here has another configuration; give the same one to continue it, "
             "or another directory."
         )
-    write_text(path, text)
+    write_text(path, to_yaml(config))
 
 
-def _trains(text: str) -> Any:
-    """What of a configuration, as YAML, a training depends on."""
-    return {name: section for name, section in yaml.safe_load(text).items() if name != "evaluation"}
+def _trains(config: RunConfig) -> RunConfig:
+    """What of a configuration a training depends on."""
+    return dataclasses.replace(config, evaluation=EvaluationConfig())
 
 
 def _train(
