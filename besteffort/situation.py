@@ -6,6 +6,7 @@ All classes are immutable dataclasses that a YAML file fills; `besteffort.runs.c
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Annotated, Any
 
 import numpy as np
@@ -65,6 +66,13 @@ class Task:
       weight: factor on its rewards.
       mean_prompt_tokens, mean_output_tokens: expected lengths where they are known and differ from the middle of the
         ranges, as in traces.
+      output_quantiles: quantiles of the output lengths of a log, in tokens, at the probabilities `(i + 1/2) / count`
+        for i from 0 to count - 1: ascending, within `output_tokens`. None where only range and mean are known. They do
+        not replace `mean_output_tokens`.
+
+    Raises:
+      InputError: if a range or the quantiles do not ascend, there are no quantiles, or a mean or a quantile is outside
+        its range.
     """
 
     name: str
@@ -75,6 +83,7 @@ class Task:
     weight: Positive = 1.0
     mean_prompt_tokens: Positive | None = None
     mean_output_tokens: Positive | None = None
+    output_quantiles: tuple[Positive, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in ("prompt_tokens", "output_tokens"):
@@ -84,6 +93,22 @@ class Task:
             mean = getattr(self, f"mean_{field}")
             if mean is not None and not low <= mean <= high:
                 raise InputError(f"Task `{self.name}`: `mean_{field}` is {mean:g}; give one from {low} to {high}.")
+        if self.output_quantiles is not None:
+            self._check_quantiles(self.output_quantiles)
+
+    def _check_quantiles(self, quantiles: tuple[float, ...]) -> None:
+        where = f"Task `{self.name}`: `output_quantiles`"
+        if not quantiles:
+            raise InputError(f"{where} is empty; give at least one, or leave it out.")
+        low, high = self.output_tokens
+        for value in quantiles:
+            if not low <= value <= high:
+                raise InputError(
+                    f"{where} has {value:g}; give lengths from {low} to {high}, the range in `output_tokens`."
+                )
+        for value, following in itertools.pairwise(quantiles):
+            if following < value:
+                raise InputError(f"{where} falls from {value:g} to {following:g}; sort them.")
 
 
 @dataclasses.dataclass(frozen=True)

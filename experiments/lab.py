@@ -393,7 +393,8 @@ def _training_problem(
 def fingerprint(situation: Situation) -> tuple[str, str]:
     """The digest of a situation's profile, and all the rest of it in words."""
     fields = {field.name: getattr(situation, field.name) for field in dataclasses.fields(situation)}
-    return fields.pop("profile").digest(), repr(fields)
+    # Left out where it is not stated, so that what was done before this field existed is found again.
+    return fields.pop("profile").digest(), repr(fields).replace(", output_quantiles=None", "")
 
 
 def _digest(problem: TrainingProblem) -> str:

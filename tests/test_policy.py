@@ -64,6 +64,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
             weight=1 + rng.random(),
             mean_prompt_tokens=100 + rng.random(),
             mean_output_tokens=20 + rng.random(),
+            output_quantiles=tuple(np.sort(rng.uniform(1 + i, 64, 5)).tolist()),
         )
         for i, name in enumerate(TASKS)
     )

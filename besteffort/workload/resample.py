@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from besteffort.errors import InputError
@@ -18,6 +19,8 @@ from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.deadline_factors import DeadlineFactors
 from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
+
+_QUANTILES = 32
 
 
 @jax.tree_util.register_dataclass
@@ -86,9 +89,10 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
 
 
 def with_lengths_of(situation: Situation, requests: Requests) -> Situation:
-    """Replaces the ranges and means of the tasks' lengths, which routers may know, by those of a list.
+    """Replaces what the tasks say of their lengths, which routers may know, by what holds for a list.
 
-    Names, shares, deadlines and weights stay. A task without requests gets the lengths of all tasks.
+    These are ranges, means, and 32 quantiles of the output lengths. Names, shares, deadlines and weights stay. A task
+    without requests gets the lengths of all tasks.
     """
     tasks = []
     for index, task in enumerate(situation.tasks):
@@ -103,9 +107,17 @@ def with_lengths_of(situation: Situation, requests: Requests) -> Situation:
                 output_tokens=(int(outputs.min()), int(outputs.max())),
                 mean_prompt_tokens=float(prompts.mean()),
                 mean_output_tokens=float(outputs.mean()),
+                output_quantiles=_quantiles(outputs),
             )
         )
     return dataclasses.replace(situation, tasks=tuple(tasks))
+
+
+def _quantiles(outputs: np.ndarray) -> tuple[float, ...]:
+    """Lengths of the list, not between them, as `besteffort.situation.Task` states them."""
+    probabilities = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    values = np.quantile(outputs, probabilities, method="inverted_cdf")
+    return tuple(values.astype(np.float64).tolist())
 
 
 def halves(requests: Requests, length: int | None = None) -> tuple[Requests, Requests]:

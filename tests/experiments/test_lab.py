@@ -16,10 +16,11 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, ratio_interval
 from besteffort.files import jsonable
 from besteffort.policy import Policy
+from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig, load_run
 from besteffort.situation import Situation
 from experiments.__main__ import EXPERIMENTS, claims_table, plan
-from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct
+from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct, fingerprint
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
 
@@ -71,6 +72,16 @@ def test_what_differs_is_trained_anew(
     assert any("fine" in line for line in said)
     assert not np.array_equal(tuned.weights[0][0], policies[0].weights[0][0])
     assert len(list((lab.work / "trainings").iterdir())) == 4
+
+
+def test_only_what_is_stated_of_lengths_makes_another_training() -> None:
+    situation = load_situation("paper")
+    known, *others = situation.tasks
+    known = dataclasses.replace(known, output_quantiles=(10.0, 30.0))
+    plain, stated = (fingerprint(one) for one in (situation, dataclasses.replace(situation, tasks=(known, *others))))
+    assert "output_quantiles" not in plain[1]
+    assert plain[0] == stated[0]
+    assert stated[1] == plain[1].replace("None)", "None, output_quantiles=(10.0, 30.0))", 1)
 
 
 def test_policies_are_judged_seed_by_seed(

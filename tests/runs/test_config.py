@@ -67,9 +67,21 @@ def test_absent_fields_take_their_defaults(write) -> None:
     assert load_config(write(MINIMAL), SituationConfig) == SituationConfig(profile="opt-a100", tasks=(Task("piqa"),))
 
 
+def test_quantiles_of_output_lengths(write) -> None:
+    text = "profile: opt-a100\ntasks: [{name: piqa, output_quantiles: [10, 12.5, 30]}]\n"
+    assert load_config(write(text), SituationConfig).tasks == (Task("piqa", output_quantiles=(10.0, 12.5, 30.0)),)
+    said = refused(write(text.replace("12.5", "40")))
+    assert "Task `piqa`: `output_quantiles` has 40; give lengths from 10 to 30, the range in `output_tokens`." in said
+    assert '`tasks[0].output_quantiles[1]` is "12"' in refused(write(text.replace("12.5", "'12'")))
+    assert "`tasks[0].output_quantiles` is 3, but should be a list" in refused(
+        write(text.replace("[10, 12.5, 30]", "3"))
+    )
+
+
 def test_written_out_and_read_back(write) -> None:
     config = load_config("paper", SituationConfig)
     config = dataclasses.replace(config, reward=Reward(soft_span=1.0, miss_penalty=1e-7))
+    config = dataclasses.replace(config, tasks=(*config.tasks[1:], Task("piqa", output_quantiles=(10.0, 31 / 3))))
     assert load_config(write(to_yaml(config)), SituationConfig) == config
 
 

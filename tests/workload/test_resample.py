@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -85,9 +88,41 @@ def test_situation_learns_lengths_by_task(situation: Situation, listed: Requests
         assert known.mean_output_tokens[index] == pytest.approx(listed.output_tokens[mine].mean())
         assert known.mean_prompt_tokens[index] == pytest.approx(listed.prompt_tokens[mine].mean())
         assert task.deadline == situation.tasks[index].deadline
+        assert_quantiles(task, listed.output_tokens[mine])
     # No request is of the last task: it takes all.
     assert known.mean_output_tokens[3] == pytest.approx(listed.output_tokens.mean())
+    assert_quantiles(known.tasks[3], listed.output_tokens)
     assert known.shares.tolist() == situation.shares.tolist()
+
+
+def assert_quantiles(task: Task, outputs: np.ndarray) -> None:
+    """A share (i + 1/2) / 32 of the lengths, at least, are at most the quantile, and less of them are below it."""
+    assert task.output_quantiles is not None
+    assert len(task.output_quantiles) == 32
+    for i, value in enumerate(task.output_quantiles):
+        assert value in outputs
+        assert (outputs < value).mean() < (i + 0.5) / 32 <= (outputs <= value).mean()
+
+
+def test_a_list_of_one_length_has_that_quantile(situation: Situation, listed: Requests) -> None:
+    same = dataclasses.replace(listed, output_tokens=np.full(len(listed), 7))
+    assert {task.output_quantiles for task in with_lengths_of(situation, same).tasks} == {(7.0,) * 32}
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "message"),
+    [
+        ((), "`output_quantiles` is empty; give at least one, or leave it out"),
+        ((12.0, 11.5), "`output_quantiles` falls from 12 to 11.5; sort them"),
+        ((9.5, 12.0), "`output_quantiles` has 9.5; give lengths from 10 to 30, the range in `output_tokens`"),
+        ((12.0, 31.0), "`output_quantiles` has 31; give lengths"),
+        ((12.0, math.nan), "`output_quantiles` has nan; give lengths"),
+    ],
+)
+def test_quantiles_ascend_within_the_range(quantiles: tuple[float, ...], message: str) -> None:
+    assert Task("piqa", output_quantiles=(10.0, 12.0, 12.0, 30.0)).output_quantiles == (10.0, 12.0, 12.0, 30.0)
+    with pytest.raises(InputError, match=f"Task `piqa`: {message}"):
+        Task("piqa", output_quantiles=quantiles)
 
 
 def test_stated_means_replace_the_middle_of_the_range() -> None:
