@@ -26,7 +26,7 @@ from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
-from besteffort.workload.sample import draw
+from besteffort.workload.sample import as_requests, draw
 from besteffort.workload.types import Arrival
 
 _LANES = 128  # what they hold fits the cache of a core
@@ -78,12 +78,7 @@ def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, 
     of_seeds = jax.vmap(partial(draw, n=n), in_axes=(None, 0))
     arrivals = jax.device_get(jax.vmap(of_seeds, in_axes=(0, None))(stacked, keys))
     return [
-        Requests(
-            tasks=task_names,
-            arrival_s=np.cumsum(arrivals.gap_s[i, j], dtype=np.float64),
-            **{field: getattr(arrivals, field)[i, j] for field in _FIELDS},
-            deadline_factor=None if arrivals.deadline_factor is None else arrivals.deadline_factor[i, j],
-        )
+        as_requests(jax.tree.map(lambda field, at=(i, j): field[at], arrivals), task_names)
         for i, j in itertools.product(range(len(workloads)), range(len(seeds)))
     ]
 
@@ -218,6 +213,8 @@ def _play_together(
     fields["gap_s"] = np.diff(stacked["arrival_s"], axis=1, prepend=0.0).astype(np.float32)
     if any(requests.deadline_factor is not None for requests in lists):
         fields["deadline_factor"] = np.stack([requests.deadline_factors for requests in lists])
+    if any(requests.output_limit is not None for requests in lists):
+        fields["output_limit"] = np.stack([requests.output_limits for requests in lists])
     arrivals = jax.tree.map(jnp.asarray, Arrival(**fields))
     # Every rollout carries a router of each kind and follows its own.
     kinds = list(dict.fromkeys(rollout.kind for rollout in rollouts))

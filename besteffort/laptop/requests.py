@@ -34,6 +34,8 @@ class CaseList:
 def with_cases(times: Requests, situation: Situation, *, seed: int) -> CaseList:
     """Replaces the lengths of a list by held-out cases of its tasks; keeps arrivals, tasks and deadline factors.
 
+    Limits on the output belong to the lengths that are replaced, so the new list has none.
+
     Args:
       times: the list with arrival times and tasks.
       situation: the situation with the deadlines.
@@ -48,5 +50,7 @@ def with_cases(times: Requests, situation: Situation, *, seed: int) -> CaseList:
     outputs = np.array([len(right_tokens(case)) for case in cases])
     prompts = np.array([len(encode(case.prompt)) for case in cases])
     deadlines_s = situation.deadlines(times.task, outputs) * times.deadline_factors
-    requests = dataclasses.replace(times, prompt_tokens=prompts, output_tokens=outputs, deadline_s=deadlines_s)
+    requests = dataclasses.replace(
+        times, prompt_tokens=prompts, output_tokens=outputs, deadline_s=deadlines_s, output_limit=None
+    )
     return CaseList(requests, cases)

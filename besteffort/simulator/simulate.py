@@ -104,6 +104,7 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         output_tokens=jnp.asarray(requests.output_tokens),
         deadline_s=jnp.asarray(requests.deadline_s, params.decode.dtype),
         deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
+        output_limit=None if requests.output_limit is None else jnp.asarray(requests.output_limit),
     )
     placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
     return Result.of(

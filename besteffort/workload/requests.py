@@ -8,6 +8,9 @@ import numpy as np
 
 from besteffort.errors import InputError
 
+NO_LIMIT = int(np.iinfo(np.int32).max)
+"""The limit on output tokens of a request whose client states none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
@@ -22,6 +25,8 @@ class Requests:
       deadline_s: (n,) deadline on each request's end-to-end latency in seconds, positive.
       deadline_factor: (n,) factor in force on each deadline, positive and included in `deadline_s`; routers see it in
         `Observation.deadline_s`. None where deadlines do not change with time.
+      output_limit: (n,) int32 limit on each request's output tokens that its client states, which routers may know; at
+        least its output, because a limit cuts the answer. `NO_LIMIT` where a client states none, None where none does.
 
     Raises:
       InputError: on an empty list, arrays of unequal length, unsorted or non-finite times, or values out of range.
@@ -34,6 +39,7 @@ class Requests:
     output_tokens: np.ndarray
     deadline_s: np.ndarray
     deadline_factor: np.ndarray | None = None
+    output_limit: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -73,6 +79,17 @@ class Requests:
             object.__setattr__(self, "deadline_factor", factor)
             if factor.shape != (n,) or not (np.isfinite(factor).all() and factor.min() > 0):
                 raise InputError("Requests: `deadline_factor` must be finite and positive for every request.")
+        if self.output_limit is not None:
+            limit = np.asarray(self.output_limit)
+            if limit.shape != (n,):
+                raise InputError(f"Requests: `output_limit` has shape {limit.shape}; give one limit per request.")
+            low = np.flatnonzero(~(limit >= self.output_tokens))
+            if low.size:
+                raise InputError(
+                    f"Requests: `output_limit` of request {low[0]} is {limit[low[0]]}, but its output has "
+                    f"{self.output_tokens[low[0]]} tokens; a limit cuts the answer, so give at least these."
+                )
+            object.__setattr__(self, "output_limit", np.minimum(limit, NO_LIMIT).astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -83,15 +100,21 @@ class Requests:
         return np.ones(len(self)) if self.deadline_factor is None else self.deadline_factor
 
     @property
+    def output_limits(self) -> np.ndarray:
+        """(n,) limit on each request's output tokens, `NO_LIMIT` where clients state none."""
+        return np.full(len(self), NO_LIMIT, np.int32) if self.output_limit is None else self.output_limit
+
+    @property
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays by name, which a `besteffort.simulator.result.Result` repeats."""
         return {name: getattr(self, name) for name in _DTYPES}
 
     def part(self, rows: slice, start_s: float) -> Requests:
         """The requests `rows`, with times counted from `start_s`."""
-        columns = {name: values[rows] for name, values in self.columns.items()}
-        factor = None if self.deadline_factor is None else self.deadline_factor[rows]
-        return Requests(self.tasks, **{**columns, "arrival_s": columns["arrival_s"] - start_s}, deadline_factor=factor)
+        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit")}
+        columns = self.columns | {name: values for name, values in stated.items() if values is not None}
+        columns = {name: values[rows] for name, values in columns.items()}
+        return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s})
 
 
 _DTYPES = {

@@ -30,7 +30,7 @@ class ResampledWorkload:
 
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor: (n,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit: (n,) as in `Requests`.
       factors: factors on these deadlines, period by period; None if they do not change.
     """
 
@@ -40,6 +40,7 @@ class ResampledWorkload:
     output_tokens: Any
     deadline_s: Any
     deadline_factor: Any = None
+    output_limit: Any = None
     factors: DeadlineFactors | None = None
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -66,6 +67,7 @@ class ResampledWorkload:
             output_tokens=pick(self.output_tokens),
             deadline_s=pick(self.deadline_s, float),
             deadline_factor=None if self.deadline_factor is None else pick(self.deadline_factor, float),
+            output_limit=None if self.output_limit is None else pick(self.output_limit),
         )
         if self.factors is None:
             return arrival, state
@@ -84,6 +86,7 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
         requests.output_tokens,
         requests.deadline_s,
         requests.deadline_factor,
+        requests.output_limit,
         factors,
     )
 

@@ -39,16 +39,14 @@ def sample_workload(workload: Any, task_names: tuple[str, ...], n: int, seed: in
     The draws have the default float type of JAX; arrival times are summed in float64. A seed yields the same list every
     time, but a different list under `jax.enable_x64`.
     """
-    arrivals = jax.device_get(draw(workload, jax.random.key(seed), n))
-    return Requests(
-        tasks=task_names,
-        arrival_s=np.cumsum(arrivals.gap_s, dtype=np.float64),
-        task=arrivals.task,
-        prompt_tokens=arrivals.prompt_tokens,
-        output_tokens=arrivals.output_tokens,
-        deadline_s=arrivals.deadline_s,
-        deadline_factor=arrivals.deadline_factor,
-    )
+    return as_requests(jax.device_get(draw(workload, jax.random.key(seed), n)), task_names)
+
+
+def as_requests(arrivals: Arrival, task_names: tuple[str, ...]) -> Requests:
+    """Arrivals, each field an (n,) array of NumPy, as a list."""
+    columns = arrivals._asdict()
+    gap_s = columns.pop("gap_s")
+    return Requests(tasks=task_names, arrival_s=np.cumsum(gap_s, dtype=np.float64), **columns)
 
 
 def sample_requests(situation: Situation, process: Arrivals, n: int, seed: int = 0) -> Requests:

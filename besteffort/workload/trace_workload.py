@@ -26,7 +26,7 @@ class ReplayWorkload:
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor: (n + 1,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit: (n + 1,) as in `Requests`.
       random_start: start at a random request instead of the first one. Static.
     """
 
@@ -36,6 +36,7 @@ class ReplayWorkload:
     output_tokens: Any
     deadline_s: Any
     deadline_factor: Any = None
+    output_limit: Any = None
     random_start: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
@@ -57,6 +58,7 @@ class ReplayWorkload:
             output_tokens=jnp.asarray(self.output_tokens)[state],
             deadline_s=jnp.asarray(self.deadline_s, float)[state],
             deadline_factor=None if self.deadline_factor is None else jnp.asarray(self.deadline_factor, float)[state],
+            output_limit=None if self.output_limit is None else jnp.asarray(self.output_limit)[state],
         )
         return arrival, jnp.where(state == self.length, 1, state + 1)
 
@@ -149,5 +151,6 @@ def replay(requests: Requests, start: Literal["random", "first"] = "random") -> 
         output_tokens=ring(requests.output_tokens),
         deadline_s=ring(requests.deadline_s),
         deadline_factor=None if requests.deadline_factor is None else ring(requests.deadline_factor),
+        output_limit=None if requests.output_limit is None else ring(requests.output_limit),
         random_start=start == "random",
     )

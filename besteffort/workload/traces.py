@@ -10,7 +10,7 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.situation import Situation
 from besteffort.workload.readers import READERS, Drawing, MafOptions, ServeGenOptions, Trace
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import NO_LIMIT, Requests
 from besteffort.workload.rescale import mean_rate
 from besteffort.workload.table import Table, read_table
 
@@ -103,7 +103,8 @@ def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, T
     """Turns a trace into requests of a situation.
 
     Missing tasks are drawn from the mix, and missing lengths from the ranges of the tasks. Lengths of 0 become 1;
-    outputs are clipped to 1,024 tokens and then prompts to 2,048 less the output. Deadlines are the situation's.
+    outputs are clipped to 1,024 tokens and then prompts to 2,048 less the output. Deadlines are the situation's, limits
+    on the output the clients'.
 
     Raises:
       InputError: if the trace names a task that the situation lacks.
@@ -134,6 +135,7 @@ def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, T
     prompts, outputs = np.maximum(prompts, 1), np.maximum(outputs, 1)
     fitting_outputs = np.minimum(outputs, MAX_OUTPUT_TOKENS)
     fitting_prompts = np.minimum(prompts, CONTEXT_TOKENS - fitting_outputs)
+    limit = trace.output_limit
     requests = Requests(
         tasks=situation.task_names,
         arrival_s=trace.arrival_s,
@@ -141,6 +143,7 @@ def complete(trace: Trace, situation: Situation, seed: int) -> tuple[Requests, T
         prompt_tokens=fitting_prompts,
         output_tokens=fitting_outputs,
         deadline_s=situation.deadlines(task, fitting_outputs),
+        output_limit=None if limit is None else np.where(np.isnan(limit), NO_LIMIT, limit),
     )
     info = TraceInfo(
         source=trace.path.name,

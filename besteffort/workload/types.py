@@ -18,6 +18,8 @@ class Arrival(NamedTuple):
       prompt_tokens, output_tokens: its lengths, at least 1.
       deadline_s: deadline on the end-to-end latency.
       deadline_factor: the factor in force on deadlines, included in `deadline_s`; None if they never change.
+      output_limit: the client's limit on output tokens, at least `output_tokens`, as in
+        `besteffort.workload.requests.Requests`; None if no client states one.
     """
 
     gap_s: Array
@@ -26,6 +28,7 @@ class Arrival(NamedTuple):
     output_tokens: Array
     deadline_s: Array
     deadline_factor: Array | None = None
+    output_limit: Array | None = None
 
 
 @runtime_checkable

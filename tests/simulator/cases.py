@@ -288,6 +288,7 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
                 r.output_tokens,
                 r.deadline_s,
                 r.deadline_factor,
+                r.output_limit,
             )
             for r in (case.requests for case in cases)
         ]

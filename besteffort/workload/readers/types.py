@@ -24,6 +24,8 @@ class Trace:
       prompt_tokens, output_tokens: (n,) float64 lengths, at least 0; None where the file has none.
       task: (n,) indices into `task_names`, or of unnamed tasks where these are None; None where the file has no tasks.
       task_names: names of the tasks; None where the file has none.
+      output_limit: (n,) float64 limits on the output tokens that clients state, at least 1 and `output_tokens`; nan
+        where a client states none; None where the file has none.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class Trace:
     output_tokens: np.ndarray | None = None
     task: np.ndarray | None = None
     task_names: tuple[str, ...] | None = None
+    output_limit: np.ndarray | None = None
 
 
 class Drawing(NamedTuple):
