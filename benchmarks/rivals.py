@@ -16,9 +16,9 @@ from types import TracebackType
 from benchmarks.simpy_model import Served, serve
 from benchmarks.timing import Case
 from besteffort.device import cores
+from besteffort.estimates.tables import Tables
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate_by_reference
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 

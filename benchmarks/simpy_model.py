@@ -16,7 +16,7 @@ import numpy as np
 import simpy
 from simpy.events import Event, EventPriority, Timeout
 
-from besteffort.simulator.tables import Tables
+from besteffort.estimates.tables import Tables
 from besteffort.situation import Cluster
 from besteffort.workload.requests import Requests
 

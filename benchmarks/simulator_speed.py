@@ -29,7 +29,7 @@ from benchmarks.rivals import Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, machine, measure
 from besteffort.device import cores
-from besteffort.simulator.tables import Tables
+from besteffort.estimates.tables import Tables
 from besteffort.workload.sample import sample_workload
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -113,7 +113,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """The reward of an answer: `weight x quality x timeliness`, see `besteffort.simulator.reward`.
+    """The reward of an answer: `weight x quality x timeliness`, see `besteffort.estimates.reward`.
 
     Attributes:
       soft_span: 0 for hard deadlines; `s > 0` lets timeliness fall from 1 at the deadline to 0 at `(1 + s) x deadline`.

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.observation import Observation
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 

@@ -15,6 +15,7 @@ LAYERS = """
 errors ranges version lazy digests files validation device
 profile
 situation observation weights policy
+estimates
 workload
 simulator
 routers
@@ -86,9 +87,9 @@ def test_no_files_import_in_a_circle() -> None:
 def test_the_contract_would_fail() -> None:
     modules = sources()
     assert len(modules) > 100
-    modules["simulator.tables"] += "\n\ndef late():\n    from besteffort.evaluation import metrics\n"
-    assert upward(imports_of(modules)) == ["simulator.tables imports evaluation.metrics"]
+    modules["estimates.tables"] += "\n\ndef late():\n    from besteffort.evaluation import metrics\n"
+    assert upward(imports_of(modules)) == ["estimates.tables imports evaluation.metrics"]
     modules = sources()
-    modules["simulator.tables"] += "\nfrom besteffort.simulator.build import build\n"
+    modules["simulator.types"] += "\nfrom besteffort.simulator.build import build\n"
     with pytest.raises(CycleError, match=r"simulator\.build"):
         TopologicalSorter(imports_of(modules)).prepare()

@@ -2,7 +2,7 @@
 
 A linear programme over time, bounded by prices (`besteffort.bounds.prices`). Time is cut into equal bins; in a bin of
 `bin_s` seconds every model has `replicas x bin_s` instance-seconds of room. A request that a model answers within its
-deadline, or within a step of a soft one, is charged at least the time in `besteffort.bounds.charges`.
+deadline, or within a step of a soft one, is charged at least the time in `besteffort.estimates.charges`.
 
 Why it is a bound. Spread the charges of an iteration evenly over its duration. At any time the charges of all requests
 on an instance then add up to at most one second per second, so in every bin the charges of all requests on a model add

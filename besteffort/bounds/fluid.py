@@ -6,7 +6,7 @@ Share x[k, m] of task k's requests that model m answers in time, reward weight x
     subject to  sum_k rate[k] seconds[k, m] x[k, m] <= replicas      for every model m
                 sum_m x[k, m] <= 1                                   for every task k
 
-`seconds[k, m]` is the least instance time that one answer in time takes, from `besteffort.bounds.charges`. A late
+`seconds[k, m]` is the least instance time that one answer in time takes, from `besteffort.estimates.charges`. A late
 answer has a charge there, too, and a router that does not see output lengths cannot choose which requests are late; so
 `seconds` is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in
 time. Prompt lengths enter by their mean, which by the convexity of G only lowers the charge.
@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, sparse
 
-from besteffort.bounds.charges import Work, gains, stretches, typical_work
 from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
+from besteffort.estimates.charges import Work, gains, stretches, typical_work
 from besteffort.situation import Situation
 
 _PROGRAMMES_AT_ONCE = 256  # independent programmes that are solved as one
@@ -50,7 +50,7 @@ def fluid_bound(
 
     It holds for the long run. A list that lasts only a few deadlines also uses the time after its last arrival.
 
-    With `even_prefills` the prefills of other requests are spread evenly, see `besteffort.bounds.charges`: closer to
+    With `even_prefills` the prefills of other requests are spread evenly, see `besteffort.estimates.charges`: closer to
     what routers reach and good for planning, but no bound.
 
     Raises:

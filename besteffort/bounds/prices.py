@@ -1,7 +1,7 @@
 """Bounds by prices: the most that requests can earn if they must buy the time of instances.
 
 Time is cut into bins, in each of which an instance of every model has some room, in seconds. A request that model m
-answers within its deadline takes at least `charge` seconds (`besteffort.bounds.charges`) of the room between its
+answers within its deadline takes at least `charge` seconds (`besteffort.estimates.charges`) of the room between its
 arrival and that deadline, so with any prices `price[m, t] >= 0` per second
 
     sum of gains <= sum over m, t of price[m, t] x room
@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, sparse
 
-from besteffort.bounds.charges import gains, realised_work, stretches
+from besteffort.bounds.realised import realised_work
+from besteffort.estimates.charges import gains, stretches
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
@@ -47,7 +48,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Offers:
-    """Gains and charges of answers to the requests of a list; steps as in `besteffort.bounds.charges.gains`.
+    """Gains and charges of answers to the requests of a list; steps as in `besteffort.estimates.charges.gains`.
 
     Attributes:
       task: (n,) index of the task.

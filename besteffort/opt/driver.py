@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Float
 
 from besteffort.errors import InputError
+from besteffort.estimates.reward import reward as reward_of
 from besteffort.observation import Observation, next_rate
 from besteffort.opt.engine import Answer, Engine, OverloadedError
 from besteffort.policy import Policy
 from besteffort.simulator.result import Result
-from besteffort.simulator.reward import reward as reward_of
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 

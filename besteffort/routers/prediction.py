@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
-from besteffort.simulator.reward import timeliness
 from besteffort.simulator.types import EnvParams
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
 

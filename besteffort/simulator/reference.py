@@ -16,10 +16,10 @@ from typing import no_type_check
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.reward import reward as reward_of
+from besteffort.estimates.tables import Tables
 from besteffort.observation import Observation, next_rate
 from besteffort.simulator.result import Result
-from besteffort.simulator.reward import reward as reward_of
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 

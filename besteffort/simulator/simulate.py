@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.observation import Observation
 from besteffort.simulator import reference
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
-from besteffort.simulator.tables import Tables
 from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Deadline, Situation, Task
 from besteffort.workload.requests import Requests

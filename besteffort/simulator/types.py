@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from besteffort.estimates import reward
 from besteffort.observation import Observation
-from besteffort.simulator import reward
 
 Array = jax.Array
 
@@ -35,7 +35,7 @@ class EnvShape:
         it has none.
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
       record: also keep each request's waiting time, time to first token and latency.
-      reward_fn: reward of an answer; a function with the signature of `besteffort.simulator.reward.reward`.
+      reward_fn: reward of an answer; a function with the signature of `besteffort.estimates.reward.reward`.
     """
 
     replicas: int
@@ -75,7 +75,7 @@ class EnvParams:
       weight: (tasks,) factor on the rewards of a task.
       mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths, which heuristics may use.
       deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
-      soft_span: () 0 for hard deadlines, see `besteffort.simulator.reward`.
+      soft_span: () 0 for hard deadlines, see `besteffort.estimates.reward`.
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency.
       rate_tau_s: () time constant of the rate estimate.

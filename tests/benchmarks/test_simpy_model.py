@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from besteffort.estimates.tables import Tables
 from besteffort.observation import Observation
 from besteffort.simulator.reference import simulate_reference
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 

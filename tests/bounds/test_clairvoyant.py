@@ -13,8 +13,8 @@ from besteffort.bounds import prices
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Offers
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.simulator.simulate import simulate_by_reference
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward
 from besteffort.workload.requests import Requests
 from tests.bounds.windows import fluid_bound_windows

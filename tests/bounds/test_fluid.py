@@ -11,9 +11,9 @@ from scipy import optimize
 from besteffort.bounds import fluid
 from besteffort.bounds.fluid import fluid_bound, seconds_per_answer, throughput
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.simulator import reference
 from besteffort.simulator.simulate import simulate_by_reference
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Deadline, Reward, View
 from besteffort.workload.requests import Requests
 from tests.bounds.windows import fluid_bound_windows

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from besteffort.errors import InputError
+from besteffort.estimates.tables import Tables
 from besteffort.observation import Observation
 from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.result import Result
-from besteffort.simulator.tables import Tables
 from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
 from tests.simulator.queueing import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from besteffort.simulator.reward import reward, timeliness
+from besteffort.estimates.reward import reward, timeliness
 
 POSITIVE = st.floats(0.015625, 64, width=32)
 SPAN = st.sampled_from([0.0, 0.5, 1.0, 3.0])

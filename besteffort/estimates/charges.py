@@ -32,9 +32,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from besteffort.simulator.tables import Tables
+from besteffort.estimates.lengths import length_law
+from besteffort.estimates.tables import Tables
 from besteffort.situation import Reward, Situation
-from besteffort.workload.requests import Requests
 
 # Steps of the span of a soft deadline; each counts as its early end, so that bounds hold.
 _SOFT_STEPS = 16
@@ -104,15 +104,15 @@ def typical_work(situation: Situation) -> Work:
     """
     tasks = situation.tasks
     tables = Tables.of(situation.profile, situation.cluster.max_batch, max(task.prompt_tokens[1] for task in tasks))
-    outputs = [_lengths(task.output_tokens, task.mean_output_tokens) for task in tasks]
-    prompts = [_lengths(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
+    outputs = [length_law(task.output_tokens, task.mean_output_tokens) for task in tasks]
+    prompts = [length_law(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
     task = np.repeat(np.arange(len(tasks)), [len(values) for values, _ in outputs])
     output = np.concatenate([values for values, _ in outputs])
     shortest, longest = np.array([one.prompt_tokens for one in tasks]).T
     late_costs = (longest[task] + np.ceil(tables.cache_output_share * output)).max() <= tables.cache_tokens
     mean_s = np.stack([tables.prefill[:, values] @ share for values, share in prompts], axis=1)
     mean = np.array([values @ share for values, share in prompts])
-    return _work(
+    return work_of(
         situation,
         tables,
         task=task,
@@ -123,23 +123,6 @@ def typical_work(situation: Situation) -> Work:
         output=output,
         deadline_s=situation.deadlines(task, output),
         late_costs=late_costs,
-    )
-
-
-def realised_work(situation: Situation, requests: Requests) -> Work:
-    """One kind per request of a list."""
-    tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
-    return _work(
-        situation,
-        tables,
-        task=requests.task,
-        count=np.ones(len(requests)),
-        prompt=requests.prompt_tokens,
-        held=requests.prompt_tokens[None],
-        prefill_s=tables.prefill[:, requests.prompt_tokens],
-        output=requests.output_tokens,
-        deadline_s=requests.deadline_s,
-        late_costs=np.zeros(tables.models, dtype=bool),  # late answers of a list may come after its last deadline
     )
 
 
@@ -159,7 +142,7 @@ def stretches(reward: Reward) -> Float[np.ndarray, " steps"]:
     return 1 + reward.soft_span * np.arange(_SOFT_STEPS + 1) / _SOFT_STEPS
 
 
-def _work(
+def work_of(
     situation: Situation,
     tables: Tables,
     *,
@@ -172,7 +155,20 @@ def _work(
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
 ) -> Work:
-    """`prompt` is a kind's shortest, for the cache; `held` (models or 1, kinds) the length for the context cost."""
+    """The costs of kinds of requests.
+
+    Args:
+      situation: what serves them.
+      tables: durations of its iterations.
+      task: (kinds,) task of each kind.
+      count: (kinds,) number of its requests, see `Work`.
+      output: (kinds,) its output length.
+      prompt: (kinds,) a kind's shortest prompt, which the cache has to hold.
+      held: (models or 1, kinds) prompt length that counts for the context cost.
+      prefill_s: (models, kinds) duration of the prefill.
+      deadline_s: (kinds,) deadline on the latency.
+      late_costs: (models,) see `Work`.
+    """
     claim = prompt + np.ceil(tables.cache_output_share * output)
     together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest
     # A request holds p + 1, ..., p + n - 1 tokens during its n - 1 decodes.
@@ -189,23 +185,6 @@ def _work(
         batch_limit=np.clip(together, 1, situation.cluster.max_batch).astype(np.int64),
         network_delay_s=situation.cluster.network_delay_s,
     )
-
-
-def _lengths(
-    ends: tuple[int, int], mean: float | None
-) -> tuple[Int[np.ndarray, " lengths"], Float[np.ndarray, " lengths"]]:
-    """Lengths from the smallest to the largest and their probabilities, proportional to `exp(tilt x length)`."""
-    values = np.arange(ends[0], ends[1] + 1)
-    if mean is None or len(values) == 1:
-        return values, np.full(len(values), 1 / len(values))
-    # Beyond these tilts all weight is at one end.
-    low, high = -50.0, 50.0
-    for _ in range(100):
-        tilt = (low + high) / 2
-        weight = np.exp(tilt * (values - values[0 if tilt < 0 else -1]))
-        share = weight / weight.sum()
-        low, high = (tilt, high) if values @ share < mean else (low, tilt)
-    return values, share
 
 
 def _envelope(

@@ -1,0 +1,27 @@
+"""The least instance time that each request of a list takes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from besteffort.estimates.charges import Work, work_of
+from besteffort.estimates.tables import Tables
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+
+def realised_work(situation: Situation, requests: Requests) -> Work:
+    """One kind per request of a list."""
+    tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
+    return work_of(
+        situation,
+        tables,
+        task=requests.task,
+        count=np.ones(len(requests)),
+        prompt=requests.prompt_tokens,
+        held=requests.prompt_tokens[None],
+        prefill_s=tables.prefill[:, requests.prompt_tokens],
+        output=requests.output_tokens,
+        deadline_s=requests.deadline_s,
+        late_costs=np.zeros(tables.models, dtype=bool),  # late answers of a list may come after its last deadline
+    )
