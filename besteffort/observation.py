@@ -27,6 +27,10 @@ class Observation(NamedTuple):
       deadline_s: () deadline as known before the answer, in seconds: that of the task's mean output length, times the
         factor in force where deadlines change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
+      prompt_tokens: () length of the request's prompt; None where routers do not estimate.
+      output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
+      deadline_factor: () factor in force on the deadline; None likewise.
+      in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
 
     task: Any
@@ -35,6 +39,10 @@ class Observation(NamedTuple):
     instance_batch_sizes: Any
     deadline_s: Any
     since_change_s: Any
+    prompt_tokens: Any = None
+    output_limit: Any = None
+    deadline_factor: Any = None
+    in_flight: Any = None
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:

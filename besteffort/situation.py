@@ -134,13 +134,16 @@ class View:
       rate_lag: lag of the rate estimate in arrivals: a request sees the estimate of the request that many arrivals
         earlier, and 0 where there was none.
       batch_refresh_s: age in seconds from which an arrival reads batch sizes again, as from servers that publish them
-        periodically; 0 reads them at every arrival. Load balancers always see the current ones.
+        periodically; 0 reads them at every arrival. Load balancers always see the current ones, and so do estimates,
+        which are made from what the gateway itself has sent and received.
+      streamed: the gateway counts tokens as they come; otherwise an answer shows nothing before its end.
     """
 
     features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
     rate_tau_s: Positive = 2.0
     rate_lag: Annotated[int, Ge(0)] = 0
     batch_refresh_s: NonNegative = 0.0
+    streamed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a gateway can work out beforehand: durations, rewards, laws of lengths, least charges. NumPy only."""
+"""What a gateway can know when a request arrives, and what follows from it for each model. NumPy only."""

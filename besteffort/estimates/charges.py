@@ -32,7 +32,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from besteffort.estimates.lengths import length_law
+from besteffort.estimates.lengths import length_law, output_law
 from besteffort.estimates.tables import Tables
 from besteffort.situation import Reward, Situation
 
@@ -98,13 +98,13 @@ class Work:
 def typical_work(situation: Situation) -> Work:
     """One kind per task and output length, as the tasks state them; prefills are means over the prompt lengths.
 
-    Where a task states its mean length, lengths follow the maximum-entropy distribution with that mean on their range,
-    which is uniform if the mean is the middle. For a model whose cache rejects long prompts, all prompts count as the
-    task's shortest.
+    Where a task states quantiles of its output lengths, these are the lengths. Where it states a mean, lengths follow
+    the maximum-entropy distribution with that mean on their range, which is uniform if the mean is the middle. For a
+    model whose cache rejects long prompts, all prompts count as the task's shortest.
     """
     tasks = situation.tasks
     tables = Tables.of(situation.profile, situation.cluster.max_batch, max(task.prompt_tokens[1] for task in tasks))
-    outputs = [length_law(task.output_tokens, task.mean_output_tokens) for task in tasks]
+    outputs = [output_law(task) for task in tasks]
     prompts = [length_law(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
     task = np.repeat(np.arange(len(tasks)), [len(values) for values, _ in outputs])
     output = np.concatenate([values for values, _ in outputs])

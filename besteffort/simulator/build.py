@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.priors import Priors
 from besteffort.estimates.tables import Tables
+from besteffort.estimates.view import Terms
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
@@ -24,6 +27,8 @@ def build(
     horizon: int = 0,
     longest_prompt: int | None = None,
     record: bool = False,
+    estimates: bool = False,
+    longest_output: int | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -34,6 +39,8 @@ def build(
       horizon: decisions per episode; 0 means that episodes do not end.
       longest_prompt: largest prompt length that may arrive, in tokens; by default the longest of the situation's tasks.
       record: keep each request's times.
+      estimates: show routers the requests in flight.
+      longest_output: where the laws of output lengths end, in tokens; by default with the tasks' longest output.
 
     Returns:
       The static shape, and parameters in the default float type.
@@ -56,6 +63,7 @@ def build(
         rate_memory=situation.view.rate_lag,
         stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
+        estimates=Terms.of(situation) if estimates else None,
     )
 
     def numbers(values: Any) -> Any:
@@ -81,12 +89,18 @@ def build(
         rate_lag=jnp.asarray(situation.view.rate_lag, jnp.int32),
         batch_refresh_s=numbers(situation.view.batch_refresh_s),
         workload=workload,
+        priors=jax.tree.map(numbers, Priors.of(situation, longest_output)) if estimates else None,
     )
     return shape, params
 
 
 def build_alike(
-    situations: Sequence[Situation], *, history: int, longest_prompt: int | None = None, record: bool = False
+    situations: Sequence[Situation],
+    *,
+    history: int,
+    longest_prompt: int | None = None,
+    record: bool = False,
+    estimates: bool = False,
 ) -> tuple[EnvShape, list[EnvParams]]:
     """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
@@ -98,19 +112,31 @@ def build_alike(
       history: as `build`.
       longest_prompt: as `build`; by default the longest of all situations' tasks.
       record: as `build`.
+      estimates: as `build`.
 
     Raises:
       InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds.
     """
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
+    longest_output = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     built = [
-        build(situation, None, history=history, longest_prompt=longest_prompt, record=record)
+        build(
+            situation,
+            None,
+            history=history,
+            longest_prompt=longest_prompt,
+            record=record,
+            estimates=estimates,
+            longest_output=longest_output,
+        )
         for situation in situations
     ]
     shapes = [shape for shape, _ in built]
     switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes")
-    widest = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
+    widest: dict[str, Any] = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
+    if estimates:
+        widest["estimates"] = Terms.together(situations)
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
         raise InputError(

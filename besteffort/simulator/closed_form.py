@@ -23,14 +23,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.view import InFlightView
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.batching import batched_over_vmap
 from besteffort.simulator.ledger import Ledger, Timing
 from besteffort.simulator.request import Request, earned
 from besteffort.simulator.types import EnvParams, EnvShape
+from besteffort.workload.types import Arrival
 
 Array = jax.Array
 _NEVER = jnp.iinfo(jnp.int32).max
+_LONG_AGO = 2**30
 
 
 class Seats(NamedTuple):
@@ -42,14 +45,17 @@ class Seats(NamedTuple):
     Attributes:
       index: number of the decision; -1 where the seat was never taken.
       task: index of the task.
-      finish: iterations from the boundary to the departure; 0 if it leaves at the boundary or before.
+      finish: iterations from the boundary to the departure; 0 if it leaves at the boundary or before, unless
+        `EnvShape.estimates`: then negative if it leaves before.
       done_s: time of departure.
       arrival_s: time of arrival.
       deadline_s: deadline on the end-to-end latency.
       admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
-      prompt_tokens: None unless `EnvShape.context_cost`.
+      prompt_tokens: None unless `EnvShape.context_cost` or `EnvShape.estimates`.
       cache_tokens: None unless `EnvShape.cache_limit`.
-      admission_s, first_token_s: None unless `EnvShape.record`.
+      admission_s, first_token_s: None unless `EnvShape.record` or `EnvShape.estimates`.
+      eligible: iterations from the boundary to the first that might admit it; None unless estimates infer admissions.
+      output_limit, deadline_factor: None unless `EnvShape.estimates`, and where requests have none.
     """
 
     index: Array  # type: ignore[assignment]
@@ -63,6 +69,9 @@ class Seats(NamedTuple):
     cache_tokens: Array | None
     admission_s: Array | None
     first_token_s: Array | None
+    eligible: Array | None
+    output_limit: Array | None
+    deadline_factor: Array | None
 
 
 class DeparturePlan(NamedTuple):
@@ -74,6 +83,8 @@ class DeparturePlan(NamedTuple):
       admission_s: length of the iteration that starts at the boundary.
       prefill_s: the part of it that is prefill.
       joined: requests admitted at the boundary.
+      mark_s, mark: start of an iteration, and iterations from the boundary to it: that in progress when a request last
+        came; None unless `EnvShape.estimates`. Departures since then have their seats still.
     """
 
     age_s: Array
@@ -81,6 +92,8 @@ class DeparturePlan(NamedTuple):
     admission_s: Array
     prefill_s: Array
     joined: Array
+    mark_s: Array | None
+    mark: Array | None
 
 
 class Instances(NamedTuple):
@@ -95,9 +108,11 @@ class Instances(NamedTuple):
     plan: DeparturePlan
 
 
-def empty(shape: EnvShape) -> Instances:
-    """Idle instances."""
+def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
+    """Idle instances, for requests that state what `like` states; needed with `EnvShape.estimates` only."""
     one = (shape.instances,)
+    estimates = shape.estimates is not None
+    infers = shape.estimates is not None and shape.estimates.infers_admissions
     all_seats = (shape.instances, shape.max_batch + shape.queue_capacity)
     whole, real = jnp.zeros(all_seats, jnp.int32), jnp.zeros(all_seats)
     seats = Seats(
@@ -107,14 +122,18 @@ def empty(shape: EnvShape) -> Instances:
         done_s=real - jnp.inf,
         arrival_s=real,
         deadline_s=real,
-        admitted=whole if shape.context_cost or shape.record else None,
-        prompt_tokens=whole if shape.context_cost else None,
+        admitted=whole if shape.context_cost or shape.record or estimates else None,
+        prompt_tokens=whole if shape.context_cost or estimates else None,
         cache_tokens=real if shape.cache_limit else None,
-        admission_s=real if shape.record else None,
-        first_token_s=real if shape.record else None,
+        admission_s=real if shape.record or estimates else None,
+        first_token_s=real if shape.record or estimates else None,
+        eligible=whole if infers else None,
+        output_limit=whole if estimates and like and like.output_limit is not None else None,
+        deadline_factor=real if estimates and like and like.deadline_factor is not None else None,
     )
-    zero = jnp.zeros(one)
-    return Instances(seats, DeparturePlan(zero, zero, zero, zero, jnp.zeros(one, jnp.int32)))
+    zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
+    mark = (zero, none) if estimates else (None, None)
+    return Instances(seats, DeparturePlan(zero, zero, zero, zero, none, *mark))
 
 
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
@@ -159,10 +178,18 @@ def submit(
     seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
     first: Seats = jax.tree.map(lambda x: x[0], seats)
     value = _values(shape, params, first, model)
-    ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, _timing(first))
+    timing = _timing(shape, first)
+    ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, timing)
 
     boundary_s, clock = _admission(shape, params, model, seats, plan, request)
-    new = _admit(shape, params, model, *_move(seats, plan, boundary_s, clock), clock == 0, request)
+    eligible = None
+    if shape.estimates is not None:
+        mark_s, mark, idle = _in_progress(shape, params, model, seats, plan)
+        marked = plan._replace(mark_s=jnp.where(idle, boundary_s, mark_s), mark=jnp.where(idle, clock, mark))
+        eligible = jnp.where(idle, 0, mark + 1 - clock)
+    else:
+        marked = plan
+    new = _admit(shape, params, model, *_move(shape, seats, marked, boundary_s, clock), clock == 0, request, eligible)
     credit = _planned(shape, params, *new, model) - _planned(shape, params, seats, plan, model)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
@@ -173,7 +200,7 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
     seats, plan = instances
     left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
     values = _values(shape, params, seats, _models(shape)[:, None])
-    return ledgers.write(ledger, seats.index, left, newest, values, _timing(seats))
+    return ledgers.write(ledger, seats.index, left, newest, values, _timing(shape, seats))
 
 
 def _models(shape: EnvShape) -> Array:
@@ -191,11 +218,77 @@ def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePl
     return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, model), 0.0))
 
 
-def _timing(seats: Seats) -> Timing | None:
-    if seats.admission_s is None or seats.first_token_s is None:
+def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
+    if not shape.record or seats.admission_s is None or seats.first_token_s is None:
         return None
     arrival_s = seats.arrival_s
     return Timing(seats.admission_s - arrival_s, seats.first_token_s - arrival_s, seats.done_s - arrival_s)
+
+
+def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> InFlightView:
+    """What can be counted of the requests on the instance of each model that gets the next request.
+
+    `sizes` are the batch sizes, (replicas, models). Planned times decide nothing here but which of them are past.
+    """
+    terms = shape.estimates
+    assert terms is not None
+    models = jnp.arange(shape.models)
+    rows = jnp.argmin(sizes, axis=0) * shape.models + models
+    seats: Any
+    seats, plan = jax.tree.map(lambda field: field.at[rows].get(mode="promise_in_bounds"), instances)
+    start_s, clock, _ = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))(shape, params, models, seats, plan)
+    age_s = plan.age_s[:, None]
+    present = seats.done_s > age_s
+    started = present & (seats.first_token_s <= age_s)
+    infers = terms.infers_admissions
+    return InFlightView(
+        present=present,
+        running=None if infers else present & (seats.admission_s <= age_s),
+        tokens=jnp.where(started, clock[:, None] - seats.admitted, 0) * terms.streamed,
+        task=seats.task,
+        prompt_tokens=seats.prompt_tokens,
+        age_s=age_s - seats.arrival_s,
+        elapsed_s=plan.age_s - start_s,
+        eligible=seats.eligible <= clock[:, None] if infers else None,
+        order=seats.index if infers else None,
+        output_limit=seats.output_limit,
+        deadline_factor=seats.deadline_factor,
+        terms=terms,
+    )
+
+
+def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, plan: Any) -> tuple[Array, Array, Array]:
+    """Start of the iteration in progress, iterations from the boundary to it, and whether there is none.
+
+    Iterations have been equal since the last event: a first token, a departure, or the mark.
+    """
+    now_s = plan.age_s
+    present = seats.done_s > now_s
+    started = present & (seats.first_token_s <= now_s)
+    joining = present & (seats.admission_s <= now_s) & ~started
+
+    def latest(of: Array, values: Array, least: Any) -> Array:
+        return jnp.max(jnp.where(of, values, least))
+
+    last_s = jnp.maximum(latest(~present, seats.done_s, -jnp.inf), latest(started, seats.first_token_s, -jnp.inf))
+    last_s = jnp.maximum(last_s, plan.mark_s)
+    last = jnp.maximum(latest(~present, seats.finish, -_LONG_AGO), latest(started, seats.admitted + 1, -_LONG_AGO))
+    last = jnp.maximum(last, plan.mark)
+    number = jnp.sum(started, dtype=jnp.int32)
+    first_s = jnp.where(number > 0, params.decode[model, jnp.minimum(number, shape.max_batch)], 1.0)
+    growth_s = jnp.zeros_like(first_s)
+    if shape.context_cost:
+        cost_s = params.context_cost_s[model]
+        origin = jnp.sum(jnp.where(started, seats.prompt_tokens - seats.admitted, 0))
+        first_s = first_s + cost_s * (origin + number * last)
+        growth_s = cost_s * number
+    most = jnp.min(jnp.where(started, seats.finish, _NEVER)) - last - 1
+    whole = jnp.clip(_ended(shape, last_s, first_s, growth_s, now_s, most), 0, most)
+    start_s = _after(last_s, first_s, growth_s, whole)
+    admits = joining.any()
+    start_s = jnp.where(admits, latest(joining, seats.admission_s, -jnp.inf), start_s)
+    clock = jnp.where(admits, latest(joining, seats.admitted, -_LONG_AGO), last + whole)
+    return start_s, clock, ~present.any()
 
 
 @batched_over_vmap
@@ -248,29 +341,18 @@ def _next_boundary(
     # More than `max_batch` only while the boundary lies ahead; the result is then not used.
     first_s = jnp.where(batch > 0, params.decode[model, jnp.minimum(batch, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
-    if seats.prompt_tokens is not None and seats.admitted is not None:
+    if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
         cost_s = params.context_cost_s[model]
         origin = jnp.sum(jnp.where(left, 0, seats.prompt_tokens - seats.admitted))
         first_s = first_s + cost_s * (origin + batch * start)
         growth_s = cost_s * batch
 
-    def after(iterations: Array) -> Array:
-        passed = iterations.astype(first_s.dtype)
-        return start_s + passed * first_s + growth_s * (passed * (passed - 1) / 2)
-
-    elapsed_s = jnp.maximum(plan.age_s - start_s, 0.0)
     until_departure = jnp.min(jnp.where(left, _NEVER, seats.finish)) - start
-    quotient = elapsed_s / first_s
-    if shape.context_cost:
-        half_s = first_s - growth_s / 2
-        quotient = 2 * elapsed_s / (half_s + jnp.sqrt(half_s * half_s + 2 * growth_s * elapsed_s))
-    # Rounding may put the quotient on the wrong side of an iteration's end; compare with the ends themselves.
-    whole = jnp.clip(quotient, 0, until_departure - 1).astype(jnp.int32)
-    whole = whole - (after(whole) > plan.age_s)
-    whole = whole + (after(whole + 1) <= plan.age_s)
+    whole = _ended(shape, start_s, first_s, growth_s, plan.age_s, until_departure - 1)
     iterations = jnp.clip(whole + 1, 1, until_departure)
     departure_s = jnp.min(jnp.where(left, jnp.inf, seats.done_s))
-    decoding_s = jnp.where(iterations == until_departure, departure_s, after(iterations))
+    ends_s = _after(start_s, first_s, growth_s, iterations)
+    decoding_s = jnp.where(iterations == until_departure, departure_s, ends_s)
 
     ahead, admitting, idle = plan.age_s < 0, plan.age_s < plan.admission_s, batch == 0
     clock = jnp.where(ahead, 0, jnp.where(idle, start, jnp.where(admitting, 1, start + iterations)))
@@ -278,25 +360,65 @@ def _next_boundary(
     return jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock
 
 
-def _move(seats: Seats, plan: DeparturePlan, boundary_s: Array, clock: Array) -> tuple[Seats, DeparturePlan]:
+def _after(start_s: Array, first_s: Array, growth_s: Array, iterations: Array) -> Array:
+    """End of so many iterations that begin at `start_s`, the first of which lasts `first_s`, each further one more."""
+    passed = iterations.astype(first_s.dtype)
+    return start_s + passed * first_s + growth_s * (passed * (passed - 1) / 2)
+
+
+def _ended(shape: EnvShape, start_s: Array, first_s: Array, growth_s: Array, now_s: Array, most: Array) -> Array:
+    """How many of the iterations of `_after` have ended by `now_s`; about `most` at most."""
+    elapsed_s = jnp.maximum(now_s - start_s, 0.0)
+    quotient = elapsed_s / first_s
+    if shape.context_cost:
+        half_s = first_s - growth_s / 2
+        quotient = 2 * elapsed_s / (half_s + jnp.sqrt(half_s * half_s + 2 * growth_s * elapsed_s))
+    # Rounding may put the quotient on the wrong side of an iteration's end; compare with the ends themselves.
+    whole = jnp.clip(quotient, 0, most).astype(jnp.int32)
+    whole = whole - (_after(start_s, first_s, growth_s, whole) > now_s)
+    return whole + (_after(start_s, first_s, growth_s, whole + 1) <= now_s)
+
+
+def _move(
+    shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary_s: Array, clock: Array
+) -> tuple[Seats, DeparturePlan]:
     """The same instance with times and clocks relative to a later boundary."""
 
     def earlier(time: Array | None) -> Any:
         return None if time is None else time - boundary_s
 
+    def before(count: Array | None) -> Any:
+        return None if count is None else count - clock
+
+    # A seat that no one takes any more would count down for ever.
+    least = 0 if shape.estimates is None else -_LONG_AGO
     seats = seats._replace(
-        finish=jnp.maximum(seats.finish - clock, 0),
+        finish=jnp.maximum(seats.finish - clock, least),
         done_s=earlier(seats.done_s),
         arrival_s=earlier(seats.arrival_s),
-        admitted=None if seats.admitted is None else seats.admitted - clock,
+        admitted=before(seats.admitted),
         admission_s=earlier(seats.admission_s),
         first_token_s=earlier(seats.first_token_s),
+        eligible=before(seats.eligible),
     )
-    return seats, plan._replace(age_s=plan.age_s - boundary_s, seen_s=plan.seen_s - boundary_s)
+    plan = plan._replace(
+        age_s=plan.age_s - boundary_s,
+        seen_s=plan.seen_s - boundary_s,
+        mark_s=earlier(plan.mark_s),
+        mark=before(plan.mark),
+    )
+    return seats, plan
 
 
 def _admit(
-    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, join: Array, request: Request
+    shape: EnvShape,
+    params: EnvParams,
+    model: Array,
+    seats: Seats,
+    plan: DeparturePlan,
+    join: Array,
+    request: Request,
+    eligible: Array | None,
 ) -> tuple[Seats, DeparturePlan]:
     """Seats `request` at the boundary and recomputes all departures after it.
 
@@ -323,6 +445,9 @@ def _admit(
         cache_tokens=insert(seats.cache_tokens, request.cache_tokens),
         admission_s=insert(seats.admission_s, 0.0),
         first_token_s=insert(seats.first_token_s, 0.0),
+        eligible=insert(seats.eligible, eligible),
+        output_limit=insert(seats.output_limit, request.output_limit),
+        deadline_factor=insert(seats.deadline_factor, request.deadline_factor),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1
@@ -336,7 +461,7 @@ def _admit(
     before = jnp.concatenate([jnp.ones_like(clock[:1]), clock[:-1]])
     steps = clock - before
     duration_s = steps * decode_s[:0:-1]
-    if seats.prompt_tokens is not None and seats.admitted is not None:
+    if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
         cost_s = params.context_cost_s[model]
         origin = jnp.where(runs, seats.prompt_tokens - seats.admitted, 0)
         admission_s = admission_s + cost_s * jnp.sum(jnp.where(seats.admitted < 0, origin, 0))

@@ -131,7 +131,7 @@ class ServingEnvironment:
         shape = self.shape
         zero = jnp.zeros(())
         return EnvState(
-            instances=self._dynamics.empty(shape),
+            instances=self._dynamics.empty(shape, like),
             ledger=ledgers.empty(shape.history, shape.record),
             workload=None,
             pending=like,
@@ -188,6 +188,13 @@ class ServingEnvironment:
             deadline_s=visible_s,
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
+        if shape.estimates is not None:
+            observation = observation._replace(
+                prompt_tokens=arrival.prompt_tokens,
+                output_limit=arrival.output_limit,
+                deadline_factor=arrival.deadline_factor,
+                in_flight=dynamics.in_flight(shape, params, instances, sizes),
+            )
         truncated = (index >= shape.horizon) if shape.horizon else jnp.zeros((), bool)
         return state, TimeStep(
             observation, reward, jnp.zeros((), bool), truncated, index, gap_s=jnp.asarray(arrival.gap_s)
@@ -211,8 +218,10 @@ class ServingEnvironment:
             prefill_s=params.prefill[model, arrival.prompt_tokens],
             arrival_s=jnp.zeros_like(arrival.gap_s),
             deadline_s=arrival.deadline_s,
-            prompt_tokens=arrival.prompt_tokens if shape.context_cost else None,
+            prompt_tokens=arrival.prompt_tokens if shape.context_cost or shape.estimates else None,
             cache_tokens=cache_tokens,
+            output_limit=arrival.output_limit if shape.estimates else None,
+            deadline_factor=arrival.deadline_factor if shape.estimates else None,
         )
         instances, ledger, credit = self._dynamics.submit(
             shape, params, state.instances, state.ledger, replica * shape.models + model, request, accept

@@ -5,15 +5,18 @@ The same interface as `closed_form`; its cost grows with the iterations that end
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.view import InFlightView
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger, Timing
 from besteffort.simulator.request import Request, earned
 from besteffort.simulator.types import EnvParams, EnvShape
+from besteffort.workload.types import Arrival
 
 Array = jax.Array
 
@@ -39,6 +42,8 @@ class Instances(NamedTuple):
     Attributes:
       running: requests admitted, see `Running`.
       end_s: (instances,) end of the iteration in progress, relative to now; inf if idle.
+      begun_s: (instances,) its start, relative to now; None unless `EnvShape.estimates`.
+      passed_over: (instances,) requests that it left waiting; None unless `EnvShape.estimates`.
       line: the queues, ring buffers with fields of shape (instances, places).
       head, waiting: (instances,) place of the first request in the queue, and the queue's length.
       departure_s: () the last departure, relative to now; -inf before the first.
@@ -46,17 +51,20 @@ class Instances(NamedTuple):
 
     running: Running
     end_s: Array
+    begun_s: Array | None
+    passed_over: Array | None
     line: Request
     head: Array
     waiting: Array
     departure_s: Array
 
 
-def empty(shape: EnvShape) -> Instances:
-    """Idle instances."""
+def empty(shape: EnvShape, like: Arrival) -> Instances:
+    """Idle instances, for requests that state what `like` states."""
     batch = (shape.instances, shape.max_batch)
     places = (shape.instances, shape.max_batch + shape.queue_capacity)
     one = (shape.instances,)
+    estimates = shape.estimates is not None
 
     def vacant(size: tuple[int, int]) -> Request:
         whole, real = jnp.zeros(size, jnp.int32), jnp.zeros(size)
@@ -67,13 +75,17 @@ def empty(shape: EnvShape) -> Instances:
             prefill_s=real,
             arrival_s=real,
             deadline_s=real,
-            prompt_tokens=whole if shape.context_cost else None,
+            prompt_tokens=whole if shape.context_cost or estimates else None,
             cache_tokens=real if shape.cache_limit else None,
+            output_limit=whole if estimates and like.output_limit is not None else None,
+            deadline_factor=real if estimates and like.deadline_factor is not None else None,
         )
 
     return Instances(
         running=Running(vacant(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
         end_s=jnp.full(one, jnp.inf),
+        begun_s=jnp.zeros(one) if estimates else None,
+        passed_over=jnp.zeros(one, jnp.int32) if estimates else None,
         line=vacant(places),
         head=jnp.zeros(one, jnp.int32),
         waiting=jnp.zeros(one, jnp.int32),
@@ -137,6 +149,57 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
     return ledger
 
 
+def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> InFlightView:
+    """What can be counted of the requests on the instance of each model that gets the next request.
+
+    `sizes` are the batch sizes, (replicas, models).
+    """
+    del params
+    models = jnp.arange(shape.models)
+    replicas = jnp.argmin(sizes, axis=0)
+    rows = replicas * shape.models + models
+    everything = _counted(shape, instances)
+    own: InFlightView = jax.tree.map(lambda field: field[rows], everything)
+    beside = replicas[:, None] * shape.models + models[None]
+    return dataclasses.replace(own, beside=jax.tree.map(lambda field: field[beside], everything))
+
+
+def _counted(shape: EnvShape, instances: Instances) -> InFlightView:
+    """The same of all instances."""
+    terms, running = shape.estimates, instances.running
+    assert terms is not None
+    assert instances.begun_s is not None
+    assert instances.passed_over is not None
+    places = instances.line.index.shape[-1]
+    # What runs lies left of what waits, in the order of the line.
+    position = (instances.head[:, None] + jnp.arange(places)[None]) % places
+    line = jax.tree.map(lambda ring: jnp.take_along_axis(ring, position, axis=1), instances.line)
+    waits = jnp.arange(places)[None] < instances.waiting[:, None]
+    passed_over = jnp.arange(places)[None] < instances.passed_over[:, None]
+    runs = running.request.index >= 0
+    request: Request = jax.tree.map(
+        lambda first, second: jnp.concatenate([first, second], axis=1), running.request, line
+    )
+    present = jnp.concatenate([runs, waits], axis=1)
+    is_running = jnp.concatenate([runs, jnp.zeros_like(waits)], axis=1)
+    tokens = jnp.concatenate([running.tokens, jnp.zeros_like(line.task)], axis=1) * is_running
+    infers = terms.infers_admissions
+    return InFlightView(
+        present=present,
+        running=None if infers else is_running,
+        tokens=tokens * terms.streamed,
+        task=request.task,
+        prompt_tokens=request.prompt_tokens,
+        age_s=-request.arrival_s,
+        elapsed_s=-instances.begun_s,
+        eligible=jnp.concatenate([runs, passed_over], axis=1) if infers else None,
+        order=request.index if infers else None,
+        output_limit=request.output_limit,
+        deadline_factor=request.deadline_factor,
+        terms=terms,
+    )
+
+
 def _later(instances: Instances, gap_s: Array) -> Instances:
     """Shifts all times to a current time that is `gap_s` later."""
     running = instances.running
@@ -147,6 +210,7 @@ def _later(instances: Instances, gap_s: Array) -> Instances:
             first_token_s=running.first_token_s - gap_s,
         ),
         end_s=instances.end_s - gap_s,
+        begun_s=None if instances.begun_s is None else instances.begun_s - gap_s,
         line=instances.line._replace(arrival_s=instances.line.arrival_s - gap_s),
         departure_s=instances.departure_s - gap_s,
     )
@@ -221,6 +285,10 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
             first_token_s=running.first_token_s,
         ),
         end_s=end_s.reshape(-1),
+        begun_s=None if instances.begun_s is None else jnp.where(works, now_s, instances.begun_s),
+        passed_over=None
+        if instances.passed_over is None
+        else jnp.where(works, instances.waiting - admitted, instances.passed_over),
         head=(instances.head + admitted) % places,
         waiting=instances.waiting - admitted,
     )

@@ -10,18 +10,43 @@ import dataclasses
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
-from typing import no_type_check
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.estimates.reward import reward as reward_of
 from besteffort.estimates.tables import Tables
+from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation, next_rate
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Reward, View
 from besteffort.workload.requests import Requests
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Hears what a gateway sees of its requests; `besteffort.estimates.in_flight.InFlight` is one."""
+
+    def arrived(
+        self,
+        request: Any,
+        *,
+        task: str,
+        prompt_tokens: int,
+        max_tokens: int | None = None,
+        deadline_s: float | None = None,
+        at: float | None = None,
+    ) -> None: ...
+
+    def sent(self, request: Any, model: int | str, replica: int = 0, *, at: float | None = None) -> None: ...
+
+    def tokens(self, request: Any, count: int = 1, *, at: float | None = None) -> None: ...
+
+    def done(self, request: Any, *, at: float | None = None) -> None: ...
+
+    def failed(self, request: Any, *, at: float | None = None) -> None: ...
 
 
 def simulate_reference(
@@ -35,6 +60,8 @@ def simulate_reference(
     visible_deadline_s: np.ndarray,
     reward: Reward,
     view: View,
+    terms: Terms | None = None,
+    listener: Listener | None = None,
 ) -> Result:
     """Serves a list of requests until the last answer, in float64.
 
@@ -51,6 +78,8 @@ def simulate_reference(
       visible_deadline_s: (tasks,) the part of a request's deadline that the router sees, before the factor in force.
       reward: parameters of the reward.
       view: what the router observes.
+      terms: observations show the requests in flight, for estimates with these terms; None: they do not.
+      listener: hears every event that a gateway sees, as it happens.
 
     Returns:
       One entry per request, arrays of shape (n,).
@@ -62,9 +91,9 @@ def simulate_reference(
     _check_cover(requests, tables, cluster)
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
     columns = (requests.prompt_tokens, requests.output_tokens, claims)
-    served = [_Request(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    factors = requests.deadline_factors
-    replicas = _Replicas(tables, cluster)
+    served = [_Request(i, *row) for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))]
+    factors, limits = requests.deadline_factors, requests.output_limit
+    replicas = _Replicas(tables, cluster, listener)
     rates: list[float] = []  # the estimate at each arrival
     seen_sizes, seen_s = replicas.batch_sizes.copy(), -math.inf  # batch sizes as last read, and the time of that read
     previous_s = 0.0
@@ -83,6 +112,24 @@ def simulate_reference(
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
         )
+        limit = None if limits is None else int(limits[index])
+        factor = None if requests.deadline_factor is None else float(factors[index])
+        if terms is not None:
+            observation = observation._replace(
+                prompt_tokens=request.prompt_tokens,
+                output_limit=limit,
+                deadline_factor=factor,
+                in_flight=_in_flight(requests, replicas, now, terms),
+            )
+        if listener is not None:
+            listener.arrived(
+                index,
+                task=requests.tasks[task],
+                prompt_tokens=request.prompt_tokens,
+                max_tokens=limit,
+                deadline_s=None if factor is None else observation.deadline_s,
+                at=now,
+            )
         request.model = int(route(index, observation))
         if not 0 <= request.model < tables.models:
             raise InputError(
@@ -119,6 +166,7 @@ def simulate_reference(
 class _Request:
     """A request and its progress so far; times in seconds."""
 
+    index: int
     prompt_tokens: int
     output_tokens: int
     cache_claim: float  # tokens for which the cache must have room at admission
@@ -137,6 +185,8 @@ class _Instance:
     waiting: deque[_Request] = dataclasses.field(default_factory=deque)
     running: list[_Request] = dataclasses.field(default_factory=list)
     busy: bool = False
+    begun_s: float = 0.0
+    passed_over: int = 0  # requests that the iteration in progress left waiting
 
 
 @no_type_check  # at run time: the checks that tests enable would cost ten times the work of an iteration
@@ -148,14 +198,16 @@ class _Replicas:
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
-    def __init__(self, tables: Tables, cluster: Cluster) -> None:
+    def __init__(self, tables: Tables, cluster: Cluster, listener: Listener | None) -> None:
+        self._listener = listener
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
         self._slowdown = tables.slowdown.tolist()
+        self.slows_down = bool((tables.slowdown != 1).any())
         self._context_cost_s = tables.context_cost_s.tolist()
         self._cache_tokens = tables.cache_tokens.tolist()
         self._cluster = cluster
-        self._instances = [[_Instance() for _ in range(tables.models)] for _ in range(cluster.replicas)]
+        self.instances = [[_Instance() for _ in range(tables.models)] for _ in range(cluster.replicas)]
         self._ends: list[tuple[float, int, int]] = []  # heap of (end, replica, model) of the iterations in progress
         self.batch_sizes = np.zeros((cluster.replicas, tables.models), dtype=np.int64)
         self.last_change_s = 0.0
@@ -178,17 +230,21 @@ class _Replicas:
         replica = int(self.batch_sizes[:, model].argmin())
         full = self.batch_sizes[replica, model] >= self._cluster.max_batch + self._cluster.queue_capacity
         if full or request.cache_claim > self._cache_tokens[model]:
+            if self._listener is not None:
+                self._listener.failed(request.index, at=now)
             return
         request.replica = replica
-        self._instances[replica][model].waiting.append(request)
+        if self._listener is not None:
+            self._listener.sent(request.index, model, replica, at=now)
+        self.instances[replica][model].waiting.append(request)
         self.batch_sizes[replica, model] += 1
         self.last_change_s = now
-        if not self._instances[replica][model].busy:
+        if not self.instances[replica][model].busy:
             self._start_iteration(replica, model, now)
 
     def _end_iteration(self, replica: int, model: int, now: float) -> None:
         """Gives every running request one more token; requests with all their tokens leave."""
-        instance = self._instances[replica][model]
+        instance = self.instances[replica][model]
         instance.busy = False
         staying = []
         for request in instance.running:
@@ -197,7 +253,11 @@ class _Replicas:
                 request.first_token_s = now
             if request.generated < request.output_tokens:
                 staying.append(request)
+                if self._listener is not None:
+                    self._listener.tokens(request.index, 1, at=now)
             else:
+                if self._listener is not None:
+                    self._listener.done(request.index, at=now)
                 request.completion_s = now
                 self.batch_sizes[replica, model] -= 1
                 self.last_change_s = now
@@ -205,7 +265,7 @@ class _Replicas:
 
     def _start_iteration(self, replica: int, model: int, now: float) -> None:
         """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
-        instance = self._instances[replica][model]
+        instance = self.instances[replica][model]
         tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
         duration = self._decode[model][len(instance.running)] + self._context_cost_s[model] * tokens_held
         for request in self._admit(instance, model):
@@ -214,9 +274,9 @@ class _Replicas:
         if not instance.running:
             return
         for other, factor in enumerate(self._slowdown[model]):
-            if other != model and self._instances[replica][other].busy:
+            if other != model and self.instances[replica][other].busy:
                 duration *= factor
-        instance.busy = True
+        instance.busy, instance.begun_s, instance.passed_over = True, now, len(instance.waiting)
         heapq.heappush(self._ends, (now + duration, replica, model))
 
     def _admit(self, instance: _Instance, model: int) -> list[_Request]:
@@ -230,6 +290,56 @@ class _Replicas:
             admitted.append(instance.waiting.popleft())
             instance.running.append(admitted[-1])
         return admitted
+
+
+def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
+    """What can be counted of the requests on the instances that may get the next one."""
+    picked = replicas.batch_sizes.argmin(axis=0).tolist()
+    own = [replicas.instances[replica][model] for model, replica in enumerate(picked)]
+    view = _rows(requests, own, now, terms)
+    if replicas.slows_down:
+        beside = _rows(
+            requests, [instance for replica in picked for instance in replicas.instances[replica]], now, terms
+        )
+        models = len(picked)
+        grid: dict[str, Any] = {
+            field.name: value.reshape(models, models, *value.shape[1:])
+            for field in dataclasses.fields(beside)
+            if isinstance(value := getattr(beside, field.name), np.ndarray)
+        }
+        view = dataclasses.replace(view, beside=dataclasses.replace(beside, **grid))
+    return view
+
+
+def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms: Terms) -> InFlightView:
+    """The same, one row per instance."""
+    size = (len(instances), terms.capacity)
+    present, running, eligible = (np.zeros(size, bool) for _ in range(3))
+    tokens, index = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    elapsed_s = np.zeros(len(instances))
+    for row, instance in enumerate(instances):
+        held = [*instance.running, *instance.waiting]
+        present[row, : len(held)] = True
+        running[row, : len(instance.running)] = True
+        eligible[row, : len(instance.running) + instance.passed_over] = True
+        tokens[row, : len(instance.running)] = [request.generated for request in instance.running]
+        index[row, : len(held)] = [request.index for request in held]
+        elapsed_s[row] = now - instance.begun_s
+    infers = terms.infers_admissions
+    return InFlightView(
+        present=present,
+        running=None if infers else running,
+        tokens=tokens * terms.streamed,
+        task=requests.task[index],
+        prompt_tokens=requests.prompt_tokens[index],
+        age_s=now - requests.arrival_s[index],
+        elapsed_s=elapsed_s,
+        eligible=eligible if infers else None,
+        order=index if infers else None,
+        output_limit=None if requests.output_limit is None else requests.output_limit[index],
+        deadline_factor=None if requests.deadline_factor is None else requests.deadline_factor[index],
+        terms=terms,
+    )
 
 
 def _check_cover(requests: Requests, tables: Tables, cluster: Cluster) -> None:

@@ -22,8 +22,9 @@ class Request(NamedTuple):
       prefill_s: duration of its prefill on the instance's model.
       arrival_s: time of arrival, relative to the clock of the instance that holds it.
       deadline_s: deadline on the end-to-end latency.
-      prompt_tokens: prompt length; None unless `EnvShape.context_cost`.
+      prompt_tokens: prompt length; None unless `EnvShape.context_cost` or `EnvShape.estimates`.
       cache_tokens: tokens that it claims of the key-value cache; None unless `EnvShape.cache_limit`.
+      output_limit, deadline_factor: as in `Arrival`; None unless `EnvShape.estimates`, and where requests have none.
     """
 
     index: Array  # type: ignore[assignment]
@@ -34,6 +35,8 @@ class Request(NamedTuple):
     deadline_s: Array
     prompt_tokens: Array | None
     cache_tokens: Array | None
+    output_limit: Array | None = None
+    deadline_factor: Array | None = None
 
 
 def earned(shape: EnvShape, params: EnvParams, model: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:

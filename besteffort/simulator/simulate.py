@@ -12,6 +12,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.estimates.tables import Tables
+from besteffort.estimates.view import Terms
 from besteffort.observation import Observation
 from besteffort.simulator import reference
 from besteffort.simulator.build import build
@@ -72,7 +73,13 @@ def simulate(
 
 
 def simulate_by_reference(
-    requests: Requests, situation: Situation, route: Callable[[int, Observation], int], tables: Tables | None = None
+    requests: Requests,
+    situation: Situation,
+    route: Callable[[int, Observation], int],
+    tables: Tables | None = None,
+    *,
+    terms: Terms | None = None,
+    listener: reference.Listener | None = None,
 ) -> Result:
     """Runs the reference in a situation, see `reference.simulate_reference`; several lists may share `tables`."""
     if tables is None:
@@ -87,6 +94,8 @@ def simulate_by_reference(
         visible_deadline_s=situation.visible_deadlines,
         reward=situation.reward,
         view=situation.view,
+        terms=terms,
+        listener=listener,
     )
 
 

@@ -13,9 +13,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from besteffort.estimates import reward
+from besteffort.estimates.priors import Priors
+from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
 
 Array = jax.Array
+
+# Those modules need no JAX, so they cannot do this themselves.
+jax.tree_util.register_dataclass(Priors)
+jax.tree_util.register_dataclass(
+    InFlightView,
+    data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
+    meta_fields=["terms"],
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,7 @@ class EnvShape:
         it has none.
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
       record: also keep each request's waiting time, time to first token and latency.
+      estimates: observations show the requests in flight, for estimates with these terms; None: they do not.
       reward_fn: reward of an answer; a function with the signature of `besteffort.estimates.reward.reward`.
     """
 
@@ -51,6 +62,7 @@ class EnvShape:
     rate_memory: int = 0
     stale_sizes: bool = False
     record: bool = False
+    estimates: Terms | None = None
     reward_fn: Callable[..., Any] = reward.reward
 
     @property
@@ -81,6 +93,7 @@ class EnvParams:
       rate_tau_s: () time constant of the rate estimate.
       rate_lag: () lag of the router's rate estimate in arrivals, an integer up to `EnvShape.rate_memory`.
       batch_refresh_s: () age at which the router's batch sizes are read again.
+      priors: what estimates know of requests beforehand; None unless `EnvShape.estimates`.
       workload: a `Workload`, the source of arrivals.
     """
 
@@ -103,6 +116,7 @@ class EnvParams:
     rate_lag: Array
     batch_refresh_s: Array
     workload: Any
+    priors: Priors | None = None
 
 
 @runtime_checkable

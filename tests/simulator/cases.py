@@ -280,34 +280,40 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
     with jax.enable_x64(x64):
         shape, params = stacked_params(cases)
         shape = dataclasses.replace(shape, **static)
-        arrivals = [
-            Arrival(
-                np.diff(r.arrival_s, prepend=0.0),
-                r.task,
-                r.prompt_tokens,
-                r.output_tokens,
-                r.deadline_s,
-                r.deadline_factor,
-                r.output_limit,
-            )
-            for r in (case.requests for case in cases)
-        ]
-        arrivals, routers = (
-            jax.tree.map(lambda *leaves: _number(np.stack(leaves)), *trees)
-            for trees in (arrivals, [case.router for case in cases])
-        )
-        keys = jnp.stack([jax.random.key(case.seed) for case in cases])
+        arrivals, routers, keys = stacked_lists(cases)
         placement, timing, reward = jax.vmap(partial(_play, shape))(params, routers, arrivals, keys)
         columns = [np.asarray(x) for x in (placement.model, placement.replica, *timing, reward)]
     return [Played(*(column[lane] for column in columns)) for lane in range(len(cases))]
 
 
-def stacked_params(cases: Sequence[Case]) -> tuple[EnvShape, EnvParams]:
+def stacked_lists(cases: Sequence[Case]) -> tuple[Arrival, Router, jax.Array]:
+    """Arrivals, routers and keys of all cases with a leading axis, in the present float type."""
+    arrivals = [
+        Arrival(
+            np.diff(r.arrival_s, prepend=0.0),
+            r.task,
+            r.prompt_tokens,
+            r.output_tokens,
+            r.deadline_s,
+            r.deadline_factor,
+            r.output_limit,
+        )
+        for r in (case.requests for case in cases)
+    ]
+    arrivals, routers = (
+        jax.tree.map(lambda *leaves: _number(np.stack(leaves)), *trees)
+        for trees in (arrivals, [case.router for case in cases])
+    )
+    keys = jnp.stack([jax.random.key(case.seed) for case in cases])
+    return arrivals, routers, keys
+
+
+def stacked_params(cases: Sequence[Case], *, estimates: bool = False) -> tuple[EnvShape, EnvParams]:
     """The static shape that all cases share, and their parameters with a leading axis, in the present float type."""
     longest = max(int(case.requests.prompt_tokens.max()) for case in cases)
     history = max(len(case.requests) for case in cases)
     situations = [case.situation for case in cases]
-    shape, params = build_alike(situations, history=history, longest_prompt=longest, record=True)
+    shape, params = build_alike(situations, history=history, longest_prompt=longest, record=True, estimates=estimates)
     return shape, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
 

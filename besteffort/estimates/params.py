@@ -1,0 +1,57 @@
+"""The numbers that estimates need of a situation, as NumPy arrays: for gateways and for the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from besteffort.estimates.priors import Priors
+from besteffort.estimates.tables import Tables
+from besteffort.situation import Situation
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingParams:
+    """The NumPy counterpart of the fields of the same names in `besteffort.simulator.types.EnvParams`."""
+
+    decode: np.ndarray
+    prefill: np.ndarray
+    slowdown: np.ndarray
+    context_cost_s: np.ndarray
+    cache_tokens: np.ndarray
+    cache_output_share: float
+    quality: np.ndarray
+    weight: np.ndarray
+    mean_prompt_tokens: np.ndarray
+    mean_output_tokens: np.ndarray
+    deadline_base_s: np.ndarray
+    deadline_per_token_s: np.ndarray
+    soft_span: float
+    miss_penalty: float
+    network_delay_s: float
+    priors: Priors
+
+    @classmethod
+    def of(cls, situation: Situation, longest_prompt: int | None = None) -> ServingParams:
+        """The numbers of a situation, for prompts of up to `longest_prompt` tokens, or its tasks' longest."""
+        longest = max([longest_prompt or 1, *(task.prompt_tokens[1] for task in situation.tasks)])
+        tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
+        return cls(
+            decode=tables.decode,
+            prefill=tables.prefill,
+            slowdown=tables.slowdown,
+            context_cost_s=tables.context_cost_s,
+            cache_tokens=tables.cache_tokens,
+            cache_output_share=tables.cache_output_share,
+            quality=situation.profile.quality_table(situation.task_names),
+            weight=situation.weights,
+            mean_prompt_tokens=situation.mean_prompt_tokens,
+            mean_output_tokens=situation.mean_output_tokens,
+            deadline_base_s=np.array([task.deadline.base_s for task in situation.tasks]),
+            deadline_per_token_s=np.array([task.deadline.per_token_s for task in situation.tasks]),
+            soft_span=situation.reward.soft_span,
+            miss_penalty=situation.reward.miss_penalty,
+            network_delay_s=situation.cluster.network_delay_s,
+            priors=Priors.of(situation),
+        )

@@ -1,0 +1,100 @@
+"""What a gateway can count: the requests in flight on the instances that may get the next one. NumPy only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.situation import Situation
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Which terms of the serving model estimates reckon with; static, those that are off cost nothing.
+
+    Attributes:
+      capacity: requests that an instance holds at most, running and waiting.
+      streamed: tokens are counted as they come; otherwise an answer shows nothing before its end.
+      soft: deadlines are soft.
+      context_cost: iterations take longer the more tokens are held.
+      cache_limit: admission needs room in the key-value cache.
+    """
+
+    capacity: int
+    streamed: bool = True
+    soft: bool = False
+    context_cost: bool = False
+    cache_limit: bool = False
+
+    @classmethod
+    def of(cls, situation: Situation) -> Terms:
+        """The terms that a situation has."""
+        cluster, profile = situation.cluster, situation.profile
+        return cls(
+            capacity=cluster.max_batch + cluster.queue_capacity,
+            streamed=situation.view.streamed,
+            soft=situation.reward.soft_span > 0,
+            context_cost=bool(profile.context_cost_s.any()),
+            cache_limit=bool(np.isfinite(profile.cache_tokens).any()),
+        )
+
+    @classmethod
+    def together(cls, situations: Sequence[Situation]) -> Terms:
+        """The terms that any of several situations has, for programs that simulate all of them.
+
+        Raises:
+          InputError: if answers are streamed in some of them only, or instances hold different numbers of requests.
+        """
+        every = [cls.of(situation) for situation in situations]
+        if len({(terms.capacity, terms.streamed) for terms in every}) > 1:
+            raise InputError("The situations differ in `view.streamed` or in what an instance holds; give equal ones.")
+        switches = ("soft", "context_cost", "cache_limit")
+        return dataclasses.replace(every[0], **{name: any(getattr(one, name) for one in every) for name in switches})
+
+    @property
+    def infers_admissions(self) -> bool:
+        """Whether no one outside can see which requests an iteration admitted."""
+        return self.cache_limit or not self.streamed
+
+
+@dataclasses.dataclass(frozen=True)
+class InFlightView:
+    """Requests in flight on one instance per model, that which the load balancer would pick; no request is in order.
+
+    It holds what can be counted from outside and nothing else: no output length of a request that is not done.
+
+    Attributes:
+      present: (models, seats) whether the seat holds a request.
+      running: (models, seats) whether the iteration in progress works on it, others wait; None where that is inferred.
+      eligible: (models, seats) whether it was there when that iteration began; None where `running` is given.
+      order: (models, seats) rises in order of arrival; None where `running` is given.
+      tokens: (models, seats) tokens received, 0 before the first.
+      task: (models, seats) index of its task.
+      prompt_tokens: (models, seats) length of its prompt.
+      age_s: (models, seats) seconds since its arrival.
+      elapsed_s: (models,) seconds since the iteration in progress began; of no meaning where nothing runs, and where
+        answers are not streamed.
+      output_limit: (models, seats) the client's limit on its output; None where clients state none.
+      deadline_factor: (models, seats) factor in force on its deadline; None where deadlines do not change.
+      beside: where models slow each other down, all requests on the replica that each model's row stands for: a view
+        whose fields have the shape (models, models, seats), and an `elapsed_s` that is not used; else None.
+      terms: the terms to reckon with; static.
+    """
+
+    present: Any
+    running: Any
+    tokens: Any
+    task: Any
+    prompt_tokens: Any
+    age_s: Any
+    elapsed_s: Any
+    eligible: Any = None
+    order: Any = None
+    output_limit: Any = None
+    deadline_factor: Any = None
+    beside: Any = None
+    terms: Terms = Terms(1)
