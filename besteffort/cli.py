@@ -359,7 +359,7 @@ def simulate(
       router: name of a router (`deadline`, `priced`, ...), of a model (all requests go to it), or a policy file.
       out: new directory for `requests.csv` and `summary.json`.
       config: situation: a name or a YAML file.
-      settings: the router's numbers, such as `price=0.1 reserve=0.2`, or `thresholds=8,4`.
+      settings: the router's numbers, such as `reserve=0.2`, or `thresholds=8,4`.
       load: mean load to scale the list to, in multiples of the largest model's capacity for it; by default as it is.
       seed: of the router's random choices and of tasks that the file does not name.
       backend: the compiled simulator, or the reference in plain Python (slow; gives the same).

@@ -60,7 +60,7 @@ PAPER_ROUTERS: dict[str, dict[str, Any]] = {
     "ladder": {"thresholds": (12, 6)},
     "deadline": {},
     "deadline-reserve": {"reserve": 0.2},
-    "priced": {"price": 0.1, "reserve": 0.0},
+    "priced": {"price": 0.1, "reserve": 0.0, "width": 0.0},
 }
 
 

@@ -441,7 +441,7 @@ def test_list_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "routers"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("static ")
-    assert "Takes price, reserve." in text
+    assert "Takes price, reserve, width." in text
 
 
 @pytest.mark.checkout

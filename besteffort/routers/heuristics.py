@@ -35,24 +35,27 @@ class DeadlineRouter:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PricedRouter:
-    """Sends each request to the model with the largest predicted `quality x timeliness - price x latency / deadline`.
+    """Sends each request to the model with the largest `quality x expected timeliness - price x latency / deadline`.
 
-    Latency counts in deadlines, so one price serves tasks with different deadlines. The timeliness of the predicted
-    latency is in the first term because a late answer earns nothing (or less, where deadlines are soft): without it, a
-    price low enough for light load would send requests to models that are known to miss. Where all models are
-    predicted to miss, the price makes the router choose the fastest. At a small price this is `DeadlineRouter` with the
-    same reserve, as long as larger models are better.
+    Latency is the predicted one, and counts in deadlines, so one price serves tasks with different deadlines. The
+    timeliness is in the first term because a late answer earns nothing (or less, where deadlines are soft): without
+    it, a price low enough for light load would send requests to models that are known to miss. Where all models are
+    predicted to miss, the price makes the router choose the fastest. At a small price and no width this is
+    `DeadlineRouter` with the same reserve, as long as larger models are better.
 
     Attributes:
       price: () quality given up per deadline of predicted latency.
       reserve: () share of the deadline kept as a margin, as in `DeadlineRouter`.
+      width: () scale of the error that the prediction is taken to have, as a share of the deadline, at least 0: with a
+        hard deadline the timeliness is `sigmoid((1 - reserve - latency / deadline) / width)`, a step where it is 0.
     """
 
     price: Any
     reserve: Any = 0.0
+    width: Any = 0.0
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         latency = predict_latency(observation, params)
         deadline = (1.0 - self.reserve) * observation.deadline_s
-        value = predicted_value(observation, params, latency, deadline)
+        value = predicted_value(observation, params, latency, deadline, self.width * observation.deadline_s)
         return jnp.argmax(value - self.price * latency / observation.deadline_s).astype(jnp.int32)

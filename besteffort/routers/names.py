@@ -37,5 +37,8 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
     "deadline-reserve": RouterName(
         "As `deadline`, with a share of the deadline kept back for what the prediction misses.", ("reserve",)
     ),
-    "priced": RouterName("Maximises predicted quality in time, less a price for latency.", ("price", "reserve")),
+    "priced": RouterName(
+        "Maximises expected quality in time, less a price for latency; predictions may be off by `width`.",
+        ("price", "reserve", "width"),
+    ),
 }

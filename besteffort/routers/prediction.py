@@ -7,6 +7,7 @@ of the requests ahead of it.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -78,7 +79,26 @@ def _stretch(observation: Observation, params: EnvParams, replica: Int[Array, " 
 
 
 def predicted_value(
-    observation: Observation, params: EnvParams, latency_s: Float[Array, " models"], deadline_s: Float[Array, ""]
+    observation: Observation,
+    params: EnvParams,
+    latency_s: Float[Array, " models"],
+    deadline_s: Float[Array, ""],
+    width_s: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, " models"]:
-    """Quality times timeliness of each model's answer if it took `latency_s`, before the task's weight."""
-    return params.quality[observation.task] * timeliness(latency_s, deadline_s, params.soft_span, jnp)
+    """Quality times expected timeliness of each model's answer if it is predicted to take `latency_s`.
+
+    The latency is taken to be `latency_s` plus an error with a logistic distribution of scale `width_s` seconds:
+    against a hard deadline the timeliness is `sigmoid((deadline_s - latency_s) / width_s)`. Without a width it is that
+    of `latency_s` itself. The task's weight is left out.
+    """
+    sharp = timeliness(latency_s, deadline_s, params.soft_span, jnp)
+    positive = jnp.asarray(width_s > 0)
+    # Where a branch is not taken its divisors are 1, so that it is finite.
+    scale = jnp.where(positive, width_s, 1.0)
+    hard = params.soft_span <= 0
+    span_s = jnp.where(hard, 1.0, params.soft_span * deadline_s)
+    slack = (deadline_s - latency_s) / scale
+    # A soft deadline is the mean of the hard ones between `deadline_s` and `deadline_s + span_s`.
+    smooth = (jax.nn.softplus(slack + span_s / scale) - jax.nn.softplus(slack)) * scale / span_s
+    expected = jnp.where(positive, jnp.where(hard, jax.nn.sigmoid(slack), smooth), sharp)
+    return params.quality[observation.task] * expected

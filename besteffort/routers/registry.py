@@ -78,10 +78,11 @@ def _deadline(shape: EnvShape, reserve: Number = 0.0) -> DeadlineRouter:
     return DeadlineRouter(reserve=_share("deadline-reserve", reserve))
 
 
-def _priced(shape: EnvShape, price: Number, reserve: Number) -> PricedRouter:
-    if not (np.isfinite(price) and price >= 0):
-        raise InputError(f"Router `priced`: `price` is {price}; give a finite number of at least 0.")
-    return PricedRouter(price=jnp.asarray(float(price)), reserve=_share("priced", reserve))
+def _priced(shape: EnvShape, price: Number, reserve: Number, width: Number) -> PricedRouter:
+    for name, value in (("price", price), ("width", width)):
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"Router `priced`: `{name}` is {value}; give a finite number of at least 0.")
+    return PricedRouter(jnp.asarray(float(price)), _share("priced", reserve), jnp.asarray(float(width)))
 
 
 def _share(name: str, reserve: Number) -> Array:
@@ -111,7 +112,7 @@ def _reserve_candidates(shape: EnvShape) -> list[Settings]:
 
 def _price_candidates(shape: EnvShape) -> list[Settings]:
     prices = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8]
-    return [{"price": price, "reserve": reserve} for price in prices for reserve in _shares(0.1, 6)]
+    return [{"price": price, "reserve": reserve, "width": 0.0} for price in prices for reserve in _shares(0.1, 6)]
 
 
 def _shares(step: float, count: int) -> list[float]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.routers.prediction import least_loaded, predict_latency, predicted_value
+from besteffort.simulator.reward import timeliness
 
 IDLE = [[0, 0, 0], [0, 0, 0]]
 # Means over the tasks: 150 prompt and 16 output tokens.
@@ -96,6 +97,31 @@ def test_value_is_quality_while_in_time_and_fades_after() -> None:
     soft = params(soft_span=jnp.array(1.0))
     np.testing.assert_allclose(predicted_value(observe(IDLE), params(), latency, jnp.array(0.5)), [0.6, 0.0, 0.0])
     np.testing.assert_allclose(predicted_value(observe(IDLE), soft, latency, jnp.array(0.5)), [0.6, 0.4, 0.0])
+
+
+@given(st.floats(0.01, 3.0), st.floats(0.05, 2.0), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([1e-4, 0.02, 0.2]))
+def test_a_width_gives_the_mean_over_errors_of_the_prediction(
+    latency_s: float, deadline_s: float, soft_span: float, width_s: float
+) -> None:
+    chances = (np.arange(20_000) + 0.5) / 20_000
+    errors_s = width_s * np.log(chances / (1 - chances))
+    expected = timeliness(latency_s + errors_s, deadline_s, soft_span).mean()
+    found = _value(latency_s, deadline_s, soft_span, width_s)
+    np.testing.assert_allclose(found, np.array([0.6, 0.8, 1.0]) * expected, atol=2e-4)
+
+
+@given(st.floats(0.01, 3.0), st.floats(0.05, 2.0), st.sampled_from([0.0, 0.3, 1.0]))
+def test_without_a_width_the_prediction_counts_as_true(latency_s: float, deadline_s: float, soft_span: float) -> None:
+    plain = params().quality[0] * timeliness(jnp.float32(latency_s), jnp.float32(deadline_s), soft_span, jnp)
+    np.testing.assert_array_equal(_value(latency_s, deadline_s, soft_span, 0.0), plain)
+
+
+@jax.jit
+def _value(latency_s: float, deadline_s: float, soft_span: float, width_s: float) -> jax.Array:
+    latencies = jnp.full(3, latency_s, jnp.float32)
+    return predicted_value(
+        observe(IDLE), params(soft_span=soft_span), latencies, jnp.float32(deadline_s), jnp.float32(width_s)
+    )
 
 
 def test_float64_stays_float64() -> None:

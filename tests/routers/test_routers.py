@@ -48,7 +48,7 @@ def choose(router: Any, batch: Any, **how: Any) -> int:
         make_router("ladder", SHAPE, thresholds=[2, 1]),
         make_router("deadline", SHAPE),
         make_router("deadline-reserve", SHAPE, reserve=0.2),
-        make_router("priced", SHAPE, price=0.1, reserve=0.1),
+        make_router("priced", SHAPE, price=0.1, reserve=0.1, width=0.03),
     ],
     ids=lambda router: type(router).__name__,
 )
@@ -120,6 +120,16 @@ def test_priced_is_an_argmax_of_the_predicted_score() -> None:
             in_time = latency <= (1 - reserve) * deadline_s
             score = np.array([0.6, 0.8, 1.0]) * in_time - price * latency / deadline_s
             assert choose(PricedRouter(price, reserve), batch, deadline_s=deadline_s) == score.argmax()
+
+
+def test_a_width_weighs_how_near_the_deadline_is() -> None:
+    batch, deadline_s, width = [[2, 1, 1], [3, 1, 2]], 1.0, 0.2
+    latency = np.asarray(predict_latency(observe(batch), params()))
+    for price in (0.0, 0.5, 1.5):
+        for reserve in (0.0, 0.3):
+            in_time = 1 / (1 + np.exp(-(1 - reserve - latency / deadline_s) / width))
+            score = np.array([0.6, 0.8, 1.0]) * in_time - price * latency / deadline_s
+            assert choose(PricedRouter(price, reserve, width), batch, deadline_s=deadline_s) == score.argmax()
 
 
 def test_priced_without_a_price_takes_the_best_quality_in_time() -> None:

@@ -40,7 +40,7 @@ def test_both_backends_write_the_same(small: Path, listed: Path, tmp_path: Path)
 def test_names_of_routers(small: Path, trained: Path) -> None:
     _, situation = load_run(small)
     assert isinstance(router_named("opt-6.7b", situation), StaticRouter)
-    priced = router_named("priced", situation, ("price=0.1", "reserve=0.2"))
+    priced = router_named("priced", situation, ("price=0.1", "reserve=0.2", "width=0"))
     assert isinstance(priced, PricedRouter)
     assert float(priced.price) == pytest.approx(0.1)
     assert router_named("ladder", situation, ("thresholds=8,4",)).thresholds.tolist() == [8, 4]
@@ -54,10 +54,10 @@ def test_names_of_routers(small: Path, trained: Path) -> None:
     ("name", "settings", "message"),
     [
         ("opt-125m", ("model=1",), "takes no settings, but `opt-125m` was given model"),
-        ("priced", ("name=1",), "takes price, reserve, but was given name"),
-        ("priced", ("price=0.1,0.2", "reserve=0"), "has 2 numbers; `price` takes one"),
+        ("priced", ("name=1",), "takes price, reserve, width, but was given name"),
+        ("priced", ("price=0.1,0.2", "reserve=0", "width=0"), "has 2 numbers; `price` takes one"),
         ("pricd", (), "Unknown router `pricd`, did you mean `priced`?"),
-        ("priced", ("price=0.1",), "takes price, reserve, but was given price"),
+        ("priced", ("price=0.1",), "takes price, reserve, width, but was given price"),
         ("priced", ("cheap",), "write it like `price=0.1`"),
         ("nowhere.safetensors", (), "there is no such policy file"),
     ],
