@@ -49,7 +49,7 @@ from besteffort.adapters.wrapped import WrappedEnv
 from besteffort.evaluation import plots
 from besteffort.evaluation.colours import FOCUS, GRID, INK, SERIES
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
-from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.learning.config import DQNHyperparams
 from besteffort.learning.network import to_weights
 from besteffort.learning.train import initial_state, segment
@@ -342,7 +342,7 @@ def make_ground(config: RunConfig, problem: TrainingProblem, size: Size) -> Grou
     judged = _lists(config, problem, size, range(begin, begin + size.lists))
     tuning = _lists(config, problem, size, range(begin + size.lists, begin + size.lists + 1))
     warm_up_s = min(judging.warm_up_s, min(float(requests.arrival_s[-1]) for requests in (*judged, *tuning)) / 4)
-    tuned = best_settings(situation, score_candidates(situation, tuning, warm_up_s=warm_up_s))
+    (tuned,) = tune(situation, [tuning], judging, warm_up_s=warm_up_s)
     routers = heuristic_routers(situation, tuned, len(judged))
     lanes = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
     means = mean_rewards(situation, judged, lanes, warm_up_s=warm_up_s).reshape(len(routers), -1).mean(axis=1)

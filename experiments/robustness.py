@@ -45,7 +45,7 @@ def run(lab: Lab) -> Findings:
     assert loads is not None, "the default training names its loads"
     suite = synthetic_suite(situation, config, loads)
     lab.log("trying out")
-    outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, suite, seed=config.seed)
+    outcomes, _ = try_out({LEARNED: [learned_router(policy) for policy in policies]}, suite, config)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
     bounds = bounds_of(suite.evaluation_set, outcomes)
     views = ("rate estimate", "batch sizes")

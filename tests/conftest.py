@@ -135,6 +135,8 @@ evaluation:
   requests: 200
   tuning_seeds: 1
   tuning_requests: 100
+  tuning_generations: 2
+  tuning_population: 4
   warm_up_s: 0.1
 """
 

@@ -38,7 +38,7 @@ from besteffort.evaluation.judging import (
 )
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
 from besteffort.evaluation.statistics import best_mean, mean_interval, paired_difference
-from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.files import write_json
 from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
@@ -223,7 +223,7 @@ def diagnose(
         suite = synthetic_suite(situation, config, loads)
     else:
         suite = trace_suite(trace, situation, config, loads, load)
-    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, suite, seed=config.seed)
+    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, suite, config)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
     findings = tuple(list_findings(outcomes, LEARNED))
     bounds = bounds_of(suite.evaluation_set, outcomes)
@@ -235,14 +235,14 @@ def diagnose(
 
 
 def try_out(
-    learned: dict[str, Sequence[Router]], suite: DiagnosisSuite, *, seed: int = 0
+    learned: dict[str, Sequence[Router]], suite: DiagnosisSuite, config: EvaluationConfig
 ) -> tuple[list[Outcome], tuple[dict[str, Settings], dict[str, Settings]]]:
     """Tunes the rules and judges all routers in all perturbations of a suite.
 
     Args:
       learned: learned routers by name, one for all lists or one for each.
       suite: where.
-      seed: of the perturbed tables.
+      config: how much tuning there is; its seed is that of the perturbed tables.
 
     Returns:
       What became of each perturbation, the one with everything as known first, and the settings of the rules: those for
@@ -250,19 +250,20 @@ def try_out(
     """
     evaluation_set, lists = suite.evaluation_set, suite.evaluation_set.judged[0]
     perturbed = standard_perturbations(
-        evaluation_set.situation, lists, common_shares=_COMMON_SHARES, lags=_LAGS, seed=seed
+        evaluation_set.situation, lists, common_shares=_COMMON_SHARES, lags=_LAGS, seed=config.seed
     )
     perturbations = [as_known(evaluation_set.situation, lists), *perturbed, *suite.shifts]
-    scores = score_candidates(
-        evaluation_set.situation, [*evaluation_set.tuning, *suite.range_tuning], warm_up_s=evaluation_set.warm_up_s
-    )
-    own = len(evaluation_set.tuning)
-    rules, tuned = [], []
-    for part in (slice(None, own), slice(own if suite.range_tuning else 0, None)):
-        best = best_settings(evaluation_set.situation, {name: values[:, part] for name, values in scores.items()})
-        tuned.append({name: settings[0] for name, settings in best.items()})
-        routers = heuristic_routers(evaluation_set.situation, best, 1)
-        rules.append({name: each for name, each in routers.items() if name not in _LEFT_OUT})
+    groups = [group for group in (evaluation_set.tuning, suite.range_tuning) if group]
+    found = tune(evaluation_set.situation, groups, config, warm_up_s=evaluation_set.warm_up_s)
+    tuned = found[0], found[-1]
+    rules = [
+        {
+            name: each
+            for name, each in heuristic_routers(evaluation_set.situation, settings, 1).items()
+            if name not in _LEFT_OUT
+        }
+        for settings in tuned
+    ]
     routers_of = [{**learned, **rules[perturbation.family == "load"]} for perturbation in perturbations]
     outcomes = judge_perturbations(
         evaluation_set.situation,
@@ -270,9 +271,9 @@ def try_out(
         routers_of,
         inspect=tuple(learned),
         warm_up_s=evaluation_set.warm_up_s,
-        seed=seed,
+        seed=config.seed,
     )
-    return outcomes, (tuned[0], tuned[1])
+    return outcomes, tuned
 
 
 def _loads_to_try(low: float, high: float) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Len
 
 from besteffort.errors import InputError
+from besteffort.learning.evolution import SMALLEST_POPULATION
 from besteffort.ranges import Count, NonNegative, Positive, Seed
 from besteffort.workload.config import Markov, Synthetic
 
@@ -24,6 +25,7 @@ class EvaluationConfig:
       seeds: lists per load, drawn by seed; of a trace, drawings of its tasks.
       requests: length of a synthetic list.
       tuning_seeds, tuning_requests: the lists on which heuristics are tuned.
+      tuning_generations, tuning_population: how often each heuristic tries new settings on them, and how many at once.
       window_s: width of the windows in which performance is held against its peak.
       warm_up_s: seconds from the first arrival that do not count; three time constants of the rate estimate, which
         starts at 0, by default. Of a trace at most a tenth of the list.
@@ -37,6 +39,8 @@ class EvaluationConfig:
     requests: Annotated[int, Ge(2)] = 40_000
     tuning_seeds: Count = 1
     tuning_requests: Annotated[int, Ge(2)] = 20_000
+    tuning_generations: Count = 8
+    tuning_population: Annotated[int, Ge(SMALLEST_POPULATION)] = 20
     window_s: Positive = 1.0
     warm_up_s: NonNegative = 6.0
 

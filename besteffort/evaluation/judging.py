@@ -19,7 +19,7 @@ from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.evaluation.tuning import RouterKind, best_settings, heuristic_routers, router_kinds, score_candidates
+from besteffort.evaluation.tuning import RouterKind, heuristic_routers, router_kinds, tune
 from besteffort.routers.registry import Settings
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import Router
@@ -242,15 +242,14 @@ def judge(
       evaluation_set: the lists.
       learned: learned routers by name, listed first: one for all lists, or one for each seed of the evaluation set, so
         that intervals span policies and arrivals alike.
-      config: width of windows.
+      config: generations and population of the tuning.
       tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
     """
     if tuned is None:
-        scores = score_candidates(evaluation_set.situation, evaluation_set.tuning, warm_up_s=evaluation_set.warm_up_s)
-        tuned = {name: settings[0] for name, settings in best_settings(evaluation_set.situation, scores).items()}
+        (tuned,) = tune(evaluation_set.situation, [evaluation_set.tuning], config, warm_up_s=evaluation_set.warm_up_s)
     lists = [requests for group in evaluation_set.judged for requests in group]
     routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
-    routers |= heuristic_routers(evaluation_set.situation, {name: [one] for name, one in tuned.items()}, len(lists))
+    routers |= heuristic_routers(evaluation_set.situation, tuned, len(lists))
     played = play_routers(evaluation_set.situation, lists, routers)
     seeds = len(evaluation_set.judged[0])
     return EvaluationResult(

@@ -1,17 +1,19 @@
-"""Heuristics get the best settings that training draws can give them."""
+"""Heuristics get the best settings that a search on lists of their own finds."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from besteffort.bounds.gears import gear_plan
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards
+from besteffort.learning.evolution import Evolution
 from besteffort.routers.names import ROUTER_NAMES
-from besteffort.routers.registry import TUNABLE, Settings, candidates, make_router
+from besteffort.routers.registry import TUNED, Settings, dimensions, make_router, settings_at
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
@@ -43,61 +45,65 @@ def maker(situation: Situation) -> Callable[..., Router]:
     return make
 
 
-def score_candidates(
-    situation: Situation, lists: Sequence[Requests], *, warm_up_s: float = 0.0
-) -> dict[str, np.ndarray]:
-    """Per tunable heuristic the performance, (candidates, lists), of all its candidate settings.
+def tune(
+    situation: Situation, groups: Sequence[Sequence[Requests]], config: EvaluationConfig, *, warm_up_s: float
+) -> list[dict[str, Settings]]:
+    """For each group of lists, the settings of every tuned heuristic that perform best on them on average.
+
+    All routers are searched with the same budget on the same lists. The candidates of a generation, of all routers and
+    groups, are rollouts of one program, and the generations share it. What a search starts at is its first candidate,
+    so nothing that is found performs worse on the lists.
 
     Args:
       situation: what is served, on what.
-      lists: the training draws, of equal length, not the lists that the routers are judged on.
+      groups: lists of one length that the routers are not judged on; each group gets settings of its own.
+      config: generations and population.
       warm_up_s: seconds from the first arrival that do not count.
-    """
-    shape, _ = build(situation, None, history=1)
-    make = maker(situation)
-    rollouts = [
-        Rollout(name, row, make(name, **option))
-        for name in TUNABLE
-        for option in candidates(name, shape)
-        for row in range(len(lists))
-    ]
-    performance = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
-    kinds = np.array([rollout.kind for rollout in rollouts])
-    return {name: performance[kinds == name].reshape(-1, len(lists)) for name in TUNABLE}
-
-
-def best_settings(situation: Situation, scores: dict[str, np.ndarray], groups: int = 1) -> dict[str, list[Settings]]:
-    """For every tunable heuristic the settings with the highest mean performance.
-
-    Args:
-      situation: what is served, on what.
-      scores: what `score_candidates` found.
-      groups: the lists come in this many groups of equal size; each group gets its own settings. One group gives one
-        setting for all lists.
 
     Returns:
-      Per name of a router the settings of each group, keyword arguments of what `maker` gives.
+      Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
+
+    Raises:
+      InputError: if the lists differ in length.
     """
     shape, _ = build(situation, None, history=1)
-    best: dict[str, list[Settings]] = {}
-    for name, values in scores.items():
-        of_groups = values.reshape(len(values), groups, -1).mean(axis=2)
-        best[name] = [candidates(name, shape)[index] for index in of_groups.argmax(axis=0)]
-    return best
+    make = maker(situation)
+    lists = list(itertools.chain.from_iterable(groups))
+    ends = itertools.accumulate(map(len, groups))
+    rows = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
+    searches = {
+        (name, group): Evolution(np.zeros(count), np.ones(count), config.tuning_population)
+        for name in TUNED
+        if (count := dimensions(name, shape))
+        for group in range(len(groups))
+    }
+    for _ in range(config.tuning_generations):
+        rollouts: list[Rollout] = []
+        parts = []
+        for (name, group), search in searches.items():
+            routers = [make(name, **settings_at(name, shape, steps)) for steps in search.ask()]
+            begin = len(rollouts)
+            rollouts += [Rollout(name, row, router) for router in routers for row in rows[group]]
+            parts.append(slice(begin, len(rollouts)))
+        performance = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+        for search, part in zip(searches.values(), parts, strict=True):
+            search.tell(performance[part].reshape(config.tuning_population, -1).mean(axis=1))
+
+    def found(name: str, group: int) -> Settings:
+        search = searches.get((name, group))
+        return settings_at(name, shape, np.zeros(0) if search is None else search.best.values)
+
+    return [{name: found(name, group) for name in TUNED} for group in range(len(groups))]
 
 
-def heuristic_routers(situation: Situation, tuned: dict[str, list[Settings]], lists: int) -> dict[str, list[Router]]:
+def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists: int) -> dict[str, list[Router]]:
     """Every router that does not learn, by name, one for each of `lists` lists; static ones are named by their model.
 
-    `tuned` comes from `best_settings`; its groups divide the lists evenly.
+    `tuned` has the settings of the tuned ones, as from `tune`.
     """
     make = maker(situation)
-
-    def repeated(settings: Sequence[Settings], name: str) -> list[Router]:
-        each = lists // len(settings)
-        routers = [make(name, **one) for one in settings]
-        return list(itertools.chain.from_iterable([router] * each for router in routers))
-
-    models = situation.profile.model_names
-    routers = {static_name(model): repeated([{"model": index}], "static") for index, model in enumerate(models)}
-    return routers | {name: repeated(tuned.get(name, [{}]), name) for name in ROUTER_NAMES if name != "static"}
+    routers = {
+        static_name(model): make("static", model=index) for index, model in enumerate(situation.profile.model_names)
+    }
+    routers |= {name: make(name, **tuned.get(name, {})) for name in ROUTER_NAMES if name != "static"}
+    return {name: [router] * lists for name, router in routers.items()}

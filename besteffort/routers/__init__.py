@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
     from besteffort.routers.learned import LearnedRouter
     from besteffort.routers.prediction import predict_latency
-    from besteffort.routers.registry import ROUTERS, TUNABLE, candidates, make_router
+    from besteffort.routers.registry import ROUTERS, TUNED, make_router, settings_at, steps_to
     from besteffort.routers.with_params import RouterWithParams
 
 __all__ = [
     "ROUTERS",
-    "TUNABLE",
+    "TUNED",
     "DeadlineRouter",
     "GearRouter",
     "LadderRouter",
@@ -32,16 +32,17 @@ __all__ = [
     "RouterWithParams",
     "ShortestQueueRouter",
     "StaticRouter",
-    "candidates",
     "make_router",
     "predict_latency",
+    "settings_at",
+    "steps_to",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ROUTERS": "besteffort.routers.registry",
-        "TUNABLE": "besteffort.routers.registry",
+        "TUNED": "besteffort.routers.registry",
         "DeadlineRouter": "besteffort.routers.heuristics",
         "GearRouter": "besteffort.routers.gear",
         "LadderRouter": "besteffort.routers.baselines",
@@ -51,8 +52,9 @@ __getattr__, __dir__ = lazy_names(
         "RouterWithParams": "besteffort.routers.with_params",
         "ShortestQueueRouter": "besteffort.routers.baselines",
         "StaticRouter": "besteffort.routers.baselines",
-        "candidates": "besteffort.routers.registry",
         "make_router": "besteffort.routers.registry",
         "predict_latency": "besteffort.routers.prediction",
+        "settings_at": "besteffort.routers.registry",
+        "steps_to": "besteffort.routers.registry",
     },
 )

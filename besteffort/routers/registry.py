@@ -1,20 +1,20 @@
-"""Routers by name, for the command line and the evaluation, and the candidate settings for tuning."""
+"""Routers by name, for the command line and the evaluation, and the numbers of theirs that tuning sets."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.names import ROUTER_NAMES
+from besteffort.routers.tuned_number import TunedNumber
 from besteffort.simulator.types import EnvShape, Router
 
 Settings = dict[str, Any]
@@ -36,12 +36,25 @@ def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
     return build(shape, **numbers)
 
 
-def candidates(name: str, shape: EnvShape) -> list[Settings]:
-    """Candidate settings of router `name` for tuning, each a set of keyword arguments of `make_router`.
+def dimensions(name: str, shape: EnvShape) -> int:
+    """How many numbers of router `name` tuning sets on clusters of the given shape."""
+    return sum(number.count for number in TUNED[name](shape))
 
-    A router without tunable numbers has a single empty setting. `static` is not tuned: each model is its own router.
+
+def settings_at(name: str, shape: EnvShape, steps: Float[np.ndarray, " dimensions"]) -> Settings:
+    """The tuned settings of router `name` that lie so many steps from where tuning starts; see `TunedNumber`.
+
+    Any steps lead to settings that `make_router` takes, 0 to those of the start. Numbers that are derived from the
+    situation, such as the plan of `gear`, are not among them.
     """
-    return TUNABLE[name](shape) if name in TUNABLE else [{}]
+    numbers = TUNED[name](shape)
+    parts = np.split(steps, np.cumsum([number.count for number in numbers])[:-1])
+    return {number.name: number.value(part) for number, part in zip(numbers, parts, strict=True)}
+
+
+def steps_to(name: str, shape: EnvShape, settings: Settings) -> Float[np.ndarray, " dimensions"]:
+    """The steps that lead to settings of router `name`, or as near as the ranges of its numbers allow."""
+    return np.concatenate([number.steps(settings[number.name]) for number in TUNED[name](shape)])
 
 
 def _static(shape: EnvShape, model: int) -> StaticRouter:
@@ -91,35 +104,6 @@ def _share(name: str, reserve: Number) -> Array:
     return jnp.asarray(float(reserve))
 
 
-def _ladder_candidates(shape: EnvShape) -> list[Settings]:
-    """Ladders whose thresholds run linearly from the second smallest model's to the largest's, on a coarse grid."""
-    if shape.models == 1:
-        return [{"thresholds": []}]
-    steps = np.unique(
-        np.ceil(shape.max_batch * np.array([1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2]))
-    )
-    ends = itertools.product(steps, steps) if shape.models > 2 else zip(steps, steps, strict=True)
-    return [{"thresholds": np.linspace(low, high, shape.models - 1).tolist()} for low, high in ends]
-
-
-def _head_room_candidates(shape: EnvShape) -> list[Settings]:
-    return [{"head_room": x} for x in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)]
-
-
-def _reserve_candidates(shape: EnvShape) -> list[Settings]:
-    return [{"reserve": reserve} for reserve in _shares(0.05, 17)]
-
-
-def _price_candidates(shape: EnvShape) -> list[Settings]:
-    prices = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8]
-    return [{"price": price, "reserve": reserve, "width": 0.0} for price in prices for reserve in _shares(0.1, 6)]
-
-
-def _shares(step: float, count: int) -> list[float]:
-    """`0, step, ...`, without the rounding errors of a sum."""
-    return [round(step * i, 6) for i in range(count)]
-
-
 _BUILDERS: Mapping[str, Callable[..., Router]] = {
     "static": _static,
     "random": lambda shape: RandomRouter(),
@@ -136,13 +120,28 @@ ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
 }
 """Router names, each with its builder and the names of its numbers."""
 
-TUNABLE: Mapping[str, Callable[[EnvShape], list[Settings]]] = {
-    "gear": _head_room_candidates,
-    "ladder": _ladder_candidates,
-    "deadline-reserve": _reserve_candidates,
-    "priced": _price_candidates,
+TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
+    "gear": lambda shape: (TunedNumber("head_room", start=1.4, spread=1.6, low=0.1, high=10.0, scale="log"),),
+    "ladder": lambda shape: (
+        # A smaller model takes longer lines, since it works them off sooner.
+        TunedNumber(
+            "thresholds",
+            start=tuple((shape.max_batch * np.linspace(0.375, 1.0, shape.models - 1)[::-1]).tolist()),
+            spread=2.0,
+            low=1.0,
+            high=float(shape.max_batch + shape.queue_capacity),
+            scale="log",
+        ),
+    ),
+    "deadline-reserve": lambda shape: (TunedNumber("reserve", start=0.2, spread=0.15, low=0.0, high=0.95),),
+    "priced": lambda shape: (
+        TunedNumber("price", start=0.1, spread=2.5, low=0.001, high=10.0, scale="log"),
+        TunedNumber("reserve", start=0.1, spread=0.1, low=0.0, high=0.95),
+        TunedNumber("width", start=0.03, spread=2.0, low=0.001, high=1.0, scale="log"),
+    ),
 }
-"""Names of the routers that are tuned, each with the settings to try on a cluster of a given shape.
+"""Names of the routers that are tuned, each with its numbers on a cluster of a given shape.
 
-The plan of `gear` is not tuned: it follows from the situation, see `besteffort.bounds.gears`.
+The plan of `gear` is not tuned: it follows from the situation, see `besteffort.bounds.gears`. A router without numbers
+is not tuned, nor is `static`: each model is its own router.
 """

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from besteffort.bounds.clairvoyant import clairvoyant_bound
-from besteffort.evaluation.rollouts import play_routers, sample_lists
-from besteffort.evaluation.tuning import best_settings, heuristic_routers, score_candidates
+from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards, sample_lists
+from besteffort.evaluation.tuning import heuristic_routers, maker, tune
 from besteffort.routers.names import ROUTER_NAMES
-from besteffort.routers.registry import TUNABLE, candidates, make_router
+from besteffort.routers.registry import TUNED, Settings, dimensions, settings_at
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import synthetic
-from tests.bounds.windows import fluid_bound_windows
+
+CONFIG = EvaluationConfig(tuning_generations=4, tuning_population=6)
+
+Tuned = list[dict[str, Settings]]
 
 
 @pytest.fixture(scope="module")
@@ -29,48 +35,58 @@ def lists(situation: Situation) -> list[Requests]:
 
 
 @pytest.fixture(scope="module")
-def scores(situation: Situation, lists: list[Requests]) -> dict[str, np.ndarray]:
-    return score_candidates(situation, lists)
+def tuned(situation: Situation, lists: list[Requests]) -> Tuned:
+    """Settings for each list alone."""
+    return tune(situation, [lists[:1], lists[1:]], CONFIG, warm_up_s=0.0)
 
 
-@pytest.fixture(scope="module")
-def tuned(situation: Situation, scores: dict[str, np.ndarray]):
-    return best_settings(situation, scores, groups=2)
+def performance(
+    situation: Situation, lists: Sequence[Requests], of_list: Sequence[dict[str, Settings]]
+) -> dict[str, np.ndarray]:
+    """(lists,) of every tuned router, with the settings of each list."""
+    make = maker(situation)
+    rollouts = [Rollout(name, row, make(name, **of_list[row][name])) for name in TUNED for row in range(len(lists))]
+    return dict(zip(TUNED, mean_rewards(situation, lists, rollouts).reshape(len(TUNED), -1), strict=True))
 
 
-def test_no_candidate_beats_the_bounds(situation: Situation, lists: list[Requests], scores) -> None:
-    clairvoyant = [clairvoyant_bound(situation, requests).performance for requests in lists]
-    windows = [fluid_bound_windows(situation, requests, window_s=0.5).performance for requests in lists]
-    for values in scores.values():
-        assert (values <= np.minimum(clairvoyant, windows) + 1e-6).all()
-
-
-def test_settings_are_candidates(situation: Situation, tuned) -> None:
+def test_tuning_improves_on_the_start_and_is_never_worse(
+    situation: Situation, lists: list[Requests], tuned: Tuned
+) -> None:
     shape, _ = build(situation, None, history=1)
-    assert tuned.keys() == TUNABLE.keys()
-    for name, settings in tuned.items():
-        assert len(settings) == 2
-        assert all(setting in candidates(name, shape) for setting in settings)
+    start = {name: settings_at(name, shape, np.zeros(dimensions(name, shape))) for name in TUNED}
+    before, after = (performance(situation, lists, of_list) for of_list in ([start, start], tuned))
+    for name in TUNED:
+        assert (after[name] >= before[name] - 1e-6).all()
+        assert (after[name] > before[name] + 1e-3).any()
 
 
-def test_nothing_beats_the_chosen_reserve(situation: Situation, lists: list[Requests], tuned) -> None:
-    shape, _ = build(situation, None, history=1)
-    options = candidates("deadline-reserve", shape)
-    routers = {str(option["reserve"]): [make_router("deadline-reserve", shape, **option)] * 2 for option in options}
-    scores = {name: result.reward.mean(1) for name, result in play_routers(situation, lists, routers).items()}
-    for group in range(2):
-        chosen = str(tuned["deadline-reserve"][group]["reserve"])
-        assert scores[chosen][group] == pytest.approx(max(score[group] for score in scores.values()), abs=1e-6)
+def test_tuned_routers_do_not_beat_the_bound(situation: Situation, lists: list[Requests], tuned: Tuned) -> None:
+    bounds = [clairvoyant_bound(situation, requests).performance for requests in lists]
+    for values in performance(situation, lists, tuned).values():
+        assert (values <= np.array(bounds) + 1e-6).all()
 
 
-def test_every_router_that_does_not_learn_takes_part(situation: Situation, tuned) -> None:
+def test_groups_are_tuned_as_each_would_be_alone(situation: Situation, lists: list[Requests], tuned: Tuned) -> None:
+    (alone,) = tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0)
+    # The gear plan draws, and the draws of a list depend on its place.
+    for name in TUNED.keys() - {"gear"}:
+        assert alone[name] == tuned[1][name]
+        assert alone[name] != tuned[0][name]
+
+
+def test_all_generations_share_one_compiled_program(situation: Situation, lists: list[Requests]) -> None:
+    programs = _play_lanes._cache_size()
+    tune(situation, [[requests.part(slice(0, 300), 0.0) for requests in lists]], CONFIG, warm_up_s=0.0)
+    assert _play_lanes._cache_size() == programs + 1
+
+
+def test_every_router_that_does_not_learn_takes_part(situation: Situation, tuned: Tuned) -> None:
     static = {f"always {model}" for model in situation.profile.model_names}
-    assert heuristic_routers(situation, tuned, 2).keys() == static | (ROUTER_NAMES.keys() - {"static"})
+    assert heuristic_routers(situation, tuned[0], 2).keys() == static | (ROUTER_NAMES.keys() - {"static"})
 
 
-def test_routers_for_every_list(situation: Situation, tuned) -> None:
-    routers = heuristic_routers(situation, tuned, 6)
+def test_routers_for_every_list(situation: Situation, tuned: Tuned) -> None:
+    routers = heuristic_routers(situation, tuned[0], 6)
     assert all(len(each) == 6 for each in routers.values())
-    reserves = [float(router.reserve) for router in routers["deadline-reserve"]]
-    first, second = (setting["reserve"] for setting in tuned["deadline-reserve"])
-    assert reserves == pytest.approx([first] * 3 + [second] * 3)
+    for router in routers["deadline-reserve"]:
+        assert float(router.reserve) == pytest.approx(tuned[0]["deadline-reserve"]["reserve"])

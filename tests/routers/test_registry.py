@@ -1,4 +1,4 @@
-"""Routers by name, and the settings that tuning tries."""
+"""Routers by name, and the numbers that tuning sets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import jax
 import numpy as np
 import pytest
 from cluster import SHAPE, observe, params
+from hypothesis import given
+from hypothesis import strategies as st
 
 from besteffort.errors import InputError
-from besteffort.routers import ROUTERS, TUNABLE, candidates, make_router
+from besteffort.routers import TUNED, make_router, settings_at, steps_to
+from besteffort.routers.registry import dimensions
+from besteffort.simulator.types import EnvShape
 
 PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.models), 1 / 3), "head_room": 1.0}
 
@@ -42,29 +46,51 @@ def test_bad_settings_are_refused(name: str, numbers: dict[str, Any], message: s
         make_router(name, SHAPE, **numbers)
 
 
-@pytest.mark.parametrize("name", TUNABLE)
-@pytest.mark.parametrize("models", [1, 2, 3, 7])
-def test_candidates_are_distinct_valid_and_stack(name: str, models: int) -> None:
-    shape = dataclasses.replace(SHAPE, models=models, max_batch=32)
-    settings = candidates(name, shape)
-    assert len({repr(setting) for setting in settings}) == len(settings) <= 100
+def shape_with(models: int) -> EnvShape:
+    return dataclasses.replace(SHAPE, models=models, max_batch=32, queue_capacity=16)
+
+
+STEPS = st.floats(-1e6, 1e6, allow_nan=False) | st.floats(-4.0, 4.0)
+
+
+@pytest.mark.parametrize("name", TUNED)
+@given(st.sampled_from([1, 2, 3, 7]), st.data())
+def test_any_steps_lead_to_valid_settings_and_back(name: str, models: int, data: st.DataObject) -> None:
+    shape = shape_with(models)
+    count = dimensions(name, shape)
+    settings = settings_at(name, shape, np.array(data.draw(st.lists(STEPS, min_size=count, max_size=count))))
     plan = {"rates": [1.0], "shares": np.full((1, shape.tasks, models), 1 / models)} if name == "gear" else {}
-    routers = [make_router(name, shape, **plan, **setting) for setting in settings]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *routers)
-    assert all(leaf.shape[0] == len(settings) for leaf in jax.tree.leaves(stacked))
+    make_router(name, shape, **plan, **settings)
+    again = settings_at(name, shape, steps_to(name, shape, settings))
+    for number in TUNED[name](shape):
+        values = np.atleast_1d(settings[number.name])
+        assert ((values >= number.low) & (values <= number.high)).all()
+        np.testing.assert_allclose(again[number.name], settings[number.name], rtol=1e-3)
 
 
-def test_what_is_not_tuned_has_one_setting() -> None:
-    for name in set(ROUTERS) - set(TUNABLE):
-        assert candidates(name, SHAPE) == [{}]
+@pytest.mark.parametrize("name", TUNED)
+def test_no_steps_lead_to_the_start(name: str) -> None:
+    shape = shape_with(3)
+    steps = np.zeros(dimensions(name, shape))
+    settings = settings_at(name, shape, steps)
+    for number in TUNED[name](shape):
+        np.testing.assert_allclose(settings[number.name], number.start, rtol=1e-3)
+    np.testing.assert_allclose(steps_to(name, shape, settings), steps, atol=1e-3)
 
 
-def test_ladders_reach_from_hardly_ever_to_nearly_always() -> None:
-    shape = dataclasses.replace(SHAPE, max_batch=32)
-    thresholds = np.array([setting["thresholds"] for setting in candidates("ladder", shape)])
-    assert thresholds.min() == 1
-    assert thresholds.max() == 48
-    assert len(thresholds) == 81
+def test_a_step_adds_or_multiplies() -> None:
+    shape = shape_with(3)
+    assert settings_at("deadline-reserve", shape, np.array([2.0])) == {"reserve": pytest.approx(0.5)}
+    assert settings_at("priced", shape, np.array([1.0, -0.5, -2.0])) == pytest.approx(
+        {"price": 0.25, "reserve": 0.05, "width": 0.0075}
+    )
+    assert settings_at("ladder", shape, np.array([0.0, 1.0])) == {"thresholds": [32.0, 24.0]}
+
+
+def test_settings_outside_the_range_count_as_its_end() -> None:
+    shape = shape_with(3)
+    steps = steps_to("priced", shape, {"price": 0.0, "reserve": -1.0, "width": 5.0})
+    assert settings_at("priced", shape, steps) == {"price": 0.001, "reserve": 0.0, "width": 1.0}
 
 
 def test_deadline_without_reserve_is_reserve_zero() -> None:
