@@ -18,11 +18,12 @@ softened, since no one knows who else will come.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from besteffort.estimates.view import InFlightView
+from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
 
 _TIE = 1e-6  # tokens or iterations; keeps sums in another order from deciding otherwise
@@ -158,37 +159,35 @@ def estimate(
     view = settled(view, params, xp)
     line = count(view, params, xp)
     course = follow(newcomer, line, view, params, xp)
-    length = expected_length(newcomer, params, xp)
     return Estimates(
-        own=own_value(newcomer, line, course, view, params, softness, xp),
-        harm=harm(newcomer, line, course, view, params, softness, xp),
+        own=own_value(newcomer, prospect(newcomer, params, softness, xp), line, course, view.terms, params, xp),
+        harm=harm(newcomer, stakes(view, params, xp), line, course, view, params, softness, xp),
         work=course.own_prefill_s + params.priors.decode_work_s[newcomer.task],
         load=newcomer.arrival_rate / params.priors.capacity,
         first_token_s=course.first_token_s,
-        completion_s=params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s,
+        completion_s=completion_s(newcomer, course, params, xp),
     )
 
 
 def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
     """Counts the requests of a view that is `settled`, see `Line`."""
-    present, terms, tokens = view.present, view.terms, view.tokens
-    _, remainder = goes_on(view, tokens, params, xp)
-    running = present & view.running
-    waiting = present & ~view.running
+    present, running, terms, tokens = view.present, view.running, view.terms, view.tokens
+    remainder = expected_remainder(view, tokens, params, xp)
     prefill_s = _prefill(params, view.prompt_tokens, xp)
     decoding = running & (tokens > 0) if terms.streamed else running
     held = claimed = None
     if terms.context_cost:
-        held = xp.sum(xp.where(decoding, view.prompt_tokens + tokens, 0), axis=-1)
+        held = ((view.prompt_tokens + tokens) * decoding).sum(-1)
     if terms.cache_limit:
-        claimed = xp.sum(xp.where(present, _claim(view, params, xp), 0.0), axis=-1)
+        claimed = (_claim(view, params, xp) * present).sum(-1)
+    number = running.sum(-1)
     return Line(
-        decoding=xp.sum(decoding, axis=-1),
-        running=xp.sum(running, axis=-1),
-        waiting=xp.sum(waiting, axis=-1),
-        joining_s=xp.sum(xp.where(running & ~decoding, prefill_s, 0.0), axis=-1),
-        waiting_s=xp.sum(xp.where(waiting, prefill_s, 0.0), axis=-1),
-        leaving=xp.sum(xp.where(running, 1.0 / remainder, 0.0), axis=-1),
+        decoding=decoding.sum(-1),
+        running=number,
+        waiting=present.sum(-1) - number,
+        joining_s=(prefill_s * (running & ~decoding)).sum(-1),
+        waiting_s=(prefill_s * (present & ~running)).sum(-1),
+        leaving=(running / remainder).sum(-1),
         held=held,
         claimed=claimed,
         elapsed_s=view.elapsed_s,
@@ -196,83 +195,181 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
     )
 
 
+class Costs(NamedTuple):
+    """What serving takes; of one model as plain numbers, or of all as fields of shape (models,).
+
+    Attributes:
+      decode: seconds of a decode of so many requests, which may be a fraction.
+      slots: requests that run at once.
+      follower_s: seconds of prefill per token of those that take the places of others.
+      held_s: seconds per decode for the tokens that a request holds on average.
+      context_cost_s: seconds per token held.
+      cache_tokens: tokens that fit the cache.
+    """
+
+    decode: Callable[[Any], Any]
+    slots: int
+    follower_s: Any
+    held_s: Any
+    context_cost_s: Any
+    cache_tokens: Any
+
+
 def follow(newcomer: Newcomer, line: Line, view: InFlightView, params: Any, xp: Any = np) -> Course:
     """How the new request would fare, see `Course`."""
-    terms = view.terms
-    slots = params.decode.shape[-1] - 1
-    stretch = 1.0 if line.stretch is None else line.stretch
-    own_prefill_s = params.prefill[:, newcomer.prompt_tokens]
-    # Each who leaves is followed by another, with the mean prompt; a router does not know the mix of tasks.
-    mean_prompt, mean_output = params.mean_prompt_tokens.mean(), params.mean_output_tokens.mean()
-    follower_s = _mean_prefill(params, mean_prompt, xp) / mean_output
-    held_each = _held_each(params)
+    claim: Any = 0.0
+    if view.terms.cache_limit:
+        claim = newcomer.prompt_tokens + params.cache_output_share * expected_length(newcomer, params, xp)
+    costs = Costs(
+        decode=lambda number: _interpolated(params.decode, number, xp),
+        slots=params.decode.shape[-1] - 1,
+        follower_s=params.priors.follower_s,
+        held_s=params.context_cost_s * params.priors.held_each,
+        context_cost_s=params.context_cost_s,
+        cache_tokens=params.cache_tokens,
+    )
+    return course_of(line, params.prefill[:, newcomer.prompt_tokens], claim, costs, view.terms, xp)
+
+
+def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: Terms, xp: Any = np) -> Course:
+    """The same from counts, the new request's prefill and claim of the cache, and costs.
+
+    Of one model with `besteffort.estimates.scalars` as `xp`, or of all.
+    """
 
     def decode(number: Any) -> Any:
-        """Seconds of a decode of a fractional number of requests."""
-        seconds = _interpolated(params.decode, number, xp)
-        return seconds + params.context_cost_s * held_each * number if terms.context_cost else seconds
+        seconds = costs.decode(number)
+        return seconds + costs.held_s * number if terms.context_cost else seconds
+
+    def stretched(seconds: Any) -> Any:
+        return seconds if line.stretch is None else seconds * line.stretch
 
     running, busy = line.running, line.running > 0
-    length_s = _interpolated(params.decode, line.decoding, xp) + line.joining_s
+    length_s = costs.decode(line.decoding) + line.joining_s
     if terms.context_cost:
-        length_s = length_s + params.context_cost_s * line.held
-    length_s = length_s * stretch
+        length_s = length_s + costs.context_cost_s * line.held
+    length_s = stretched(length_s)
     rest_s = xp.maximum(length_s - line.elapsed_s, 0.0) if terms.streamed else length_s / 2
-    lacking = xp.maximum(running + line.waiting + 1 - slots, 0)
+    lacking = xp.maximum(running + line.waiting + 1 - costs.slots, 0)
     if terms.cache_limit:
-        claim = newcomer.prompt_tokens + params.cache_output_share * expected_length(newcomer, params, xp)
-        excess = line.claimed + claim - params.cache_tokens
+        excess = line.claimed + claim - costs.cache_tokens
         each = line.claimed / xp.maximum(running + line.waiting, 1)
         lacking = xp.maximum(lacking, xp.where(excess > _TIE, excess / xp.maximum(each, 1.0), 0.0))
     short = (lacking > 0) & busy
     boundaries = xp.where(busy, xp.maximum(lacking / xp.maximum(line.leaving, _TIE), 1.0), 0.0)
-    admission_s = xp.where(busy, rest_s + xp.maximum(boundaries - 1.0, 0.0) * decode(running) * stretch, 0.0)
+    full_s = xp.maximum(boundaries - 1.0, 0.0) * stretched(decode(running))
+    admission_s = xp.where(busy, rest_s + full_s, 0.0)
     stay = running - xp.minimum(line.leaving, running)
     before = xp.where(short, running - 1, stay)
-    peers = xp.where(short, running, xp.minimum(stay + line.waiting + 1, slots))
-    first_token_s = admission_s + (line.waiting_s + own_prefill_s + decode(before)) * stretch
+    peers = xp.where(short, running, xp.minimum(stay + line.waiting + 1, costs.slots))
     others = peers - 1
+    others_s = others * costs.follower_s
     return Course(
         admission_s=admission_s,
         boundaries=boundaries,
-        first_token_s=first_token_s,
-        step_s=(decode(peers) + others * follower_s) * stretch,
-        pace_s=(decode(others) + others * follower_s) * stretch,
+        first_token_s=admission_s + stretched(line.waiting_s + own_prefill_s + decode(before)),
+        step_s=stretched(decode(peers) + others_s),
+        pace_s=stretched(decode(others) + others_s),
         own_prefill_s=own_prefill_s,
     )
 
 
-def own_value(
-    newcomer: Newcomer,
-    line: Line,
-    course: Course,
-    view: InFlightView,
-    params: Any,
-    softness: Softness = DEFAULT_SOFTNESS,
-    xp: Any = np,
-) -> Any:
-    """(models,) expected reward of the new request, over the law of its output length."""
+def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:
+    """(models,) expected seconds until the last token, with the network delay."""
+    length = expected_length(newcomer, params, xp)
+    return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
+
+
+class Prospect(NamedTuple):
+    """What the new request has before it, over its equally likely lengths; fields of shape (lengths,).
+
+    Attributes:
+      length: tokens of its output.
+      deadline_s: its deadline, less the reserve.
+      steepness: one over twice the scale of the error of its completion, per second.
+    """
+
+    length: Any
+    deadline_s: Any
+    steepness: Any
+
+
+def prospect(newcomer: Newcomer, params: Any, softness: Softness = DEFAULT_SOFTNESS, xp: Any = np) -> Prospect:
+    """What the new request has before it."""
     length = params.priors.length_quantiles[newcomer.task]
     if newcomer.output_limit is not None:
         length = xp.minimum(length, newcomer.output_limit)
-    deadline_s = _deadline(params, newcomer.task, length, newcomer.deadline_factor, xp) * (1.0 - softness.reserve)
-    length, deadline_s = length[None], deadline_s[None]
-    step_s = course.step_s[:, None]
-    latency_s = params.network_delay_s + course.first_token_s[:, None] + (length - 1.0) * step_s
-    slack_s, scale_s = deadline_s - latency_s, softness.width * deadline_s + _SHORTEST_S
-    timely, met = _in_time(slack_s, scale_s, deadline_s, params, view, xp)
-    quality, weight = params.quality[newcomer.task], params.weight[newcomer.task]
-    served = line.running + line.waiting < view.terms.capacity
-    if view.terms.cache_limit:
-        claim = newcomer.prompt_tokens + xp.ceil(params.cache_output_share * length)
-        served = served[:, None] & (claim <= params.cache_tokens[:, None])
-        timely, met, served = xp.where(served, timely, 0.0), xp.where(served, met, 0.0), True
-    value = quality * timely.mean(-1) - params.miss_penalty * (1.0 - met.mean(-1))
-    return weight * xp.where(served, value, -params.miss_penalty)
+    deadline_s = params.deadline_base_s[newcomer.task] + params.deadline_per_token_s[newcomer.task] * length
+    if newcomer.deadline_factor is not None:
+        deadline_s = deadline_s * newcomer.deadline_factor
+    deadline_s = deadline_s * (1.0 - softness.reserve)
+    return Prospect(length, deadline_s, 0.5 / (softness.width * deadline_s + _SHORTEST_S))
+
+
+def own_value(
+    newcomer: Newcomer, ahead: Prospect, line: Line, course: Course, terms: Terms, params: Any, xp: Any = np
+) -> Any:
+    """(models,) expected reward of the new request, over the law of its output length."""
+    base_s = params.network_delay_s + course.first_token_s - course.step_s
+    latency_s = base_s[:, None] + course.step_s[:, None] * ahead.length[None]
+    slack_s = ahead.deadline_s[None] - latency_s
+    timely, met = _in_time(slack_s, ahead.steepness[None], ahead.deadline_s[None], params, terms, xp)
+    if terms.cache_limit:
+        claim = newcomer.prompt_tokens + xp.ceil(params.cache_output_share * ahead.length)
+        fits = claim[None] <= params.cache_tokens[:, None]
+        timely, met = timely * fits, met * fits
+    share = 1.0 / ahead.length.shape[-1]
+    quality, penalty = params.quality[newcomer.task] * share, params.miss_penalty
+    value = (
+        quality * timely.sum(-1) + (penalty * share) * met.sum(-1)
+        if terms.soft
+        else ((quality + penalty * share) * met.sum(-1))
+    )
+    served = line.running + line.waiting < terms.capacity
+    return params.weight[newcomer.task] * (value * served - penalty)
+
+
+class Stakes(NamedTuple):
+    """What requests in flight have to lose, fields of shape (models, seats).
+
+    Attributes:
+      law: place of their task's law in the flattened tables of laws.
+      limit: the last place of it that they can reach; None where clients state no limits.
+      deadline_base_s, deadline_per_token_s: their deadlines.
+      quality: what an answer in time by the row's model earns them; 0 in an empty seat.
+      penalty: what a miss costs them; 0 in an empty seat.
+    """
+
+    law: Any
+    limit: Any
+    deadline_base_s: Any
+    deadline_per_token_s: Any
+    quality: Any
+    penalty: Any
+
+
+def stakes(view: InFlightView, params: Any, xp: Any = np) -> Stakes:
+    """What the requests of a view have to lose."""
+    longest = params.priors.survival.shape[-1] - 1
+    base_s = _of_task(params.deadline_base_s, view.task, xp)
+    per_token_s = _of_task(params.deadline_per_token_s, view.task, xp)
+    if view.deadline_factor is not None:
+        base_s, per_token_s = base_s * view.deadline_factor, per_token_s * view.deadline_factor
+    law = view.task * (longest + 1)
+    weight = _of_task(params.weight, view.task, xp) * view.present
+    return Stakes(
+        law=law,
+        limit=None if view.output_limit is None else law + xp.minimum(view.output_limit, longest),
+        deadline_base_s=base_s,
+        deadline_per_token_s=per_token_s,
+        quality=weight * _of_task(params.quality, view.task, xp, _along(xp.arange(view.present.shape[-2]), view.task)),
+        penalty=weight * params.miss_penalty,
+    )
 
 
 def harm(
     newcomer: Newcomer,
+    at_stake: Stakes,
     line: Line,
     course: Course,
     view: InFlightView,
@@ -282,22 +379,25 @@ def harm(
 ) -> Any:
     """(models,) expected loss of those in flight on the instance, and with slow-down on its replica."""
     stretch = 1.0 if line.stretch is None else line.stretch
-    boundaries = xp.floor(course.boundaries + 0.5 - _TIE).astype(view.tokens.dtype)
-    tokens = received(view, course.pace_s[:, None], params, xp)
-    at = xp.where(view.running, tokens + boundaries[:, None], 0)
-    now, _ = goes_on(view, tokens, params, xp)
-    then, remainder = goes_on(view, at, params, xp)
-    still = xp.where(view.running, then / now, 1.0)
-    remaining_s = remainder * course.pace_s[:, None]
-    before_s = params.network_delay_s + view.age_s + (course.admission_s + line.waiting_s * stretch)[:, None]
-    deadline_s = _deadline(params, view.task, at + remainder, view.deadline_factor, xp)
-    slack_s = deadline_s - before_s - remaining_s
+    pace_s = course.pace_s[:, None]
+    boundaries = xp.floor(course.boundaries + (0.5 - _TIE)).astype(view.tokens.dtype)
+    tokens = received(view, pace_s, params, xp)
+    # Of those that wait no token will have come.
+    then = (tokens + boundaries[:, None]) * view.running
+    place = _place(at_stake, then, params, xp)
+    survival = params.priors.survival
+    longer = _take(survival, place)
+    still = longer / _take(survival, _place(at_stake, tokens, params, xp))
+    remainder = _remainder(at_stake, place, longer, params, xp)
+    remaining_s = remainder * pace_s
     length = expected_length(newcomer, params, xp)
-    together = xp.minimum(remainder, length) - 1.0
-    delay_s = (course.own_prefill_s * stretch)[:, None] + together * (course.step_s - course.pace_s)[:, None]
-    scale_s = softness.in_flight * remaining_s + _SHORTEST_S
-    loss = _loss(view, params, slack_s, delay_s, scale_s, deadline_s, xp)
-    total = xp.sum(xp.where(view.present, still * loss, 0.0), axis=-1)
+    apart_s = course.step_s - course.pace_s
+    delay_s = (course.own_prefill_s * stretch - apart_s)[:, None] + xp.minimum(remainder, length) * apart_s[:, None]
+    until_s = params.network_delay_s + course.admission_s + line.waiting_s * stretch
+    deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (then + remainder)
+    slack_s = deadline_s - (view.age_s + until_s[:, None]) - remaining_s
+    steepness = 0.5 / (softness.in_flight * remaining_s + _SHORTEST_S)
+    total = (still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, view.terms, xp)).sum(-1)
     if view.beside is None:
         return total
     return total + _harm_beside(newcomer, course, view, params, softness, xp)
@@ -312,7 +412,7 @@ def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
     if view.output_limit is not None:
         most = xp.minimum(most, view.output_limit - 1)
     tokens = xp.floor(decoding_s / xp.maximum(pace_s, _SHORTEST_S) - _TIE)
-    return xp.where(view.running, xp.clip(tokens, 0, most), 0).astype(view.tokens.dtype)
+    return (xp.clip(tokens, 0, most) * view.running).astype(view.tokens.dtype)
 
 
 def _harm_beside(
@@ -324,16 +424,18 @@ def _harm_beside(
     decoded meanwhile by model `k` take `slowdown[k, m]` times as long.
     """
     beside = settled(view.beside, params, xp)
+    at_stake = stakes(beside, params, xp)
     models = params.decode.shape[0]
-    running = xp.sum(beside.present & beside.running, axis=-1)
+    running = beside.running.sum(-1)
     busy = beside.present.any(-1)
     other = ~xp.eye(models, dtype=bool)
     # [m, k, j]: on the replica of m, j slows k down.
     slowed = xp.prod(xp.where(busy[:, None, :] & other[None], params.slowdown[None], 1.0), axis=-1)
-    context_s = params.context_cost_s[None] * running * _held_each(params)
+    context_s = params.context_cost_s[None] * running * params.priors.held_each
     pace_s = (_interpolated(params.decode, running, xp) + context_s) * slowed
     tokens = received(beside, pace_s[..., None], params, xp)
-    _, remainder = goes_on(beside, tokens, params, xp)
+    place = _place(at_stake, tokens, params, xp)
+    remainder = _remainder(at_stake, place, None, params, xp)
     left_s = remainder * pace_s[..., None] + xp.where(
         beside.running, 0.0, _prefill(params, beside.prompt_tokens, xp) * slowed[..., None]
     )
@@ -343,11 +445,11 @@ def _harm_beside(
     done_s = course.first_token_s + (length - 1.0) * course.step_s
     overlap_s = xp.maximum(xp.minimum(left_s, done_s[:, None, None]) - until_s[:, None, None], 0.0)
     delay_s = (params.slowdown.T - 1.0)[..., None] * overlap_s
-    deadline_s = _deadline(params, beside.task, tokens + remainder, beside.deadline_factor, xp)
+    deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (tokens + remainder)
     slack_s = deadline_s - params.network_delay_s - beside.age_s - left_s
-    scale_s = softness.in_flight * left_s + _SHORTEST_S
-    loss = _loss(beside, params, slack_s, delay_s, scale_s, deadline_s, xp)
-    return xp.sum(xp.where(beside.present & ~mine, loss, 0.0), axis=(-1, -2))
+    steepness = 0.5 / (softness.in_flight * left_s + _SHORTEST_S)
+    loss = _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, beside.terms, xp)
+    return (loss * ~mine).sum((-1, -2))
 
 
 def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
@@ -365,35 +467,25 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.
     ahead = (view.order[..., None, :] <= view.order[..., :, None]) & hopes[..., None, :]
-    places = slots - xp.sum(begun, axis=-1)
-    fits = xp.sum(ahead, axis=-1) <= places[..., None]
+    fits = ahead.sum(-1) <= (slots - begun.sum(-1))[..., None]
     if view.terms.cache_limit:
         claim = _claim(view, params, xp)
-        used = xp.sum(xp.where(begun, claim, 0.0), axis=-1)
+        used = (claim * begun).sum(-1)
         room = params.cache_tokens.reshape(*(1,) * (used.ndim - 1), -1) - used
-        wanted = xp.sum(xp.where(ahead, claim[..., None, :], 0.0), axis=-1)
+        wanted = (claim[..., None, :] * ahead).sum(-1)
         # An empty instance admits the first in any case.
-        fits = fits & ((wanted <= room[..., None] + _TIE) | ((xp.sum(ahead, axis=-1) == 1) & ~begun.any(-1)[..., None]))
+        first = (ahead.sum(-1) == 1) & ~begun.any(-1)[..., None]
+        fits = fits & ((wanted <= room[..., None] + _TIE) | first)
     return dataclasses.replace(view, running=begun | (hopes & fits))
 
 
-def _claim(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models, seats) tokens that requests are expected to claim of the cache."""
-    _, remainder = goes_on(view, view.tokens, params, xp)
-    return view.prompt_tokens + params.cache_output_share * (view.tokens + remainder)
-
-
-def goes_on(view: InFlightView, tokens: Any, params: Any, xp: Any = np) -> tuple[Any, Any]:
-    """Of requests with so many tokens: the share of outputs that are longer, and the mean tokens to come of those."""
-    survival, remainder = params.priors.survival, params.priors.remainder
-    longest = survival.shape[-1] - 1
-    row = view.task * (longest + 1)
-    place = row + xp.minimum(tokens, longest)
-    share, rest = _take(survival, place, xp), _take(remainder, place, xp)
-    if view.output_limit is not None:
-        limit = row + xp.minimum(view.output_limit, longest)
-        rest = xp.maximum(rest - _take(survival, limit, xp) / share * _take(remainder, limit, xp), 1.0)
-    return share, rest
+def expected_remainder(view: InFlightView, tokens: Any, params: Any, xp: Any = np) -> Any:
+    """(models, seats) mean tokens to come of requests that have so many."""
+    longest = params.priors.survival.shape[-1] - 1
+    law = view.task * (longest + 1)
+    limit = None if view.output_limit is None else law + xp.minimum(view.output_limit, longest)
+    of_law = Stakes(law, limit, None, None, None, None)
+    return _remainder(of_law, _place(of_law, tokens, params, xp), None, params, xp)
 
 
 def expected_length(newcomer: Newcomer, params: Any, xp: Any = np) -> Any:
@@ -406,30 +498,48 @@ def expected_length(newcomer: Newcomer, params: Any, xp: Any = np) -> Any:
     return xp.maximum(mean - survival[newcomer.task, limit] * remainder[newcomer.task, limit], 1.0)
 
 
-def _loss(view: InFlightView, params: Any, slack_s: Any, delay_s: Any, scale_s: Any, deadline_s: Any, xp: Any) -> Any:
+def _place(at_stake: Stakes, tokens: Any, params: Any, xp: Any) -> Any:
+    """Where the flattened tables of laws have requests with so many tokens."""
+    return at_stake.law + xp.minimum(tokens, params.priors.survival.shape[-1] - 1)
+
+
+def _remainder(at_stake: Stakes, place: Any, longer: Any, params: Any, xp: Any) -> Any:
+    """Mean tokens to come of requests at a place, the share of longer ones known or None."""
+    survival, remainder = params.priors.survival, params.priors.remainder
+    rest = _take(remainder, place)
+    if at_stake.limit is None:
+        return rest
+    longer = _take(survival, place) if longer is None else longer
+    return xp.maximum(rest - _take(survival, at_stake.limit) / longer * _take(remainder, at_stake.limit), 1.0)
+
+
+def _claim(view: InFlightView, params: Any, xp: Any) -> Any:
+    """(models, seats) tokens that requests are expected to claim of the cache."""
+    remainder = expected_remainder(view, view.tokens, params, xp)
+    return view.prompt_tokens + params.cache_output_share * (view.tokens + remainder)
+
+
+def _loss(
+    at_stake: Stakes, slack_s: Any, delay_s: Any, steepness: Any, deadline_s: Any, params: Any, terms: Terms, xp: Any
+) -> Any:
     """Expected loss of reward of requests that have so much slack and are delayed."""
-    models = _along(xp.arange(view.present.shape[-2]), view.task)
-    quality, weight = _of_task(params.quality, view.task, xp, models), _of_task(params.weight, view.task, xp)
-    timely, met = _in_time(slack_s, scale_s, deadline_s, params, view, xp)
-    later_timely, later_met = _in_time(slack_s - delay_s, scale_s, deadline_s, params, view, xp)
-    return weight * (quality * (timely - later_timely) + params.miss_penalty * (met - later_met))
+    timely, met = _in_time(slack_s, steepness, deadline_s, params, terms, xp)
+    later_timely, later_met = _in_time(slack_s - delay_s, steepness, deadline_s, params, terms, xp)
+    if not terms.soft:
+        return (at_stake.quality + at_stake.penalty) * (met - later_met)
+    return at_stake.quality * (timely - later_timely) + at_stake.penalty * (met - later_met)
 
 
-def _in_time(slack_s: Any, scale_s: Any, deadline_s: Any, params: Any, view: InFlightView, xp: Any) -> tuple[Any, Any]:
-    """Expected timeliness, and chance to meet the deadline, if the slack has a logistic error of that scale."""
-    ratio = slack_s / scale_s
-    met = 0.5 + 0.5 * xp.tanh(0.5 * ratio)
-    if not view.terms.soft:
+def _in_time(slack_s: Any, steepness: Any, deadline_s: Any, params: Any, terms: Terms, xp: Any) -> tuple[Any, Any]:
+    """Expected timeliness, and chance to meet the deadline, if the slack has a logistic error, see `Prospect`."""
+    half = slack_s * steepness
+    met = 0.5 + 0.5 * xp.tanh(half)
+    if not terms.soft:
         return met, met
     hard = params.soft_span <= 0
-    span = xp.where(hard, 1.0, params.soft_span) * deadline_s / scale_s
-    timely = (xp.logaddexp(0.0, ratio + span) - xp.logaddexp(0.0, ratio)) / span
+    span = xp.maximum(xp.where(hard, 1.0, params.soft_span) * deadline_s * (2 * steepness), _TIE)
+    timely = (xp.logaddexp(0.0, 2 * half + span) - xp.logaddexp(0.0, 2 * half)) / span
     return xp.where(hard, met, timely), met
-
-
-def _deadline(params: Any, task: Any, length: Any, factor: Any, xp: Any) -> Any:
-    deadline_s = _of_task(params.deadline_base_s, task, xp) + _of_task(params.deadline_per_token_s, task, xp) * length
-    return deadline_s if factor is None else deadline_s * factor
 
 
 def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:
@@ -448,23 +558,13 @@ def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:
 
 def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
     """(models, seats) seconds of each prompt on the model of its row."""
-    columns = params.prefill.shape[-1]
-    rows = xp.arange(params.prefill.shape[0]) * columns
-    return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens, xp)
+    rows = xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1]
+    return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens)
 
 
 def _along(of_models: Any, like: Any) -> Any:
     """(models,) values with axes so that they go with `like`, whose last axes are models and seats."""
     return of_models.reshape(*(1,) * (like.ndim - 2), -1, 1)
-
-
-def _held_each(params: Any) -> Any:
-    """Tokens that a request holds on average."""
-    return params.mean_prompt_tokens.mean() + params.mean_output_tokens.mean() / 2
-
-
-def _mean_prefill(params: Any, prompt: Any, xp: Any) -> Any:
-    return params.prefill[:, xp.round(prompt).astype(int)]
 
 
 def _interpolated(table: Any, number: Any, xp: Any) -> Any:
@@ -473,12 +573,12 @@ def _interpolated(table: Any, number: Any, xp: Any) -> Any:
     low = xp.minimum(xp.floor(number).astype(int), columns - 2)
     rows = xp.arange(table.shape[0]) * columns
     place = rows.reshape(*(1,) * (low.ndim - 1), -1) + low
-    first, second = _take(table, place, xp), _take(table, place + 1, xp)
-    return first + (number - low) * (second - first)
+    first = _take(table, place)
+    return first + (number - low) * (_take(table, place + 1) - first)
 
 
-def _take(table: Any, place: Any, xp: Any) -> Any:
-    return xp.take(table.reshape(-1), place, mode="clip")
+def _take(table: Any, place: Any) -> Any:
+    return table.reshape(-1).take(place, mode="clip")
 
 
 def _stretch(view: InFlightView, params: Any, xp: Any) -> Any:

@@ -8,7 +8,8 @@
     flight.done("a")            # with the last token; or `failed`, or `cancelled`
 
 The simulator and this see the same, so estimates are the same: iterations begin when tokens come, and admit those who
-wait in order of arrival.
+wait in order of arrival. Sums over the requests of an instance are kept up to date event by event, so that a decision
+does not pay for them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,31 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.estimates.estimates import DEFAULT_SOFTNESS, Estimates, Newcomer, Softness, estimate
+from besteffort.estimates import scalars
+from besteffort.estimates.estimates import (
+    DEFAULT_SOFTNESS,
+    Costs,
+    Course,
+    Estimates,
+    Line,
+    Newcomer,
+    Softness,
+    Stakes,
+    completion_s,
+    count,
+    course_of,
+    follow,
+    harm,
+    own_value,
+    prospect,
+    settled,
+)
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation, next_rate
 from besteffort.situation import Situation, deadline_s
+
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,14 +62,34 @@ class _Request:
     arrival_s: float
     instance: int = -1
     seat: int = -1
+    tokens: int = 0
+    prefill_s: float = 0.0
+    leaving: float = 0.0  # expected departures per iteration that it stands for, while it runs
+    running: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class _Instance:
+    """Sums over the requests of an instance, as in `Line`, and those that wait, in order of arrival."""
+
+    decoding: int = 0
+    running: int = 0
+    joining_s: float = 0.0
+    waiting_s: float = 0.0
+    leaving: float = 0.0
+    held: int = 0
+    begun_s: float = 0.0
+    boundary: bool = False  # an iteration has begun whose admissions are not settled
+    waiting: dict[Hashable, _Request] = dataclasses.field(default_factory=dict)
+    free: list[int] = dataclasses.field(default_factory=list)
 
 
 class InFlight:
     """The requests of a gateway, and what follows from them for the next one.
 
     Times are seconds of one clock, `clock` unless an event says when it was (`at`). A time before that of an event
-    already told counts as that time: clocks that step back do no harm. Not safe for threads; an event costs about a
-    microsecond.
+    already told counts as that time: clocks that step back do no harm. Not safe for threads; an event costs a few
+    microseconds.
     """
 
     def __init__(
@@ -70,27 +111,28 @@ class InFlight:
         self._clock = clock
         self._softness = softness
         self._terms = Terms.of(situation)
-        self._params = ServingParams.of(situation)
         self._models = {name: index for index, name in enumerate(situation.profile.model_names)}
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
+        self._number = np.arange(len(self._models))
+        self._know(ServingParams.of(situation))
         self._slows_down = bool((self._params.slowdown != 1).any())
+        # Where admissions are inferred, or models slow each other down, sums do not follow from single events.
+        self._incremental = not (self._terms.infers_admissions or self._slows_down)
         self._requests: dict[Hashable, _Request] = {}
-        self._now_s = -math.inf
+        self._now_s = self._last_arrival_s = self._changed_s = -math.inf
         # The rate at each of the last arrivals; routers may have been trained to see it late.
         self._rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)
-        self._last_arrival_s = -math.inf
-        self._changed_s = -math.inf
         self._sent = 0
-        self._replicas = cluster.replicas
         instances = cluster.replicas * len(self._models)
-        self.batch_sizes = np.zeros((cluster.replicas, len(self._models)), np.int64)
-        self._begun_s = np.zeros(instances)
-        self._boundary = [False] * instances  # an iteration has begun whose admissions are not settled
         seats = (instances, self._terms.capacity)
+        self._instances = [_Instance(free=list(range(seats[1]))[::-1]) for _ in range(instances)]
+        self.batch_sizes = np.zeros((cluster.replicas, len(self._models)), np.int64)
         self._present, self._running, self._eligible = (np.zeros(seats, bool) for _ in range(3))
         self._task, self._prompt, self._tokens, self._order = (np.zeros(seats, np.int64) for _ in range(4))
-        self._limit = np.zeros(seats, np.int64)
+        self._law = np.zeros(seats, np.int64)
+        self._limit = np.full(seats, _NO_LIMIT)
         self._arrival_s, self._factor = np.zeros(seats), np.ones(seats)
+        self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
         self._limits = self._factors = False
 
@@ -120,27 +162,25 @@ class InFlight:
         """
         if request in self._requests:
             raise InputError(f"Request {request!r} has arrived already; give every request a name of its own.")
-        if task not in self._tasks:
+        index = self._tasks.get(task, -1)
+        if index < 0:
             raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
         _at_least_one(request, "prompt_tokens", prompt_tokens)
         if max_tokens is not None:
             _at_least_one(request, "max_tokens", max_tokens)
-            self._limits = True
-        index = self._tasks[task]
         factor = 1.0
         if deadline_s is not None:
             if not (math.isfinite(deadline_s) and deadline_s > 0):
-                raise InputError(
-                    f"Request {request!r}: `deadline_s` is {deadline_s}; give a positive number of seconds."
-                )
-            factor = deadline_s / float(self._visible_deadline_s(index))
-            self._factors = True
+                raise InputError(f"Request {request!r}: `deadline_s` is {deadline_s}; give a positive number.")
+            factor = deadline_s / self._visible_deadline_s[index]
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
         self._rates.append(float(next_rate(self._rates[-1], gap_s, tau_s)) if self._rates else 0.0)
         self._last_arrival_s = now
+        self._limits |= max_tokens is not None
+        self._factors |= deadline_s is not None
         if prompt_tokens >= self._params.prefill.shape[1]:
-            self._params = ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2)
+            self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2))
         self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now)
 
     def sent(self, request: Hashable, model: str | int, replica: int = 0, *, at: float | None = None) -> None:
@@ -153,33 +193,44 @@ class InFlight:
         if known.instance >= 0:
             raise InputError(f"Request {request!r} was sent already; send it once.")
         index = self._models.get(model, -1) if isinstance(model, str) else int(model)
-        if not (0 <= index < len(self._models) and 0 <= replica < self._replicas):
+        if not (0 <= index < len(self._models) and 0 <= replica < len(self.batch_sizes)):
             raise InputError(
                 f"Request {request!r}: there is no replica {replica} of model `{model}`; the models are "
-                f"{', '.join(self._models)} on {self._replicas} replica(s)."
+                f"{', '.join(self._models)} on {len(self.batch_sizes)} replica(s)."
             )
         now = self._advance(at)
-        instance = replica * len(self._models) + index
-        self._settle(instance)
-        present = self._present[instance]
-        seat = int(present.argmin())
-        if present[seat]:
+        number = replica * len(self._models) + index
+        instance = self._instances[number]
+        if instance.boundary:
+            self._settle(number)
+        if not instance.free:
             self._widen()
-            present = self._present[instance]
-            seat = int(present.argmin())
-        idle = self.batch_sizes[replica, index] == 0
-        if idle:
-            self._begun_s[instance] = now
-        known.instance, known.seat = instance, seat
+        seat = instance.free.pop()
+        idle = not (instance.running or instance.waiting)
+        known.instance, known.seat = number, seat
+        known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
         self._sent += 1
         self.batch_sizes[replica, index] += 1
         self._changed_s = now
-        at_seat = (instance, seat)
-        self._present[at_seat], self._running[at_seat], self._eligible[at_seat] = True, idle, idle
-        self._task[at_seat], self._prompt[at_seat], self._tokens[at_seat] = known.task, known.prompt_tokens, 0
-        self._order[at_seat], self._arrival_s[at_seat] = self._sent, known.arrival_s
-        self._factor[at_seat] = known.deadline_factor
-        self._limit[at_seat] = np.iinfo(np.int64).max if known.max_tokens is None else known.max_tokens
+        here, params, task = (number, seat), self._params, known.task
+        self._present[here], self._running[here], self._eligible[here] = True, False, idle
+        self._task[here], self._prompt[here], self._tokens[here] = task, known.prompt_tokens, 0
+        self._order[here], self._arrival_s[here], self._factor[here] = (
+            self._sent,
+            known.arrival_s,
+            known.deadline_factor,
+        )
+        self._limit[here] = _NO_LIMIT if known.max_tokens is None else known.max_tokens
+        self._law[here] = task * params.priors.survival.shape[1]
+        self._base_s[here] = params.deadline_base_s[task] * known.deadline_factor
+        self._per_token_s[here] = params.deadline_per_token_s[task] * known.deadline_factor
+        self._quality[here] = params.weight[task] * params.quality[task, index]
+        self._penalty[here] = params.weight[task] * params.miss_penalty
+        instance.waiting_s += known.prefill_s
+        instance.waiting[request] = known
+        if idle:
+            instance.begun_s = now
+            self._admit(instance, request)
 
     def first_token(self, request: Hashable, *, at: float | None = None) -> None:
         """The first token has come.
@@ -187,8 +238,7 @@ class InFlight:
         Raises:
           InputError: if it came before, or the request is not in flight.
         """
-        known = self._sent_one(request)
-        if self._tokens[known.instance, known.seat]:
+        if self._sent_one(request).tokens:
             raise InputError(f"Request {request!r}: its first token has come already; tell further ones by `tokens`.")
         self.tokens(request, at=at)
 
@@ -200,12 +250,23 @@ class InFlight:
         """
         known = self._sent_one(request)
         _at_least_one(request, "count", count)
+        now = self._advance(at)
         if not self._terms.streamed:
-            self._advance(at)
             return
-        self._begin(known.instance, self._advance(at))
-        self._tokens[known.instance, known.seat] += count
-        self._running[known.instance, known.seat] = True
+        instance = self._instances[known.instance]
+        self._begin(known.instance, now)
+        if not known.running:
+            self._admit(instance, request)
+        if not known.tokens:
+            instance.decoding += 1
+            instance.joining_s = instance.joining_s - known.prefill_s if instance.decoding < instance.running else 0.0
+            instance.held += known.prompt_tokens
+        known.tokens += count
+        instance.held += count
+        self._tokens[known.instance, known.seat] = known.tokens
+        leaving = self._leaving(known)
+        instance.leaving += leaving - known.leaving
+        known.leaving = leaving
 
     def done(self, request: Hashable, *, at: float | None = None) -> None:
         """The last token has come.
@@ -237,88 +298,226 @@ class InFlight:
         """
         known = self._known(request)
         now = self._advance(at)
-        visible_s = float(self._visible_deadline_s(known.task)) * known.deadline_factor
         return Observation(
             task=known.task,
             batch_sizes=self.batch_sizes.sum(0),
-            arrival_rate=self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0,
+            arrival_rate=self._rate(),
             instance_batch_sizes=self.batch_sizes,
-            deadline_s=visible_s,
+            deadline_s=self._visible_deadline_s[known.task] * known.deadline_factor,
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             prompt_tokens=known.prompt_tokens,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
-            in_flight=self._view(now),
+            in_flight=self._view(self._picked(), now),
         )
 
-    def estimates(self, request: Hashable, *, at: float | None = None) -> Estimates:
+    def estimates(self, request: Hashable, *, at: float | None = None, with_harm: bool = True) -> Estimates:
         """What is to be expected of each model for a request that has arrived; arrays of shape (models,).
+
+        Args:
+          request: its name.
+          at: when; now, by default.
+          with_harm: whether to work out the harm, which takes longest; otherwise it is 0.
 
         Raises:
           InputError: if it has not arrived.
         """
-        seen = self.observation(request, at=at)
-        newcomer = Newcomer.of(seen)
-        return estimate(newcomer, seen.in_flight, self._params, self._softness)
-
-    def _view(self, now: float) -> InFlightView:
-        replicas = self.batch_sizes.argmin(axis=0)
-        models = np.arange(len(self._models))
-        view = self._rows(replicas * len(self._models) + models, now)
-        if self._slows_down:
-            view = dataclasses.replace(view, beside=self._rows(replicas[:, None] * len(self._models) + models, now))
-        return view
-
-    def _rows(self, instances: np.ndarray, now: float) -> InFlightView:
-        for instance in instances.flat:
-            self._settle(int(instance))
-        terms = self._terms
-        infers = terms.infers_admissions
-        return InFlightView(
-            present=self._present[instances],
-            running=None if infers else self._running[instances],
-            tokens=self._tokens[instances],
-            task=self._task[instances],
-            prompt_tokens=self._prompt[instances],
-            age_s=now - self._arrival_s[instances],
-            elapsed_s=now - self._begun_s[instances],
-            eligible=self._eligible[instances] if infers else None,
-            order=self._order[instances] if infers else None,
-            output_limit=self._limit[instances] if self._limits else None,
-            deadline_factor=self._factor[instances] if self._factors else None,
-            terms=terms,
+        known = self._known(request)
+        now = self._advance(at)
+        params, softness = self._params, self._softness
+        factor = known.deadline_factor if self._factors else None
+        newcomer = Newcomer(known.task, known.prompt_tokens, self._rate(), known.max_tokens, factor)
+        picked = self._picked()
+        if self._incremental:
+            line, course = self._follow(newcomer, picked, now)
+            view = self._brief_view(picked, now) if with_harm else None
+        else:
+            view = settled(self._view(picked, now), params)
+            line = count(view, params)
+            course = follow(newcomer, line, view, params)
+        if newcomer.output_limit is None and factor is None:
+            ahead = self._prospects[known.task]
+        else:
+            ahead = prospect(newcomer, params, softness)
+        lost = np.zeros(len(picked))
+        if with_harm and view is not None:
+            lost = harm(newcomer, self._stakes(picked), line, course, view, params, softness)
+        return Estimates(
+            own=own_value(newcomer, ahead, line, course, self._terms, params),
+            harm=lost,
+            work=course.own_prefill_s + params.priors.decode_work_s[known.task],
+            load=newcomer.arrival_rate / params.priors.capacity,
+            first_token_s=course.first_token_s,
+            completion_s=completion_s(newcomer, course, params),
         )
 
-    def _begin(self, instance: int, now: float) -> None:
-        """A token came: an iteration has ended, and the next one begins."""
-        if now > self._begun_s[instance]:
-            self._settle(instance)
-            self._begun_s[instance] = now
-            self._boundary[instance] = True
+    def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
+        """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
+        rows = []
+        prefill_s = self._params.prefill[:, newcomer.prompt_tokens].tolist()
+        for own_prefill_s, costs, number in zip(prefill_s, self._costs, picked.tolist(), strict=True):
+            instance = self._instances[number]
+            if instance.boundary:
+                self._settle(number)
+            line = Line(
+                instance.decoding,
+                instance.running,
+                len(instance.waiting),
+                instance.joining_s,
+                instance.waiting_s,
+                instance.leaving,
+                instance.held,
+                None,
+                now - instance.begun_s,
+                None,
+            )
+            course = course_of(line, own_prefill_s, 0.0, costs, self._terms, scalars)
+            rows.append((line.running, line.waiting, line.waiting_s, *course))
+        running, waiting, waiting_s, *course_s = np.array(rows).T
+        return Line(None, running, waiting, None, waiting_s, None, None, None, None, None), Course(*course_s)
 
-    def _settle(self, instance: int) -> None:
+    def _picked(self) -> np.ndarray:
+        """(models,) the instances that the load balancer would pick."""
+        return self.batch_sizes.argmin(axis=0) * len(self._models) + self._number
+
+    def _rate(self) -> float:
+        return self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0
+
+    def _view(self, picked: np.ndarray, now: float) -> InFlightView:
+        view = self._rows(picked, now)
+        if self._slows_down:
+            replica = picked - self._number
+            view = dataclasses.replace(view, beside=self._rows(replica[:, None] + self._number, now))
+        return view
+
+    def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
+        """A view of what harm needs besides what is at stake; all instances are settled."""
+        return InFlightView(
+            present=None,
+            running=self._running[rows],
+            tokens=self._tokens[rows],
+            task=None,
+            prompt_tokens=None,
+            age_s=now - self._arrival_s[rows],
+            elapsed_s=None,
+            terms=self._terms,
+        )
+
+    def _rows(self, rows: np.ndarray, now: float) -> InFlightView:
+        for number in rows.flat:
+            if self._instances[number].boundary:
+                self._settle(int(number))
+        infers = self._terms.infers_admissions
+        return InFlightView(
+            present=self._present[rows],
+            running=None if infers else self._running[rows],
+            tokens=self._tokens[rows],
+            task=self._task[rows],
+            prompt_tokens=self._prompt[rows],
+            age_s=now - self._arrival_s[rows],
+            elapsed_s=now - np.array([self._instances[number].begun_s for number in rows.flat]).reshape(rows.shape),
+            eligible=self._eligible[rows] if infers else None,
+            order=self._order[rows] if infers else None,
+            output_limit=self._limit[rows] if self._limits else None,
+            deadline_factor=self._factor[rows] if self._factors else None,
+            terms=self._terms,
+        )
+
+    def _stakes(self, rows: np.ndarray) -> Stakes:
+        law = self._law[rows]
+        longest = self._params.priors.survival.shape[1] - 1
+        return Stakes(
+            law=law,
+            limit=law + np.minimum(self._limit[rows], longest) if self._limits else None,
+            deadline_base_s=self._base_s[rows],
+            deadline_per_token_s=self._per_token_s[rows],
+            quality=self._quality[rows],
+            penalty=self._penalty[rows],
+        )
+
+    def _know(self, params: ServingParams) -> None:
+        """Takes over numbers, in the forms in which they are read fast."""
+        self._params = params
+        held_s = (params.context_cost_s * params.priors.held_each).tolist()
+        self._slots = params.decode.shape[1] - 1
+        self._costs = [
+            Costs(_interpolation(row), self._slots, follower_s, of_held_s, of_context_s, math.inf)
+            for row, follower_s, of_held_s, of_context_s in zip(
+                params.decode.tolist(),
+                params.priors.follower_s.tolist(),
+                held_s,
+                params.context_cost_s.tolist(),
+                strict=True,
+            )
+        ]
+        self._remainder = params.priors.remainder.tolist()
+        self._prospects = [prospect(Newcomer(task, 1, 0.0), params, self._softness) for task in range(len(self._tasks))]
+        self._visible_deadline_s = deadline_s(
+            params.deadline_base_s, params.deadline_per_token_s, params.mean_output_tokens
+        ).tolist()
+
+    def _leaving(self, known: _Request) -> float:
+        """One over the tokens that a request is expected to go on for."""
+        law = self._remainder[known.task]
+        tokens = min(known.tokens, len(law) - 1)
+        if known.max_tokens is None:
+            return 1.0 / law[tokens]
+        survival = self._params.priors.survival[known.task]
+        limit = min(known.max_tokens, len(law) - 1)
+        return 1.0 / max(law[tokens] - float(survival[limit] / survival[tokens]) * law[limit], 1.0)
+
+    def _begin(self, number: int, now: float) -> None:
+        """A token came: an iteration has ended, and the next one begins."""
+        instance = self._instances[number]
+        if now > instance.begun_s:
+            if instance.boundary:
+                self._settle(number)
+            instance.begun_s, instance.boundary = now, True
+
+    def _settle(self, number: int) -> None:
         """Admits those who wait to the iteration that has begun, once all that ended with the last one is told."""
-        if not self._boundary[instance]:
-            return
-        self._boundary[instance] = False
-        present, running = self._present[instance], self._running[instance]
-        self._eligible[instance] = present
-        places = self.situation.cluster.max_batch - int((present & running).sum())
-        waiting = np.flatnonzero(present & ~running)
-        if places > 0 and waiting.size:
-            first = waiting[np.argsort(self._order[instance, waiting])[:places]]
-            running[first] = True
+        instance = self._instances[number]
+        instance.boundary = False
+        self._eligible[number] = self._present[number]
+        while instance.waiting and instance.running < self._slots:
+            self._admit(instance, next(iter(instance.waiting)))
+
+    def _admit(self, instance: _Instance, request: Hashable) -> None:
+        known = instance.waiting.pop(request)
+        known.running = True
+        self._running[known.instance, known.seat] = True
+        instance.running += 1
+        instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+        instance.joining_s += known.prefill_s
+        known.leaving = self._leaving(known)
+        instance.leaving += known.leaving
 
     def _leave(self, request: Hashable, known: _Request) -> None:
         del self._requests[request]
         if known.instance < 0:
             return
-        self._present[known.instance, known.seat] = False
-        replica, model = divmod(known.instance, len(self._models))
-        self.batch_sizes[replica, model] -= 1
+        instance = self._instances[known.instance]
+        if known.running:
+            instance.running -= 1
+            instance.leaving -= known.leaving
+            if known.tokens:
+                instance.decoding -= 1
+                instance.held -= known.prompt_tokens + known.tokens
+            joining = instance.decoding < instance.running
+            instance.joining_s = instance.joining_s - known.prefill_s * (not known.tokens) if joining else 0.0
+        else:
+            del instance.waiting[request]
+            instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+        if not instance.running:
+            # Sums of nothing are nothing, whatever was rounded on the way.
+            instance.leaving = 0.0
+            instance.boundary = instance.boundary and bool(instance.waiting)
+        here = (known.instance, known.seat)
+        self._present[here] = self._running[here] = False
+        self._quality[here] = self._penalty[here] = 0.0
+        instance.free.append(known.seat)
+        self.batch_sizes[divmod(known.instance, len(self._models))] -= 1
         self._changed_s = self._now_s
-        if self.batch_sizes[replica, model] == 0:
-            self._boundary[known.instance] = False
 
     def _known(self, request: Hashable) -> _Request:
         known = self._requests.get(request)
@@ -342,16 +541,23 @@ class InFlight:
 
     def _widen(self) -> None:
         """Twice as many seats: servers may hold more than the situation says."""
+        seats = self._present.shape
         for name, value in vars(self).items():
-            if isinstance(value, np.ndarray) and value.shape == self._present.shape and name != "_present":
+            if isinstance(value, np.ndarray) and value.shape == seats:
                 setattr(self, name, np.concatenate([value, np.zeros_like(value)], axis=1))
-        self._present = np.concatenate([self._present, np.zeros_like(self._present)], axis=1)
+        for instance in self._instances:
+            instance.free += range(2 * seats[1] - 1, seats[1] - 1, -1)
 
-    def _visible_deadline_s(self, task: int) -> Any:
-        params = self._params
-        return deadline_s(
-            params.deadline_base_s[task], params.deadline_per_token_s[task], params.mean_output_tokens[task]
-        )
+
+def _interpolation(row: list[float]) -> Callable[[Any], Any]:
+    """Values of a table at fractional columns."""
+    last = len(row) - 2
+
+    def at(number: Any) -> Any:
+        low = min(int(number), last)
+        return row[low] + (number - low) * (row[low + 1] - row[low])
+
+    return at
 
 
 def _at_least_one(request: Hashable, name: str, value: int) -> None:

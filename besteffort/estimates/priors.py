@@ -21,6 +21,10 @@ class Priors:
     Attributes:
       survival, remainder, longest, length_quantiles: see `besteffort.estimates.lengths.LengthLaws`.
       decode_work_s: (tasks, models) instance-seconds of an answer after its prefill, see `decode_work`.
+      follower_s: (models,) seconds of prefill of the mean prompt, per token of the mean output: what a place in the
+        batch adds to an iteration if each who leaves it is followed by another. Means over the tasks, since a router
+        does not know their mix.
+      held_each: () tokens that a request holds on average.
       capacity: (models,) requests per second that this model and all larger ones sustain together, each serving alone.
     """
 
@@ -29,18 +33,24 @@ class Priors:
     longest: Any
     length_quantiles: Any
     decode_work_s: Any
+    follower_s: Any
+    held_each: Any
     capacity: Any
 
     @classmethod
     def of(cls, situation: Situation, longest_output: int | None = None) -> Priors:
         """Priors of a situation, whose laws end with `longest_output` tokens, or the tasks' longest output."""
         laws = LengthLaws.of(situation.tasks, longest_output)
+        prompt, output = float(situation.mean_prompt_tokens.mean()), float(situation.mean_output_tokens.mean())
+        prefill = situation.profile.prefill_table(max(task.prompt_tokens[1] for task in situation.tasks))
         return cls(
             survival=laws.survival,
             remainder=laws.remainder,
             longest=laws.longest,
             length_quantiles=laws.length_quantiles,
             decode_work_s=decode_work(situation),
+            follower_s=prefill[:, round(prompt)] / output,
+            held_each=np.asarray(prompt + output / 2),
             capacity=np.cumsum(situation.capacity()[::-1])[::-1],
         )
 

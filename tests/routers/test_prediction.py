@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from besteffort.simulator.reward import timeliness
 from cluster import DECODE, PREFILL, SIZES, observe, params
 from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.routers.prediction import least_loaded, predict_latency, predicted_value
-from besteffort.simulator.reward import timeliness
 
 IDLE = [[0, 0, 0], [0, 0, 0]]
 # Means over the tasks: 150 prompt and 16 output tokens.
