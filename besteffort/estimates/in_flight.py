@@ -1,9 +1,9 @@
 """Live book-keeping: what a gateway knows of its requests, from events alone. NumPy only.
 
-    flight = InFlight(situation)
+    flight = InFlight(policy)
     flight.arrived("a", task="piqa", prompt_tokens=120)
-    estimates = flight.estimates("a")
-    flight.sent("a", "opt-125m", replica=0)
+    model, replica = flight.decide("a")
+    flight.sent("a", model, replica)
     flight.tokens("a")          # the first, and every further one; not where answers are not streamed
     flight.done("a")            # with the last token; or `failed`, or `cancelled`
 
@@ -19,7 +19,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,9 +46,17 @@ from besteffort.estimates.estimates import (
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation, next_rate
+from besteffort.policy import Policy
 from besteffort.situation import Situation, deadline_s
 
 _NO_LIMIT = np.iinfo(np.int64).max
+
+
+class Decision(NamedTuple):
+    """Where a request shall go: a model's name, and the replica with the smallest batch of it, the first on a tie."""
+
+    model: str
+    replica: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,7 +102,7 @@ class InFlight:
 
     def __init__(
         self,
-        situation: Situation,
+        policy: Policy | Situation,
         *,
         clock: Callable[[], float] = time.monotonic,
         softness: Softness = DEFAULT_SOFTNESS,
@@ -102,12 +110,14 @@ class InFlight:
         """Nothing in flight.
 
         Args:
-          situation: the models and where they run, their tables and qualities, the tasks and their deadlines.
+          policy: decides, and carries what estimates need: models and where they run, their tables and qualities, the
+            tasks and their deadlines. A situation does for estimates without decisions.
           clock: tells the time in seconds where events do not.
           softness: how uncertain predictions are.
         """
+        self.policy = policy if isinstance(policy, Policy) else None
+        self.situation = situation = policy.situation if isinstance(policy, Policy) else policy
         cluster = situation.cluster
-        self.situation = situation
         self._clock = clock
         self._softness = softness
         self._terms = Terms.of(situation)
@@ -289,6 +299,39 @@ class InFlight:
         self._leave(request, known)
 
     cancelled = failed
+
+    def decide(self, request: Hashable, *, at: float | None = None) -> Decision:
+        """Where a request that has arrived shall go. Nothing is booked before it is `sent`.
+
+        Raises:
+          InputError: if it has not arrived, or there is no policy.
+        """
+        policy = self.policy
+        if policy is None:
+            raise InputError("There is no policy to decide; make `InFlight` of a policy instead of a situation.")
+        known = self._known(request)
+        now = self._advance(at)
+        names = {feature.name for feature in policy.features}
+        given: dict[str, Any] = {}
+        if names & set(Estimates._fields):
+            estimates = self.estimates(request, at=now, with_harm="harm" in names)
+            given = {name: getattr(estimates, name) for name in Estimates._fields if name in names}
+        if "deadline_s" in names:
+            given["deadline_s"] = self._visible_deadline_s[known.task] * known.deadline_factor
+        if "since_change_s" in names:
+            given["since_change_s"] = now - self._changed_s if math.isfinite(self._changed_s) else 0.0
+        if "smallest_batch" in names:
+            given["smallest_batch"] = self.batch_sizes.min(axis=0)
+        if "prompt_tokens" in names:
+            given["prompt_tokens"] = known.prompt_tokens
+        values = policy.values(
+            task=self.situation.tasks[known.task].name,
+            batch_sizes=self.batch_sizes.sum(axis=0).tolist(),
+            arrival_rate=self._rate(),
+            **given,
+        )
+        model = int(values.argmax())
+        return Decision(policy.models[model], int(self.batch_sizes[:, model].argmin()))
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
