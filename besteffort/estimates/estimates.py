@@ -41,7 +41,7 @@ class Softness(NamedTuple):
 
     reserve: Any = 0.0
     width: Any = 0.05
-    in_flight: Any = 0.4
+    in_flight: Any = 0.1
 
 
 DEFAULT_SOFTNESS = Softness()
