@@ -12,7 +12,7 @@ costs tens of microseconds plus the time of the function. For a Stable-Baselines
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -43,10 +43,10 @@ class HostRouter:
         models = observation.instance_batch_sizes.shape[-1]
 
         def ask(observation: Observation) -> np.ndarray:
-            seen = Observation(*map(np.asarray, observation))
+            seen = jax.tree.map(np.asarray, observation)
             batch = seen.task.shape
             # Flatten all batch axes into one.
-            flat = Observation(*(field.reshape(-1, *field.shape[len(batch) :]) for field in seen))
+            flat = jax.tree.map(lambda field: field.reshape(-1, *field.shape[len(batch) :]), seen)
             chosen = np.asarray(self.function(flat))
             if chosen.shape != flat.task.shape or not ((chosen >= 0) & (chosen < models)).all():
                 raise InputError(
@@ -62,8 +62,7 @@ def each(function: Callable[[Observation], Any]) -> Batched:
     """Wraps a function that decides one request at a time, from an observation of NumPy values without a batch axis."""
 
     def batched(observation: Observation) -> np.ndarray:
-        rows = range(len(observation.task))
-        return np.array([int(function(Observation(*(field[row] for field in observation)))) for row in rows])
+        return np.array([int(function(one)) for one in _rows(observation)])
 
     return batched
 
@@ -72,9 +71,7 @@ def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]
     """Wraps a function from network inputs, (batch, inputs) float32, to (batch,) models."""
 
     def batched(observation: Observation) -> Any:
-        rows = range(len(observation.task))
-        inputs = [encode(Observation(*(field[row] for field in observation)), features) for row in rows]
-        return function(np.array(inputs, np.float32))
+        return function(np.array([encode(one, features) for one in _rows(observation)], np.float32))
 
     return batched
 
@@ -85,3 +82,9 @@ def predicting(model: Any, features: tuple[Feature, ...]) -> Batched:
     `features` are those of the problem that the model was trained on.
     """
     return reading(lambda inputs: model.predict(inputs, deterministic=True)[0], features)
+
+
+def _rows(observation: Observation) -> Iterator[Observation]:
+    """Observations without the batch axis."""
+    for row in range(len(observation.task)):
+        yield jax.tree.map(lambda field, row=row: field[row], observation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -103,7 +104,7 @@ def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
     assert lanes._lanes is not None
     seen = lanes._lanes.timestep.observation
     for lane in range(2):
-        one = type(seen)(*(np.asarray(value)[lane] for value in seen))
+        one = jax.tree.map(lambda value, lane=lane: np.asarray(value)[lane], seen)
         np.testing.assert_allclose(view.observation[lane], encode(one, problem.features, np), rtol=1e-5)
 
 
