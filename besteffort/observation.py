@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,19 +72,54 @@ class Feature:
     scale: float = 1.0
 
 
-FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s")
+ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s")
+"""Features that are worked out from the requests in flight, see `besteffort.estimates.estimates.Estimates`."""
 
-EXOGENOUS = ("task", "arrival_rate", "deadline_s")
+IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
+"""Features that routers have only where observations show the requests in flight."""
+
+FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT)
+
+PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
+"""Features with a value for each model."""
+
+SIGNED = ("own", "harm")
+"""Features that may be below 0: a miss may cost something, and `harm` is a sum of differences, which are rounded."""
+
+EXOGENOUS = ("task", "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
 """Features that do not depend on the router's choices."""
 
 
+def needs_in_flight(names: Iterable[str]) -> bool:
+    """Whether features of these names need observations that show the requests in flight."""
+    return any(name in IN_FLIGHT for name in names)
+
+
 def default_features(
-    tasks: int, models: int, replicas: int, max_batch: int, typical_rate: float, names: tuple[str, ...] = FEATURES[:3]
+    tasks: int,
+    models: int,
+    replicas: int,
+    max_batch: int,
+    typical_rate: float,
+    names: tuple[str, ...] = FEATURES[:3],
+    *,
+    typical_deadline_s: float = 0.5,
+    typical_prompt_tokens: float = 128.0,
+    largest_weight: float = 1.0,
 ) -> tuple[Feature, ...]:
     """Features by name with normalisers that keep them of order one.
 
-    `typical_rate` is in requests per second; the capacity of the largest model is a good choice. The logarithm of the
-    arrival rate bends at a tenth of it.
+    Args:
+      tasks: how many there are.
+      models: how many there are.
+      replicas: how many there are of each model.
+      max_batch: requests that run at once on an instance.
+      typical_rate: requests per second; the capacity of the largest model is a good choice. The logarithm of the
+        arrival rate bends at a tenth of it, and `work` counts in what a request takes of an instance at this rate.
+      names: which features, in order.
+      typical_deadline_s: seconds at which the logarithms of predicted times bend.
+      typical_prompt_tokens: length at which the logarithm of the prompt length bends.
+      largest_weight: unit of rewards, in which `own` and `harm` count.
 
     Raises:
       InputError: on an unknown or repeated name.
@@ -95,6 +131,13 @@ def default_features(
         "deadline_s": Feature("deadline_s", 1, "log1p", 0.1),
         "smallest_batch": Feature("smallest_batch", models, "linear", float(max_batch)),
         "since_change_s": Feature("since_change_s", 1, "log1p", 1.0 / typical_rate),
+        "own": Feature("own", models, "linear", largest_weight),
+        "harm": Feature("harm", models, "linear", largest_weight),
+        "work": Feature("work", models, "linear", replicas / typical_rate),
+        "load": Feature("load", models, "log1p", 1.0),
+        "first_token_s": Feature("first_token_s", models, "log1p", typical_deadline_s),
+        "completion_s": Feature("completion_s", models, "log1p", typical_deadline_s),
+        "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
     }
     for name in names:
         if name not in known:
@@ -104,14 +147,39 @@ def default_features(
     return tuple(known[name] for name in names)
 
 
-def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np) -> Any:
-    """Network input, a (sum of sizes,) vector of floats, for one observation."""
+def value_of(name: str, observation: Observation, estimates: Any = None) -> Any:
+    """() or (models,) value of a feature; see `encode`.
+
+    Raises:
+      InputError: if the observation or the estimates lack it.
+    """
+    if name == "smallest_batch":
+        return observation.instance_batch_sizes.min(axis=0)
+    value = getattr(estimates if name in ESTIMATES else observation, name, None)
+    if value is None and name in IN_FLIGHT:
+        raise InputError(
+            f"The feature `{name}` needs the requests in flight, which this observation does not show; build the "
+            f"environment with `estimates=True`, or name `{name}` in `view.features` of the situation."
+        )
+    return value
+
+
+def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np, *, estimates: Any = None) -> Any:
+    """Network input, a (sum of sizes,) vector of floats, for one observation.
+
+    Args:
+      observation: the observation.
+      features: what of it, in order.
+      xp: the array module, `numpy` or `jax.numpy`.
+      estimates: the request's `besteffort.estimates.estimates.Estimates`, where a feature is one of them;
+        `besteffort.estimates.encoding.network_input` works them out.
+
+    Raises:
+      InputError: if the observation or the estimates lack a feature.
+    """
     parts = []
     for feature in features:
-        if feature.name == "smallest_batch":
-            value = observation.instance_batch_sizes.min(axis=0)
-        else:
-            value = getattr(observation, feature.name)
+        value = value_of(feature.name, observation, estimates)
         if feature.transform == "one_hot":
             part = (xp.arange(feature.size) == value) * 1.0
         else:

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,15 @@ import safetensors.numpy
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.files import write_bytes
-from besteffort.observation import Feature, check_feature, input_size
+from besteffort.observation import (
+    ESTIMATES,
+    PER_MODEL,
+    SIGNED,
+    Feature,
+    check_feature,
+    input_size,
+    needs_in_flight,
+)
 from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
@@ -35,7 +44,7 @@ FORMAT = 3
 """Version of the file format; it grows when an older or a newer reader would misread a file. Others are refused."""
 
 _ENTRY = "besteffort"
-_PER_MODEL = ("batch_sizes", "smallest_batch")
+_PerModel = Mapping[str, Any] | Sequence[Any] | np.ndarray
 _ALWAYS_GIVEN = ("task", "batch_sizes", "arrival_rate")
 
 
@@ -69,7 +78,7 @@ class Policy:
     # first kernel is per task, with the task's row in its bias.
     _first: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
     _rest: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
-    _inputs: tuple[tuple[str, bool, bool, float], ...] = dataclasses.field(init=False, repr=False)
+    _inputs: tuple[tuple[str, bool, float, bool, float], ...] = dataclasses.field(init=False, repr=False)
     _further: frozenset[str] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +96,9 @@ class Policy:
                 task_bias = {task: bias + kernel[start + i] for i, task in enumerate(self.tasks)}
             else:
                 rows.append(kernel[start:stop])
-                inputs.append((feature.name, feature.name in _PER_MODEL, feature.transform == "log1p", feature.scale))
+                lowest = -sys.float_info.max if feature.name in SIGNED else 0.0
+                per_model, log1p = feature.name in PER_MODEL, feature.transform == "log1p"
+                inputs.append((feature.name, per_model, lowest, log1p, feature.scale))
             start = stop
         first = np.concatenate(rows) if rows else np.zeros((0, len(bias)), np.float32)
         last = len(weights) == 1
@@ -124,10 +135,13 @@ class Policy:
             without this one.
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
           **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model); see
-            `besteffort.observation.Observation`.
+            `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates per
+            model, and `prompt_tokens`, for which `besteffort.estimates.in_flight.InFlight` keeps the books and
+            `besteffort.estimates.encoding.features_of` gives all arguments.
 
         Raises:
-          InputError: on an unknown task, a value that is missing, negative or not finite, or a feature that is not its.
+          InputError: on an unknown task, a value that is missing, not finite, or negative where it cannot be, or a
+            feature that is not its.
         """
         return self.models[
             self.values(task=task, batch_sizes=batch_sizes, arrival_rate=arrival_rate, **further).argmax()
@@ -154,15 +168,20 @@ class Policy:
         """Checks that the policy can route in a situation.
 
         What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of models
-        and tasks, in the same order; the features, in the same order; and the time constant of the rate estimate.
+        and tasks, in the same order; the features, in the same order; and the time constant of the rate estimate. Of a
+        policy with estimates also `view.streamed`, since tokens that nobody counts are estimated otherwise.
 
         All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
         deadlines and weights of the tasks, the reward, and how late the view is. The policy then acts on what it was
         trained for, so it decides worse than one trained for the situation, but it decides.
 
+        Estimates follow the numbers of whoever makes them, and the policy reads them whatever these are: in a
+        simulation the assumed situation, in a gateway the situation of its `InFlight`, which is the policy's own
+        unless another is given.
+
         Raises:
           InputError: if the situation has other models, tasks (or an other order of these) or features, or another time
-            constant of the rate estimate.
+            constant of the rate estimate, or the policy has estimates and tokens are counted in one of the two only.
         """
         models, tasks = situation.profile.model_names, situation.task_names
         for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
@@ -182,20 +201,27 @@ class Policy:
                 f"The policy expects a rate estimate over {self.rate_tau_s:g} s, but `view.rate_tau_s` of the "
                 f"situation is {situation.view.rate_tau_s:g}; set it to the policy's."
             )
+        streamed = self.situation.view.streamed
+        if streamed != situation.view.streamed and any(name in ESTIMATES for name in features):
+            raise InputError(
+                f"The policy was trained with `view.streamed` {str(streamed).lower()}, which its estimates depend on; "
+                "set it so in the situation."
+            )
 
     def _encode(self, given: Mapping[str, Any]) -> np.ndarray:
         """(inputs + 1,) float32 network input and a 1, as `besteffort.observation.encode` but for the task."""
         numbers = []
-        for name, per_model, log1p, scale in self._inputs:
+        for name, per_model, lowest, log1p, scale in self._inputs:
             values = self._per_model(name, given[name]) if per_model else (given[name],)
             for value in values:
-                if not 0.0 <= value < math.inf:
-                    raise InputError(f"`{name}` has the value {value}; it must be a number, at least 0 and finite.")
+                if not lowest <= value < math.inf:
+                    bound = "" if lowest else "at least 0 and "
+                    raise InputError(f"`{name}` has the value {value}; it must be a number, {bound}finite.")
                 numbers.append(math.log1p(value / scale) if log1p else value / scale)
         numbers.append(1.0)
         return np.array(numbers, np.float32)
 
-    def _per_model(self, name: str, values: Mapping[str, int] | Sequence[int]) -> Sequence[int]:
+    def _per_model(self, name: str, values: _PerModel) -> Any:
         if len(values) == len(self.models):
             if not isinstance(values, Mapping):
                 return values
@@ -209,13 +235,19 @@ class Policy:
     def _wrong_features(self, further: Mapping[str, Any]) -> InputError:
         missing = sorted(self._further - further.keys())
         if missing:
-            return InputError(f"The policy also needs {', '.join(f'`{name}`' for name in missing)}; pass it by name.")
+            source = (
+                ", from `besteffort.estimates.in_flight.InFlight` as `besteffort.estimates.encoding.features_of` does"
+                if needs_in_flight(missing)
+                else ""
+            )
+            names = ", ".join(f"`{name}`" for name in missing)
+            return InputError(f"The policy also needs {names}; pass it by name{source}.")
         unknown = min(further.keys() - self._further)
         names = ", ".join(feature.name for feature in self.features)
         return InputError(f"`{unknown}` is no feature of this policy, leave it out; its features are {names}.")
 
     def _check(self) -> None:
-        sizes = {"task": len(self.tasks), **dict.fromkeys(_PER_MODEL, len(self.models))}
+        sizes = {"task": len(self.tasks), **dict.fromkeys(PER_MODEL, len(self.models))}
         for feature in self.features:
             check_feature(feature, "Policy")
             if feature.size != sizes.get(feature.name, 1) or (feature.name == "task") != (
@@ -224,6 +256,8 @@ class Policy:
                 raise InputError(
                     f"Policy: feature `{feature.name}` has a size or transform that does not fit; export it again."
                 )
+            if feature.name in SIGNED and feature.transform == "log1p":
+                raise InputError(f"Policy: feature `{feature.name}` may be negative; give it the transform `linear`.")
         if len({feature.name for feature in self.features}) != len(self.features):
             raise InputError("Policy: a feature is listed twice; list each once.")
         names = tuple(feature.name for feature in self.features)

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.errors import InputError
-from besteffort.observation import FEATURES, Observation, default_features, encode, input_size
+from besteffort.estimates.estimates import Estimates
+from besteffort.observation import ESTIMATES, FEATURES, Observation, default_features, encode, input_size
 from besteffort.policy import FORMAT, Policy, load_policy, save_policy
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
@@ -418,19 +419,30 @@ def test_decide_is_the_argmax_of_jax_on_ten_thousand_states(policy: Policy, tmp_
     names=st.permutations(FEATURES).flatmap(lambda p: st.integers(1, len(p)).map(lambda n: tuple(p[:n]))),
     task=st.integers(0, 3),
     instances=st.lists(st.lists(st.integers(0, 64), min_size=3, max_size=3), min_size=4, max_size=4),
-    numbers=st.tuples(*[st.floats(0, 1e4)] * 3),
+    numbers=st.tuples(*[st.floats(0, 1e4)] * 4),
+    per_model=st.tuples(*[st.tuples(*[st.floats(0, 9)] * 3)] * len(ESTIMATES)),
+    sign=st.sampled_from([-1.0, 1.0]),
 )
 def test_any_features_in_any_order_are_read_as_in_simulation(
-    names: tuple[str, ...], task: int, instances: list[list[int]], numbers: tuple[float, float, float]
+    names: tuple[str, ...],
+    task: int,
+    instances: list[list[int]],
+    numbers: tuple[float, ...],
+    per_model: tuple[tuple[float, ...], ...],
+    sign: float,
 ) -> None:
     policy = make_policy(names, hidden=(8,))
-    rate, deadline, since = numbers
+    rate, deadline, since, prompt = numbers
     counts = np.array(instances)
-    seen = Observation(task, counts.sum(axis=0), rate, counts, deadline, since)
-    x = encode(seen, policy.features).astype(np.float32)
+    seen = Observation(task, counts.sum(axis=0), rate, counts, deadline, since, prompt_tokens=prompt)
+    estimates = Estimates(*(np.array(values) for values in per_model))
+    estimates = estimates._replace(own=sign * estimates.own)
+    x = encode(seen, policy.features, estimates=estimates).astype(np.float32)
     (first, bias), (last, last_bias) = policy.weights
     expected = np.maximum(x @ first + bias, 0) @ last + last_bias
-    further = {"deadline_s": deadline, "since_change_s": since, "smallest_batch": counts.min(axis=0).tolist()}
+    further: dict[str, Any] = {"deadline_s": deadline, "since_change_s": since, "prompt_tokens": prompt}
+    further["smallest_batch"] = counts.min(axis=0).tolist()
+    further |= {name: dict(zip(MODELS, getattr(estimates, name), strict=True)) for name in ESTIMATES}
     got = policy.values(
         task=TASKS[task],
         batch_sizes=seen.batch_sizes.tolist(),
@@ -469,8 +481,25 @@ def test_bad_states_are_one_sentence(policy: Policy, changed: dict[str, Any], ex
 
 def test_a_missing_feature_is_named() -> None:
     policy = make_policy((*FEATURES[:3], "deadline_s"))
-    with pytest.raises(InputError, match="also needs `deadline_s`"):
+    with pytest.raises(InputError, match=r"also needs `deadline_s`; pass it by name\.$"):
         policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0)
+
+
+def test_plain_counts_do_not_do_for_estimates() -> None:
+    policy = make_policy((*FEATURES[:3], "own", "prompt_tokens"))
+    with pytest.raises(InputError) as error:
+        policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0)
+    assert str(error.value) == (
+        "The policy also needs `own`, `prompt_tokens`; pass it by name, from `besteffort.estimates.in_flight.InFlight` "
+        "as `besteffort.estimates.encoding.features_of` does."
+    )
+    for own, expected in (([0.5, 0.5], "`own` has 2 values"), ([0.5, -np.inf, 0.0], "must be a number, finite")):
+        with pytest.raises(InputError, match=expected):
+            policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0, own=own, prompt_tokens=9)
+    policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0, own=[-0.5, 0.0, 1.0], prompt_tokens=9)
+    logarithm = dataclasses.replace(policy.features[3], transform="log1p")
+    with pytest.raises(InputError, match="`own` may be negative; give it the transform `linear`"):
+        dataclasses.replace(policy, features=(*policy.features[:3], logarithm, policy.features[4]))
 
 
 def test_check_fits() -> None:
@@ -498,6 +527,16 @@ def test_check_fits() -> None:
         policy.check_fits(dataclasses.replace(situation, view=View(features=("task",))))
     with pytest.raises(InputError, match=r"rate estimate over 2 s, but `view.rate_tau_s` of the situation is 9"):
         policy.check_fits(dataclasses.replace(situation, view=View(rate_tau_s=9.0)))
+    policy.check_fits(dataclasses.replace(situation, view=View(streamed=False)))
+
+
+def test_estimates_must_come_from_tokens_that_are_counted_alike() -> None:
+    policy = make_policy((*FEATURES[:3], "harm"))
+    view = policy.situation.view
+    other = dataclasses.replace(policy.situation, view=dataclasses.replace(view, streamed=not view.streamed))
+    policy.check_fits(dataclasses.replace(policy.situation, cluster=Cluster(replicas=9)))
+    with pytest.raises(InputError, match=r"trained with `view.streamed` false, which its estimates depend on"):
+        policy.check_fits(other)
 
 
 def test_how_many_networks_it_holds_must_be_true(policy: Policy) -> None:

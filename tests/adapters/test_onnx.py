@@ -65,7 +65,7 @@ def values_of(policy: Policy, given: dict[str, np.ndarray], row: int) -> np.ndar
 
 
 @pytest.mark.parametrize(
-    "names", [FEATURES[:3], FEATURES, ("arrival_rate", "task"), ("since_change_s", "batch_sizes")], ids=" ".join
+    "names", [FEATURES[:3], FEATURES[:6], ("arrival_rate", "task"), ("since_change_s", "batch_sizes")], ids=" ".join
 )
 def test_it_decides_as_the_policy_does(situation: Situation, tmp_path: Path, names: tuple[str, ...]) -> None:
     policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0, names))
