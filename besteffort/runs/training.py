@@ -116,6 +116,9 @@ def make_training_problem(
         max_batch=cluster.max_batch,
         typical_rate=capacity,
         names=situation.view.features,
+        typical_deadline_s=float(situation.shares @ situation.visible_deadlines),
+        typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
+        largest_weight=float(situation.weights.max()),
     )
     return TrainingProblem(situation, workload, features, training)
 

@@ -14,6 +14,7 @@ from besteffort.errors import InputError
 from besteffort.estimates.priors import Priors
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
+from besteffort.observation import needs_in_flight
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
@@ -27,7 +28,7 @@ def build(
     horizon: int = 0,
     longest_prompt: int | None = None,
     record: bool = False,
-    estimates: bool = False,
+    estimates: bool | None = None,
     longest_output: int | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
@@ -39,13 +40,15 @@ def build(
       horizon: decisions per episode; 0 means that episodes do not end.
       longest_prompt: largest prompt length that may arrive, in tokens; by default the longest of the situation's tasks.
       record: keep each request's times.
-      estimates: show routers the requests in flight.
+      estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
       longest_output: where the laws of output lengths end, in tokens; by default with the tasks' longest output.
 
     Returns:
       The static shape, and parameters in the default float type.
     """
     cluster, profile, tasks = situation.cluster, situation.profile, situation.tasks
+    if estimates is None:
+        estimates = needs_in_flight(situation.view.features)
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for task in tasks)
     tables = Tables.of(profile, cluster.max_batch, longest_prompt)
@@ -100,7 +103,7 @@ def build_alike(
     history: int,
     longest_prompt: int | None = None,
     record: bool = False,
-    estimates: bool = False,
+    estimates: bool | None = None,
 ) -> tuple[EnvShape, list[EnvParams]]:
     """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
@@ -112,13 +115,15 @@ def build_alike(
       history: as `build`.
       longest_prompt: as `build`; by default the longest of all situations' tasks.
       record: as `build`.
-      estimates: as `build`.
+      estimates: as `build`; by default where any of the situations needs them.
 
     Raises:
       InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds.
     """
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
+    if estimates is None:
+        estimates = any(needs_in_flight(situation.view.features) for situation in situations)
     longest_output = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     built = [
         build(
@@ -147,7 +152,7 @@ def build_alike(
 
 
 def make_env(
-    situation: Situation, workload: Any, *, history: int = 1024, horizon: int = 0
+    situation: Situation, workload: Any, *, history: int = 1024, horizon: int = 0, estimates: bool | None = None
 ) -> tuple[ServingEnvironment, EnvParams]:
     """Returns the compiled environment of a situation, and its parameters.
 
@@ -156,10 +161,11 @@ def make_env(
       workload: the source of arrivals, a `besteffort.workload.types.Workload`.
       history: decisions whose outcome the state keeps; more than the requests in flight at any time.
       horizon: decisions per episode, after which it truncates; 0 means that episodes do not end.
+      estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
 
     Returns:
       The environment, whose `reset` and `step` take the state of a single environment and support `vmap`, and
       parameters in the default float type, any of which may be vmapped over.
     """
-    shape, params = build(situation, workload, history=history, horizon=horizon)
+    shape, params = build(situation, workload, history=history, horizon=horizon, estimates=estimates)
     return ServingEnvironment(shape), params

@@ -1,0 +1,98 @@
+"""Estimates as a network's input: the same in NumPy and JAX, of order one, and from live book-keeping."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.estimates.encoding import features_of, network_input
+from besteffort.estimates.in_flight import InFlight
+from besteffort.estimates.params import ServingParams
+from besteffort.observation import ESTIMATES, EXOGENOUS, FEATURES, IN_FLIGHT, default_features, encode, needs_in_flight
+from besteffort.runs.config import load_situation
+from besteffort.runs.experiment import TrainingConfig
+from besteffort.runs.training import make_training_problem
+from besteffort.simulator.build import build
+from besteffort.situation import Situation
+
+MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b")
+
+
+@pytest.fixture(scope="module")
+def situation() -> Situation:
+    paper = load_situation("paper")
+    return dataclasses.replace(paper, view=dataclasses.replace(paper.view, features=FEATURES))
+
+
+def flight_of(situation: Situation) -> InFlight:
+    """Books with requests running and waiting, and `new`, which has just arrived."""
+    flight = InFlight(situation)
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        at = 0.01 * index
+        flight.arrived(index, task=situation.task_names[index % 4], prompt_tokens=int(rng.integers(64, 193)), at=at)
+        flight.sent(index, MODELS[index % 3], index % 4, at=at)
+        if index % 5:
+            flight.tokens(index, int(rng.integers(1, 9)), at=at + 0.005)
+    flight.arrived("new", task="arc_easy", prompt_tokens=100, at=0.61)
+    return flight
+
+
+def test_numpy_and_jax_read_the_same(situation: Situation) -> None:
+    features = make_training_problem(situation, TrainingConfig()).features
+    seen = flight_of(situation).observation("new", at=0.61)
+    assert tuple(feature.name for feature in features) == FEATURES
+    live = network_input(seen, features, ServingParams.of(situation))
+    with jax.enable_x64(True):
+        _, params = build(situation, None, history=1)
+        compiled = jax.jit(lambda seen: network_input(seen, features, params, jnp))(jax.tree.map(jnp.asarray, seen))
+    np.testing.assert_allclose(compiled, live, rtol=1e-12, atol=1e-12)
+    assert np.abs(live).max() < 5
+
+
+def test_live_features_are_those_of_the_simulation(situation: Situation) -> None:
+    """The features by name, as a policy takes them, are what the network reads."""
+    features = make_training_problem(situation, TrainingConfig()).features
+    flight = flight_of(situation)
+    told = features_of(flight, "new", features, at=0.61)
+    assert told.keys() == set(FEATURES)
+    assert told["task"] == "arc_easy"
+    assert told["prompt_tokens"] == 100
+    assert tuple(told["own"]) == MODELS
+    seen, estimates = flight.observation("new", at=0.61), flight.estimates("new", at=0.61)
+    for name in ESTIMATES:
+        np.testing.assert_array_equal(list(told[name].values()), getattr(estimates, name))
+    np.testing.assert_array_equal(list(told["smallest_batch"].values()), seen.instance_batch_sizes.min(axis=0))
+    assert features_of(flight, "new", features[:1]).keys() == {"task", "batch_sizes", "arrival_rate"}
+
+
+def test_what_needs_the_requests_in_flight() -> None:
+    assert needs_in_flight(("task", "prompt_tokens"))
+    assert needs_in_flight(("harm",))
+    assert not needs_in_flight(FEATURES[:6])
+    assert set(EXOGENOUS) & set(IN_FLIGHT) == {"work", "load", "prompt_tokens"}
+
+
+@pytest.mark.parametrize("name", IN_FLIGHT)
+def test_what_is_missing_is_one_sentence(situation: Situation, name: str) -> None:
+    features = default_features(4, 3, 4, 32, 200.0, (name,))
+    params = ServingParams.of(situation)
+    plain = flight_of(situation).observation("new", at=0.61)._replace(in_flight=None, prompt_tokens=None)
+    said = f"The feature `{name}` needs the requests in flight, which this observation does not show"
+    with pytest.raises(InputError, match=said):
+        network_input(plain, features, params)
+    with pytest.raises(InputError, match=said):
+        encode(plain, features)
+
+
+def test_parameters_without_laws_are_refused(situation: Situation) -> None:
+    features: Any = default_features(4, 3, 4, 32, 200.0, ("own",))
+    _, params = build(situation, None, history=1, estimates=False)
+    with pytest.raises(InputError, match="need the laws of output lengths"):
+        network_input(flight_of(situation).observation("new"), features, params, jnp)
