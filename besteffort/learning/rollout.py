@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from besteffort.estimates.encoding import network_input
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import Networks, Variables, q_values
 from besteffort.learning.replay_buffer import Rows
-from besteffort.observation import Feature, Observation, encode
+from besteffort.observation import Feature, Observation
 from besteffort.simulator.types import Environment, TimeStep
 
 
@@ -44,9 +45,13 @@ def reset(env: Environment, env_params: Any, envs: int, key: Key[Array, ""]) -> 
     return Actors(*jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, envs), env_params))
 
 
-def read(observation: Observation, features: tuple[Feature, ...]) -> Float[Array, "envs features"]:
-    """Network inputs of observations with leading axis (envs,)."""
-    return jax.vmap(lambda one: encode(one, features, jnp))(observation)
+def read(observation: Observation, features: tuple[Feature, ...], env_params: Any) -> Float[Array, "envs features"]:
+    """Network inputs of observations with leading axis (envs,); estimates among them follow the environment's numbers.
+
+    Raises:
+      InputError: if a feature needs the requests in flight, and the environment does not show them.
+    """
+    return jax.vmap(lambda one: network_input(one, features, env_params, jnp))(observation)
 
 
 def collect(
@@ -83,7 +88,7 @@ def collect(
         (env_state, timestep), alive, key = carry
         explore, random_action = draws
         keys = jax.random.split(key, config.num_envs + 1)
-        x = read(timestep.observation, features)
+        x = read(timestep.observation, features, env_params)
         greedy = jnp.argmax(q_values(network, variables.q, x), axis=-1)
         action = jnp.where(explore, random_action, greedy.astype(random_action.dtype))
         env_state, timestep = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[1:], env_state, action, env_params)

@@ -238,7 +238,7 @@ def initial_state(
                 "Training: `credit` is `marginal`, which this environment does not know, because models slow each "
                 "other down; set `training.config.credit` to `own`."
             )
-        x = rollout.read(actors.timestep.observation, features)
+        x = rollout.read(actors.timestep.observation, features, env_params)
         q = networks.q.init(network_key, x) if start is None else start
         online = Variables(q, networks.baseline.init(baseline_key, x))
         action = jnp.zeros((1, config.num_envs), jnp.int32)
