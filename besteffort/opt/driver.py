@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from besteffort.errors import InputError
 from besteffort.estimates.reward import reward as reward_of
-from besteffort.observation import Observation, next_rate
+from besteffort.observation import IN_FLIGHT, Observation, next_rate
 from besteffort.opt.engine import Answer, Engine, OverloadedError
 from besteffort.policy import Policy
 from besteffort.simulator.result import Result
@@ -56,8 +56,11 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
       InputError: if it does not fit the situation, or needs a feature that the engine does not report.
     """
     further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
-    if any(feature.name == "since_change_s" for feature in policy.features):
-        raise InputError("The policy reads `since_change_s`, which the engine does not report; train one without it.")
+    unreported = [f"`{feature.name}`" for feature in policy.features if feature.name in ("since_change_s", *IN_FLIGHT)]
+    if unreported:
+        raise InputError(
+            f"The policy reads {', '.join(unreported)}, which the engine does not report; train one without."
+        )
     policy.check_fits(situation)
 
     def choose(index: int, seen: Observation) -> int:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from besteffort.observation import Feature, Observation, encode
+from besteffort.estimates.encoding import network_input
+from besteffort.observation import Feature, Observation, needs_in_flight
 from besteffort.policy import Policy
 from besteffort.simulator.types import EnvParams
 from besteffort.weights import split
@@ -21,6 +22,9 @@ from besteffort.weights import split
 class LearnedRouter:
     """Sends each request to the model with the largest Q-value.
 
+    Estimates among the features follow the parameters that the router is given, be it a policy's: those of the assumed
+    situation, not of the one that the network was trained for.
+
     Attributes:
       weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. An extra
         leading axis means an ensemble, whose mean Q-values decide.
@@ -30,15 +34,23 @@ class LearnedRouter:
     weights: tuple[tuple[Any, Any], ...]
     features: tuple[Feature, ...] = dataclasses.field(metadata={"static": True})
 
-    def q_values(self, observation: Observation) -> Float[Array, " models"]:
-        """(models,) expected discounted credit of each model, less the average of decisions."""
-        x = encode(observation, self.features, jnp)
+    @property
+    def estimates(self) -> bool:
+        """Whether it needs observations that show the requests in flight."""
+        return needs_in_flight(feature.name for feature in self.features)
+
+    def q_values(self, observation: Observation, params: EnvParams | None = None) -> Float[Array, " models"]:
+        """(models,) expected discounted credit of each model, less the average of decisions.
+
+        `params` are only read for estimates.
+        """
+        x = network_input(observation, self.features, params, jnp)
         if self.weights[0][0].ndim == 2:
             return _perceptron(self.weights, x)
         return jax.vmap(_perceptron, in_axes=(0, None))(self.weights, x).mean(0)
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jnp.argmax(self.q_values(observation)).astype(jnp.int32)
+        return jnp.argmax(self.q_values(observation, params)).astype(jnp.int32)
 
 
 def learned_router(policy: Policy) -> LearnedRouter:

@@ -59,7 +59,10 @@ def simulate(
         raise InputError(f"Unknown backend `{backend}`; choose `jax` or `reference`.")
     with jax.enable_x64(True):
         longest = int(requests.prompt_tokens.max())
-        shape, params = build(situation, None, history=len(requests), longest_prompt=longest, record=True)
+        estimates = getattr(router, "estimates", False) or None  # where the router does not ask, the view decides
+        shape, params = build(
+            situation, None, history=len(requests), longest_prompt=longest, record=True, estimates=estimates
+        )
         router = jax.tree.map(_widened, router)
         key = jax.random.key(seed)
         if backend == "jax":
@@ -69,7 +72,7 @@ def simulate(
         with jax.enable_x64(True):
             return int(_route(router, observation, params, key, index))
 
-    return simulate_by_reference(requests, situation, route)
+    return simulate_by_reference(requests, situation, route, terms=shape.estimates)
 
 
 def simulate_by_reference(
