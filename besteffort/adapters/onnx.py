@@ -7,15 +7,18 @@
 | `arrival_rate` | double | (batch,) | requests per second, see `besteffort.observation.next_rate` |
 | `smallest_batch` | int64 | (batch, models) | the same on the least loaded instance of each model |
 | `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
+| `prompt_tokens` | int64 | (batch,) | length of the request's prompt |
+| `own`, `harm`, `work`, `load`, `first_token_s`, `completion_s` | double | (batch, models) | estimates, see below |
 
 | output | type | shape | |
 |---|---|---|---|
 | `q_values` | float | (batch, models) | Q-value of each model |
 | `model` | int64 | (batch,) | index of the largest |
 
-The graph has an input for each feature of the policy. It computes the transforms in double precision, like
-`besteffort.policy`, and the network in single precision. It does not check that values are finite and not negative. The
-file's metadata are those of the policy file, each entry as JSON.
+The graph has an input for each feature of the policy. Estimates are inputs, too: whoever asks works them out from the
+requests in flight, as `besteffort.estimates.estimates` says. The graph computes the transforms in double precision,
+like `besteffort.policy`, and the network in single precision. It does not check that values are finite and not
+negative. The file's metadata are those of the policy file, each entry as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.files import write_bytes
-from besteffort.observation import Feature
+from besteffort.observation import PER_MODEL, Feature
 from besteffort.policy import Policy, describe
 
 try:
@@ -41,7 +44,7 @@ OPSET = 17
 """Version of the operators, supported by ONNX Runtime since 1.12 (2022)."""
 
 _IR_VERSION = 8
-_COUNTS = ("task", "batch_sizes", "smallest_batch")
+_COUNTS = ("task", "batch_sizes", "smallest_batch", "prompt_tokens")
 
 
 def to_onnx(policy: Policy) -> onnx.ModelProto:
@@ -64,7 +67,7 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
             # Rows of the unit matrix: unlike `OneHot`, this fails on an invalid index.
             return node("Gather", [constant("tasks", np.eye(feature.size, dtype=np.float32)), name], f"{name}_encoded")
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
-        if feature.size == 1 and name not in _COUNTS:
+        if name not in PER_MODEL:
             value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")
         value = node("Div", [value, constant(f"{name}_scale", np.float64(feature.scale))], f"{name}_scaled")
         if feature.transform == "log1p":
@@ -116,5 +119,5 @@ def export_onnx(policy: Policy, path: str | Path) -> None:
 
 def _input(feature: Feature) -> Any:
     kind = TensorProto.INT64 if feature.name in _COUNTS else TensorProto.DOUBLE
-    per_model = feature.name in ("batch_sizes", "smallest_batch")
+    per_model = feature.name in PER_MODEL
     return helper.make_tensor_value_info(feature.name, kind, ["batch", feature.size] if per_model else ["batch"])

@@ -14,7 +14,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.observation import FEATURES, Feature, default_features
+from besteffort.observation import ESTIMATES, FEATURES, Feature, default_features
 from besteffort.policy import Policy, describe, save_policy
 from besteffort.situation import Situation
 
@@ -53,6 +53,9 @@ def states(policy: Policy, count: int) -> dict[str, np.ndarray]:
         "arrival_rate": 10.0 ** rng.uniform(-3, 4, count) * (rng.random(count) > 0.05),
         "deadline_s": rng.uniform(0.1, 5.0, count),
         "since_change_s": 10.0 ** rng.uniform(-6, 2, count),
+        "prompt_tokens": rng.integers(1, 4097, count),
+        **{name: rng.gamma(0.5, 2.0, (count, len(policy.models))) for name in ESTIMATES},
+        "own": rng.uniform(-1, 1, (count, len(policy.models))),
     }
     return {feature.name: known[feature.name] for feature in policy.features}
 
@@ -65,7 +68,9 @@ def values_of(policy: Policy, given: dict[str, np.ndarray], row: int) -> np.ndar
 
 
 @pytest.mark.parametrize(
-    "names", [FEATURES[:3], FEATURES[:6], ("arrival_rate", "task"), ("since_change_s", "batch_sizes")], ids=" ".join
+    "names",
+    [FEATURES[:3], FEATURES, ("own", "prompt_tokens"), ("arrival_rate", "task"), ("since_change_s", "batch_sizes")],
+    ids=" ".join,
 )
 def test_it_decides_as_the_policy_does(situation: Situation, tmp_path: Path, names: tuple[str, ...]) -> None:
     policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0, names))
