@@ -4,6 +4,9 @@
     theirs = HostRouter(predicting(model, problem.features))
     result = simulate(requests, situation, theirs, seed=0, backend="jax")
 
+With `estimates=True` observations show the requests in flight, `observation.in_flight`, from which
+`besteffort.estimates.estimates.estimate` works out what is to be expected of each model.
+
 The simulator stays compiled and calls the host at every decision, once for all lists that it simulates together; a call
 costs tens of microseconds plus the time of the function. For a Stable-Baselines3 DQN a policy is better
 (`besteffort.adapters.stable_baselines3.dqn_policy`): it needs no call to the host.
@@ -21,7 +24,9 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from besteffort.errors import InputError
-from besteffort.observation import Feature, Observation, encode
+from besteffort.estimates.encoding import network_input
+from besteffort.estimates.params import ServingParams
+from besteffort.observation import Feature, Observation
 from besteffort.simulator.types import EnvParams
 
 Batched = Callable[[Observation], Any]
@@ -35,9 +40,11 @@ class HostRouter:
 
     Attributes:
       function: called with the observations of all rollouts at once, see `Batched`; static.
+      estimates: whether observations have to show the requests in flight; static.
     """
 
     function: Batched = dataclasses.field(metadata={"static": True})
+    estimates: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         models = observation.instance_batch_sizes.shape[-1]
@@ -67,21 +74,26 @@ def each(function: Callable[[Observation], Any]) -> Batched:
     return batched
 
 
-def reading(function: Callable[[np.ndarray], Any], features: tuple[Feature, ...]) -> Batched:
-    """Wraps a function from network inputs, (batch, inputs) float32, to (batch,) models."""
+def reading(
+    function: Callable[[np.ndarray], Any], features: tuple[Feature, ...], params: ServingParams | None = None
+) -> Batched:
+    """Wraps a function from network inputs, (batch, inputs) float32, to (batch,) models.
+
+    Estimates among the features follow `params`, those of the situation that the router assumes.
+    """
 
     def batched(observation: Observation) -> Any:
-        return function(np.array([encode(one, features) for one in _rows(observation)], np.float32))
+        return function(np.array([network_input(one, features, params) for one in _rows(observation)], np.float32))
 
     return batched
 
 
-def predicting(model: Any, features: tuple[Feature, ...]) -> Batched:
+def predicting(model: Any, features: tuple[Feature, ...], params: ServingParams | None = None) -> Batched:
     """Wraps a model with `predict(inputs, deterministic=True) -> (models, state)`, as in Stable-Baselines3.
 
-    `features` are those of the problem that the model was trained on.
+    `features` are those of the problem that the model was trained on; `params` as in `reading`.
     """
-    return reading(lambda inputs: model.predict(inputs, deterministic=True)[0], features)
+    return reading(lambda inputs: model.predict(inputs, deterministic=True)[0], features, params)
 
 
 def _rows(observation: Observation) -> Iterator[Observation]:
