@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Array
 
-from besteffort.adapters.wrapped import Credit, WrappedEnv, network_input, wrap_env
+from besteffort.adapters.wrapped import Credit, WrappedEnv, read, wrap_env
 from besteffort.errors import InputError
 from besteffort.observation import Feature
 from besteffort.runs.training import TrainingProblem
@@ -254,9 +254,8 @@ class ServingEnv(gymnasium.Env):
 
 def spaces(problem: WrappedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observation and action space of a single environment: a network's input, the index of a model."""
-    high = problem.high
     return (
-        gymnasium.spaces.Box(np.zeros_like(high), high, dtype=np.float32),
+        gymnasium.spaces.Box(*problem.bounds, dtype=np.float32),
         gymnasium.spaces.Discrete(problem.env.shape.models),
     )
 
@@ -294,7 +293,7 @@ def _begin(static: Static, params: Any, keys: Array) -> tuple[_Lane, View]:
     def one(data: Array) -> tuple[_Lane, View]:
         key, reset_key = jax.random.split(jax.random.wrap_key_data(data))
         state, timestep = static[0].reset(reset_key, params)
-        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], timestep)
+        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], params, timestep)
 
     return jax.vmap(one)(keys)
 
@@ -304,15 +303,15 @@ def _step(static: Static, params: Any, lanes: _Lane, actions: Array) -> tuple[_L
     def one(lane: _Lane, action: Array) -> tuple[_Lane, View]:
         key, step_key = jax.random.split(jax.random.wrap_key_data(lane.key))
         state, timestep = static[0].step(step_key, lane.state, action, params)
-        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], timestep)
+        return _Lane(jax.random.key_data(key), state, timestep), _view(static[1], params, timestep)
 
     return jax.vmap(one)(lanes, actions)
 
 
-def _view(features: tuple[Feature, ...], timestep: TimeStep) -> View:
+def _view(features: tuple[Feature, ...], params: Any, timestep: TimeStep) -> View:
     nothing = jnp.zeros(())
     return View(
-        network_input(timestep.observation, features),
+        read(timestep.observation, features, params),
         timestep.reward,
         nothing if timestep.credit is None else timestep.credit,
         timestep.truncated,

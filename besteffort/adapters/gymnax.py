@@ -20,7 +20,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 from jaxtyping import Array
 
-from besteffort.adapters.wrapped import Credit, WrappedEnv, network_input, wrap_env
+from besteffort.adapters.wrapped import Credit, WrappedEnv, read, wrap_env
 from besteffort.runs.training import TrainingProblem
 from besteffort.simulator.types import Outcomes, TimeStep
 
@@ -100,7 +100,7 @@ class ServingGymnax(environment.Environment):
         self, key: Array, state: ServingState, action: Any, params: ServingParams
     ) -> tuple[Array, ServingState, Array, Array, dict[str, Array]]:
         serving, timestep = self.wrapped.env.step(key, state.serving, jnp.asarray(action), params.serving)
-        state = self._state(serving, timestep)
+        state = self._state(serving, timestep, params)
         info = {
             "discount": jnp.ones(()),
             "gap_s": jnp.zeros(()) if timestep.gap_s is None else timestep.gap_s,
@@ -110,7 +110,7 @@ class ServingGymnax(environment.Environment):
         return state.observation, state, jnp.asarray(paid), timestep.terminated, info
 
     def reset_env(self, key: Array, params: ServingParams) -> tuple[Array, ServingState]:
-        state = self._state(*self.wrapped.env.reset(key, params.serving))
+        state = self._state(*self.wrapped.env.reset(key, params.serving), params)
         return state.observation, state
 
     def get_obs(self, state: ServingState, params: ServingParams | None = None, key: Array | None = None) -> Array:
@@ -135,9 +135,10 @@ class ServingGymnax(environment.Environment):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: ServingParams | None = None) -> spaces.Box:
-        high = jnp.asarray(self.wrapped.high)
-        return spaces.Box(jnp.zeros_like(high), high, high.shape, jnp.float32)
+        """Bounds for the default parameters; qualities, weights and tables that are vmapped over may exceed them."""
+        low, high = map(jnp.asarray, self.wrapped.bounds)
+        return spaces.Box(low, high, high.shape, jnp.float32)
 
-    def _state(self, serving: Any, timestep: TimeStep) -> ServingState:
-        observation = network_input(timestep.observation, self.wrapped.features)
+    def _state(self, serving: Any, timestep: TimeStep, params: ServingParams) -> ServingState:
+        observation = read(timestep.observation, self.wrapped.features, params.serving)
         return ServingState(time=timestep.index, serving=serving, observation=observation)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
-from besteffort.observation import Feature, Observation, encode, input_size
+from besteffort.estimates.encoding import network_input
+from besteffort.observation import SIGNED, Feature, Observation, input_size, needs_in_flight
 from besteffort.runs.training import TrainingProblem, load_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Environment, EnvShape
 
 Credit = Literal["step", "marginal", "own"]
+
+_ROUNDING = 1e-5  # share of the largest value by which sums in float32 may miss it
+
+
+class Bounds(NamedTuple):
+    """Smallest and largest values of a network's input, (inputs,) float32."""
+
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +44,8 @@ class WrappedEnv:
         later, for learners that join it (`besteffort.adapters.stable_baselines3`).
 
     Raises:
-      InputError: if the environment does not return the credit.
+      InputError: if the environment does not return the credit, or does not show the requests in flight that a feature
+        needs.
     """
 
     env: Environment
@@ -48,11 +59,17 @@ class WrappedEnv:
                 "`credit` is `marginal`, which this environment does not know, because models slow each other down; "
                 "choose `own` or `step`."
             )
+        needing = [feature.name for feature in self.features if needs_in_flight([feature.name])]
+        if needing and self.env.shape.estimates is None:
+            raise InputError(
+                f"The feature `{needing[0]}` needs the requests in flight, which this environment does not show; build "
+                "it with `estimates=True`."
+            )
 
     @property
-    def high(self) -> np.ndarray:
-        """(inputs,) float32 largest values of a network's input; the smallest are 0."""
-        return highest(self.features, self.env.shape)
+    def bounds(self) -> Bounds:
+        """Smallest and largest values of a network's input, see `bounds_of`."""
+        return bounds_of(self.features, self.env.shape, self.params)
 
 
 def wrap_env(
@@ -85,21 +102,56 @@ def wrap_env(
     return WrappedEnv(ServingEnvironment(shape), params, source.features, credit)
 
 
-def network_input(observation: Observation, features: tuple[Feature, ...]) -> Float[Array, " inputs"]:
-    """Input of a network for one observation, float32."""
-    return encode(observation, features, jnp).astype(jnp.float32)
+def read(observation: Observation, features: tuple[Feature, ...], params: Any) -> Float[Array, " inputs"]:
+    """Input of a network for one observation, float32; estimates follow the environment's own parameters."""
+    return network_input(observation, features, params, jnp).astype(jnp.float32)
 
 
-def highest(features: tuple[Feature, ...], shape: EnvShape) -> Float[np.ndarray, " inputs"]:
-    """Largest values of a network's input, as float32: the cluster's capacity for counts, else the largest number."""
+def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bounds:
+    """Smallest and largest values of a network's input, for the tables, qualities and weights in `params`.
+
+    | feature | from | to |
+    |---|---|---|
+    | `batch_sizes`, `smallest_batch` | 0 | what the cluster, or an instance, holds |
+    | `own` | -weight x penalty, of the task where that is least | weight x quality, of the best model and task |
+    | `harm` | 0 | weight x (quality + penalty), for each request that an instance, with slow-down a replica, holds |
+    | `work` | 0 | the longest prefill and the most decode work of a task |
+    | `prompt_tokens` | 0 | the longest prompt |
+    | rates, loads and times | 0 | the largest number: nothing bounds them |
+    """
     largest = float(np.finfo(np.float32).max)
-    most = shape.max_batch + shape.queue_capacity
-    counts = {"batch_sizes": shape.replicas * most, "smallest_batch": most}
-    high = np.zeros(input_size(features))
+    ranges = {"batch_sizes": (0.0, shape.replicas * _seats(shape)), "smallest_batch": (0.0, _seats(shape))}
+    if needs_in_flight(feature.name for feature in features):
+        ranges |= _ranges_of_estimates(shape, params)
+    low, high = np.zeros((2, input_size(features)))
     start = 0
     for feature in features:
-        value = min(counts.get(feature.name, largest) / feature.scale, largest)
-        transformed = {"one_hot": 1.0, "linear": value, "log1p": np.log1p(value)}[feature.transform]
-        high[start : start + feature.size] = transformed
+        part = slice(start, start + feature.size)
+        for bound, value in zip((low, high), ranges.get(feature.name, (0.0, largest)), strict=True):
+            scaled = min(value / feature.scale, largest)
+            bound[part] = {"one_hot": min(value, 1.0), "linear": scaled, "log1p": np.log1p(scaled)}[feature.transform]
         start += feature.size
-    return high.astype(np.float32)
+    return Bounds(low.astype(np.float32), high.astype(np.float32))
+
+
+def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of the features that have a range."""
+    weight = np.asarray(params.weight, float)[:, None]
+    quality, penalty = np.asarray(params.quality, float), float(params.miss_penalty)
+    harmed = _seats(shape) * (shape.models if shape.slowdown else 1)
+    most = {
+        "own": float((weight * quality).max()),
+        "harm": float((weight * (quality + penalty)).max()) * harmed,
+        "work": float(np.max(params.prefill) + np.max(params.priors.decode_work_s)),
+    }
+    least = {"own": -float(weight.max()) * penalty, "harm": 0.0, "work": 0.0}
+    ranges = {}
+    for name, value in most.items():
+        room = _ROUNDING * (value - least[name])
+        ranges[name] = (least[name] - room if name in SIGNED else 0.0, value + room)
+    return ranges | {"prompt_tokens": (0.0, params.prefill.shape[-1] - 1.0)}
+
+
+def _seats(shape: EnvShape) -> float:
+    """Requests that an instance holds at most."""
+    return float(shape.max_batch + shape.queue_capacity)

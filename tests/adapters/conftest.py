@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from besteffort.adapters.wrapped import Credit, WrappedEnv
-from besteffort.observation import default_features
+from besteffort.observation import FEATURES, default_features
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Situation
+from besteffort.situation import Cluster, Reward, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
 
@@ -34,3 +36,19 @@ def serving(
     shape, params = build(situation, synthetic(situation, Poisson(RATE)), history=history, horizon=horizon)
     features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, RATE)
     return WrappedEnv(ServingEnvironment(shape), params, features, credit)
+
+
+@pytest.fixture(scope="session")
+def seeing(situation: Situation) -> WrappedEnv:
+    """All features, on a small cluster that is overloaded, where misses cost."""
+    weights = (1.0, 3.0, 0.5, 2.0)
+    crowded = dataclasses.replace(
+        situation,
+        cluster=Cluster(replicas=1, max_batch=4, queue_capacity=3),
+        tasks=tuple(dataclasses.replace(task, weight=w) for task, w in zip(situation.tasks, weights, strict=True)),
+        reward=Reward(soft_span=0.5, miss_penalty=0.4),
+        view=dataclasses.replace(situation.view, features=FEATURES),
+    )
+    shape, params = build(crowded, synthetic(crowded, Poisson(300.0)), history=64, horizon=HORIZON)
+    features = default_features(shape.tasks, shape.models, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0)
+    return WrappedEnv(ServingEnvironment(shape), params, features)

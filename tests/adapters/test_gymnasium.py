@@ -108,6 +108,11 @@ def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
         np.testing.assert_allclose(view.observation[lane], encode(one, problem.features, np), rtol=1e-5)
 
 
+def test_features_must_be_shown(problem: WrappedEnv, seeing: WrappedEnv) -> None:
+    with pytest.raises(InputError, match="`own` needs the requests in flight, which this environment does not show"):
+        dataclasses.replace(problem, features=seeing.features)
+
+
 def test_what_a_step_pays(problem: WrappedEnv) -> None:
     """Over an episode the credits and the rewards tell of the same requests; the environment's reward comes later."""
     paid: dict[str, np.ndarray] = {}
@@ -149,12 +154,21 @@ def test_wrong_actions_and_steps_before_the_first_reset(problem: WrappedEnv) -> 
             envs.step(actions)
 
 
-def test_bounds_hold_for_every_feature(problem: WrappedEnv) -> None:
-    from besteffort.observation import FEATURES, default_features
-
-    shape = problem.env.shape
-    features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, 200.0, FEATURES[:6])
-    envs = ServingVectorEnv(2, dataclasses.replace(problem, features=features))
-    assert np.isfinite(envs.single_observation_space.high).all()
-    for step in played(envs, seed=0):
-        assert step[0] in envs.observation_space
+def test_bounds_hold_for_every_feature(seeing: WrappedEnv) -> None:
+    envs = ServingVectorEnv(2, seeing)
+    space = envs.single_observation_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    assert np.isfinite([space.low, space.high]).all()
+    seen = np.array([step[0] for step in played(envs, seed=0, steps=3 * HORIZON)])
+    assert (seen >= space.low).all()
+    assert (seen <= space.high).all()
+    # Play comes near the bounds that follow from the reward.
+    start = 4 + 3 + 1 + 1 + 3 + 1
+    own, harm = seen[..., start : start + 3], seen[..., start + 3 : start + 6]
+    assert own.min() < -0.39
+    assert own.max() > 0.95
+    assert harm.max() > 0.1
+    low, high = space.low, space.high
+    np.testing.assert_allclose([low[start], high[start]], [-0.4, 1.0], rtol=1e-4)
+    np.testing.assert_allclose(high[start + 3], 7 * 1.4, rtol=1e-4)
+    assert -1e-3 < low[start + 3] < 0

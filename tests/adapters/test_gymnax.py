@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from besteffort.adapters.wrapped import WrappedEnv, network_input
+from besteffort.adapters.wrapped import WrappedEnv, read
 
 pytest.importorskip("gymnax")
 
@@ -67,7 +67,7 @@ def test_it_is_the_environment_that_it_wraps(problem: WrappedEnv) -> None:
     observation, state = env.reset(jax.random.key(3), params)
     inner, timestep = jax.jit(wrapped.reset)(jax.random.key(3), problem.params)
     for k in range(8):
-        np.testing.assert_allclose(observation, network_input(timestep.observation, problem.features), rtol=1e-6)
+        np.testing.assert_allclose(observation, read(timestep.observation, problem.features, problem.params), rtol=1e-6)
         assert env.observation_space(params).contains(observation)
         action = jnp.int32(k % 3)
         observation, state, reward, _, _, info = env.step(jax.random.key(k), state, action, params)
@@ -80,6 +80,15 @@ def test_it_is_the_environment_that_it_wraps(problem: WrappedEnv) -> None:
     outcomes = env.outcomes(state, params)
     assert outcomes.resolved.shape == (wrapped.shape.history,)
     assert env.action_space(params).n == env.num_actions == 3
+
+
+def test_estimates_stay_within_their_bounds(seeing: WrappedEnv) -> None:
+    env = ServingGymnax(seeing)
+    seen = rollout(env, jax.random.key(1), 2 * HORIZON)["observation"]
+    space = env.observation_space()
+    assert (np.asarray(space.low) <= seen).all()
+    assert (seen <= np.asarray(space.high)).all()
+    assert len(np.unique(seen[:, -1])) > HORIZON  # prompts of many lengths
 
 
 def test_numbers_are_vmapped(problem: WrappedEnv) -> None:
