@@ -91,7 +91,7 @@ def run(lab: Lab) -> Findings:
         data[title] = intervals
         rows.append((title, tuple(intervals.values())))
         reliability[title] = _binned(seen.chance, seen.met, np.linspace(0, 1, _BINS + 1))
-        first_token[title] = _binned(seen.first_token_s, seen.realised_s, _TIMES_S)
+        first_token[title] = _binned(seen.first_token_s, seen.realised_s / seen.first_token_s, _TIMES_S)
     table = Table(
         title="Estimates at the decision, and what happened",
         head="Lists",
@@ -117,16 +117,17 @@ def run(lab: Lab) -> Findings:
         plots.Panel(
             title="First token",
             x=_middle(_TIMES_S),
-            curves={"as predicted": _exactly(_middle(_TIMES_S), lab.scale.seeds), **first_token},
+            curves={"as predicted": _exactly(np.ones(len(_TIMES_S) - 1), lab.scale.seeds), **first_token},
             x_label="Predicted (seconds)",
-            y_label="Realised mean (seconds)",
+            y_label="Realised over predicted, mean",
+            log=True,
             share=False,
         ),
     ]
     return Findings(data, [claim], [table], {"": plots.plot_panels(panels, focus="as predicted")})
 
 
-_TIMES_S = np.linspace(0.0, 1.0, 11)
+_TIMES_S = np.geomspace(0.01, 10.0, 7)
 
 
 def _sets(lab: Lab) -> Iterator[tuple[str, EvaluationSet]]:
@@ -205,8 +206,8 @@ def _binned(predicted: np.ndarray, realised: np.ndarray, edges: np.ndarray) -> I
     """Mean of what was realised, by what was predicted; nan where too little was."""
     means = np.full((len(predicted), len(edges) - 1), np.nan)
     for row, (x, y) in enumerate(zip(predicted, realised, strict=True)):
-        known = np.isfinite(y)
-        place = np.clip(np.searchsorted(edges, x[known], side="right") - 1, 0, len(edges) - 2)
+        known = np.isfinite(y) & (x >= edges[0]) & (x <= edges[-1])
+        place = np.minimum(np.searchsorted(edges, x[known], side="right") - 1, len(edges) - 2)
         number = np.bincount(place, minlength=len(edges) - 1)
         total = np.bincount(place, y[known].astype(float), len(edges) - 1)
         means[row] = np.where(number >= _FEWEST, total / np.maximum(number, 1), np.nan)
@@ -218,7 +219,7 @@ def _exactly(x: np.ndarray, seeds: int) -> Interval:
 
 
 def _middle(edges: np.ndarray) -> np.ndarray:
-    return (edges[1:] + edges[:-1]) / 2
+    return np.sqrt(edges[1:] * edges[:-1])
 
 
 if __name__ == "__main__":
