@@ -1,16 +1,34 @@
-"""Small results and situations with known answers."""
+"""Small results and situations with known answers, and a router that reads the requests in flight."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from besteffort.observation import Observation
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.simulator.result import Result
+from besteffort.simulator.types import EnvParams
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FewestPromptTokens:
+    """Sends each request to the model with the fewest prompt tokens in flight, its own counted by its decode."""
+
+    estimates: ClassVar[bool] = True
+
+    def route(self, observation: Observation, params: EnvParams, key: jax.Array) -> jax.Array:
+        view = observation.in_flight
+        ahead = jnp.where(view.present, view.prompt_tokens, 0).sum(-1) + observation.prompt_tokens
+        return jnp.argmin(ahead * params.decode[:, 1]).astype(jnp.int32)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Routers on lists of requests: all meet the same lists (common random numbers), in one compiled program or two.
+"""Routers on lists of requests: all meet the same lists (common random numbers), in as few programs as pay off.
 
 Routers assume a situation. The actual one of a rollout may have other tables, qualities, deadlines or views.
 """
@@ -23,7 +23,7 @@ from besteffort.simulator.build import build_alike
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
-from besteffort.simulator.types import EnvParams, EnvShape, Router
+from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import as_requests, draw
@@ -181,8 +181,9 @@ def _in_order(blocks: Iterable[tuple[np.ndarray, Played]]) -> Played:
 def _programs(rollouts: Sequence[Rollout]) -> list[np.ndarray]:
     """Indices of the rollouts that one compiled program plays, for each program.
 
-    Every rollout reads the numbers of a router of each kind in its program. Kinds whose routers differ in many numbers,
-    as networks do, are played apart from those that do not.
+    Every rollout reads the numbers of a router of each kind in its program, and shows the requests in flight if any of
+    them reads those. So kinds whose routers differ in many numbers, as networks do, are played apart from those that do
+    not, and kinds that read the requests in flight apart from those that do not.
     """
     routers: dict[str, dict[int, Router]] = {}
     for rollout in rollouts:
@@ -192,8 +193,10 @@ def _programs(rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         for kind, each in routers.items()
         if len(each) > 1 and sum(map(np.size, jax.tree.leaves(next(iter(each.values()))))) > _MANY
     }
-    apart = np.array([rollout.kind in heavy for rollout in rollouts], bool)
-    return [indices for indices in (np.flatnonzero(apart), np.flatnonzero(~apart)) if indices.size]
+    programs: dict[tuple[bool, bool], list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        programs.setdefault((rollout.kind in heavy, reads_in_flight(rollout.router)), []).append(index)
+    return [np.array(programs[which]) for which in sorted(programs, reverse=True)]
 
 
 def _play_together(
@@ -205,7 +208,11 @@ def _play_together(
     actual_situations = [rollout.actual or situation for rollout in rollouts]
     distinct = list({id(actual): actual for actual in actual_situations}.values())
     shape, (assumed_params, *numbers) = build_alike(
-        [situation, *distinct], history=n, longest_prompt=int(stacked["prompt_tokens"].max()), record=record
+        [situation, *distinct],
+        history=n,
+        longest_prompt=int(stacked["prompt_tokens"].max()),
+        record=record,
+        estimates=any(reads_in_flight(rollout.router) for rollout in rollouts),
     )
     params_of = {id(actual): params for actual, params in zip(distinct, numbers, strict=True)}
 

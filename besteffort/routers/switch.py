@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from besteffort.observation import Observation
-from besteffort.simulator.types import EnvParams, Router
+from besteffort.simulator.types import EnvParams, Router, reads_in_flight
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +25,11 @@ class SwitchRouter:
 
     members: tuple[Router, ...]
     chosen: Any
+
+    @property
+    def estimates(self) -> bool:
+        """Whether any member reads the requests in flight."""
+        return any(map(reads_in_flight, self.members))
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         choices = [jnp.asarray(member.route(observation, params, key), jnp.int32) for member in self.members]

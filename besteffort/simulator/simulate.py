@@ -18,7 +18,7 @@ from besteffort.simulator import reference
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
-from besteffort.simulator.types import EnvParams, EnvShape, Router
+from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
 from besteffort.situation import Deadline, Situation, Task
 from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
@@ -59,7 +59,7 @@ def simulate(
         raise InputError(f"Unknown backend `{backend}`; choose `jax` or `reference`.")
     with jax.enable_x64(True):
         longest = int(requests.prompt_tokens.max())
-        estimates = getattr(router, "estimates", False) or None  # where the router does not ask, the view decides
+        estimates = reads_in_flight(router) or None  # where the router does not ask, the view decides
         shape, params = build(
             situation, None, history=len(requests), longest_prompt=longest, record=True, estimates=estimates
         )

@@ -121,11 +121,21 @@ class EnvParams:
 
 @runtime_checkable
 class Router(Protocol):
-    """Chooses the model of a request. A router is a pytree; its numbers (weights, prices) are leaves to be vmapped."""
+    """Chooses the model of a request. A router is a pytree; its numbers (weights, prices) are leaves to be vmapped.
+
+    A router that reads the requests in flight says so by an attribute `estimates` that is True. Only then do
+    observations hold `in_flight` and the new request's `prompt_tokens`, `output_limit` and `deadline_factor`, and
+    `params` the `priors` of estimates: for all other routers they are None and cost nothing.
+    """
 
     def route(self, observation: Observation, params: EnvParams, key: Array) -> Array:
         """() integer index of the chosen model. `key` is already folded with the request's index."""
         ...
+
+
+def reads_in_flight(router: Router) -> bool:
+    """Whether a router declares that it reads the requests in flight, see `Router`."""
+    return bool(getattr(router, "estimates", False))
 
 
 @jax.tree_util.register_dataclass

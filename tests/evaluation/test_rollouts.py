@@ -23,6 +23,7 @@ from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic_workload import synthetic
+from tests.made_up import FewestPromptTokens
 
 N = 300
 
@@ -169,3 +170,20 @@ def test_networks_that_differ_are_played_apart_with_the_same_outcome(
     for name, result in together.items():
         np.testing.assert_array_equal(apart[name].model, result.model)
         np.testing.assert_allclose(apart[name].reward, result.reward, rtol=1e-5)
+
+
+def test_reading_the_requests_in_flight_changes_nothing_for_others(situation: Situation, lists: list[Requests]) -> None:
+    others = {"deadline": [DeadlineRouter(0.1)] * 4, "random": [RandomRouter()] * 4}
+    reading = {"fewest": [FewestPromptTokens()] * 4}
+    each = others | reading
+    each_rollout = [Rollout(name, row, router) for name, routers in each.items() for row, router in enumerate(routers)]
+    assert [program.tolist() for program in rollouts._programs(each_rollout)] == [[8, 9, 10, 11], list(range(8))]
+    together = play_routers(situation, lists, each)
+    assert list(together) == list(each)
+    alone = play_routers(situation, lists, others) | play_routers(situation, lists, reading)
+    for name, result in alone.items():
+        for field in dataclasses.fields(Result):
+            np.testing.assert_array_equal(getattr(together[name], field.name), getattr(result, field.name))
+    one = simulate(lists[2], situation, FewestPromptTokens())
+    assert np.mean(together["fewest"].model[2] == one.model) > 0.98
+    assert len(set(one.model.tolist())) == 3

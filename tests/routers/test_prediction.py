@@ -11,7 +11,6 @@ from cluster import DECODE, PREFILL, SIZES, observe, params
 from hypothesis import given
 from hypothesis import strategies as st
 
-from besteffort.estimates.reward import timeliness
 from besteffort.routers.prediction import least_loaded, predict_latency, predicted_value
 
 IDLE = [[0, 0, 0], [0, 0, 0]]

@@ -6,6 +6,9 @@ from cluster import observe, params
 
 from besteffort.routers import LadderRouter, RandomRouter, StaticRouter
 from besteffort.routers.switch import SwitchRouter
+from besteffort.routers.with_params import RouterWithParams
+from besteffort.simulator.types import reads_in_flight
+from tests.made_up import FewestPromptTokens
 
 
 def test_every_lane_follows_its_member() -> None:
@@ -22,3 +25,12 @@ def test_every_lane_follows_its_member() -> None:
     alone = [int(member.route(observation, params(), key())) for member in members]
     assert together.tolist() == alone
     assert alone[:2] == [2, 1]
+
+
+def test_routers_around_others_read_what_those_read() -> None:
+    plain, reading = StaticRouter(2), FewestPromptTokens()
+    assert not reads_in_flight(plain)
+    assert reads_in_flight(reading)
+    for router, reads in ((plain, False), (reading, True)):
+        assert reads_in_flight(RouterWithParams(router, None)) == reads
+        assert reads_in_flight(SwitchRouter((plain, router), 0)) == reads
