@@ -57,7 +57,7 @@ _LONG_LISTS, _LONGEST = 3, 80_000  # lists at loads that need more requests, and
 _COUNTED_S = 1.5  # least seconds of a list at a set load after the warm-up
 _TYPICAL = 2  # loads of the training range, the highest ones that are tried, that rules are tuned on
 _COMMON_SHARES, _LAGS = (0.1, 0.3), (1, 10, 100)  # fewer than the perturbations' defaults, to save time
-_LEFT_OUT = ("random", "deadline")  # the second is `deadline-reserve` without a reserve
+_LEFT_OUT = ("random", "deadline", "deadline-ahead")  # the last two are others without their reserve
 _BOUNDED = ("as known", "load", "arrivals", "task mix")  # families whose bound is shown; it would take long for all
 
 

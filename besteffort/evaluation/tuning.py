@@ -51,8 +51,8 @@ def tune(
     """For each group of lists, the settings of every tuned heuristic that perform best on them on average.
 
     All routers are searched with the same budget on the same lists. The candidates of a generation, of all routers and
-    groups, are rollouts of one program, and the generations share it. What a search starts at is its first candidate,
-    so nothing that is found performs worse on the lists.
+    groups, are played together, and the generations share their programs. What a search starts at is its first
+    candidate, so nothing that is found performs worse on the lists.
 
     Args:
       situation: what is served, on what.

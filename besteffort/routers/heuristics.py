@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from besteffort.observation import Observation
 from besteffort.routers.baselines import largest_where
-from besteffort.routers.prediction import predict_latency, predicted_value
+from besteffort.routers.prediction import BY_BATCH_SIZE, Predictor, predicted_value
 from besteffort.simulator.types import EnvParams
 
 
@@ -22,12 +22,19 @@ class DeadlineRouter:
 
     Attributes:
       reserve: () share of the deadline kept as a margin for errors of the prediction, in [0, 1).
+      predictor: predicts latency; static.
     """
 
     reserve: Any = 0.0
+    predictor: Predictor = dataclasses.field(default=BY_BATCH_SIZE, metadata={"static": True})
+
+    @property
+    def estimates(self) -> bool:
+        """Whether it reads the requests in flight."""
+        return self.predictor.estimates
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        latency = predict_latency(observation, params)
+        latency = self.predictor.predict(observation, params)
         in_time = latency <= (1.0 - self.reserve) * observation.deadline_s
         return jnp.where(in_time.any(), largest_where(in_time), jnp.argmin(latency)).astype(jnp.int32)
 
@@ -48,14 +55,21 @@ class PricedRouter:
       reserve: () share of the deadline kept as a margin, as in `DeadlineRouter`.
       width: () scale of the error that the prediction is taken to have, as a share of the deadline, at least 0: with a
         hard deadline the timeliness is `sigmoid((1 - reserve - latency / deadline) / width)`, a step where it is 0.
+      predictor: predicts latency; static.
     """
 
     price: Any
     reserve: Any = 0.0
     width: Any = 0.0
+    predictor: Predictor = dataclasses.field(default=BY_BATCH_SIZE, metadata={"static": True})
+
+    @property
+    def estimates(self) -> bool:
+        """Whether it reads the requests in flight."""
+        return self.predictor.estimates
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        latency = predict_latency(observation, params)
+        latency = self.predictor.predict(observation, params)
         deadline = (1.0 - self.reserve) * observation.deadline_s
         value = predicted_value(observation, params, latency, deadline, self.width * observation.deadline_s)
         return jnp.argmax(value - self.price * latency / observation.deadline_s).astype(jnp.int32)

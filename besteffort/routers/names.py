@@ -41,4 +41,9 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
         "Maximises expected quality in time, less a price for latency; predictions may be off by `width`.",
         ("price", "reserve", "width"),
     ),
+    "deadline-ahead": RouterName(
+        "As `deadline`, predicting from the request's own prompt and what is ahead of it in flight."
+    ),
+    "deadline-reserve-ahead": RouterName("As `deadline-reserve`, predicting like `deadline-ahead`.", ("reserve",)),
+    "priced-ahead": RouterName("As `priced`, predicting like `deadline-ahead`.", ("price", "reserve", "width")),
 }

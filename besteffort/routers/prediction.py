@@ -1,16 +1,21 @@
 """Predicts a request's latency on each model from the information that a router has at its arrival.
 
-This is a fluid estimate: it assumes that the current load of an instance lasts. It uses the tables of `EnvParams`, the
-mean lengths of the tasks and the batch size of every instance, but neither the request's own output length nor the age
-of the requests ahead of it.
+There are two predictors, neither of which knows an output length. One goes by batch sizes: a fluid estimate, which
+assumes that the current load of an instance lasts. It uses the tables of `EnvParams`, the mean lengths of the tasks and
+the batch size of every instance. The other goes by the requests themselves: the prompt of the new one, and those in
+flight ahead of it, as `besteffort.estimates` has them.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from besteffort.estimates.estimates import Course, Newcomer, count, expected_length, follow, settled
 from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
 from besteffort.simulator.types import EnvParams
@@ -59,6 +64,43 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
     first = _prefill(params, own_prompt) + decode(neighbours)
     further = (own_output - 1) * (decode(neighbours + 1) + neighbours * admission_s)
     return (residual + waiting + first + further) * _stretch(observation, params, replica) + params.network_delay_s
+
+
+def course_ahead(observation: Observation, params: EnvParams) -> Course:
+    """How the request would fare behind those in flight, see `besteffort.estimates.estimates.Course`."""
+    newcomer, view = Newcomer.of(observation), settled(observation.in_flight, params, jnp)
+    return follow(newcomer, count(view, params, jnp), view, params, jnp)
+
+
+def completion_s(observation: Observation, course: Course, params: EnvParams) -> Float[Array, " models"]:
+    """Expected latency in seconds, network delay included: `completion_s` of `besteffort.estimates.estimates`."""
+    length = expected_length(Newcomer.of(observation), params, jnp)
+    return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
+
+
+def predict_latency_ahead(observation: Observation, params: EnvParams) -> Float[Array, " models"]:
+    """As `predict_latency`, from the prompts of the request and of those that wait, and who is about to leave.
+
+    Needs an observation with the requests in flight. What the request would do to the others is not worked out.
+    """
+    return completion_s(observation, course_ahead(observation, params), params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A way to predict latency; a static field of the routers that use one.
+
+    Attributes:
+      predict: (models,) seconds, from the observation and `EnvParams`.
+      estimates: whether it reads the requests in flight.
+    """
+
+    predict: Callable[[Observation, EnvParams], Float[Array, " models"]]
+    estimates: bool
+
+
+BY_BATCH_SIZE = Predictor(predict_latency, estimates=False)
+AHEAD = Predictor(predict_latency_ahead, estimates=True)
 
 
 def _slots(params: EnvParams, prompt: Float[Array, ""], output: Float[Array, ""]) -> Int[Array, " models"]:

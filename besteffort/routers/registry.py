@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQue
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.names import ROUTER_NAMES
+from besteffort.routers.prediction import AHEAD, BY_BATCH_SIZE, Predictor
 from besteffort.routers.tuned_number import TunedNumber
 from besteffort.simulator.types import EnvShape, Router
 
@@ -87,15 +89,27 @@ def _gear(shape: EnvShape, rates: Any, shares: Any, head_room: Number) -> GearRo
     return GearRouter(jnp.asarray(rates), jnp.asarray(shares), jnp.asarray(float(head_room)))
 
 
-def _deadline(shape: EnvShape, reserve: Number = 0.0) -> DeadlineRouter:
-    return DeadlineRouter(reserve=_share("deadline-reserve", reserve))
+def _deadline(
+    shape: EnvShape, reserve: Number = 0.0, *, name: str, predictor: Predictor = BY_BATCH_SIZE
+) -> DeadlineRouter:
+    return DeadlineRouter(_share(name, reserve), predictor)
 
 
-def _priced(shape: EnvShape, price: Number, reserve: Number, width: Number) -> PricedRouter:
-    for name, value in (("price", price), ("width", width)):
-        if not (np.isfinite(value) and value >= 0):
-            raise InputError(f"Router `priced`: `{name}` is {value}; give a finite number of at least 0.")
-    return PricedRouter(jnp.asarray(float(price)), _share("priced", reserve), jnp.asarray(float(width)))
+def _priced(
+    shape: EnvShape, price: Number, reserve: Number, width: Number, *, name: str, predictor: Predictor = BY_BATCH_SIZE
+) -> PricedRouter:
+    return PricedRouter(
+        _at_least(0.0, name, "price", price),
+        _share(name, reserve),
+        _at_least(0.0, name, "width", width),
+        predictor,
+    )
+
+
+def _at_least(least: float, name: str, setting: str, value: Number) -> Array:
+    if not (np.isfinite(value) and value >= least):
+        raise InputError(f"Router `{name}`: `{setting}` is {value}; give a finite number of at least {least:g}.")
+    return jnp.asarray(float(value))
 
 
 def _share(name: str, reserve: Number) -> Array:
@@ -110,15 +124,25 @@ _BUILDERS: Mapping[str, Callable[..., Router]] = {
     "shortest-queue": lambda shape: ShortestQueueRouter(),
     "gear": _gear,
     "ladder": _ladder,
-    "deadline": _deadline,
-    "deadline-reserve": _deadline,
-    "priced": _priced,
+    "deadline": partial(_deadline, name="deadline"),
+    "deadline-reserve": partial(_deadline, name="deadline-reserve"),
+    "priced": partial(_priced, name="priced"),
+    "deadline-ahead": partial(_deadline, name="deadline-ahead", predictor=AHEAD),
+    "deadline-reserve-ahead": partial(_deadline, name="deadline-reserve-ahead", predictor=AHEAD),
+    "priced-ahead": partial(_priced, name="priced-ahead", predictor=AHEAD),
 }
 
 ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
     name: (_BUILDERS[name], (*about.derived, *about.settings)) for name, about in ROUTER_NAMES.items()
 }
 """Router names, each with its builder and the names of its numbers."""
+
+_RESERVE = TunedNumber("reserve", start=0.2, spread=0.15, low=0.0, high=0.95)
+_PRICED = (
+    TunedNumber("price", start=0.1, spread=2.5, low=0.001, high=10.0, scale="log"),
+    TunedNumber("reserve", start=0.1, spread=0.1, low=0.0, high=0.95),
+    TunedNumber("width", start=0.03, spread=2.0, low=0.001, high=1.0, scale="log"),
+)
 
 TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
     "gear": lambda shape: (TunedNumber("head_room", start=1.4, spread=1.6, low=0.1, high=10.0, scale="log"),),
@@ -133,12 +157,10 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
             scale="log",
         ),
     ),
-    "deadline-reserve": lambda shape: (TunedNumber("reserve", start=0.2, spread=0.15, low=0.0, high=0.95),),
-    "priced": lambda shape: (
-        TunedNumber("price", start=0.1, spread=2.5, low=0.001, high=10.0, scale="log"),
-        TunedNumber("reserve", start=0.1, spread=0.1, low=0.0, high=0.95),
-        TunedNumber("width", start=0.03, spread=2.0, low=0.001, high=1.0, scale="log"),
-    ),
+    "deadline-reserve": lambda shape: (_RESERVE,),
+    "priced": lambda shape: _PRICED,
+    "deadline-reserve-ahead": lambda shape: (_RESERVE,),
+    "priced-ahead": lambda shape: _PRICED,
 }
 """Names of the routers that are tuned, each with its numbers on a cluster of a given shape.
 
