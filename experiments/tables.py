@@ -287,7 +287,7 @@ def heuristics() -> str:
     rows = [
         [f"`{name}`", about.description, ", ".join(about.settings) or "-"]
         for name, about in ROUTER_NAMES.items()
-        if name != "static"
+        if about.rival and name != "static"
     ]
     return markdown(["Router", "What it does", "Tuned"], rows, words=3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from besteffort.bounds.gears import gear_plan
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.learning.evolution import Evolution
-from besteffort.routers.names import ROUTER_NAMES
+from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import TUNED, Settings, dimensions, make_router, settings_at
 from besteffort.simulator.build import build
 from besteffort.simulator.types import Router
@@ -21,6 +21,9 @@ from besteffort.workload.requests import Requests
 
 RouterKind = Literal["static", "heuristic", "learned"]
 """What kind of router a name stands for: one that sends everything to one model, a rule, or a learned one."""
+
+TUNED_RIVALS: tuple[str, ...] = tuple(name for name in RIVALS if name in TUNED)
+"""Routers that learned ones are held against and that have numbers to tune."""
 
 
 def static_name(model: str) -> str:
@@ -46,7 +49,12 @@ def maker(situation: Situation) -> Callable[..., Router]:
 
 
 def tune(
-    situation: Situation, groups: Sequence[Sequence[Requests]], config: EvaluationConfig, *, warm_up_s: float
+    situation: Situation,
+    groups: Sequence[Sequence[Requests]],
+    config: EvaluationConfig,
+    *,
+    warm_up_s: float,
+    names: Collection[str] = TUNED_RIVALS,
 ) -> list[dict[str, Settings]]:
     """For each group of lists, the settings of every tuned heuristic that perform best on them on average.
 
@@ -59,6 +67,7 @@ def tune(
       groups: lists of one length that the routers are not judged on; each group gets settings of its own.
       config: generations and population.
       warm_up_s: seconds from the first arrival that do not count.
+      names: keys of `besteffort.routers.TUNED`; by default those of the rivals of learned routers.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
@@ -73,7 +82,7 @@ def tune(
     rows = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
     searches = {
         (name, group): Evolution(np.zeros(count), np.ones(count), config.tuning_population)
-        for name in TUNED
+        for name in names
         if (count := dimensions(name, shape))
         for group in range(len(groups))
     }
@@ -93,11 +102,11 @@ def tune(
         search = searches.get((name, group))
         return settings_at(name, shape, np.zeros(0) if search is None else search.best.values)
 
-    return [{name: found(name, group) for name in TUNED} for group in range(len(groups))]
+    return [{name: found(name, group) for name in names} for group in range(len(groups))]
 
 
 def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists: int) -> dict[str, list[Router]]:
-    """Every router that does not learn, by name, one for each of `lists` lists; static ones are named by their model.
+    """Every rival of learned routers, by name, one for each of `lists` lists; static ones are named by their model.
 
     `tuned` has the settings of the tuned ones, as from `tune`.
     """
@@ -105,5 +114,5 @@ def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists
     routers = {
         static_name(model): make("static", model=index) for index, model in enumerate(situation.profile.model_names)
     }
-    routers |= {name: make(name, **tuned.get(name, {})) for name in ROUTER_NAMES if name != "static"}
+    routers |= {name: make(name, **tuned.get(name, {})) for name in RIVALS if name != "static"}
     return {name: [router] * lists for name, router in routers.items()}

@@ -14,11 +14,13 @@ class RouterName:
       description: what it does.
       settings: numbers that its user sets.
       derived: further numbers, which follow from the situation.
+      rival: whether evaluations hold it against a learned router.
     """
 
     description: str
     settings: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
+    rival: bool = True
 
 
 ROUTER_NAMES: Mapping[str, RouterName] = {
@@ -46,4 +48,22 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
     ),
     "deadline-reserve-ahead": RouterName("As `deadline-reserve`, predicting like `deadline-ahead`.", ("reserve",)),
     "priced-ahead": RouterName("As `priced`, predicting like `deadline-ahead`.", ("price", "reserve", "width")),
+    "value": RouterName(
+        "Maximises what a request is expected to earn, less the harm to those in flight and prices for latency and "
+        "occupancy that grow with the load.",
+        (
+            "reserve",
+            "reserve_slope",
+            "width",
+            "in_flight_width",
+            "harm_weight",
+            "latency_price",
+            "latency_exponent",
+            "occupancy_price",
+            "occupancy_exponent",
+        ),
+        rival=False,
+    ),
 }
+
+RIVALS: tuple[str, ...] = tuple(name for name, about in ROUTER_NAMES.items() if about.rival)

@@ -17,10 +17,13 @@ from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.names import ROUTER_NAMES
 from besteffort.routers.prediction import AHEAD, BY_BATCH_SIZE, Predictor
 from besteffort.routers.tuned_number import TunedNumber
+from besteffort.routers.value import ValueRouter
 from besteffort.simulator.types import EnvShape, Router
 
 Settings = dict[str, Any]
 Number = float | int
+
+_SMALLEST = 1e-6  # of a width that divides
 
 
 def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
@@ -106,9 +109,17 @@ def _priced(
     )
 
 
+def _value(shape: EnvShape, **numbers: Number) -> ValueRouter:
+    least = {"width": _SMALLEST, "in_flight_width": _SMALLEST, "latency_price": 0.0, "occupancy_price": 0.0}
+    return ValueRouter(
+        **{name: _at_least(least.get(name, -np.inf), "value", name, value) for name, value in numbers.items()}
+    )
+
+
 def _at_least(least: float, name: str, setting: str, value: Number) -> Array:
     if not (np.isfinite(value) and value >= least):
-        raise InputError(f"Router `{name}`: `{setting}` is {value}; give a finite number of at least {least:g}.")
+        of_what = "" if least == -np.inf else f" of at least {least:g}"
+        raise InputError(f"Router `{name}`: `{setting}` is {value}; give a finite number{of_what}.")
     return jnp.asarray(float(value))
 
 
@@ -130,6 +141,7 @@ _BUILDERS: Mapping[str, Callable[..., Router]] = {
     "deadline-ahead": partial(_deadline, name="deadline-ahead", predictor=AHEAD),
     "deadline-reserve-ahead": partial(_deadline, name="deadline-reserve-ahead", predictor=AHEAD),
     "priced-ahead": partial(_priced, name="priced-ahead", predictor=AHEAD),
+    "value": _value,
 }
 
 ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
@@ -161,6 +173,17 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
     "priced": lambda shape: _PRICED,
     "deadline-reserve-ahead": lambda shape: (_RESERVE,),
     "priced-ahead": lambda shape: _PRICED,
+    "value": lambda shape: (
+        TunedNumber("reserve", start=0.05, spread=0.1, low=-0.5, high=0.95),
+        TunedNumber("reserve_slope", start=0.0, spread=0.05, low=-0.3, high=0.3),
+        TunedNumber("width", start=0.04, spread=2.0, low=0.001, high=1.0, scale="log"),
+        TunedNumber("in_flight_width", start=0.4, spread=1.65, low=0.01, high=10.0, scale="log"),
+        TunedNumber("harm_weight", start=0.8, spread=0.4, low=0.0, high=5.0),
+        TunedNumber("latency_price", start=0.05, spread=2.7, low=1e-4, high=10.0, scale="log"),
+        TunedNumber("latency_exponent", start=0.3, spread=0.4, low=-3.0, high=3.0),
+        TunedNumber("occupancy_price", start=0.03, spread=2.7, low=1e-4, high=10.0, scale="log"),
+        TunedNumber("occupancy_exponent", start=0.3, spread=0.4, low=-3.0, high=3.0),
+    ),
 }
 """Names of the routers that are tuned, each with its numbers on a cluster of a given shape.
 

@@ -10,13 +10,13 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.evaluation.judging import grid_set, read_halves, trace_set
-from besteffort.routers.names import ROUTER_NAMES
+from besteffort.routers.names import RIVALS
 from besteffort.runs.experiment import load_run
 from besteffort.workload import rescale
 
 ROUTERS = {
     *("learned", "always opt-125m", "always opt-1.3b", "always opt-6.7b", "upper bound"),
-    *(ROUTER_NAMES.keys() - {"static"}),
+    *(set(RIVALS) - {"static"}),
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards, sample_lists
-from besteffort.evaluation.tuning import heuristic_routers, maker, tune
-from besteffort.routers.names import ROUTER_NAMES
-from besteffort.routers.registry import TUNED, Settings, dimensions, settings_at
+from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, maker, tune
+from besteffort.routers.names import RIVALS
+from besteffort.routers.registry import Settings, dimensions, settings_at
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
@@ -45,17 +45,19 @@ def performance(
 ) -> dict[str, np.ndarray]:
     """(lists,) of every tuned router, with the settings of each list."""
     make = maker(situation)
-    rollouts = [Rollout(name, row, make(name, **of_list[row][name])) for name in TUNED for row in range(len(lists))]
-    return dict(zip(TUNED, mean_rewards(situation, lists, rollouts).reshape(len(TUNED), -1), strict=True))
+    rollouts = [
+        Rollout(name, row, make(name, **of_list[row][name])) for name in TUNED_RIVALS for row in range(len(lists))
+    ]
+    return dict(zip(TUNED_RIVALS, mean_rewards(situation, lists, rollouts).reshape(len(TUNED_RIVALS), -1), strict=True))
 
 
 def test_tuning_improves_on_the_start_and_is_never_worse(
     situation: Situation, lists: list[Requests], tuned: Tuned
 ) -> None:
     shape, _ = build(situation, None, history=1)
-    start = {name: settings_at(name, shape, np.zeros(dimensions(name, shape))) for name in TUNED}
+    start = {name: settings_at(name, shape, np.zeros(dimensions(name, shape))) for name in TUNED_RIVALS}
     before, after = (performance(situation, lists, of_list) for of_list in ([start, start], tuned))
-    for name in TUNED:
+    for name in TUNED_RIVALS:
         assert (after[name] >= before[name] - 1e-6).all()
         assert (after[name] > before[name] + 1e-3).any()
 
@@ -69,7 +71,7 @@ def test_tuned_routers_do_not_beat_the_bound(situation: Situation, lists: list[R
 def test_groups_are_tuned_as_each_would_be_alone(situation: Situation, lists: list[Requests], tuned: Tuned) -> None:
     (alone,) = tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0)
     # The gear plan draws, and the draws of a list depend on its place.
-    for name in TUNED.keys() - {"gear"}:
+    for name in set(TUNED_RIVALS) - {"gear"}:
         assert alone[name] == tuned[1][name]
         assert alone[name] != tuned[0][name]
 
@@ -83,7 +85,7 @@ def test_all_generations_share_their_compiled_programs(situation: Situation, lis
 
 def test_every_router_that_does_not_learn_takes_part(situation: Situation, tuned: Tuned) -> None:
     static = {f"always {model}" for model in situation.profile.model_names}
-    assert heuristic_routers(situation, tuned[0], 2).keys() == static | (ROUTER_NAMES.keys() - {"static"})
+    assert heuristic_routers(situation, tuned[0], 2).keys() == static | (set(RIVALS) - {"static"})
 
 
 def test_routers_for_every_list(situation: Situation, tuned: Tuned) -> None:
@@ -91,3 +93,10 @@ def test_routers_for_every_list(situation: Situation, tuned: Tuned) -> None:
     assert all(len(each) == 6 for each in routers.values())
     for router in routers["deadline-reserve"]:
         assert float(router.reserve) == pytest.approx(tuned[0]["deadline-reserve"]["reserve"])
+
+
+def test_routers_that_are_no_rivals_are_tuned_by_name(situation: Situation, lists: list[Requests]) -> None:
+    shape, _ = build(situation, None, history=1)
+    (found,) = tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0, names=["value"])
+    assert found.keys() == {"value"}
+    assert found["value"] != settings_at("value", shape, np.zeros(dimensions("value", shape)))

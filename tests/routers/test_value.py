@@ -1,0 +1,79 @@
+"""Routers that weigh what a request earns against what it costs others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from in_flight import built, choose, observe
+
+from besteffort.estimates.estimates import Estimates, Newcomer, Softness, estimate
+from besteffort.observation import Observation
+from besteffort.routers import make_router
+
+SHAPE, PARAMS = built()
+BUSY = [(0, 0, 50), (0, 1, 300), (1, 0, 700), (1, 1, 20), (1, 0, 400), (2, 0, 100), (2, 1, 900), (2, 1, 60), (2, 0, 10)]
+FREE = {
+    "reserve": 0.0,
+    "reserve_slope": 0.0,
+    "width": 0.02,
+    "in_flight_width": 0.2,
+    "harm_weight": 0.0,
+    "latency_price": 0.0,
+    "latency_exponent": 0.0,
+    "occupancy_price": 0.0,
+    "occupancy_exponent": 0.0,
+}
+
+
+def value(**numbers: float) -> Any:
+    return make_router("value", SHAPE, **(FREE | numbers))
+
+
+@jax.jit
+def estimated(observation: Observation, softness: Softness) -> Estimates:
+    return estimate(Newcomer.of(observation), observation.in_flight, PARAMS, softness, xp=jnp)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_argmax_of_its_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = {name: float(rng.uniform(0.05, 0.4)) for name in FREE}
+    chosen = set()
+    for deadline_s in np.geomspace(0.05, 2.0, 12):
+        rate = float(rng.uniform(1, 500))
+        seen = observe(BUSY[: rng.integers(10)], deadline_s=deadline_s)._replace(arrival_rate=rate)
+        load = np.clip(rate / np.asarray(PARAMS.priors.capacity), 0.08, 12.0)
+        reserve = numbers["reserve"] + numbers["reserve_slope"] * np.log(load[0])
+        found = estimated(seen, Softness(reserve, numbers["width"], numbers["in_flight_width"]))
+        occupancy = seen.instance_batch_sizes.mean(0) / 4
+        worth = found.own - numbers["harm_weight"] * found.harm
+        worth -= numbers["latency_price"] * load ** numbers["latency_exponent"] * found.completion_s / deadline_s
+        worth -= numbers["occupancy_price"] * load ** numbers["occupancy_exponent"] * occupancy
+        chosen.add(choose(value(**numbers), seen))
+        assert choose(value(**numbers), seen) == int(np.argmax(worth))
+    assert len(chosen) > 1
+
+
+def test_harm_keeps_it_away_from_those_who_would_be_late() -> None:
+    long_prompt = observe([(2, 0, 100), (2, 1, 100)], prompt=2_000, deadline_s=5.0)
+    view = long_prompt.in_flight
+    assert view.present[2].sum() == 1
+    tight = long_prompt._replace(in_flight=dataclasses.replace(view, deadline_factor=np.full(view.task.shape, 0.45)))
+    assert choose(value(), tight) == 2
+    assert choose(value(harm_weight=1.0), long_prompt) == 2
+    assert choose(value(harm_weight=1.0), tight) == 1
+
+
+@pytest.mark.parametrize("price", ["latency", "occupancy"])
+def test_prices_that_grow_with_the_load_lead_to_smaller_models(price: str) -> None:
+    router = value(**{f"{price}_price": 0.05, f"{price}_exponent": 2.0})
+    capacity = float(PARAMS.priors.capacity[-1])
+    sent = [(2, 0, 100), (2, 1, 100)]
+    chosen = [choose(router, observe(sent)._replace(arrival_rate=load * capacity)) for load in (0.0, 0.5, 8.0, 20.0)]
+    assert chosen[:2] == [2, 2]
+    assert 2 > chosen[2] >= chosen[3]
