@@ -39,8 +39,8 @@ class EvaluationConfig:
     requests: Annotated[int, Ge(2)] = 40_000
     tuning_seeds: Count = 1
     tuning_requests: Annotated[int, Ge(2)] = 20_000
-    tuning_generations: Count = 8
-    tuning_population: Annotated[int, Ge(SMALLEST_POPULATION)] = 20
+    tuning_generations: Count = 10
+    tuning_population: Annotated[int, Ge(SMALLEST_POPULATION)] = 16
     window_s: Positive = 1.0
     warm_up_s: NonNegative = 6.0
 

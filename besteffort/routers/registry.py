@@ -149,15 +149,15 @@ ROUTERS: Mapping[str, tuple[Callable[..., Router], tuple[str, ...]]] = {
 }
 """Router names, each with its builder and the names of its numbers."""
 
-_RESERVE = TunedNumber("reserve", start=0.2, spread=0.15, low=0.0, high=0.95)
+_RESERVE = TunedNumber("reserve", start=0.3, spread=0.3, low=0.0, high=0.95)
 _PRICED = (
-    TunedNumber("price", start=0.1, spread=2.5, low=0.001, high=10.0, scale="log"),
-    TunedNumber("reserve", start=0.1, spread=0.1, low=0.0, high=0.95),
-    TunedNumber("width", start=0.03, spread=2.0, low=0.001, high=1.0, scale="log"),
+    TunedNumber("price", start=0.15, spread=3.0, low=0.001, high=10.0, scale="log"),
+    TunedNumber("reserve", start=0.05, spread=0.1, low=0.0, high=0.95),
+    TunedNumber("width", start=0.04, spread=2.5, low=0.001, high=1.0, scale="log"),
 )
 
 TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
-    "gear": lambda shape: (TunedNumber("head_room", start=1.4, spread=1.6, low=0.1, high=10.0, scale="log"),),
+    "gear": lambda shape: (TunedNumber("head_room", start=1.5, spread=1.8, low=0.1, high=10.0, scale="log"),),
     "ladder": lambda shape: (
         # A smaller model takes longer lines, since it works them off sooner.
         TunedNumber(
@@ -187,6 +187,7 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
 }
 """Names of the routers that are tuned, each with its numbers on a cluster of a given shape.
 
+Starts and spreads cover what was best for bursts, stable loads and public traces in the default situation.
 The plan of `gear` is not tuned: it follows from the situation, see `besteffort.bounds.gears`. A router without numbers
 is not tuned, nor is `static`: each model is its own router.
 """

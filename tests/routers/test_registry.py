@@ -80,9 +80,9 @@ def test_no_steps_lead_to_the_start(name: str) -> None:
 
 def test_a_step_adds_or_multiplies() -> None:
     shape = shape_with(3)
-    assert settings_at("deadline-reserve", shape, np.array([2.0])) == {"reserve": pytest.approx(0.5)}
-    assert settings_at("priced", shape, np.array([1.0, -0.5, -2.0])) == pytest.approx(
-        {"price": 0.25, "reserve": 0.05, "width": 0.0075}
+    assert settings_at("deadline-reserve", shape, np.array([0.5])) == {"reserve": pytest.approx(0.45)}
+    assert settings_at("priced", shape, np.array([1.0, 0.5, -1.0])) == pytest.approx(
+        {"price": 0.45, "reserve": 0.1, "width": 0.016}
     )
     assert settings_at("ladder", shape, np.array([0.0, 1.0])) == {"thresholds": [32.0, 24.0]}
 
