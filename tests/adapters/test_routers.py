@@ -88,8 +88,7 @@ def test_network_inputs_reach_a_model(situation: Situation) -> None:
     np.testing.assert_allclose(seen[0], [encode(one, features), encode(other, features)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["jax", "reference"])
-def test_a_function_reads_estimates(situation: Situation, lists: list[Requests], backend: Any) -> None:
+def test_a_function_reads_estimates(situation: Situation, lists: list[Requests]) -> None:
     """A rule on two estimates, which the function works out by itself, or reads as a network's inputs."""
     params = ServingParams.of(situation)
 
@@ -99,11 +98,8 @@ def test_a_function_reads_estimates(situation: Situation, lists: list[Requests],
 
     features = default_features(4, 3, 4, 32, 40.0, ("own", "harm", "work"))  # work in tenths of a second
     reads = reading(lambda inputs: (np.array([1, -1, -1]) @ inputs.reshape(-1, 3, 3)).argmax(axis=1), features, params)
-    results = [
-        simulate(lists[0], situation, HostRouter(function, estimates=True), backend=backend)
-        for function in (each(priced), reads)
-    ]
-    same(*results)
+    mine, theirs = (HostRouter(function, estimates=True) for function in (each(priced), reads))
+    same(simulate(lists[0], situation, mine), simulate(lists[0], situation, theirs, backend="reference"))
 
 
 def test_what_is_no_model_is_refused(situation: Situation, lists: list[Requests]) -> None:
