@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import statistics
 import subprocess
@@ -36,6 +37,8 @@ def use(folder: Path) -> None:
     import numpy as np
 
     import besteffort
+    from besteffort.estimates.encoding import features_of
+    from besteffort.estimates.in_flight import InFlight
     from besteffort.observation import default_features, input_size
     from besteffort.policy import save_policy
 
@@ -56,6 +59,23 @@ def use(folder: Path) -> None:
     assert read.situation == situation, f"trained for {read.situation}"
     chosen = read.decide(task=read.tasks[0], batch_sizes=dict.fromkeys(models, 3), arrival_rate=20.0)
     assert chosen == models[-1], f"decided for {chosen}"
+
+    seeing = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=("own",)))
+    (own,) = default_features(
+        len(situation.tasks), len(models), cluster.replicas, cluster.max_batch, 50.0, seeing.view.features
+    )
+    # The model of which most is to be expected: the largest, until its instances are full.
+    greedy = besteffort.Policy(
+        situation=seeing, features=(own,), weights=((np.eye(len(models)), np.zeros(len(models))),)
+    )
+    flight = InFlight(greedy.situation)
+    decided = []
+    for request in range(cluster.replicas * (cluster.max_batch + cluster.queue_capacity) + 1):
+        flight.arrived(request, task=read.tasks[0], prompt_tokens=100, at=0.0)
+        decided.append(greedy.decide(**features_of(flight, request, greedy.features, at=0.0)))
+        flight.sent(request, models[-1], request % cluster.replicas, at=0.0)
+    assert decided[0] == models[-1], f"decided for {decided[0]} while all was idle"
+    assert decided[-1] != models[-1], f"decided for {decided[-1]}, which was full"
 
     sentences = {}
     for name in besteffort.__all__:
