@@ -135,9 +135,9 @@ class Policy:
             without this one.
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
           **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model); see
-            `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates per
-            model, and `prompt_tokens`, for which `besteffort.estimates.in_flight.InFlight` keeps the books and
-            `besteffort.estimates.encoding.features_of` gives all arguments.
+            `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates (per
+            model) and `prompt_tokens`, for which `besteffort.estimates.in_flight.InFlight` keeps the books; its
+            `decide` passes all of them.
 
         Raises:
           InputError: on an unknown task, a value that is missing, not finite, or negative where it cannot be, or a
@@ -175,9 +175,8 @@ class Policy:
         deadlines and weights of the tasks, the reward, and how late the view is. The policy then acts on what it was
         trained for, so it decides worse than one trained for the situation, but it decides.
 
-        Estimates follow the numbers of whoever makes them, and the policy reads them whatever these are: in a
-        simulation the assumed situation, in a gateway the situation of its `InFlight`, which is the policy's own
-        unless another is given.
+        Estimates follow the numbers of whoever makes them: in a simulation those of the assumed situation, in a gateway
+        those that the policy carries, since `besteffort.estimates.in_flight.InFlight` takes its situation.
 
         Raises:
           InputError: if the situation has other models, tasks (or an other order of these) or features, or another time
@@ -235,13 +234,9 @@ class Policy:
     def _wrong_features(self, further: Mapping[str, Any]) -> InputError:
         missing = sorted(self._further - further.keys())
         if missing:
-            source = (
-                ", from `besteffort.estimates.in_flight.InFlight` as `besteffort.estimates.encoding.features_of` does"
-                if needs_in_flight(missing)
-                else ""
-            )
             names = ", ".join(f"`{name}`" for name in missing)
-            return InputError(f"The policy also needs {names}; pass it by name{source}.")
+            live = ", or let `besteffort.estimates.in_flight.InFlight` decide" if needs_in_flight(missing) else ""
+            return InputError(f"The policy also needs {names}; pass it by name{live}.")
         unknown = min(further.keys() - self._further)
         names = ", ".join(feature.name for feature in self.features)
         return InputError(f"`{unknown}` is no feature of this policy, leave it out; its features are {names}.")

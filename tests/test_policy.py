@@ -490,8 +490,8 @@ def test_plain_counts_do_not_do_for_estimates() -> None:
     with pytest.raises(InputError) as error:
         policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0)
     assert str(error.value) == (
-        "The policy also needs `own`, `prompt_tokens`; pass it by name, from `besteffort.estimates.in_flight.InFlight` "
-        "as `besteffort.estimates.encoding.features_of` does."
+        "The policy also needs `own`, `prompt_tokens`; pass it by name, or let "
+        "`besteffort.estimates.in_flight.InFlight` decide."
     )
     for own, expected in (([0.5, 0.5], "`own` has 2 values"), ([0.5, -np.inf, 0.0], "must be a number, finite")):
         with pytest.raises(InputError, match=expected):

@@ -37,7 +37,6 @@ def use(folder: Path) -> None:
     import numpy as np
 
     import besteffort
-    from besteffort.estimates.encoding import features_of
     from besteffort.estimates.in_flight import InFlight
     from besteffort.observation import default_features, input_size
     from besteffort.policy import save_policy
@@ -68,11 +67,11 @@ def use(folder: Path) -> None:
     greedy = besteffort.Policy(
         situation=seeing, features=(own,), weights=((np.eye(len(models)), np.zeros(len(models))),)
     )
-    flight = InFlight(greedy.situation)
+    flight = InFlight(greedy)
     decided = []
     for request in range(cluster.replicas * (cluster.max_batch + cluster.queue_capacity) + 1):
         flight.arrived(request, task=read.tasks[0], prompt_tokens=100, at=0.0)
-        decided.append(greedy.decide(**features_of(flight, request, greedy.features, at=0.0)))
+        decided.append(flight.decide(request, at=0.0).model)
         flight.sent(request, models[-1], request % cluster.replicas, at=0.0)
     assert decided[0] == models[-1], f"decided for {decided[0]} while all was idle"
     assert decided[-1] != models[-1], f"decided for {decided[-1]}, which was full"

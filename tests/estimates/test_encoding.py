@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.estimates.encoding import features_of, network_input
+from besteffort.estimates.encoding import network_input
 from besteffort.estimates.in_flight import InFlight
 from besteffort.estimates.params import ServingParams
-from besteffort.observation import ESTIMATES, EXOGENOUS, FEATURES, IN_FLIGHT, default_features, encode, needs_in_flight
+from besteffort.observation import EXOGENOUS, FEATURES, IN_FLIGHT, default_features, encode, input_size, needs_in_flight
+from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig
-from besteffort.runs.training import make_training_problem
+from besteffort.runs.training import make_policy, make_training_problem
 from besteffort.simulator.build import build
 from besteffort.situation import Situation
 
@@ -30,9 +31,10 @@ def situation() -> Situation:
     return dataclasses.replace(paper, view=dataclasses.replace(paper.view, features=FEATURES))
 
 
-def flight_of(situation: Situation) -> InFlight:
+def flight_of(policy: Policy | Situation) -> InFlight:
     """Books with requests running and waiting, and `new`, which has just arrived."""
-    flight = InFlight(situation)
+    flight = InFlight(policy)
+    situation = flight.situation
     rng = np.random.default_rng(0)
     for index in range(60):
         at = 0.01 * index
@@ -56,20 +58,17 @@ def test_numpy_and_jax_read_the_same(situation: Situation) -> None:
     assert np.abs(live).max() < 5
 
 
-def test_live_features_are_those_of_the_simulation(situation: Situation) -> None:
-    """The features by name, as a policy takes them, are what the network reads."""
-    features = make_training_problem(situation, TrainingConfig()).features
-    flight = flight_of(situation)
-    told = features_of(flight, "new", features, at=0.61)
-    assert told.keys() == set(FEATURES)
-    assert told["task"] == "arc_easy"
-    assert told["prompt_tokens"] == 100
-    assert tuple(told["own"]) == MODELS
-    seen, estimates = flight.observation("new", at=0.61), flight.estimates("new", at=0.61)
-    for name in ESTIMATES:
-        np.testing.assert_array_equal(list(told[name].values()), getattr(estimates, name))
-    np.testing.assert_array_equal(list(told["smallest_batch"].values()), seen.instance_batch_sizes.min(axis=0))
-    assert features_of(flight, "new", features[:1]).keys() == {"task", "batch_sizes", "arrival_rate"}
+def test_a_gateway_decides_by_what_the_network_reads(situation: Situation) -> None:
+    """All features, each with a weight of its own."""
+    problem = make_training_problem(situation, TrainingConfig())
+    width = input_size(problem.features)
+    for seed in range(8):
+        kernel = np.random.default_rng(seed).normal(size=(width, 3))
+        policy = make_policy(problem, ((kernel, np.zeros(3)),), {})
+        flight = flight_of(policy)
+        seen = flight.observation("new", at=0.61)
+        values = network_input(seen, problem.features, ServingParams.of(situation)) @ kernel
+        assert flight.decide("new", at=0.61).model == MODELS[values.argmax()]
 
 
 def test_what_needs_the_requests_in_flight() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.estimates.encoding import features_of
 from besteffort.estimates.in_flight import InFlight
 from besteffort.estimates.view import Terms
 from besteffort.evaluation.rollouts import play_routers
@@ -106,12 +105,11 @@ def test_an_environment_without_estimates_is_refused(problem: TrainingProblem) -
 
 
 def asked(requests: Requests, situation: Situation, policy: Policy) -> np.ndarray:
-    """The models that the policy chooses if it is asked with what live book-keeping tells."""
-    flight, models = InFlight(situation), []
+    """The models that the policy chooses from what live book-keeping tells it."""
+    flight, models = InFlight(policy), []
 
     def route(index: int, _: Any) -> int:
-        told = features_of(flight, index, policy.features, at=float(requests.arrival_s[index]))
-        models.append(policy.models.index(policy.decide(**told)))
+        models.append(policy.models.index(flight.decide(index, at=float(requests.arrival_s[index])).model))
         return models[-1]
 
     tape = Tape(len(requests), flight)
