@@ -185,9 +185,9 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
         decoding=decoding.sum(-1),
         running=number,
         waiting=present.sum(-1) - number,
-        joining_s=(prefill_s * (running & ~decoding)).sum(-1),
-        waiting_s=(prefill_s * (present & ~running)).sum(-1),
-        leaving=(running / remainder).sum(-1),
+        joining_s=_total(prefill_s * (running & ~decoding), xp),
+        waiting_s=_total(prefill_s * (present & ~running), xp),
+        leaving=_total(running / remainder, xp),
         held=held,
         claimed=claimed,
         elapsed_s=view.elapsed_s,
@@ -397,7 +397,7 @@ def harm(
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (then + remainder)
     slack_s = deadline_s - (view.age_s + until_s[:, None]) - remaining_s
     steepness = 0.5 / (softness.in_flight * remaining_s + _SHORTEST_S)
-    total = (still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, view.terms, xp)).sum(-1)
+    total = _total(still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, view.terms, xp), xp)
     if view.beside is None:
         return total
     return total + _harm_beside(newcomer, course, view, params, softness, xp)
@@ -540,6 +540,17 @@ def _in_time(slack_s: Any, steepness: Any, deadline_s: Any, params: Any, terms: 
     span = xp.maximum(xp.where(hard, 1.0, params.soft_span) * deadline_s * (2 * steepness), _TIE)
     timely = (xp.logaddexp(0.0, 2 * half + span) - xp.logaddexp(0.0, 2 * half)) / span
     return xp.where(hard, met, timely), met
+
+
+def _total(values: Any, xp: Any) -> Any:
+    """Sums over the last axis.
+
+    For JAX as a product with ones: a sum of floats has to keep its order, and XLA for CPUs would work out what it sums
+    in the same loop, one by one.
+    """
+    if xp is np:
+        return values.sum(-1)
+    return xp.matmul(values, xp.ones(values.shape[-1], values.dtype), precision="highest")
 
 
 def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:

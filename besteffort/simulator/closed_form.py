@@ -234,13 +234,19 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
     assert terms is not None
     models = jnp.arange(shape.models)
     rows = jnp.argmin(sizes, axis=0) * shape.models + models
+    infers = terms.infers_admissions
+    needless: dict[str, Any] = {"deadline_s": None, "cache_tokens": None} | (
+        {} if infers else {"index": None, "eligible": None}
+    )
+    wanted = Instances(instances.seats._replace(**needless), instances.plan)
+    picked = jax.tree.map(lambda field: field.at[rows].get(mode="promise_in_bounds"), wanted)
+    # Rows are read once, not anew for everything that is made of them.
     seats: Any
-    seats, plan = jax.tree.map(lambda field: field.at[rows].get(mode="promise_in_bounds"), instances)
+    seats, plan = jax.lax.optimization_barrier(picked)
     start_s, clock, _ = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))(shape, params, models, seats, plan)
     age_s = plan.age_s[:, None]
     present = seats.done_s > age_s
     started = present & (seats.first_token_s <= age_s)
-    infers = terms.infers_admissions
     return InFlightView(
         present=present,
         running=None if infers else present & (seats.admission_s <= age_s),
@@ -267,13 +273,12 @@ def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, p
     started = present & (seats.first_token_s <= now_s)
     joining = present & (seats.admission_s <= now_s) & ~started
 
-    def latest(of: Array, values: Array, least: Any) -> Array:
-        return jnp.max(jnp.where(of, values, least))
-
-    last_s = jnp.maximum(latest(~present, seats.done_s, -jnp.inf), latest(started, seats.first_token_s, -jnp.inf))
-    last_s = jnp.maximum(last_s, plan.mark_s)
-    last = jnp.maximum(latest(~present, seats.finish, -_LONG_AGO), latest(started, seats.admitted + 1, -_LONG_AGO))
-    last = jnp.maximum(last, plan.mark)
+    # The last event: a departure, a first token, or the start of an iteration that admits, which nothing follows yet.
+    events_s = jnp.where(present, jnp.where(started, seats.first_token_s, seats.admission_s), seats.done_s)
+    events = jnp.where(present, seats.admitted + started, seats.finish)
+    past = ~present | started | joining
+    last_s = jnp.maximum(jnp.max(jnp.where(past, events_s, -jnp.inf)), plan.mark_s)
+    last = jnp.maximum(jnp.max(jnp.where(past, events, -_LONG_AGO)), plan.mark)
     number = jnp.sum(started, dtype=jnp.int32)
     first_s = jnp.where(number > 0, params.decode[model, jnp.minimum(number, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
@@ -284,11 +289,9 @@ def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, p
         growth_s = cost_s * number
     most = jnp.min(jnp.where(started, seats.finish, _NEVER)) - last - 1
     whole = jnp.clip(_ended(shape, last_s, first_s, growth_s, now_s, most), 0, most)
-    start_s = _after(last_s, first_s, growth_s, whole)
     admits = joining.any()
-    start_s = jnp.where(admits, latest(joining, seats.admission_s, -jnp.inf), start_s)
-    clock = jnp.where(admits, latest(joining, seats.admitted, -_LONG_AGO), last + whole)
-    return start_s, clock, ~present.any()
+    start_s = jnp.where(admits, last_s, _after(last_s, first_s, growth_s, whole))
+    return start_s, jnp.where(admits, last, last + whole), ~present.any()
 
 
 @batched_over_vmap
