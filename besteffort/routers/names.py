@@ -48,6 +48,20 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
     ),
     "deadline-reserve-ahead": RouterName("As `deadline-reserve`, predicting like `deadline-ahead`.", ("reserve",)),
     "priced-ahead": RouterName("As `priced`, predicting like `deadline-ahead`.", ("price", "reserve", "width")),
+    "slackfit": RouterName(
+        "Takes the best of the models in the slowest of `buckets` ranges of predicted latency that fits the deadline "
+        "less a reserve (SuperServe's SlackFit).",
+        ("reserve", "buckets"),
+    ),
+    "routebalance": RouterName(
+        "Maximises quality less weighted shares of the largest predicted latency and of the largest cost "
+        "(RouteBalance).",
+        ("latency_weight", "cost_weight"),
+    ),
+    "least-busy": RouterName("Sends each request to the model with the fewest requests in flight (LiteLLM)."),
+    "latency-based": RouterName(
+        "Draws one of the models whose predicted latency is within `buffer` of the lowest (LiteLLM).", ("buffer",)
+    ),
     "value": RouterName(
         "Maximises what a request is expected to earn, less the harm to those in flight and prices for latency and "
         "occupancy that grow with the load.",

@@ -16,6 +16,7 @@ from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
 from besteffort.routers.names import ROUTER_NAMES
 from besteffort.routers.prediction import AHEAD, BY_BATCH_SIZE, Predictor
+from besteffort.routers.published import LatencyBasedRouter, LeastBusyRouter, RouteBalanceRouter, SlackFitRouter
 from besteffort.routers.tuned_number import TunedNumber
 from besteffort.routers.value import ValueRouter
 from besteffort.simulator.types import EnvShape, Router
@@ -109,6 +110,21 @@ def _priced(
     )
 
 
+def _slackfit(shape: EnvShape, reserve: Number, buckets: Number) -> SlackFitRouter:
+    return SlackFitRouter(_share("slackfit", reserve), _at_least(1.0, "slackfit", "buckets", buckets))
+
+
+def _routebalance(shape: EnvShape, latency_weight: Number, cost_weight: Number) -> RouteBalanceRouter:
+    return RouteBalanceRouter(
+        _at_least(0.0, "routebalance", "latency_weight", latency_weight),
+        _at_least(0.0, "routebalance", "cost_weight", cost_weight),
+    )
+
+
+def _latency_based(shape: EnvShape, buffer: Number) -> LatencyBasedRouter:
+    return LatencyBasedRouter(_at_least(0.0, "latency-based", "buffer", buffer))
+
+
 def _value(shape: EnvShape, **numbers: Number) -> ValueRouter:
     least = {"width": _SMALLEST, "in_flight_width": _SMALLEST, "latency_price": 0.0, "occupancy_price": 0.0}
     return ValueRouter(
@@ -141,6 +157,10 @@ _BUILDERS: Mapping[str, Callable[..., Router]] = {
     "deadline-ahead": partial(_deadline, name="deadline-ahead", predictor=AHEAD),
     "deadline-reserve-ahead": partial(_deadline, name="deadline-reserve-ahead", predictor=AHEAD),
     "priced-ahead": partial(_priced, name="priced-ahead", predictor=AHEAD),
+    "slackfit": _slackfit,
+    "routebalance": _routebalance,
+    "least-busy": lambda shape: LeastBusyRouter(),
+    "latency-based": _latency_based,
     "value": _value,
 }
 
@@ -173,6 +193,15 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
     "priced": lambda shape: _PRICED,
     "deadline-reserve-ahead": lambda shape: (_RESERVE,),
     "priced-ahead": lambda shape: _PRICED,
+    "slackfit": lambda shape: (
+        _RESERVE,
+        TunedNumber("buckets", start=4.0, spread=2.5, low=1.0, high=100.0, scale="log"),
+    ),
+    "routebalance": lambda shape: (
+        TunedNumber("latency_weight", start=0.3, spread=2.5, low=0.001, high=10.0, scale="log"),
+        TunedNumber("cost_weight", start=0.1, spread=2.5, low=0.001, high=10.0, scale="log"),
+    ),
+    "latency-based": lambda shape: (TunedNumber("buffer", start=0.5, spread=2.5, low=0.001, high=100.0, scale="log"),),
     "value": lambda shape: (
         TunedNumber("reserve", start=0.05, spread=0.1, low=-0.5, high=0.95),
         TunedNumber("reserve_slope", start=0.0, spread=0.05, low=-0.3, high=0.3),

@@ -27,7 +27,6 @@ from besteffort.simulator.simulate import tasks_of
 from besteffort.simulator.types import Router
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from besteffort.workload.requests import Requests
-from tests.made_up import FewestPromptTokens
 
 PROFILE = load_profile("opt-a100")
 CLUSTER = Cluster(replicas=2, max_batch=4, queue_capacity=3, network_delay_s=0.01)
@@ -38,7 +37,6 @@ ROUTERS: dict[str, Router] = {
     "ladder": LadderRouter(jnp.array([5.0, 2.0])),
     "deadline": DeadlineRouter(0.1),
     "priced": PricedRouter(0.2, 0.1),
-    "fewest prompt tokens": FewestPromptTokens(),
 }
 
 
