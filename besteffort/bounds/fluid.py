@@ -11,6 +11,8 @@ answer has a charge there, too, and a router that does not see output lengths ca
 `seconds` is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in
 time. Prompt lengths enter by their mean, which by the convexity of G only lowers the charge.
 
+The dual of the programme prices an instance-second of each model: what the best use of one more of them would earn.
+
 It bounds the long-run performance of a router that does not see the lengths of single requests.
 `besteffort.bounds.clairvoyant` bounds any router on a list, including one that knows the whole list in advance.
 """
@@ -38,9 +40,11 @@ class FluidBound(Bound):
     Attributes:
       routing: (*rates, tasks, models) share of each task's requests that each model answers at that performance; other
         shares reach the SLO attainment.
+      prices: (*rates, models) reward that one more instance-second of each model would earn at that performance.
     """
 
     routing: np.ndarray
+    prices: np.ndarray
 
 
 def fluid_bound(
@@ -67,16 +71,18 @@ def fluid_bound(
     replicas = float(situation.cluster.replicas)
     best = gain[..., 0]
     seconds = _seconds(work, gain, stretches(situation.reward), even_prefills)
-    routing = _allocate(seconds, arrivals, replicas, weight[:, None] * best)
+    routing, prices = _allocate(seconds, arrivals, replicas, weight[:, None] * best)
     gained = (arrivals * ((routing * best).sum(axis=-1) - penalty)) @ weight
     # Answers after a soft deadline count for the performance only.
     seconds = _seconds(work, np.ones((*quality.shape, 1)), np.ones(1), even_prefills)
-    answered = (arrivals * _allocate(seconds, arrivals, replicas, np.ones_like(quality)).sum(axis=-1)).sum(axis=-1)
+    in_time, _ = _allocate(seconds, arrivals, replicas, np.ones_like(quality))
+    answered = (arrivals * in_time.sum(axis=-1)).sum(axis=-1)
     total = arrivals.sum(axis=-1)
     return FluidBound(
         performance=(gained / total).reshape(rates.shape),
         slo_attainment=(answered / total).reshape(rates.shape),
         routing=routing.reshape(*rates.shape, *quality.shape),
+        prices=prices.reshape(*rates.shape, quality.shape[1]),
     )
 
 
@@ -132,10 +138,11 @@ def _allocate(
     arrivals: np.ndarray,
     instance_seconds: float,
     gain: Float[np.ndarray, "tasks models"],
-) -> Float[np.ndarray, "programmes tasks models"]:
-    """Shares of each task per model with the highest total gain; one linear programme per row of `arrivals`.
+) -> tuple[Float[np.ndarray, "programmes tasks models"], Float[np.ndarray, "programmes models"]]:
+    """Shares of each task per model with the highest total gain, and the gain of a further instance-second of a model.
 
-    `arrivals` (programmes, tasks) counts requests; every model has `instance_seconds`; an answer takes `seconds`.
+    One linear programme per row of `arrivals` (programmes, tasks), which counts requests; every model has
+    `instance_seconds`; an answer takes `seconds`.
     """
     tasks, models = gain.shape
     possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, models))
@@ -144,19 +151,19 @@ def _allocate(
     favourite = np.where(possible, gain, -np.inf).argmax(axis=-1)
     shares = (np.arange(models) == favourite[..., None]) & possible
     crowded = np.flatnonzero(((shares * load).sum(axis=1) > 1).any(axis=-1))
-    shares = shares.astype(np.float64)
+    shares, prices = shares.astype(np.float64), np.zeros((len(arrivals), models))
     for start in range(0, len(crowded), _PROGRAMMES_AT_ONCE):
         part = crowded[start : start + _PROGRAMMES_AT_ONCE]
-        shares[part] = _solve(load[part], possible[part], arrivals[part][..., None] * gain)
-    return shares
+        shares[part], prices[part] = _solve(load[part], possible[part], arrivals[part][..., None] * gain)
+    return shares, prices / instance_seconds
 
 
 def _solve(
     load: Float[np.ndarray, "programmes tasks models"],
     possible: np.ndarray,
     gain: Float[np.ndarray, "programmes tasks models"],
-) -> Float[np.ndarray, "programmes tasks models"]:
-    """Solves independent programmes as one, with HiGHS."""
+) -> tuple[Float[np.ndarray, "programmes tasks models"], Float[np.ndarray, "programmes models"]]:
+    """Solves independent programmes as one, with HiGHS: shares, and the gain of the whole room of a model once more."""
     programmes, tasks, models = load.shape
     column = np.arange(load.size)
     programme, task, model = np.unravel_index(column, load.shape)
@@ -171,10 +178,11 @@ def _solve(
         shape=(rows, load.size),
     )
     limits = np.column_stack([np.zeros(load.size), possible.ravel().astype(np.float64)])
-    scale = np.abs(gain).max()
+    scale = np.abs(gain).max() or 1.0
     solution = optimize.linprog(
-        -gain.ravel() / (scale or 1.0), A_ub=constraints, b_ub=np.ones(rows), bounds=limits, method="highs"
+        -gain.ravel() / scale, A_ub=constraints, b_ub=np.ones(rows), bounds=limits, method="highs"
     )
     if not solution.success:
         raise RuntimeError(f"The bound's linear programme was not solved: {solution.message}")
-    return solution.x.reshape(load.shape)
+    prices = -scale * solution.ineqlin.marginals[: programmes * models]
+    return solution.x.reshape(load.shape), np.maximum(prices, 0.0).reshape(programmes, models)

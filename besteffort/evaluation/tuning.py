@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from besteffort.bounds.gears import gear_plan
+from besteffort.bounds.gears import gear_plan, price_plan
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.learning.evolution import Evolution
@@ -38,9 +38,9 @@ def router_kinds(situation: Situation, names: Iterable[str], learned: Container[
 
 
 def maker(situation: Situation) -> Callable[..., Router]:
-    """`make_router` for a situation: called with a name and settings, it adds the plan that `gear` takes."""
+    """`make_router` for a situation, which adds the plans that `gear` and `marginal` take to name and settings."""
     shape, _ = build(situation, None, history=1)
-    given = {"gear": gear_plan(situation)}
+    given = {"gear": gear_plan(situation), "marginal": price_plan(situation)}
 
     def make(name: str, /, **settings: Any) -> Router:
         return make_router(name, shape, **(given.get(name, {}) | settings))

@@ -62,6 +62,11 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
     "latency-based": RouterName(
         "Draws one of the models whose predicted latency is within `buffer` of the lowest (LiteLLM).", ("buffer",)
     ),
+    "marginal": RouterName(
+        "Maximises what a request is expected to earn, less the harm to those in flight and what its work would earn "
+        "elsewhere, by the dual of the fluid programme at the estimated arrival rate.",
+        derived=("rates", "prices"),
+    ),
     "value": RouterName(
         "Maximises what a request is expected to earn, less the harm to those in flight and prices for latency and "
         "occupancy that grow with the load.",

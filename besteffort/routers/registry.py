@@ -18,7 +18,7 @@ from besteffort.routers.names import ROUTER_NAMES
 from besteffort.routers.prediction import AHEAD, BY_BATCH_SIZE, Predictor
 from besteffort.routers.published import LatencyBasedRouter, LeastBusyRouter, RouteBalanceRouter, SlackFitRouter
 from besteffort.routers.tuned_number import TunedNumber
-from besteffort.routers.value import ValueRouter
+from besteffort.routers.value import MarginalRouter, ValueRouter
 from besteffort.simulator.types import EnvShape, Router
 
 Settings = dict[str, Any]
@@ -80,9 +80,7 @@ def _ladder(shape: EnvShape, thresholds: Sequence[Number]) -> LadderRouter:
 
 
 def _gear(shape: EnvShape, rates: Any, shares: Any, head_room: Number) -> GearRouter:
-    rates, shares = np.asarray(rates, dtype=float), np.asarray(shares, dtype=float)
-    if rates.ndim != 1 or not len(rates) or not (np.diff(rates, prepend=0.0) > 0).all():
-        raise InputError("Router `gear`: `rates` are not ascending; give at least one, all positive, smallest first.")
+    rates, shares = _rates("gear", rates), np.asarray(shares, dtype=float)
     if shares.shape != (len(rates), shape.tasks, shape.models) or not np.allclose(shares.sum(axis=2), 1):
         raise InputError(
             f"Router `gear`: `shares` has the shape {shares.shape}; give shares that sum to one over the models, for "
@@ -132,6 +130,25 @@ def _value(shape: EnvShape, **numbers: Number) -> ValueRouter:
     )
 
 
+def _marginal(shape: EnvShape, rates: Any, prices: Any) -> MarginalRouter:
+    rates, prices = _rates("marginal", rates), np.asarray(prices, dtype=float)
+    if prices.shape != (len(rates), shape.models) or not (np.isfinite(prices) & (prices >= 0)).all():
+        raise InputError(
+            f"Router `marginal`: `prices` has the shape {prices.shape}; give finite prices of at least 0, for each of "
+            f"{len(rates)} rates and {shape.models} models."
+        )
+    return MarginalRouter(jnp.asarray(rates), jnp.asarray(prices))
+
+
+def _rates(name: str, rates: Any) -> np.ndarray:
+    rates = np.asarray(rates, dtype=float)
+    if rates.ndim != 1 or not len(rates) or not (np.diff(rates, prepend=0.0) > 0).all():
+        raise InputError(
+            f"Router `{name}`: `rates` are not ascending; give at least one, all positive, smallest first."
+        )
+    return rates
+
+
 def _at_least(least: float, name: str, setting: str, value: Number) -> Array:
     if not (np.isfinite(value) and value >= least):
         of_what = "" if least == -np.inf else f" of at least {least:g}"
@@ -161,6 +178,7 @@ _BUILDERS: Mapping[str, Callable[..., Router]] = {
     "routebalance": _routebalance,
     "least-busy": lambda shape: LeastBusyRouter(),
     "latency-based": _latency_based,
+    "marginal": _marginal,
     "value": _value,
 }
 

@@ -19,6 +19,34 @@ _LOADS = (0.08, 12.0)  # prices stay what they are beyond; a rate of 0 has no lo
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class MarginalRouter:
+    """Sends each request to the model with the largest marginal value, `own - harm - price x work`.
+
+    `own`, `harm` and `work` are those of `besteffort.estimates.estimates.Estimates`. The price of an instance-second of
+    a model at the estimated arrival rate is what the best other use of it would earn, from the dual of the fluid
+    programme (`besteffort.bounds.gears`): it stands for the requests to come, as harm stands for those in flight.
+
+    Attributes:
+      rates: (gears,) arrival rates in requests per second, ascending; prices in between are interpolated in the
+        logarithm of the rate, and those beyond are the last.
+      prices: (gears, models) reward per instance-second.
+    """
+
+    estimates: ClassVar[bool] = True
+
+    rates: Any
+    prices: Any
+
+    def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
+        newcomer, rates = Newcomer.of(observation), jnp.asarray(self.rates)
+        found = estimate(newcomer, observation.in_flight, params, xp=jnp)
+        at = jnp.log(jnp.maximum(newcomer.arrival_rate, rates[0]))
+        price = jax.vmap(lambda of_model: jnp.interp(at, jnp.log(rates), of_model))(jnp.asarray(self.prices).T)
+        return jnp.argmax(found.own - found.harm - price * found.work).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class ValueRouter:
     """Sends each request to the model with the largest value to all requests.
 

@@ -55,6 +55,27 @@ def test_two_models_fill_like_a_knapsack(make_situation):
     np.testing.assert_allclose(fluid_bound(situation, rates).slo_attainment, [1.0, 1.0, 1.0, 0.5])
 
 
+def test_prices_are_what_a_further_second_would_earn(make_situation):
+    qualities, tasks = [(40.0, 80.0), (70.0, 80.0)], [{"share": 2.0, "weight": 3.0}, {"prompt_tokens": (1, 9)}]
+    rates = np.array([0.5, 3.0, 8.0, 40.0])
+    for replicas in (1, 3):
+        at = [
+            fluid_bound(
+                make_situation(
+                    [CONSTANT, AFFINE], [0.25, 1.0], qualities, tasks=tasks, cluster=Cluster(replicas=each, max_batch=4)
+                ),
+                replicas * rates,
+            )
+            for each in (replicas, replicas + 1)
+        ]
+        gained = (at[1].performance - at[0].performance) * replicas * rates
+        # A whole instance of every model more earns at most what its first second does, and at least what its last.
+        assert (gained <= at[0].prices.sum(axis=1) + 1e-9).all()
+        assert (gained >= at[1].prices.sum(axis=1) - 1e-9).all()
+        assert not at[0].prices[0].any()
+        assert (at[0].prices[-1] > 0).all()
+
+
 def test_capacity_goes_to_the_task_that_gains_most_from_it(make_situation):
     # Two tasks in equal shares; only the second gains from the large model, which serves 1 request/s.
     situation = make_situation([CONSTANT, CONSTANT], [0.1, 1.0], [(80.0, 80.0), (40.0, 80.0)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from besteffort.bounds.fluid import fluid_bound, throughput
-from besteffort.bounds.gears import gear_plan
+from besteffort.bounds.gears import gear_plan, price_plan
 from besteffort.situation import Cluster, Deadline, Task
 
 FLAT = ((1, 1.0),)
@@ -47,3 +47,30 @@ def test_plans_for_the_lengths_that_a_trace_shows(make_situation):
     for one, decodes in ((situation, 50), (dataclasses.replace(situation, tasks=(shown,)), 10)):
         assert throughput(one)[0] == pytest.approx(1 / decodes, rel=1e-4)
         assert gear_plan(one)["rates"][-1] == pytest.approx(2 / decodes, rel=1e-4)
+
+
+def test_prices_rise_from_nothing_where_models_fill_up(make_situation):
+    # The large model serves 1 request/s, the small one 4 for half the reward.
+    situation = make_situation([FLAT] * 2, [0.25, 1.0], [(40.0, 80.0)])
+    plan = price_plan(situation)
+    rates, prices = np.array(plan["rates"]), np.array(plan["prices"])
+    assert (rates[0], rates[-1]) == pytest.approx((0.1, 10.0))
+    assert prices.shape == (48, 2)
+    np.testing.assert_allclose(prices[rates < 0.3], 0.0, atol=1e-4)
+    assert (np.diff(prices, axis=0) >= -1e-12).all()
+    # Between, the large one's second decides between 1 and 0.5; in overload, all are worth what they earn.
+    np.testing.assert_allclose(prices[np.abs(rates - 2.2).argmin()], [0.0, 0.5], atol=0.02)
+    np.testing.assert_allclose(prices[-1], [2.0, 1.0], atol=0.02)
+
+
+def test_prices_are_no_steps(make_situation):
+    situation = make_situation([FLAT] * 2, [0.25, 1.0], [(40.0, 80.0)])
+    exact = fluid_bound(situation, np.array(price_plan(situation)["rates"])).prices
+    smooth = np.array(price_plan(situation)["prices"])
+    assert np.diff(smooth, axis=0).max() < 0.25 * np.diff(exact, axis=0).max()
+
+
+def test_nobody_in_time_costs_nothing(make_situation):
+    hopeless = {"deadline": Deadline(0.01, 0.0)}
+    situation = make_situation([FLAT] * 2, [0.1, 1.0], [(70.0, 80.0)], tasks=[hopeless])
+    assert not np.any(price_plan(situation)["prices"])

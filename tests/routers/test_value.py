@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from in_flight import built, choose, observe
 
+from besteffort.errors import InputError
 from besteffort.estimates.estimates import Estimates, Newcomer, Softness, estimate
 from besteffort.observation import Observation
 from besteffort.routers import make_router
@@ -77,3 +78,30 @@ def test_prices_that_grow_with_the_load_lead_to_smaller_models(price: str) -> No
     chosen = [choose(router, observe(sent)._replace(arrival_rate=load * capacity)) for load in (0.0, 0.5, 8.0, 20.0)]
     assert chosen[:2] == [2, 2]
     assert 2 > chosen[2] >= chosen[3]
+
+
+@pytest.mark.parametrize("rate", [0.0, 10.0, 20.0, 40.0, 1e4])
+def test_marginal_is_an_argmax_at_the_price_of_the_rate(rate: float) -> None:
+    prices = np.array([[0.0, 0.0, 0.0], [0.5, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    router = make_router("marginal", SHAPE, rates=[10.0, 20.0, 80.0], prices=prices)
+    # 40 is halfway between 20 and 80 on a scale of logarithms.
+    price = {0.0: prices[0], 10.0: prices[0], 20.0: prices[1], 40.0: prices[1:].mean(0), 1e4: prices[2]}[rate]
+    for deadline_s in np.geomspace(0.05, 2.0, 8):
+        seen = observe(BUSY, prompt=800, deadline_s=deadline_s)._replace(arrival_rate=rate)
+        found = estimated(seen, Softness())
+        assert choose(router, seen) == int(np.argmax(found.own - found.harm - price * found.work))
+
+
+def test_marginal_without_prices_on_an_idle_cluster_takes_what_earns_most() -> None:
+    router = make_router("marginal", SHAPE, rates=[1.0], prices=np.zeros((1, 3)))
+    for deadline_s in np.geomspace(0.02, 2.0, 12):
+        seen = observe(deadline_s=deadline_s)
+        assert choose(router, seen) == int(np.argmax(estimated(seen, Softness()).own))
+
+
+@pytest.mark.parametrize("prices", [np.zeros((1, 2)), -np.ones((1, 3)), np.full((1, 3), np.nan)])
+def test_prices_are_checked(prices: np.ndarray) -> None:
+    with pytest.raises(
+        InputError, match=r"`prices` has the shape \(1, .\); give finite prices of at least 0, for each"
+    ):
+        make_router("marginal", SHAPE, rates=[1.0], prices=prices)
