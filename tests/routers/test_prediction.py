@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from besteffort.simulator.reward import timeliness
 from cluster import DECODE, PREFILL, SIZES, observe, params
 from hypothesis import given
 from hypothesis import strategies as st
 
+from besteffort.estimates.reward import timeliness
 from besteffort.routers.prediction import least_loaded, predict_latency, predicted_value
 
 IDLE = [[0, 0, 0], [0, 0, 0]]
