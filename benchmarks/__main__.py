@@ -22,7 +22,11 @@ from rich.console import Console
 from benchmarks.summary import Row, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = tuple(name for name in ("simulator_speed", "learners", "sweep", "decisions") if find_spec(f"benchmarks.{name}"))
+NAMES = tuple(
+    name
+    for name in ("simulator_speed", "learners", "sweep", "decisions", "estimates")
+    if find_spec(f"benchmarks.{name}")
+)
 """Benchmarks whose module has `main(["--out", FILE, "--fast"])` and `rows(result)`, in the order in which they run."""
 
 

@@ -1,0 +1,204 @@
+"""What estimates cost: live, per decision in NumPy, and in the compiled simulator.
+
+    python -m benchmarks.estimates [--out FILE] [--fast]
+
+Live: `InFlight.estimates` with 64 requests in flight on each instance, batches full and lines long, for the three
+models of the default profile and for twelve; with and without harm. Compiled: steps of the environment with random
+choices at load 0.9, as it is, with the requests in flight shown but not read, and with all estimates made at every
+step. One thread, processor time, cases in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.summary import Row
+from benchmarks.timing import Case, Speeds, machine, measure
+from besteffort.estimates.estimates import Newcomer, estimate
+from besteffort.estimates.in_flight import InFlight
+from besteffort.runs.config import load_situation
+from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.situation import Situation
+from besteffort.workload.config import Poisson
+from besteffort.workload.config import build as build_workload
+from experiments.more_models import made_up
+
+ROOT = Path(__file__).resolve().parent.parent
+OFF, SHOWN, ON = "off", "shown", "on"
+_IN_FLIGHT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+      decisions: live ones in a round.
+      envs, steps: environments side by side, and steps of each in a round.
+      rounds: how often every case is run.
+    """
+
+    decisions: int = 2_000
+    envs: int = 64
+    steps: int = 1_024
+    rounds: int = 9
+
+
+FAST = Size(decisions=20, envs=4, steps=8, rounds=1)
+
+
+def live_case(models: int, size: Size, *, with_harm: bool) -> Case:
+    """Estimates for one request, over and over."""
+    flight = full(_situation(models))
+
+    def run(number: int) -> None:
+        del number
+        for _ in range(size.decisions):
+            flight.estimates("new", with_harm=with_harm)
+
+    return Case(f"live, {models} models", "with harm" if with_harm else "without harm", size.decisions, run)
+
+
+def full(situation: Situation) -> InFlight:
+    """Every instance with as many requests as its batch holds, and as many again that wait; one that has arrived."""
+    rng = np.random.default_rng(0)
+    flight = InFlight(situation, clock=lambda: 1.0)
+    names, slots = situation.task_names, situation.cluster.max_batch
+    for replica in range(situation.cluster.replicas):
+        for model in situation.profile.model_names:
+            for number in range(_IN_FLIGHT):
+                request = (replica, model, number)
+                task, prompt = names[rng.integers(len(names))], int(rng.integers(64, 192))
+                flight.arrived(request, task=task, prompt_tokens=prompt, at=0.0)
+                flight.sent(request, model, replica, at=0.0)
+            for number in range(slots):
+                flight.tokens((replica, model, number), int(rng.integers(1, 20)), at=0.99)
+    flight.arrived("new", task=names[0], prompt_tokens=100, at=1.0)
+    return flight
+
+
+def compiled_case(name: str, size: Size) -> Case:
+    """Steps of the environment, one compiled program."""
+    situation = load_situation("paper")
+    workload = build_workload(Poisson(load=0.9), situation)
+    shape, params = build(situation, workload, history=1_024, estimates=name != OFF)
+    environment = ServingEnvironment(shape)
+
+    def roll(states: Any, key: jax.Array) -> Any:
+        def step(carry: Any, key: jax.Array) -> Any:
+            states, total = carry
+            choice, keys = jax.random.split(key)
+            actions = jax.random.randint(choice, (size.envs,), 0, shape.models)
+            states, steps = jax.vmap(environment.step, in_axes=(0, 0, 0, None))(
+                jax.random.split(keys, size.envs), states, actions, params
+            )
+            total += steps.reward.sum()
+            if name == ON:
+                seen = steps.observation
+                found = jax.vmap(lambda o: estimate(Newcomer.of(o), o.in_flight, params, xp=jnp))(seen)
+                total += sum(field.sum() for field in found)
+            return (states, total), None
+
+        return jax.lax.scan(step, (states, jnp.zeros(())), jax.random.split(key, size.steps))[0]
+
+    play = jax.jit(roll)
+    reset = jax.vmap(environment.reset, in_axes=(0, None))
+    started = jax.jit(reset)(jax.random.split(jax.random.key(0), size.envs), params)[0]
+    began = time.perf_counter()
+    state = {"now": jax.block_until_ready(play(started, jax.random.key(1)))[0]}
+    compile_s = time.perf_counter() - began
+
+    def run(number: int) -> None:
+        state["now"] = jax.block_until_ready(play(state["now"], jax.random.key(number)))[0]
+
+    return Case("compiled", name, size.envs * size.steps, run, compile_s)
+
+
+def _situation(models: int) -> Situation:
+    situation = load_situation("paper")
+    if models == len(situation.profile.models):
+        return situation
+    return dataclasses.replace(situation, profile=made_up(situation.profile, models))
+
+
+def run(size: Size, console: Console) -> dict[str, Any]:
+    """Measures everything and prints it; returns what the JSON file holds."""
+    began, load_average = time.perf_counter(), os.getloadavg()[0]
+    cases = [live_case(models, size, with_harm=harm) for models in (3, 12) for harm in (True, False)]
+    cases += [compiled_case(name, size) for name in (OFF, SHOWN, ON)]
+    speeds = measure(cases, size.rounds, console, time.process_time)
+    console.print(_table(speeds))
+    compiled = speeds["compiled"]
+    return {
+        "machine": machine("numpy", "jax"),
+        "load_average_before": round(load_average, 2),
+        "seconds": round(time.perf_counter() - began),
+        "size": dataclasses.asdict(size),
+        "microseconds": {
+            row: {column: round(1e6 / speed.fastest, 2) for column, speed in columns.items()}
+            for row, columns in speeds.items()
+        },
+        "share_of_speed": {name: round(compiled[name].median / compiled[OFF].median, 3) for name in (SHOWN, ON)},
+    }
+
+
+def _table(speeds: Speeds) -> Table:
+    table = Table(title="Microseconds per decision (fastest round; median)")
+    table.add_column("what")
+    table.add_column("how")
+    table.add_column("microseconds", justify="right")
+    for row, columns in speeds.items():
+        for column, speed in columns.items():
+            table.add_row(row, column, f"{1e6 / speed.fastest:.1f}; {1e6 / speed.median:.1f}")
+    return table
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """Lines of the table of all benchmarks."""
+    micros = result["microseconds"]
+    return [
+        Row(
+            f"Estimates of one request, {models} models, 64 in flight each",
+            f"{micros[f'live, {models} models']['with harm']:.0f} μs",
+            f"{wanted} μs wanted",
+            wanted / micros[f"live, {models} models"]["with harm"],
+            1.0,
+        )
+        for models, wanted in ((3, 100), (12, 300))
+    ] + [
+        Row(
+            "A step of the simulator with all estimates",
+            f"{micros['compiled'][ON]:.1f} μs",
+            f"{micros['compiled'][OFF]:.1f} μs without",
+            result["share_of_speed"][ON],
+            0.4,
+        )
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "estimates.json", help="file to write")
+    parser.add_argument("--fast", action="store_true", help="few decisions and rounds: whether it runs, not how fast")
+    args = parser.parse_args(arguments)
+    result = run(FAST if args.fast else Size(), Console(width=160))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
