@@ -37,6 +37,8 @@ EXPERIMENTS = (
     "paper_recipe",
     "optimal",
     "where_it_pays",
+    "rivals",
+    "estimate_quality",
     "ablations",
     "robustness",
 )
@@ -44,8 +46,8 @@ EXPERIMENTS = (
 
 # Long ones first, so that processes end together, and first of all those that share no training with the others.
 _LONG = (
-    *("where_it_pays", "more_models", "task_deadlines", "ablations", "paper_recipe", "cheap_router", "arrival_shift"),
-    *("optimal", "stable_load"),
+    *("where_it_pays", "rivals", "more_models", "task_deadlines", "ablations", "paper_recipe", "cheap_router"),
+    *("arrival_shift", "optimal", "stable_load"),
 )
 
 

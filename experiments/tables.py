@@ -119,6 +119,48 @@ def where_it_pays() -> str:
     return markdown(header, rows)
 
 
+def rivals() -> str:
+    """Rivals in both forms and rules that know the harm, setting by setting; policies where they were judged above."""
+    found, learned = read("rivals")["data"], read("where_it_pays")["data"]
+    of_setting = {name.removesuffix(": "): row["learned"] for name, row in learned.items()} | {
+        "bursts": learned["default: "]["learned"]
+    }
+    rows = []
+    for setting, row in found["compared"].items():
+        bound = sum(found["settings"][setting]["bound"]) / len(found["settings"][setting]["bound"])
+        policy = of_setting.get(setting)
+        rows.append(
+            [
+                setting,
+                "-" if policy is None else percent(policy, 2),
+                percent(row["paper"], 2),
+                percent(row["seeing"], 2),
+                points(row["marginal, ahead of the best of both"], 2),
+                points(row["value, ahead of the best of both"], 2),
+                percent(bound, 2),
+            ]
+        )
+    header = ["Setting", "Learned, as above (%)", "Best rival, the paper's inputs (%)", "Best rival that sees (%)"]
+    return markdown([*header, "`marginal` is ahead by (points)", "`value` is ahead by (points)", "Bound (%)"], rows)
+
+
+def estimates() -> str:
+    """Estimates against what happened."""
+    return written("estimate_quality.md", "Estimates at the decision, and what happened")
+
+
+def old_grids() -> str:
+    """What the search gains over the candidate grids that it took the place of."""
+    settings: dict[str, dict[str, str]] = {}
+    for row in read("old_grids")["rows"]:
+        cell = f"{row['difference_points']:+.2f} ± {row['half_width']:.2f}"
+        settings.setdefault(row["setting"], {})[row["router"]] = cell
+    names = list(next(iter(settings.values())))
+    return markdown(
+        ["Setting", *names], [[setting, *(row[name] for name in names)] for setting, row in settings.items()]
+    )
+
+
 def bursts() -> str:
     """All routers of the quickstart."""
     rows = [
@@ -299,6 +341,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
         claims,
         stable_load,
         where_it_pays,
+        rivals,
+        estimates,
+        old_grids,
         bursts,
         traces,
         fit_vllm,

@@ -101,3 +101,18 @@ def test_work_is_prefill_and_the_least_share_of_decodes() -> None:
     found = behind(0, 0, 0.0, situation())
     # With a deadline so loose, decodes are shared by a full batch.
     assert found.work[0] == pytest.approx(PREFILL + 10 * (DECODE + 0.004) / 4)
+
+
+@pytest.mark.parametrize(("deadline_s", "lost"), [(0.56, 0.0), (0.58, 1.0), (0.62, 1.0), (0.64, 0.0)])
+def test_harm_covers_the_other_models_of_the_replica(deadline_s: float, lost: float) -> None:
+    # On model 0 one request goes on for 6 of its 11 tokens, 0.066 s. Model 1 is idle; while it works, model 0 takes
+    # twice as long.
+    decode = np.tile(DECODE + 0.001 * np.arange(1, 5), (2, 1))
+    profile = make_profile(decode, np.full((2, 16), PREFILL), slowdown=np.array([[1.0, 2.0], [1.0, 1.0]]))
+    tasks = (dataclasses.replace(situation().tasks[0], deadline=Deadline(deadline_s, 0.0)),)
+    flight = InFlight(situation(profile=profile, tasks=tasks), softness=SHARP)
+    flight.arrived("old", task="task0", prompt_tokens=8, at=0.0)
+    flight.sent("old", 0, at=0.0)
+    flight.tokens("old", 5, at=0.5)
+    flight.arrived("new", task="task0", prompt_tokens=8, at=0.5)
+    assert flight.estimates("new", at=0.5).harm[1] == pytest.approx(lost, abs=1e-6)
