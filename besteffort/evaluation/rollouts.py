@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from besteffort.errors import InputError
 from besteffort.evaluation.metrics import after_warm_up, mean_over
+from besteffort.pytrees import node_types
 from besteffort.routers.switch import SwitchRouter
 from besteffort.routers.with_params import RouterWithParams
 from besteffort.simulator.build import build_alike
@@ -234,7 +235,8 @@ def _play_together(
         jax.tree.flatten((params_of[id(actual)], mine)) for actual, mine in zip(actual_situations, members, strict=True)
     ]
     structure: Any = flat[0][1]
-    if any(other != structure for _, other in flat):
+    classes = node_types(members[0])
+    if any(other != structure for _, other in flat) or any(node_types(mine) != classes for mine in members):
         raise InputError("Routers of one name differ in more than numbers; give each kind a name of its own.")
     columns = [_column(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)]
     varies = tuple(vary for _, vary in columns)
@@ -248,7 +250,9 @@ def _play_together(
         mine = [leaf[block] if vary else leaf for leaf, vary in columns]
         asked = jax.tree.map(lambda field, block=block: field[rows[block]], arrivals)
         played = jax.device_get(
-            _play_lanes(shape, structure, varies, assumed_params, mine, chosen[block], asked, row_keys[rows[block]])
+            _play_lanes(
+                shape, structure, classes, varies, assumed_params, mine, chosen[block], asked, row_keys[rows[block]]
+            )
         )
         left = min(width, len(rollouts) - start)
         yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
@@ -274,10 +278,11 @@ def _float(leaf: Any) -> Any:
     return float if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _play_lanes(
     shape: EnvShape,
     structure: Any,
+    classes: tuple[Any, ...],
     varies: tuple[bool, ...],
     assumed_params: EnvParams,
     numbers: Sequence[Array],
@@ -288,8 +293,8 @@ def _play_lanes(
     """Plays a block of rollouts.
 
     `numbers` are the leaves of their actual situations and of the members of their panels, in the `structure` of one
-    rollout, with a
-    leading axis where a leaf `varies`: what all rollouts share, such as a network's weights, is kept once.
+    rollout, with a leading axis where a leaf `varies`: what all rollouts share, such as a network's weights, is kept
+    once. `classes` are those of the members, see `node_types`.
     """
     environment = ServingEnvironment(shape)
     by_time = jax.tree.map(lambda field: jnp.swapaxes(jnp.asarray(field), 0, 1), arrivals)

@@ -15,6 +15,7 @@ from besteffort.estimates.priors import Priors
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import needs_in_flight
+from besteffort.pytrees import node_types
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
@@ -67,6 +68,7 @@ def build(
         stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
         estimates=Terms.of(situation) if estimates else None,
+        workload=node_types(workload),
     )
 
     def numbers(values: Any) -> Any:

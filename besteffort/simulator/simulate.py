@@ -14,6 +14,7 @@ from besteffort.errors import InputError
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import Observation
+from besteffort.pytrees import node_types
 from besteffort.simulator import reference
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import Placement, ServingEnvironment
@@ -68,9 +69,11 @@ def simulate(
         if backend == "jax":
             return simulate_arrays(requests, shape, params, router, key)
 
+    kinds = node_types(router)
+
     def route(index: int, observation: Observation) -> int:
         with jax.enable_x64(True):
-            return int(_route(router, observation, params, key, index))
+            return int(_route(kinds, router, observation, params, key, index))
 
     return simulate_by_reference(requests, situation, route, terms=shape.estimates)
 
@@ -118,7 +121,8 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
         output_limit=None if requests.output_limit is None else jnp.asarray(requests.output_limit),
     )
-    placement, timing, reward = jax.tree.map(np.asarray, _play(shape, params, router, arrivals, key))
+    played = _play(shape, node_types(router), params, router, arrivals, key)
+    placement, timing, reward = jax.tree.map(np.asarray, played)
     return Result.of(
         requests.columns,
         model=placement.model,
@@ -131,15 +135,15 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
     )
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _play(
-    shape: EnvShape, params: EnvParams, router: Router, arrivals: Arrival, key: Array
+    shape: EnvShape, kinds: tuple[Any, ...], params: EnvParams, router: Router, arrivals: Arrival, key: Array
 ) -> tuple[Placement, Any, Array]:
     environment = ServingEnvironment(shape)
 
     def decide(state: Any, arrival: Arrival) -> tuple[Any, Placement]:
         state, step = environment.arrive(state, arrival, params)
-        model = _route(router, step.observation, params, key, step.index)
+        model = _route(kinds, router, step.observation, params, key, step.index)
         return environment.place(state, model, params)
 
     state = environment.start(jax.tree.map(lambda x: x[0], arrivals))
@@ -148,8 +152,10 @@ def _play(
     return placements, ledger.timing, ledger.reward
 
 
-@jax.jit
-def _route(router: Router, observation: Observation, params: EnvParams, key: Array, index: Array) -> Array:
+@partial(jax.jit, static_argnums=0)
+def _route(
+    kinds: tuple[Any, ...], router: Router, observation: Observation, params: EnvParams, key: Array, index: Array
+) -> Array:
     return router.route(observation, params, jax.random.fold_in(key, index))
 
 

@@ -46,6 +46,7 @@ class EnvShape:
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
       record: also keep each request's waiting time, time to first token and latency.
       estimates: observations show the requests in flight, for estimates with these terms; None: they do not.
+      workload: types of the nodes of `EnvParams.workload`, see `besteffort.pytrees.node_types`.
       reward_fn: reward of an answer; a function with the signature of `besteffort.estimates.reward.reward`.
     """
 
@@ -63,6 +64,7 @@ class EnvShape:
     stale_sizes: bool = False
     record: bool = False
     estimates: Terms | None = None
+    workload: tuple[Any, ...] = ()
     reward_fn: Callable[..., Any] = reward.reward
 
     @property

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from besteffort.pytrees import node_types
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
 from besteffort.workload.requests import Requests
@@ -17,12 +18,16 @@ from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.types import Arrival
 
 
-@functools.partial(jax.jit, static_argnames="n")
 def draw(workload: Any, key: PRNGKeyArray, n: int) -> Arrival:
     """The first `n` arrivals, each field an (n,) array.
 
     The key is split: `init` gets the first part, and call `i` of `next` the second, folded with `i`.
     """
+    return _draw(node_types(workload), workload, key, n)
+
+
+@functools.partial(jax.jit, static_argnames=("kinds", "n"))
+def _draw(kinds: tuple[Any, ...], workload: Any, key: PRNGKeyArray, n: int) -> Arrival:
     init_key, next_key = jax.random.split(key)
 
     def step(state: Any, index: Array) -> tuple[Any, Arrival]:

@@ -7,11 +7,14 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from besteffort.estimates.in_flight import InFlight
 from besteffort.observation import Observation
 from besteffort.profile import load_profile
+from besteffort.pytrees import node_types
 from besteffort.simulator.build import build
+from besteffort.simulator.simulate import _route
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Cluster, Deadline, Situation, Task
 
@@ -49,9 +52,4 @@ def observe(
 
 def choose(router: Any, observation: Observation, key: int = 0) -> int:
     """The model that a router picks."""
-    return int(_route(router, observation, built()[1], jax.random.key(key)))
-
-
-@jax.jit
-def _route(router: Any, observation: Observation, params: EnvParams, key: jax.Array) -> jax.Array:
-    return router.route(observation, params, key)
+    return int(_route(node_types(router), router, observation, built()[1], jax.random.key(key), jnp.int32(0)))

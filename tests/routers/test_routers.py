@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from cluster import SHAPE, observe, params
 
 from besteffort.observation import Feature, encode
+from besteffort.pytrees import node_types
 from besteffort.routers import (
     DeadlineRouter,
     LadderRouter,
@@ -22,6 +24,7 @@ from besteffort.routers import (
     make_router,
     predict_latency,
 )
+from besteffort.simulator.simulate import _route
 from besteffort.simulator.types import Router
 
 IDLE = [[0, 0, 0], [0, 0, 0]]
@@ -55,6 +58,23 @@ def choose(router: Any, batch: Any, **how: Any) -> int:
 def test_every_router_follows_the_protocol(router: Any) -> None:
     assert isinstance(router, Router)
     assert 0 <= choose(router, [[1, 2, 3], [4, 5, 6]]) < SHAPE.models
+
+
+def constant(model: int) -> Any:
+    """A router of a class of its own."""
+
+    def route(self: Any, observation: Any, params: Any, key: Any) -> jax.Array:
+        return jnp.int32(model)
+
+    return jax.tree_util.register_dataclass(dataclasses.make_dataclass("Constant", [], namespace={"route": route}))()
+
+
+def test_every_class_has_a_program_of_its_own() -> None:
+    """Of so many classes of one name and no fields, JAX alone confuses some in nearly every process."""
+    seen, numbers, key = observe(IDLE), params(), jax.random.key(0)
+    routers = [constant(model) for model in range(150)]
+    chosen = [int(_route(node_types(router), router, seen, numbers, key, jnp.int32(0))) for router in routers]
+    assert chosen == list(range(150))
 
 
 def test_static() -> None:

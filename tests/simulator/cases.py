@@ -17,6 +17,7 @@ import numpy as np
 
 from besteffort.observation import Observation
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
+from besteffort.pytrees import node_types
 from besteffort.simulator import simulate
 from besteffort.simulator.build import build_alike
 from besteffort.simulator.result import Result
@@ -281,7 +282,9 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
         shape, params = stacked_params(cases)
         shape = dataclasses.replace(shape, **static)
         arrivals, routers, keys = stacked_lists(cases)
-        placement, timing, reward = jax.vmap(partial(_play, shape))(params, routers, arrivals, keys)
+        placement, timing, reward = jax.vmap(partial(_play, shape, node_types(routers)))(
+            params, routers, arrivals, keys
+        )
         columns = [np.asarray(x) for x in (placement.model, placement.replica, *timing, reward)]
     return [Played(*(column[lane] for column in columns)) for lane in range(len(cases))]
 
