@@ -23,7 +23,15 @@ import numpy as np
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.formats import points
-from besteffort.evaluation.judging import EvaluationSet, burst_set, list_bounds, read_halves, synthetic_set, trace_set
+from besteffort.evaluation.judging import (
+    EvaluationSet,
+    burst_set,
+    list_bounds,
+    mean_load,
+    read_halves,
+    synthetic_set,
+    trace_set,
+)
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, best_mean, mean_interval, paired_difference
@@ -111,19 +119,38 @@ def _sets(lab: Lab, judging: EvaluationConfig) -> Iterator[tuple[str, Callable[[
     yield "bursts", partial(burst_set, situation, judging)
     for load in STEADY:
         yield f"steady, load {load:g}", partial(_steady_set, situation, steady, load)
-    yield "Azure Functions, load 1", partial(unpredictable_load.maf_set, lab, situation, 1.0)
+    yield "Azure Functions, load 1", partial(_counts_set, lab, situation, judging, 1.0)
     for name, loads in TRACE_LOADS.items():
         for load in loads:
             yield f"{name}, load {load:g}", partial(_trace_set, lab, judging, name, load)
     for variant in where_it_pays.variants(situation):
         if variant.name:
             changed = judging if variant.burst is None else dataclasses.replace(judging, burst=variant.burst)
+            # Where models are fast, so many requests come within seconds.
+            per_s = mean_load(changed.burst, variant.situation) * float(variant.situation.capacity()[-1])
+            warm_up_s = min(judging.warm_up_s, judging.tuning_requests / per_s / 5)
+            changed = dataclasses.replace(changed, warm_up_s=warm_up_s)
             yield f"{variant.group}: {variant.name}", partial(burst_set, variant.situation, changed)
 
 
 def _steady_set(situation: Situation, judging: EvaluationConfig, load: float) -> EvaluationSet:
     title = f"Poisson arrivals, load {load:g}"
     return synthetic_set("steady", title, situation, judging, (load,), [Poisson(load=load)])
+
+
+def _counts_set(lab: Lab, situation: Situation, judging: EvaluationConfig, load: float) -> EvaluationSet | None:
+    """The counts of Azure Functions: rivals are tuned on sample A and judged on sample B."""
+    paths = [path for name in unpredictable_load.SAMPLES if (path := lab.trace(name)) is not None]
+    if len(paths) < len(unpredictable_load.SAMPLES):
+        return None
+    capacity = float(situation.capacity()[-1])
+    drawn = ((judging.unjudged_seeds, judging.tuning_requests), (judging.judging_seeds, judging.requests))
+    tuning, judged = (
+        unpredictable_load.maf_lists(path, situation, seeds, load * capacity, requests)
+        for path, (seeds, requests) in zip(paths, drawn, strict=True)
+    )
+    title = f"Azure Functions 2019, sample B, mean load {load:g}"
+    return EvaluationSet("counts", title, situation, (load,), (judged,), tuning, capacity, judging.warm_up_s)
 
 
 def _trace_set(lab: Lab, judging: EvaluationConfig, name: str, load: float) -> EvaluationSet | None:
