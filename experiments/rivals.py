@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ def run(lab: Lab) -> Findings:
     )
     names = list(rows)
     panel = plots.Panel(
-        title="Points ahead of the best rival on the paper's inputs",
+        title="Ahead of rivals on the paper's inputs",
         x=np.arange(len(names), dtype=float) + 1,
         curves={
             title: _stacked([rows[name][key] for name in names])
@@ -164,7 +165,7 @@ def _trace_set(lab: Lab, judging: EvaluationConfig, name: str, load: float) -> E
 
 def _judged(lab: Lab, name: str, make: Callable[[], EvaluationSet | None], judging: EvaluationConfig) -> dict[str, Any]:
     """Performance of every router on each list of a setting, found again where it was done before."""
-    place = lab.work / "rivals" / f"{lab.scale.name}-{lab.scale.seed}-{name.replace('/', ' ')}.json"
+    place = lab.work / "rivals" / f"{lab.scale.name}-{lab.scale.seed}-{re.sub(r'[^a-z0-9.]+', '-', name.lower())}.json"
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found

@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 HAS_CHECKOUT = (CHECKOUT / "experiments").is_dir() and (CHECKOUT / "benchmarks").is_dir()
 
 LONGEST = (
+    "estimates/test_agreement.py",
     "simulator/test_environment.py",
     "simulator/test_exactness.py",
     "workload/test_arrivals.py",
@@ -49,6 +50,9 @@ LONGEST = (
     "sweep/test_plan.py",
     "profiling/test_fit.py",
     "evaluation/test_judging.py",
+    "routers/test_backends.py",
+    "estimates/test_encoding.py",
+    "benchmarks/test_estimates_benchmark.py",
 )
 """Modules that take longer than ten seconds of a core, the longest first: so no worker is left with one at the end."""
 
