@@ -149,6 +149,13 @@ def estimates() -> str:
     return written("estimate_quality.md", "Estimates at the decision, and what happened")
 
 
+def estimate_costs() -> str:
+    """Microseconds of estimates, live and compiled."""
+    micros = read("estimates")["microseconds"]
+    rows = [[f"{what}, {how}", f"{cost:.1f}"] for what, row in micros.items() for how, cost in row.items()]
+    return markdown(["What", "Microseconds per decision"], rows)
+
+
 def old_grids() -> str:
     """What the search gains over the candidate grids that it took the place of."""
     settings: dict[str, dict[str, str]] = {}
@@ -343,6 +350,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         where_it_pays,
         rivals,
         estimates,
+        estimate_costs,
         old_grids,
         bursts,
         traces,
