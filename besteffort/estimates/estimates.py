@@ -162,7 +162,7 @@ def estimate(
     return Estimates(
         own=own_value(newcomer, prospect(newcomer, params, softness, xp), line, course, view.terms, params, xp),
         harm=harm(newcomer, stakes(view, params, xp), line, course, view, params, softness, xp),
-        work=course.own_prefill_s + params.priors.decode_work_s[newcomer.task],
+        work=work_s(newcomer, course, params),
         load=newcomer.arrival_rate / params.priors.capacity,
         first_token_s=course.first_token_s,
         completion_s=completion_s(newcomer, course, params, xp),
@@ -272,6 +272,11 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
         pace_s=stretched(decode(others) + others_s),
         own_prefill_s=own_prefill_s,
     )
+
+
+def work_s(newcomer: Newcomer, course: Course, params: Any) -> Any:
+    """(models,) instance-seconds that the new request takes, see `Estimates`."""
+    return course.own_prefill_s + params.priors.decode_work_s[newcomer.task]
 
 
 def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:

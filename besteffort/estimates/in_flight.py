@@ -42,6 +42,7 @@ from besteffort.estimates.estimates import (
     own_value,
     prospect,
     settled,
+    work_s,
 )
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.view import InFlightView, Terms
@@ -388,7 +389,7 @@ class InFlight:
         return Estimates(
             own=own_value(newcomer, ahead, line, course, self._terms, params),
             harm=lost,
-            work=course.own_prefill_s + params.priors.decode_work_s[known.task],
+            work=work_s(newcomer, course, params),
             load=newcomer.arrival_rate / params.priors.capacity,
             first_token_s=course.first_token_s,
             completion_s=completion_s(newcomer, course, params),

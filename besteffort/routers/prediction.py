@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from besteffort.estimates.estimates import Course, Newcomer, count, expected_length, follow, settled
+from besteffort.estimates.estimates import Course, Newcomer, completion_s, count, follow, settled
 from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
 from besteffort.simulator.types import EnvParams
@@ -72,18 +72,12 @@ def course_ahead(observation: Observation, params: EnvParams) -> Course:
     return follow(newcomer, count(view, params, jnp), view, params, jnp)
 
 
-def completion_s(observation: Observation, course: Course, params: EnvParams) -> Float[Array, " models"]:
-    """Expected latency in seconds, network delay included: `completion_s` of `besteffort.estimates.estimates`."""
-    length = expected_length(Newcomer.of(observation), params, jnp)
-    return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
-
-
 def predict_latency_ahead(observation: Observation, params: EnvParams) -> Float[Array, " models"]:
     """As `predict_latency`, from the prompts of the request and of those that wait, and who is about to leave.
 
     Needs an observation with the requests in flight. What the request would do to the others is not worked out.
     """
-    return completion_s(observation, course_ahead(observation, params), params)
+    return completion_s(Newcomer.of(observation), course_ahead(observation, params), params, jnp)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from besteffort.estimates.priors import Priors
+from besteffort.estimates.estimates import Newcomer, completion_s, work_s
 from besteffort.observation import Observation
-from besteffort.routers.prediction import completion_s, course_ahead, predict_latency_ahead
+from besteffort.routers.prediction import course_ahead, predict_latency_ahead
 from besteffort.simulator.types import EnvParams
 
 
@@ -74,9 +74,9 @@ class RouteBalanceRouter:
     cost_weight: Any
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        course = course_ahead(observation, params)
-        latency = completion_s(observation, course, params)
-        cost = course.own_prefill_s + cast(Priors, params.priors).decode_work_s[observation.task]
+        newcomer, course = Newcomer.of(observation), course_ahead(observation, params)
+        latency = completion_s(newcomer, course, params, jnp)
+        cost = work_s(newcomer, course, params)
         score = (
             params.quality[observation.task]
             - self.latency_weight * latency / latency.max()
