@@ -24,7 +24,7 @@ from besteffort.simulator.build import build_alike
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
-from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
+from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import as_requests, draw
@@ -42,13 +42,15 @@ class Rollout(NamedTuple):
       kind: routers of the same kind differ in their numbers only.
       row: which list.
       router: the router.
-      actual: the situation in which it is played; None where it is the assumed one.
+      actual: the situation in which it is played; None where it is the one that all have in common.
+      assumed: the situation that the router takes for granted; None likewise.
     """
 
     kind: str
     row: int
     router: Router
     actual: Situation | None = None
+    assumed: Situation | None = None
 
 
 class Played(NamedTuple):
@@ -207,15 +209,16 @@ def _play_together(
     stacked = _stack(lists)
     n = stacked["arrival_s"].shape[1]
     actual_situations = [rollout.actual or situation for rollout in rollouts]
-    distinct = list({id(actual): actual for actual in actual_situations}.values())
-    shape, (assumed_params, *numbers) = build_alike(
-        [situation, *distinct],
+    assumed_situations = [rollout.assumed or situation for rollout in rollouts]
+    distinct = list({id(one): one for one in (*actual_situations, *assumed_situations)}.values())
+    shape, numbers = build_alike(
+        distinct,
         history=n,
         longest_prompt=int(stacked["prompt_tokens"].max()),
         record=record,
         estimates=any(reads_in_flight(rollout.router) for rollout in rollouts),
     )
-    params_of = {id(actual): params for actual, params in zip(distinct, numbers, strict=True)}
+    params_of = {id(one): params for one, params in zip(distinct, numbers, strict=True)}
 
     fields: dict[str, Any] = {field: stacked[field] for field in _FIELDS}
     fields["gap_s"] = np.diff(stacked["arrival_s"], axis=1, prepend=0.0).astype(np.float32)
@@ -232,7 +235,8 @@ def _play_together(
     ]
     chosen = np.array([kinds.index(rollout.kind) for rollout in rollouts])
     flat = [
-        jax.tree.flatten((params_of[id(actual)], mine)) for actual, mine in zip(actual_situations, members, strict=True)
+        jax.tree.flatten((params_of[id(actual)], params_of[id(assumed)], mine))
+        for actual, assumed, mine in zip(actual_situations, assumed_situations, members, strict=True)
     ]
     structure: Any = flat[0][1]
     classes = node_types(members[0])
@@ -250,9 +254,7 @@ def _play_together(
         mine = [leaf[block] if vary else leaf for leaf, vary in columns]
         asked = jax.tree.map(lambda field, block=block: field[rows[block]], arrivals)
         played = jax.device_get(
-            _play_lanes(
-                shape, structure, classes, varies, assumed_params, mine, chosen[block], asked, row_keys[rows[block]]
-            )
+            _play_lanes(shape, structure, classes, varies, mine, chosen[block], asked, row_keys[rows[block]])
         )
         left = min(width, len(rollouts) - start)
         yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
@@ -284,7 +286,6 @@ def _play_lanes(
     structure: Any,
     classes: tuple[Any, ...],
     varies: tuple[bool, ...],
-    assumed_params: EnvParams,
     numbers: Sequence[Array],
     chosen: Array,
     arrivals: Arrival,
@@ -292,9 +293,9 @@ def _play_lanes(
 ) -> Played:
     """Plays a block of rollouts.
 
-    `numbers` are the leaves of their actual situations and of the members of their panels, in the `structure` of one
-    rollout, with a leading axis where a leaf `varies`: what all rollouts share, such as a network's weights, is kept
-    once. `classes` are those of the members, see `node_types`.
+    `numbers` are the leaves of their actual and their assumed situations and of the members of their panels, in the
+    `structure` of one rollout, with a leading axis where a leaf `varies`: what all rollouts share, such as a network's
+    weights, is kept once. `classes` are those of the members, see `node_types`.
     """
     environment = ServingEnvironment(shape)
     by_time = jax.tree.map(lambda field: jnp.swapaxes(jnp.asarray(field), 0, 1), arrivals)
@@ -304,16 +305,16 @@ def _play_lanes(
         def one(
             state: Any, arrival: Arrival, chosen: Array, key: Array, numbers: Sequence[Array]
         ) -> tuple[Any, Placement]:
-            actual, members = jax.tree.unflatten(structure, numbers)
+            actual, assumed, members = jax.tree.unflatten(structure, numbers)
             state, step = environment.arrive(state, arrival, actual)
-            router = RouterWithParams(SwitchRouter(members, chosen), assumed_params)
+            router = RouterWithParams(SwitchRouter(members, chosen), assumed)
             model = router.route(step.observation, actual, jax.random.fold_in(key, step.index))
             return environment.place(state, model, actual)
 
         return jax.vmap(one, in_axes=(0, 0, 0, 0, axes))(state, arrival, chosen, keys, numbers)
 
     def drain(state: Any, numbers: Sequence[Array]) -> Any:
-        actual, _ = jax.tree.unflatten(structure, numbers)
+        actual, _, _ = jax.tree.unflatten(structure, numbers)
         return environment.drain(state, actual)
 
     state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], by_time))

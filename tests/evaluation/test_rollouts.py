@@ -10,7 +10,7 @@ import pytest
 from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
-from besteffort.evaluation.rollouts import Rollout, play_rollouts, play_routers, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers, sample_lists
 from besteffort.observation import default_features
 from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, RouterWithParams, StaticRouter
 from besteffort.runs.config import load_situation
@@ -104,6 +104,20 @@ def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situati
             getattr(played["priced"], field.name)[2], getattr(as_known["priced"], field.name)[2]
         )
     assert played["small"].latency_s[0].mean() > 1.2 * as_known["small"].latency_s[0].mean()
+
+
+def test_rollouts_may_assume_different_situations(situation: Situation, lists: list[Requests]) -> None:
+    """Each as where all assume its own."""
+    slower = dataclasses.replace(situation, profile=perturb_latency(situation.profile, 0.3, "slower"))
+    router = PricedRouter(0.1, 0.2)
+    rollouts = [
+        Rollout("priced", row, router, situation, assumed) for assumed in (situation, slower) for row in range(2)
+    ]
+    together = mean_rewards(situation, lists, rollouts).reshape(2, 2)
+    for assumed, found in zip((situation, slower), together, strict=True):
+        alone = [Rollout("priced", row, router, actual=situation) for row in range(2)]
+        np.testing.assert_allclose(found, mean_rewards(assumed, lists, alone), rtol=1e-6)
+    assert (np.abs(together[0] - together[1]) > 1e-4).all()
 
 
 def test_blocks_of_lanes_are_what_all_together_are(
