@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speeds, machine, measure
 from besteffort.estimates.estimates import Newcomer, estimate
-from besteffort.estimates.in_flight import InFlight
+from besteffort.in_flight import InFlight
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from besteffort.profile import load_profile
     from besteffort.runs.config import load_situation
     from besteffort.runs.training import load_training_problem, make_policy
+    from besteffort.runs.untrained import default_policy
     from besteffort.simulator.build import make_env
     from besteffort.simulator.simulate import simulate
     from besteffort.workload.sample import sample_requests
@@ -25,6 +26,7 @@ __all__ = [
     "InputError",
     "Policy",
     "__version__",
+    "default_policy",
     "load_policy",
     "load_profile",
     "load_situation",
@@ -40,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Policy": "besteffort.policy",
+        "default_policy": "besteffort.runs.untrained",
         "load_policy": "besteffort.policy",
         "load_profile": "besteffort.profile",
         "load_situation": "besteffort.runs.config",

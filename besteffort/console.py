@@ -208,18 +208,19 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
     with Progress(*columns, console=_errors(output)) as bars:
 
         def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
-            config = problem.training.config
-            per_point = config.decisions_per_log_point * config.ensemble_size * problem.training.seeds
-            task = bars.add_task(f"Training ({name})", total=config.log_points, figures="compiling")
+            training = problem.training
+            networks = training.seeds * (training.config.ensemble_size if training.method == "dqn" else 1)
+            task = bars.add_task(f"Training ({name})", total=None, figures="compiling")
             reported_s: list[float] = []
 
             def report(latest: TrainingProgress) -> None:
                 reported_s.append(time.perf_counter())
                 figures = f"mean reward {latest.metrics['reward'].mean():.3f}"
                 if len(reported_s) > 1:
+                    per_point = networks * float(latest.metrics["decisions"][0]) / latest.point
                     speed = per_point * (len(reported_s) - 1) / (reported_s[-1] - reported_s[0])
                     figures += f", {speed:,.0f} decisions/s"
-                bars.update(task, completed=latest.point, figures=figures)
+                bars.update(task, completed=latest.point, total=latest.points, figures=figures)
 
             return report
 

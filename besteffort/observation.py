@@ -72,7 +72,10 @@ class Feature:
     scale: float = 1.0
 
 
-ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s")
+VALUE = "value"
+"""The feature that follows from the other estimates by a rule, see `besteffort.estimates.rule`."""
+
+ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s", VALUE)
 """Features that are worked out from the requests in flight, see `besteffort.estimates.estimates.Estimates`."""
 
 IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
@@ -83,8 +86,8 @@ FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch
 PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 """Features with a value for each model."""
 
-SIGNED = ("own", "harm")
-"""Features that may be below 0: a miss may cost something, and `harm` is a sum of differences, which are rounded."""
+SIGNED = ("own", "harm", VALUE)
+"""Features that may be below 0: a miss and a place may cost something, and `harm` is a sum of rounded differences."""
 
 EXOGENOUS = ("task", "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
 """Features that do not depend on the router's choices."""
@@ -138,6 +141,7 @@ def default_features(
         "first_token_s": Feature("first_token_s", models, "log1p", typical_deadline_s),
         "completion_s": Feature("completion_s", models, "log1p", typical_deadline_s),
         "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
+        VALUE: Feature(VALUE, models, "linear", 1.0),
     }
     for name in names:
         if name not in known:
@@ -156,6 +160,10 @@ def value_of(name: str, observation: Observation, estimates: Any = None) -> Any:
     if name == "smallest_batch":
         return observation.instance_batch_sizes.min(axis=0)
     value = getattr(estimates if name in ESTIMATES else observation, name, None)
+    if value is None and name == VALUE and estimates is not None:
+        raise InputError(
+            "The feature `value` needs a rule, which these parameters lack; build the environment with one, as `rule=`."
+        )
     if value is None and name in IN_FLIGHT:
         raise InputError(
             f"The feature `{name}` needs the requests in flight, which this observation does not show; build the "

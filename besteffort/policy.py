@@ -3,8 +3,9 @@
 A policy file is a `.safetensors` file. Its tensors are `layers.<i>.kernel` (in, out) and `layers.<i>.bias` (out,), in
 float32. Its metadata has one entry, `besteffort`, a JSON object: `format`, `version` (of the package that wrote it),
 `features` (in order, with their normalisers), `situation` (profile, cluster, tasks, reward and view that it was trained
-for, all fields of `besteffort.situation.Situation`), `training`, `ensemble_size`, and `sha256` over all of it and the
-tensors. One entry, because safetensors fixes no order of several, and equal policies shall be equal files.
+for, all fields of `besteffort.situation.Situation`), `rule` (its numbers by name, or null), `training`,
+`ensemble_size`, and `sha256` over all of it and the tensors. One entry, because safetensors fixes no order of several,
+and equal policies shall be equal files.
 
 Only reading and writing files imports pydantic, so importing this module stays light.
 """
@@ -26,11 +27,13 @@ import safetensors.numpy
 
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
+from besteffort.estimates.rule import Rule
 from besteffort.files import write_bytes
 from besteffort.observation import (
     ESTIMATES,
     PER_MODEL,
     SIGNED,
+    VALUE,
     Feature,
     check_feature,
     input_size,
@@ -40,7 +43,7 @@ from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file format; it grows when an older or a newer reader would misread a file. Others are refused."""
 
 _ENTRY = "besteffort"
@@ -61,6 +64,7 @@ class Policy:
       weights: per layer a kernel (in, out) and a bias (out,), float32; ReLU between layers; the last gives Q-values.
       training: the training configuration, plain JSON values.
       ensemble_size: how many networks `weights` hold side by side, see `besteffort.weights.merge`.
+      rule: values models, for the feature `value`; None without it.
       version: version of the package that wrote it.
 
     Raises:
@@ -72,6 +76,7 @@ class Policy:
     weights: Weights
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ensemble_size: int = 1
+    rule: Rule | None = None
     version: str = __version__
 
     # Derived for speed. Every layer has one more unit, which is always 1, so that biases are rows of the kernels; the
@@ -136,7 +141,7 @@ class Policy:
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
           **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model); see
             `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates (per
-            model) and `prompt_tokens`, for which `besteffort.estimates.in_flight.InFlight` keeps the books; its
+            model) and `prompt_tokens`, for which `besteffort.in_flight.InFlight` keeps the books; its
             `decide` passes all of them.
 
         Raises:
@@ -168,19 +173,20 @@ class Policy:
         """Checks that the policy can route in a situation.
 
         What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of models
-        and tasks, in the same order; the features, in the same order; and the time constant of the rate estimate. Of a
-        policy with estimates also `view.streamed`, since tokens that nobody counts are estimated otherwise.
+        and tasks, in the same order, and the time constant of the rate estimate. Of a policy with estimates also
+        `view.streamed`, since tokens that nobody counts are estimated otherwise.
 
         All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
-        deadlines and weights of the tasks, the reward, and how late the view is. The policy then acts on what it was
-        trained for, so it decides worse than one trained for the situation, but it decides.
+        deadlines and weights of the tasks, the reward, and how late the view is; `view.features`, which names what is
+        trained next. The policy then acts on what it was trained for, so it decides worse than one trained for the
+        situation, but it decides.
 
         Estimates follow the numbers of whoever makes them: in a simulation those of the assumed situation, in a gateway
-        those that the policy carries, since `besteffort.estimates.in_flight.InFlight` takes its situation.
+        those that the policy carries, since `besteffort.in_flight.InFlight` takes its situation.
 
         Raises:
-          InputError: if the situation has other models, tasks (or an other order of these) or features, or another time
-            constant of the rate estimate, or the policy has estimates and tokens are counted in one of the two only.
+          InputError: if the situation has other models or tasks (or an other order of these), or another time constant
+            of the rate estimate, or the policy has estimates and tokens are counted in one of the two only.
         """
         models, tasks = situation.profile.model_names, situation.task_names
         for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
@@ -189,19 +195,13 @@ class Policy:
                     f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "
                     f"train one for these {what} or choose a situation that has the policy's."
                 )
-        features = self.situation.view.features
-        if features != situation.view.features:
-            raise InputError(
-                f"The policy's features are {', '.join(features)}, but `view.features` of the situation is "
-                f"{', '.join(situation.view.features)}; set `view.features` to the policy's."
-            )
         if self.rate_tau_s != situation.view.rate_tau_s:
             raise InputError(
                 f"The policy expects a rate estimate over {self.rate_tau_s:g} s, but `view.rate_tau_s` of the "
                 f"situation is {situation.view.rate_tau_s:g}; set it to the policy's."
             )
         streamed = self.situation.view.streamed
-        if streamed != situation.view.streamed and any(name in ESTIMATES for name in features):
+        if streamed != situation.view.streamed and any(feature.name in ESTIMATES for feature in self.features):
             raise InputError(
                 f"The policy was trained with `view.streamed` {str(streamed).lower()}, which its estimates depend on; "
                 "set it so in the situation."
@@ -235,7 +235,7 @@ class Policy:
         missing = sorted(self._further - further.keys())
         if missing:
             names = ", ".join(f"`{name}`" for name in missing)
-            live = ", or let `besteffort.estimates.in_flight.InFlight` decide" if needs_in_flight(missing) else ""
+            live = ", or let `besteffort.in_flight.InFlight` decide" if needs_in_flight(missing) else ""
             return InputError(f"The policy also needs {names}; pass it by name{live}.")
         unknown = min(further.keys() - self._further)
         names = ", ".join(feature.name for feature in self.features)
@@ -276,9 +276,27 @@ class Policy:
             raise InputError(
                 f"Policy: the network has {width} outputs for {len(self.models)} models; they must be equal."
             )
+        self._check_rule(self.rule)
         if self.ensemble_size < 1:
             raise InputError(f"Policy: `ensemble_size` is {self.ensemble_size}; it must be at least 1.")
         split(self.weights, self.ensemble_size)
+
+    def _check_rule(self, rule: Rule | None) -> None:
+        valued = any(feature.name == VALUE for feature in self.features)
+        if valued != (rule is not None):
+            raise InputError(
+                "Policy: a rule and the feature `value` belong together, and one of them is missing; export it again."
+            )
+        if rule is None:
+            return
+        fields = {field.name: np.asarray(getattr(rule, field.name), float) for field in dataclasses.fields(rule)}
+        rates = fields["rates"]
+        shapes = dict.fromkeys(fields, ()) | {"rates": (rates.size,), "prices": (rates.size, len(self.models))}
+        for name, value in fields.items():
+            if value.shape != shapes[name] or not np.isfinite(value).all():
+                raise InputError(f"Policy: `rule.{name}` has the wrong shape or is not finite; export it again.")
+        if not rates.size or not (np.diff(rates, prepend=0.0) > 0).all():
+            raise InputError("Policy: `rule.rates` do not ascend from above 0; export it again.")
 
 
 def save_policy(policy: Policy, path: str | Path) -> None:
@@ -305,6 +323,9 @@ def describe(policy: Policy) -> dict[str, Any]:
     from besteffort.validation import as_data
 
     about = {field.name: getattr(policy, field.name) for field in dataclasses.fields(_About)}
+    if policy.rule is not None:
+        numbers = dataclasses.asdict(policy.rule)
+        about["rule"] = {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
     # The settings are JSON values of any type, of which pydantic would make null where they are not finite.
     data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
     try:
@@ -345,12 +366,29 @@ def load_policy(path: str | Path, situation: Situation | None = None) -> Policy:
             raise InputError(f"{path}: it lacks `{names[0]}` or `{names[1]}`; export the policy again.")
         weights.append((tensors[names[0]], tensors[names[1]]))
     try:
-        policy = Policy(weights=tuple(weights), **{f.name: getattr(read, f.name) for f in dataclasses.fields(read)})
+        fields = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
+        policy = Policy(weights=tuple(weights), **fields | {"rule": _rule(read.rule)})
         if situation is not None:
             policy.check_fits(situation)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return policy
+
+
+def _rule(numbers: Mapping[str, Any] | None) -> Rule | None:
+    if numbers is None:
+        return None
+    wanted = {field.name for field in dataclasses.fields(Rule)}
+    if numbers.keys() != wanted:
+        odd = min(numbers.keys() ^ wanted)
+        raise InputError(f"`rule` lacks `{odd}` or has it too many; export the policy again.")
+    arrays = {}
+    for name, value in numbers.items():
+        try:
+            arrays[name] = np.asarray(value, np.float64)
+        except ValueError as error:  # rows of different lengths
+            raise InputError(f"`rule.{name}` has the wrong shape; export the policy again.") from error
+    return Rule(**arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +400,7 @@ class _About:
     situation: Situation
     training: dict[str, Any]
     ensemble_size: int
+    rule: dict[str, float | list[float] | list[list[float]]] | None
 
 
 def _check_format(path: Path, metadata: Mapping[str, Any]) -> None:

@@ -47,6 +47,40 @@ def split(weights: Weights, networks: int) -> list[Weights]:
     return ensemble
 
 
+def with_bypass(weights: Weights, start: int) -> Weights:
+    """The network whose outputs are larger by as many of its inputs, from `start` on.
+
+    They go through all hidden layers in two units each: ReLU leaves one of `v` and `-v` as it is.
+    """
+    outputs = weights[-1][1].size
+    unit = np.eye(outputs, dtype=np.float32)
+    both = np.concatenate([unit, -unit], axis=1)
+    entry = np.zeros((len(weights[0][0]), both.shape[1]), np.float32)
+    entry[start : start + outputs] = both
+    (first, *inner), (kernel, bias) = weights[:-1], weights[-1]
+    layers = [(np.concatenate([first[0], entry], axis=1), _longer(first[1], both.shape[1]))]
+    for matrix, offset in inner:
+        layers.append(
+            (_block_diagonal([matrix, np.eye(both.shape[1], dtype=matrix.dtype)]), _longer(offset, both.shape[1]))
+        )
+    return (*layers, (np.concatenate([kernel, both.T.astype(kernel.dtype)]), bias))
+
+
+def without_bypass(weights: Weights) -> Weights:
+    """The network that `with_bypass` was given."""
+    outputs = weights[-1][1].size
+    layers = []
+    for i, (kernel, bias) in enumerate(weights):
+        rows = slice(None) if i == 0 else slice(len(kernel) - 2 * outputs)
+        columns = slice(None) if i == len(weights) - 1 else slice(len(bias) - 2 * outputs)
+        layers.append((kernel[rows, columns], bias[columns]))
+    return tuple(layers)
+
+
+def _longer(offset: np.ndarray, by: int) -> np.ndarray:
+    return np.concatenate([offset, np.zeros(by, offset.dtype)])
+
+
 def _block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
     """The blocks along the diagonal of a matrix of zeros."""
     rows, columns = (np.cumsum([0, *(block.shape[axis] for block in blocks)]) for axis in (0, 1))

@@ -131,6 +131,7 @@ training:
     ensemble_size: 2
   hyper: {target_interval: 256}
   history: 256
+  search: {generations: 2, population: 4, lists: 1, requests: 60}
   selection_requests: 200
 evaluation:
   loads: [0.5, 2.0]

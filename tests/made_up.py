@@ -11,11 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from besteffort.estimates.rule import UNTRAINED, Rule
 from besteffort.observation import Observation
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task
+
+
+def make_rule(models: int, **numbers: float) -> Rule:
+    """A rule in which every number matters, with prices of its own for each model at three rates."""
+    prices = np.outer([0.1, 0.7, 1.5], np.linspace(0.3, 1.1, models))
+    return Rule(**{**UNTRAINED, **numbers}, rates=np.array([2.0, 20.0, 120.0]), prices=prices)
 
 
 @jax.tree_util.register_dataclass

@@ -14,8 +14,9 @@ import pytest
 LAYERS = """
 errors ranges version lazy digests files validation device pytrees
 profile
-situation observation weights policy
+situation observation weights
 estimates
+policy in_flight
 workload
 simulator
 routers

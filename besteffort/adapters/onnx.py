@@ -8,7 +8,8 @@
 | `smallest_batch` | int64 | (batch, models) | the same on the least loaded instance of each model |
 | `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
 | `prompt_tokens` | int64 | (batch,) | length of the request's prompt |
-| `own`, `harm`, `work`, `load`, `first_token_s`, `completion_s` | double | (batch, models) | estimates, see below |
+| `own`, `harm`, `work`, `load`, `value` | double | (batch, models) | estimates, see below |
+| `first_token_s`, `completion_s` | double | (batch, models) | estimates, see below |
 
 | output | type | shape | |
 |---|---|---|---|

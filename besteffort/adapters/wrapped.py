@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
 from besteffort.estimates.encoding import network_input
-from besteffort.observation import SIGNED, Feature, Observation, input_size, needs_in_flight
+from besteffort.observation import SIGNED, VALUE, Feature, Observation, input_size, needs_in_flight
 from besteffort.runs.training import TrainingProblem, load_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
@@ -98,7 +98,7 @@ def wrap_env(
         raise InputError(f"`horizon` is {horizon} and `history` {history}; give at least 0 and 1 decisions.")
     if not isinstance(source, TrainingProblem):
         source = load_training_problem(source)
-    shape, params = build(source.situation, source.workload, history=history, horizon=horizon)
+    shape, params = build(source.situation, source.workload, history=history, horizon=horizon, rule=source.rule)
     return WrappedEnv(ServingEnvironment(shape), params, source.features, credit)
 
 
@@ -115,6 +115,7 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     | `batch_sizes`, `smallest_batch` | 0 | what the cluster, or an instance, holds |
     | `own` | -weight x penalty, of the task where that is least | weight x quality, of the best model and task |
     | `harm` | 0 | weight x (quality + penalty), for each request that an instance, with slow-down a replica, holds |
+    | `value` | minus the largest number: prices have no bound | that of `own` |
     | `work` | 0 | the longest prefill and the most decode work of a task |
     | `prompt_tokens` | 0 | the longest prompt |
     | rates, loads and times | 0 | the largest number: nothing bounds them |
@@ -128,8 +129,12 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     for feature in features:
         part = slice(start, start + feature.size)
         for bound, value in zip((low, high), ranges.get(feature.name, (0.0, largest)), strict=True):
-            scaled = min(value / feature.scale, largest)
-            bound[part] = {"one_hot": min(value, 1.0), "linear": scaled, "log1p": np.log1p(scaled)}[feature.transform]
+            scaled = float(np.clip(value / feature.scale, -largest, largest))
+            if feature.transform == "one_hot":
+                scaled = min(value, 1.0)
+            elif feature.transform == "log1p":
+                scaled = np.log1p(scaled)
+            bound[part] = scaled
         start += feature.size
     return Bounds(low.astype(np.float32), high.astype(np.float32))
 
@@ -149,7 +154,8 @@ def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float,
     for name, value in most.items():
         room = _ROUNDING * (value - least[name])
         ranges[name] = (least[name] - room if name in SIGNED else 0.0, value + room)
-    return ranges | {"prompt_tokens": (0.0, params.prefill.shape[-1] - 1.0)}
+    largest = float(np.finfo(np.float32).max)
+    return ranges | {VALUE: (-largest, ranges["own"][1]), "prompt_tokens": (0.0, params.prefill.shape[-1] - 1.0)}
 
 
 def _seats(shape: EnvShape) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.estimates.estimates import Estimates, Newcomer, estimate
+from besteffort.estimates.estimates import DEFAULT_SOFTNESS, Estimates, Newcomer, estimate
+from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.observation import ESTIMATES, Feature, Observation, encode
 
 
@@ -17,22 +18,40 @@ def network_input(observation: Observation, features: tuple[Feature, ...], param
     Args:
       observation: what a router sees; it shows the requests in flight if a feature needs them.
       features: features of the network, in order.
-      params: the numbers that the router takes for granted, see `besteffort.estimates.estimates.estimate`; not read
-        where no feature is an estimate.
+      params: the numbers that the router takes for granted, see `appraise`; not read where no feature is an estimate.
       xp: the array module, `numpy` or `jax.numpy`.
 
     Raises:
-      InputError: if a feature needs the requests in flight, and the observation does not show them.
+      InputError: if a feature needs the requests in flight, and the observation does not show them, or a rule, and the
+        parameters have none.
     """
-    return encode(observation, features, xp, estimates=_estimates(observation, features, params, xp))
+    estimates = None
+    if observation.in_flight is not None and any(feature.name in ESTIMATES for feature in features):
+        estimates = appraise(observation, params, xp)
+    return encode(observation, features, xp, estimates=estimates)
 
 
-def _estimates(observation: Observation, features: tuple[Feature, ...], params: Any, xp: Any) -> Estimates | None:
-    """The estimates of an observation; None where no feature is one, or it shows no requests in flight."""
-    if observation.in_flight is None or not any(feature.name in ESTIMATES for feature in features):
-        return None
+def appraise(observation: Observation, params: Any, xp: Any = np) -> Estimates:
+    """The estimates for the request of an observation that shows the requests in flight.
+
+    Args:
+      observation: what a router sees.
+      params: the numbers that the router takes for granted, see `besteffort.estimates.estimates.estimate`. With a
+        `rule`, its softness holds for all estimates, and they include the `value`.
+      xp: the array module, `numpy` or `jax.numpy`.
+
+    Raises:
+      InputError: if the parameters have no laws of output lengths.
+    """
     if getattr(params, "priors", None) is None:
         raise InputError(
             "Estimates need the laws of output lengths, which these parameters lack; build them with `estimates=True`."
         )
-    return estimate(Newcomer.of(observation), observation.in_flight, params, xp=xp)
+    rule, rate = params.rule, observation.arrival_rate
+    how = DEFAULT_SOFTNESS if rule is None else rule_softness(rule, rate, params, xp)
+    found = estimate(Newcomer.of(observation), observation.in_flight, params, how, xp)
+    if rule is None:
+        return found
+    occupancy = xp.asarray(observation.instance_batch_sizes).mean(0) / (params.decode.shape[-1] - 1)
+    value = rule_values(rule, found, observation.task, rate, occupancy, observation.deadline_s, params, xp)
+    return found._replace(value=value)

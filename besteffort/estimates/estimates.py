@@ -133,6 +133,7 @@ class Estimates(NamedTuple):
       load: arrival rate over the capacity of this model and all larger ones.
       first_token_s: expected seconds until the first token, without the network delay.
       completion_s: expected seconds until the last one, with it.
+      value: value of the model to all requests by a rule, see `besteffort.estimates.rule`; None without one.
     """
 
     own: Any
@@ -141,6 +142,7 @@ class Estimates(NamedTuple):
     load: Any
     first_token_s: Any
     completion_s: Any
+    value: Any = None
 
 
 def estimate(

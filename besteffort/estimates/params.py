@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from besteffort.estimates.priors import Priors
+from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
 from besteffort.situation import Situation
 
@@ -31,9 +32,10 @@ class ServingParams:
     miss_penalty: float
     network_delay_s: float
     priors: Priors
+    rule: Rule | None = None
 
     @classmethod
-    def of(cls, situation: Situation, longest_prompt: int | None = None) -> ServingParams:
+    def of(cls, situation: Situation, longest_prompt: int | None = None, *, rule: Rule | None = None) -> ServingParams:
         """The numbers of a situation, for prompts of up to `longest_prompt` tokens, or its tasks' longest."""
         longest = max([longest_prompt or 1, *(task.prompt_tokens[1] for task in situation.tasks)])
         tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
@@ -54,4 +56,5 @@ class ServingParams:
             miss_penalty=situation.reward.miss_penalty,
             network_delay_s=situation.cluster.network_delay_s,
             priors=Priors.of(situation),
+            rule=rule,
         )

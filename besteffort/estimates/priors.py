@@ -26,6 +26,7 @@ class Priors:
         does not know their mix.
       held_each: () tokens that a request holds on average.
       capacity: (models,) requests per second that this model and all larger ones sustain together, each serving alone.
+      gap: () reward between the best and the worst model, mean over the tasks.
     """
 
     survival: Any
@@ -36,12 +37,14 @@ class Priors:
     follower_s: Any
     held_each: Any
     capacity: Any
+    gap: Any
 
     @classmethod
     def of(cls, situation: Situation, longest_output: int | None = None) -> Priors:
         """Priors of a situation, whose laws end with `longest_output` tokens, or the tasks' longest output."""
         laws = LengthLaws.of(situation.tasks, longest_output)
         prompt, output = float(situation.mean_prompt_tokens.mean()), float(situation.mean_output_tokens.mean())
+        quality = situation.profile.quality_table(situation.task_names)
         prefill = situation.profile.prefill_table(max(task.prompt_tokens[1] for task in situation.tasks))
         return cls(
             survival=laws.survival,
@@ -52,6 +55,7 @@ class Priors:
             follower_s=prefill[:, round(prompt)] / output,
             held_each=np.asarray(prompt + output / 2),
             capacity=np.cumsum(situation.capacity()[::-1])[::-1],
+            gap=np.asarray(np.mean(situation.weights * np.ptp(quality, axis=1))),
         )
 
 

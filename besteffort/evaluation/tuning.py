@@ -38,9 +38,10 @@ def router_kinds(situation: Situation, names: Iterable[str], learned: Container[
 
 
 def maker(situation: Situation) -> Callable[..., Router]:
-    """`make_router` for a situation, which adds the plans that `gear` and `marginal` take to name and settings."""
+    """`make_router` for a situation, which adds the plans that some routers take to name and settings."""
     shape, _ = build(situation, None, history=1)
-    given = {"gear": gear_plan(situation), "marginal": price_plan(situation)}
+    prices = price_plan(situation)
+    given = {"gear": gear_plan(situation), "marginal": prices, "value": prices}
 
     def make(name: str, /, **settings: Any) -> Router:
         return make_router(name, shape, **(given.get(name, {}) | settings))
@@ -55,6 +56,7 @@ def tune(
     *,
     warm_up_s: float,
     names: Collection[str] = TUNED_RIVALS,
+    situations: Sequence[Situation] | None = None,
 ) -> list[dict[str, Settings]]:
     """For each group of lists, the settings of every tuned heuristic that perform best on them on average.
 
@@ -68,15 +70,17 @@ def tune(
       config: generations and population.
       warm_up_s: seconds from the first arrival that do not count.
       names: keys of `besteffort.routers.TUNED`; by default those of the rivals of learned routers.
+      situations: of each group, where they differ; in numbers only.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
 
     Raises:
-      InputError: if the lists differ in length.
+      InputError: if the lists differ in length, or the situations in more than numbers.
     """
     shape, _ = build(situation, None, history=1)
-    make = maker(situation)
+    served = [situation] * len(groups) if situations is None else situations
+    makers = {id(one): maker(one) for one in served}
     lists = list(itertools.chain.from_iterable(groups))
     ends = itertools.accumulate(map(len, groups))
     rows = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
@@ -90,9 +94,10 @@ def tune(
         rollouts: list[Rollout] = []
         parts = []
         for (name, group), search in searches.items():
-            routers = [make(name, **settings_at(name, shape, steps)) for steps in search.ask()]
+            own = served[group]
+            routers = [makers[id(own)](name, **settings_at(name, shape, steps)) for steps in search.ask()]
             begin = len(rollouts)
-            rollouts += [Rollout(name, row, router) for router in routers for row in rows[group]]
+            rollouts += [Rollout(name, row, router, own, own) for router in routers for row in rows[group]]
             parts.append(slice(begin, len(rollouts)))
         performance = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
         for search, part in zip(searches.values(), parts, strict=True):

@@ -58,6 +58,13 @@ def load(path: Path, like: Any, identity: Mapping[str, str]) -> tuple[Any, Metri
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metrics
 
 
+def extended(metrics: Metrics, latest: Metrics) -> Metrics:
+    """Metrics with those of one more point."""
+    if not metrics:
+        return {name: values[None] for name, values in latest.items()}
+    return {name: np.concatenate([metrics[name], values[None]]) for name, values in latest.items()}
+
+
 def _check(path: Path, header: Mapping[str, Any], identity: Mapping[str, str]) -> None:
     if header["format"] != FORMAT:
         raise InputError(

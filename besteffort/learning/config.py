@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-from annotated_types import Ge, Len
+from annotated_types import Ge, Interval, Len
 
 from besteffort.errors import InputError
-from besteffort.ranges import Count
+from besteffort.learning.evolution import SMALLEST_POPULATION
+from besteffort.ranges import Count, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,39 @@ class DQNHyperparams:
     def for_decisions(cls, decisions: int, **changes: Any) -> DQNHyperparams:
         """Defaults whose schedules fit a training of `decisions`: epsilon falls over its first eighth."""
         return dataclasses.replace(cls(learning_rate_decay=decisions, epsilon_decay=max(1, decisions // 8)), **changes)
+
+
+ObjectiveName = Literal["reward", "near_peak", "worst_task", "alpha_fair", "slo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How to search for the numbers of a rule.
+
+    Attributes:
+      generations: how often candidates are played.
+      population: candidates of a generation.
+      lists: draws of the training load that every candidate plays.
+      requests: length of each; long enough for lines to fill, where they do.
+      spread: how far from the start the search looks at first; 1 covers what was best in far situations.
+      objective: what to look for. `reward`: the mean reward. `near_peak`: the share of windows near the peak.
+        `worst_task`: the utility of the task that fares worst. `alpha_fair`: an alpha-fair sum over tasks. `slo`: the
+        mean reward of what reaches an SLO attainment. See `besteffort.evaluation.objectives`.
+      window_s, peak_share: width of the windows in seconds, and share of the peak, of `near_peak`.
+      alpha: of `alpha_fair`.
+      attainment: SLO attainment that `slo` asks for.
+    """
+
+    generations: Count = 8
+    population: Annotated[int, Ge(SMALLEST_POPULATION)] = 16
+    lists: Count = 2
+    requests: Annotated[int, Ge(2)] = 12_000
+    spread: Positive = 1.0
+    objective: ObjectiveName = "reward"
+    window_s: Positive = 1.0
+    peak_share: Annotated[float, Interval(gt=0, le=1)] = 0.96
+    alpha: NonNegative = 1.0
+    attainment: Annotated[float, Interval(ge=0, lt=1)] = 0.95
 
 
 _RANGES = {

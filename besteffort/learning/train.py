@@ -21,7 +21,16 @@ from besteffort.learning import checkpoint, double_dqn, replay_buffer, rollout, 
 from besteffort.learning.checkpoint import Metrics
 from besteffort.learning.config import DQNConfig, DQNHyperparams, check
 from besteffort.learning.double_dqn import Learner
-from besteffort.learning.network import Baseline, Networks, QNetwork, Variables, exogenous, from_weights, to_weights
+from besteffort.learning.network import (
+    Baseline,
+    Networks,
+    QNetwork,
+    Variables,
+    exogenous,
+    from_weights,
+    to_weights,
+    values_at,
+)
 from besteffort.learning.replay_buffer import Batch, ReplayBuffer, Rows
 from besteffort.learning.rollout import Actors
 from besteffort.observation import Feature, input_size
@@ -197,13 +206,13 @@ def train(
         }
         if not tolerant:
             _stop_if_diverged(latest)
-        metrics = _extend(metrics, latest)
+        metrics = checkpoint.extended(metrics, latest)
         # In this order a kill in between repeats a report; in the other order the report would be lost.
         if progress is not None:
             progress(Progress(point, config.log_points, latest))
         if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
             checkpoint.save(checkpoint_path, state, metrics, identity)
-    networks = [to_weights(variables) for variables in _unstack(state.runs.average, len(keys))]
+    networks = [to_weights(variables, values_at(features)) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
         weights=tuple(
             merge(networks[first : first + config.ensemble_size]) for first in range(0, len(keys), config.ensemble_size)
@@ -373,14 +382,8 @@ def _each_run(function: Callable[..., T], env_params: Any) -> Callable[..., T]:
 
 
 def _networks(env: Environment, features: tuple[Feature, ...], config: DQNConfig) -> Networks:
-    return Networks(QNetwork(config.hidden_sizes, env.shape.models), Baseline(exogenous(features)))
-
-
-def _extend(metrics: Metrics, latest: Metrics) -> Metrics:
-    """Appends one log point to the metrics."""
-    if not metrics:
-        return {name: values[None] for name, values in latest.items()}
-    return {name: np.concatenate([metrics[name], values[None]]) for name, values in latest.items()}
+    q = QNetwork(config.hidden_sizes, env.shape.models, values_at(features))
+    return Networks(q, Baseline(exogenous(features)))
 
 
 def _unstack(tree: Any, runs: int) -> list[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from besteffort.estimates.encoding import network_input
+from besteffort.estimates.rule import Rule
 from besteffort.observation import Feature, Observation, needs_in_flight
 from besteffort.policy import Policy
 from besteffort.simulator.types import EnvParams
@@ -23,16 +24,18 @@ class LearnedRouter:
     """Sends each request to the model with the largest Q-value.
 
     Estimates among the features follow the parameters that the router is given, be it a policy's: those of the assumed
-    situation, not of the one that the network was trained for.
+    situation, not of the one that the network was trained for. The rule's numbers are the policy's own.
 
     Attributes:
       weights: per layer the pair of matrix (inputs, outputs) and bias (outputs,); ReLU between layers. An extra
         leading axis means an ensemble, whose mean Q-values decide.
       features: features of an observation that the network reads, in order; static.
+      rule: values models, for the feature `value`; None without it.
     """
 
     weights: tuple[tuple[Any, Any], ...]
     features: tuple[Feature, ...] = dataclasses.field(metadata={"static": True})
+    rule: Rule | None = None
 
     @property
     def estimates(self) -> bool:
@@ -44,6 +47,8 @@ class LearnedRouter:
 
         `params` are only read for estimates.
         """
+        if params is not None:
+            params = dataclasses.replace(params, rule=self.rule)
         x = network_input(observation, self.features, params, jnp)
         if self.weights[0][0].ndim == 2:
             return _perceptron(self.weights, x)
@@ -57,7 +62,11 @@ def learned_router(policy: Policy) -> LearnedRouter:
     """Turns a policy into a router of the compiled simulator; stacks the networks of an ensemble, without the zeros."""
     networks = split(policy.weights, policy.ensemble_size)
     stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
-    return LearnedRouter(jax.tree.map(jnp.asarray, stacked), policy.features)
+    return LearnedRouter(
+        jax.tree.map(jnp.asarray, stacked),
+        policy.features,
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, float), policy.rule),
+    )
 
 
 def _perceptron(weights: tuple[tuple[Any, Any], ...], x: Float[Array, " inputs"]) -> Float[Array, " models"]:

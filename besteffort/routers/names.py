@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from besteffort.estimates.rule import NUMBERS
+
 
 @dataclasses.dataclass(frozen=True)
 class RouterName:
@@ -68,19 +70,10 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
         derived=("rates", "prices"),
     ),
     "value": RouterName(
-        "Maximises what a request is expected to earn, less the harm to those in flight and prices for latency and "
-        "occupancy that grow with the load.",
-        (
-            "reserve",
-            "reserve_slope",
-            "width",
-            "in_flight_width",
-            "harm_weight",
-            "latency_price",
-            "latency_exponent",
-            "occupancy_price",
-            "occupancy_exponent",
-        ),
+        "Maximises what a request is expected to earn, less the harm to those in flight and prices for latency, "
+        "occupancy and instance-time, which grow with the load.",
+        NUMBERS,
+        ("rates", "prices"),
         rival=False,
     ),
 }

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
+from besteffort.estimates.rule import UNTRAINED, Rule
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
@@ -25,6 +26,15 @@ Settings = dict[str, Any]
 Number = float | int
 
 _SMALLEST = 1e-6  # of a width that divides
+_LEAST = {
+    "width": _SMALLEST,
+    "in_flight_width": _SMALLEST,
+    "harm_floor": _SMALLEST,
+    "head_room": _SMALLEST,
+    "latency_price": 0.0,
+    "occupancy_price": 0.0,
+    "giving_up": 0.0,
+}
 
 
 def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
@@ -123,21 +133,26 @@ def _latency_based(shape: EnvShape, buffer: Number) -> LatencyBasedRouter:
     return LatencyBasedRouter(_at_least(0.0, "latency-based", "buffer", buffer))
 
 
-def _value(shape: EnvShape, **numbers: Number) -> ValueRouter:
-    least = {"width": _SMALLEST, "in_flight_width": _SMALLEST, "latency_price": 0.0, "occupancy_price": 0.0}
-    return ValueRouter(
-        **{name: _at_least(least.get(name, -np.inf), "value", name, value) for name, value in numbers.items()}
-    )
+def _value(shape: EnvShape, rates: Any, prices: Any, **numbers: Number) -> ValueRouter:
+    checked = {name: _at_least(_LEAST.get(name, -np.inf), "value", name, value) for name, value in numbers.items()}
+    if checked["giving_up"] > 1:
+        raise InputError(f"Router `value`: `giving_up` is {numbers['giving_up']}; give a share from 0 to 1.")
+    rates, prices = _prices("value", shape, rates, prices)
+    return ValueRouter(Rule(**checked, rates=rates, prices=prices))
 
 
 def _marginal(shape: EnvShape, rates: Any, prices: Any) -> MarginalRouter:
-    rates, prices = _rates("marginal", rates), np.asarray(prices, dtype=float)
+    return MarginalRouter(*_prices("marginal", shape, rates, prices))
+
+
+def _prices(name: str, shape: EnvShape, rates: Any, prices: Any) -> tuple[Array, Array]:
+    rates, prices = _rates(name, rates), np.asarray(prices, dtype=float)
     if prices.shape != (len(rates), shape.models) or not (np.isfinite(prices) & (prices >= 0)).all():
         raise InputError(
-            f"Router `marginal`: `prices` has the shape {prices.shape}; give finite prices of at least 0, for each of "
+            f"Router `{name}`: `prices` has the shape {prices.shape}; give finite prices of at least 0, for each of "
             f"{len(rates)} rates and {shape.models} models."
         )
-    return MarginalRouter(jnp.asarray(rates), jnp.asarray(prices))
+    return jnp.asarray(rates), jnp.asarray(prices)
 
 
 def _rates(name: str, rates: Any) -> np.ndarray:
@@ -221,15 +236,23 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
     ),
     "latency-based": lambda shape: (TunedNumber("buffer", start=0.5, spread=2.5, low=0.001, high=100.0, scale="log"),),
     "value": lambda shape: (
-        TunedNumber("reserve", start=0.05, spread=0.1, low=-0.5, high=0.95),
-        TunedNumber("reserve_slope", start=0.0, spread=0.05, low=-0.3, high=0.3),
-        TunedNumber("width", start=0.04, spread=2.0, low=0.001, high=1.0, scale="log"),
-        TunedNumber("in_flight_width", start=0.4, spread=1.65, low=0.01, high=10.0, scale="log"),
-        TunedNumber("harm_weight", start=0.8, spread=0.4, low=0.0, high=5.0),
-        TunedNumber("latency_price", start=0.05, spread=2.7, low=1e-4, high=10.0, scale="log"),
-        TunedNumber("latency_exponent", start=0.3, spread=0.4, low=-3.0, high=3.0),
-        TunedNumber("occupancy_price", start=0.03, spread=2.7, low=1e-4, high=10.0, scale="log"),
-        TunedNumber("occupancy_exponent", start=0.3, spread=0.4, low=-3.0, high=3.0),
+        TunedNumber("reserve", start=UNTRAINED["reserve"], spread=0.1, low=-0.5, high=0.95),
+        TunedNumber("reserve_slope", start=UNTRAINED["reserve_slope"], spread=0.05, low=-0.3, high=0.3),
+        TunedNumber("width", start=UNTRAINED["width"], spread=2.0, low=0.001, high=1.0, scale="log"),
+        TunedNumber(
+            "in_flight_width", start=UNTRAINED["in_flight_width"], spread=1.65, low=0.01, high=10.0, scale="log"
+        ),
+        TunedNumber("harm_weight", start=UNTRAINED["harm_weight"], spread=0.4, low=0.0, high=5.0),
+        TunedNumber("harm_floor", start=UNTRAINED["harm_floor"], spread=2.0, low=0.001, high=5.0, scale="log"),
+        TunedNumber("latency_price", start=UNTRAINED["latency_price"], spread=2.7, low=1e-4, high=100.0, scale="log"),
+        TunedNumber("latency_exponent", start=UNTRAINED["latency_exponent"], spread=0.4, low=-3.0, high=3.0),
+        TunedNumber(
+            "occupancy_price", start=UNTRAINED["occupancy_price"], spread=2.7, low=1e-4, high=10.0, scale="log"
+        ),
+        TunedNumber("occupancy_exponent", start=UNTRAINED["occupancy_exponent"], spread=0.4, low=-3.0, high=3.0),
+        TunedNumber("time_price", start=UNTRAINED["time_price"], spread=0.4, low=0.0, high=3.0),
+        TunedNumber("head_room", start=UNTRAINED["head_room"], spread=1.3, low=0.2, high=5.0, scale="log"),
+        TunedNumber("giving_up", start=UNTRAINED["giving_up"], spread=0.4, low=0.0, high=1.0),
     ),
 }
 """Names of the routers that are tuned, each with its numbers on a cluster of a given shape.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.learning.config import DQNConfig, DQNHyperparams, check
+from besteffort.learning.config import DQNConfig, DQNHyperparams, SearchConfig, check
 from besteffort.ranges import Count, Seed
 from besteffort.runs.config import (
     CHANGES,
@@ -24,6 +24,9 @@ from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
 from besteffort.workload.config import RandomRates, WorkloadConfig
 
+Method = Literal["dqn", "search"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
@@ -33,10 +36,12 @@ class TrainingConfig:
       workload: what to train on; a synthetic one serves its arrivals with a trace's lengths, too.
       seed: of the first run; the next ones count up.
       seeds: runs that train side by side, each with its own network.
-      start: policy file to start from instead of random networks, for fine-tuning.
+      method: `dqn`: Double DQN; `search`: an evolution strategy over the numbers of a rule.
+      start: policy file to start from, for fine-tuning; instead of random networks, or of the untrained rule.
       history: decisions that an environment remembers; more than are in flight at a time.
-      config: static settings.
+      config: static settings of Double DQN.
       hyper: numbers of `besteffort.learning.config.DQNHyperparams` by name, where they differ from its defaults.
+      search: settings of a search.
       selection_requests: length of the 16 training draws on which the best seed is found.
 
     Raises:
@@ -46,10 +51,12 @@ class TrainingConfig:
     workload: WorkloadConfig = dataclasses.field(default_factory=RandomRates)
     seed: Seed = 0
     seeds: Count = 1
+    method: Method = "dqn"
     start: Path | None = None
     history: Count = 1024
     config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
     hyper: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     selection_requests: Count = 20_000
 
     def __post_init__(self) -> None:

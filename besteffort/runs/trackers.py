@@ -157,7 +157,7 @@ class MetricsLog:
     def _values(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The numbers by name."""
         values = {name: value for name, value in metrics.items() if name not in ("seed", "decisions", "actions")}
-        shares = zip(self._models, metrics["actions"], strict=True)
+        shares = zip(self._models, metrics.get("actions", ()), strict="actions" in metrics)
         return values | {f"actions/{model}": share for model, share in shares}
 
     @contextlib.contextmanager

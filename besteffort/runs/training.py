@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,20 @@ import pydantic
 from jaxtyping import Array, Key
 
 from besteffort.errors import InputError
+from besteffort.estimates.rule import Rule
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
+from besteffort.evaluation.search import draws, pieces, search
 from besteffort.files import write_text
 from besteffort.learning.config import DQNConfig
-from besteffort.learning.train import Progress, Trained, train
-from besteffort.observation import Feature, default_features
+from besteffort.learning.train import Progress, train
+from besteffort.observation import VALUE, Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_config, to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
+from besteffort.runs.untrained import is_rule, rule_for, rule_policy
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
@@ -63,6 +66,8 @@ class TrainingProblem:
       features: the network's input.
       training: the settings.
       weights: where to start from; None for random networks.
+      rule: values models, for the feature `value`; None without it.
+      lists: to search on, instead of draws of the workload.
     """
 
     situation: Situation
@@ -70,6 +75,8 @@ class TrainingProblem:
     features: tuple[Feature, ...]
     training: TrainingConfig
     weights: Weights | None = None
+    rule: Rule | None = None
+    lists: tuple[Requests, ...] | None = None
 
 
 def make_training_problem(
@@ -81,7 +88,8 @@ def make_training_problem(
     place of the configured ones, half the list at one mean rate; with any other arrivals, or changing deadlines, they
     are drawn one by one.
 
-    Where it starts from a policy, it takes over the policy's weights and features.
+    Where it starts from a policy of networks, it takes over the policy's weights and features; from one that is a rule,
+    the rule.
 
     Long answers have long deadlines, so more decisions are open at a time: for own-request credit `buffer_length` and
     `history` grow until they hold those of nine in ten requests at the load `training.workload.high` (1 where it has
@@ -100,14 +108,24 @@ def make_training_problem(
     else:
         workload = workloads.build(training.workload, situation)
         capacity = float(situation.capacity()[-1])
+    rule: Rule | None = None
     if training.start is not None:
         policy = load_policy(training.start, situation)
-        if policy.ensemble_size != training.config.ensemble_size:
-            raise InputError(
-                f"{training.start}: the policy holds {policy.ensemble_size} network(s), but "
-                f"`training.config.ensemble_size` is {training.config.ensemble_size}; set it to the policy's number."
-            )
-        return TrainingProblem(situation, workload, policy.features, training, policy.weights)
+        rule = policy.rule
+        if training.method == "search":
+            if rule is None:
+                raise InputError(
+                    f"{training.start}: the policy has no rule for a search to start from; give one that a search has "
+                    "found, or leave it out."
+                )
+        elif not is_rule(policy):
+            given, wanted = policy.ensemble_size, training.config.ensemble_size
+            if given != wanted:
+                raise InputError(
+                    f"{training.start}: the policy holds {given} network(s), but `training.config.ensemble_size` is "
+                    f"{wanted}; set it to the policy's number."
+                )
+            return TrainingProblem(situation, workload, policy.features, training, policy.weights, rule)
     cluster = situation.cluster
     features = default_features(
         tasks=len(situation.tasks),
@@ -120,7 +138,9 @@ def make_training_problem(
         typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
         largest_weight=float(situation.weights.max()),
     )
-    return TrainingProblem(situation, workload, features, training)
+    if rule is None and VALUE in situation.view.features:
+        rule = rule_for(situation)
+    return TrainingProblem(situation, workload, features, training, rule=rule)
 
 
 def load_training_problem(
@@ -183,9 +203,24 @@ def run_training(
     config = dataclasses.replace(config, tasks=problem.situation.tasks, training=problem.training)
     _keep_config(config, out)
     policies = train_policies(problem, out, progress=progress, track=track)
-    ranked = sorted(policies, key=_selection_scores(problem, policies).__getitem__, reverse=True)
+    ranked = [*policies]
+    if len(policies) > 1:
+        draws = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
+        names, requests = problem.situation.task_names, problem.training.selection_requests
+        lists = sample_lists([problem.workload], names, requests, list(draws))
+        scores = dict(zip(policies, performance_on(problem.situation, lists, policies.values()), strict=True))
+        ranked.sort(key=scores.__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
+
+
+def performance_on(situation: Situation, lists: Sequence[Requests], policies: Iterable[Policy]) -> list[float]:
+    """Mean performance of each policy on the same lists of one length."""
+    routers = [learned_router(policy) for policy in policies]
+    # Policies of different methods differ in more than numbers.
+    rollouts = [Rollout(f"{index}", row, router) for index, router in enumerate(routers) for row in range(len(lists))]
+    means = mean_rewards(situation, lists, rollouts).reshape(len(routers), -1).mean(axis=1)
+    return [float(mean) for mean in means]
 
 
 def train_policies(
@@ -204,17 +239,16 @@ def train_policies(
     """
     training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
+    learn = {"dqn": _train, "search": _search}[training.method]
     with MetricsLog(out, seeds, problem.situation.profile.model_names, settings(problem), track) as log:
-        trained = _train(problem, seeds, out, log, progress)
-    policies = {
-        seed: make_policy(
-            problem,
-            of_seed,
-            training_metadata(training, seed, trained.decisions),
-            ensemble_size=training.config.ensemble_size,
-        )
-        for seed, of_seed in zip(seeds, trained.weights, strict=True)
-    }
+
+        def keep(latest: Progress) -> None:
+            for index, seed in enumerate(seeds):
+                log.add(seed, latest.of(index))
+            if progress is not None:
+                progress(latest)
+
+        policies = dict(zip(seeds, learn(problem, seeds, out, keep), strict=True))
     for seed, policy in policies.items():
         save_policy(policy, out / f"policy-{seed}.safetensors")
     return policies
@@ -238,22 +272,12 @@ def _trains(config: RunConfig) -> RunConfig:
 
 
 def _train(
-    problem: TrainingProblem,
-    seeds: Sequence[int],
-    out: Path,
-    log: MetricsLog,
-    progress: Callable[[Progress], None] | None,
-) -> Trained:
+    problem: TrainingProblem, seeds: Sequence[int], out: Path, progress: Callable[[Progress], None]
+) -> list[Policy]:
+    """The policies of Double DQN, one for each seed."""
     training = problem.training
-    shape, params = build(problem.situation, problem.workload, history=training.history)
-
-    def keep(latest: Progress) -> None:
-        for index, seed in enumerate(seeds):
-            log.add(seed, latest.of(index))
-        if progress is not None:
-            progress(latest)
-
-    return train(
+    shape, params = build(problem.situation, problem.workload, history=training.history, rule=problem.rule)
+    trained = train(
         ServingEnvironment(shape),
         params,
         problem.features,
@@ -262,8 +286,49 @@ def _train(
         run_keys(seeds),
         weights=problem.weights,
         checkpoint_path=out / CHECKPOINT,
-        progress=keep,
+        progress=progress,
     )
+    return [
+        dqn_policy(problem, weights, seed, trained.decisions)
+        for seed, weights in zip(seeds, trained.weights, strict=True)
+    ]
+
+
+def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions: int) -> Policy:
+    """The policy of one seed of a training by Double DQN, whose networks made so many decisions."""
+    training = problem.training
+    about = {**training_metadata(training, seed, decisions), "hyper": dataclasses.asdict(training.numbers())}
+    return make_policy(problem, weights, about, ensemble_size=training.config.ensemble_size)
+
+
+def _search(
+    problem: TrainingProblem, seeds: Sequence[int], out: Path, progress: Callable[[Progress], None]
+) -> list[Policy]:
+    return search_policies(problem, seeds, out / CHECKPOINT, progress)
+
+
+def search_policies(
+    problem: TrainingProblem,
+    seeds: Sequence[int],
+    checkpoint_path: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[Policy]:
+    """The policies of a search, one for each seed; `checkpoint_path` and `progress` as of `search`.
+
+    Raises:
+      InputError: as `besteffort.evaluation.search.search`.
+    """
+    training, situation = problem.training, problem.situation
+    start = rule_for(situation) if problem.rule is None else problem.rule
+    if problem.lists is None:
+        lists = [draws(situation, problem.workload, training.search, seed) for seed in seeds]
+    else:
+        lists = [pieces(problem.lists, training.search)] * len(seeds)
+    found = search(situation, lists, start, training.search, seeds, checkpoint_path=checkpoint_path, progress=progress)
+    return [
+        rule_policy(situation, rule, training_metadata(training, seed, found.decisions))
+        for seed, rule in zip(seeds, found.rules, strict=True)
+    ]
 
 
 def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:
@@ -282,8 +347,9 @@ def settings(problem: TrainingProblem) -> dict[str, Any]:
 
 def training_metadata(training: TrainingConfig, seed: int, decisions: int) -> dict[str, Any]:
     """What the policy file of one seed, trained for so many decisions, says of its training; plain JSON."""
-    hyper = dataclasses.asdict(training.numbers())
-    return {**as_data(training), "hyper": hyper, "seed": seed, "seeds": 1, "decisions_made": decisions}
+    other = {"dqn": ("search",), "search": ("config", "hyper")}[training.method]
+    stated = {name: value for name, value in as_data(training).items() if name not in other}
+    return {**stated, "seed": seed, "seeds": 1, "decisions_made": decisions}
 
 
 def make_policy(
@@ -303,21 +369,8 @@ def make_policy(
         weights=tuple((np.asarray(kernel), np.asarray(bias)) for kernel, bias in weights),
         training=about,
         ensemble_size=ensemble_size,
+        rule=problem.rule,
     )
-
-
-def _selection_scores(problem: TrainingProblem, policies: dict[int, Policy]) -> dict[int, float]:
-    """Mean performance of each seed's policy on the same draws of the training load."""
-    if len(policies) == 1:
-        return dict.fromkeys(policies, 0.0)
-    draws = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
-    lists = sample_lists(
-        [problem.workload], problem.situation.task_names, problem.training.selection_requests, list(draws)
-    )
-    routers = [learned_router(policy) for policy in policies.values()]
-    rollouts = [Rollout("learned", row, router) for router in routers for row in range(len(lists))]
-    means = mean_rewards(problem.situation, lists, rollouts).reshape(len(policies), -1).mean(axis=1)
-    return dict(zip(policies, means.tolist(), strict=True))
 
 
 def _remembering(training: TrainingConfig, capacity: float, deadline_s: float) -> TrainingConfig:

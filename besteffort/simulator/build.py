@@ -12,6 +12,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.estimates.priors import Priors
+from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import needs_in_flight
@@ -31,6 +32,7 @@ def build(
     record: bool = False,
     estimates: bool | None = None,
     longest_output: int | None = None,
+    rule: Rule | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -43,6 +45,7 @@ def build(
       record: keep each request's times.
       estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
       longest_output: where the laws of output lengths end, in tokens; by default with the tasks' longest output.
+      rule: values models, for the feature `value`.
 
     Returns:
       The static shape, and parameters in the default float type.
@@ -95,6 +98,7 @@ def build(
         batch_refresh_s=numbers(situation.view.batch_refresh_s),
         workload=workload,
         priors=jax.tree.map(numbers, Priors.of(situation, longest_output)) if estimates else None,
+        rule=None if rule is None else jax.tree.map(numbers, rule),
     )
     return shape, params
 

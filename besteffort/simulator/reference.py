@@ -27,7 +27,7 @@ from besteffort.workload.requests import Requests
 
 @runtime_checkable
 class Listener(Protocol):
-    """Hears what a gateway sees of its requests; `besteffort.estimates.in_flight.InFlight` is one."""
+    """Hears what a gateway sees of its requests; `besteffort.in_flight.InFlight` is one."""
 
     def arrived(
         self,

@@ -14,6 +14,7 @@ import jax
 
 from besteffort.estimates import reward
 from besteffort.estimates.priors import Priors
+from besteffort.estimates.rule import Rule
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
 
@@ -21,6 +22,7 @@ Array = jax.Array
 
 # Those modules need no JAX, so they cannot do this themselves.
 jax.tree_util.register_dataclass(Priors)
+jax.tree_util.register_dataclass(Rule)
 jax.tree_util.register_dataclass(
     InFlightView,
     data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
@@ -97,6 +99,7 @@ class EnvParams:
       batch_refresh_s: () age at which the router's batch sizes are read again.
       priors: what estimates know of requests beforehand; None unless `EnvShape.estimates`.
       workload: a `Workload`, the source of arrivals.
+      rule: values models by estimates, for routers that learn on top of it; None for all others.
     """
 
     decode: Array
@@ -119,6 +122,7 @@ class EnvParams:
     batch_refresh_s: Array
     workload: Any
     priors: Priors | None = None
+    rule: Rule | None = None
 
 
 @runtime_checkable

@@ -357,7 +357,7 @@ def _training_problem(sweep: SweepConfig, base: RunConfig, config: RunConfig, wh
 def _static(problem: TrainingProblem) -> Hashable:
     """A key that is equal for trials that one compiled program can train together."""
     training = problem.training
-    shape, params = build(problem.situation, problem.workload, history=training.history)
+    shape, params = build(problem.situation, problem.workload, history=training.history, rule=problem.rule)
     leaves, structure = jax.tree.flatten(params)
     kinds = tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves))
-    return shape, problem.features, training.config, training.start, structure, kinds
+    return training.method, shape, problem.features, training.config, training.start, structure, kinds

@@ -32,11 +32,11 @@ from besteffort.runs.trackers import MetricsLog, TrackerName
 from besteffort.runs.training import (
     CHECKPOINT,
     TrainingProblem,
-    make_policy,
+    dqn_policy,
     make_training_problem,
     run_keys,
+    search_policies,
     settings,
-    training_metadata,
 )
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
@@ -83,56 +83,91 @@ def run_program(
     members = [_read(out / "trials" / name) for name in read_programs(out)[program]]
     checkpoint = out / "programs" / program / CHECKPOINT
     if all((member.directory / OUTCOME).exists() for member in members):
-        checkpoint.unlink(missing_ok=True)
+        _discard(checkpoint)
         return
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
     # Before the training, so that unsuitable evaluation lists raise an error now.
     actual_situations = [judged_situation(sweep, base, member.problem.situation) for member in members]
     sets = draw_sets(sweep.judge, base.evaluation, actual_situations)
-    problems = [member.problem for member in members]
-    built = [build(each.situation, each.workload, history=each.training.history) for each in problems]
+    learn = {"dqn": _by_dqn, "search": _by_search}[members[0].problem.training.method]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(_log(member, track)) for member in members]
-
-        def keep(latest: Progress) -> None:
-            for run, (member, log) in enumerate(zip(members, logs, strict=True)):
-                point = latest.of(run)
-                if np.isfinite([point["loss"], point["norm"]]).all():
-                    log.add(member.seed, point)
-            if progress is not None:
-                progress(latest)
-
-        # All members have the same static settings.
-        trained = train(
-            ServingEnvironment(built[0][0]),
-            per_run([params for _, params in built]),
-            problems[0].features,
-            problems[0].training.config,
-            jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in problems)),
-            run_keys([member.seed for member in members]),
-            weights=problems[0].weights,
-            checkpoint_path=checkpoint,
-            progress=keep,
-            tolerant=True,
-        )
+        learned = learn(members, logs, checkpoint, progress or _ignore)
     sound: list[int] = []
     policies: list[Policy] = []
-    for index, (member, weights, diverged) in enumerate(zip(members, trained.weights, trained.diverged, strict=True)):
-        if diverged is not None:
-            reason = f"lost its finite weights by {diverged:,} decisions"
-            _conclude(member, {"status": "diverged", "reason": reason, "decisions": diverged})
+    for index, (member, policy) in enumerate(zip(members, learned, strict=True)):
+        if isinstance(policy, int):
+            reason = f"lost its finite weights by {policy:,} decisions"
+            _conclude(member, {"status": "diverged", "reason": reason, "decisions": policy})
         elif not (member.directory / OUTCOME).exists():
-            about = training_metadata(member.problem.training, member.seed, trained.decisions)
-            networks = member.problem.training.config.ensemble_size
-            policy = make_policy(member.problem, weights, about, ensemble_size=networks)
             save_policy(policy, member.directory / f"policy-{member.seed}.safetensors")
             save_policy(policy, member.directory / "policy.safetensors")
             sound.append(index)
             policies.append(policy)
     judged = judge(policies, [sets[index] for index in sound])
     for index, outcome in zip(sound, judged, strict=True):
-        _conclude(members[index], {"status": "finished", "decisions": trained.decisions, **outcome})
-    checkpoint.unlink(missing_ok=True)
+        made = policies[sound.index(index)].training["decisions_made"]
+        _conclude(members[index], {"status": "finished", "decisions": made, **outcome})
+    _discard(checkpoint)
+
+
+def _by_dqn(
+    members: Sequence[Member], logs: Sequence[MetricsLog], checkpoint: Path, progress: Callable[[Progress], None]
+) -> list[Policy | int]:
+    """The policy of each member, all trained together; of one that diverged the decisions by which it had."""
+    problems = [member.problem for member in members]
+    built = [build(each.situation, each.workload, history=each.training.history, rule=each.rule) for each in problems]
+
+    def keep(latest: Progress) -> None:
+        for run, (member, log) in enumerate(zip(members, logs, strict=True)):
+            point = latest.of(run)
+            if np.isfinite([point["loss"], point["norm"]]).all():
+                log.add(member.seed, point)
+        progress(latest)
+
+    # All members have the same static settings.
+    trained = train(
+        ServingEnvironment(built[0][0]),
+        per_run([params for _, params in built]),
+        problems[0].features,
+        problems[0].training.config,
+        jax.tree.map(lambda *each: np.array(each), *(each.training.numbers() for each in problems)),
+        run_keys([member.seed for member in members]),
+        weights=problems[0].weights,
+        checkpoint_path=checkpoint,
+        progress=keep,
+        tolerant=True,
+    )
+    return [
+        dqn_policy(member.problem, weights, member.seed, trained.decisions) if diverged is None else diverged
+        for member, weights, diverged in zip(members, trained.weights, trained.diverged, strict=True)
+    ]
+
+
+def _by_search(
+    members: Sequence[Member], logs: Sequence[MetricsLog], checkpoint: Path, progress: Callable[[Progress], None]
+) -> list[Policy | int]:
+    """The policy of each member, found one after the other, since each has lists of its own."""
+    policies: list[Policy | int] = []
+    for index, (member, log) in enumerate(zip(members, logs, strict=True)):
+
+        def keep(latest: Progress, index: int = index, log: MetricsLog = log, seed: int = member.seed) -> None:
+            log.add(seed, latest.of(0))
+            points = latest.points * len(members)
+            progress(latest._replace(point=index * latest.points + latest.point, points=points))
+
+        place = checkpoint.with_name(f"{index}-{checkpoint.name}")
+        policies += search_policies(member.problem, [member.seed], place, keep)
+    return policies
+
+
+def _discard(checkpoint: Path) -> None:
+    for path in checkpoint.parent.glob(f"*{checkpoint.name}"):
+        path.unlink()
+
+
+def _ignore(latest: Progress) -> None:
+    """Progress that nobody asked for."""
 
 
 def draw_sets(judging: Judging, config: EvaluationConfig, situations: Sequence[Situation]) -> list[EvaluationSet]:

@@ -14,7 +14,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-NOT_INSTALLED = ("load_training_problem", "make_env", "make_policy", "sample_requests", "simulate")
+NOT_INSTALLED = ("default_policy", "load_training_problem", "make_env", "make_policy", "sample_requests", "simulate")
 """Public names that need the full package."""
 
 HEAVY = {"flax", "jax", "matplotlib", "optax", "rlax", "scipy"}
@@ -37,7 +37,7 @@ def use(folder: Path) -> None:
     import numpy as np
 
     import besteffort
-    from besteffort.estimates.in_flight import InFlight
+    from besteffort.in_flight import InFlight
     from besteffort.observation import default_features, input_size
     from besteffort.policy import save_policy
 

@@ -14,6 +14,7 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Cluster, Reward, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
+from tests.made_up import make_rule
 
 HORIZON = 40
 RATE = 20.0  # requests per second, so that answers come within an episode
@@ -49,6 +50,7 @@ def seeing(situation: Situation) -> WrappedEnv:
         reward=Reward(soft_span=0.5, miss_penalty=0.4),
         view=dataclasses.replace(situation.view, features=FEATURES),
     )
-    shape, params = build(crowded, synthetic(crowded, Poisson(300.0)), history=64, horizon=HORIZON)
+    load = synthetic(crowded, Poisson(300.0))
+    shape, params = build(crowded, load, history=64, horizon=HORIZON, rule=make_rule(3))
     features = default_features(shape.tasks, shape.models, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0)
     return WrappedEnv(ServingEnvironment(shape), params, features)

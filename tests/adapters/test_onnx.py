@@ -14,9 +14,10 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.observation import ESTIMATES, FEATURES, Feature, default_features
+from besteffort.observation import ESTIMATES, FEATURES, VALUE, Feature, default_features
 from besteffort.policy import Policy, describe, save_policy
 from besteffort.situation import Situation
+from tests.made_up import make_rule
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -37,6 +38,7 @@ def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple
         features=features,
         weights=tuple(weights),
         training={"hyper": {"learning_rate": 1e-3}, "seed": 3},
+        rule=make_rule(3) if VALUE in view.features else None,
     )
     given = states(policy, 200)
     weights[-1] = (weights[-1][0], -np.median([values_of(policy, given, row) for row in range(200)], axis=0))
@@ -55,7 +57,7 @@ def states(policy: Policy, count: int) -> dict[str, np.ndarray]:
         "since_change_s": 10.0 ** rng.uniform(-6, 2, count),
         "prompt_tokens": rng.integers(1, 4097, count),
         **{name: rng.gamma(0.5, 2.0, (count, len(policy.models))) for name in ESTIMATES},
-        "own": rng.uniform(-1, 1, (count, len(policy.models))),
+        **{name: rng.uniform(-1, 1, (count, len(policy.models))) for name in ("own", VALUE)},
     }
     return {feature.name: known[feature.name] for feature in policy.features}
 

@@ -11,15 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from besteffort.estimates.estimates import Estimates, Newcomer, estimate
-from besteffort.estimates.in_flight import InFlight
+from besteffort.estimates.encoding import appraise
+from besteffort.estimates.estimates import Estimates
 from besteffort.estimates.params import ServingParams
+from besteffort.estimates.rule import NUMBERS, Rule
 from besteffort.estimates.view import InFlightView, Terms
+from besteffort.in_flight import InFlight
 from besteffort.observation import Observation
+from besteffort.policy import Policy
+from besteffort.runs.untrained import rule_policy
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.simulator.types import EnvParams, EnvShape
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
 from tests.simulator.cases import Case, Kind, draw_case, stacked_lists, stacked_params
 
@@ -92,10 +98,25 @@ def draw_list(kind: Kind, seed: int, *, streamed: bool, limits: bool) -> Case:
     return dataclasses.replace(case, requests=requests, situation=dataclasses.replace(case.situation, view=view))
 
 
-def compiled(cases: Sequence[Case]) -> tuple[Estimates, np.ndarray]:
-    """Estimates with fields of shape (cases, n, models), and the (cases, n) models chosen; in float64."""
+def draw_rule(case: Case, rates: int) -> Rule:
+    """A random rule for the situation of a case, with prices at so many rates, around that of the list."""
+    rng = np.random.default_rng(case.seed)
+    requests, models = case.requests, len(case.situation.profile.model_names)
+    mean_rate = len(requests) / (float(requests.arrival_s[-1]) + 1e-3)
+    numbers = {name: rng.uniform(0.05, 0.9) for name in NUMBERS}
+    prices = rng.uniform(0, 2, (rates, models))
+    return Rule(**numbers, rates=mean_rate * np.geomspace(0.3, 3.0, rates), prices=prices)
+
+
+def compiled(cases: Sequence[Case], rules: Sequence[Rule] = ()) -> tuple[Estimates, np.ndarray]:
+    """Estimates with fields of shape (cases, n, models), and the (cases, n) models chosen; in float64.
+
+    `rules` of the cases, with as many rates each, add the values.
+    """
     with jax.enable_x64(True):
         shape, params = stacked_params(cases, estimates=True)
+        if rules:
+            params = dataclasses.replace(params, rule=jax.tree.map(lambda *leaves: jnp.stack(leaves), *rules))
         arrivals, routers, keys = stacked_lists(cases)
         out = _play(shape, params, routers, arrivals, keys)
         estimates, models = jax.tree.map(np.asarray, out)
@@ -110,7 +131,7 @@ def _play(shape: EnvShape, params: EnvParams, routers: Any, arrivals: Arrival, k
         def decide(state: Any, arrival: Arrival) -> Any:
             state, step = environment.arrive(state, arrival, params)
             seen = step.observation
-            found = estimate(Newcomer.of(seen), seen.in_flight, params, xp=jnp)
+            found = appraise(seen, params, jnp)
             model = router.route(seen, params, jax.random.fold_in(key, step.index))
             state, _ = environment.place(state, model, params)
             return state, (found, model)
@@ -120,21 +141,24 @@ def _play(shape: EnvShape, params: EnvParams, routers: Any, arrivals: Arrival, k
     return jax.vmap(one)(params, routers, arrivals, keys)
 
 
-def reference(case: Case, *, live: bool = False, estimates: bool = True) -> Seen:
-    """What the reference shows at every decision, with the estimates made from it, and those made from events."""
+def reference(case: Case, *, live: bool = False, estimates: bool = True, rule: Rule | None = None) -> Seen:
+    """What the reference shows at every decision, with the estimates made from it, and those made from events.
+
+    A `rule` adds the values.
+    """
     asked = case.requests
     situation, router = case.situation, case.router
-    params = ServingParams.of(situation, int(asked.prompt_tokens.max()))
+    params = ServingParams.of(situation, int(asked.prompt_tokens.max()), rule=rule)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(case.seed)))(np.arange(len(asked)))
     noise = np.asarray(jax.vmap(router.draw)(keys), np.float64)
-    flight = InFlight(situation)
+    flight = InFlight(situation if rule is None else rule_policy(situation, rule, {}))
     tape = Tape(len(asked), flight if live else None)
     found, told, views, models = [], [], [], []
 
     def route(index: int, observation: Observation) -> int:
         views.append(observation.in_flight)
         if estimates:
-            found.append(estimate(Newcomer.of(observation), observation.in_flight, params))
+            found.append(appraise(observation, params))
         if live:
             told.append(flight.estimates(index, at=float(asked.arrival_s[index])))
         models.append(int(np.argmax(router.scores(observation, noise[index]))))
@@ -144,13 +168,32 @@ def reference(case: Case, *, live: bool = False, estimates: bool = True) -> Seen
     return Seen(_stack(found) if found else None, _stack(told) if told else None, views, np.array(models), tape, result)
 
 
+def decided_live(requests: Requests, situation: Situation, policy: Policy) -> np.ndarray:
+    """(n,) the models that a policy chooses from what live book-keeping tells it."""
+    flight, models = InFlight(policy), []
+
+    def route(index: int, _: Observation) -> int:
+        models.append(policy.models.index(flight.decide(index, at=float(requests.arrival_s[index])).model))
+        return models[-1]
+
+    tape = Tape(len(requests), flight)
+    simulate_by_reference(requests, situation, route, terms=Terms.of(situation), listener=tape)
+    return np.array(models)
+
+
 def _stack(each: Sequence[Estimates]) -> Estimates:
-    return Estimates(*(np.stack(field) for field in zip(*each, strict=True)))
+    return Estimates(*(None if field[0] is None else np.stack(field) for field in zip(*each, strict=True)))
+
+
+def known(found: Estimates) -> dict[str, Any]:
+    """The estimates by name, without the value where there is no rule."""
+    return {name: field for name, field in found._asdict().items() if field is not None}
 
 
 def apart(found: Estimates, wanted: Estimates) -> dict[str, float]:
-    """Largest difference per estimate, relative where it exceeds 1."""
+    """Largest difference per estimate that is known, relative where it exceeds 1."""
+    assert known(found).keys() == known(wanted).keys()
     return {
-        name: float((np.abs(x - y) / np.maximum(1.0, np.abs(y))).max())
-        for name, x, y in zip(Estimates._fields, found, wanted, strict=True)
+        name: float((np.abs(getattr(found, name) - y) / np.maximum(1.0, np.abs(y))).max())
+        for name, y in known(wanted).items()
     }

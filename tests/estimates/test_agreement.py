@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 
 from besteffort.estimates.estimates import Estimates
-from tests.estimates.lists import LENGTH, Seen, apart, compiled, draw_list, reference
+from tests.estimates.lists import LENGTH, Seen, apart, compiled, draw_list, draw_rule, known, reference
 from tests.simulator.cases import Case, Kind, draw_kinds
 
 _ALL = draw_kinds(22)
@@ -41,21 +42,40 @@ EACH = [pytest.param(i, marks=marks(kind), id=str(kind)) for i, kind in enumerat
 @pytest.mark.parametrize("index", EACH)
 def test_all_three_agree_at_every_decision(index: int) -> None:
     cases, seen = zip(*lists(index), strict=True)
-    found, models = compiled(cases)
+    check_agreement(seen, *compiled(cases))
+
+
+def check_agreement(seen: Sequence[Seen], found: Estimates, models: np.ndarray) -> None:
+    """Compares what the reference and live book-keeping see of lists with what the compiled simulator does."""
     for lane, (of_reference, chosen) in enumerate(zip(seen, models, strict=True)):
         np.testing.assert_array_equal(chosen, of_reference.models)
-        mine = Estimates(*(field[lane] for field in found))
         assert of_reference.estimates is not None
         assert of_reference.live is not None
-        assert max(apart(mine, of_reference.estimates).values()) <= TOLERANCE
+        assert max(apart(at(found, lane), of_reference.estimates).values()) <= TOLERANCE
         assert max(apart(of_reference.live, of_reference.estimates).values()) <= TOLERANCE
+
+
+# Of these kinds live book-keeping adds up event by event, has all extras to follow, or counts no tokens.
+@pytest.mark.parametrize("index", [EACH[1], EACH[8], EACH[12]])
+def test_the_values_of_a_rule_agree_at_every_decision(index: int) -> None:
+    """With batch sizes that are not late, since live book-keeping has its own."""
+    cases = [fresh(draw_list(KINDS[index], k, streamed=index < len(STREAMED), limits=index == 1)) for k in range(3)]
+    rules = [draw_rule(case, rates=1 + index % 3) for case in cases]
+    seen = [reference(case, live=True, rule=rule) for case, rule in zip(cases, rules, strict=True)]
+    assert all(one.live is not None and one.live.value is not None for one in seen)
+    check_agreement(seen, *compiled(cases, rules))
+
+
+def fresh(case: Case) -> Case:
+    view = dataclasses.replace(case.situation.view, batch_refresh_s=0.0)
+    return dataclasses.replace(case, situation=dataclasses.replace(case.situation, view=view))
 
 
 @pytest.mark.parametrize("index", EACH)
 def test_every_estimate_is_finite_and_in_its_range(index: int) -> None:
     for case, seen in lists(index):
         assert seen.estimates is not None
-        assert all(np.isfinite(field).all() for field in seen.estimates)
+        assert all(np.isfinite(field).all() for field in known(seen.estimates).values())
         own, harm = seen.estimates.own, seen.estimates.harm
         situation = case.situation
         quality = situation.profile.quality_table(situation.task_names)[case.requests.task]
@@ -98,14 +118,13 @@ def test_no_estimate_depends_on_the_future(index: int) -> None:
     found, _ = compiled(cases)
     for lane, ((_, seen), moment) in enumerate(zip(lists(index), moments, strict=True)):
         if moment >= 0:
-            now = Estimates(*(field[lane, moment] for field in found))
-            assert max(apart(now, at(seen, moment)).values()) <= TOLERANCE
+            assert seen.estimates is not None
+            assert max(apart(at(at(found, lane), moment), at(seen.estimates, moment)).values()) <= TOLERANCE
 
 
-def at(seen: Seen, moment: int) -> Estimates:
-    """Estimates of the reference at a decision."""
-    assert seen.estimates is not None
-    return Estimates(*(field[moment] for field in seen.estimates))
+def at(found: Estimates, index: int) -> Estimates:
+    """Estimates of one list, or of one decision."""
+    return Estimates(**{name: field[index] for name, field in known(found).items()})
 
 
 def with_another_future(case: Case, seen: Seen, moment: int, rng: np.random.Generator) -> Case:

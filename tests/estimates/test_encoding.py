@@ -12,8 +12,8 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.estimates.encoding import network_input
-from besteffort.estimates.in_flight import InFlight
 from besteffort.estimates.params import ServingParams
+from besteffort.in_flight import InFlight
 from besteffort.observation import EXOGENOUS, FEATURES, IN_FLIGHT, default_features, encode, input_size, needs_in_flight
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
@@ -47,12 +47,13 @@ def flight_of(policy: Policy | Situation) -> InFlight:
 
 
 def test_numpy_and_jax_read_the_same(situation: Situation) -> None:
-    features = make_training_problem(situation, TrainingConfig()).features
+    problem = make_training_problem(situation, TrainingConfig())
+    features = problem.features
     seen = flight_of(situation).observation("new", at=0.61)
     assert tuple(feature.name for feature in features) == FEATURES
-    live = network_input(seen, features, ServingParams.of(situation))
+    live = network_input(seen, features, ServingParams.of(situation, rule=problem.rule))
     with jax.enable_x64(True):
-        _, params = build(situation, None, history=1)
+        _, params = build(situation, None, history=1, rule=problem.rule)
         compiled = jax.jit(lambda seen: network_input(seen, features, params, jnp))(jax.tree.map(jnp.asarray, seen))
     np.testing.assert_allclose(compiled, live, rtol=1e-12, atol=1e-12)
     assert np.abs(live).max() < 5
@@ -67,7 +68,7 @@ def test_a_gateway_decides_by_what_the_network_reads(situation: Situation) -> No
         policy = make_policy(problem, ((kernel, np.zeros(3)),), {})
         flight = flight_of(policy)
         seen = flight.observation("new", at=0.61)
-        values = network_input(seen, problem.features, ServingParams.of(situation)) @ kernel
+        values = network_input(seen, problem.features, ServingParams.of(situation, rule=problem.rule)) @ kernel
         assert flight.decide("new", at=0.61).model == MODELS[values.argmax()]
 
 
@@ -88,6 +89,13 @@ def test_what_is_missing_is_one_sentence(situation: Situation, name: str) -> Non
         network_input(plain, features, params)
     with pytest.raises(InputError, match=said):
         encode(plain, features)
+
+
+def test_a_value_without_a_rule_is_one_sentence(situation: Situation) -> None:
+    seen = flight_of(situation).observation("new", at=0.61)
+    for features in (default_features(4, 3, 4, 32, 200.0, ("value",)), default_features(4, 3, 4, 32, 200.0, FEATURES)):
+        with pytest.raises(InputError, match=r"The feature `value` needs a rule, which these parameters lack; .*\.$"):
+            network_input(seen, features, ServingParams.of(situation))
 
 
 def test_parameters_without_laws_are_refused(situation: Situation) -> None:

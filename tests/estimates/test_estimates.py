@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from besteffort.estimates.estimates import Estimates, Softness
-from besteffort.estimates.in_flight import InFlight
+from besteffort.in_flight import InFlight
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task
 from tests.simulator.cases import make_profile
 

@@ -13,6 +13,7 @@ from besteffort.evaluation import rollouts
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers, sample_lists
 from besteffort.observation import default_features
 from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, RouterWithParams, StaticRouter
+from besteffort.routers.value import ValueRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
@@ -23,7 +24,7 @@ from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic_workload import synthetic
-from tests.made_up import FewestPromptTokens
+from tests.made_up import FewestPromptTokens, make_rule
 
 N = 300
 
@@ -118,6 +119,32 @@ def test_rollouts_may_assume_different_situations(situation: Situation, lists: l
         alone = [Rollout("priced", row, router, actual=situation) for row in range(2)]
         np.testing.assert_allclose(found, mean_rewards(assumed, lists, alone), rtol=1e-6)
     assert (np.abs(together[0] - together[1]) > 1e-4).all()
+
+
+def test_what_a_rollout_assumes_is_what_a_wrapped_router_assumes(situation: Situation, lists: list[Requests]) -> None:
+    wrong = dataclasses.replace(
+        situation,
+        profile=perturb_latency(situation.profile, 0.6, "slower"),
+        tasks=tuple(dataclasses.replace(task, output_tokens=(1, 90)) for task in situation.tasks),
+    )
+    requests = lists[2].part(slice(100), 0.0)
+    _, params = build(wrong, None, history=1, longest_prompt=int(requests.prompt_tokens.max()), estimates=True)
+    router = ValueRouter(jax.tree.map(jnp.asarray, make_rule(3)))
+    each = [
+        Rollout("it", 0, router),
+        Rollout("it", 0, router, assumed=wrong),
+        Rollout("wrapped", 0, RouterWithParams(router, params)),
+        Rollout("it", 0, router, actual=wrong, assumed=situation),
+        Rollout("it", 0, router, actual=wrong),
+    ]
+    ((played, result),) = play_rollouts(situation, [requests], each)
+    assert played == each
+    plain, assumed, wrapped, believed, by_default = result.model
+    np.testing.assert_array_equal(assumed, wrapped)
+    np.testing.assert_array_equal(result.reward[1], result.reward[2])
+    assert (assumed != plain).any()
+    # Whoever is not told otherwise assumes what all have in common, wherever it is played.
+    np.testing.assert_array_equal(believed, by_default)
 
 
 def test_blocks_of_lanes_are_what_all_together_are(

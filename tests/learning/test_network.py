@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.learning.network import QNetwork, from_weights, to_weights
+from besteffort.learning.network import QNetwork, from_weights, to_weights, values_at
+from besteffort.observation import default_features
+from besteffort.weights import Weights
 
 NETWORK = QNetwork((5, 4), 3)
 
@@ -43,3 +45,61 @@ def test_other_sizes_are_refused() -> None:
     weights = to_weights(NETWORK.init(jax.random.key(0), jnp.zeros((1, 2))))
     with pytest.raises(InputError, match=r"layers \[\(2, 5\), \(5, 4\), \(4, 3\)\], but this training needs"):
         from_weights(weights, 6, NETWORK)
+
+
+FEATURES = default_features(2, 3, 1, 8, 10.0, ("task", "value", "harm"))
+ADDING = QNetwork((5, 4), 3, values_at(FEATURES))
+
+
+def test_values_lie_where_their_feature_does() -> None:
+    assert values_at(FEATURES) == 2
+    assert values_at(FEATURES[1:]) == 0
+    assert values_at(FEATURES[::2]) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_untrained_network_on_values_decides_as_the_rule(seed: int) -> None:
+    x = jax.random.normal(jax.random.key(seed), (50, 8))
+    variables = ADDING.init(jax.random.key(seed), x)
+    np.testing.assert_array_equal(ADDING.apply(variables, x), x[:, 2:5])
+    # So does what a policy file holds.
+    weights = to_weights(variables, ADDING.values_at)
+    y = np.asarray(x)
+    for matrix, bias in weights[:-1]:
+        y = np.maximum(y @ matrix + bias, 0)
+    np.testing.assert_array_equal(y @ weights[-1][0] + weights[-1][1], x[:, 2:5])
+
+
+def test_all_but_its_last_layer_starts_at_random() -> None:
+    """Otherwise nothing would be learned."""
+    layers = ADDING.init(jax.random.key(0), jnp.zeros((1, 8)))["params"]
+    assert (layers["Dense_2"]["kernel"] == 0).all()
+    assert (layers["Dense_0"]["kernel"] != 0).all()
+    assert (layers["Dense_1"]["kernel"] != 0).all()
+
+
+def test_there_and_back_with_values() -> None:
+    x = jax.random.normal(jax.random.key(1), (7, 8))
+    drawn = QNetwork((5, 4), 3).init(jax.random.key(0), x)  # a last layer that is not 0
+    weights = to_weights(drawn, 2)
+    assert [matrix.shape for matrix, _ in weights] == [(8, 11), (11, 10), (10, 3)]
+    again = from_weights(weights, 8, ADDING)
+    np.testing.assert_allclose(ADDING.apply(drawn, x), ADDING.apply(again, x), rtol=1e-5, atol=1e-6)
+    for old, new in zip(weights, to_weights(again, 2), strict=True):
+        np.testing.assert_allclose(old[0], new[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(old[1], new[1], rtol=1e-5, atol=1e-6)
+    y = np.asarray(x)
+    for matrix, bias in weights[:-1]:
+        y = np.maximum(y @ matrix + bias, 0)
+    # A policy adds a quarter of what the network has learned to add.
+    added = 0.25 * (np.asarray(ADDING.apply(drawn, x)) - x[:, 2:5])
+    np.testing.assert_allclose(y @ weights[-1][0] + weights[-1][1], x[:, 2:5] + added, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [((np.eye(3, dtype=np.float32), np.zeros(3, np.float32)),), None])
+def test_weights_without_a_bypass_are_refused(weights: Weights | None) -> None:
+    """Those of a rule alone, and those of a network that does not add to values."""
+    if weights is None:
+        weights = to_weights(QNetwork((5, 4), 3).init(jax.random.key(0), jnp.zeros((1, 8))))
+    with pytest.raises(InputError, match="but this training needs"):
+        from_weights(weights, 8, ADDING)

@@ -11,24 +11,23 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.estimates.in_flight import InFlight
-from besteffort.estimates.view import Terms
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.learning import DQNConfig, DQNHyperparams, Progress, Trained, train
+from besteffort.observation import IN_FLIGHT
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import TrainingProblem, make_policy, make_training_problem
-from besteffort.simulator.build import make_env
-from besteffort.simulator.simulate import simulate, simulate_by_reference
+from besteffort.simulator.build import build, make_env
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.simulator.simulate import simulate
 from besteffort.situation import Cluster, Reward, Situation
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_requests
-from tests.estimates.lists import Tape
+from tests.estimates.lists import decided_live
 
-FEATURES = ("task", "own", "harm", "work", "load", "first_token_s", "completion_s", "prompt_tokens", "smallest_batch")
+FEATURES = ("task", *IN_FLIGHT, "smallest_batch")
 CONFIG = DQNConfig(
     hidden_sizes=(16,),
     num_envs=8,
@@ -61,9 +60,9 @@ def problem(situation: Situation) -> TrainingProblem:
 
 
 def trained(problem: TrainingProblem, **options: Any) -> Trained:
-    env, params = make_env(problem.situation, problem.workload)
+    shape, params = build(problem.situation, problem.workload, history=1_024, rule=problem.rule)
     keys = jax.random.split(jax.random.key(0), 1)
-    return train(env, params, problem.features, CONFIG, HYPER, keys, **options)
+    return train(ServingEnvironment(shape), params, problem.features, CONFIG, HYPER, keys, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +97,19 @@ def test_it_learns_and_a_killed_training_ends_with_the_same_weights(
         np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_an_environment_without_estimates_is_refused(problem: TrainingProblem) -> None:
-    env, params = make_env(problem.situation, problem.workload, estimates=False)
-    with pytest.raises(InputError, match="`own` needs the requests in flight, which this observation does not show"):
+@pytest.mark.parametrize(
+    ("estimates", "message"),
+    [
+        (False, "`own` needs the requests in flight, which this observation does not show"),
+        (True, "`value` needs a rule, which these parameters lack"),
+    ],
+)
+def test_an_environment_without_estimates_or_a_rule_is_refused(
+    problem: TrainingProblem, estimates: bool, message: str
+) -> None:
+    env, params = make_env(problem.situation, problem.workload, estimates=estimates)
+    with pytest.raises(InputError, match=message):
         train(env, params, problem.features, CONFIG, HYPER, jax.random.split(jax.random.key(0), 1))
-
-
-def asked(requests: Requests, situation: Situation, policy: Policy) -> np.ndarray:
-    """The models that the policy chooses from what live book-keeping tells it."""
-    flight, models = InFlight(policy), []
-
-    def route(index: int, _: Any) -> int:
-        models.append(policy.models.index(flight.decide(index, at=float(requests.arrival_s[index])).model))
-        return models[-1]
-
-    tape = Tape(len(requests), flight)
-    simulate_by_reference(requests, situation, route, terms=Terms.of(situation), listener=tape)
-    return np.array(models)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -128,6 +123,6 @@ def test_it_decides_alike_everywhere(policy: Policy, streamed: bool) -> None:
     compiled = simulate(requests, situation, router).model
     assert len(np.unique(compiled)) > 1
     np.testing.assert_array_equal(simulate(requests, situation, router, backend="reference").model, compiled)
-    np.testing.assert_array_equal(asked(requests, situation, policy), compiled)
+    np.testing.assert_array_equal(decided_live(requests, situation, policy), compiled)
     if streamed:
         np.testing.assert_array_equal(play_routers(situation, [requests], {"it": [router]})["it"].model[0], compiled)

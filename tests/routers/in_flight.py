@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from besteffort.estimates.in_flight import InFlight
+from besteffort.in_flight import InFlight
 from besteffort.observation import Observation
 from besteffort.profile import load_profile
 from besteffort.pytrees import node_types

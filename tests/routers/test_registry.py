@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.errors import InputError
+from besteffort.estimates.rule import UNTRAINED
 from besteffort.routers import TUNED, make_router, settings_at, steps_to
 from besteffort.routers.registry import dimensions
 from besteffort.simulator.types import EnvShape
 
 PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.models), 1 / 3), "head_room": 1.0}
+
+VALUE: dict[str, Any] = {**UNTRAINED, "rates": [1.0, 2.0], "prices": np.zeros((2, SHAPE.models))}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,14 @@ PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, 
         ("deadline-reserve", {"reserve": 1.0}, "`reserve` is 1.0; give a share from 0 to below 1"),
         ("gear", {**PLAN, "rates": [2.0, 1.0]}, "`rates` are not ascending"),
         ("marginal", {"rates": [2.0, 1.0], "prices": np.zeros((2, 3))}, "Router `marginal`: `rates` are not ascending"),
+        ("value", VALUE | {"rates": [2.0, 1.0]}, "Router `value`: `rates` are not ascending"),
+        ("value", VALUE | {"width": 0.0}, "Router `value`: `width` is 0.0; give a finite number of at least 1e-06"),
+        ("value", VALUE | {"harm_floor": 0.0}, "`harm_floor` is 0.0; give a finite number of at least 1e-06"),
+        ("value", VALUE | {"head_room": 0.0}, "`head_room` is 0.0; give a finite number of at least 1e-06"),
+        ("value", VALUE | {"occupancy_price": -0.1}, "`occupancy_price` is -0.1; give a finite number of at least 0"),
+        ("value", VALUE | {"giving_up": -0.1}, "`giving_up` is -0.1; give a"),
+        ("value", VALUE | {"giving_up": 1.1}, "`giving_up` is 1.1; give a share from 0 to 1"),
+        ("value", VALUE | {"reserve": float("inf")}, "Router `value`: `reserve` is inf; give a finite number"),
         ("gear", {**PLAN, "shares": np.full((2, 2, 2), 0.5)}, r"`shares` has the shape \(2, 2, 2\); .* 3 models"),
         ("gear", {**PLAN, "shares": np.full((2, 2, 3), 0.5)}, "sum to one over the models"),
         ("gear", {**PLAN, "head_room": 0.0}, "`head_room` is 0.0; give a positive factor"),
@@ -60,8 +71,9 @@ def test_any_steps_lead_to_valid_settings_and_back(name: str, models: int, data:
     shape = shape_with(models)
     count = dimensions(name, shape)
     settings = settings_at(name, shape, np.array(data.draw(st.lists(STEPS, min_size=count, max_size=count))))
-    plan = {"rates": [1.0], "shares": np.full((1, shape.tasks, models), 1 / models)} if name == "gear" else {}
-    make_router(name, shape, **plan, **settings)
+    shares, prices = np.full((1, shape.tasks, models), 1 / models), np.ones((1, models))
+    plans = {"gear": {"rates": [1.0], "shares": shares}, "value": {"rates": [1.0], "prices": prices}}
+    make_router(name, shape, **plans.get(name, {}), **settings)
     again = settings_at(name, shape, steps_to(name, shape, settings))
     for number in TUNED[name](shape):
         values = np.atleast_1d(settings[number.name])

@@ -13,26 +13,18 @@ from in_flight import built, choose, observe
 
 from besteffort.errors import InputError
 from besteffort.estimates.estimates import Estimates, Newcomer, Softness, estimate
+from besteffort.estimates.rule import NUMBERS, rule_values
 from besteffort.observation import Observation
 from besteffort.routers import make_router
 
 SHAPE, PARAMS = built()
 BUSY = [(0, 0, 50), (0, 1, 300), (1, 0, 700), (1, 1, 20), (1, 0, 400), (2, 0, 100), (2, 1, 900), (2, 1, 60), (2, 0, 10)]
-FREE = {
-    "reserve": 0.0,
-    "reserve_slope": 0.0,
-    "width": 0.02,
-    "in_flight_width": 0.2,
-    "harm_weight": 0.0,
-    "latency_price": 0.0,
-    "latency_exponent": 0.0,
-    "occupancy_price": 0.0,
-    "occupancy_exponent": 0.0,
-}
+FREE = dict.fromkeys(NUMBERS, 0.0) | {"width": 0.02, "in_flight_width": 0.2, "harm_floor": 1e-6, "head_room": 1.0}
+PRICES = {"rates": [20.0, 200.0], "prices": np.array([[0.1, 0.3, 0.2], [0.8, 1.5, 4.0]])}
 
 
 def value(**numbers: float) -> Any:
-    return make_router("value", SHAPE, **(FREE | numbers))
+    return make_router("value", SHAPE, **(FREE | PRICES | numbers))
 
 
 @jax.jit
@@ -44,19 +36,18 @@ def estimated(observation: Observation, softness: Softness) -> Estimates:
 def test_it_is_the_argmax_of_its_formula(seed: int) -> None:
     rng = np.random.default_rng(seed)
     numbers = {name: float(rng.uniform(0.05, 0.4)) for name in FREE}
+    router = value(**numbers)
     chosen = set()
     for deadline_s in np.geomspace(0.05, 2.0, 12):
         rate = float(rng.uniform(1, 500))
         seen = observe(BUSY[: rng.integers(10)], deadline_s=deadline_s)._replace(arrival_rate=rate)
-        load = np.clip(rate / np.asarray(PARAMS.priors.capacity), 0.08, 12.0)
-        reserve = numbers["reserve"] + numbers["reserve_slope"] * np.log(load[0])
+        load = np.clip(rate / np.asarray(PARAMS.priors.capacity[0]), 0.08, 12.0)
+        reserve = numbers["reserve"] + numbers["reserve_slope"] * np.log(load)
         found = estimated(seen, Softness(reserve, numbers["width"], numbers["in_flight_width"]))
         occupancy = seen.instance_batch_sizes.mean(0) / 4
-        worth = found.own - numbers["harm_weight"] * found.harm
-        worth -= numbers["latency_price"] * load ** numbers["latency_exponent"] * found.completion_s / deadline_s
-        worth -= numbers["occupancy_price"] * load ** numbers["occupancy_exponent"] * occupancy
-        chosen.add(choose(value(**numbers), seen))
-        assert choose(value(**numbers), seen) == int(np.argmax(worth))
+        worth = rule_values(router.rule, found, 0, rate, occupancy, deadline_s, PARAMS, jnp)
+        chosen.add(choose(router, seen))
+        assert choose(router, seen) == int(np.argmax(worth))
     assert len(chosen) > 1
 
 
@@ -70,9 +61,16 @@ def test_harm_keeps_it_away_from_those_who_would_be_late() -> None:
     assert choose(value(harm_weight=1.0), tight) == 1
 
 
-@pytest.mark.parametrize("price", ["latency", "occupancy"])
-def test_prices_that_grow_with_the_load_lead_to_smaller_models(price: str) -> None:
-    router = value(**{f"{price}_price": 0.05, f"{price}_exponent": 2.0})
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"latency_price": 0.3, "latency_exponent": 2.0},
+        {"occupancy_price": 0.3, "occupancy_exponent": 2.0},
+        {"time_price": 1.0, "head_room": 2.0},
+    ],
+)
+def test_prices_that_grow_with_the_load_lead_to_smaller_models(numbers: dict[str, float]) -> None:
+    router = value(**numbers)
     capacity = float(PARAMS.priors.capacity[-1])
     sent = [(2, 0, 100), (2, 1, 100)]
     chosen = [choose(router, observe(sent)._replace(arrival_rate=load * capacity)) for load in (0.0, 0.5, 8.0, 20.0)]
@@ -99,9 +97,11 @@ def test_marginal_without_prices_on_an_idle_cluster_takes_what_earns_most() -> N
         assert choose(router, seen) == int(np.argmax(estimated(seen, Softness()).own))
 
 
+@pytest.mark.parametrize(("name", "numbers"), [("marginal", {}), ("value", FREE)])
 @pytest.mark.parametrize("prices", [np.zeros((1, 2)), -np.ones((1, 3)), np.full((1, 3), np.nan)])
-def test_prices_are_checked(prices: np.ndarray) -> None:
+def test_prices_are_checked(name: str, numbers: dict[str, float], prices: np.ndarray) -> None:
     with pytest.raises(
-        InputError, match=r"`prices` has the shape \(1, .\); give finite prices of at least 0, for each"
+        InputError,
+        match=rf"Router `{name}`: `prices` has the shape \(1, .\); give finite prices of at least 0, for each",
     ):
-        make_router("marginal", SHAPE, rates=[1.0], prices=prices)
+        make_router(name, SHAPE, rates=[1.0], prices=prices, **numbers)

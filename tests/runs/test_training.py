@@ -14,7 +14,8 @@ from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import make_training_problem
+from besteffort.runs.training import make_policy, make_training_problem
+from besteffort.runs.untrained import is_rule
 from besteffort.simulator.build import build
 from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
 from besteffort.workload.resample import ResampledWorkload
@@ -113,12 +114,11 @@ def test_course_of_a_trace(small: Path, trace: Path) -> None:
     assert problem.training.history >= problem.training.config.buffer_length > run.training.config.buffer_length
 
 
-def test_other_features_do_not_fit(trained: Path, small: Path) -> None:
+def test_another_rate_estimate_does_not_fit_but_other_features_do(trained: Path, small: Path) -> None:
     _, situation = load_run(small)
     path = trained / "policy.safetensors"
     other = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=("task", "batch_sizes")))
-    with pytest.raises(InputError, match=r"policy\.safetensors: The policy's features are task, batch_sizes, arrival"):
-        load_policy(path, other)
+    assert load_policy(path, other).situation.view.features == situation.view.features
     slow = dataclasses.replace(situation, view=dataclasses.replace(situation.view, rate_tau_s=9.0))
     with pytest.raises(InputError, match=r"`view.rate_tau_s` of the situation is 9"):
         load_policy(path, slow)
@@ -146,3 +146,76 @@ def test_a_trace_to_train_on_brings_its_own_lengths(small: Path, trace: Path) ->
     assert longest == requests.prompt_tokens.max() > max(task.prompt_tokens[1] for task in situation.tasks)
     _, params = build(problem.situation, problem.workload, history=8)
     assert params.prefill.shape[1] == longest + 1
+
+
+@pytest.fixture(scope="module")
+def search_config(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("search") / "search.yaml"
+    text = small.read_text(encoding="utf-8").replace("training:", "training:\n  method: search")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(search_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a search with two seeds; to be read only."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    assert main(["train", str(search_config), "--seeds", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_search_leaves_the_files_of_a_training(trained: Path, searched: Path, search_config: Path) -> None:
+    assert {path.name for path in searched.iterdir()} == {path.name for path in trained.iterdir()}
+    assert load_config(searched / "config.yaml", RunConfig).training.method == "search"
+    records = read_jsonl(searched / "metrics.jsonl")
+    assert [(record["decisions"], record["seed"]) for record in records] == [
+        (decisions, seed) for decisions in (240, 480) for seed in (0, 1)
+    ]
+    assert all(0 <= record["worst"] <= record["mean"] <= record["reward"] <= 1 for record in records)
+    _, situation = load_run(search_config)
+    one, two = (load_policy(searched / f"policy-{seed}.safetensors", situation) for seed in (0, 1))
+    for seed, policy in enumerate((one, two)):
+        assert is_rule(policy)
+        assert (policy.training["method"], policy.training["seed"]) == ("search", seed)
+        assert policy.training["search"]["population"] == 4
+    assert one.rule.width != two.rule.width
+    best = (searched / "policy.safetensors").read_bytes()
+    assert best in [(searched / f"policy-{seed}.safetensors").read_bytes() for seed in (0, 1)]
+
+
+def test_searches_are_repeated_and_resumed_to_the_bit(searched: Path, search_config: Path, tmp_path: Path) -> None:
+    again, resumed = tmp_path / "again", tmp_path / "resumed"
+    assert main(["train", str(search_config), "--seeds", "2", "--out", str(again)]) == 0
+    shutil.copytree(searched, resumed)
+    for path in resumed.glob("policy*"):
+        path.unlink()
+    assert main(["train", str(search_config), "--seeds", "2", "--out", str(resumed), "--resume"]) == 0
+    for name in ("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors", "metrics.jsonl"):
+        assert (again / name).read_bytes() == (resumed / name).read_bytes() == (searched / name).read_bytes()
+
+
+def test_a_search_starts_from_the_rule_of_a_policy(trained: Path, searched: Path, search_config: Path) -> None:
+    run, situation = load_run(search_config)
+    start = searched / "policy.safetensors"
+    problem = make_training_problem(situation, dataclasses.replace(run.training, start=start))
+    np.testing.assert_array_equal(problem.rule.prices, load_policy(start).rule.prices)
+    assert problem.rule.width == load_policy(start).rule.width
+    with pytest.raises(InputError, match="the policy has no rule for a search to start from"):
+        make_training_problem(situation, dataclasses.replace(run.training, start=trained / "policy.safetensors"))
+
+
+@pytest.mark.parametrize("features", [("task", "batch_sizes"), ("task", "value")])
+def test_networks_take_over_a_rule_where_they_read_values(
+    searched: Path, search_config: Path, features: tuple[str, ...]
+) -> None:
+    run, situation = load_run(search_config)
+    situation = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
+    start = searched / "policy.safetensors"
+    problem = make_training_problem(situation, dataclasses.replace(run.training, method="dqn", start=start))
+    assert problem.weights is None
+    assert tuple(feature.name for feature in problem.features) == features
+    width = sum(feature.size for feature in problem.features)
+    policy = make_policy(problem, ((np.zeros((width, 3)), np.zeros(3)),), {})
+    assert (policy.rule is not None) == ("value" in features)
+    if policy.rule is not None:
+        assert policy.rule.width == load_policy(start).rule.width

@@ -45,8 +45,9 @@ from besteffort.estimates.estimates import (
     work_s,
 )
 from besteffort.estimates.params import ServingParams
+from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.estimates.view import InFlightView, Terms
-from besteffort.observation import Observation, next_rate
+from besteffort.observation import VALUE, Observation, next_rate
 from besteffort.policy import Policy
 from besteffort.situation import Situation, deadline_s
 
@@ -114,18 +115,19 @@ class InFlight:
           policy: decides, and carries what estimates need: models and where they run, their tables and qualities, the
             tasks and their deadlines. A situation does for estimates without decisions.
           clock: tells the time in seconds where events do not.
-          softness: how uncertain predictions are.
+          softness: how uncertain predictions are; a policy's rule has its own.
         """
         self.policy = policy if isinstance(policy, Policy) else None
         self.situation = situation = policy.situation if isinstance(policy, Policy) else policy
         cluster = situation.cluster
         self._clock = clock
         self._softness = softness
+        self._rule = None if self.policy is None else self.policy.rule
         self._terms = Terms.of(situation)
         self._models = {name: index for index, name in enumerate(situation.profile.model_names)}
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
         self._number = np.arange(len(self._models))
-        self._know(ServingParams.of(situation))
+        self._know(ServingParams.of(situation, rule=self._rule))
         self._slows_down = bool((self._params.slowdown != 1).any())
         # Where admissions are inferred, or models slow each other down, sums do not follow from single events.
         self._incremental = not (self._terms.infers_admissions or self._slows_down)
@@ -191,7 +193,7 @@ class InFlight:
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
         if prompt_tokens >= self._params.prefill.shape[1]:
-            self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2))
+            self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2, rule=self._rule))
         self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now)
 
     def sent(self, request: Hashable, model: str | int, replica: int = 0, *, at: float | None = None) -> None:
@@ -315,7 +317,7 @@ class InFlight:
         names = {feature.name for feature in policy.features}
         given: dict[str, Any] = {}
         if names & set(Estimates._fields):
-            estimates = self.estimates(request, at=now, with_harm="harm" in names)
+            estimates = self.estimates(request, at=now, with_harm=bool(names & {"harm", VALUE}))
             given = {name: getattr(estimates, name) for name in Estimates._fields if name in names}
         if "deadline_s" in names:
             given["deadline_s"] = self._visible_deadline_s[known.task] * known.deadline_factor
@@ -325,13 +327,13 @@ class InFlight:
             given["smallest_batch"] = self.batch_sizes.min(axis=0)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
-        values = policy.values(
+        worth = policy.values(
             task=self.situation.tasks[known.task].name,
             batch_sizes=self.batch_sizes.sum(axis=0).tolist(),
             arrival_rate=self._rate(),
             **given,
         )
-        model = int(values.argmax())
+        model = int(worth.argmax())
         return Decision(policy.models[model], int(self.batch_sizes[:, model].argmin()))
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
@@ -358,6 +360,8 @@ class InFlight:
     def estimates(self, request: Hashable, *, at: float | None = None, with_harm: bool = True) -> Estimates:
         """What is to be expected of each model for a request that has arrived; arrays of shape (models,).
 
+        With a policy that has a rule they have its softness, and with harm they include the value.
+
         Args:
           request: its name.
           at: when; now, by default.
@@ -368,9 +372,10 @@ class InFlight:
         """
         known = self._known(request)
         now = self._advance(at)
-        params, softness = self._params, self._softness
+        params, rule, rate = self._params, self._rule, self._rate()
+        how = self._softness if rule is None else rule_softness(rule, rate, params)
         factor = known.deadline_factor if self._factors else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, self._rate(), known.max_tokens, factor)
+        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor)
         picked = self._picked()
         if self._incremental:
             line, course = self._follow(newcomer, picked, now)
@@ -379,14 +384,14 @@ class InFlight:
             view = settled(self._view(picked, now), params)
             line = count(view, params)
             course = follow(newcomer, line, view, params)
-        if newcomer.output_limit is None and factor is None:
+        if newcomer.output_limit is None and factor is None and rule is None:
             ahead = self._prospects[known.task]
         else:
-            ahead = prospect(newcomer, params, softness)
+            ahead = prospect(newcomer, params, how)
         lost = np.zeros(len(picked))
         if with_harm and view is not None:
-            lost = harm(newcomer, self._stakes(picked), line, course, view, params, softness)
-        return Estimates(
+            lost = harm(newcomer, self._stakes(picked), line, course, view, params, how)
+        found = Estimates(
             own=own_value(newcomer, ahead, line, course, self._terms, params),
             harm=lost,
             work=work_s(newcomer, course, params),
@@ -394,6 +399,11 @@ class InFlight:
             first_token_s=course.first_token_s,
             completion_s=completion_s(newcomer, course, params),
         )
+        if rule is None or not with_harm:
+            return found
+        occupancy = self.batch_sizes.mean(axis=0) / self._slots
+        visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
+        return found._replace(value=rule_values(rule, found, known.task, rate, occupancy, visible_s, params))
 
     def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""

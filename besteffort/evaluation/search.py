@@ -1,0 +1,211 @@
+"""Search: an evolution strategy finds the numbers of a rule, in place of a network that learns.
+
+All candidates of a generation, of all seeds, play the same draws of the training load, as rollouts of one program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from besteffort.digests import array_digest
+from besteffort.estimates.rule import NUMBERS, Rule
+from besteffort.evaluation.objectives import scores
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, sample_lists
+from besteffort.learning import checkpoint
+from besteffort.learning.checkpoint import Metrics
+from besteffort.learning.config import SearchConfig
+from besteffort.learning.evolution import Evolution, Generation
+from besteffort.learning.train import Progress
+from besteffort.routers.registry import dimensions, settings_at, steps_to
+from besteffort.routers.value import ValueRouter
+from besteffort.simulator.build import build
+from besteffort.simulator.types import EnvShape
+from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
+
+_ROUTER = "value"
+_FINALISTS = 7
+_LISTS = 10_000  # seeds of draws from one seed to the next
+_SETTLED = 3.0  # time constants of the rate estimate that do not count, since it starts at 0
+_WARM_UP = 0.5  # share of the shortest list that this takes at most
+
+
+class Searched(NamedTuple):
+    """The outcome of a search.
+
+    Attributes:
+      rules: the best rule of each seed.
+      decisions: decisions that each seed made.
+      metrics: (generations, seeds) each: `decisions` so far, `reward` of the best candidate so far, and `mean` and
+        `worst` of the generation; of other objectives their scores.
+    """
+
+    rules: tuple[Rule, ...]
+    decisions: int
+    metrics: Metrics
+
+
+class Lists(NamedTuple):
+    """What one seed searches on.
+
+    Attributes:
+      search: lists of one length that all candidates play.
+      final: others, longer ones where there are, that the best candidates play: some do well only until a line fills.
+    """
+
+    search: Sequence[Requests]
+    final: Sequence[Requests]
+
+
+def draws(situation: Situation, workload: Any, config: SearchConfig, seed: int) -> Lists:
+    """The lists of one seed, drawn from a `besteffort.workload.types.Workload`."""
+    first = _LISTS * (seed + 1)
+    names, middle = situation.task_names, first + config.lists
+    return Lists(
+        search=sample_lists([workload], names, config.requests, range(first, middle)),
+        final=sample_lists([workload], names, 2 * config.requests, range(middle, middle + config.lists)),
+    )
+
+
+def pieces(lists: Sequence[Requests], config: SearchConfig) -> Lists:
+    """Pieces of given lists, equally many of each and evenly spaced, and at the end the lists as they are.
+
+    Pieces are shorter, and fewer, where lists are short; the lists are cut to the length of the shortest.
+
+    Raises:
+      InputError: if the lists have fewer than two requests.
+    """
+    shortest = min(map(len, lists))
+    length = min(config.requests, shortest)
+    each = max(1, min(config.lists // len(lists), shortest // length))
+    return Lists(
+        search=[
+            requests.part(slice(begin, begin + length), float(requests.arrival_s[begin]))
+            for requests in lists
+            for begin in np.linspace(0, len(requests) - length, each).round().astype(int).tolist()
+        ],
+        final=[requests.part(slice(shortest), float(requests.arrival_s[0])) for requests in lists],
+    )
+
+
+def search(
+    situation: Situation,
+    lists: Sequence[Lists],
+    start: Rule,
+    config: SearchConfig,
+    seeds: Sequence[int],
+    *,
+    checkpoint_path: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Searched:
+    """Searches once per seed, all candidates of a generation at a time.
+
+    Args:
+      situation: what is served, on what.
+      lists: of each seed, as from `draws` or `pieces`; all seeds have equally many.
+      start: the first candidate; its prices are kept.
+      config: settings.
+      seeds: of the searches.
+      checkpoint_path: file to write what was scored to, and to continue from if it exists. A search that is killed and
+        started again finds the same, bit for bit.
+      progress: called after each generation.
+
+    Raises:
+      InputError: if the checkpoint is damaged, belongs to other settings or cannot be written.
+    """
+    shape, _ = build(situation, None, history=1)
+    count = dimensions(_ROUTER, shape)
+    begin = steps_to(_ROUTER, shape, {name: float(getattr(start, name)) for name in NUMBERS})
+    every = [requests for of_seed in lists for requests in of_seed.search]
+    searches = [Evolution(begin, np.full(count, config.spread), config.population, seed) for seed in seeds]
+    identity = _identity(situation, every, start, config, seeds)
+    made: Metrics = {}
+    if checkpoint_path is not None and checkpoint_path.exists():
+        _, made = checkpoint.load(checkpoint_path, (), identity)
+        for index, one in enumerate(searches):
+            played = zip(made["candidates"][:, index], made["scores"][:, index], strict=True)
+            searches[index] = dataclasses.replace(one, generations=tuple(Generation(*each) for each in played))
+    each = config.population * sum(map(len, lists[0].search))
+    for generation in range(len(made.get("scores", ())), config.generations):
+        found = _score(situation, every, shape, start, [one.ask() for one in searches], config)
+        for one, of_seed in zip(searches, found, strict=True):
+            one.tell(of_seed)
+        latest = {
+            "decisions": np.full(len(seeds), (generation + 1) * each),
+            "reward": np.array([one.best.score for one in searches]),
+            "mean": found.mean(axis=1),
+            "worst": found.min(axis=1),
+        }
+        generations = [one.generations[-1] for one in searches]
+        candidates, scored = (np.stack(parts) for parts in zip(*generations, strict=True))
+        made = checkpoint.extended(made, latest | {"candidates": candidates, "scores": scored})
+        # In this order a kill in between repeats a report; in the other order the report would be lost.
+        if progress is not None:
+            progress(Progress(generation + 1, config.generations, latest))
+        if checkpoint_path is not None:
+            checkpoint.save(checkpoint_path, (), made, identity)
+    finalists = [_finalists(one) for one in searches]
+    last = [requests for of_seed in lists for requests in of_seed.final]
+    found = _score(situation, last, shape, start, finalists, config)
+    rules = tuple(
+        _rule(shape, start, of_seed[scored.argmax()]) for of_seed, scored in zip(finalists, found, strict=True)
+    )
+    metrics = {name: values for name, values in made.items() if name not in ("candidates", "scores")}
+    return Searched(rules, config.generations * each, metrics)
+
+
+def _score(
+    situation: Situation,
+    lists: Sequence[Requests],
+    shape: EnvShape,
+    start: Rule,
+    candidates: Sequence[np.ndarray],
+    config: SearchConfig,
+) -> np.ndarray:
+    """(seeds, candidates) mean score of each seed's candidates on its lists."""
+    rollouts = []
+    each = len(lists) // len(candidates)
+    for index, of_seed in enumerate(candidates):
+        rows = range(index * each, (index + 1) * each)
+        routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps))) for steps in of_seed]
+        rollouts += [Rollout(_ROUTER, row, router) for router in routers for row in rows]
+    shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
+    warm_up_s = min(_SETTLED * situation.view.rate_tau_s, _WARM_UP * shortest_s)
+    if config.objective == "reward":
+        found = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+    else:
+        played = play_rollouts(situation, lists, rollouts)
+        found = np.concatenate([scores(result, situation, config, warm_up_s=warm_up_s) for _, result in played])
+    return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
+
+
+def _finalists(search: Evolution) -> np.ndarray:
+    """The best candidates of a search, the best first, and last the one that it started at."""
+    candidates, scored = (np.concatenate(parts) for parts in zip(*search.generations, strict=True))
+    return np.concatenate([candidates[np.argsort(-scored, kind="stable")[:_FINALISTS]], candidates[:1]])
+
+
+def _rule(shape: EnvShape, start: Rule, steps: np.ndarray) -> Rule:
+    return dataclasses.replace(start, **settings_at(_ROUTER, shape, steps))
+
+
+def _identity(
+    situation: Situation, lists: Sequence[Requests], start: Rule, config: SearchConfig, seeds: Sequence[int]
+) -> dict[str, str]:
+    """The settings that a checkpoint must share with a search to be continued, as text."""
+    arrays = [(f"{i}", requests.arrival_s) for i, requests in enumerate(lists)]
+    numbers = [(name, np.asarray(value)) for name, value in dataclasses.asdict(start).items()]
+    return {
+        **{f"`{field.name}`": str(getattr(config, field.name)) for field in dataclasses.fields(config)},
+        "situation": array_digest([], start=repr(situation))[:12],
+        "lists": array_digest(arrays)[:12],
+        "starting numbers": array_digest(numbers)[:12],
+        "seeds": ", ".join(map(str, seeds)),
+    }
