@@ -89,10 +89,11 @@ def quickstart(
     out: Directory = Path("first-run"),
     profile: MaybeProfile = None,
     config: MaybeConfig = None,
+    no_training: Flag = False,
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
-    """Train a router, and compare it with all others on bursty load and traces.
+    """Train routers, and compare them with all others on bursty load and traces.
 
     Args:
       trace: trace (times of arrival and lengths, from a gateway's log) to train and judge on, too; may be given
@@ -101,6 +102,7 @@ def quickstart(
       profile: built-in profile or profile file, instead of the configuration's.
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
         `quickstart`.
+      no_training: judge the policy that needs no training, and train none.
       changes: options that change the configuration.
       output: options on what is printed.
     """
@@ -112,14 +114,14 @@ def quickstart(
     if config is None:
         config = profile if profile in config_names() else "quickstart"
     answer = Answer("quickstart", output)
-    plan = make_plan(*load_run(config, profile=profile, **changes.arguments()), trace)
+    plan = make_plan(*load_run(config, profile=profile, **changes.arguments()), trace, training=not no_training)
     create_run_directory(out)
     with training_bars(output) as progress:
         outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
         answer.note(note)
     answer.table(outcome.table, outcome.brief)
-    profiled = plan.stages[0][1].situation.profile
+    profiled = plan.situation.profile
     answer.note(f"Profile {profiled.name}: {profiled.provenance.summary}.")
     answer.file("picture", outcome.picture)
     answer.files("policies", "Policy", outcome.policies)
@@ -660,12 +662,12 @@ COMMANDS: dict[str, Command] = {
     "quickstart": Command(quickstart, "besteffort quickstart --trace my_log.csv --out first-run"),
     "train": Command(train, "besteffort train paper --set cluster.replicas=2 --out two-replicas"),
     "sweep": Command(sweep, "besteffort sweep learning_rate --set training.config.num_envs=64 --out rates"),
-    "evaluate": Command(evaluate, "besteffort evaluate first-run/train/policy.safetensors --out judged"),
-    "diagnose": Command(diagnose, "besteffort diagnose first-run/train/policy.safetensors --out diagnosis"),
+    "evaluate": Command(evaluate, "besteffort evaluate first-run/policy.safetensors --out judged"),
+    "diagnose": Command(diagnose, "besteffort diagnose first-run/policy.safetensors --out diagnosis"),
     "simulate": Command(simulate, "besteffort simulate my_log.csv --router deadline --load 2 --out replay"),
     "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
     "list": Command(list_names, "besteffort list configurations"),
-    "policy": Command(policy, "besteffort policy show first-run/train/policy.safetensors"),
+    "policy": Command(policy, "besteffort policy show first-run/policy.safetensors"),
     "profile measure": Command(profile_measure, "besteffort profile measure opt-125m opt-350m --out my_device.json"),
     "profile quality": Command(profile_quality, "besteffort profile quality opt-125m --task piqa --out qualities.json"),
     "profile fit": Command(profile_fit, "besteffort profile fit my_log.jsonl --quality piqa=71.7 --out server.json"),

@@ -261,12 +261,13 @@ def test_policy_for_others(
         assert f"trained for the {field} {name}" in said
 
 
-def test_policy_with_other_features(refused: Callable[..., str], tmp_path: Path, situation: Situation) -> None:
+def test_policy_with_other_features_routes(tmp_path: Path, requests: Path, situation: Situation) -> None:
+    """`view.features` is what would be trained."""
     path = tmp_path / "other.safetensors"
     save_policy(random_policy(situation, ("task", "batch_sizes", "deadline_s")), path)
-    said = refused("evaluate", path)
-    assert f"{path}: The policy's features are task, batch_sizes, deadline_s" in said
-    assert "set `view.features` to the policy's" in said
+    out = tmp_path / "out"
+    assert main(["simulate", str(requests), "--router", str(path), "--backend", "reference", "--out", str(out)]) == 0
+    assert len((out / "requests.csv").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_policy_cut_short_or_edited(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from besteffort.errors import InputError
 from besteffort.evaluation import results
 from besteffort.evaluation.judging import (
     LEARNED,
     EvaluationResult,
     EvaluationSet,
     burst_set,
+    draw_lists,
     judge,
     read_halves,
     trace_set,
@@ -19,10 +22,17 @@ from besteffort.evaluation.judging import (
 from besteffort.evaluation.report import Picture, Table
 from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
+from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
-from besteffort.runs.experiment import RunConfig
-from besteffort.runs.training import TrainingProblem, make_training_problem, run_training
+from besteffort.runs.experiment import METHODS, Method, RunConfig
+from besteffort.runs.papers import paper_policy
+from besteffort.runs.training import TrainingProblem, make_training_problem, performance_on, run_training
+from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
+from besteffort.workload import config as workloads
+from besteffort.workload.requests import Requests
+
+_SELECTION_SEED, _SELECTION_LISTS = 2**31, 4  # beyond all seeds that a configuration can name
 
 ProgressCallback = Callable[[str, TrainingProblem], Callable[[Progress], None]]
 """Takes the name of what is trained next and its problem, and returns what is to be called at its log points."""
@@ -49,74 +59,146 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+class Stage(NamedTuple):
+    """What is learned for, and judged on, one evaluation set.
+
+    Attributes:
+      suffix: ends the names of its directories and files.
+      problems: by method the training; none where nothing is trained.
+      evaluation_set: where the policies are judged.
+      selection: other lists, on which the policy to export is chosen.
+    """
+
+    suffix: str
+    problems: Mapping[Method, TrainingProblem]
+    evaluation_set: EvaluationSet
+    selection: tuple[Requests, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class QuickstartPlan:
     """What a quickstart does, checked; nothing is written yet.
 
     Attributes:
       config: the configuration.
-      stages: per policy the name of its directory, its training, and where it is judged.
+      situation: what is served.
+      stages: bursts first, then each trace.
       notes: what was done to each trace, by name.
     """
 
     config: RunConfig
-    stages: tuple[tuple[str, TrainingProblem, EvaluationSet], ...]
+    situation: Situation
+    stages: tuple[Stage, ...]
     notes: dict[str, str]
 
 
-def make_plan(config: RunConfig, situation: Situation, traces: Sequence[Path] = ()) -> QuickstartPlan:
+def make_plan(
+    config: RunConfig, situation: Situation, traces: Sequence[Path] = (), *, training: bool = True
+) -> QuickstartPlan:
     """Plans to train for the situation and for the lengths of each trace's first half.
+
+    Args:
+      config: the configuration.
+      situation: what is served.
+      traces: files of traces.
+      training: train; otherwise the untrained policy is judged alone.
 
     Raises:
       InputError: on a damaged trace, or one too short to halve.
     """
     judging = config.evaluation
     read = read_halves(traces, situation, judging.judging_seeds)
-    synthetic = ("train", make_training_problem(situation, config.training), burst_set(situation, judging))
-    on_traces = (
-        (
-            f"train-{trace.name}",
-            make_training_problem(situation, config.training, trace.first[0]),
-            trace_set(trace, situation, judging),
-        )
-        for trace in read
-    )
-    return QuickstartPlan(config, (synthetic, *on_traces), {trace.name: str(trace.info) for trace in read})
+    seeds = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
+    (selection,) = draw_lists(situation, [judging.burst], judging.tuning_requests, seeds)
+    bursts = burst_set(situation, judging)
+    problem = make_training_problem(situation, config.training)
+    load = workloads.build(judging.burst, situation)
+    stages = [Stage("", _problems(problem, workload=load) if training else {}, bursts, selection)]
+    for trace in read:
+        judged = trace_set(trace, situation, judging)
+        problem = make_training_problem(situation, config.training, trace.first[0])
+        problems = _problems(problem, lists=judged.tuning) if training else {}
+        stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
+    return QuickstartPlan(config, situation, tuple(stages), {trace.name: str(trace.info) for trace in read})
+
+
+def _problems(problem: TrainingProblem, **searched: Any) -> dict[Method, TrainingProblem]:
+    """The training by each method: a network learns on all rates, a search on what is `searched`."""
+    by = {
+        method: dataclasses.replace(problem, training=dataclasses.replace(problem.training, method=method))
+        for method in METHODS
+    }
+    by["search"] = dataclasses.replace(by["search"], **searched)
+    return by
 
 
 def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -> Outcome:
-    """Trains, and judges each policy where it belongs.
+    """Trains by every method, and judges each policy where it belongs, next to the one that needs no training.
 
-    Writes a run directory per policy (`out/train`, `out/train-<trace>`), the table's figures (`results.json`), the
-    pictures and `report.md`.
+    Writes run directories (`out/dqn`, `out/search`, and `out/dqn-<trace>` and so on), the policy that was best on lists
+    that nobody is judged on (`out/policy.safetensors`, `out/policy-<trace>.safetensors`), the table's figures
+    (`results.json`), the pictures and `report.md`.
 
     Raises:
       InputError: if a file cannot be written.
     """
     config, judging = plan.config, plan.config.evaluation
     evaluations: list[EvaluationResult] = []
-    policies: list[Path] = []
-    for name, problem, evaluation_set in plan.stages:
-        directory = create_run_directory(out / name)
-        policy = run_training(config, problem, directory, progress=progress(evaluation_set.name, problem))[0]
-        policies.append(directory / "policy.safetensors")
-        evaluations.append(judge(evaluation_set, {LEARNED: [learned_router(policy)]}, judging))
+    files: list[Path] = []
+    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
+    for stage in plan.stages:
+        untrained = default_policy(stage.evaluation_set.situation)
+        candidates: dict[str, Policy] = {}
+        for method, problem in stage.problems.items():
+            directory = create_run_directory(out / f"{method}{stage.suffix}")
+            report = progress(f"{stage.evaluation_set.name}, {method}", problem)
+            candidates[method] = run_training(config, problem, directory, progress=report)[0]
+        candidates["untrained"] = untrained
+        scores = dict(
+            zip(
+                candidates,
+                performance_on(stage.evaluation_set.situation, stage.selection, candidates.values()),
+                strict=True,
+            )
+        )
+        best = max(scores, key=scores.__getitem__)
+        path = out / f"policy{stage.suffix}.safetensors"
+        save_policy(candidates[best], path)
+        files.append(path)
+        settings[f"Exported ({stage.evaluation_set.name})"] = (
+            f"{best}, as `{LEARNED}`; on lists that nobody is judged on "
+            + ", ".join(f"{name} {score:.2%}" for name, score in scores.items())
+        )
+        judged = {LEARNED: candidates[best], **{name: policy for name, policy in candidates.items() if name != best}}
+        judged |= _papers(stage.evaluation_set.situation)
+        routers = {name: [learned_router(policy)] for name, policy in judged.items()}
+        evaluations.append(judge(stage.evaluation_set, routers, judging))
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),
         *(results.draw_against_load(evaluation, out / evaluation.set.name) for evaluation in evaluations[1:]),
     ]
-    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
     results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
     table = brief = results.full_table(evaluations[0], 0, judging)
     if plan.notes:
         table = results.performance_table(evaluations, judging, intervals=True)
         brief = results.performance_table(evaluations, judging, intervals=False)
+    exported = (note for name, note in settings.items() if name.startswith("Exported"))
     return Outcome(
         table=table,
         brief=brief,
         picture=pictures[0].path,
-        policies=tuple(policies),
+        policies=tuple(files),
         report=out / "report.md",
-        notes=tuple(plan.notes.values()),
+        notes=(*plan.notes.values(), *(f"Learned is {note}." for note in exported)),
     )
+
+
+def _papers(situation: Situation) -> dict[str, Policy]:
+    """The paper's policy, where it can route."""
+    policy = paper_policy()
+    try:
+        policy.check_fits(situation)
+    except InputError:
+        return {}
+    return {"paper": policy}

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.checkout
@@ -15,7 +14,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
 HEADING = re.compile(r"^#+ (.+)$", re.M)
 LONGEST = 20
-POLICY = Path("first-run", "train", "policy.safetensors")
+POLICY = Path("first-run", "policy.safetensors")
 """What the quickstart leaves, which some examples read."""
 
 
@@ -43,14 +42,10 @@ def examples() -> dict[str, Example]:
 
 def write_policy(path: Path) -> None:
     """A policy of the default situation that nobody trained."""
-    from besteffort.policy import save_policy
-    from besteffort.runs.experiment import load_run
-    from besteffort.runs.training import make_policy, make_training_problem
+    from besteffort import default_policy, load_situation, save_policy
 
-    config, situation = load_run("paper")
-    weights = ((np.ones((8, 3), np.float32) * [0.1, 0.2, -0.3], np.zeros(3, np.float32)),)
     path.parent.mkdir(parents=True)
-    save_policy(make_policy(make_training_problem(situation, config.training), weights, {}), path)
+    save_policy(default_policy(load_situation("paper")), path)
 
 
 @pytest.mark.parametrize("name", examples())
