@@ -46,6 +46,7 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights
+from besteffort.workload.requests import Requests
 
 T = TypeVar("T")
 
@@ -191,10 +192,12 @@ class Lab:
         name: str,
         workload: Any = None,
         start: Sequence[Policy] = (),
+        lengths: Requests | None = None,
+        lists: tuple[Requests, ...] | None = None,
     ) -> list[Policy]:
         """One policy per seed; trained once for all experiments, and continued where it was interrupted.
 
-        Seed by seed, because the networks of many, side by side, are slower: they outgrow the processor's caches.
+        Networks seed by seed, because those of many, side by side, are slower: they outgrow the processor's caches.
 
         Args:
           situation: what to train for.
@@ -202,14 +205,19 @@ class Lab:
           name: what to call it while it goes on.
           workload: train on this instead of the workload that `training` names.
           start: policies to start from instead of random networks, one for each seed.
+          lengths: train for requests like these, see `make_training_problem`.
+          lists: search on these instead of draws of the workload.
         """
         starts = [policy.weights for policy in start] if start else [None] * training.seeds
+        problems = (
+            _training_problem(situation, one, workload, weights, lengths, lists)
+            for one, weights in zip(_each(training), starts, strict=False)
+        )
         return [
-            self._train(_training_problem(situation, one, workload, weights), f"{name}, policy {one.seed}")
-            for one, weights in zip(_each(training), starts, strict=True)
+            policy for problem in problems for policy in self._train(problem, f"{name}, policy {problem.training.seed}")
         ]
 
-    def _train(self, problem: TrainingProblem, name: str) -> Policy:
+    def _train(self, problem: TrainingProblem, name: str) -> list[Policy]:
         out = self._place(problem)
         with os_errors_as_input_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -226,7 +234,7 @@ class Lab:
             policies = train_policies(problem, out, progress=log_progress)
             if not done.exists():
                 write_json(done, None if resumed else round(time.perf_counter() - started, 1))
-        return policies[problem.training.seed]
+        return list(policies.values())
 
     def seconds(self, situation: Situation, training: TrainingConfig) -> float:
         """Median over the seeds of how long the training of a policy took when it was done; nan if not known of any.
@@ -377,17 +385,24 @@ def status_of_ratio(ratio: Interval, *, reached: bool) -> ClaimStatus:
 
 
 def _each(training: TrainingConfig) -> list[TrainingConfig]:
-    """The trainings of single seeds."""
+    """The trainings of single seeds; a search has all of them at once."""
+    if training.method == "search":
+        return [training]
     return [dataclasses.replace(training, seeds=1, seed=training.seed + index) for index in range(training.seeds)]
 
 
 def _training_problem(
-    situation: Situation, training: TrainingConfig, workload: Any, weights: Weights | None
+    situation: Situation,
+    training: TrainingConfig,
+    workload: Any,
+    weights: Weights | None,
+    lengths: Requests | None,
+    lists: tuple[Requests, ...] | None,
 ) -> TrainingProblem:
-    problem = make_training_problem(situation, training)
+    problem = make_training_problem(situation, training, lengths)
     if workload is not None:
         problem = dataclasses.replace(problem, workload=workload)
-    return dataclasses.replace(problem, weights=weights)
+    return dataclasses.replace(problem, weights=weights, lists=lists)
 
 
 def fingerprint(situation: Situation) -> tuple[str, str]:
@@ -406,6 +421,8 @@ def _digest(problem: TrainingProblem) -> str:
         "training": repr(problem.training),
         "workload": _digest_of(problem.workload),
         "weights": _digest_of(problem.weights),
+        "rule": _digest_of(problem.rule),
+        "lists": _digest_of([list(requests.columns.values()) for requests in problem.lists or ()]),
         "version": (__version__, ServingEnvironment.version, jax.__version__),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
