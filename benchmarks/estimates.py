@@ -109,7 +109,7 @@ def compiled_case(name: str, size: Size) -> Case:
             if name == ON:
                 seen = steps.observation
                 found = jax.vmap(lambda o: estimate(Newcomer.of(o), o.in_flight, params, xp=jnp))(seen)
-                total += sum(field.sum() for field in found)
+                total += sum(field.sum() for field in found if field is not None)
             return (states, total), None
 
         return jax.lax.scan(step, (states, jnp.zeros(())), jax.random.split(key, size.steps))[0]

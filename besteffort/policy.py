@@ -27,7 +27,7 @@ import safetensors.numpy
 
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
-from besteffort.estimates.rule import Rule
+from besteffort.estimates.rule import ABOVE_ZERO, Rule
 from besteffort.files import write_bytes
 from besteffort.observation import (
     ESTIMATES,
@@ -295,6 +295,11 @@ class Policy:
         for name, value in fields.items():
             if value.shape != shapes[name] or not np.isfinite(value).all():
                 raise InputError(f"Policy: `rule.{name}` has the wrong shape or is not finite; export it again.")
+        for name in ABOVE_ZERO:
+            if not fields[name] > 0:
+                raise InputError(f"Policy: `rule.{name}` is {fields[name]:g}, but must be above 0; export it again.")
+        if not 0 <= fields["giving_up"] <= 1:
+            raise InputError("Policy: `rule.giving_up` must be a share from 0 to 1; export it again.")
         if not rates.size or not (np.diff(rates, prepend=0.0) > 0).all():
             raise InputError("Policy: `rule.rates` do not ascend from above 0; export it again.")
 

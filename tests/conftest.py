@@ -51,6 +51,7 @@ LONGEST = (
     "profiling/test_fit.py",
     "evaluation/test_judging.py",
     "routers/test_backends.py",
+    "evaluation/test_search.py",
     "estimates/test_encoding.py",
     "benchmarks/test_estimates_benchmark.py",
 )

@@ -65,6 +65,9 @@ class Rule:
     prices: Any
 
 
+ABOVE_ZERO = ("width", "in_flight_width", "harm_floor", "head_room")
+"""Numbers that divide, or of which there is a logarithm."""
+
 NUMBERS = tuple(field.name for field in dataclasses.fields(Rule) if field.name not in ("rates", "prices"))
 """The numbers of a rule that do not follow from the situation."""
 

@@ -31,7 +31,7 @@ def scores(
     reward = metrics.performance(result, warm_up_s=warm_up_s)
     if config.objective == "reward":
         return reward
-    return OBJECTIVES[config.objective](result, situation, config, warm_up_s) + _TIE * reward
+    return np.asarray(OBJECTIVES[config.objective](result, situation, config, warm_up_s) + _TIE * reward)
 
 
 def near_peak(result: Result, situation: Situation, config: SearchConfig, warm_up_s: float) -> np.ndarray:
@@ -63,9 +63,9 @@ def slo(result: Result, situation: Situation, config: SearchConfig, warm_up_s: f
     counted = metrics.after_warm_up(result.arrival_s, warm_up_s).sum(axis=-1)
     margin = _MARGIN * np.sqrt(attained * (1 - attained) / np.maximum(counted, 1))
     lacking = np.maximum(config.attainment + margin - attained, 0.0)
-    largest = float(situation.weights.max())
+    least = -float(situation.weights.max()) * (1 + situation.reward.miss_penalty)
     reward = metrics.performance(result, warm_up_s=warm_up_s)
-    return np.asarray(np.where(lacking > 0, -largest * (1 + lacking), reward))
+    return np.asarray(np.where(lacking > 0, least - lacking, reward))
 
 
 def utilities(result: Result, situation: Situation, warm_up_s: float) -> Float[np.ndarray, "*lanes tasks"]:

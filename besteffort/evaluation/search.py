@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.digests import array_digest
+from besteffort.errors import InputError
 from besteffort.estimates.rule import NUMBERS, Rule
 from besteffort.evaluation.objectives import scores
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, sample_lists
@@ -80,9 +81,11 @@ def pieces(lists: Sequence[Requests], config: SearchConfig) -> Lists:
     Pieces are shorter, and fewer, where lists are short; the lists are cut to the length of the shortest.
 
     Raises:
-      InputError: if the lists have fewer than two requests.
+      InputError: if a list has fewer than two requests.
     """
     shortest = min(map(len, lists))
+    if shortest < 2:
+        raise InputError(f"A list to search on has {shortest} request(s); give lists of at least two.")
     length = min(config.requests, shortest)
     each = max(1, min(config.lists // len(lists), shortest // length))
     return Lists(
@@ -170,20 +173,32 @@ def _score(
     config: SearchConfig,
 ) -> np.ndarray:
     """(seeds, candidates) mean score of each seed's candidates on its lists."""
-    rollouts = []
     each = len(lists) // len(candidates)
+    by_seed = [lists[index * each : (index + 1) * each] for index in range(len(candidates))]
+    warm_ups = {_warm_up_s(situation, of_seed) for of_seed in by_seed}
+    if len(warm_ups) > 1:
+        parts = (
+            _score(situation, of_seed, shape, start, [mine], config)
+            for of_seed, mine in zip(by_seed, candidates, strict=True)
+        )
+        return np.concatenate([*parts])
+    (warm_up_s,) = warm_ups
+    rollouts = []
     for index, of_seed in enumerate(candidates):
         rows = range(index * each, (index + 1) * each)
         routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps))) for steps in of_seed]
         rollouts += [Rollout(_ROUTER, row, router) for router in routers for row in rows]
-    shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
-    warm_up_s = min(_SETTLED * situation.view.rate_tau_s, _WARM_UP * shortest_s)
     if config.objective == "reward":
         found = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
     else:
         played = play_rollouts(situation, lists, rollouts)
         found = np.concatenate([scores(result, situation, config, warm_up_s=warm_up_s) for _, result in played])
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
+
+
+def _warm_up_s(situation: Situation, lists: Sequence[Requests]) -> float:
+    shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
+    return min(_SETTLED * situation.view.rate_tau_s, _WARM_UP * shortest_s)
 
 
 def _finalists(search: Evolution) -> np.ndarray:
@@ -200,7 +215,7 @@ def _identity(
     situation: Situation, lists: Sequence[Requests], start: Rule, config: SearchConfig, seeds: Sequence[int]
 ) -> dict[str, str]:
     """The settings that a checkpoint must share with a search to be continued, as text."""
-    arrays = [(f"{i}", requests.arrival_s) for i, requests in enumerate(lists)]
+    arrays = [(f"{name} {i}", values) for i, each in enumerate(lists) for name, values in each.columns.items()]
     numbers = [(name, np.asarray(value)) for name, value in dataclasses.asdict(start).items()]
     return {
         **{f"`{field.name}`": str(getattr(config, field.name)) for field in dataclasses.fields(config)},

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
-from besteffort.estimates.rule import UNTRAINED, Rule
+from besteffort.estimates.rule import ABOVE_ZERO, UNTRAINED, Rule
 from besteffort.routers.baselines import LadderRouter, RandomRouter, ShortestQueueRouter, StaticRouter
 from besteffort.routers.gear import GearRouter
 from besteffort.routers.heuristics import DeadlineRouter, PricedRouter
@@ -27,13 +27,8 @@ Number = float | int
 
 _SMALLEST = 1e-6  # of a width that divides
 _LEAST = {
-    "width": _SMALLEST,
-    "in_flight_width": _SMALLEST,
-    "harm_floor": _SMALLEST,
-    "head_room": _SMALLEST,
-    "latency_price": 0.0,
-    "occupancy_price": 0.0,
-    "giving_up": 0.0,
+    **dict.fromkeys(ABOVE_ZERO, _SMALLEST),
+    **dict.fromkeys(("latency_price", "occupancy_price", "giving_up"), 0.0),
 }
 
 

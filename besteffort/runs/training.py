@@ -138,7 +138,9 @@ def make_training_problem(
         typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
         largest_weight=float(situation.weights.max()),
     )
-    if rule is None and VALUE in situation.view.features:
+    if training.method == "dqn" and VALUE not in situation.view.features:
+        rule = None
+    elif rule is None and VALUE in situation.view.features:
         rule = rule_for(situation)
     return TrainingProblem(situation, workload, features, training, rule=rule)
 

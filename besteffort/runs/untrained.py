@@ -31,7 +31,7 @@ def rule_for(situation: Situation, numbers: Mapping[str, float] = UNTRAINED) -> 
 
 def is_rule(policy: Policy) -> bool:
     """Whether a policy decides by its rule alone."""
-    return tuple(feature.name for feature in policy.features) == (VALUE,)
+    return tuple(feature.name for feature in policy.features) == (VALUE,) and len(policy.weights) == 1
 
 
 def rule_policy(situation: Situation, rule: Rule, about: Mapping[str, Any]) -> Policy:

@@ -158,7 +158,13 @@ def build_alike(
 
 
 def make_env(
-    situation: Situation, workload: Any, *, history: int = 1024, horizon: int = 0, estimates: bool | None = None
+    situation: Situation,
+    workload: Any,
+    *,
+    history: int = 1024,
+    horizon: int = 0,
+    estimates: bool | None = None,
+    rule: Rule | None = None,
 ) -> tuple[ServingEnvironment, EnvParams]:
     """Returns the compiled environment of a situation, and its parameters.
 
@@ -168,10 +174,11 @@ def make_env(
       history: decisions whose outcome the state keeps; more than the requests in flight at any time.
       horizon: decisions per episode, after which it truncates; 0 means that episodes do not end.
       estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
+      rule: values models, for the feature `value`.
 
     Returns:
       The environment, whose `reset` and `step` take the state of a single environment and support `vmap`, and
       parameters in the default float type, any of which may be vmapped over.
     """
-    shape, params = build(situation, workload, history=history, horizon=horizon, estimates=estimates)
+    shape, params = build(situation, workload, history=history, horizon=horizon, estimates=estimates, rule=rule)
     return ServingEnvironment(shape), params

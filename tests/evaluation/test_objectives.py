@@ -96,7 +96,7 @@ def test_an_slo_comes_first(make_result: MakeResult, situation: Situation) -> No
     for attainment in (0.75 - 0.99 * error, 0.9):
         config = SearchConfig(objective="slo", attainment=attainment)
         lacking = attainment + error - 0.75
-        assert score(result, situation, config) == pytest.approx(-2 * (1 + lacking) + TIE * 0.9)
+        assert score(result, situation, config) == pytest.approx(-2 - lacking + TIE * 0.9)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 4.0])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.estimates.rule import NUMBERS, UNTRAINED, Rule
+from besteffort.estimates.rule import NUMBERS, Rule
+from besteffort.evaluation import search as search_module
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
 from besteffort.evaluation.search import Lists, Searched, draws, pieces, search
 from besteffort.learning.config import ObjectiveName, SearchConfig
@@ -54,7 +55,9 @@ def lists(situation: Situation, workload: Any) -> Lists:
 @pytest.fixture(scope="module")
 def start(situation: Situation) -> Rule:
     """Poor numbers: a latency of one deadline costs more than a good answer is worth."""
-    return rule_for(situation, {**UNTRAINED, "latency_price": 30.0, "occupancy_price": 3.0})
+    numbers = dict.fromkeys(NUMBERS, 0.05) | {"latency_price": 30.0, "occupancy_price": 3.0, "time_price": 0.5}
+    numbers |= {"in_flight_width": 0.3, "harm_weight": 1.0, "harm_floor": 0.3, "occupancy_exponent": 0.4}
+    return rule_for(situation, {**numbers, "head_room": 1.2, "giving_up": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,20 @@ def test_it_finds_no_less_than_where_it_starts(
     found, began, *_ = mean_rewards(situation, lists.final, rollouts, warm_up_s=warm_up_s)
     assert found >= began
     assert straight.metrics["reward"][-1, 0] > straight.metrics["mean"][0, 0]
+
+
+def test_the_start_wins_where_what_looked_better_fails_in_the_final(
+    situation: Situation, start: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search is on a cluster that drowns, the final on one that keeps up where prices are low."""
+    monkeypatch.setattr(search_module, "_FINALISTS", 1)
+    loads = [synthetic(situation, Poisson(load * float(situation.capacity()[-1]))) for load in (12.0, 0.5)]
+    busy, quiet = sample_lists(loads, situation.task_names, N, [2])
+    start = dataclasses.replace(start, latency_price=0.05, occupancy_price=0.05)
+    found = search(situation, [Lists([busy, busy], [quiet] * 4)], start, CONFIG, [0])
+    assert found.metrics["reward"][-1, 0] > found.metrics["reward"][0, 0]
+    for name in NUMBERS:
+        np.testing.assert_allclose(getattr(found.rules[0], name), getattr(start, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize("point", [1, 2, 4])
