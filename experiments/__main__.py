@@ -38,6 +38,7 @@ EXPERIMENTS = (
     "optimal",
     "where_it_pays",
     "rivals",
+    "methods",
     "estimate_quality",
     "ablations",
     "robustness",
@@ -46,7 +47,16 @@ EXPERIMENTS = (
 
 # Long ones first, so that processes end together, and first of all those that share no training with the others.
 _LONG = (
-    *("where_it_pays", "rivals", "more_models", "task_deadlines", "ablations", "paper_recipe", "cheap_router"),
+    *(
+        "methods",
+        "where_it_pays",
+        "rivals",
+        "more_models",
+        "task_deadlines",
+        "ablations",
+        "paper_recipe",
+    ),
+    "cheap_router",
     *("arrival_shift", "optimal", "stable_load"),
 )
 

@@ -1,8 +1,8 @@
 """The laptop tier as it is served, held against what the simulator says of the same lists.
 
     python -m besteffort quickstart --profile laptop --out OUT
-    python -m experiments.measured_vs_simulated play --policy OUT/train/policy.safetensors --runs DIR [--minutes 4.5]
-    python -m experiments.measured_vs_simulated compare --policy OUT/train/policy.safetensors --runs DIR
+    python -m experiments.measured_vs_simulated play --policy OUT/dqn/policy.safetensors --runs DIR [--minutes 4.5]
+    python -m experiments.measured_vs_simulated compare --policy OUT/dqn/policy.safetensors --runs DIR
 
 `play` serves every list twice with every router by the real engine, in real time, and keeps the result of each request
 in DIR; called again it goes on where it was, so that it can be done in short stretches on a quiet machine. `compare`

@@ -61,16 +61,16 @@ def headline() -> str:
     """A handful of claims for the front page, losses included."""
     chosen = (
         ("unpredictable_load", "Bursty arrivals, mean load 1.7: performance", "performance under bursts"),
-        ("stable_load", "Performance at load 4", "performance at a steady load of 4"),
         ("stable_load", "Available (99% in time)", "99% in time up to a load of"),
         (
             "hardware_utility",
             "Performance per GPU",
             "performance per GPU: 4 over 8 that serve the largest model and collapse",
         ),
-        ("task_deadlines", "Different deadlines per task", "performance with a deadline per task"),
         ("where_it_pays", "Where it pays", "sixteen settings, one thing varied at a time"),
         ("robustness", "When it breaks: late views", "batch sizes or rates seen late"),
+        ("methods", "`search`", "a searched rule that knows the requests in flight"),
+        ("methods", "`dqn`", "networks that do"),
     )
     rows = []
     for experiment, begins, words in chosen:
@@ -120,28 +120,15 @@ def where_it_pays() -> str:
 
 
 def rivals() -> str:
-    """Rivals in both forms and rules that know the harm, setting by setting; policies where they were judged above."""
-    found, learned = read("rivals")["data"], read("where_it_pays")["data"]
-    of_setting = {name.removesuffix(": "): row["learned"] for name, row in learned.items()} | {
-        "bursts": learned["default: "]["learned"]
-    }
-    rows = []
-    for setting, row in found["compared"].items():
-        bound = sum(found["settings"][setting]["bound"]) / len(found["settings"][setting]["bound"])
-        policy = of_setting.get(setting)
-        rows.append(
-            [
-                setting,
-                "-" if policy is None else percent(policy, 2),
-                percent(row["paper"], 2),
-                percent(row["seeing"], 2),
-                points(row["marginal, ahead of the best of both"], 2),
-                points(row["value, ahead of the best of both"], 2),
-                percent(bound, 2),
-            ]
-        )
-    header = ["Setting", "Learned, as above (%)", "Best rival, the paper's inputs (%)", "Best rival that sees (%)"]
-    return markdown([*header, "`marginal` is ahead by (points)", "`value` is ahead by (points)", "Bound (%)"], rows)
+    """Rivals in both forms and a rule that knows the harm, setting by setting."""
+    return written(
+        "rivals.md", "Rivals on the paper's inputs, rivals that see what is ahead, and a rule that knows the harm"
+    )
+
+
+def methods() -> str:
+    """What learns on what a gateway knows, setting by setting."""
+    return written("methods.md", "Learned on what a gateway knows, against the best rival in hindsight")
 
 
 def estimates() -> str:
@@ -349,6 +336,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         stable_load,
         where_it_pays,
         rivals,
+        methods,
         estimates,
         estimate_costs,
         old_grids,

@@ -5,7 +5,7 @@
 An evolution strategy plays its candidates in 72 random situations at once, see `random_situations`. What counts is the
 regret to the best candidate of each situation so far, up to three points, so that no single situation decides; those
 in overload do not count. The outcome is the mean of the best candidates, since single ones are best by chance, too.
-Print it, round it, and put it into `besteffort/estimates/rule.py`; `any_profile` judges it on other situations.
+Print it, round it, and put it into `besteffort/estimates/rule.py`.
 """
 
 from __future__ import annotations

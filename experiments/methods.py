@@ -1,0 +1,184 @@
+"""Methods: what knows what a gateway knows and learns, against all rivals, in the settings of `rivals`.
+
+    python -m experiments.methods [--fast] [--data DIR]
+
+Three policies: `search`, a rule of thirteen numbers found by an evolution strategy on draws of its own; `dqn`, networks
+that learn by Double DQN what to add to that rule as it comes; and `untrained`, the rule as it comes, found once on
+random situations. Every seed has its own policy and its own lists. A trace has one policy for all loads, learned on its
+first half. Networks are trained for the default situation and the traces only; elsewhere the table leaves them out.
+Rivals are those of `rivals`, in hindsight the best of each form. Settings that are done are not done again after an
+interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.formats import points
+from besteffort.evaluation.judging import EvaluationSet
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.rollouts import play_routers
+from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.files import write_text
+from besteffort.policy import Policy
+from besteffort.routers.learned import learned_router
+from besteffort.runs.config import load_situation
+from besteffort.runs.experiment import TrainingConfig
+from besteffort.runs.untrained import default_policy
+from besteffort.situation import Situation
+from besteffort.workload.config import RandomRates, Synthetic
+from besteffort.workload.requests import Requests
+from experiments import rivals
+from experiments.lab import Claim, Findings, Lab, main
+
+METHODS = ("search", "dqn", "untrained")
+NOT_BEHIND = -0.002
+"""The lower end of an interval from which on a policy counts as not behind."""
+
+
+def run(lab: Lab) -> Findings:
+    """Learns and judges in all settings."""
+    judging = rivals.judging(lab)
+    data: dict[str, Any] = {}
+    for name, setting in rivals.settings(lab, judging).items():
+        lab.log(name)
+        known = rivals.judged(lab, name, setting, judging)
+        if known:
+            data[name] = _judged(lab, name, setting, known)
+    rows = {name: _compared(found) for name, found in data.items()}
+    claims = [_claim(method, rows) for method in METHODS]
+    table = Table(
+        title="Learned on what a gateway knows, against the best rival in hindsight",
+        head="Setting",
+        columns=(
+            Column("Best rival (%)", digits=2),
+            *(Column(f"{method}, ahead (points)", "points", 2) for method in METHODS),
+            *(Column(f"{method}, ahead of the paper's inputs (points)", "points", 2) for method in METHODS[:2]),
+            Column("Bound (%)", digits=2),
+        ),
+        rows=tuple((name, _cells(rows[name], data[name])) for name in sorted(rows, key=lambda one: _worst(rows[one]))),
+        note=(
+            "Mean ± half the 95% interval, paired over lists; where `search` is worst comes first. Rivals are the "
+            "best of both forms, or of those on the paper's inputs, tuned on other lists."
+        ),
+    )
+    shown = [
+        plots.Setting(
+            group=_labels(name)[0],
+            name=_labels(name)[1],
+            learned=row["search"],
+            static=float(row["static"].mean),
+            heuristic=float(row["rival"].mean),
+            bound=float(np.mean(data[name]["bound"])),
+            ahead=row["search, ahead"],
+        )
+        for name, row in rows.items()
+    ]
+    figure = plots.plot_settings(shown, title="A searched rule against the best rival, setting by setting")
+    return Findings({"settings": data, "compared": rows}, claims, [table], {"": figure})
+
+
+def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any]) -> dict[str, Any]:
+    """Performance of the policies on each list of a setting, found again where it was done before."""
+    place = lab.work / "methods" / f"{lab.scale.name}-{lab.scale.seed}-{rivals.file_name(name)}.json"
+    if place.exists():
+        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return found | known
+    judged = setting.make()
+    assert judged is not None
+    lists = list(judged.judged[0])
+    policies = {"search": _searched(lab, name, setting, judged), "untrained": [default_policy(judged.situation)]}
+    if setting.networks:
+        policies["dqn"] = _trained(lab, name, setting)
+    routers = {
+        method: [learned_router(each[i % len(each)]) for i in range(len(lists))] for method, each in policies.items()
+    }
+    played = {method: play_routers(judged.situation, lists, {method: each})[method] for method, each in routers.items()}
+    performance = {
+        method: metrics.performance(result, warm_up_s=judged.warm_up_s).tolist() for method, result in played.items()
+    }
+    found = {"learned": performance}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(place, json.dumps(found))
+    return found | known
+
+
+def _searched(lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet) -> list[Policy]:
+    """A rule for each seed, found on draws of the load that is judged, or on pieces of a trace's first half."""
+    lists: tuple[Requests, ...] | None = None if setting.workload is not None else setting.tuning
+    workload: Synthetic = setting.workload or RandomRates()
+    training = TrainingConfig(
+        method="search", seed=lab.scale.seed * lab.scale.seeds, seeds=lab.scale.seeds, workload=workload
+    )
+    return lab.train(judged.situation, training, name=name, lists=lists)
+
+
+def _trained(lab: Lab, name: str, setting: rivals.Setting) -> list[Policy]:
+    """An ensemble of networks for each seed, trained on all rates, with the lengths of a trace's first half."""
+    situation = seeing(setting.situation)
+    return lab.train(situation, lab.training(variant=True), name=name, lengths=setting.lengths)
+
+
+def seeing(situation: Situation) -> Situation:
+    """A situation whose networks read estimates, as the configuration `quickstart` has them."""
+    features = load_situation("quickstart").view.features
+    return dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
+
+
+def _compared(found: dict[str, Any]) -> dict[str, Interval]:
+    """The best rival of all and of those on the paper's inputs, and paired differences to both."""
+    performance = {name: np.array(values) for name, values in found["performance"].items()}
+    paper, both = rivals.best_rivals(performance)
+    static = max((name for name in performance if name.startswith("always ")), key=lambda one: performance[one].mean())
+    compared = {
+        "rival": mean_interval(performance[both]),
+        "static": mean_interval(performance[static]),
+    }
+    for method, values in found["learned"].items():
+        compared[method] = mean_interval(np.array(values))
+        compared[f"{method}, ahead"] = paired_difference(np.array(values), performance[both])
+        compared[f"{method}, ahead of the paper's inputs"] = paired_difference(np.array(values), performance[paper])
+    return compared
+
+
+def _labels(setting: str) -> tuple[str, str]:
+    """Group and name of a setting, of which no two are alike."""
+    for between in (": ", ", "):
+        group, _, name = setting.partition(between)
+        if name:
+            return group, name
+    return "default", setting
+
+
+def _worst(row: dict[str, Interval]) -> float:
+    return float(row["search, ahead"].mean)
+
+
+def _claim(method: str, rows: dict[str, dict[str, Interval]]) -> Claim:
+    ahead = {name: row[f"{method}, ahead"] for name, row in rows.items() if method in row}
+    worst = min(ahead, key=lambda name: float(ahead[name].mean))
+    return Claim(
+        f"`{method}`, on what a gateway knows, against the best of all rivals in hindsight",
+        "",
+        f"ahead beyond the interval in {sum(one.low > 0 for one in ahead.values())} of {len(ahead)} settings, not "
+        f"behind (by more than 0.2 points) in {sum(one.low >= NOT_BEHIND for one in ahead.values())}, worst "
+        f"{points(float(ahead[worst].mean), 2)} points ({worst})",
+    )
+
+
+def _cells(row: dict[str, Interval], found: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["rival"],
+        *(row.get(f"{method}, ahead") for method in METHODS),
+        *(row.get(f"{method}, ahead of the paper's inputs") for method in METHODS[:2]),
+        float(np.mean(found["bound"])),
+    )
+
+
+if __name__ == "__main__":
+    main(run, __file__)
