@@ -11,7 +11,7 @@ def paper_policy() -> Policy:
     """The policy of the paper's recipe (arXiv 2401.07886), as `experiments/paper_recipe.py` states it.
 
     It sees the task, the batch sizes and the arrival rate. What the paper leaves open is textbook Double DQN. Of the
-    seeds 0 to 2 it is the one that was best on draws of the training load; seed 0 sends everything to the largest model.
+    seeds 0 to 2 it was best on draws of the training load; seed 0 sends everything to the largest model.
     """
     with as_file(files("besteffort") / "runs" / "paper.safetensors") as path:
         return load_policy(path)
