@@ -47,9 +47,7 @@ def run(lab: Lab) -> Findings:
     data: dict[str, Any] = {}
     for name, setting in rivals.settings(lab, judging).items():
         lab.log(name)
-        known = rivals.judged(lab, name, setting, judging)
-        if known:
-            data[name] = _judged(lab, name, setting, known)
+        data[name] = _judged(lab, name, setting, rivals.judged(lab, name, setting, judging))
     rows = {name: _compared(found) for name, found in data.items()}
     claims = [_claim(method, rows) for method in METHODS]
     table = Table(
@@ -90,7 +88,6 @@ def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any])
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found | known
     judged = setting.make()
-    assert judged is not None
     lists = list(judged.judged[0])
     policies = {"search": _searched(lab, name, setting, judged), "untrained": [default_policy(judged.situation)]}
     if setting.networks:

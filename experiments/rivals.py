@@ -61,7 +61,7 @@ class Setting(NamedTuple):
 
     Attributes:
       situation: what is served, before a trace's lengths are known.
-      make: draws the lists; None where a trace is not at hand.
+      make: draws the lists.
       workload: what the lists are drawn from; None for those of a trace or of counts.
       networks: networks are trained here.
       lengths: first half of a trace.
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
     """
 
     situation: Situation
-    make: Callable[[], EvaluationSet | None]
+    make: Callable[[], EvaluationSet]
     workload: Synthetic | None = None
     networks: bool = False
     lengths: Requests | None = None
@@ -80,7 +80,6 @@ def run(lab: Lab) -> Findings:
     """Tunes and judges all rivals in all settings."""
     how = judging(lab)
     data = {name: judged(lab, name, setting, how) for name, setting in settings(lab, how).items()}
-    data = {name: found for name, found in data.items() if found}
     rows = {name: _compared(found) for name, found in data.items()}
     seen = [row["seeing, ahead of the paper's inputs"] for row in rows.values()]
     ahead = [row["marginal, ahead of the best of both"] for row in rows.values()]
@@ -119,8 +118,12 @@ def judging(lab: Lab) -> EvaluationConfig:
 
 
 def settings(lab: Lab, how: EvaluationConfig) -> dict[str, Setting]:
-    """All settings by name, or at the fast scale a few; lists are drawn when they are asked for."""
-    return lab.selected(dict(_settings(lab, how)), fast=INDICATIVE)
+    """All settings by name, or at the fast scale a few, without those of traces that are not at hand.
+
+    Lists are drawn when they are asked for.
+    """
+    every = dict(_settings(lab, how))
+    return lab.selected(every, fast=[name for name in INDICATIVE if name in every])
 
 
 def _settings(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
@@ -191,15 +194,13 @@ def file_name(setting: str) -> str:
 
 
 def judged(lab: Lab, name: str, setting: Setting, how: EvaluationConfig) -> dict[str, Any]:
-    """Performance of every router on each list of a setting, found again where it was done; empty without the trace."""
+    """Performance of every router on each list of a setting, found again where it was done before."""
     place = lab.work / "rivals" / f"{lab.scale.name}-{lab.scale.seed}-{file_name(name)}.json"
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found
     lab.log(f"tuning and judging: {name}")
     made = setting.make()
-    if made is None:
-        return {}
     situation, lists = made.situation, list(made.judged[0])
     (tuned,) = tune(situation, [made.tuning], how, warm_up_s=made.warm_up_s)
     played = play_routers(situation, lists, heuristic_routers(situation, tuned, len(lists)))

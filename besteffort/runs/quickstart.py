@@ -145,32 +145,25 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
     config, judging = plan.config, plan.config.evaluation
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
-    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
+    exported: dict[str, str] = {}
     for stage in plan.stages:
-        untrained = default_policy(stage.evaluation_set.situation)
+        situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
         for method, problem in stage.problems.items():
             directory = create_run_directory(out / f"{method}{stage.suffix}")
             report = progress(f"{stage.evaluation_set.name}, {method}", problem)
             candidates[method] = run_training(config, problem, directory, progress=report)[0]
-        candidates["untrained"] = untrained
-        scores = dict(
-            zip(
-                candidates,
-                performance_on(stage.evaluation_set.situation, stage.selection, candidates.values()),
-                strict=True,
-            )
-        )
+        candidates["untrained"] = default_policy(situation)
+        performance = performance_on(situation, stage.selection, candidates.values())
+        scores = dict(zip(candidates, performance, strict=True))
         best = max(scores, key=scores.__getitem__)
         path = out / f"policy{stage.suffix}.safetensors"
         save_policy(candidates[best], path)
         files.append(path)
-        settings[f"Exported ({stage.evaluation_set.name})"] = (
-            f"{best}, as `{LEARNED}`; on lists that nobody is judged on "
-            + ", ".join(f"{name} {score:.2%}" for name, score in scores.items())
+        exported[stage.evaluation_set.name] = f"{best}, as `{LEARNED}`; on lists that nobody is judged on " + ", ".join(
+            f"{name} {score:.2%}" for name, score in scores.items()
         )
-        judged = {LEARNED: candidates[best], **{name: policy for name, policy in candidates.items() if name != best}}
-        judged |= _papers(stage.evaluation_set.situation)
+        judged = {LEARNED: candidates.pop(best), **candidates, **_papers(situation)}
         routers = {name: [learned_router(policy)] for name, policy in judged.items()}
         evaluations.append(judge(stage.evaluation_set, routers, judging))
     pictures: list[Picture] = [
@@ -178,19 +171,20 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         results.draw_timeline(evaluations[0], out / "timeline"),
         *(results.draw_against_load(evaluation, out / evaluation.set.name) for evaluation in evaluations[1:]),
     ]
+    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
+    settings |= {f"Exported ({name})": note for name, note in exported.items()}
     results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
     table = brief = results.full_table(evaluations[0], 0, judging)
     if plan.notes:
         table = results.performance_table(evaluations, judging, intervals=True)
         brief = results.performance_table(evaluations, judging, intervals=False)
-    exported = (note for name, note in settings.items() if name.startswith("Exported"))
     return Outcome(
         table=table,
         brief=brief,
         picture=pictures[0].path,
         policies=tuple(files),
         report=out / "report.md",
-        notes=(*plan.notes.values(), *(f"Learned is {note}." for note in exported)),
+        notes=(*plan.notes.values(), *(f"Learned is {note}." for note in exported.values())),
     )
 
 

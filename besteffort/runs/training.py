@@ -241,7 +241,7 @@ def train_policies(
     """
     training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
-    learn = {"dqn": _train, "search": _search}[training.method]
+    learn = {"dqn": _dqn_policies, "search": search_policies}[training.method]
     with MetricsLog(out, seeds, problem.situation.profile.model_names, settings(problem), track) as log:
 
         def keep(latest: Progress) -> None:
@@ -250,7 +250,7 @@ def train_policies(
             if progress is not None:
                 progress(latest)
 
-        policies = dict(zip(seeds, learn(problem, seeds, out, keep), strict=True))
+        policies = dict(zip(seeds, learn(problem, seeds, out / CHECKPOINT, keep), strict=True))
     for seed, policy in policies.items():
         save_policy(policy, out / f"policy-{seed}.safetensors")
     return policies
@@ -273,8 +273,8 @@ def _trains(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, evaluation=EvaluationConfig())
 
 
-def _train(
-    problem: TrainingProblem, seeds: Sequence[int], out: Path, progress: Callable[[Progress], None]
+def _dqn_policies(
+    problem: TrainingProblem, seeds: Sequence[int], checkpoint_path: Path, progress: Callable[[Progress], None]
 ) -> list[Policy]:
     """The policies of Double DQN, one for each seed."""
     training = problem.training
@@ -287,7 +287,7 @@ def _train(
         training.numbers(),
         run_keys(seeds),
         weights=problem.weights,
-        checkpoint_path=out / CHECKPOINT,
+        checkpoint_path=checkpoint_path,
         progress=progress,
     )
     return [
@@ -303,17 +303,8 @@ def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions:
     return make_policy(problem, weights, about, ensemble_size=training.config.ensemble_size)
 
 
-def _search(
-    problem: TrainingProblem, seeds: Sequence[int], out: Path, progress: Callable[[Progress], None]
-) -> list[Policy]:
-    return search_policies(problem, seeds, out / CHECKPOINT, progress)
-
-
 def search_policies(
-    problem: TrainingProblem,
-    seeds: Sequence[int],
-    checkpoint_path: Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    problem: TrainingProblem, seeds: Sequence[int], checkpoint_path: Path, progress: Callable[[Progress], None]
 ) -> list[Policy]:
     """The policies of a search, one for each seed; `checkpoint_path` and `progress` as of `search`.
 
