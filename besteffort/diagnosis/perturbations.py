@@ -171,13 +171,12 @@ def judge_perturbations(
                 rollouts += [
                     (index, Rollout(name, *one)) for one in zip(rows, own, perturbation.actual_situations, strict=True)
                 ]
-        trial_of = {id(rollout): index for index, rollout in rollouts}
-        for block, result in play_rollouts(
+        for indices, result in play_rollouts(
             situation, tuple(lists.values()), [rollout for _, rollout in rollouts], seed=seed
         ):
             performance = metrics.performance(result, warm_up_s=warm_up_s)
             attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
-            for row, rollout in enumerate(block):
+            for row, (index, rollout) in enumerate(rollouts[i] for i in indices):
                 values = {"performance": performance[row], "slo_attainment": attainment[row]}
                 if rollout.kind in inspect:
                     requests = tuple(lists.values())[rollout.row]
@@ -185,7 +184,7 @@ def judge_perturbations(
                     counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
                     values["avoidable_misses"] = metrics.mean_over(missed, counted)
                 for measure, value in values.items():
-                    figures.setdefault((trial_of[id(rollout)], rollout.kind, measure), []).append(float(value))
+                    figures.setdefault((index, rollout.kind, measure), []).append(float(value))
 
     def of(index: int, measure: str) -> dict[str, np.ndarray]:
         found = {name: figures.get((index, name, measure)) for name in routers[index]}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from besteffort.evaluation import metrics
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts
 from besteffort.learning.config import ObjectiveName, SearchConfig
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
+from besteffort.workload.requests import Requests
 
 _TIE = 1e-3  # what the mean reward adds to other objectives, to tell apart what they hold for equal
 _LEAST = 0.01  # utility of a task below which an alpha-fair sum does not fall, since it has no bound there
@@ -32,6 +34,34 @@ def scores(
     if config.objective == "reward":
         return reward
     return np.asarray(OBJECTIVES[config.objective](result, situation, config, warm_up_s) + _TIE * reward)
+
+
+def score_rollouts(
+    situation: Situation,
+    lists: Sequence[Requests],
+    rollouts: Sequence[Rollout],
+    config: SearchConfig,
+    *,
+    warm_up_s: float = 0.0,
+) -> Float[np.ndarray, " rollouts"]:
+    """`scores` of rollouts.
+
+    Args:
+      situation: what is served; its peak rewards count for all rollouts.
+      lists: lists of equal length.
+      rollouts: what to play, and how.
+      config: names the objective and its numbers.
+      warm_up_s: seconds from the first arrival that do not count.
+
+    Raises:
+      InputError: as `besteffort.evaluation.rollouts.play_rollouts`.
+    """
+    if config.objective == "reward":
+        return mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+    found = np.empty(len(rollouts))
+    for indices, result in play_rollouts(situation, lists, rollouts):
+        found[indices] = scores(result, situation, config, warm_up_s=warm_up_s)
+    return found
 
 
 def near_peak(result: Result, situation: Situation, config: SearchConfig, warm_up_s: float) -> np.ndarray:

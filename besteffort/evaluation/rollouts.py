@@ -28,6 +28,7 @@ from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import as_requests, draw
+from besteffort.workload.synthetic_workload import strata
 from besteffort.workload.types import Arrival
 
 _LANES = 128  # what they hold fits the cache of a core
@@ -86,6 +87,17 @@ def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, 
     ]
 
 
+def sample_evenly(workload: Any, task_names: tuple[str, ...], n: int, seeds: Sequence[int]) -> list[Requests]:
+    """The first `n` requests of a workload for each seed; of one whose rates are spread, each from a part of its own.
+
+    A list has few rates. Drawn from part after part of their range, a handful of lists covers all of it.
+    """
+    parts = strata(workload, len(seeds))
+    if parts[0] is workload:
+        return sample_lists([workload], task_names, n, seeds)
+    return sample_lists(parts, task_names, n, seeds[:1])
+
+
 def play_routers(
     situation: Situation,
     lists: Sequence[Requests],
@@ -124,11 +136,11 @@ def play_routers(
 
 def play_rollouts(
     situation: Situation, lists: Sequence[Requests], rollouts: Sequence[Rollout], *, seed: int = 0
-) -> Iterator[tuple[Sequence[Rollout], Result]]:
+) -> Iterator[tuple[np.ndarray, Result]]:
     """Plays rollouts block by block, for callers that would not hold all of it; see `play_routers`.
 
     Yields:
-      The rollouts of a block, in order within their program, and the results of their requests, of shape (rollouts, n).
+      The indices of a block's rollouts, and the results of their requests, of shape (rollouts, n).
 
     Raises:
       InputError: if the lists differ in length, or the actual situations in more than numbers.
@@ -138,7 +150,7 @@ def play_rollouts(
         block = [rollouts[index] for index in indices]
         rows = [rollout.row for rollout in block]
         requests = {name: values[rows] for name, values in stacked.items()}
-        yield block, _result(requests, [rollout.actual or situation for rollout in block], *played)
+        yield indices, _result(requests, [rollout.actual or situation for rollout in block], *played)
 
 
 def mean_rewards(

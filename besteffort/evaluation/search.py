@@ -17,8 +17,8 @@ import numpy as np
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.estimates.rule import NUMBERS, Rule
-from besteffort.evaluation.objectives import scores
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, sample_lists
+from besteffort.evaluation.objectives import score_rollouts
+from besteffort.evaluation.rollouts import Rollout, sample_evenly
 from besteffort.learning import checkpoint
 from besteffort.learning.checkpoint import Metrics
 from besteffort.learning.config import SearchConfig
@@ -30,10 +30,12 @@ from besteffort.simulator.build import build
 from besteffort.simulator.types import EnvShape
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
+from besteffort.workload.synthetic_workload import strata
 
 _ROUTER = "value"
 _FINALISTS = 7
 _LISTS = 10_000  # seeds of draws from one seed to the next
+_MORE = 4  # times as many lists where rates are spread, each half as long: one list has few rates
 _SETTLED = 3.0  # time constants of the rate estimate that do not count, since it starts at 0
 _WARM_UP = 0.5  # share of the shortest list that this takes at most
 
@@ -66,12 +68,18 @@ class Lists(NamedTuple):
 
 
 def draws(situation: Situation, workload: Any, config: SearchConfig, seed: int) -> Lists:
-    """The lists of one seed, drawn from a `besteffort.workload.types.Workload`."""
+    """The lists of one seed, drawn from a `besteffort.workload.types.Workload`.
+
+    Of a load whose rates are spread at random there are more, shorter ones: what is found has to hold at all rates.
+    """
     first = _LISTS * (seed + 1)
-    names, middle = situation.task_names, first + config.lists
+    count, length = config.lists, config.requests
+    if strata(workload, 1)[0] is not workload:
+        count, length = _MORE * count, max(2, length * 2 // _MORE)
+    names, middle = situation.task_names, first + count
     return Lists(
-        search=sample_lists([workload], names, config.requests, range(first, middle)),
-        final=sample_lists([workload], names, 2 * config.requests, range(middle, middle + config.lists)),
+        search=sample_evenly(workload, names, length, range(first, middle)),
+        final=sample_evenly(workload, names, 2 * length, range(middle, middle + count)),
     )
 
 
@@ -188,11 +196,7 @@ def _score(
         rows = range(index * each, (index + 1) * each)
         routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps))) for steps in of_seed]
         rollouts += [Rollout(_ROUTER, row, router) for router in routers for row in rows]
-    if config.objective == "reward":
-        found = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
-    else:
-        played = play_rollouts(situation, lists, rollouts)
-        found = np.concatenate([scores(result, situation, config, warm_up_s=warm_up_s) for _, result in played])
+    found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s)
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
 
 

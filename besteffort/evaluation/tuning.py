@@ -10,7 +10,9 @@ import numpy as np
 
 from besteffort.bounds.gears import gear_plan, price_plan
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.rollouts import Rollout, mean_rewards
+from besteffort.evaluation.objectives import score_rollouts
+from besteffort.evaluation.rollouts import Rollout
+from besteffort.learning.config import SearchConfig
 from besteffort.learning.evolution import Evolution
 from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import TUNED, Settings, dimensions, make_router, settings_at
@@ -57,8 +59,9 @@ def tune(
     warm_up_s: float,
     names: Collection[str] = TUNED_RIVALS,
     situations: Sequence[Situation] | None = None,
+    objective: SearchConfig | None = None,
 ) -> list[dict[str, Settings]]:
-    """For each group of lists, the settings of every tuned heuristic that perform best on them on average.
+    """For each group of lists, the settings of every tuned heuristic that do best on them on average.
 
     All routers are searched with the same budget on the same lists. The candidates of a generation, of all routers and
     groups, are played together, and the generations share their programs. What a search starts at is its first
@@ -71,6 +74,7 @@ def tune(
       warm_up_s: seconds from the first arrival that do not count.
       names: keys of `besteffort.routers.TUNED`; by default those of the rivals of learned routers.
       situations: of each group, where they differ; in numbers only.
+      objective: names what to look for, and its numbers, as in a search; by default the mean reward.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
@@ -99,9 +103,9 @@ def tune(
             begin = len(rollouts)
             rollouts += [Rollout(name, row, router, own, own) for router in routers for row in rows[group]]
             parts.append(slice(begin, len(rollouts)))
-        performance = mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+        scored = score_rollouts(situation, lists, rollouts, objective or SearchConfig(), warm_up_s=warm_up_s)
         for search, part in zip(searches.values(), parts, strict=True):
-            search.tell(performance[part].reshape(config.tuning_population, -1).mean(axis=1))
+            search.tell(scored[part].reshape(config.tuning_population, -1).mean(axis=1))
 
     def found(name: str, group: int) -> Settings:
         search = searches.get((name, group))

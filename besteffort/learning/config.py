@@ -143,7 +143,8 @@ class SearchConfig:
     Attributes:
       generations: how often candidates are played.
       population: candidates of a generation.
-      lists: draws of the training load that every candidate plays.
+      lists: draws of the training load that every candidate plays; of one whose rates are spread at random, four times
+        as many, which are half as long.
       requests: length of each; long enough for lines to fill, where they do.
       spread: how far from the start the search looks at first; 1 covers what was best in far situations.
       objective: what to look for. `reward`: the mean reward. `near_peak`: the share of windows near the peak.

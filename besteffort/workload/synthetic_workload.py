@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from besteffort.errors import InputError
 from besteffort.situation import Situation, deadline_s
-from besteffort.workload.arrivals import Arrivals
+from besteffort.workload.arrivals import Arrivals, RandomRates
 from besteffort.workload.deadline_factors import DeadlineFactors
 from besteffort.workload.mix import TaskMix, task_mix
 from besteffort.workload.types import Arrival
@@ -103,3 +103,18 @@ def synthetic(
         deadline_per_token_s=np.array([task.deadline.per_token_s for task in tasks]),
         deadline_factors=factors,
     )
+
+
+def strata(workload: Any, count: int) -> list[Any]:
+    """So many workloads that share out the rates of one, from the smallest to the largest.
+
+    A workload whose rates are not spread at random is not divided: all are the same one.
+    """
+    arrivals = getattr(workload, "arrivals", None)
+    if not isinstance(arrivals, RandomRates):
+        return [workload] * count
+    edges = np.geomspace(arrivals.low, arrivals.high, count + 1)
+    return [
+        dataclasses.replace(workload, arrivals=dataclasses.replace(arrivals, low=low, high=high))
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    ]

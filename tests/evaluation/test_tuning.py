@@ -7,8 +7,10 @@ import pytest
 
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.objectives import score_rollouts
 from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards, sample_lists
 from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, maker, tune
+from besteffort.learning.config import SearchConfig
 from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import Settings, dimensions, settings_at
 from besteffort.runs.config import load_situation
@@ -100,3 +102,21 @@ def test_routers_that_are_no_rivals_are_tuned_by_name(situation: Situation, list
     (found,) = tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0, names=["value"])
     assert found.keys() == {"value"}
     assert found["value"] != settings_at("value", shape, np.zeros(dimensions("value", shape)))
+
+
+def test_another_objective_is_what_settings_are_found_for(situation: Situation, lists: list[Requests]) -> None:
+    worst = SearchConfig(objective="worst_task")
+    make = maker(situation)
+    (by_reward,), (by_worst,) = (
+        tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0, names=("deadline-reserve", "priced-ahead"), objective=each)
+        for each in (None, worst)
+    )
+    gained = {}
+    for name in by_reward:
+        rollouts = [Rollout(name, 0, make(name, **found[name])) for found in (by_reward, by_worst)]
+        reward = score_rollouts(situation, lists[1:], rollouts, SearchConfig())
+        fairness = score_rollouts(situation, lists[1:], rollouts, worst)
+        assert reward[0] >= reward[1]
+        gained[name] = fairness[1] - fairness[0]
+    assert min(gained.values()) >= 0
+    assert max(gained.values()) > 0

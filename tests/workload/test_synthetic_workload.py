@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.workload.arrivals import Poisson
+from besteffort.workload.arrivals import Poisson, random_rates
 from besteffort.workload.mix import task_mix
 from besteffort.workload.sample import sample_workload
-from besteffort.workload.synthetic_workload import synthetic
+from besteffort.workload.synthetic_workload import strata, synthetic
 from besteffort.workload.trace_workload import replay
 
 
@@ -106,3 +106,18 @@ def test_replay_needs_two_times(situation):
     requests = sample_workload(synthetic(situation, Poisson(20.0)), situation.task_names, 1, seed=1)
     with pytest.raises(InputError, match="one instant"):
         replay(requests)
+
+
+def test_strata_share_out_the_rates(situation):
+    workload = synthetic(situation, random_rates(2.0, 128.0, 1e9))
+    parts = strata(workload, 3)
+    edges = [(part.arrivals.low, part.arrivals.high) for part in parts]
+    np.testing.assert_allclose(edges, [(2, 8), (8, 32), (32, 128)])
+    for part, (low, high) in zip(parts, edges, strict=True):
+        rates = [
+            len(requests) / float(requests.arrival_s[-1])
+            for requests in (sample_workload(part, situation.task_names, 2000, seed) for seed in range(8))
+        ]
+        assert low / 1.1 < min(rates) < max(rates) < high * 1.1
+    steady = synthetic(situation, Poisson(20.0))
+    assert all(part is steady for part in strata(steady, 3))
