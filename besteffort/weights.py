@@ -77,6 +77,25 @@ def without_bypass(weights: Weights) -> Weights:
     return tuple(layers)
 
 
+def with_share(weights: Weights, share: float, start: int, networks: int) -> Weights:
+    """A network, or an ensemble as `merge` gives it, that adds only a share of what it adds to its inputs.
+
+    Args:
+      weights: each network as from `with_bypass`.
+      share: of what is added.
+      start: as of `with_bypass`.
+      networks: how many there are side by side.
+
+    Raises:
+      InputError: if `weights` do not hold that many networks.
+    """
+    parts = []
+    for part in split(weights, networks):
+        *hidden, (kernel, bias) = without_bypass(part)
+        parts.append(with_bypass((*hidden, (share * kernel, share * bias)), start))
+    return merge(parts)
+
+
 def _longer(offset: np.ndarray, by: int) -> np.ndarray:
     return np.concatenate([offset, np.zeros(by, offset.dtype)])
 

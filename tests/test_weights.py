@@ -11,7 +11,7 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.learning.network import QNetwork, to_weights
-from besteffort.weights import Weights, merge, split, with_bypass, without_bypass
+from besteffort.weights import Weights, merge, split, with_bypass, with_share, without_bypass
 
 NETWORK = QNetwork((5, 4), 3)
 
@@ -106,3 +106,14 @@ def test_an_ensemble_with_bypasses_merges_and_parts() -> None:
             np.testing.assert_array_equal(one[0], other[0])
             np.testing.assert_array_equal(one[1], other[1])
         np.testing.assert_allclose(old[-1][0], part[-1][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_what_an_ensemble_adds(share: float) -> None:
+    networks = [to_weights(NETWORK.init(key, jnp.zeros((1, 6)))) for key in jax.random.split(jax.random.key(3), 3)]
+    merged = merge([with_bypass(weights, 2) for weights in networks])
+    x = np.asarray(jax.random.normal(jax.random.key(1), (7, 6)))
+    added = values(merge(networks), x)
+    assert np.abs(added).max() > 0.1
+    kept = values(with_share(merged, share, 2, 3), x)
+    np.testing.assert_allclose(kept, x[:, 2:5] + share * added, rtol=1e-5, atol=1e-6)

@@ -14,10 +14,6 @@ from besteffort.errors import InputError
 from besteffort.observation import EXOGENOUS, VALUE, Feature
 from besteffort.weights import Weights, with_bypass, without_bypass
 
-# Of what a network has learned to add to a rule's values. Its errors grow with all of it, its gains are had by a part:
-# a quarter was best, 0.15 to 0.3 about as good, on lists that nothing is judged on (bursts, and a steady load of 4).
-_SHARE = 0.25
-
 
 class QNetwork(nn.Module):
     """Multi-layer perceptron with ReLU between layers and a duelling last layer (Wang et al., ICML 2016).
@@ -116,15 +112,13 @@ def q_values(network: QNetwork, variables: Any, x: Float[Array, "*batch features
 def to_weights(variables: Any, values_at: int | None = None) -> Weights:
     """Weights of a `QNetwork` as NumPy arrays, in the order of its layers.
 
-    Where the network adds to values, they go through all layers, see `besteffort.weights.with_bypass`, and of what it
-    has learned to add a share is taken.
+    Where the network adds to values, they go through all layers, see `besteffort.weights.with_bypass`.
     """
     layers = variables["params"]
     dense = (layers[f"Dense_{i}"] for i in range(len(layers)))
     *hidden, (kernel, bias) = ((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in dense)
-    if values_at is None:
-        return (*hidden, (_duel(kernel), _duel(bias)))
-    return with_bypass((*hidden, (_SHARE * _duel(kernel), _SHARE * _duel(bias))), values_at)
+    weights = (*hidden, (_duel(kernel), _duel(bias)))
+    return weights if values_at is None else with_bypass(weights, values_at)
 
 
 def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:
@@ -134,8 +128,7 @@ def from_weights(weights: Weights, inputs: int, network: QNetwork) -> Any:
       InputError: if the weights have other layers or sizes than the network.
     """
     if network.values_at is not None:
-        *hidden, (kernel, bias) = without_bypass(weights)
-        weights = (*hidden, (kernel / _SHARE, bias / _SHARE))
+        weights = without_bypass(weights)
     wanted = list(itertools.pairwise((inputs, *network.hidden_sizes, network.actions)))
     given = [matrix.shape for matrix, _ in weights]
     if given != wanted:

@@ -24,7 +24,7 @@ from besteffort.files import create_run_directory
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
-from besteffort.runs.experiment import METHODS, Method, RunConfig
+from besteffort.runs.experiment import Method, RunConfig
 from besteffort.runs.papers import paper_policy
 from besteffort.runs.training import TrainingProblem, make_training_problem, performance_on, run_training
 from besteffort.runs.untrained import default_policy
@@ -113,20 +113,25 @@ def make_plan(
     bursts = burst_set(situation, judging)
     problem = make_training_problem(situation, config.training)
     load = workloads.build(judging.burst, situation)
-    stages = [Stage("", _problems(problem, workload=load) if training else {}, bursts, selection)]
+    problems = _problems(problem, selection, workload=load) if training else {}
+    stages = [Stage("", problems, bursts, selection)]
     for trace in read:
         judged = trace_set(trace, situation, judging)
         problem = make_training_problem(situation, config.training, trace.first[0])
-        problems = _problems(problem, lists=judged.tuning) if training else {}
+        problems = _problems(problem, judged.tuning, lists=judged.tuning) if training else {}
         stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
     return QuickstartPlan(config, situation, tuple(stages), {trace.name: str(trace.info) for trace in read})
 
 
-def _problems(problem: TrainingProblem, **searched: Any) -> dict[Method, TrainingProblem]:
-    """The training by each method: a network learns on all rates, a search on what is `searched`."""
-    by = {
-        method: dataclasses.replace(problem, training=dataclasses.replace(problem.training, method=method))
-        for method in METHODS
+def _problems(
+    problem: TrainingProblem, selection: tuple[Requests, ...], **searched: Any
+) -> dict[Method, TrainingProblem]:
+    """The training by each method, in order: a search on what is `searched`, and networks on all rates."""
+    by: dict[Method, TrainingProblem] = {
+        method: dataclasses.replace(
+            problem, training=dataclasses.replace(problem.training, method=method), selection=selection
+        )
+        for method in ("search", "dqn")
     }
     by["search"] = dataclasses.replace(by["search"], **searched)
     return by
@@ -152,6 +157,9 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         for method, problem in stage.problems.items():
             directory = create_run_directory(out / f"{method}{stage.suffix}")
             report = progress(f"{stage.evaluation_set.name}, {method}", problem)
+            if problem.rule is not None and "search" in candidates:
+                # Networks add to what was found.
+                problem = dataclasses.replace(problem, rule=candidates["search"].rule)
             candidates[method] = run_training(config, problem, directory, progress=report)[0]
         candidates["untrained"] = default_policy(situation)
         performance = performance_on(situation, stage.selection, candidates.values())

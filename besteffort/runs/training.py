@@ -26,10 +26,11 @@ from jaxtyping import Array, Key
 from besteffort.errors import InputError
 from besteffort.estimates.rule import Rule
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_evenly
 from besteffort.evaluation.search import draws, pieces, search
 from besteffort.files import write_text
 from besteffort.learning.config import DQNConfig
+from besteffort.learning.network import values_at
 from besteffort.learning.train import Progress, train
 from besteffort.observation import VALUE, Feature, default_features
 from besteffort.policy import Policy, load_policy, save_policy
@@ -40,9 +41,10 @@ from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.runs.untrained import is_rule, rule_for, rule_policy
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.validation import as_data
-from besteffort.weights import Weights
+from besteffort.weights import Weights, with_share
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
@@ -53,6 +55,8 @@ CHECKPOINT = "checkpoint.npz"
 
 _SELECTION_LISTS = 16
 _SELECTION_SEED = 2**31  # beyond all that a configuration can name
+_ADDED = (0.0, 0.25, 0.5, 1.0)  # shares of what networks learn to add to a rule
+_ADDED_LISTS, _ADDED_REQUESTS = 8, 6_000
 _LONGEST_MEMORY = 4096
 
 
@@ -68,6 +72,7 @@ class TrainingProblem:
       weights: where to start from; None for random networks.
       rule: values models, for the feature `value`; None without it.
       lists: to search on, instead of draws of the workload.
+      selection: lists of one length to choose on among what was learned, instead of draws of the workload.
     """
 
     situation: Situation
@@ -77,6 +82,7 @@ class TrainingProblem:
     weights: Weights | None = None
     rule: Rule | None = None
     lists: tuple[Requests, ...] | None = None
+    selection: tuple[Requests, ...] | None = None
 
 
 def make_training_problem(
@@ -207,22 +213,32 @@ def run_training(
     policies = train_policies(problem, out, progress=progress, track=track)
     ranked = [*policies]
     if len(policies) > 1:
-        draws = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
-        names, requests = problem.situation.task_names, problem.training.selection_requests
-        lists = sample_lists([problem.workload], names, requests, list(draws))
+        lists = _selection(problem, _SELECTION_LISTS, problem.training.selection_requests)
         scores = dict(zip(policies, performance_on(problem.situation, lists, policies.values()), strict=True))
         ranked.sort(key=scores.__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
 
 
+def _selection(problem: TrainingProblem, lists: int, requests: int) -> Sequence[Requests]:
+    """Lists that nothing is trained or judged on: the problem's own, or so many draws of its workload."""
+    if problem.selection is not None:
+        return problem.selection
+    seeds = range(_SELECTION_SEED, _SELECTION_SEED + lists)
+    return sample_evenly(problem.workload, problem.situation.task_names, requests, seeds)
+
+
 def performance_on(situation: Situation, lists: Sequence[Requests], policies: Iterable[Policy]) -> list[float]:
     """Mean performance of each policy on the same lists of one length."""
     routers = [learned_router(policy) for policy in policies]
-    # Policies of different methods differ in more than numbers.
-    rollouts = [Rollout(f"{index}", row, router) for index, router in enumerate(routers) for row in range(len(lists))]
+    rollouts = [Rollout(_kind(router), row, router) for router in routers for row in range(len(lists))]
     means = mean_rewards(situation, lists, rollouts).reshape(len(routers), -1).mean(axis=1)
     return [float(mean) for mean in means]
+
+
+def _kind(router: Router) -> str:
+    """The same for routers that differ in numbers only; policies of different methods differ in more."""
+    return repr((jax.tree.structure(router), [np.shape(leaf) for leaf in jax.tree.leaves(router)]))
 
 
 def train_policies(
@@ -297,10 +313,25 @@ def _dqn_policies(
 
 
 def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions: int) -> Policy:
-    """The policy of one seed of a training by Double DQN, whose networks made so many decisions."""
+    """The policy of one seed of a training by Double DQN, whose networks made so many decisions.
+
+    Of what they have learned to add to a rule, that share is kept that does best on lists that nothing is judged on.
+    """
     training = problem.training
     about = {**training_metadata(training, seed, decisions), "hyper": dataclasses.asdict(training.numbers())}
-    return make_policy(problem, weights, about, ensemble_size=training.config.ensemble_size)
+    networks, start = training.config.ensemble_size, values_at(problem.features)
+    policy = make_policy(problem, weights, about, ensemble_size=networks)
+    if start is None:
+        return policy
+    # What networks add to a rule carries their errors, and the better the rule, the more these weigh.
+    policies = [
+        dataclasses.replace(
+            policy, weights=with_share(policy.weights, share, start, networks), training={**about, "added": share}
+        )
+        for share in _ADDED
+    ]
+    lists = _selection(problem, _ADDED_LISTS, min(_ADDED_REQUESTS, training.selection_requests))
+    return policies[int(np.argmax(performance_on(problem.situation, lists, policies)))]
 
 
 def search_policies(

@@ -14,12 +14,15 @@ from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import make_policy, make_training_problem
+from besteffort.runs.training import dqn_policy, make_policy, make_training_problem
 from besteffort.runs.untrained import is_rule
 from besteffort.simulator.build import build
+from besteffort.weights import with_bypass
+from besteffort.workload import arrivals
 from besteffort.workload.config import DeadlinesConfig, Poisson, RandomRates, Trace
 from besteffort.workload.resample import ResampledWorkload
 from besteffort.workload.rescale import capacity as capacity_of
+from besteffort.workload.sample import sample_requests
 from besteffort.workload.trace_workload import ReplayAtRates
 from besteffort.workload.traces import read_trace
 
@@ -168,8 +171,9 @@ def test_a_search_leaves_the_files_of_a_training(trained: Path, searched: Path, 
     assert {path.name for path in searched.iterdir()} == {path.name for path in trained.iterdir()}
     assert load_config(searched / "config.yaml", RunConfig).training.method == "search"
     records = read_jsonl(searched / "metrics.jsonl")
+    # Twice the decisions that the configuration names, since the rates of the training load are spread.
     assert [(record["decisions"], record["seed"]) for record in records] == [
-        (decisions, seed) for decisions in (240, 480) for seed in (0, 1)
+        (decisions, seed) for decisions in (480, 960) for seed in (0, 1)
     ]
     assert all(0 <= record["worst"] <= record["mean"] <= record["reward"] <= 1 for record in records)
     _, situation = load_run(search_config)
@@ -219,3 +223,24 @@ def test_networks_take_over_a_rule_where_they_read_values(
     assert (policy.rule is not None) == ("value" in features)
     if policy.rule is not None:
         assert policy.rule.width == load_policy(start).rule.width
+
+
+@pytest.mark.parametrize(("price", "addition", "kept"), [(0.0, -1.0, 0.0), (40.0, 100.0, 0.25)])
+def test_of_what_networks_add_to_a_rule_that_is_kept_which_does_best(
+    search_config: Path, price: float, addition: float, kept: float
+) -> None:
+    """Of idle instances the largest model is best. A rule that knows loses by what sends it elsewhere; one that does
+    not, since it fears latency, gains by what makes up for that, and no more of it is kept than that takes."""
+    run, situation = load_run(search_config)
+    situation = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=("value",)))
+    config = dataclasses.replace(run.training.config, ensemble_size=1)
+    training = dataclasses.replace(run.training, method="dqn", config=config)
+    problem = make_training_problem(situation, training)
+    prices = {"latency_price": price, "occupancy_price": 0.0, "time_price": 0.0, "latency_exponent": 0.0}
+    selection = tuple(sample_requests(situation, arrivals.Poisson(0.5), 30, seed=seed) for seed in (0, 1))
+    problem = dataclasses.replace(problem, rule=dataclasses.replace(problem.rule, **prices), selection=selection)
+    hidden = (np.zeros((3, 2), np.float32), np.ones(2, np.float32))
+    last = (np.zeros((2, 3), np.float32), np.array([0.0, 0.0, addition], np.float32))
+    policy = dqn_policy(problem, with_bypass((hidden, last), 0), 0, 100)
+    assert policy.training["added"] == kept
+    np.testing.assert_allclose(policy.weights[-1][1], [0.0, 0.0, kept * addition])
