@@ -42,10 +42,10 @@ from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
+from besteffort.runs.untrained import is_rule
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.version import __version__
-from besteffort.weights import Weights
 from besteffort.workload.requests import Requests
 
 T = TypeVar("T")
@@ -194,6 +194,7 @@ class Lab:
         start: Sequence[Policy] = (),
         lengths: Requests | None = None,
         lists: tuple[Requests, ...] | None = None,
+        selection: tuple[Requests, ...] | None = None,
     ) -> list[Policy]:
         """One policy per seed; trained once for all experiments, and continued where it was interrupted.
 
@@ -204,14 +205,16 @@ class Lab:
           training: how.
           name: what to call it while it goes on.
           workload: train on this instead of the workload that `training` names.
-          start: policies to start from instead of random networks, one for each seed.
+          start: policies to start from instead of random networks, one for each seed. From a policy that is a rule,
+            networks take over the rule.
           lengths: train for requests like these, see `make_training_problem`.
           lists: search on these instead of draws of the workload.
+          selection: choose on these among what was learned, instead of draws of the workload.
         """
-        starts = [policy.weights for policy in start] if start else [None] * training.seeds
+        starts: Sequence[Policy | None] = start or [None] * training.seeds
         problems = (
-            _training_problem(situation, one, workload, weights, lengths, lists)
-            for one, weights in zip(_each(training), starts, strict=False)
+            _training_problem(situation, one, workload, policy, lengths, lists, selection)
+            for one, policy in zip(_each(training), starts, strict=False)
         )
         return [
             policy for problem in problems for policy in self._train(problem, f"{name}, policy {problem.training.seed}")
@@ -395,14 +398,18 @@ def _training_problem(
     situation: Situation,
     training: TrainingConfig,
     workload: Any,
-    weights: Weights | None,
+    start: Policy | None,
     lengths: Requests | None,
     lists: tuple[Requests, ...] | None,
+    selection: tuple[Requests, ...] | None,
 ) -> TrainingProblem:
     problem = make_training_problem(situation, training, lengths)
     if workload is not None:
         problem = dataclasses.replace(problem, workload=workload)
-    return dataclasses.replace(problem, weights=weights, lists=lists)
+    if start is not None:
+        begun = {"rule": start.rule} if is_rule(start) else {"weights": start.weights, "rule": start.rule}
+        problem = dataclasses.replace(problem, **begun)
+    return dataclasses.replace(problem, lists=lists, selection=selection)
 
 
 def fingerprint(situation: Situation) -> tuple[str, str]:
@@ -425,6 +432,8 @@ def _digest(problem: TrainingProblem) -> str:
         "lists": _digest_of([list(requests.columns.values()) for requests in problem.lists or ()]),
         "version": (__version__, ServingEnvironment.version, jax.__version__),
     }
+    if problem.selection is not None:
+        content["selection"] = _digest_of([list(requests.columns.values()) for requests in problem.selection])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -3,8 +3,8 @@
     python -m experiments.methods [--fast] [--data DIR]
 
 Three policies: `search`, a rule of thirteen numbers found by an evolution strategy on draws of its own; `dqn`, networks
-that learn by Double DQN what to add to that rule as it comes; and `untrained`, the rule as it comes, found once on
-random situations. Every seed has its own policy and its own lists. A trace has one policy for all loads, learned on its
+that learn by Double DQN what to add to that rule; and `untrained`, the rule with numbers found once on random
+situations. Every seed has its own policy and its own lists. A trace has one policy for all loads, learned on its
 first half. Networks are trained for the default situation and the traces only; elsewhere the table leaves them out.
 Rivals are those of `rivals`, in hindsight the best of each form. Settings that are done are not done again after an
 interruption.
@@ -89,9 +89,10 @@ def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any])
         return found | known
     judged = setting.make()
     lists = list(judged.judged[0])
-    policies = {"search": _searched(lab, name, setting, judged), "untrained": [default_policy(judged.situation)]}
+    searched = _searched(lab, name, setting, judged)
+    policies = {"search": searched, "untrained": [default_policy(judged.situation)]}
     if setting.networks:
-        policies["dqn"] = _trained(lab, name, setting)
+        policies["dqn"] = _trained(lab, name, setting, judged, searched)
     routers = {
         method: [learned_router(each[i % len(each)]) for i in range(len(lists))] for method, each in policies.items()
     }
@@ -115,10 +116,17 @@ def _searched(lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSe
     return lab.train(judged.situation, training, name=name, lists=lists)
 
 
-def _trained(lab: Lab, name: str, setting: rivals.Setting) -> list[Policy]:
-    """An ensemble of networks for each seed, trained on all rates, with the lengths of a trace's first half."""
-    situation = seeing(setting.situation)
-    return lab.train(situation, lab.training(variant=True), name=name, lengths=setting.lengths)
+def _trained(
+    lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, searched: list[Policy]
+) -> list[Policy]:
+    """An ensemble of networks for each seed, which adds to the rule that was found.
+
+    Networks learn at all rates, with the lengths of a trace's first half. How much of what they add is kept, the lists
+    decide that there are to learn on, or else those that rivals are tuned on.
+    """
+    situation, training = seeing(setting.situation), lab.training(variant=True)
+    selection = setting.tuning or tuple(judged.tuning)
+    return lab.train(situation, training, name=name, start=searched, lengths=setting.lengths, selection=selection)
 
 
 def seeing(situation: Situation) -> Situation:

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ SEEING = ("deadline-ahead", "deadline-reserve-ahead", "priced-ahead", "slackfit"
 """Rivals that know the request's prompt and what is ahead of it; the others know what the paper's router sees."""
 RULES = ("marginal",)
 STEADY = (1.0, 4.0, 12.0)
-TRACE_LOADS = {"code": (1.0, 4.0), "conversations": (1.0, 4.0), "Mooncake": (4.0,)}
+TRACE_LOADS = {"code": (1.0, 4.0), "conversations": (1.0, 2.0, 4.0), "Mooncake": (1.0, 4.0)}
+COUNT_LOADS = (1.0, 2.0)
 INDICATIVE = ("bursts", "steady, load 4", "code, load 1", "conversations, load 1")
 _REQUESTS, _TUNING_REQUESTS = 15_000, 10_000
 _GENERATIONS, _POPULATION = 8, 12
@@ -154,21 +156,31 @@ def _steady_set(situation: Situation, judging: EvaluationConfig, load: float) ->
 
 
 def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
-    """The counts of Azure Functions: rivals are tuned on sample A and judged on sample B."""
+    """The counts of Azure Functions: rivals are tuned on sample A and judged on sample B.
+
+    Policies learn on sample A at all loads.
+    """
     paths = [path for name in unpredictable_load.SAMPLES if (path := lab.trace(name)) is not None]
     if len(paths) < len(unpredictable_load.SAMPLES):
         return
-    load, capacity = 1.0, float(situation.capacity()[-1])
-    drawn = ((how.unjudged_seeds, how.tuning_requests), (how.judging_seeds, how.requests))
-    tuning, judged = (
-        unpredictable_load.maf_lists(path, situation, seeds, load * capacity, requests)
-        for path, (seeds, requests) in zip(paths, drawn, strict=True)
-    )
+    capacity = float(situation.capacity()[-1])
     own = range(how.unjudged_seeds.stop, how.unjudged_seeds.stop + _DRAWN)
-    learning = unpredictable_load.maf_lists(paths[0], situation, own, load * capacity, _DRAWN_REQUESTS)
-    title = f"Azure Functions 2019, sample B, mean load {load:g}"
-    made = EvaluationSet("counts", title, situation, (load,), (judged,), tuning, capacity, how.warm_up_s)
-    yield "Azure Functions, load 1", Setting(situation, lambda: made, networks=True, tuning=learning)
+    sample_a, sample_b = paths
+
+    def drawn(path: Path, load: float, seeds: range, requests: int) -> tuple[Requests, ...]:
+        return unpredictable_load.maf_lists(path, situation, seeds, load * capacity, requests)
+
+    learning = sum((drawn(sample_a, load, own, _DRAWN_REQUESTS) for load in COUNT_LOADS), ())
+    for load in COUNT_LOADS:
+        tuning = drawn(sample_a, load, how.unjudged_seeds, how.tuning_requests)
+        judged = drawn(sample_b, load, how.judging_seeds, how.requests)
+        title = f"Azure Functions 2019, sample B, mean load {load:g}"
+        made = EvaluationSet("counts", title, situation, (load,), (judged,), tuning, capacity, how.warm_up_s)
+        yield f"Azure Functions, load {load:g}", Setting(situation, _as_is(made), networks=True, tuning=learning)
+
+
+def _as_is(made: EvaluationSet) -> Callable[[], EvaluationSet]:
+    return lambda: made
 
 
 def _on_trace(
