@@ -160,9 +160,9 @@ def bursts() -> str:
     rows = [
         [
             _focused(name, name),
-            _focused(name, percent(row["Performance (%)"], 2)),
-            points(_negative(row["against learned (points)"]), 2),
-            percent(row["SLO attainment (%)"]),
+            _focused(name, percent(row["performance"], 2)),
+            points(_negative(row["performance_difference"]), 2),
+            percent(row["slo_attainment"]),
         ]
         for name, row in sorted(_rows("quickstart")[0][1].items(), key=_performance, reverse=True)
     ]
@@ -174,7 +174,7 @@ def traces() -> str:
     names, loads = zip(*_rows("quickstart_traces")[1:], strict=True)  # the first are the bursts
     header = ["Router", *names]
     rows = [
-        [_focused(router, cell) for cell in (router, *(percent(load[router]["Performance (%)"]) for load in loads))]
+        [_focused(router, cell) for cell in (router, *(percent(load[router]["performance"]) for load in loads))]
         for router in loads[0]
     ]
     return markdown(header, rows)
@@ -296,9 +296,9 @@ def laptop_bursts() -> str:
     rows = [
         [
             _focused(name, name),
-            _focused(name, percent(row["Performance (%)"])),
-            points(_negative(row["against learned (points)"])),
-            percent(row["SLO attainment (%)"]),
+            _focused(name, percent(row["performance"])),
+            points(_negative(row["performance_difference"])),
+            percent(row["slo_attainment"]),
         ]
         for name, row in sorted(_rows("quickstart_laptop")[0][1].items(), key=_performance, reverse=True)
     ]
@@ -428,7 +428,7 @@ def _rows(name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _performance(row: tuple[str, dict[str, Any]]) -> float:
-    value = row[1]["Performance (%)"]
+    value = row[1]["performance"]
     return float(value["mean"] if isinstance(value, dict) else value)
 
 

@@ -503,8 +503,8 @@ def test_json_of_simulate(tmp_path: Path, requests: Path, capsys: pytest.Capture
     ((row,),) = (table["rows"] for table in found["tables"])
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert row["name"] == summary["router"] == "deadline"
-    assert row["latency_p50_s"] == {"mean": summary["P50 latency (ms)"], "half_width": None}
-    assert row["performance"]["mean"] == summary["Performance (%)"]
+    assert row["latency_p50_s"] == {"mean": summary["latency_p50_s"], "half_width": None}
+    assert row["performance"]["mean"] == summary["performance"]
 
 
 def test_quiet_prints_the_files_only(tmp_path: Path, requests: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -230,18 +230,18 @@ def draw_comparison(evaluation: EvaluationResult, index: int, path: Path) -> Pic
 
 
 def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Every figure of a evaluation as plain JSON values; null where a table has none."""
+    """Every figure of an evaluation as plain JSON values, shares and SI units; null where a table has none."""
     evaluation_set = evaluation.set
     groups = []
     for index, load in enumerate(evaluation_set.loads):
         table = full_table(evaluation, index, config)
-        titles = [column.title for column in table.columns]
+        keys = [column.name for column in table.columns]
         groups.append(
             {
                 "load": load,
                 "requests_per_s": load * evaluation_set.capacity_per_s,
                 "rows": {
-                    name: {title: jsonable(cell) for title, cell in zip(titles, cells, strict=True)}
+                    name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)}
                     for name, cells in table.rows
                 },
             }

@@ -81,6 +81,8 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
 def write_result(result: Result, situation: Situation, name: str, out: Path) -> Table:
     """Writes `requests.csv` and `summary.json` to `out` and returns the summary as a table.
 
+    Figures of `summary.json` are shares or in SI units, under the names of `besteffort.evaluation.report.Column.name`.
+
     Raises:
       InputError: if a file cannot be written.
     """
@@ -102,7 +104,7 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     one = Result(**{f.name: np.asarray(getattr(result, f.name))[None] for f in dataclasses.fields(Result)})
     table = comparison_table(f"{len(result.arrival_s):,} requests", {name: one}, situation, width_s=1.0)
     figures = {
-        column.title: float(cell.mean)
+        column.name: float(cell.mean)
         for column, cell in zip(table.columns, table.rows[0][1], strict=True)
         if isinstance(cell, Interval)
     }

@@ -34,9 +34,9 @@ def test_all_routers_and_the_bound_at_all_loads(evaluated: Path) -> None:
     assert bursts["loads"][0]["load"] == pytest.approx((0.5 * 4 + 4 * 2) / 6)
     for group in [*grid["loads"], *bursts["loads"]]:
         assert group["rows"].keys() == ROUTERS
-        bound = group["rows"]["upper bound"]["Performance (%)"]
+        bound = group["rows"]["upper bound"]["performance"]
         for name in ROUTERS - {"upper bound"}:
-            performance = group["rows"][name]["Performance (%)"]
+            performance = group["rows"][name]["performance"]
             assert 0 <= performance["mean"] <= bound + 1e-6
 
 
