@@ -103,8 +103,12 @@ def _most(
     last: Int[np.ndarray, "n steps"],
     room_s: float,
 ) -> float:
-    """Upper bound on the sum of gains, from good prices."""
-    return value(_good_prices(task, gain, charge_s, first, last, room_s), gain, charge_s, first, last, room_s)
+    """Upper bound on the sum of gains, from good prices or from none: then it is the sum of the largest gains.
+
+    Good prices are those of classes of similar requests, and where nearly all can be answered, they may bound worse.
+    """
+    prices = _good_prices(task, gain, charge_s, first, last, room_s)
+    return min(value(each, gain, charge_s, first, last, room_s) for each in (prices, np.zeros_like(prices)))
 
 
 def value(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -161,3 +162,31 @@ def test_bins_must_have_a_width(make_situation):
     situation = make_situation([FLAT], [1.0], [(80.0,)])
     with pytest.raises(InputError, match="bin_s"):
         clairvoyant_bound(situation, listed(situation, np.zeros(1)), bin_s=0.0)
+
+
+@pytest.mark.parametrize(("seed", "gap_s"), [(2, 0.4), (2, 0.5), (3, 0.45), (6, 0.4)])
+def test_it_never_exceeds_what_all_answers_in_time_earn(make_situation, seed, gap_s):
+    """Prices are found for classes of requests; where these differ much and nearly all fit, none are better."""
+    tasks = [
+        {"prompt_tokens": (60, 3000), "output_tokens": (5, 199), "deadline": Deadline(*deadline)}
+        for deadline in ((0.32, 0.07), (0.3, 0.053))
+    ]
+    decode = [((1, 0.012), (8, 0.013)), ((1, 0.03), (8, 0.031))]
+    cluster = Cluster(replicas=1, max_batch=16, queue_capacity=1024)
+    situation = make_situation(decode, [1.0, 1.0], [(60.0, 80.0), (40.0, 70.0)], tasks=tasks, cluster=cluster)
+    prefills = [((1, 0.0005), (3000, 0.12)), ((1, 0.003), (3000, 0.6))]
+    models = tuple(
+        dataclasses.replace(model, prefill=points)
+        for model, points in zip(situation.profile.models, prefills, strict=True)
+    )
+    situation = dataclasses.replace(situation, profile=dataclasses.replace(situation.profile, models=models))
+    rng = np.random.default_rng(seed)
+    arrival_s = np.cumsum(rng.exponential(gap_s, 100))
+    output_tokens, task = rng.integers(5, 200, 100), (rng.random(100) < 0.3).astype(int)
+    deadline_s = situation.deadlines(task, output_tokens)
+    prompts = rng.integers(60, 3000, 100)
+    bound = clairvoyant_bound(
+        situation, Requests(situation.task_names, arrival_s, task, prompts, output_tokens, deadline_s)
+    )
+    assert 0.9 < bound.performance <= 1.0
+    assert 0.9 < bound.slo_attainment <= 1.0
