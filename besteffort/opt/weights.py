@@ -29,7 +29,9 @@ from besteffort.opt.model import OPT, Params
 FORMATS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
 """File names of checkpoints; a sharded one has an index next to its shards, named `<file name>.index.json`."""
 
-# The output layer, which some checkpoints store in addition to the embedding.
+_EMBEDDING = "model.decoder.embed_tokens.weight"
+
+# The output layer, which some checkpoints store in addition to the embedding, or in its place.
 _TIED = "lm_head.weight"
 
 
@@ -83,6 +85,9 @@ def load_model(name: str | Path, dtype: Any = jnp.float32) -> Model:
     _check_memory(str(name), config, dtype)
     directory = fetch_weights(name, FORMATS)
     tensors = read_tensors(directory)
+    if _TIED in tensors and _EMBEDDING not in tensors:
+        # The two are one; transformers drops either of them.
+        tensors[_EMBEDDING] = tensors.pop(_TIED)
     plan = _plan(config)
     _check(tensors, plan, directory)
     params = {path: _assemble([tensors[source] for source in sources], dtype) for path, (sources, _) in plan.items()}
@@ -228,7 +233,7 @@ def _plan(config: OPTConfig) -> dict[_Path, tuple[tuple[str, ...], tuple[int, ..
     """Per weight of `OPT` the tensors that are concatenated into it, and its shape."""
     hidden, ffn = config.hidden, config.ffn
     plan: dict[_Path, tuple[tuple[str, ...], tuple[int, ...]]] = {
-        ("tokens",): (("model.decoder.embed_tokens.weight",), (config.vocab, config.embedding)),
+        ("tokens",): ((_EMBEDDING,), (config.vocab, config.embedding)),
         ("positions",): (("model.decoder.embed_positions.weight",), (config.positions + 2, hidden)),
     }
 
@@ -283,7 +288,7 @@ def _check(tensors: Mapping[str, Tensor], plan: Mapping[_Path, Any], where: Path
 
 
 def _check_tied(tensors: Mapping[str, Tensor], where: Path) -> None:
-    if not np.array_equal(tensors[_TIED].read(), tensors["model.decoder.embed_tokens.weight"].read()):
+    if not np.array_equal(tensors[_TIED].read(), tensors[_EMBEDDING].read()):
         raise InputError(f"{where}: `{_TIED}` is not the token embedding; only models that share them can be run.")
 
 

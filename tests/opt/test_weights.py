@@ -73,6 +73,17 @@ def test_a_tied_output_layer_may_be_there_twice(directory: Path) -> None:
         load_model(directory)
 
 
+def test_a_tied_output_layer_may_be_there_instead(directory: Path) -> None:
+    """As transformers saves it where it takes the embedding for the copy; the name does not matter to the format."""
+    embedding = "model.decoder.embed_tokens.weight"
+    rewritten(directory, lambda t: t.update({"lm_head.weight": t.pop(embedding)}))
+    assert embedding not in load_file(directory / WEIGHTS)
+    assert same(load_model(directory), load_model(FIRST))
+    rewritten(directory, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][1:]}))
+    with pytest.raises(InputError, match=r"embed_tokens.weight` has the shape"):
+        load_model(directory)
+
+
 def test_flax_msgpack(directory: Path) -> None:
     """In the names and the layout in which transformers' Flax models were saved."""
     flat = {}
