@@ -47,12 +47,13 @@ class Observation(NamedTuple):
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:
-    """Rate estimate at an arrival `gap_s` after the previous one.
+    """Rate estimate at an arrival `gap_s` seconds after the previous one.
 
     An exponential filter with time constant `tau_s` over past arrivals, excluding the current one:
-    `rate_k = (rate_{k-1} + 1 / tau) exp(-gap_k / tau)`; the first arrival of all sees 0.
+    `rate_k = (rate_{k-1} + 1 / tau) exp(-gap_k / tau)`; the first arrival of all sees 0. A gap below 0 counts as 0,
+    so a clock that steps back does little harm; `time.monotonic` never does.
     """
-    return (rate + 1.0 / tau_s) * xp.exp(-gap_s / tau_s)
+    return (rate + 1.0 / tau_s) * xp.exp(-xp.maximum(gap_s, 0.0) / tau_s)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from besteffort.digests import array_digest
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.estimates.rule import ABOVE_ZERO, Rule
 from besteffort.files import write_bytes
 from besteffort.observation import (
@@ -52,6 +52,7 @@ _ALWAYS_GIVEN = ("task", "batch_sizes", "arrival_rate")
 
 
 _ZERO = np.zeros((), np.float32)
+_LARGEST = 1e30  # inputs of a network; far larger ones would overflow its float32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class Policy:
     # first kernel is per task, with the task's row in its bias.
     _first: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
     _rest: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
-    _inputs: tuple[tuple[str, bool, float, bool, float], ...] = dataclasses.field(init=False, repr=False)
+    _inputs: tuple[tuple[str, bool, float, float, bool, float], ...] = dataclasses.field(init=False, repr=False)
     _further: frozenset[str] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,9 +102,10 @@ class Policy:
                 task_bias = {task: bias + kernel[start + i] for i, task in enumerate(self.tasks)}
             else:
                 rows.append(kernel[start:stop])
-                lowest = -sys.float_info.max if feature.name in SIGNED else 0.0
+                highest = min(_LARGEST * feature.scale, sys.float_info.max)
+                lowest = -highest if feature.name in SIGNED else 0.0
                 per_model, log1p = feature.name in PER_MODEL, feature.transform == "log1p"
-                inputs.append((feature.name, per_model, lowest, log1p, feature.scale))
+                inputs.append((feature.name, per_model, lowest, highest, log1p, feature.scale))
             start = stop
         first = np.concatenate(rows) if rows else np.zeros((0, len(bias)), np.float32)
         last = len(weights) == 1
@@ -145,8 +147,8 @@ class Policy:
             `decide` passes all of them.
 
         Raises:
-          InputError: on an unknown task, a value that is missing, not finite, or negative where it cannot be, or a
-            feature that is not its.
+          InputError: on an unknown task, a value that is missing, no number, not finite or absurdly large, or negative
+            where it cannot be, or a feature that is not its.
         """
         return self.models[
             self.values(task=task, batch_sizes=batch_sizes, arrival_rate=arrival_rate, **further).argmax()
@@ -158,9 +160,12 @@ class Policy:
         """(models,) float32 Q-values; arguments and errors as `decide`."""
         if further.keys() != self._further:
             raise self._wrong_features(further)
-        first = self._first.get(task)
-        if first is None:
-            raise InputError(f"The policy does not know the task `{task}`; it was trained for {', '.join(self.tasks)}.")
+        try:
+            first = self._first[task]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"The policy does not know the task `{brief(task)}`; it was trained for {', '.join(self.tasks)}."
+            ) from None
         further["batch_sizes"] = batch_sizes
         further["arrival_rate"] = arrival_rate
         hidden: np.ndarray = self._encode(further).dot(first)
@@ -210,15 +215,26 @@ class Policy:
     def _encode(self, given: Mapping[str, Any]) -> np.ndarray:
         """(inputs + 1,) float32 network input and a 1, as `besteffort.observation.encode` but for the task."""
         numbers = []
-        for name, per_model, lowest, log1p, scale in self._inputs:
-            values = self._per_model(name, given[name]) if per_model else (given[name],)
-            for value in values:
-                if not lowest <= value < math.inf:
-                    bound = "" if lowest else "at least 0 and "
-                    raise InputError(f"`{name}` has the value {value}; it must be a number, {bound}finite.")
-                numbers.append(math.log1p(value / scale) if log1p else value / scale)
+        for name, per_model, lowest, highest, log1p, scale in self._inputs:
+            value: Any = given[name]
+            try:
+                values = self._per_model(name, value) if per_model else (value,)
+                for value in values:
+                    if not lowest <= value <= highest:
+                        raise ValueError
+                    numbers.append(math.log1p(value / scale) if log1p else value / scale)
+            except InputError:
+                raise
+            except (TypeError, ValueError, ArithmeticError):
+                raise InputError(
+                    f"`{name}` has the value {brief(value)}; it must be a finite number from {lowest:.3g} "
+                    f"to {highest:.3g}."
+                ) from None
         numbers.append(1.0)
-        return np.array(numbers, np.float32)
+        try:
+            return np.array(numbers, np.float32)
+        except (TypeError, ValueError):
+            raise InputError("A feature has several values for a number; give one number for each.") from None
 
     def _per_model(self, name: str, values: _PerModel) -> Any:
         if len(values) == len(self.models):

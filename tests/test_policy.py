@@ -534,7 +534,8 @@ def test_batch_sizes_by_name_or_in_order(policy: Policy) -> None:
         ({"arrival_rate": -0.5}, "`arrival_rate` has the value -0.5"),
         ({"arrival_rate": float("nan")}, "`arrival_rate` has the value nan"),
         ({"arrival_rate": float("inf")}, "`arrival_rate` has the value inf"),
-        ({"deadline_s": 1.0}, "`deadline_s` is no feature of this policy"),
+        ({"arrival_rate": 1e308}, "`arrival_rate` has the value 1e+308; it must be a finite number"),
+        ({"task": "a\x1b[31mb\n" * 99}, r"does not know the task `a\x1b[31mb\na\x1b"),
     ],
 )
 def test_bad_states_are_one_sentence(policy: Policy, changed: dict[str, Any], expected: str) -> None:
@@ -542,6 +543,49 @@ def test_bad_states_are_one_sentence(policy: Policy, changed: dict[str, Any], ex
         policy.decide(**{"task": "PIQA", "batch_sizes": [1, 2, 3], "arrival_rate": 5.0, **changed})
     assert expected in str(error.value)
     assert str(error.value).endswith(".")
+
+
+def test_what_is_no_number_is_one_sentence_too(tmp_path: Path) -> None:
+    """In a process of its own, since the tests' type checks would refuse these before the policy does."""
+    save_policy(make_policy(), tmp_path / "policy.safetensors")
+    lines = _NO_NUMBERS.splitlines()
+    code = "\n".join([*lines[:-2], f"for rate, sizes, task in [{''.join(lines[-2:])}]: tell(rate, sizes, task)"])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "policy.safetensors")], capture_output=True, text=True, check=True
+    )
+    said = done.stdout.splitlines()
+    for line, expected in zip(said, _ANSWERS, strict=True):
+        assert line.startswith(expected)
+        assert line.endswith(".")
+
+
+_NO_NUMBERS = """
+import sys
+from decimal import Decimal
+import numpy as np
+from besteffort import load_policy
+from besteffort.errors import InputError
+policy, r, s, t = load_policy(sys.argv[1]), 5.0, [1, 2, 3], "PIQA"
+def tell(rate, sizes, task):
+    try:
+        print(policy.decide(task=task, batch_sizes=sizes, arrival_rate=rate))
+    except InputError as error:
+        print(error)
+(None, s, t), ("5", s, t), (Decimal(5), s, t), (1j, s, t), ([5.0], s, t), (np.ones(2), s, t), (r, None, t), (r, 3, t),
+(r, "123", t), (r, [1, [2], 3], t), (r, [None, 2, 3], t), (r, [1, 2, 10**5000], t), (r, s, None), (r, s, ["PIQA"])"""
+
+_ANSWERS = [
+    *(
+        f"`arrival_rate` has the value {value}; it must be a finite number from 0"
+        for value in ("None", "5", "5", "1j", "[5.0]", "[1. 1.]")
+    ),
+    *(
+        f"`batch_sizes` has the value {value}; it must be a finite number from 0"
+        for value in ("None", "3", "1", "[2]", "None", "a number of 16610 bits")
+    ),
+    "The policy does not know the task `None`; it was trained for PIQA",
+    "The policy does not know the task `['PIQA']`; it was trained for PIQA",
+]
 
 
 def test_a_missing_feature_is_named() -> None:
@@ -557,7 +601,10 @@ def test_plain_counts_do_not_do_for_estimates() -> None:
     assert str(error.value) == (
         "The policy also needs `own`, `prompt_tokens`; pass it by name, or let `besteffort.in_flight.InFlight` decide."
     )
-    for own, expected in (([0.5, 0.5], "`own` has 2 values"), ([0.5, -np.inf, 0.0], "must be a number, finite")):
+    for own, expected in (
+        ([0.5, 0.5], "`own` has 2 values"),
+        ([0.5, -np.inf, 0.0], "must be a finite number from -1e"),
+    ):
         with pytest.raises(InputError, match=expected):
             policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0, own=own, prompt_tokens=9)
     policy.decide(task="PIQA", batch_sizes=[1, 2, 3], arrival_rate=5.0, own=[-0.5, 0.0, 1.0], prompt_tokens=9)
