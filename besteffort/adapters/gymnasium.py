@@ -23,7 +23,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Array
 
 from besteffort.adapters.wrapped import Credit, WrappedEnv, read, wrap_env
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.observation import Feature
 from besteffort.runs.training import TrainingProblem
 from besteffort.simulator.types import Environment, Outcomes, TimeStep
@@ -75,9 +75,10 @@ class Lanes:
         self._lanes: _Lane | None = None
 
     def begin(self, seeds: Sequence[int] | np.ndarray | None) -> View:
-        """Begins new episodes in all environments; without seeds their random numbers continue."""
+        """Begins new episodes in all environments; without seeds, of 64 bits each, their random numbers continue."""
         if seeds is not None:
-            keys = _keys(np.asarray(seeds, np.uint64).astype(np.uint32))
+            wide = np.asarray(seeds, np.uint64)
+            keys = _keys(wide.astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32))
         else:
             keys = self._running.key
         self._lanes, view = _begin(self._static, self.wrapped.params, keys)
@@ -97,7 +98,7 @@ class Lanes:
         """Begins a new episode in the environments where `begin`; makes one decision in all others."""
         lanes = self._running
         fresh = _begin(self._static, self.wrapped.params, lanes.key)
-        stepped = _step(self._static, self.wrapped.params, lanes, self._checked(np.where(begin, 0, actions)))
+        stepped = _step(self._static, self.wrapped.params, lanes, self._checked(actions, begin))
         self._lanes, view = _choose(begin, fresh, stepped)
         return _to_numpy(view)
 
@@ -119,12 +120,16 @@ class Lanes:
             raise gymnasium.error.ResetNeeded(_NOT_BEGUN)
         return self._lanes
 
-    def _checked(self, actions: Any) -> np.ndarray:
-        actions = np.asarray(actions)
+    def _checked(self, actions: Any, ignored: np.ndarray | bool = False) -> np.ndarray:
+        given = np.asarray(actions)
         models = self.wrapped.env.shape.models
-        if actions.shape != (self.count,) or not ((actions >= 0) & (actions < models)).all():
-            raise InputError(f"The actions are {actions.tolist()}; give {self.count} indices from 0 to {models - 1}.")
-        return actions.astype(np.int32)
+        fits = given.shape == (self.count,) and np.issubdtype(given.dtype, np.integer)
+        if not fits or not (((given >= 0) & (given < models)) | ignored).all():
+            raise InputError(
+                f"The actions are {brief(given.tolist())}; give {self.count} whole numbers, indices from 0 to "
+                f"{models - 1}."
+            )
+        return np.where(ignored, 0, given).astype(np.int32)
 
 
 class ServingVectorEnv(gymnasium.vector.VectorEnv):
@@ -180,14 +185,19 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
         self._ended = np.zeros(num_envs, bool)
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
+        self,
+        *,
+        seed: int | np.integer | Sequence[int] | np.ndarray | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins new episodes in all environments. There are no options."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        seeds: Any = seed
-        if isinstance(seed, int):
-            seeds = [seed + i for i in range(self.num_envs)]
-        elif seed is None and not self._seeded:
+        """Begins new episodes in all environments. There are no options.
+
+        Raises:
+          InputError: on a seed that is no whole number from 0 to 2**64 - 1, or a wrong number of seeds.
+        """
+        seeds: Any = None if seed is None else _seeds(seed, self.num_envs)
+        super().reset(seed=seeds[0] if seeds and np.ndim(seed) == 0 else None)  # type: ignore[arg-type]
+        if seed is None and not self._seeded:
             seeds = self.np_random.integers(2**32, size=self.num_envs)
         self._seeded = True
         self._ended = np.zeros(self.num_envs, bool)
@@ -240,11 +250,12 @@ class ServingEnv(gymnasium.Env):
         self.action_space = self._env.single_action_space
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | np.integer | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begins a new episode. There are no options."""
-        super().reset(seed=seed)
-        observation, infos = self._env.reset(seed=seed)
+        seeds = None if seed is None else _seeds(seed, 1)[0]
+        super().reset(seed=seeds)
+        observation, infos = self._env.reset(seed=seeds)
         return observation[0], _only(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -277,10 +288,35 @@ def _to_numpy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), tree)
 
 
+def _seeds(seed: Any, count: int) -> list[int]:
+    """One seed for each environment: those given, or the one given and those after it.
+
+    Raises:
+      InputError: as `ServingVectorEnv.reset`.
+    """
+    given: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray) and np.ndim(seed) == 1 else [seed]
+    for one in given:
+        if not isinstance(one, int | np.integer) or isinstance(one, bool):
+            raise InputError(f"The seed is {brief(one)}; give a whole number, or one for each environment.")
+    several = [int(one) for one in given]
+    if np.ndim(seed) == 0:
+        several = [several[0] + i for i in range(count)]
+    if len(several) != count:
+        raise InputError(f"There are {len(several)} seeds for {count} environments; give one for each, or one for all.")
+    if not 0 <= min(several) <= max(several) < 2**64:
+        raise InputError(f"The seed is {brief(seed)}; give a whole number from 0 to 2**64 - 1.")
+    return several
+
+
 @jax.jit
-def _keys(seeds: Array) -> Array:
-    """(envs, ...) key data of uint32 seeds."""
-    return jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(seeds)
+def _keys(low: Array, high: Array) -> Array:
+    """(envs, ...) key data of seeds in two words, uint32 each; the higher one, where it is 0, changes nothing."""
+
+    def one(low: Array, high: Array) -> Array:
+        short, long = jax.random.key(low), jax.random.fold_in(jax.random.clone(jax.random.key(low)), high)
+        return jnp.where(high == 0, jax.random.key_data(short), jax.random.key_data(long))
+
+    return jax.vmap(one)(low, high)
 
 
 Static = tuple[Environment, tuple[Feature, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -152,6 +153,53 @@ def test_wrong_actions_and_steps_before_the_first_reset(problem: WrappedEnv) -> 
     for actions in (np.array([0, 3]), np.array([0, -1]), np.array([0])):
         with pytest.raises(InputError, match="indices from 0 to 2"):
             envs.step(actions)
+
+
+def test_actions_are_whole_numbers(problem: WrappedEnv) -> None:
+    """Nothing is cut to the integer below it."""
+    envs = ServingVectorEnv(2, problem)
+    envs.reset(seed=0)
+    for actions in (np.array([0.0, 1.7]), np.array([0.0, 1.0]), np.array(["0", "1"]), np.array([[0, 1]])):
+        with pytest.raises(InputError, match="give 2 whole numbers, indices from 0 to 2"):
+            envs.step(actions)
+
+
+def test_seeds_are_counted_and_kept_whole(problem: WrappedEnv) -> None:
+    def gaps(seed: Any, envs: int = 2) -> np.ndarray:
+        """(steps, envs) seconds between the first arrivals, which differ wherever random numbers do."""
+        vector = ServingVectorEnv(envs, problem)
+        vector.reset(seed=seed)
+        return np.array([vector.step(np.zeros(envs, int))[4]["gap_s"] for _ in range(3)])
+
+    several = [gaps(seed) for seed in (1, 3, 2**32 + 1, 2**33 + 1, 2**64 - 2)]
+    for one, other in itertools.combinations(several, 2):
+        assert (one != other).all()
+    for alike in (np.int64(3), [3, 4], np.array([3, 4])):
+        np.testing.assert_array_equal(gaps(alike), several[1])
+    # Alone, environments are another program, which may round otherwise.
+    np.testing.assert_allclose(gaps(2**32 + 2, 1)[:, 0], several[2][:, 1], rtol=1e-6)
+    np.testing.assert_allclose(gaps(np.uint8(3), 1)[:, 0], several[1][:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seed", "words"),
+    [
+        ([1], "There are 1 seeds for 2 environments"),
+        ([1, 2, 3], "There are 3 seeds for 2 environments"),
+        ([], "There are 0 seeds for 2 environments"),
+        ([1, 2.0], "The seed is 2.0; give a whole number"),
+        (1.5, "The seed is 1.5; give a whole number"),
+        ("7", "The seed is 7; give a whole number"),
+        (-1, "The seed is -1; give a whole number from 0"),
+        ([0, -1], r"The seed is \[0, -1\]; give a whole number from 0"),
+        (2**64 - 1, "give a whole number from 0 to 2"),
+    ],
+)
+def test_other_seeds_are_refused(problem: WrappedEnv, seed: Any, words: str) -> None:
+    envs = ServingVectorEnv(2, problem)
+    # Past the type checks of the tests, which users do not have.
+    with pytest.raises(InputError, match=words):
+        envs.reset.__wrapped__(envs, seed=seed)
 
 
 def test_bounds_hold_for_every_feature(seeing: WrappedEnv) -> None:
