@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 
-from besteffort.errors import InputError
+from besteffort.documents import check, parse_json
+from besteffort.errors import InputError, brief
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -32,10 +34,13 @@ def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     conversions, and unknown fields are errors.
 
     Raises:
-      InputError: naming `where`, the field, its expected type and its value.
+      InputError: naming `where`, the field, its expected type and its value; on a number that is not finite, and as
+        `besteffort.documents.parse_json`.
     """
+    data = parse_json(text, where)
+    check(data, where)
     try:
-        return pydantic.TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         raise InputError(f"{where}: {_sentence(cls, error.errors(include_url=False)[0])}") from error
 
@@ -59,8 +64,6 @@ def _sentence(cls: type, error: ErrorDetails) -> str:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     field = f"`{field}`" if field else "the file"
     match error["type"]:
-        case "json_invalid":
-            return f"not valid JSON ({error['ctx']['error']}); complete or repair the file."
         case "unexpected_keyword_argument":
             *parents, name = error["loc"]
             known = _fields_at(cls, parents)
@@ -71,12 +74,12 @@ def _sentence(cls: type, error: ErrorDetails) -> str:
         case "value_error":
             return str(error["ctx"]["error"])
         case _:
-            found = json.dumps(error["input"], default=str)
-            found = found if len(found) <= 60 else f"{found[:57]}..."
+            found = brief(json.dumps(error["input"], default=str))
             should = error["msg"].removeprefix("Input ")
             for pydantics, ours in _WORDING.items():
                 should = should.replace(pydantics, ours)
-            return f"{field} is {found}, but {should[0].lower()}{should[1:]}."
+            remedy = "; write it without `_`" if re.fullmatch('"[-+]?[0-9][0-9_]*"', found) and "_" in found else ""
+            return f"{field} is {found}, but {should[0].lower()}{should[1:]}{remedy}."
 
 
 def _fields_at(cls: Any, location: Sequence[str | int]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def test_plain_data_are_read_back_to_an_equal_dataclass() -> None:
         ),
         (
             '{"leaves": [',
-            "not valid JSON (EOF while parsing a list at line 1 column 12); complete or repair the file.",
+            "not valid JSON (expecting value at line 1 column 13); complete or repair the file.",
         ),
     ],
 )

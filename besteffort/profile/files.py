@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from besteffort.documents import read_text
 from besteffort.errors import InputError
 from besteffort.files import write_text
 from besteffort.profile.types import Profile
@@ -33,12 +34,12 @@ def load_profile(name_or_path: str | Path) -> Profile:
         if where in builtin_profiles():
             content = (_BUILTIN / f"{where}.json").read_bytes()
         else:
-            content = Path(where).read_bytes()
-    except FileNotFoundError:
+            content = read_text(where).encode()
+    except InputError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         names = ", ".join(builtin_profiles())
         raise InputError(f"{where}: no such file; give a profile's path or a built-in name: {names}.") from None
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror}); give the path of a profile file.") from None
     from besteffort.validation import from_json
 
     return from_json(Profile, content, where)

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import importlib.resources
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,7 +17,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from annotated_types import Len
 
-from besteffort.errors import InputError
+from besteffort.documents import MOST_YAML_BYTES, check, parse_yaml, read_text
+from besteffort.errors import InputError, brief
 from besteffort.profile import load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
@@ -126,20 +126,9 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds, as plain data.
 
     Raises:
-      InputError: if the file is missing, is not YAML, or repeats a key.
+      InputError: if the file is missing or too large, is not YAML, or repeats a key; see `parse_yaml`.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read it as text ({error}); check the path.") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {error.problem}; mend the YAML.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; mend the YAML.") from error
+    return parse_yaml(read_text(path, MOST_YAML_BYTES), str(path))
 
 
 def from_mapping(cls: type[T], data: Any, where: str) -> T:
@@ -148,8 +137,9 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
     Raises:
       InputError: if the data do not fit.
     """
+    check(data, where)
     refuse_renamed_fields(data, where)
-    return from_json(cls, json.dumps(data, default=str), where)
+    return from_json(cls, json.dumps(data, default=_plain), where)
 
 
 def to_yaml(config: Any) -> str:
@@ -168,16 +158,12 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
         name, _, value = (part.strip() for part in text.partition("="))
         if not (name and value):
             raise InputError(
-                f"`--set {text}` lacks a field or its value; write it like `--set cluster.replicas=2`, and `null` for "
-                "no value."
+                f"`--set {brief(text)}` lacks a field or its value; write it like `--set cluster.replicas=2`, and "
+                "`null` for no value."
             )
         if name in changes:
             raise InputError(f"`--set` gives `{name}` twice; leave one of them out.")
-        try:
-            changes[name] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "unreadable characters"
-            raise InputError(f"`--set {text}`: the value is not YAML ({problem}); mend or quote it.") from error
+        changes[name] = parse_yaml(value, f"`--set {brief(text)}`")
     return changes
 
 
@@ -289,20 +275,6 @@ def _builtin_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses repeated keys, and reads `1e-3` as the number it is in YAML 1.2 and JSON."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"the key `{key.value}` stands twice", key.start_mark)
-                seen.add(key.value)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def _plain(value: Any) -> Any:
+    """A number of NumPy's, a path or anything else that a caller may put among plain data."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -2,7 +2,7 @@
 
 ```yaml
 base: quickstart                      # name of a configuration, or a file
-changes: {training.config.decisions: 500_000}
+changes: {training.config.decisions: 500000}
 axes:
   training.hyper.learning_rate: {log_uniform: [1e-4, 1e-2]}
   training.hyper.discount: [0.9, 1.0]

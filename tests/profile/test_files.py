@@ -131,13 +131,13 @@ def test_json_that_is_no_object(tmp_path: Path, text: str) -> None:
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    assert complaint(tmp_path / "binary.json", b"\x80\x81{").startswith("not valid JSON (")
+    assert complaint(tmp_path / "binary.json", b"\x80\x81{").startswith("cannot read it as text (byte 1 is not UTF-8)")
 
 
 def test_a_name_that_is_neither_file_nor_builtin(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file; .* built-in name: laptop, opt-a100, opt-a100-all\.$"):
         load_profile("opt-b200")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="this is a directory; name a file"):
         load_profile(tmp_path)
 
 

@@ -186,9 +186,9 @@ def test_changes_are_yaml() -> None:
         (["=2"], "lacks a field or its value"),
         (["cluster.replicas="], "`null` for no value"),
         (["a=1", "a=2"], "`--set` gives `a` twice"),
-        (["a=[1"], "the value is not YAML"),
+        (["a=[1"], "`--set a=[1`, line 1: expected ',' or ']'"),
         (["a={b: 1, b: 2}"], "the key `b` stands twice"),
-        (["a=\x00"], "unreadable characters"),
+        (["a=\x00"], r"`--set a=\x00`: unacceptable character"),
     ],
 )
 def test_texts_that_are_no_changes(texts: list[str], words: str) -> None:
