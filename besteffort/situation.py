@@ -10,11 +10,15 @@ import itertools
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Len
+from annotated_types import Interval, Len
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
+from besteffort.observation import FEATURES
 from besteffort.profile import Profile
-from besteffort.ranges import Count, NonNegative, Positive
+from besteffort.ranges import Few, NonNegative, Positive, Tokens
+
+MOST_PLACES = 2**22
+"""Places of the largest cluster: requests that its instances run and let wait."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Cluster:
       network_delay_s: seconds added to every answer.
     """
 
-    replicas: Count = 4
-    max_batch: Count = 32
-    queue_capacity: Annotated[int, Ge(0)] = 32
+    replicas: Few = 4
+    max_batch: Few = 32
+    queue_capacity: Annotated[int, Interval(ge=0, le=2**16)] = 32
     network_delay_s: NonNegative = 0.0
 
 
@@ -77,8 +81,8 @@ class Task:
 
     name: str
     share: NonNegative = 1.0
-    prompt_tokens: tuple[Count, Count] = (64, 192)
-    output_tokens: tuple[Count, Count] = (10, 30)
+    prompt_tokens: tuple[Tokens, Tokens] = (64, 192)
+    output_tokens: tuple[Tokens, Tokens] = (10, 30)
     deadline: Deadline = Deadline()
     weight: Positive = 1.0
     mean_prompt_tokens: Positive | None = None
@@ -137,13 +141,25 @@ class View:
         periodically; 0 reads them at every arrival. Load balancers always see the current ones, and so do estimates,
         which are made from what the gateway itself has sent and received.
       streamed: the gateway counts tokens as they come; otherwise an answer shows nothing before its end.
+
+    Raises:
+      InputError: if a feature is unknown or named twice.
     """
 
     features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
     rate_tau_s: Positive = 2.0
-    rate_lag: Annotated[int, Ge(0)] = 0
+    rate_lag: Annotated[int, Interval(ge=0, le=2**16)] = 0
     batch_refresh_s: NonNegative = 0.0
     streamed: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.features:
+            if name not in FEATURES:
+                raise InputError(
+                    f"`view.features` names `{brief(name)}`, which is no feature; choose from {', '.join(FEATURES)}."
+                )
+            if self.features.count(name) > 1:
+                raise InputError(f"`view.features` names `{name}` twice; name each feature once.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +167,8 @@ class Situation:
     """Profile, cluster, tasks, reward and view: all inputs of a simulation except the requests and the router.
 
     Raises:
-      InputError: if a task is listed twice, all shares are zero, or the profile lacks a task.
+      InputError: if a task is listed twice, all shares are zero, the profile lacks a task, or the cluster has places
+        for more than `MOST_PLACES` requests.
     """
 
     profile: Profile
@@ -170,6 +187,13 @@ class Situation:
         if sum(task.share for task in self.tasks) <= 0:
             raise InputError("Every task has `share` 0; give at least one task a positive share.")
         self.profile.quality_table(names)
+        cluster, models = self.cluster, len(self.profile.models)
+        places = cluster.replicas * models * (cluster.max_batch + cluster.queue_capacity)
+        if places > MOST_PLACES:
+            raise InputError(
+                f"`cluster` has places for {places:,} requests, `replicas` x {models} models x (`max_batch` + "
+                f"`queue_capacity`); lower one of these, to {MOST_PLACES:,} places at most."
+            )
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from annotated_types import Ge, Len
+from annotated_types import Interval, Len
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.learning.evolution import SMALLEST_POPULATION
-from besteffort.ranges import Count, NonNegative, Positive, Seed
+from besteffort.ranges import Few, Length, Load, NonNegative, Positive, Seed
 from besteffort.workload.config import Markov, Synthetic
+
+_MOST_REQUESTS = 10**8  # of all lists, which are kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +33,16 @@ class EvaluationConfig:
         starts at 0, by default. Of a trace at most a tenth of the list.
     """
 
-    loads: Annotated[tuple[Positive, ...], Len(1)] = (0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+    loads: Annotated[tuple[Load, ...], Len(1)] = (0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
     burst: Synthetic = dataclasses.field(default_factory=lambda: Markov(loads=(0.5, 4.0), dwell_s=(4.0, 2.0)))
-    trace_loads: Annotated[tuple[Positive, ...], Len(1)] = (0.5, 1.0, 2.0, 4.0)
+    trace_loads: Annotated[tuple[Load, ...], Len(1)] = (0.5, 1.0, 2.0, 4.0)
     seed: Seed = 1_000
-    seeds: Count = 5
-    requests: Annotated[int, Ge(2)] = 40_000
-    tuning_seeds: Count = 1
-    tuning_requests: Annotated[int, Ge(2)] = 20_000
-    tuning_generations: Count = 10
-    tuning_population: Annotated[int, Ge(SMALLEST_POPULATION)] = 16
+    seeds: Few = 5
+    requests: Length = 40_000
+    tuning_seeds: Few = 1
+    tuning_requests: Length = 20_000
+    tuning_generations: Few = 10
+    tuning_population: Annotated[int, Interval(ge=SMALLEST_POPULATION, le=2**16)] = 16
     window_s: Positive = 1.0
     warm_up_s: NonNegative = 6.0
 
@@ -49,8 +51,14 @@ class EvaluationConfig:
             loads = getattr(self, field)
             if not loads or not min(loads) > 0 or list(loads) != sorted(set(loads)):
                 raise InputError(
-                    f"Evaluation: `{field}` is {list(loads)}; give positive loads, each once, smallest first."
+                    f"Evaluation: `{field}` is {brief(list(loads))}; give positive loads, each once, smallest first."
                 )
+        drawn = len(self.loads) * (self.seeds * self.requests + self.tuning_seeds * self.tuning_requests)
+        if drawn > _MOST_REQUESTS:
+            raise InputError(
+                f"Evaluation: `loads`, `seeds`, `requests` and those of the tuning come to {drawn:,} requests; lower "
+                f"one of them, to {_MOST_REQUESTS:,} at most."
+            )
 
     @property
     def judging_seeds(self) -> range:

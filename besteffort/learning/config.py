@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-from annotated_types import Ge, Interval, Len
+from annotated_types import Interval, Len
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.learning.evolution import SMALLEST_POPULATION
-from besteffort.ranges import Count, NonNegative, Positive
+from besteffort.ranges import Count, Few, Length, Number, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,13 @@ class DQNConfig:
       InputError: if `buffer_length` is not a multiple of `rollout_length`, or too short for `min_age` or `n_step`.
     """
 
-    hidden_sizes: Annotated[tuple[Count, ...], Len(1)] = (64, 64)
-    num_envs: Count = 128
+    hidden_sizes: Annotated[tuple[Few, ...], Len(1, 64)] = (64, 64)
+    num_envs: Few = 128
     rollout_length: Count = 128
     updates_per_rollout: Count = 128
     batch_size: Count = 512
     buffer_length: Count = 1024
-    min_age: Annotated[int, Ge(0)] = 0
+    min_age: Number = 0
     decisions: Count = 2_097_152
     log_interval: Count = 8
     loss: Literal["huber", "l2"] = "l2"
@@ -60,7 +60,7 @@ class DQNConfig:
     baseline: bool = True
     credit: Literal["own", "marginal"] = "marginal"
     double: bool = True
-    ensemble_size: Count = 4
+    ensemble_size: Few = 4
 
     def __post_init__(self) -> None:
         if self.buffer_length % self.rollout_length:
@@ -155,33 +155,33 @@ class SearchConfig:
       attainment: SLO attainment that `slo` asks for.
     """
 
-    generations: Count = 8
-    population: Annotated[int, Ge(SMALLEST_POPULATION)] = 16
-    lists: Count = 2
-    requests: Annotated[int, Ge(2)] = 12_000
+    generations: Few = 8
+    population: Annotated[int, Interval(ge=SMALLEST_POPULATION, le=2**16)] = 16
+    lists: Few = 2
+    requests: Length = 12_000
     spread: Positive = 1.0
     objective: ObjectiveName = "reward"
     window_s: Positive = 1.0
     peak_share: Annotated[float, Interval(gt=0, le=1)] = 0.96
-    alpha: NonNegative = 1.0
+    alpha: Annotated[float, Interval(ge=0, le=100)] = 1.0
     attainment: Annotated[float, Interval(ge=0, lt=1)] = 0.95
 
 
 _RANGES = {
-    "learning_rate": (0.0, math.inf),
-    "learning_rate_end": (0.0, math.inf),
+    "learning_rate": (0.0, 1e3),
+    "learning_rate_end": (0.0, 1e3),
     "learning_rate_decay": (1, 2**31 - 1),
     "epsilon_start": (0.0, 1.0),
     "epsilon_end": (0.0, 1.0),
     "epsilon_decay": (1, 2**31 - 1),
     "epsilon_spread": (0.0, 1.0),
     "discount": (0.0, 1.0),
-    "horizon_s": (1e-9, math.inf),
+    "horizon_s": (1e-9, 1e9),
     "target_interval": (1, 2**31 - 1),
     "tau": (0.0, 1.0),
     "average_power": (0.0, 1e9),
-    "huber_delta": (1e-12, math.inf),
-    "max_grad_norm": (1e-12, math.inf),
+    "huber_delta": (1e-12, 1e9),
+    "max_grad_norm": (1e-12, 1e9),
 }
 
 
@@ -196,7 +196,9 @@ def check(config: DQNConfig, hyper: DQNHyperparams, history: int) -> None:
     for name, (low, high) in _RANGES.items():
         values = np.asarray(getattr(hyper, name), dtype=float)
         if not (np.isfinite(values) & (low <= values) & (values <= high)).all():
-            raise InputError(f"Training: `{name}` is {getattr(hyper, name)}; give numbers from {low:g} to {high:g}.")
+            raise InputError(
+                f"Training: `{name}` is {brief(getattr(hyper, name))}; give numbers from {low:g} to {high:g}."
+            )
     per_update = config.decisions_per_rollout / config.updates_per_rollout
     if np.min(hyper.target_interval) < per_update:
         raise InputError(

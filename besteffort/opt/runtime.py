@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from besteffort.device import check_fits
 from besteffort.errors import InputError
 from besteffort.opt import model as opt
-from besteffort.opt.memory import cache_bytes, check_fits
+from besteffort.opt.memory import cache_bytes
 from besteffort.opt.sampling import GREEDY, Rules, Sampling, choose
 from besteffort.opt.weights import Model
 

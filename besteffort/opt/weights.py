@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from besteffort.device import check_fits
 from besteffort.errors import InputError
 from besteffort.opt.config import OPTConfig, published, read_config
 from besteffort.opt.hub import fetch_config, fetch_weights
-from besteffort.opt.memory import check_fits, weight_bytes
+from besteffort.opt.memory import weight_bytes
 from besteffort.opt.model import OPT, Params
 
 FORMATS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")

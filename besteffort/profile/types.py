@@ -16,12 +16,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 
 # Read by pydantic: no unknown fields, no silent conversions, no NaN.
 _STRICT: dict[str, object] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 Points = tuple[tuple[int, float], ...]
+
+_LONGEST_S = 1e6
+_MOST_TOKENS = 2**40
+_MOST_AT_ONCE = 2**24
+_MOST_NAMED = 1_000
+_LONGEST_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +101,20 @@ class ModelProfile:
         _check_points(self.name, "decode", "batch size", self.decode)
         _check_points(self.name, "prefill", "prompt tokens", self.prefill)
         for factor in self.slowdown:
-            if not (math.isfinite(factor) and factor >= 1):
-                raise InputError(f"Model `{self.name}`: `slowdown` has {factor:g}; give factors of at least 1.")
-        if not (math.isfinite(self.context_cost_s) and self.context_cost_s >= 0):
+            if not 1 <= factor <= _LONGEST_S:
+                raise InputError(
+                    f"Model `{self.name}`: `slowdown` has {factor:g}; give factors of at least 1 and up to "
+                    f"{_LONGEST_S:g}."
+                )
+        if not 0 <= self.context_cost_s <= _LONGEST_S:
             raise InputError(
-                f"Model `{self.name}`: `context_cost_s` is {self.context_cost_s:g}; give seconds per token, at least 0."
+                f"Model `{self.name}`: `context_cost_s` is {self.context_cost_s:g}; give seconds per token, at least 0 "
+                f"and at most {_LONGEST_S:g}."
             )
-        if self.cache_tokens is not None and self.cache_tokens < 1:
+        if self.cache_tokens is not None and not 1 <= self.cache_tokens <= _MOST_TOKENS:
             raise InputError(
-                f"Model `{self.name}`: `cache_tokens` is {self.cache_tokens}; give a positive number, or null for none."
+                f"Model `{self.name}`: `cache_tokens` is {brief(self.cache_tokens)}; give a positive number of at most "
+                f"{_MOST_TOKENS:,}, or null for no limit."
             )
 
 
@@ -289,8 +300,13 @@ def _check_points(model: str, field: str, unit: str, points: Points) -> None:
     if not points or points[0][0] != 1:
         raise InputError(f"{where} must begin with a point at {unit} 1; add it.")
     for x, seconds in points:
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise InputError(f"{where} has {seconds:g} s at {unit} {x}; give a positive number of seconds.")
+        if not 0 < seconds <= _LONGEST_S:
+            raise InputError(
+                f"{where} has {seconds:g} s at {unit} {brief(x)}; give a positive number of seconds, up "
+                f"to {_LONGEST_S:g}."
+            )
+        if x > _MOST_AT_ONCE:
+            raise InputError(f"{where} has a point at {unit} {brief(x)}; give points up to {_MOST_AT_ONCE:,}.")
     for (x, seconds), (next_x, next_seconds) in itertools.pairwise(points):
         if next_x <= x:
             raise InputError(f"{where} goes from {unit} {x} to {next_x}; sort its points by {unit} and give each once.")
@@ -304,9 +320,15 @@ def _check_points(model: str, field: str, unit: str, points: Points) -> None:
 def _check_names(field: str, names: tuple[str, ...]) -> None:
     if not names:
         raise InputError(f"`{field}` is empty; list at least one.")
+    if len(names) > _MOST_NAMED:
+        raise InputError(f"`{field}` lists {len(names):,}; list at most {_MOST_NAMED:,}.")
     for name in names:
         if not name:
             raise InputError(f"`{field}` has an entry without a name; name it.")
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise InputError(
+                f"`{field}` has the name `{brief(name)}`; give one of at most {_LONGEST_NAME} printable characters."
+            )
         if names.count(name) > 1:
             raise InputError(f"`{field}` lists `{name}` twice; list it once.")
 

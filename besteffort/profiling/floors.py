@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from besteffort.device import free_bytes
 from besteffort.opt.config import OPTConfig
-from besteffort.opt.memory import free_bytes
 
 _READ_BYTES = 2**30
 _SIDES = (1024, 2048, 4096, 8192, 16384)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Interval
 
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.learning.config import DQNConfig, DQNHyperparams, SearchConfig, check
-from besteffort.ranges import Count, Seed
+from besteffort.ranges import Count, Few, Seed
 from besteffort.runs.config import (
     CHANGES,
     SituationConfig,
@@ -50,14 +52,14 @@ class TrainingConfig:
 
     workload: WorkloadConfig = dataclasses.field(default_factory=RandomRates)
     seed: Seed = 0
-    seeds: Count = 1
+    seeds: Few = 1
     method: Method = "dqn"
     start: Path | None = None
     history: Count = 1024
     config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
     hyper: dict[str, int | float] = dataclasses.field(default_factory=dict)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    selection_requests: Count = 20_000
+    selection_requests: Annotated[int, Interval(ge=1, le=10**7)] = 20_000
 
     def __post_init__(self) -> None:
         known = [field.name for field in dataclasses.fields(DQNHyperparams)]

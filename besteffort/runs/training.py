@@ -23,6 +23,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Key
 
+from besteffort.device import check_fits
 from besteffort.errors import InputError
 from besteffort.estimates.rule import Rule
 from besteffort.evaluation.config import EvaluationConfig
@@ -32,7 +33,7 @@ from besteffort.files import write_text
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import values_at
 from besteffort.learning.train import Progress, train
-from besteffort.observation import VALUE, Feature, default_features
+from besteffort.observation import VALUE, Feature, default_features, input_size
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_config, to_yaml
@@ -131,6 +132,7 @@ def make_training_problem(
                     f"{training.start}: the policy holds {given} network(s), but `training.config.ensemble_size` is "
                     f"{wanted}; set it to the policy's number."
                 )
+            _check_memory(situation, training, policy.features)
             return TrainingProblem(situation, workload, policy.features, training, policy.weights, rule)
     cluster = situation.cluster
     features = default_features(
@@ -144,11 +146,32 @@ def make_training_problem(
         typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
         largest_weight=float(situation.weights.max()),
     )
+    _check_memory(situation, training, features)
     if training.method == "dqn" and VALUE not in situation.view.features:
         rule = None
     elif rule is None and VALUE in situation.view.features:
         rule = rule_for(situation)
     return TrainingProblem(situation, workload, features, training, rule=rule)
+
+
+def _check_memory(situation: Situation, training: TrainingConfig, features: tuple[Feature, ...]) -> None:
+    """Checks that what a training holds for certain fits: the replay buffer, and the places of the environments.
+
+    Raises:
+      InputError: if it does not.
+    """
+    if training.method != "dqn":
+        return
+    config, cluster = training.config, situation.cluster
+    places = cluster.replicas * len(situation.profile.models) * (cluster.max_batch + cluster.queue_capacity)
+    numbers = config.buffer_length * (input_size(features) + 4) + training.history + places
+    networks = training.seeds * config.ensemble_size
+    check_fits(
+        f"Training {networks:,} networks in {config.num_envs:,} environments each",
+        networks * config.num_envs * numbers * 4,
+        "lower `training.seeds`, or `ensemble_size`, `num_envs` or `buffer_length` of `training.config`, "
+        "`training.history` or the cluster",
+    )
 
 
 def load_training_problem(

@@ -29,7 +29,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.learning.config import check
-from besteffort.ranges import Count, Seed
+from besteffort.ranges import Few, Seed
 from besteffort.runs.config import (
     CHANGES,
     apply_changes,
@@ -149,8 +149,8 @@ class SweepConfig:
     base: str
     axes: dict[str, Axis]
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    samples: Count = 1
-    seeds: Count | None = None
+    samples: Few = 1
+    seeds: Few | None = None
     seed: Seed = 0
     judge: Judging = Judging()
 

@@ -10,11 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval, Len
+from annotated_types import Interval, Len
 from pydantic import Discriminator
 
 from besteffort.errors import InputError
-from besteffort.ranges import NonNegative, Positive
+from besteffort.ranges import Load, NonNegative, Positive, Seed
 from besteffort.situation import Situation
 from besteffort.workload import arrivals, rescale, traces
 from besteffort.workload.deadline_factors import DeadlineFactors, deadline_factors
@@ -23,6 +23,8 @@ from besteffort.workload.readers import READERS, MafOptions, ServeGenOptions
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from besteffort.workload.trace_workload import ReplayWorkload, replay
+
+_LoadOrNone = Annotated[float, Interval(ge=0, le=1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Poisson(SyntheticConfig):
     """Poisson arrivals at a constant `load`."""
 
     kind: Literal["poisson"] = "poisson"
-    load: Positive
+    load: Load
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.Poisson(self.load * capacity)
@@ -99,7 +101,7 @@ class Steps(SyntheticConfig):
     """
 
     kind: Literal["steps"] = "steps"
-    loads: Annotated[tuple[NonNegative, ...], Len(1)]
+    loads: Annotated[tuple[_LoadOrNone, ...], Len(1)]
     starts_s: tuple[NonNegative, ...]
     period_s: Positive | None = None
     random_start: bool = False
@@ -113,7 +115,7 @@ class Markov(SyntheticConfig):
     """Markov-modulated Poisson arrivals: each state's load and mean dwell time."""
 
     kind: Literal["markov"] = "markov"
-    loads: Annotated[tuple[NonNegative, ...], Len(2)]
+    loads: Annotated[tuple[_LoadOrNone, ...], Len(2)]
     dwell_s: Annotated[tuple[Positive, ...], Len(2)]
 
     def process(self, capacity: float) -> arrivals.Arrivals:
@@ -125,8 +127,8 @@ class Gamma(SyntheticConfig):
     """A renewal process with Gamma gaps of the given coefficient of variation."""
 
     kind: Literal["gamma"] = "gamma"
-    load: Positive
-    cv: Positive
+    load: Load
+    cv: Annotated[float, Interval(ge=1e-3, le=1e3)]
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.GammaRenewal(self.load * capacity, self.cv)
@@ -137,8 +139,8 @@ class Square(SyntheticConfig):
     """Poisson arrivals at `high` load for the first `duty` share of each period, at `low` load for the rest."""
 
     kind: Literal["square"] = "square"
-    low: NonNegative
-    high: Positive
+    low: _LoadOrNone
+    high: Load
     period_s: Positive
     duty: Annotated[float, Interval(gt=0, lt=1)] = 0.5
     random_start: bool = False
@@ -162,11 +164,11 @@ class RandomRates(SyntheticConfig):
     """
 
     kind: Literal["random_rates"] = "random_rates"
-    low: Positive = 0.05
-    high: Positive = 24.0
+    low: Load = 0.05
+    high: Load = 24.0
     dwell_requests: Positive = 12_000.0
     burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.5
-    burst_factor: Positive = 4.0
+    burst_factor: Load = 4.0
     burst_requests: Positive = 1000.0
 
     def process(self, capacity: float) -> arrivals.Arrivals:
@@ -201,9 +203,9 @@ class Trace:
     path: Path
     format: str | None = None
     window_s: tuple[NonNegative, Positive] | None = None
-    load: Positive | None = None
+    load: Load | None = None
     start: Literal["random", "first"] = "random"
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     maf: MafOptions = dataclasses.field(default_factory=MafOptions)
     servegen: ServeGenOptions = dataclasses.field(default_factory=ServeGenOptions)
 
