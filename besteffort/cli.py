@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import io
 import itertools
+import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
+from annotated_types import Interval
 
+from besteffort import interrupts
 from besteffort.console import (
     Answer,
     Flag,
     Output,
-    drop_output,
+    exit_statuses,
     program_bars,
     streams_restored,
     training_bars,
 )
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.files import os_errors_as_input_errors
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.version import __version__
@@ -70,6 +75,9 @@ class Changes:
 SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
 SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
 
+FEW = Interval(ge=1, le=2**16)
+LOAD = Interval(ge=1e-6, le=1e6)
+
 Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _metavar("TRACKER"), tyro.conf.UseAppendAction]
 Traces = Annotated[tuple[Path, ...], tyro.conf.arg(name="trace", metavar="FILE"), tyro.conf.UseAppendAction]
 Models = Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]", help_behavior_hint="(required)")]
@@ -79,8 +87,8 @@ Config = Annotated[str, _metavar("CONFIG")]
 MaybeConfig = Annotated[str | None, _optional("CONFIG")]
 MaybeProfile = Annotated[str | None, _optional("PROFILE")]
 MaybeFile = Annotated[Path | None, _optional("FILE")]
-MaybeCount = Annotated[int | None, _optional("N")]
-MaybeNumber = Annotated[float | None, _optional("X")]
+MaybeCount = Annotated[int | None, _optional("N"), FEW]
+MaybeLoad = Annotated[float | None, _optional("X"), LOAD]
 Kind = Literal["configurations", "profiles", "routers", "experiments", "sweeps"]
 
 
@@ -90,6 +98,7 @@ def quickstart(
     profile: MaybeProfile = None,
     config: MaybeConfig = None,
     no_training: Flag = False,
+    resume: Flag = False,
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -103,19 +112,20 @@ def quickstart(
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
         `quickstart`.
       no_training: judge the policy that needs no training, and train none.
+      resume: continue the quickstart in `--out`, which was interrupted, with the same settings.
       changes: options that change the configuration.
       output: options on what is printed.
     """
-    from besteffort.files import create_run_directory
     from besteffort.runs.config import config_names
     from besteffort.runs.experiment import load_run
     from besteffort.runs.quickstart import make_plan, quickstart
 
+    _check(out, "quickstart", resume)
     if config is None:
         config = profile if profile in config_names() else "quickstart"
     answer = Answer("quickstart", output)
     plan = make_plan(*load_run(config, profile=profile, **changes.arguments()), trace, training=not no_training)
-    create_run_directory(out)
+    _begin(out, "quickstart", resume)
     with training_bars(output) as progress:
         outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
@@ -155,25 +165,23 @@ def train(
       output: options on what is printed.
     """
     from besteffort.evaluation.judging import read_halves
-    from besteffort.files import create_run_directory
     from besteffort.runs.experiment import load_run
     from besteffort.runs.trackers import check_trackers
     from besteffort.runs.training import make_training_problem, run_training
 
+    _check(out, "train", resume)
     answer = Answer("train", output)
     check_trackers(track)
     run, situation = load_run(config, **changes.arguments())
     given: dict[str, Any] = {"seeds": seeds, "start": start}
     training = dataclasses.replace(run.training, **{k: v for k, v in given.items() if v is not None})
-    if training.seeds < 1:
-        raise InputError(f"`--seeds` is {training.seeds}; give at least 1.")
     lengths = None
     if trace is not None:
         (half,) = read_halves([trace], situation, [run.evaluation.seed])
         lengths = half.first[0]
         answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)
-    create_run_directory(out, resume=resume)
+    _begin(out, "train", resume)
     with training_bars(output) as progress:
         run_training(run, problem, out, progress=progress(out.name, problem), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
@@ -188,11 +196,11 @@ def sweep(
     out: Directory,
     resume: Flag = False,
     workers: MaybeCount = None,
-    together: Annotated[int, _metavar("N")] = 64,
+    together: Annotated[int, _metavar("N"), FEW] = 64,
     backend: Literal["local", "ray"] = "local",
     address: Annotated[str | None, _optional("ADDRESS")] = None,
-    cpus: Annotated[int, _metavar("N")] = 1,
-    gpus: Annotated[float, _metavar("X")] = 0.0,
+    cpus: Annotated[int, _metavar("N"), FEW] = 1,
+    gpus: Annotated[float, _metavar("X"), Interval(ge=0, le=1024)] = 0.0,
     early_stopping: Flag = False,
     track: Trackers = (),
     changes: SharedChanges = Changes(),
@@ -221,11 +229,10 @@ def sweep(
     from besteffort.sweep.plan import load_sweep, make_plan
     from besteffort.sweep.run import run_sweep
 
+    _check(out, "sweep", resume)
     answer = Answer("sweep", output)
     # This process only plans, and leaves an accelerator to the programs.
     jax.config.update("jax_platforms", "cpu")
-    if workers is not None and workers < 1:
-        raise InputError(f"`--workers` is {workers}; give at least 1.")
     on: Local | Ray = Local(workers)
     if backend == "ray":
         on = Ray(address, cpus, gpus, EarlyStopping() if early_stopping else None)
@@ -235,8 +242,9 @@ def sweep(
             "them out."
         )
     plan = make_plan(load_sweep(file, **changes.arguments()), where=file, together=together)
+    _begin(out, "sweep", resume)
     with program_bars(len(plan.programs), output) as progress:
-        board = run_sweep(plan, out, resume=resume, on=on, track=track, progress=progress)
+        board = run_sweep(plan, out, resume=True, on=on, track=track, progress=progress)
     answer.table(board.table, board.brief)
     if board.unfinished:
         answer.note(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
@@ -251,7 +259,8 @@ def evaluate(
     out: Directory,
     config: Config = "paper",
     trace: Traces = (),
-    loads: Annotated[tuple[float, ...] | None, _optional("X [X ...]")] = None,
+    loads: Annotated[tuple[float, ...] | None, _optional("X [X ...]"), LOAD] = None,
+    resume: Flag = False,
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -263,15 +272,16 @@ def evaluate(
       config: situation to judge in, and how: a name or a YAML file.
       trace: trace to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
+      resume: continue the evaluation in `--out`, which was interrupted; what was tuned is not tuned again.
       changes: options that change the configuration.
       output: options on what is printed.
     """
     from besteffort.evaluation.judging import read_halves
     from besteffort.evaluation.results import evaluate as evaluate_policy
-    from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
     from besteffort.runs.experiment import load_run
 
+    _check(out, "evaluate", resume)
     answer = Answer("evaluate", output)
     run, situation = load_run(config, **changes.arguments())
     loaded = load_policy(policy, situation)
@@ -279,7 +289,7 @@ def evaluate(
     if loads is not None:
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
     halves = read_halves(trace, situation, judging.judging_seeds)
-    create_run_directory(out)
+    _begin(out, "evaluate", resume)
     for half in halves:
         answer.note(str(half.info))
     if (own := loaded.situation.profile).digest() != situation.profile.digest():
@@ -301,7 +311,8 @@ def diagnose(
     config: Config = "paper",
     profile: MaybeProfile = None,
     trace: MaybeFile = None,
-    load: Annotated[float, _metavar("X")] = 1.0,
+    load: Annotated[float, _metavar("X"), LOAD] = 1.0,
+    resume: Flag = False,
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -314,21 +325,22 @@ def diagnose(
       profile: built-in profile or profile file, instead of the configuration's.
       trace: trace to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
+      resume: continue the diagnosis in `--out`, which was interrupted; what was tuned is not tuned again.
       changes: options that change the configuration.
       output: options on what is printed.
     """
     from besteffort.diagnosis import diagnose
     from besteffort.evaluation.judging import read_halves
-    from besteffort.files import create_run_directory
     from besteffort.policy import load_policy
     from besteffort.runs.experiment import load_run
 
+    _check(out, "diagnose", resume)
     answer = Answer("diagnose", output)
     run, situation = load_run(config, profile=profile, **changes.arguments())
     loaded = load_policy(policy, situation)
     judging = run.evaluation
     halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
-    create_run_directory(out)
+    _begin(out, "diagnose", resume)
     for half in halves:
         answer.note(str(half.info))
     with answer.status("Diagnosing"):
@@ -348,8 +360,8 @@ def simulate(
     out: Directory,
     config: Config = "paper",
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=X [NAME=X ...]", help_behavior_hint="")] = (),
-    load: MaybeNumber = None,
-    seed: Annotated[int, _metavar("N")] = 0,
+    load: MaybeLoad = None,
+    seed: Annotated[int, _metavar("N"), Interval(ge=0, le=2**31 - 1)] = 0,
     backend: Literal["jax", "reference"] = "jax",
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
@@ -368,11 +380,12 @@ def simulate(
       changes: options that change the situation.
       output: options on what is printed.
     """
-    from besteffort.files import create_run_directory
+    from besteffort.files import check_run_directory, create_run_directory
     from besteffort.runs.config import load_situation
     from besteffort.runs.playing import read_list, router_named, write_result
     from besteffort.simulator.simulate import simulate as simulate_list
 
+    check_run_directory(out, "simulate")
     answer = Answer("simulate", output)
     listed, situation, info = read_list(requests, load_situation(config, **changes.arguments()), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
@@ -485,9 +498,9 @@ def profile_measure(
     models: tyro.conf.Positional[Models],
     out: NewFile,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: Annotated[int, _metavar("N")] = 32,
-    context: Annotated[int, _metavar("N")] = 512,
-    repeats: Annotated[int, _metavar("N")] = 15,
+    max_batch: Annotated[int, _metavar("N"), FEW] = 32,
+    context: Annotated[int, _metavar("N"), Interval(ge=1, le=2**22)] = 512,
+    repeats: Annotated[int, _metavar("N"), FEW] = 15,
     qualities: Annotated[str | None, _optional("FILE")] = None,
     resume: Flag = False,
     output: SharedOutput = Output(),
@@ -539,10 +552,10 @@ def profile_quality(
     examples: Annotated[tuple[Path, ...], _metavar("FILE"), tyro.conf.UseAppendAction] = (),
     into: MaybeProfile = None,
     metric: Annotated[tuple[str, ...], _metavar("TASK=METRIC"), tyro.conf.UseAppendAction] = (),
-    shots: MaybeCount = None,
-    limit: MaybeCount = None,
+    shots: Annotated[int | None, _optional("N"), Interval(ge=0, le=2**16)] = None,
+    limit: Annotated[int | None, _optional("N"), Interval(ge=1, le=2**31 - 1)] = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    max_batch: Annotated[int, _metavar("N")] = 8,
+    max_batch: Annotated[int, _metavar("N"), FEW] = 8,
     output: SharedOutput = Output(),
 ) -> Answer:
     """Measure what OPT models give on tasks, with lm-evaluation-harness.
@@ -684,15 +697,30 @@ the version. README.md, docs/ and ARCHITECTURE.md in the repository say more.
 _SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 
+def _check(out: Path, kind: str, resume: bool) -> None:
+    """Checks a run's directory before any work is done; errors as `begin_run`."""
+    from besteffort.files import check_run_directory
+
+    check_run_directory(out, kind, resume=resume)
+
+
+def _begin(out: Path, kind: str, resume: bool) -> None:
+    """Begins or resumes a run, and says what an interrupt leaves; errors as `begin_run`."""
+    from besteffort.files import begin_run
+
+    begin_run(out, kind, resume=resume)
+    interrupts.advise(f"what was written stays in {out}, and the same command with `--resume` goes on from there")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 2 for a user's mistake, 130 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        print(f"besteffort {__version__}")
-        return 0
-    if "jax" not in sys.modules:
-        set_up_compilation()
-    try:
+    with _runs_left(), exit_statuses("besteffort") as ended:
+        if given == ["--version"]:
+            print(f"besteffort {__version__}")
+            return _flushed()
+        if "jax" not in sys.modules:
+            set_up_compilation()
         with streams_restored():
             if given and given[0] in ("--tyro-print-completion", "--tyro-write-completion"):
                 _print_completion(given)
@@ -702,16 +730,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 answer = _run(given)
                 if answer is not None:
                     answer.finish()
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"besteffort: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("besteffort: interrupted; what was written stays.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        drop_output()
-        return 1
+        return _flushed()
+    return ended.status
+
+
+@contextlib.contextmanager
+def _runs_left() -> Iterator[None]:
+    """Lets other processes into the directories of the command's runs at its end."""
+    try:
+        yield
+    finally:
+        if "besteffort.files" in sys.modules:
+            sys.modules["besteffort.files"].leave_runs()
+
+
+def _flushed() -> int:
+    sys.stdout.flush()
     return 0
 
 
@@ -729,14 +763,108 @@ def _run(given: Sequence[str]) -> Answer | None:
         calls["reproduce"] = _reproduce_command()
     for documented in (*calls.values(), *(command.call for command in COMMANDS.values()), Changes, Output):
         _join_lines(documented)
-    answer: Answer | None = tyro.extras.subcommand_cli_from_dict(
-        calls,
-        prog="besteffort",
-        description=_DESCRIPTION,
-        args=given,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return answer
+    told = io.StringIO()
+    try:
+        helps = {"-h", "--help"} & set(given)
+        with contextlib.redirect_stderr(told), contextlib.nullcontext() if helps else _wide():
+            todo: Callable[[], Answer | None] = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(call) for name, call in calls.items()},
+                prog="besteffort",
+                description=_DESCRIPTION,
+                args=given,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as leaving:
+        if leaving.code == 2:
+            raise InputError(_mistake(told.getvalue(), given)) from None
+        sys.stderr.write(told.getvalue())
+        raise
+    return todo()
+
+
+def _later(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What parses as `call` does, and returns a function that checks the numbers of the options and then calls it."""
+    if getattr(call, "group", False):
+        return call
+
+    @functools.wraps(call)
+    def parsed(*values: Any, **options: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            _check_numbers(call, options)
+            return call(*values, **options)
+
+        return run
+
+    return parsed
+
+
+def _check_numbers(call: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Checks options against the intervals of their annotations.
+
+    Raises:
+      InputError: naming the option and its interval.
+    """
+    for name, hint in typing.get_type_hints(call, include_extras=True).items():
+        for interval in (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Interval)):
+            given = options.get(name)
+            for number in given if isinstance(given, tuple) else () if given is None else (given,):
+                if not interval.ge <= number <= interval.le:
+                    option = f"--{name.replace('_', '-')}"
+                    low, high = (
+                        f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (interval.ge, interval.le)
+                    )
+                    raise InputError(f"`{option}` is {brief(number)}; give a number from {low} to {high}.")
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """Lets tyro write its messages without breaking lines."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _mistake(box: str, given: Sequence[str]) -> str:
+    """The sentence in place of tyro's box about words that do not parse."""
+    from besteffort.validation import did_you_mean
+
+    inside = [line.strip("│|+╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    # The heading stands in the first rule or above it, remarks below the next one.
+    rules = [index for index, line in enumerate(inside) if line.endswith(("──", "--"))]
+    lines = inside[rules[0] + 1 : rules[1] if len(rules) > 1 else None] if rules else inside
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+    name = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in (*COMMANDS, *GROUPS)), "")
+    command = f"besteffort {name}".strip()
+    text = " ".join(line for line in lines if line)
+    remedy = f"`{command} --help` says what there is"
+    if found := re.match(r"Unrecognized options: (.*)", text):
+        unknown = found[1].split(", ")[0]
+        known = [*COMMANDS] if not name else sorted(_options_of(name))
+        if name in GROUPS:
+            known = [one.removeprefix(f"{name} ") for one in COMMANDS if one.startswith(f"{name} ")]
+        what = "command" if name in ("", *GROUPS) else "option"
+        return f"There is no {what} `{brief(unknown)}`{did_you_mean(unknown, known)}; {remedy}."
+    if text.startswith("Expected one of"):
+        return f"`{command}` lacks a command of its own; add it, {remedy}."
+    if text.startswith("Missing from"):
+        lacking = [line.split("  ")[0].strip() for line in lines if re.match(r"(--[\w-]+|[A-Z]{2,}|\{)", line)]
+        return f"`{command}` lacks {' and '.join(map(brief, lacking)) or 'a command'}; add it, {remedy}."
+    if found := re.match(r"Error parsing ([^:]+): .*?from \[(.*?)\]", text):
+        kind = "a whole number" if "int" in text else "a number"
+        return f"`{found[1]}` is {brief(found[2])}, but should be {kind}; {remedy}."
+    return f"{text.rstrip('.')}; {remedy}."
+
+
+def _options_of(name: str) -> list[str]:
+    """The options of a command, as they are written."""
+    known = COMMANDS.get(name)
+    return [f"--{each.replace('_', '-')}" for each in inspect.signature(known.call).parameters] if known else []
 
 
 def _join_lines(documented: Any) -> None:
@@ -746,12 +874,15 @@ def _join_lines(documented: Any) -> None:
 
 def _group(description: str, commands: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """A command that does nothing but hold others."""
-    options = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=call)] for name, call in commands.items()]
+    options = [
+        Annotated[Any, tyro.conf.subcommand(name=name, constructor=_later(call))] for name, call in commands.items()
+    ]
     one_of: Any = Union.__getitem__((*options, Annotated[None, tyro.conf.Suppress]))  # tyro needs two or more
 
     def group(command: Any) -> Any:
         return command
 
+    group.group = True  # type: ignore[attr-defined]
     group.__doc__ = description
     group.__annotations__["command"] = Annotated[one_of, tyro.conf.arg(name="")]
     return group

@@ -11,12 +11,13 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from besteffort import interrupts
+from besteffort.errors import InputError
 from besteffort.files import jsonable
 from besteffort.version import __version__
 
@@ -150,6 +153,66 @@ class Answer:
             _console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+@dataclasses.dataclass
+class Ended:
+    """How a block ended.
+
+    Attributes:
+      status: the exit status.
+    """
+
+    status: int = 0
+
+
+@contextmanager
+def exit_statuses(name: str) -> Iterator[Ended]:
+    """Turns what ends a block early into a sentence on standard error, after the name of the program, and a status.
+
+    The status is 2 for a user's mistake and for what the machine lacks, 130 for an interrupt, and 1 if the reader of
+    standard output has left. Any other exception is a defect of ours, and passes.
+    """
+    ended = Ended()
+    said = ""
+    try:
+        with interrupts.handled(name):
+            yield ended
+    except InputError as error:
+        ended.status, said = 2, f"{name}: {error}"
+    except KeyboardInterrupt:
+        ended.status, said = interrupts.STATUS, interrupts.last_words(name)
+    except BrokenPipeError:
+        ended.status = 1
+        drop_output()
+    except (OSError, MemoryError, RuntimeError) as error:
+        lacking = _lacking(error)
+        if not lacking:
+            raise
+        ended.status, said = 2, f"{name}: {InputError(lacking)}"
+        if isinstance(error, OSError):
+            drop_output()
+    if said:
+        with suppress(OSError):
+            sys.stderr.write(f"{said}\n")
+            sys.stderr.flush()
+
+
+def _lacking(error: OSError | MemoryError | RuntimeError) -> str:
+    """What the machine lacks, by an exception that tells of it; empty for any other."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return "The memory does not suffice; ask for less at a time, or use a machine with more."
+    if isinstance(error, OSError):
+        where = error.filename if isinstance(error.filename, str) else "standard output"
+        reason = (error.strerror or text).lower()
+        return f"{where}: cannot use it, {reason}; mend that or choose another place."
+    if found := re.search("Unable to initialize backend '([^']*)'", text):
+        return (
+            f"JAX finds no device of the platform `{found[1]}`, which `JAX_PLATFORMS` asks for; unset that variable or "
+            "install JAX for that platform."
+        )
+    return ""
+
+
 @contextmanager
 def streams_restored() -> Iterator[None]:
     """Restores what an `Answer` changes for the whole process: standard output, logging and warnings."""
@@ -164,7 +227,8 @@ def streams_restored() -> Iterator[None]:
 
 def drop_output() -> None:
     """Discards what is left of standard output, so that the interpreter can exit after its reader has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

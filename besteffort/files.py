@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.documents import check, parse_json, read_text
+from besteffort.errors import InputError, brief
+from besteffort.version import __version__
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and try again",
@@ -40,17 +44,116 @@ def create_run_directory(path: str | Path, *, resume: bool = False) -> Path:
       InputError: if it exists and is not empty (or, with `resume`, does not exist), or cannot be created.
     """
     path = Path(path)
-    if resume:
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no run to resume here; name the directory of one or start anew.")
-        return path
+    _check_free(path, resume)
     with os_errors_as_input_errors(path):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path}: this is a file; name a directory that does not exist yet.")
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(f"{path}: the directory exists and is not empty; name another one or remove it first.")
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def check_run_directory(path: str | Path, kind: str, *, resume: bool = False) -> None:
+    """Checks that `begin_run` can begin or resume a run, and writes nothing.
+
+    Raises:
+      InputError: as `begin_run`.
+    """
+    path = Path(path)
+    _check_free(path, resume)
+    if resume:
+        _check_kind(path, kind)
+    with os_errors_as_input_errors(path):
+        parent = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot write it, {parent} is not writable; {_REMEDIES[errno.EACCES]}.")
+
+
+def begin_run(path: str | Path, kind: str, *, resume: bool = False) -> Path:
+    """Creates the directory for one run's output, or takes one up with `resume`, for this process alone.
+
+    A file in it says which command it belongs to, so that no other one resumes there. Other processes are kept out
+    until this one ends or calls `leave_runs`.
+
+    Args:
+      path: the directory; with `resume` an empty one, or one that the same kind of run has begun.
+      kind: the command.
+      resume: go on with what is there.
+
+    Raises:
+      InputError: if it exists and is not empty (with `resume`: does not exist, or another command's run is in it), if
+        it cannot be created or written, or another process is at work in it.
+    """
+    path = Path(path)
+    check_run_directory(path, kind, resume=resume)
+    create_run_directory(path, resume=resume)
+    _lock(path)
+    _check_free(path, resume)  # another process may have begun a moment ago
+    if resume:
+        _remove_temporaries(path)
+    write_json(path / _RUN, {"command": kind, "version": __version__})
+    return path
+
+
+def leave_runs() -> None:
+    """Lets other processes into the directories of all runs that this one has begun."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+_RUN = "run.json"
+_held: dict[Path, int] = {}
+
+
+def _check_free(path: Path, resume: bool) -> None:
+    with os_errors_as_input_errors(path, "read"):
+        if resume and not path.is_dir():
+            raise InputError(f"{path}: there is no run to resume here; name the directory of one or start anew.")
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: this is a file; name a directory that does not exist yet.")
+        if not resume and path.is_dir() and any(path.iterdir()):
+            raise InputError(f"{path}: the directory exists and is not empty; name another one or remove it first.")
+
+
+def _check_kind(path: Path, kind: str) -> None:
+    with os_errors_as_input_errors(path, "read"):
+        if not any(path.iterdir()):
+            return
+        begun = (path / _RUN).is_file()
+    found = read_json(path / _RUN) if begun else {}
+    command = found.get("command") if isinstance(found, dict) else None
+    if command != kind:
+        other = f"what is there is of `{brief(command)}`" if command else "what is there is no such run"
+        raise InputError(
+            f"{path}: there is no run of `{kind}` to resume here, {other}; name the directory of one or start anew."
+        )
+
+
+def _lock(path: Path) -> None:
+    """Keeps other processes out of a directory, where its file system can."""
+    if path.resolve() in _held:
+        return
+    with os_errors_as_input_errors(path, "read"):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"{path}: another process is at work in this directory; wait for its end or name another one."
+        ) from None
+    except OSError:  # no locks here
+        os.close(descriptor)
+    else:
+        _held[path.resolve()] = descriptor
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Removes what writes left unfinished when they were killed."""
+    for left in path.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(left.name):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")  # see `replacing`
 
 
 @contextlib.contextmanager
@@ -149,6 +252,17 @@ def append_line(path: str | Path, line: str) -> None:
             raise
 
 
+def read_json(path: str | Path) -> Any:
+    """What a JSON file that we have written holds, as plain data.
+
+    Raises:
+      InputError: if it is missing, cannot be read, or is damaged.
+    """
+    data = parse_json(read_text(path), str(path))
+    check(data, str(path))
+    return data
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Records of a JSON lines file, without a last line that a kill cut short; an empty list if there is no file.
 
@@ -172,8 +286,9 @@ def parse_jsonl(path: Path, lines: Iterable[str | bytes]) -> list[dict[str, Any]
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, str(path))
+            check(record, str(path))
+        except InputError:
             record = None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: the line is not a JSON object; mend or remove it.")

@@ -309,7 +309,7 @@ def test_nothing_to_resume(refused: Callable[..., str]) -> None:
 
 @pytest.mark.parametrize("seeds", ["0", "-1"])
 def test_seeds_out_of_range(refused: Callable[..., str], seeds: str) -> None:
-    assert f"`--seeds` is {seeds}; give at least 1" in refused("train", "paper", "--seeds", seeds)
+    assert f"`--seeds` is {seeds}; give a number from 1 to 65,536." in refused("train", "paper", "--seeds", seeds)
 
 
 def test_full_disk_keeps_what_was_computed(
@@ -637,7 +637,7 @@ def test_mistakes_in_set(command: str, refused: Callable[..., str], policy: Path
         ("cluster.replicas=0", "`cluster.replicas` is 0, but should be greater than or equal to 1"),
         ("cluster.replicas", "write it like `--set cluster.replicas=2`"),
         ("tasks.sums.weight=2", "`tasks` has no entry `sums`; give `*` for all"),
-        ("cluster=[", "the value is not YAML"),
+        ("cluster=[", "mend the YAML"),
     ):
         said = refused(command, *positional.get(command, [policy]), "--set", change)
         assert "`--set" in said
@@ -697,3 +697,45 @@ def test_nobody_reads_what_is_printed() -> None:
     process.stderr.close()
     assert process.wait() == 1
     assert errors == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train paper --seeds x --out o", "`--seeds` is 'x', but should be a whole number; `besteffort train --help`"),
+        ("train paper --seeds 1.5 --out o", "`--seeds` is '1.5', but should be a whole number"),
+        ("simulate x --router a --load y --out o", "`--load` is 'y', but should be a number"),
+        ("trian paper", "There is no command `trian`, did you mean `train`?; `besteffort --help` says what there is."),
+        ("profile fti x", "There is no command `fti`, did you mean `fit`?; `besteffort profile --help`"),
+        (
+            "train paper --out o --sed 3",
+            "There is no option `--sed`, did you mean `--seeds`?; `besteffort train --help`",
+        ),
+        (
+            "train",
+            "`besteffort train` lacks CONFIG and --out DIR; add it, `besteffort train --help` says what there is.",
+        ),
+        ("policy", "`besteffort policy` lacks {show,export} and POLICY; add it"),
+        ("profile", "`besteffort profile` lacks a command of its own; add it"),
+        ("train paper --out", "Missing value for argument '--out'. Expected 1 values; `besteffort train --help`"),
+        ("simulate x --router a --out o --backend y", "invalid choice 'y' for argument '--backend'. Expected one of"),
+        ("policy shw x", "invalid choice 'shw' for argument 'action'. Expected one of ('show', 'export');"),
+        ("simulate x --router a --out o --seed 99999999999999999999999", "`--seed` is 99999999999999999999999; give a"),
+        ("simulate x --router a --out o --seed -1", "`--seed` is -1; give a number from 0 to 2,147,483,647."),
+        ("simulate x --router a --out o --load 1e300", "`--load` is 1e+300; give a number from 1e-06 to 1e+06."),
+        ("simulate x --router a --out o --load nan", "`--load` is nan; give a number"),
+        ("evaluate x --out o --loads 1 -2", "`--loads` is -2.0; give a number"),
+        ("sweep x --out o --workers 0", "`--workers` is 0; give a number from 1 to 65,536."),
+        ("profile measure opt-125m --out o.json --max-batch 0", "`--max-batch` is 0; give a number from 1 to 65,536."),
+        ("profile fit x --out o.json --max-batch -3", "`--max-batch` is -3; give a number from 1 to 65,536."),
+        ("list cats", "invalid choice 'cats' for argument 'kinds'"),
+    ],
+)
+def test_words_that_do_not_parse(
+    words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(words)) == 2
+    said = sentence(capsys)
+    assert expected in said
+    assert not list(tmp_path.iterdir())

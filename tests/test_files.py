@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from hypothesis import strategies as st
 from besteffort.errors import InputError
 from besteffort.files import (
     append_jsonl,
+    begin_run,
+    check_run_directory,
     create_run_directory,
+    leave_runs,
     read_jsonl,
     write_bytes,
     write_json,
@@ -153,3 +158,84 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             read_jsonl(path)
         assert "line 2" in one_sentence(error)
+
+
+OTHER = """
+import sys, time
+from besteffort.files import begin_run
+begin_run(sys.argv[1], "train", resume=True)
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_is_for_one_process(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        with pytest.raises(InputError) as error:
+            begin_run(out, "train", resume=True)
+        assert "another process is at work in this directory; wait for its end" in one_sentence(error)
+    finally:
+        other.kill()
+        other.communicate()
+    assert begin_run(out, "train", resume=True) == out
+    assert begin_run(out, "train", resume=True) == out  # this one is in it already
+    leave_runs()
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ({}, None),
+        ({"run.json": '{"command": "train"}'}, None),
+        ({"run.json": '{"command": "train"}', "config.yaml": "x"}, None),
+        ({"run.json": '{"command": "sweep"}'}, "what is there is of `sweep`"),
+        ({"summary.json": "{}"}, "what is there is no such run"),
+        ({"run.json": "[]"}, "what is there is no such run"),
+        ({"run.json": '{"command": 3}'}, "what is there is of `3`"),
+        ({"run.json": "{"}, "run.json: not valid JSON"),
+        ({"run.json": "\\x1b"}, "run.json: not valid JSON"),
+    ],
+)
+def test_only_the_same_kind_of_run_is_resumed(there: dict[str, str], words: str | None, tmp_path: Path) -> None:
+    for name, text in there.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    if words is None:
+        begin_run(tmp_path, "train", resume=True)
+        assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["command"] == "train"
+        leave_runs()
+        return
+    with pytest.raises(InputError) as error:
+        begin_run(tmp_path, "train", resume=True)
+    assert words in one_sentence(error)
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == there
+
+
+def test_what_killed_writes_left_is_removed(tmp_path: Path) -> None:
+    begin_run(tmp_path, "train", resume=True)
+    (tmp_path / "seed").mkdir()
+    for name in (".checkpoint.npz.123.tmp", "seed/.policy.safetensors.9.tmp"):
+        (tmp_path / name).touch()
+    for name in ("mine.tmp", ".mine.tmp"):
+        (tmp_path / name).touch()
+    begin_run(tmp_path, "train", resume=True)
+    leave_runs()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        ".mine.tmp",
+        "mine.tmp",
+        "run.json",
+        "seed",
+    ]
+
+
+def test_checks_write_nothing(tmp_path: Path) -> None:
+    check_run_directory(tmp_path / "a" / "b", "train")
+    assert not list(tmp_path.iterdir())
+    for path, words in ((tmp_path / ("x" * 300), "file name too long; choose a shorter name"),):
+        with pytest.raises(InputError) as error:
+            check_run_directory(path, "train")
+        assert words in one_sentence(error)

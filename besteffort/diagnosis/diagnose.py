@@ -37,6 +37,7 @@ from besteffort.evaluation.judging import (
     trace_set,
 )
 from besteffort.evaluation.report import Column, Picture, Report, Table, write_report
+from besteffort.evaluation.results import TUNED
 from besteffort.evaluation.statistics import best_mean, mean_interval, paired_difference
 from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.files import write_json
@@ -223,7 +224,7 @@ def diagnose(
         suite = synthetic_suite(situation, config, loads)
     else:
         suite = trace_suite(trace, situation, config, loads, load)
-    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, suite, config)
+    outcomes, tuned = try_out({LEARNED: [learned_router(policy)]}, suite, config, kept=out / TUNED)
     compared = [compare(outcome, LEARNED) for outcome in outcomes]
     findings = tuple(list_findings(outcomes, LEARNED))
     bounds = bounds_of(suite.evaluation_set, outcomes)
@@ -235,7 +236,11 @@ def diagnose(
 
 
 def try_out(
-    learned: dict[str, Sequence[Router]], suite: DiagnosisSuite, config: EvaluationConfig
+    learned: dict[str, Sequence[Router]],
+    suite: DiagnosisSuite,
+    config: EvaluationConfig,
+    *,
+    kept: Path | None = None,
 ) -> tuple[list[Outcome], tuple[dict[str, Settings], dict[str, Settings]]]:
     """Tunes the rules and judges all routers in all perturbations of a suite.
 
@@ -243,6 +248,7 @@ def try_out(
       learned: learned routers by name, one for all lists or one for each.
       suite: where.
       config: how much tuning there is; its seed is that of the perturbed tables.
+      kept: file that keeps what is tuned, see `tune`.
 
     Returns:
       What became of each perturbation, the one with everything as known first, and the settings of the rules: those for
@@ -254,7 +260,7 @@ def try_out(
     )
     perturbations = [as_known(evaluation_set.situation, lists), *perturbed, *suite.shifts]
     groups = [group for group in (evaluation_set.tuning, suite.range_tuning) if group]
-    found = tune(evaluation_set.situation, groups, config, warm_up_s=evaluation_set.warm_up_s)
+    found = tune(evaluation_set.situation, groups, config, warm_up_s=evaluation_set.warm_up_s, kept=kept)
     tuned = found[0], found[-1]
     rules = [
         {

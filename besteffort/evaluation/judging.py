@@ -235,6 +235,7 @@ def judge(
     learned: Mapping[str, Sequence[Router]],
     config: EvaluationConfig,
     tuned: Mapping[str, Settings] | None = None,
+    kept: Path | None = None,
 ) -> EvaluationResult:
     """Tunes the heuristics and plays every router on every list.
 
@@ -244,9 +245,11 @@ def judge(
         that intervals span policies and arrivals alike.
       config: generations and population of the tuning.
       tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
+      kept: file that keeps what is tuned, see `tune`.
     """
     if tuned is None:
-        (tuned,) = tune(evaluation_set.situation, [evaluation_set.tuning], config, warm_up_s=evaluation_set.warm_up_s)
+        situation, warm_up_s = evaluation_set.situation, evaluation_set.warm_up_s
+        (tuned,) = tune(situation, [evaluation_set.tuning], config, warm_up_s=warm_up_s, kept=kept)
     lists = [requests for group in evaluation_set.judged for requests in group]
     routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
     routers |= heuristic_routers(evaluation_set.situation, tuned, len(lists))

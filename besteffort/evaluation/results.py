@@ -25,6 +25,9 @@ from besteffort.routers.learned import learned_router
 from besteffort.situation import Situation
 from besteffort.version import __version__
 
+TUNED = "tuned.json"
+"""File of an output directory that keeps the settings of heuristics, so that a resumed run does not tune them again."""
+
 _ON_TIMELINE = ("priced", "deadline")
 _BURST_SHARE = 0.9  # the time line shows the surroundings of the window at this quantile of the arrivals
 
@@ -53,7 +56,8 @@ def evaluate(
     evaluation_sets = [trace_set(trace, situation, config) for trace in traces]
     evaluation_sets = evaluation_sets or [grid_set(situation, config), burst_set(situation, config)]
     evaluations = [
-        judge(evaluation_set, {LEARNED: [learned_router(policy)]}, config) for evaluation_set in evaluation_sets
+        judge(evaluation_set, {LEARNED: [learned_router(policy)]}, config, kept=out / TUNED)
+        for evaluation_set in evaluation_sets
     ]
     pictures = []
     for evaluation in evaluations:

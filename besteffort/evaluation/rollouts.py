@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from besteffort import interrupts
 from besteffort.errors import InputError
 from besteffort.evaluation.metrics import after_warm_up, mean_over
 from besteffort.pytrees import node_types
@@ -261,6 +262,7 @@ def _play_together(
     row_keys = jax.random.split(jax.random.key(seed), len(lists))
     width = -(-len(rollouts) // -(-len(rollouts) // _LANES))
     for start in range(0, len(rollouts), width):
+        interrupts.check()
         # The last block is filled up, so that one compiled program serves all.
         block = np.arange(start, start + width) % len(rollouts)
         mine = [leaf[block] if vary else leaf for leaf, vary in columns]

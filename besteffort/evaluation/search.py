@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from besteffort import interrupts
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.estimates.rule import NUMBERS, Rule
@@ -162,6 +163,7 @@ def search(
             progress(Progress(generation + 1, config.generations, latest))
         if checkpoint_path is not None:
             checkpoint.save(checkpoint_path, (), made, identity)
+        interrupts.check()
     finalists = [_finalists(one) for one in searches]
     last = [requests for of_seed in lists for requests in of_seed.final]
     found = _score(situation, last, shape, start, finalists, config)

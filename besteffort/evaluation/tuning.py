@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from besteffort import interrupts
 from besteffort.bounds.gears import gear_plan, price_plan
+from besteffort.digests import array_digest
+from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.objectives import score_rollouts
 from besteffort.evaluation.rollouts import Rollout
+from besteffort.files import jsonable, read_json, write_json
 from besteffort.learning.config import SearchConfig
 from besteffort.learning.evolution import Evolution
 from besteffort.routers.names import RIVALS
@@ -60,6 +65,7 @@ def tune(
     names: Collection[str] = TUNED_RIVALS,
     situations: Sequence[Situation] | None = None,
     objective: SearchConfig | None = None,
+    kept: Path | None = None,
 ) -> list[dict[str, Settings]]:
     """For each group of lists, the settings of every tuned heuristic that do best on them on average.
 
@@ -75,13 +81,16 @@ def tune(
       names: keys of `besteffort.routers.TUNED`; by default those of the rivals of learned routers.
       situations: of each group, where they differ; in numbers only.
       objective: names what to look for, and its numbers, as in a search; by default the mean reward.
+      kept: file that keeps what is found by what it depends on, so that nothing is tuned twice.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
 
     Raises:
-      InputError: if the lists differ in length, or the situations in more than numbers.
+      InputError: if the lists differ in length, or the situations in more than numbers, or the file is damaged.
     """
+    if kept is not None:
+        return _kept(kept, situation, groups, config, warm_up_s, names, situations, objective)
     shape, _ = build(situation, None, history=1)
     served = [situation] * len(groups) if situations is None else situations
     makers = {id(one): maker(one) for one in served}
@@ -95,6 +104,7 @@ def tune(
         for group in range(len(groups))
     }
     for _ in range(config.tuning_generations):
+        interrupts.check()
         rollouts: list[Rollout] = []
         parts = []
         for (name, group), search in searches.items():
@@ -112,6 +122,44 @@ def tune(
         return settings_at(name, shape, np.zeros(0) if search is None else search.best.values)
 
     return [{name: found(name, group) for name in names} for group in range(len(groups))]
+
+
+def _kept(
+    path: Path,
+    situation: Situation,
+    groups: Sequence[Sequence[Requests]],
+    config: EvaluationConfig,
+    warm_up_s: float,
+    names: Collection[str],
+    situations: Sequence[Situation] | None,
+    objective: SearchConfig | None,
+) -> list[dict[str, Settings]]:
+    """What `tune` finds, from the file or into it; plain JSON values either way."""
+    numbers = (config.tuning_generations, config.tuning_population, warm_up_s, sorted(names))
+    about = repr((situation, situations, numbers, objective, list(map(len, groups))))
+    depends_on = array_digest(
+        [(name, values) for group in groups for requests in group for name, values in requests.columns.items()],
+        start=about,
+    )
+    known: dict[str, Any] = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict):
+        raise InputError(f"{path}: it holds no settings by what they depend on; remove it, and they are tuned again.")
+    if depends_on not in known:
+        found = tune(
+            situation,
+            groups,
+            config,
+            warm_up_s=warm_up_s,
+            names=names,
+            situations=situations,
+            objective=objective,
+        )
+        known[depends_on] = jsonable(found)
+        write_json(path, known)
+    kept = known[depends_on]
+    if not (isinstance(kept, list) and len(kept) == len(groups) and all(isinstance(one, dict) for one in kept)):
+        raise InputError(f"{path}: its settings are damaged; remove it, and they are tuned again.")
+    return kept
 
 
 def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists: int) -> dict[str, list[Router]]:

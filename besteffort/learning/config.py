@@ -168,8 +168,8 @@ class SearchConfig:
 
 
 _RANGES = {
-    "learning_rate": (0.0, 1e3),
-    "learning_rate_end": (0.0, 1e3),
+    "learning_rate": (0.0, 1e30),
+    "learning_rate_end": (0.0, 1e30),
     "learning_rate_decay": (1, 2**31 - 1),
     "epsilon_start": (0.0, 1.0),
     "epsilon_end": (0.0, 1.0),

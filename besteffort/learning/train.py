@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from besteffort import interrupts
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.learning import checkpoint, double_dqn, replay_buffer, rollout, schedules
@@ -210,8 +211,10 @@ def train(
         # In this order a kill in between repeats a report; in the other order the report would be lost.
         if progress is not None:
             progress(Progress(point, config.log_points, latest))
-        if checkpoint_path is not None and (point % checkpoint_every == 0 or point == config.log_points):
+        last = point == config.log_points or interrupts.requested()
+        if checkpoint_path is not None and (point % checkpoint_every == 0 or last):
             checkpoint.save(checkpoint_path, state, metrics, identity)
+        interrupts.check()
     networks = [to_weights(variables, values_at(features)) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
         weights=tuple(

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from besteffort import interrupts
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import os_errors_as_input_errors
 
 _LOOK_S = 0.05
-_GRACE_S = 5.0
+_GRACE_S = 1.0
 
 # Runs before each command. Linux then kills the command when its parent is gone, however that ended; without it, a
 # parent that is killed and started again would meet its own children at work on the same files.
@@ -109,6 +110,7 @@ def run_jobs(
     with selectors.DefaultSelector() as selector:
         try:
             while waiting or running:
+                interrupts.check()
                 while waiting and len(running) < workers:
                     running.append(_Running(waiting.popleft(), environment, directory))
                     selector.register(running[-1].output, selectors.EVENT_READ, running[-1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation import results
 from besteffort.evaluation.judging import (
@@ -20,7 +21,7 @@ from besteffort.evaluation.judging import (
     trace_set,
 )
 from besteffort.evaluation.report import Picture, Table
-from besteffort.files import create_run_directory
+from besteffort.files import os_errors_as_input_errors, read_json, write_json
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
@@ -29,6 +30,7 @@ from besteffort.runs.papers import paper_policy
 from besteffort.runs.training import TrainingProblem, make_training_problem, performance_on, run_training
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
+from besteffort.validation import as_data
 from besteffort.workload import config as workloads
 from besteffort.workload.requests import Requests
 
@@ -148,6 +150,7 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
       InputError: if a file cannot be written.
     """
     config, judging = plan.config, plan.config.evaluation
+    _keep_plan(plan, out)
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
@@ -155,7 +158,9 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
         for method, problem in stage.problems.items():
-            directory = create_run_directory(out / f"{method}{stage.suffix}")
+            directory = out / f"{method}{stage.suffix}"
+            with os_errors_as_input_errors(directory):
+                directory.mkdir(exist_ok=True)
             report = progress(f"{stage.evaluation_set.name}, {method}", problem)
             if problem.rule is not None and "search" in candidates:
                 # Networks add to what was found.
@@ -173,7 +178,7 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         )
         judged = {LEARNED: candidates.pop(best), **candidates, **_papers(situation)}
         routers = {name: [learned_router(policy)] for name, policy in judged.items()}
-        evaluations.append(judge(stage.evaluation_set, routers, judging))
+        evaluations.append(judge(stage.evaluation_set, routers, judging, kept=out / results.TUNED))
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),
@@ -194,6 +199,38 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         report=out / "report.md",
         notes=(*plan.notes.values(), *(f"Learned is {note}." for note in exported.values())),
     )
+
+
+def _keep_plan(plan: QuickstartPlan, out: Path) -> None:
+    """Writes what the quickstart is of, unless another one has begun there.
+
+    Raises:
+      InputError: if one has, or nothing can be written.
+    """
+    about = {
+        "config": as_data(plan.config),
+        "profile": plan.situation.profile.digest(),
+        "stages": [
+            {
+                "name": stage.evaluation_set.name,
+                "trains": sorted(stage.problems),
+                "lists": array_digest(
+                    (name, values)
+                    for group in (stage.evaluation_set.tuning, *stage.evaluation_set.judged)
+                    for requests in group
+                    for name, values in requests.columns.items()
+                ),
+            }
+            for stage in plan.stages
+        ],
+    }
+    path = out / "quickstart.json"
+    if path.exists() and read_json(path) != about:
+        raise InputError(
+            f"{path}: the quickstart that began here has other settings or traces; give the same ones to continue it, "
+            "or another directory."
+        )
+    write_json(path, about)
 
 
 def _papers(situation: Situation) -> dict[str, Policy]:

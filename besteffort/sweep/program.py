@@ -21,7 +21,7 @@ from besteffort.evaluation import metrics
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import EvaluationSet, draw_lists, mean_load
 from besteffort.evaluation.rollouts import Rollout, play_rollouts
-from besteffort.files import os_errors_as_input_errors, write_json
+from besteffort.files import read_json, write_json
 from besteffort.learning.train import Progress, per_run, train
 from besteffort.policy import Policy, save_policy
 from besteffort.routers.learned import learned_router
@@ -233,9 +233,12 @@ def read_programs(out: Path) -> dict[str, list[str]]:
       InputError: if `out` holds no sweep.
     """
     path = out / "programs.json"
-    with os_errors_as_input_errors(path, "read"):
-        programs: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
-    return programs
+    programs = read_json(path)
+    each = programs.values() if isinstance(programs, dict) else (None,)
+    if not all(isinstance(trials, list) and all(isinstance(name, str) for name in trials) for trials in each):
+        raise InputError(f"{path}: it holds no lists of trials by program; start the sweep anew in another directory.")
+    found: dict[str, list[str]] = programs
+    return found
 
 
 def _read(directory: Path) -> Member:

@@ -18,13 +18,14 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.files import create_run_directory, os_errors_as_input_errors, write_json, write_text
-from besteffort.runs.config import to_yaml
+from besteffort.files import begin_run, os_errors_as_input_errors, read_json, write_json, write_text
+from besteffort.runs.config import from_mapping, to_yaml
 from besteffort.runs.processes import Job, JobProgress, run_jobs
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.sweep.backends import Local, ProgramProgress, Ray
@@ -61,7 +62,7 @@ def run_sweep(
     check_trackers(track)
     if isinstance(on, Ray):
         _check_ray(plan, on)
-    out = create_run_directory(out, resume=resume)
+    out = begin_run(out, "sweep", resume=resume)
     programs = _write_plan(plan, out)
     left = [
         name
@@ -178,12 +179,22 @@ def _entry(out: Path, trial: Trial, failed: Mapping[str, str]) -> Entry:
     path = out / "trials" / trial.name / OUTCOME
     if not path.exists():
         return dataclasses.replace(entry, reason=failed.get(trial.name, "its program wrote no outcome"))
-    with os_errors_as_input_errors(path, "read"):
-        outcome = json.loads(path.read_text(encoding="utf-8"))
+    outcome = from_mapping(_Outcome, read_json(path), str(path))
     return dataclasses.replace(
         entry,
-        status=outcome["status"],
-        reason=outcome.get("reason", ""),
-        performance=np.array(outcome.get("performance", ())),
-        slo_attainment=np.array(outcome.get("slo_attainment", ())),
+        status=outcome.status,
+        reason=outcome.reason,
+        performance=np.array(outcome.performance),
+        slo_attainment=np.array(outcome.slo_attainment),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """The file of a trial's outcome."""
+
+    status: Literal["finished", "diverged"]
+    decisions: int = 0
+    reason: str = ""
+    performance: tuple[float, ...] = ()
+    slo_attainment: tuple[float, ...] = ()
