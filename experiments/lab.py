@@ -33,6 +33,7 @@ from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationS
 from besteffort.evaluation.report import Table
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
+from besteffort.learning import checkpoint
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
 from besteffort.ranges import Count, NonNegative, Seed
@@ -232,7 +233,7 @@ class Lab:
                 self.log(f"training {name}: {latest.point}/{latest.points}, mean reward {reward:.3f}")
 
         with _alone(out / "lock"):
-            resumed = (out / CHECKPOINT).exists()
+            resumed = checkpoint.exists(out / CHECKPOINT)
             started = time.perf_counter()
             policies = train_policies(problem, out, progress=log_progress)
             if not done.exists():

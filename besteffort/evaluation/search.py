@@ -139,7 +139,7 @@ def search(
     searches = [Evolution(begin, np.full(count, config.spread), config.population, seed) for seed in seeds]
     identity = _identity(situation, every, start, config, seeds)
     made: Metrics = {}
-    if checkpoint_path is not None and checkpoint_path.exists():
+    if checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         _, made = checkpoint.load(checkpoint_path, (), identity)
         for index, one in enumerate(searches):
             played = zip(made["candidates"][:, index], made["scores"][:, index], strict=True)
@@ -164,6 +164,8 @@ def search(
         if checkpoint_path is not None:
             checkpoint.save(checkpoint_path, (), made, identity)
         interrupts.check()
+    if checkpoint_path is not None:
+        checkpoint.end(checkpoint_path)
     finalists = [_finalists(one) for one in searches]
     last = [requests for of_seed in lists for requests in of_seed.final]
     found = _score(situation, last, shape, start, finalists, config)

@@ -193,7 +193,7 @@ def train(
             env_params = env_params._replace(own=jax.tree.map(repeat, env_params.own))
     state = initial_state(env, features, config, env_params, hyper, keys, start)
     metrics: Metrics = {}
-    if checkpoint_path is not None and checkpoint_path.exists():
+    if checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         state, metrics = checkpoint.load(checkpoint_path, state, identity)
     for point in range(len(metrics.get("decisions", ())) + 1, config.log_points + 1):
         if tolerant and metrics and not _healthy(metrics)[-1].any():
@@ -215,6 +215,8 @@ def train(
         if checkpoint_path is not None and (point % checkpoint_every == 0 or last):
             checkpoint.save(checkpoint_path, state, metrics, identity)
         interrupts.check()
+    if checkpoint_path is not None:
+        checkpoint.end(checkpoint_path)
     networks = [to_weights(variables, values_at(features)) for variables in _unstack(state.runs.average, len(keys))]
     return Trained(
         weights=tuple(

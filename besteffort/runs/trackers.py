@@ -17,7 +17,6 @@ import contextlib
 import csv
 import importlib.util
 import io
-import json
 import os
 import shutil
 import time
@@ -33,6 +32,7 @@ from besteffort.files import (
     append_jsonl,
     append_line,
     os_errors_as_input_errors,
+    read_json,
     read_jsonl,
     write_json,
     write_jsonl,
@@ -113,7 +113,7 @@ class MetricsLog:
                 raise InputError(
                     f"`--track {name}`: it does not start ({_brief(error)}); mend that or leave it out."
                 ) from error
-        for record in read_jsonl(self._lines):
+        for record in self._recorded():
             self._tell(record["seed"], record["decisions"], self._values(record))
 
     def __enter__(self) -> MetricsLog:
@@ -136,7 +136,7 @@ class MetricsLog:
         """
         decisions, values = metrics["decisions"], self._values(metrics)
         if not self._events:
-            kept = [record for record in read_jsonl(self._lines) if record["decisions"] < decisions]
+            kept = [record for record in self._recorded() if record["decisions"] < decisions]
             write_jsonl(self._lines, kept)
             rows = ([record["decisions"], record["seed"], *self._values(record).values()] for record in kept)
             write_text(self._table, "".join(map(_row, (["decisions", "seed", *values], *rows))))
@@ -146,6 +146,28 @@ class MetricsLog:
             self._events[seed] = _EventFile(self._out / "tensorboard" / f"seed-{seed}", decisions)
         self._events[seed].add(decisions, values)
         self._tell(seed, decisions, values)
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        """The points that the files hold.
+
+        Raises:
+          InputError: if a line is not a point.
+        """
+        records = read_jsonl(self._lines)
+        for number, record in enumerate(records, start=1):
+            values = [value for name, value in record.items() if name != "actions"]
+            shares = record.get("actions", [])
+            whole = all(type(record.get(name)) is int for name in ("seed", "decisions"))
+            if not (
+                whole
+                and all(isinstance(value, int | float) for value in values)
+                and isinstance(shares, list)
+                and len(shares) in (0, len(self._models))
+            ):
+                raise InputError(
+                    f"{self._lines}, line {number}: the line is no point of this training; mend or remove it."
+                )
+        return records
 
     def _tell(self, seed: int, decisions: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -294,13 +316,15 @@ def flat(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _identities(out: Path, tracker: str, seeds: Sequence[int], begin: Callable[[int], str]) -> dict[int, str]:
     """A tracker's own name for each seed's run, kept in the run directory so that a resumed one is found again."""
     path = out / "trackers.json"
-    known: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: Any = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(each, dict) for each in known.values()):
+        raise InputError(f"{path}: it holds no runs of trackers by seed; remove it, and new ones begin.")
     mine = known.setdefault(tracker, {})
     for seed in seeds:
         if str(seed) not in mine:
             mine[str(seed)] = begin(seed)
             write_json(path, known)
-    return {seed: mine[str(seed)] for seed in seeds}
+    return {seed: str(mine[str(seed)]) for seed in seeds}
 
 
 def _run_name(out: Path, seed: int) -> str:

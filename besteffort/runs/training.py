@@ -30,6 +30,7 @@ from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_evenly
 from besteffort.evaluation.search import draws, pieces, search
 from besteffort.files import write_text
+from besteffort.learning import checkpoint
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import values_at
 from besteffort.learning.train import Progress, train
@@ -298,7 +299,7 @@ def train_policies(
 def _keep_config(config: RunConfig, out: Path) -> None:
     """Writes the configuration, unless a training with another one has begun there."""
     path = out / "config.yaml"
-    begun = (out / CHECKPOINT).exists() and path.exists()
+    begun = checkpoint.exists(out / CHECKPOINT) and path.exists()
     if begun and _trains(load_config(path, RunConfig)) != _trains(config):
         raise InputError(
             f"{path}: the training that began here has another configuration; give the same one to continue it, "

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,7 +18,8 @@ from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
 from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import dqn_policy, make_policy, make_training_problem
+from besteffort.runs.trackers import MetricsLog
+from besteffort.runs.training import dqn_policy, make_policy, make_training_problem, run_training
 from besteffort.runs.untrained import is_rule
 from besteffort.simulator.build import build
 from besteffort.weights import with_bypass
@@ -30,7 +35,7 @@ from besteffort.workload.traces import read_trace
 def test_run_directory_is_whole(trained: Path, small: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.jsonl", "metrics.csv", "tensorboard", "checkpoint.npz"),
+        *("run.json", "config.yaml", "metrics.jsonl", "metrics.csv", "tensorboard", "checkpoint.npz"),
         *("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors"),
     }
     resolved = load_config(trained / "config.yaml", RunConfig)
@@ -75,7 +80,8 @@ def test_lines_after_the_checkpoint_come_once(trained: Path, small: Path, tmp_pa
     """Killed before the first checkpoint: all points come again, none twice."""
     out = tmp_path / "killed"
     out.mkdir()
-    shutil.copy(trained / "metrics.jsonl", out)
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(trained / name, out)
     assert main(["train", str(small), "--seeds", "2", "--out", str(out), "--resume"]) == 0
     assert (out / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
     assert len(read_jsonl(out / "metrics.jsonl")) == 8
@@ -196,6 +202,47 @@ def test_searches_are_repeated_and_resumed_to_the_bit(searched: Path, search_con
     assert main(["train", str(search_config), "--seeds", "2", "--out", str(resumed), "--resume"]) == 0
     for name in ("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors", "metrics.jsonl"):
         assert (again / name).read_bytes() == (resumed / name).read_bytes() == (searched / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_ends_alike(searched: Path, search_config: Path, tmp_path: Path) -> None:
+    """SIGKILL of its process after the first generation, when a checkpoint is there and the end is not."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "besteffort", "train", str(search_config), "--seeds", "2", "--out", str(out)]
+    process = subprocess.Popen([*command, "--set", "training.search.generations=2"])
+    try:
+        while not (out / "checkpoint.npz").exists():
+            assert process.poll() is None, "it ended before its first checkpoint"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "it finished before it was killed"
+    assert not (out / "policy.safetensors").exists()
+    assert main(["train", str(search_config), "--seeds", "2", "--out", str(out), "--resume"]) == 0
+    for name in ("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors", "metrics.jsonl", "config.yaml"):
+        assert (out / name).read_bytes() == (searched / name).read_bytes()
+
+
+@pytest.mark.parametrize("content", ["", "\0\1", "[]", "a: b", "{"])
+def test_a_damaged_configuration_is_one_sentence(trained: Path, small: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(trained, out)
+    (out / "config.yaml").write_text(content, encoding="utf-8")
+    problem = make_training_problem(load_run(small)[1], load_config(trained / "config.yaml", RunConfig).training)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        run_training(load_run(small)[0], problem, out)
+    assert (out / "config.yaml").read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", '{"seed": "0", "decisions": 1}', '{"seed": 0, "decisions": 1, "reward": null}', "[1]", '{"seed": 0}']
+)
+def test_damaged_metrics_are_one_sentence(trained: Path, small: Path, tmp_path: Path, line: str) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(trained, out)
+    (out / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1: the line is n.*; mend or remove it\."):
+        MetricsLog(out, [0], ("a", "b", "c"), {})
 
 
 def test_a_search_starts_from_the_rule_of_a_policy(trained: Path, searched: Path, search_config: Path) -> None:
