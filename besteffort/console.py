@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from besteffort import interrupts
-from besteffort.errors import InputError
+from besteffort.errors import InputError, printable
 from besteffort.files import jsonable
 from besteffort.version import __version__
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 """An option that is off unless it is given."""
 
+_EVERY_S = 60.0  # between two lines of progress where there is no terminal
 _UNCUT = 10_000  # columns where standard output is no terminal, so that no line is wrapped or cut
 
 
@@ -87,7 +89,7 @@ class Answer:
         if self.output.json:
             self._tables.append(table.as_data())
         elif not self.output.quiet:
-            _console().print((brief or table).terminal())
+            show(brief or table)
 
     def line(self, text: str) -> None:
         """A result that is a sentence, or a line of text that `data` has too."""
@@ -131,9 +133,20 @@ class Answer:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Shows a text on standard error until the block ends; yields a function that changes the text."""
+        """Shows a text on standard error until the block ends; yields a function that changes the text.
+
+        Where standard error is no terminal, the latest text stands there once a minute.
+        """
+        lines = _Lines(self.output)
+        lines.begin()
         with _errors(self.output).status(text) as status:
-            yield status.update
+
+            def change(latest: str) -> None:
+                status.update(latest)
+                lines.tell(latest)
+                interrupts.check()
+
+            yield change
 
     def finish(self) -> None:
         """Prints the document, if one is asked for."""
@@ -150,7 +163,8 @@ class Answer:
 
     def _print(self, text: str) -> None:
         if not self.output.json:
-            _console().print(text, highlight=False, markup=False, soft_wrap=True)
+            plain = "\n".join(map(printable, text.split("\n")))
+            _console().print(plain, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclasses.dataclass
@@ -244,10 +258,14 @@ def program_bars(programs: int, output: Output) -> Iterator[Callable[[ProgramPro
     with Progress(*columns, console=_errors(output)) as bars:
         total = bars.add_task("Programs", total=programs, figures="")
         running: dict[str, Any] = {}
+        ended: list[str] = []
+        lines = _Lines(output)
 
         def report(latest: ProgramProgress) -> None:
             if latest.ended:
                 bars.update(total, advance=1)
+                ended.append(latest.program)
+                lines.tell(f"{len(ended)} of {programs} programs have ended", last=len(ended) == programs)
                 if latest.program in running:
                     bars.remove_task(running.pop(latest.program))
                 return
@@ -255,6 +273,7 @@ def program_bars(programs: int, output: Output) -> Iterator[Callable[[ProgramPro
                 running[latest.program] = bars.add_task(f"Program {latest.program}", figures="")
             figures = f"mean reward {latest.reward:.3f}"
             bars.update(running[latest.program], completed=latest.point, total=latest.points, figures=figures)
+            lines.tell(f"Program {latest.program}: {latest.point} of {latest.points}, {figures}", latest.program)
 
         yield report
 
@@ -269,6 +288,7 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
+    lines = _Lines(output)
     with Progress(*columns, console=_errors(output)) as bars:
 
         def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
@@ -285,10 +305,23 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
                     speed = per_point * (len(reported_s) - 1) / (reported_s[-1] - reported_s[0])
                     figures += f", {speed:,.0f} decisions/s"
                 bars.update(task, completed=latest.point, total=latest.points, figures=figures)
+                lines.tell(
+                    f"Training ({name}): {latest.point} of {latest.points}, {figures}",
+                    name,
+                    last=latest.point == latest.points,
+                )
 
+            lines.tell(f"Training ({name}): compiling", name)
             return report
 
         yield start
+
+
+def show(table: Table) -> None:
+    """Prints a table on standard output, its columns in several parts where they do not fit side by side."""
+    console = _console()
+    for part in table.parts(console.width):
+        console.print(part.terminal())
 
 
 def _console() -> Console:
@@ -297,4 +330,26 @@ def _console() -> Console:
 
 
 def _errors(output: Output) -> Console:
-    return Console(stderr=True, quiet=output.quiet)
+    return Console(stderr=True, quiet=output.quiet or not sys.stderr.isatty())
+
+
+class _Lines:
+    """Progress as plain lines, at most one a minute of each kind; nothing on a terminal, which has bars."""
+
+    def __init__(self, output: Output) -> None:
+        self._silent = output.quiet or sys.stderr.isatty()
+        self._told_s: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """The first line comes in a minute."""
+        self._told_s[""] = time.monotonic()
+
+    def tell(self, text: str, kind: str = "", *, last: bool = False) -> None:
+        """A line now, unless the last one of its kind is less than a minute old and it is not the `last`."""
+        now = time.monotonic()
+        if self._silent or (not last and now - self._told_s.get(kind, -math.inf) < _EVERY_S):
+            return
+        self._told_s[kind] = now
+        with suppress(OSError):
+            sys.stderr.write(f"{printable(text)}\n")
+            sys.stderr.flush()

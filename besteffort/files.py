@@ -84,7 +84,7 @@ def begin_run(path: str | Path, kind: str, *, resume: bool = False) -> Path:
     path = Path(path)
     check_run_directory(path, kind, resume=resume)
     create_run_directory(path, resume=resume)
-    _lock(path)
+    keep_out_others(path)
     _check_free(path, resume)  # another process may have begun a moment ago
     if resume:
         _remove_temporaries(path)
@@ -126,8 +126,12 @@ def _check_kind(path: Path, kind: str) -> None:
         )
 
 
-def _lock(path: Path) -> None:
-    """Keeps other processes out of a directory, where its file system can."""
+def keep_out_others(path: Path) -> None:
+    """Keeps other processes that call this or `begin_run` out of a directory, where its file system can.
+
+    Raises:
+      InputError: if another process is at work in it.
+    """
     if path.resolve() in _held:
         return
     with os_errors_as_input_errors(path, "read"):

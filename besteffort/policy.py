@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import safetensors
 import safetensors.numpy
 
 from besteffort.digests import array_digest
+from besteffort.documents import MOST_BYTES, parse_json
 from besteffort.errors import InputError, brief
 from besteffort.estimates.rule import ABOVE_ZERO, Rule
 from besteffort.files import write_bytes
@@ -52,6 +54,7 @@ _ALWAYS_GIVEN = ("task", "batch_sizes", "arrival_rate")
 
 
 _ZERO = np.zeros((), np.float32)
+_MOST_BYTES = 2**28  # of a policy file
 _LARGEST = 1e30  # inputs of a network; far larger ones would overflow its float32
 
 
@@ -442,23 +445,30 @@ def _check_format(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """The text of the metadata, empty if there are none, and the tensors."""
+    damaged = f"{path}: not a whole policy file (cut short or damaged?); copy or export it again."
+    try:
+        with path.open("rb") as raw:
+            size, header = raw.seek(0, os.SEEK_END), int.from_bytes((raw.seek(0), raw.read(8))[1], "little")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such policy file; check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(f"{path}: cannot read it, {reason}; name a policy file that you may read.") from error
+    if size > _MOST_BYTES or header > min(MOST_BYTES, size):
+        raise InputError(damaged)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_ENTRY, "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such policy file; check the path.") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"{path}: not a whole policy file (cut short or damaged?); copy or export it again."
-        ) from error
+    except (OSError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+        raise InputError(damaged) from error
     return text, tensors
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError):
+        metadata = parse_json(text, str(path))
+    except InputError:
         metadata = None
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: a safetensors file, but without a policy's metadata; export the policy again.")
@@ -479,7 +489,8 @@ def _is_signed(text: str, metadata: Mapping[str, Any], tensors: Mapping[str, np.
     try:
         # The text, too, because one value has several: 1e-5 and 1E-5.
         return json.dumps(metadata) == text and bool(metadata.get("sha256") == _digest(signed, tensors))
-    except ValueError:  # numbers that are not finite, or text that is not Unicode: we write neither
+    # Numbers that are not finite, text that is not Unicode, mappings without end: we write none of these.
+    except (ValueError, RecursionError):
         return False
 
 

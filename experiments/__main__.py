@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +12,16 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from besteffort import interrupts
+from besteffort.console import show
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import write_text
+from besteffort.files import keep_out_others, os_errors_as_input_errors, read_json, write_text
 from besteffort.runs.processes import Job, JobProgress, run_jobs
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
-from experiments.lab import FAST, FULL, Claim, Scale, exit_on_input_error
+from experiments.lab import FAST, FULL, Claim, Scale, exiting
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -117,10 +118,10 @@ def reproduce(
         raise InputError(f"{data}: there is no such directory; give `--data` the one with the traces.")
     scale = FAST if fast else FULL
     logs = out / "work" / "logs"
-    try:
+    with os_errors_as_input_errors(logs):
         logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{logs}: cannot make this directory ({error.strerror}); choose another `--out`.") from error
+    keep_out_others(out)
+    interrupts.advise(f"what was written stays in {out}, and the same command goes on from there")
     command = [
         sys.executable,
         "-m",
@@ -149,9 +150,15 @@ def claims_table(names: Sequence[str], out: Path) -> Table:
     rows = []
     scales = set()
     for name in names:
-        record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        scales.add(record["scale"]["name"])
-        for claim in (Claim(**entry) for entry in record["claims"]):
+        record = read_json(out / f"{name}.json")
+        try:
+            scales.add(record["scale"]["name"])
+            claims = [Claim(**entry) for entry in record["claims"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{out / f'{name}.json'}: it is no result of an experiment; remove it, and the experiment runs again."
+            ) from error
+        for claim in claims:
             status = claim.status if record["scale"]["name"] == "full" else f"{claim.status} (indicative)"
             cells = (claim.paper, claim.ours, claim.static, claim.heuristic, claim.bound)
             rows.append((claim.claim, (*cells, "" if claim.status == "no claim" else status)))
@@ -184,8 +191,10 @@ def _pictures(out: Path) -> str:
 def _done(path: Path, scale: Scale, traces: bool) -> bool:
     """Whether an experiment's result is there, of this version and scale; one with traces serves without them, too."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(path)
+    except InputError:
+        return False
+    if not isinstance(record, dict):
         return False
     known = (record.get("version"), record.get("scale"))
     return known == (__version__, dataclasses.asdict(scale)) and (record.get("traces") or not traces)
@@ -197,7 +206,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m exper
     Raises:
       SystemExit: with status 2 on a user's mistake, or if an experiment fails.
     """
-    with exit_on_input_error(prog):
+    with exiting(prog):
         tyro.cli(run_command, args=arguments, prog=prog)
 
 
@@ -224,6 +233,8 @@ def run_command(
     """
     chosen = plan(names)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    if workers is not None and workers < 1:
+        raise InputError(f"`--workers` is {workers}; give at least 1.")
     with Progress(*columns, console=Console(stderr=True)) as bar:
         total = bar.add_task("Experiments", total=len(chosen))
 
@@ -235,7 +246,7 @@ def run_command(
 
         outcome = reproduce(chosen, out, fast=fast, data=data, workers=workers, progress=report)
         bar.update(total, completed=len(chosen) - len(outcome.failed))
-    Console().print(outcome.table.terminal())
+    show(outcome.table)
     print(f"Page: {outcome.page}")
     if outcome.failed:
         failed = ", ".join(f"{name} ({log})" for name, log in outcome.failed.items())

@@ -21,7 +21,7 @@ from rich.console import Console
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import os_errors_as_input_errors, write_text
-from experiments.lab import exit_on_input_error
+from experiments.lab import exiting
 
 
 class Figure(NamedTuple):
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="directory of results")
     parser.add_argument("second", type=Path, help="directory of results of the same experiments with another seed")
     arguments = parser.parse_args()
-    with exit_on_input_error("another_seed"):
+    with exiting("another_seed"):
         tables = compare(arguments.first, arguments.second)
         write_text(arguments.second / "another_seed.md", "\n".join(table.markdown() for table in tables))
     for table in tables:

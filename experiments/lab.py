@@ -25,6 +25,7 @@ from annotated_types import Ge
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from besteffort.console import exit_statuses, show
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
@@ -32,7 +33,7 @@ from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, judge
 from besteffort.evaluation.report import Table
 from besteffort.evaluation.statistics import Interval
-from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
+from besteffort.files import jsonable, os_errors_as_input_errors, read_json, write_json, write_text
 from besteffort.learning import checkpoint
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
@@ -246,7 +247,7 @@ class Lab:
         Compilation counts, where it was not kept from before. Trainings that were interrupted do not count.
         """
         places = [self._place(make_training_problem(situation, one)) / _SECONDS for one in _each(training)]
-        known = [json.loads(place.read_text(encoding="utf-8")) for place in places]
+        known = [read_json(place) for place in places]
         return float(np.median([seconds for seconds in known if seconds is not None] or [np.nan]))
 
     def _place(self, problem: TrainingProblem) -> Path:
@@ -284,21 +285,20 @@ def main(run: Callable[[Lab], Findings], file: str) -> None:
     name = Path(file).stem
     description = (sys.modules["__main__"].__doc__ or "").strip()
     set_up_compilation()
-    with exit_on_input_error(name):
+    with exiting(name):
         arguments = tyro.cli(Arguments, prog=f"python -m experiments.{name}", description=description)
         findings = conduct(run, name, arguments)
     for table in findings.tables:
-        Console().print(table.terminal())
+        show(table)
 
 
 @contextlib.contextmanager
-def exit_on_input_error(name: str) -> Iterator[None]:
-    """Tells a user's mistake in a line on standard error, after the name of what was run, and ends with status 2."""
-    try:
+def exiting(name: str) -> Iterator[None]:
+    """Ends the process, where the block ends early, as `besteffort.console.exit_statuses` says."""
+    with exit_statuses(name) as ended:
         yield
-    except InputError as error:
-        Console(stderr=True).print(f"{name}: {error}", style="red", highlight=False)
-        raise SystemExit(2) from error
+    if ended.status:
+        raise SystemExit(ended.status)
 
 
 @dataclasses.dataclass(frozen=True)

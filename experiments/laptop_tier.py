@@ -44,7 +44,7 @@ from besteffort.profiling.measure import (
     read_qualities,
     tables,
 )
-from experiments.lab import exit_on_input_error
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
@@ -249,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     console = Console()
-    with exit_on_input_error("laptop_tier"):
+    with exiting("laptop_tier"):
         if arguments.what == "train":
             train_models(arguments.models, console)
         elif arguments.what == "judge":

@@ -47,7 +47,7 @@ from besteffort.situation import Situation
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.sample import sample_workload
-from experiments.lab import exit_on_input_error, fingerprint
+from experiments.lab import exiting, fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNED = "learned"
@@ -344,7 +344,7 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_in_one_thread()
     path, runs, console = arguments.policy, arguments.runs, Console()
-    with exit_on_input_error("measured_vs_simulated"):
+    with exiting("measured_vs_simulated"):
         situation = load_situation("laptop")
         policy = load_policy(path, situation)
         if arguments.what == "play":

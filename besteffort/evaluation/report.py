@@ -26,6 +26,8 @@ from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 
+_BETWEEN = 2  # characters between the columns of a terminal's table
+
 Kind = Literal["percent", "points", "milliseconds", "number", "text"]
 Cell = Interval | float | str | None
 
@@ -131,6 +133,38 @@ class Table:
             style = "bold" if name == self.focus else None
             table.add_row(Text(name), *(Text(cells[index]) for index in brief), style=style)
         return table
+
+    def parts(self, width: int) -> list[Table]:
+        """The table; where its brief columns do not fit into so many characters, several with some of them each.
+
+        Headings may wrap between words, figures and names never lose a character.
+        """
+        shown = [index for index, column in enumerate(self.columns) if column.brief] or list(range(len(self.columns)))
+        if any(self.columns[index].kind == "text" for index in shown):
+            return [self]  # words wrap
+        formatted = self._formatted()
+        taken = left = max([len(self.head), *(len(name) for name, _ in formatted)])
+        groups: list[list[int]] = [[]]
+        for index in shown:
+            words = [*self.columns[index].title.split(), *(cells[index] for _, cells in formatted)]
+            need = _BETWEEN + max(map(len, words))
+            if groups[-1] and taken + need > width:
+                groups.append([])
+                taken = left
+            groups[-1].append(index)
+            taken += need
+        if len(groups) == 1:
+            return [self]
+        return [
+            dataclasses.replace(
+                self,
+                title=self.title if number == 0 else f"{self.title} (continued)",
+                columns=tuple(dataclasses.replace(self.columns[index], brief=True) for index in group),
+                rows=tuple((name, tuple(cells[index] for index in group)) for name, cells in self.rows),
+                note=self.note if number == len(groups) - 1 else "",
+            )
+            for number, group in enumerate(groups)
+        ]
 
     def _formatted(self) -> list[tuple[str, list[str]]]:
         return [

@@ -160,3 +160,30 @@ def test_narrow_terminals_lose_no_letter(table: Table, width: int) -> None:
     Console(file=stream, width=width).print(table.terminal())
     assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
     assert max(map(len, stream.getvalue().splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_a_terminals_table_loses_no_figure(width: int) -> None:
+    """At any width every heading's words, every name and every figure stand there whole."""
+    columns = tuple(Column(f"measure {index} of routers (%)", digits=2, brief=True) for index in range(8))
+    rows = tuple((f"router {row}", tuple(0.01 * row + 0.1 * index for index in range(8))) for row in range(3))
+    table = Table("A title that is longer than twenty characters", "Router", columns, rows, note="A note, in words.")
+    parts = table.parts(width)
+    assert (len(parts) == 1) == (width >= 80)
+    assert [column.title for part in parts for column in part.columns] == [column.title for column in columns]
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    for part in parts:
+        console.print(part.terminal())
+    printed = text.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    assert printed.count("router 2") == len(parts)
+    for _, cells in rows:
+        for cell in cells:
+            assert f"{100 * cell:.2f}" in printed
+    assert "…" not in printed
+
+
+def test_tables_of_words_wrap() -> None:
+    table = Table("Claims", "Claim", (Column("Paper", "text"), Column("Ours", "text")), (("a", ("b " * 99, "c")),))
+    assert table.parts(20) == [table]
