@@ -32,7 +32,7 @@ from besteffort.console import (
     streams_restored,
     training_bars,
 )
-from besteffort.errors import InputError, brief
+from besteffort.errors import InputError, brief, printable
 from besteffort.files import os_errors_as_input_errors
 from besteffort.runs.compilation import set_up_compilation
 from besteffort.version import __version__
@@ -437,8 +437,11 @@ def policy(
       onnx: new ONNX file to export to.
       output: options on what is printed.
     """
+    from besteffort.files import check_new_file
     from besteffort.policy import load_policy
 
+    if action == "export" and onnx is not None:
+        check_new_file(onnx)
     answer = Answer(f"policy {action}", output)
     loaded = load_policy(file)
     if action == "show":
@@ -479,7 +482,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
     }
     width = max(map(len, lines))
     for name, value in lines.items():
-        answer.line(f"{name:<{width}}  {value}")
+        answer.line(printable(f"{name:<{width}}  {value if len(value) < _LONGEST else f'{value[:_LONGEST]}...'}"))
     answer.data(
         models=loaded.models,
         tasks=loaded.tasks,
@@ -520,13 +523,14 @@ def profile_measure(
       output: options on what is printed.
     """
     from besteffort.device import device_name
+    from besteffort.files import check_new_file
     from besteffort.profiling.measure import MeasurementPlan, figures_file, measure_profile, read_qualities, tables
 
+    check_new_file(out)
     answer = Answer("profile measure", output)
     plan = MeasurementPlan(models, dtype, max_batch, context, repeats)
     known = read_qualities(plan.names, qualities)
-    if out.exists():
-        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
     answer.note(f"Device: {device_name()}")
     with answer.status("Measuring") as say:
         report = measure_profile(
@@ -576,21 +580,19 @@ def profile_quality(
       max_batch: sequences at a time.
       output: options on what is printed.
     """
-    from besteffort.files import write_json
+    from besteffort.files import check_new_file, write_json
     from besteffort.profile import load_profile, save_profile
     from besteffort.profiling import quality
 
-    if out.exists() and (into is None or str(out) != into):
-        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    check_new_file(out, replaces=into is not None and str(out) == into)
     answer = Answer("profile quality", output)
     own = tuple(quality.read_examples(file) for file in examples)
     plan = quality.QualityPlan(models, task, own, quality.parse_metrics(metric), shots, limit, dtype, max_batch)
     base = None if into is None else load_profile(into)
     if base is not None:
         quality.check_merge(base, plan)
-    figures = out.with_name(f"{out.stem}.quality.jsonl")
-    if figures.exists():
-        raise InputError(f"{figures}: there are figures already; remove the file or name another one.")
+    figures = out.with_name(f"{out.name.removesuffix('.json')}.quality.jsonl")
+    check_new_file(figures)
     with answer.status("Measuring") as say:
         found = quality.measure_qualities(
             plan, figures, progress=lambda what, done, total: say(f"{what} ({done} of {total})")
@@ -629,12 +631,13 @@ def profile_fit(
       max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
       output: options on what is printed.
     """
+    from besteffort.files import check_new_file
     from besteffort.profile import load_profile
     from besteffort.profiling import fitted_profile
     from besteffort.profiling.server_log import read_log
 
-    if out.exists() and (into is None or str(out) != into):
-        raise InputError(f"{out}: the file exists; name another one or remove it first.")
+    for file in fitted_profile.outcome_files(out):
+        check_new_file(file, replaces=into is not None and str(out) == into)
     answer = Answer("profile fit", output)
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
@@ -694,6 +697,7 @@ _CLOSING = """\
 `besteffort COMMAND --help` explains a command, and `besteffort --version` names
 the version. README.md, docs/ and ARCHITECTURE.md in the repository say more.
 """
+_LONGEST = 500  # characters of a value that `policy show` shows
 _SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 

@@ -66,6 +66,23 @@ def check_run_directory(path: str | Path, kind: str, *, resume: bool = False) ->
         raise InputError(f"{path}: cannot write it, {parent} is not writable; {_REMEDIES[errno.EACCES]}.")
 
 
+def check_new_file(path: str | Path, *, replaces: bool = False) -> None:
+    """Checks that a file can be written, before the work that it is to hold.
+
+    Raises:
+      InputError: if it exists and is not to be replaced, or its directory is missing or not writable.
+    """
+    path = Path(path)
+    with os_errors_as_input_errors(path):
+        if path.is_dir() or (path.exists() and not replaces):
+            what = "this is a directory" if path.is_dir() else "the file exists"
+            raise InputError(f"{path}: {what}; name another one or remove it first.")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no directory {path.parent}; make it first or name another place.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot write it, {path.parent} is not writable; {_REMEDIES[errno.EACCES]}.")
+
+
 def begin_run(path: str | Path, kind: str, *, resume: bool = False) -> Path:
     """Creates the directory for one run's output, or takes one up with `resume`, for this process alone.
 

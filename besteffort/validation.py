@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import types
@@ -40,7 +41,8 @@ def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     data = parse_json(text, where)
     check(data, where)
     try:
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid")
+        read: T = _adapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid")
+        return read
     except pydantic.ValidationError as error:
         raise InputError(f"{where}: {_sentence(cls, error.errors(include_url=False)[0])}") from error
 
@@ -50,8 +52,13 @@ def as_data(value: Any) -> dict[str, Any]:
 
     `from_json` reads it back to an equal dataclass.
     """
-    data: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    data: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json")
     return data
+
+
+@functools.cache
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(cls)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -69,6 +76,12 @@ def _sentence(cls: type, error: ErrorDetails) -> str:
             known = _fields_at(cls, parents)
             remedy = f"known are {', '.join(known)}" if known else "remove it or correct its spelling"
             return f"{field} is not a known field{did_you_mean(str(name), known)}; {remedy}."
+        case "union_tag_invalid":
+            context = error["ctx"]
+            tag = context["discriminator"].strip("'")
+            return f"{field.rstrip('`')}.{tag}` is {brief(context['tag'])}; choose from {context['expected_tags']}."
+        case "union_tag_not_found":
+            return f"{field.rstrip('`')}.{error['ctx']['discriminator'].strip(chr(39))}` is missing; add it."
         case "missing":
             return f"{field} is missing; add it."
         case "value_error":

@@ -8,6 +8,7 @@ first half in its own order, and all routers know the mean lengths of that half;
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ LEARNED = "learned"
 """Name of the router that the others are compared with."""
 
 _LONGEST_WORD = 12
+_LONGEST_NAME = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,12 +282,21 @@ def mean_bound(each: Sequence[Bound]) -> Bound:
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """What tells files apart: the parts of their names that not all share, without long words where others are left."""
-    parts = [path.name.split(".")[0].split("_") for path in paths]
+    for path in paths:
+        if [other.absolute() for other in paths].count(path.absolute()) > 1:
+            raise InputError(f"The trace {path} is given twice; give each once.")
+    parts = [_stem(path).split("_") for path in paths]
     shared = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
     names = []
     for own in parts:
         telling = [part for part in own if part not in shared] or own
         names.append("_".join([part for part in telling if len(part) <= _LONGEST_WORD] or telling))
     if len(set(names)) < len(names):
-        raise InputError(f"The traces {', '.join(map(str, paths))} have the same name; give each once, or rename one.")
+        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
     return names
+
+
+def _stem(path: Path) -> str:
+    """A file's name without what says its format, in characters that any other name of a file may have, too."""
+    name = re.sub(r"(\.(csv|json|jsonl|ndjson|txt|log|gz))+$", "", path.name, flags=re.IGNORECASE)
+    return re.sub(r"[^\w-]+", "-", name).strip("-")[:_LONGEST_NAME] or "trace"

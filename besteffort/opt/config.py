@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from besteffort.documents import check, parse_json, read_text
 from besteffort.errors import InputError
 from besteffort.profile.roofline import OPT as ARCHITECTURES
 from besteffort.validation import did_you_mean
@@ -137,12 +137,8 @@ def read_config(path: str | Path) -> OPTConfig:
     Raises:
       InputError: if the file cannot be read, is no JSON object, or describes no supported OPT model.
     """
-    try:
-        fields = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name the directory of an OPT model.") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); complete or repair the file.") from None
+    fields = parse_json(read_text(path), str(path))
+    check(fields, str(path))
     if not isinstance(fields, dict):
         raise InputError(f"{path}: the file must hold one JSON object, as transformers writes it.")
     return OPTConfig.from_transformers(fields, str(path))

@@ -233,7 +233,7 @@ class Profile:
         rows = []
         for name in task_names:
             if name not in known:
-                raise InputError(f"Profile `{self.name}` has no task `{name}`; choose from {', '.join(known)}.")
+                raise InputError(f"Profile `{self.name}` has no task `{brief(name)}`; choose from {', '.join(known)}.")
             percent = np.array(known[name].quality_percent, dtype=np.float64)
             rows.append(percent / percent.max())
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.models))

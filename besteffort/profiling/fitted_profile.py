@@ -300,7 +300,7 @@ def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) ->
     Raises:
       InputError: if a file cannot be written.
     """
-    stem = out.with_suffix("")
+    _, situation, figures, picture = outcome_files(out)
     notes = [f"{m.log.path.name}: {note}" for m in models[:1] for note in m.log.notes]
     for model in models:
         notes += [
@@ -308,11 +308,9 @@ def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) ->
         ]
     table = error_table(models)
     save_profile(profile, out)
-    situation = stem.with_suffix(".yaml")
     write_text(situation, _situation(models, profile, out))
-    figures = stem.with_name(f"{stem.name}.fit.json")
     write_json(figures, {"profile": profile.name, "models": [_figures(model) for model in models], "notes": notes})
-    picture = plots.save_figure(
+    plots.save_figure(
         plots.plot_prediction(
             {
                 (each.name, MEASURES[measure]): (each.held_out.measured[measure], each.held_out.predicted[measure])
@@ -321,9 +319,19 @@ def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) ->
                 if np.isfinite(each.held_out.measured[measure]).any()
             }
         ),
-        stem,
+        picture.with_name(picture.name.removesuffix(".png")),
     )
     return Outcome(profile, tuple(models), table, tuple(notes), (out, situation, figures, picture))
+
+
+def outcome_files(out: Path) -> tuple[Path, Path, Path, Path]:
+    """The files of a fit: the profile `server.json`, and `server.yaml`, `server.fit.json` and `server.png` beside it.
+
+    No two profiles share any of them.
+    """
+    stem = out.name.removesuffix(".json")
+    situation, figures, picture = (out.with_name(f"{stem}{ending}") for ending in (".yaml", ".fit.json", ".png"))
+    return out, situation, figures, picture
 
 
 def error_table(models: Sequence[FittedModel]) -> Table:

@@ -33,7 +33,7 @@ import numpy as np
 from besteffort.device import device_name
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import append_jsonl, read_jsonl, write_jsonl
+from besteffort.files import append_jsonl, check_new_file, read_jsonl, write_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.engine import Answer, Instance
 from besteffort.opt.runtime import Runtime
@@ -236,8 +236,7 @@ def measure_profile(
       InputError: if a model cannot be loaded or does not fit, if there are figures already and `resume` is off, or they
         are of another plan or device, or a file cannot be written.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out}: name a file in a directory that exists.")
+    check_new_file(out, replaces=True)
     progress = progress or (lambda what, done, total: None)
     file = figures_file(out)
     about = {"plan": dataclasses.asdict(plan), "device": device_name(), "libraries": _libraries()}
@@ -270,7 +269,7 @@ def measure_profile(
 
 def figures_file(out: Path) -> Path:
     """The file of a profile's figures: `profile.figures.jsonl` next to `profile.json`."""
-    return out.with_name(f"{out.stem}.figures.jsonl")
+    return out.with_name(f"{out.name.removesuffix('.json')}.figures.jsonl")
 
 
 def tables(report: Report) -> list[Table]:

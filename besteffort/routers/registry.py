@@ -43,7 +43,10 @@ def make_router(name: str, shape: EnvShape, /, **numbers: Any) -> Router:
     build, wanted = ROUTERS[name]
     if set(numbers) != set(wanted):
         given = ", ".join(sorted(numbers)) or "nothing"
-        raise InputError(f"Router `{name}` takes {', '.join(wanted) or 'no settings'}, but was given {given}.")
+        remedy = f"give {' '.join(f'{each}=X' for each in wanted)}" if wanted else "leave them out"
+        raise InputError(
+            f"Router `{name}` takes {', '.join(wanted) or 'no settings'}, but was given {given}; {remedy}."
+        )
     return build(shape, **numbers)
 
 

@@ -19,6 +19,7 @@ from annotated_types import Len
 
 from besteffort.documents import MOST_YAML_BYTES, check, parse_yaml, read_text
 from besteffort.errors import InputError, brief
+from besteffort.files import os_errors_as_input_errors
 from besteffort.profile import load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
@@ -257,8 +258,9 @@ def find_config(path_or_name: str | Path, folder: str = "") -> Path:
       InputError: if there is no configuration of that name.
     """
     path = Path(path_or_name)
-    if path.suffix or len(path.parts) != 1 or path.is_file():
-        return path
+    with os_errors_as_input_errors(path, "read"):
+        if path.suffix or len(path.parts) != 1 or path.is_file():
+            return path
     names = config_names(folder)
     if path.name not in names:
         raise InputError(

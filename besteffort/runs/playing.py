@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.evaluation.report import Table, comparison_table
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
-from besteffort.files import jsonable, write_json, write_text
+from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
 from besteffort.policy import load_policy
 from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import ROUTERS
@@ -28,6 +28,7 @@ from besteffort.workload.requests import Requests
 from besteffort.workload.resample import with_lengths_of
 from besteffort.workload.traces import TraceInfo, read_trace
 
+_LARGEST = 1e9  # of a setting
 _PER_REQUEST = ("arrival_s", "admission_s", "first_token_s", "completion_s", "latency_s", "deadline_s", "reward")
 
 
@@ -39,8 +40,8 @@ def read_list(
     Raises:
       InputError: on a damaged file, a load that is not positive, or a negative seed.
     """
-    if seed < 0:
-        raise InputError(f"The seed is {seed}; give a number of at least 0.")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"The seed is {brief(seed)}; give a whole number from 0 to {2**31 - 1:,}.")
     requests, info = read_trace(path, situation, seed=seed)
     situation = with_lengths_of(situation, requests)
     return requests if load is None else rescale.to_load(requests, situation, load), situation, info
@@ -57,20 +58,35 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     Raises:
       InputError: on an unknown name, settings that the router does not take, or a policy that does not fit.
     """
-    numbers = dict(_number(setting) for setting in settings)
+    numbers: dict[str, Any] = {}
+    for setting in settings:
+        key, value = _number(setting)
+        if key in numbers:
+            raise InputError(f"`--settings` gives `{brief(key)}` twice; leave one of them out.")
+        numbers[key] = value
     models = situation.profile.model_names
+    if name in models and name in ROUTERS:
+        raise InputError(
+            f"`{name}` is a model of the profile and a router; rename the model in the profile to tell them apart."
+        )
     make = maker(situation)
     if name in models:
         if numbers:
             raise InputError(f"A model takes no settings, but `{name}` was given {', '.join(numbers)}; leave them out.")
         return make("static", model=models.index(name))
     if name in ROUTERS:
-        return make(name, **numbers)
+        try:
+            return make(name, **numbers)
+        except InputError as error:
+            raise InputError(f"`--settings`: {error}") from error
     path = Path(name)
-    if not (path.suffix or path.exists()):
+    with os_errors_as_input_errors(path, "read"):
+        there = path.exists()
+    if not (path.suffix or there):
         known = (*ROUTERS, *models)
         raise InputError(
-            f"Unknown router `{name}`{did_you_mean(name, known)}; choose from {', '.join(known)} or give a policy file."
+            f"Unknown router `{brief(name)}`{did_you_mean(name, known)}; choose from {', '.join(known)} or give a "
+            "policy file."
         )
     policy = load_policy(path, situation)
     if numbers:
@@ -117,7 +133,9 @@ def _number(setting: str) -> tuple[str, Any]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"Setting `{setting}` is not a number by name; write it like `price=0.1`.") from None
+        raise InputError(f"Setting `{brief(setting)}` is not a number by name; write it like `price=0.1`.") from None
+    if not all(abs(value) <= _LARGEST for value in values):
+        raise InputError(f"Setting `{brief(setting)}` is out of range; give numbers up to {_LARGEST:g}.")
     if name == "thresholds":
         return name, values
     if len(values) > 1:

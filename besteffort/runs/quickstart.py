@@ -182,7 +182,10 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),
-        *(results.draw_against_load(evaluation, out / evaluation.set.name) for evaluation in evaluations[1:]),
+        *(
+            results.draw_against_load(evaluation, out / f"trace-{evaluation.set.name}")
+            for evaluation in evaluations[1:]
+        ),
     ]
     settings = {f"Trace {name}": note for name, note in plan.notes.items()}
     settings |= {f"Exported ({name})": note for name, note in exported.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
+from besteffort.evaluation import judging
 from besteffort.evaluation.judging import grid_set, read_halves, trace_set
 from besteffort.routers.names import RIVALS
 from besteffort.runs.experiment import load_run
@@ -80,8 +81,23 @@ def test_traces_are_named_by_what_tells_them_apart(small: Path, trace: Path, tmp
         path.write_bytes(trace.read_bytes())
     assert [halves.name for halves in read_halves(paths, situation, [0])] == ["code", "conv"]
     assert [halves.name for halves in read_halves(paths[:1], situation, [0])] == ["code_2023"]
-    with pytest.raises(InputError, match="the same name; give each once"):
+    with pytest.raises(InputError, match="is given twice; give each once"):
         read_halves([paths[0], paths[0]], situation, [0])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((".csv",), ["trace"]),
+        (("2024.01.05.csv", "2024.02.05.csv"), ["2024-01-05", "2024-02-05"]),
+        (("a/log.csv", "b/log.csv"), ["log-1", "log-2"]),
+        (("../quick start.csv.gz",), ["quick-start"]),
+        (("x" * 200 + ".csv",), ["x" * 60]),
+        (("größe.JSONL",), ["größe"]),
+    ],
+)
+def test_names_of_traces_are_names_of_files(names: tuple[str, ...], expected: list[str]) -> None:
+    assert judging._short_names([Path(name) for name in names]) == expected
 
 
 def test_halves_of_drawn_arrivals_are_of_one_length(small: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_one_sentence_for_each_mistake(fields: dict[str, Any], words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "not valid JSON"), ("[]", "must hold one JSON object"), (None, "cannot be read")]
+    ("text", "words"), [("{", "not valid JSON"), ("[]", "must hold one JSON object"), (None, "there is no such file")]
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "config.json"

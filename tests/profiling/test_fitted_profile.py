@@ -189,7 +189,7 @@ def test_from_a_log_to_a_situation(tmp_path: Path, capsys: pytest.CaptureFixture
         (log_text(40, model=True), [], ["2 models", "--quality"]),
         (log_text(), ["--quality", "chat=bad"], ["`bad` is not a percentage"]),
         (log_text(), ["--into", "opt-a100", "--name", "m"], ["no quality of model `m`"]),
-        (log_text(), ["--max-batch", "0"], ["largest batch is given as 0"]),
+        (log_text(), ["--max-batch", "0"], ["`--max-batch` is 0; give a number from 1"]),
         (log_text()[:-2], [], ["cut short"]),
     ],
 )
