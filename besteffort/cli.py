@@ -200,7 +200,7 @@ def sweep(
     backend: Literal["local", "ray"] = "local",
     address: Annotated[str | None, _optional("ADDRESS")] = None,
     cpus: Annotated[int, _metavar("N"), FEW] = 1,
-    gpus: Annotated[float, _metavar("X"), Interval(ge=0, le=1024)] = 0.0,
+    gpus: Annotated[float, _metavar("X"), Interval(ge=0, le=1024.0)] = 0.0,
     early_stopping: Flag = False,
     track: Trackers = (),
     changes: SharedChanges = Changes(),
@@ -859,9 +859,9 @@ def _mistake(box: str, given: Sequence[str]) -> str:
     if text.startswith("Missing from"):
         lacking = [line.split("  ")[0].strip() for line in lines if re.match(r"(--[\w-]+|[A-Z]{2,}|\{)", line)]
         return f"`{command}` lacks {' and '.join(map(brief, lacking)) or 'a command'}; add it, {remedy}."
-    if found := re.match(r"Error parsing ([^:]+): .*?from \[(.*?)\]", text):
+    if found := re.match(r"Error parsing ([^:]+): .*?(?:from \[(.*?)\]|(?:base 10|to float): (.*))", text):
         kind = "a whole number" if "int" in text else "a number"
-        return f"`{found[1]}` is {brief(found[2])}, but should be {kind}; {remedy}."
+        return f"`{found[1]}` is {brief(found[2] or found[3])}, but should be {kind}; {remedy}."
     return f"{text.rstrip('.')}; {remedy}."
 
 

@@ -202,7 +202,7 @@ def exit_statuses(name: str) -> Iterator[Ended]:
         if not lacking:
             raise
         ended.status, said = 2, f"{name}: {InputError(lacking)}"
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename is None:
             drop_output()
     if said:
         with suppress(OSError):

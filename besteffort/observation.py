@@ -6,7 +6,6 @@ This module imports NumPy only. Functions take the array module as `xp` (`numpy`
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -210,5 +209,7 @@ def check_feature(feature: Feature, where: str) -> None:
         raise InputError(f"{where}: unknown feature `{feature.name}`; this version knows {', '.join(FEATURES)}.")
     if feature.transform not in ("one_hot", "linear", "log1p"):
         raise InputError(f"{where}: feature `{feature.name}` has the unknown transform `{feature.transform}`.")
-    if feature.size < 1 or not (math.isfinite(feature.scale) and feature.scale > 0):
-        raise InputError(f"{where}: feature `{feature.name}` needs a size of at least 1 and a positive scale.")
+    if not 1 <= feature.size <= 2**20 or not 1e-12 <= feature.scale <= 1e12:
+        raise InputError(
+            f"{where}: feature `{feature.name}` needs a size of at least 1 and a scale from 1e-12 to 1e12; mend it."
+        )

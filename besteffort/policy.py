@@ -55,6 +55,7 @@ _ALWAYS_GIVEN = ("task", "batch_sizes", "arrival_rate")
 
 _ZERO = np.zeros((), np.float32)
 _MOST_BYTES = 2**28  # of a policy file
+_LARGEST_OF_RULE = 1e9
 _LARGEST = 1e30  # inputs of a network; far larger ones would overflow its float32
 
 
@@ -314,6 +315,8 @@ class Policy:
         for name, value in fields.items():
             if value.shape != shapes[name] or not np.isfinite(value).all():
                 raise InputError(f"Policy: `rule.{name}` has the wrong shape or is not finite; export it again.")
+            if not (abs(value) <= _LARGEST_OF_RULE).all():
+                raise InputError(f"Policy: `rule.{name}` is beyond {_LARGEST_OF_RULE:g}; export it again.")
         for name in ABOVE_ZERO:
             if not fields[name] > 0:
                 raise InputError(f"Policy: `rule.{name}` is {fields[name]:g}, but must be above 0; export it again.")

@@ -17,7 +17,7 @@ from besteffort.observation import FEATURES
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative, Positive, Tokens
 
-MOST_PLACES = 2**22
+MOST_PLACES = 2**20
 """Places of the largest cluster: requests that its instances run and let wait."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import re
 import types
@@ -56,9 +55,14 @@ def as_data(value: Any) -> dict[str, Any]:
     return data
 
 
-@functools.cache
-def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(cls)
+def _adapter(cls: Any) -> Any:
+    """The validator of a class, which takes long to make."""
+    if cls not in _adapters:
+        _adapters[cls] = pydantic.TypeAdapter(cls)
+    return _adapters[cls]
+
+
+_adapters: dict[Any, Any] = {}
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -82,6 +86,8 @@ def _sentence(cls: type, error: ErrorDetails) -> str:
             return f"{field.rstrip('`')}.{tag}` is {brief(context['tag'])}; choose from {context['expected_tags']}."
         case "union_tag_not_found":
             return f"{field.rstrip('`')}.{error['ctx']['discriminator'].strip(chr(39))}` is missing; add it."
+        case "int_parsing_size":
+            return f"{field} is {brief(json.dumps(error['input']))}, but should be a whole number of fewer digits."
         case "missing":
             return f"{field} is missing; add it."
         case "value_error":

@@ -270,9 +270,9 @@ def sweeps(directory: Path) -> Iterator[Mistake]:
         return make_plan(load_sweep(path), where=str(path))
 
     for mistake in in_files(data, ".yaml", directory, read, lambda data: yaml.safe_dump(data, allow_unicode=True)):
-        if mistake.field.startswith("axes.cluster") and mistake.kind == "another type" and "." in mistake.field[16:]:
-            continue
-        yield mistake
+        # A list of values makes an axis, too.
+        if mistake.field != "axes.training.hyper.learning_rate" or mistake.kind != "another type":
+            yield mistake
 
 
 def run_directories(directory: Path) -> Iterator[Mistake]:
@@ -355,6 +355,7 @@ def complaint(mistake: Mistake) -> tuple[str, str]:
 
 
 def main() -> None:
+    """Meets every mistake, and writes the counts."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory:
         for group, make in GROUPS.items():
@@ -362,12 +363,11 @@ def main() -> None:
                 said, wrong = complaint(mistake)
                 counts[mistake.kind] += 1
                 if wrong or "--sentences" in sys.argv:
-                    print(
-                        f"{group}, {mistake.kind}, `{mistake.field}`: {wrong or said}" + (f" | {said}" if wrong else "")
-                    )
+                    told = f"{wrong} | {said}" if wrong else said
+                    sys.stdout.write(f"{group}, {mistake.kind}, `{mistake.field}`: {told}\n")
     for kind, count in counts.most_common():
-        print(f"{count:5} {kind}")
-    print(f"{counts.total():5} in all")
+        sys.stdout.write(f"{count:5} {kind}\n")
+    sys.stdout.write(f"{counts.total():5} in all\n")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ class Profile:
     cache_output_share: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_names("name", (self.name,))
         _check_names("models", self.model_names)
         _check_names("tasks", self.task_names)
         count = len(self.models)

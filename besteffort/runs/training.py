@@ -165,11 +165,12 @@ def _check_memory(situation: Situation, training: TrainingConfig, features: tupl
         return
     config, cluster = training.config, situation.cluster
     places = cluster.replicas * len(situation.profile.models) * (cluster.max_batch + cluster.queue_capacity)
-    numbers = config.buffer_length * (input_size(features) + 4) + training.history + places
+    # As the arrays of an environment come to; half of it again while they are computed anew.
+    numbers = config.buffer_length * (input_size(features) + 5) + 2 * training.history + 10 * places
     networks = training.seeds * config.ensemble_size
     check_fits(
         f"Training {networks:,} networks in {config.num_envs:,} environments each",
-        networks * config.num_envs * numbers * 4,
+        networks * config.num_envs * numbers * 6,
         "lower `training.seeds`, or `ensemble_size`, `num_envs` or `buffer_length` of `training.config`, "
         "`training.history` or the cluster",
     )

@@ -250,7 +250,10 @@ def make_plan(sweep: SweepConfig, *, where: str = "The sweep", together: int = _
     """
     if together < 1:
         raise InputError(f"`--together` is {together}; give at least 1.")
-    data = as_data(load_run(sweep.base)[0])
+    try:
+        data = as_data(load_run(sweep.base)[0])
+    except InputError as error:
+        raise InputError(f"{where}: `base`: {error}") from error
     try:
         data = with_changes(data, sweep.changes)
         _check_axes(data, sweep)
