@@ -7,6 +7,10 @@
     flight.tokens("a")          # the first, and every further one; not where answers are not streamed
     flight.done("a")            # with the last token; or `failed`, or `cancelled`
 
+Where `view.slowdown_tau_s` of the situation is set, it also compares observed times with the tables, see
+`besteffort.estimates.correction`. An iteration ends with the first token that one of its requests gets; the tokens of
+the others count to it whenever they come, so it does no harm if they come one by one.
+
 The simulator and this see the same, so estimates are the same: iterations begin when tokens come, and admit those who
 wait in order of arrival. Sums over the requests of an instance are kept up to date event by event, so that a decision
 does not pay for them.
@@ -25,6 +29,14 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.estimates import scalars
+from besteffort.estimates.correction import (
+    Answers,
+    Comparison,
+    compared,
+    fixed_s,
+    observed_slowdown,
+    steps_s,
+)
 from besteffort.estimates.estimates import (
     DEFAULT_SOFTNESS,
     Costs,
@@ -34,6 +46,7 @@ from besteffort.estimates.estimates import (
     Newcomer,
     Softness,
     Stakes,
+    capacity,
     completion_s,
     count,
     course_of,
@@ -76,6 +89,9 @@ class _Request:
     prefill_s: float = 0.0
     leaving: float = 0.0  # expected departures per iteration that it stands for, while it runs
     running: bool = False
+    iteration: int = 0  # iterations that its instance had ended when its last token came, or it was admitted
+    sent_s: float = 0.0
+    found: int = 0  # requests on its instance when it was sent, itself included
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,6 +106,10 @@ class _Instance:
     held: int = 0
     begun_s: float = 0.0
     boundary: bool = False  # an iteration has begun whose admissions are not settled
+    iterations: int = 0  # that have ended
+    ended_s: float = 0.0  # when the last one did, or the instance got to work
+    decoded: int = 0  # requests that it gave a token beyond their first
+    stretch: float = 1.0  # what it took as many times as long for other models on the replica
     waiting: dict[Hashable, _Request] = dataclasses.field(default_factory=dict)
     free: list[int] = dataclasses.field(default_factory=list)
 
@@ -133,6 +153,10 @@ class InFlight:
         self._incremental = not (self._terms.infers_admissions or self._slows_down)
         self._requests: dict[Hashable, _Request] = {}
         self._now_s = self._last_arrival_s = self._changed_s = -math.inf
+        self._tau_s = situation.view.slowdown_tau_s
+        self._comparison = Comparison(*np.zeros((2, len(self._models))))
+        self._slowdown = np.ones(len(self._models)) if self._tau_s else None
+        self._observed_s, self._assumed_s = np.zeros((2, len(self._models)))  # since the last arrival
         # The rate at each of the last arrivals; routers may have been trained to see it late.
         self._rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)
         self._sent = 0
@@ -144,7 +168,8 @@ class InFlight:
         self._task, self._prompt, self._tokens, self._order = (np.zeros(seats, np.int64) for _ in range(4))
         self._law = np.zeros(seats, np.int64)
         self._limit = np.full(seats, _NO_LIMIT)
-        self._arrival_s, self._factor = np.zeros(seats), np.ones(seats)
+        self._arrival_s, self._factor, self._added_s = np.zeros(seats), np.ones(seats), np.zeros(seats)
+        self._answers = np.zeros((instances, len(Answers._fields)))  # since the last arrival, not streamed
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
         self._limits = self._factors = False
@@ -189,6 +214,8 @@ class InFlight:
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
         self._rates.append(float(next_rate(self._rates[-1], gap_s, tau_s)) if self._rates else 0.0)
+        if self._tau_s:
+            self._compare(gap_s)
         self._last_arrival_s = now
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
@@ -222,9 +249,14 @@ class InFlight:
         idle = not (instance.running or instance.waiting)
         known.instance, known.seat = number, seat
         known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
+        known.sent_s = now
         self._sent += 1
         self.batch_sizes[replica, index] += 1
         self._changed_s = now
+        known.found = int(self.batch_sizes[replica, index])
+        if not self._terms.streamed:
+            self._added_s[number] += known.prefill_s  # comes in between for those that are there
+            self._added_s[number, seat] = 0.0
         here, params, task = (number, seat), self._params, known.task
         self._present[here], self._running[here], self._eligible[here] = True, False, idle
         self._task[here], self._prompt[here], self._tokens[here] = task, known.prompt_tokens, 0
@@ -242,7 +274,7 @@ class InFlight:
         instance.waiting_s += known.prefill_s
         instance.waiting[request] = known
         if idle:
-            instance.begun_s = now
+            instance.begun_s = instance.ended_s = now
             self._admit(instance, request)
 
     def first_token(self, request: Hashable, *, at: float | None = None) -> None:
@@ -268,6 +300,8 @@ class InFlight:
             return
         instance = self._instances[known.instance]
         self._begin(known.instance, now)
+        if self._tau_s:
+            self._observe(known, count, now)
         if not known.running:
             self._admit(instance, request)
         if not known.tokens:
@@ -281,14 +315,27 @@ class InFlight:
         instance.leaving += leaving - known.leaving
         known.leaving = leaving
 
-    def done(self, request: Hashable, *, at: float | None = None) -> None:
+    def done(self, request: Hashable, *, output_tokens: int | None = None, at: float | None = None) -> None:
         """The last token has come.
 
+        Args:
+          request: its name.
+          output_tokens: length of the answer. Needed only to compare times with the tables where answers are not
+            streamed; an answer without it is not compared.
+          at: when; now, by default.
+
         Raises:
-          InputError: if the request is not in flight.
+          InputError: if the request is not in flight, or the length is below 1.
         """
         known = self._sent_one(request)
-        self._begin(known.instance, self._advance(at))
+        if output_tokens is not None:
+            _at_least_one(request, "output_tokens", output_tokens)
+        now = self._advance(at)
+        self._begin(known.instance, now)
+        if self._tau_s and self._terms.streamed:
+            self._observe(known, 1, now)
+        elif self._tau_s and output_tokens is not None:
+            self._hear_of(known, output_tokens, now)
         self._leave(request, known)
 
     def failed(self, request: Hashable, *, at: float | None = None) -> None:
@@ -373,7 +420,8 @@ class InFlight:
         known = self._known(request)
         now = self._advance(at)
         params, rule, rate = self._params, self._rule, self._rate()
-        how = self._softness if rule is None else rule_softness(rule, rate, params)
+        slowdown = self._slowdown
+        how = self._softness if rule is None else rule_softness(rule, rate, params, observed_slowdown=slowdown)
         factor = known.deadline_factor if self._factors else None
         newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor)
         picked = self._picked()
@@ -394,10 +442,11 @@ class InFlight:
         found = Estimates(
             own=own_value(newcomer, ahead, line, course, self._terms, params),
             harm=lost,
-            work=work_s(newcomer, course, params),
-            load=newcomer.arrival_rate / params.priors.capacity,
+            work=work_s(newcomer, course, slowdown, params),
+            load=newcomer.arrival_rate / capacity(slowdown, params),
             first_token_s=course.first_token_s,
             completion_s=completion_s(newcomer, course, params),
+            observed_slowdown=slowdown,
         )
         if rule is None or not with_harm:
             return found
@@ -409,7 +458,10 @@ class InFlight:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
         rows = []
         prefill_s = self._params.prefill[:, newcomer.prompt_tokens].tolist()
-        for own_prefill_s, costs, number in zip(prefill_s, self._costs, picked.tolist(), strict=True):
+        stretches = [None] * len(prefill_s) if self._slowdown is None else self._slowdown.tolist()
+        for own_prefill_s, costs, number, stretch in zip(
+            prefill_s, self._costs, picked.tolist(), stretches, strict=True
+        ):
             instance = self._instances[number]
             if instance.boundary:
                 self._settle(number)
@@ -423,12 +475,13 @@ class InFlight:
                 instance.held,
                 None,
                 now - instance.begun_s,
-                None,
+                stretch,
             )
             course = course_of(line, own_prefill_s, 0.0, costs, self._terms, scalars)
             rows.append((line.running, line.waiting, line.waiting_s, *course))
         running, waiting, waiting_s, *course_s = np.array(rows).T
-        return Line(None, running, waiting, None, waiting_s, None, None, None, None, None), Course(*course_s)
+        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown)
+        return line, Course(*course_s)
 
     def _picked(self) -> np.ndarray:
         """(models,) the instances that the load balancer would pick."""
@@ -442,7 +495,7 @@ class InFlight:
         if self._slows_down:
             replica = picked - self._number
             view = dataclasses.replace(view, beside=self._rows(replica[:, None] + self._number, now))
-        return view
+        return dataclasses.replace(view, batch_sizes=self.batch_sizes.sum(axis=0), observed_slowdown=self._slowdown)
 
     def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
         """A view of what harm needs besides what is at stake; all instances are settled."""
@@ -528,6 +581,60 @@ class InFlight:
                 self._settle(number)
             instance.begun_s, instance.boundary = now, True
 
+    def _observe(self, known: _Request, count: int, now: float) -> None:
+        """Compares with the tables what so many tokens of a request tell of the iterations of its instance."""
+        instance, (replica, model) = self._instances[known.instance], divmod(known.instance, len(self._models))
+        first, costs = not known.tokens, self._costs[model]
+        ahead = known.iteration + count - instance.iterations
+        if first and (self._terms.infers_admissions or not known.running):
+            # No one saw when it was admitted.
+            ahead = int(now > instance.ended_s)
+        assumed_s = 0.0
+        if ahead > 0:
+            self._observed_s[model] += now - instance.ended_s
+            instance.iterations += ahead
+            instance.ended_s, instance.decoded = now, 0
+            instance.stretch = self._stretch(replica, model) if self._slows_down else 1.0
+            # Of several that are told at once, all but one are as now.
+            assumed_s = (ahead - 1) * costs.decode(max(instance.decoding, 1))
+        known.iteration = instance.iterations
+        if first:
+            assumed_s += known.prefill_s
+        else:
+            assumed_s += costs.decode(instance.decoded + 1) - costs.decode(instance.decoded)
+            assumed_s += costs.context_cost_s * (known.prompt_tokens + known.tokens)
+            instance.decoded += 1
+        self._assumed_s[model] += assumed_s * instance.stretch
+
+    def _stretch(self, replica: int, model: int) -> float:
+        """Slow-down of an instance by the others of its replica that hold requests, as far as can be seen."""
+        others = (self.batch_sizes[replica] > 0) & (self._number != model)
+        return float(np.prod(self._params.slowdown[model], where=others))
+
+    def _hear_of(self, known: _Request, output_tokens: int, now: float) -> None:
+        """An answer that was not streamed has ended, and tells its length."""
+        costs = self._costs[known.instance % len(self._models)]
+        prefill_s = known.prefill_s + float(self._added_s[known.instance, known.seat])
+        fixed = fixed_s(prefill_s, output_tokens, known.found, _mean_decode(costs), self._slots, scalars)
+        if math.isfinite(fixed):
+            self._answers[known.instance] += now - known.sent_s, fixed, output_tokens - 1
+
+    def _compare(self, gap_s: float) -> None:
+        """Takes stock, at an arrival, of what ended since the last one."""
+        if not self._terms.streamed:
+            for number in np.flatnonzero(self._answers.any(axis=1)).tolist():
+                replica, model = divmod(number, len(self._models))
+                answers = Answers(*self._answers[number].tolist())
+                decode = _mean_decode(self._costs[model])
+                half_s = steps_s(answers.steps, int(self.batch_sizes[replica, model]), decode, self._slots, scalars)
+                self._observed_s[model] += answers.observed_s
+                self._assumed_s[model] += answers.fixed_s + half_s
+            self._answers[:] = 0.0
+        excess_s = self._observed_s - self._assumed_s
+        self._comparison = compared(self._comparison, gap_s, excess_s, self._assumed_s, self._tau_s)
+        self._slowdown = observed_slowdown(self._comparison, self._tau_s)
+        self._observed_s, self._assumed_s = np.zeros((2, len(self._models)))
+
     def _settle(self, number: int) -> None:
         """Admits those who wait to the iteration that has begun, once all that ended with the last one is told."""
         instance = self._instances[number]
@@ -539,6 +646,7 @@ class InFlight:
     def _admit(self, instance: _Instance, request: Hashable) -> None:
         known = instance.waiting.pop(request)
         known.running = True
+        known.iteration = instance.iterations
         self._running[known.instance, known.seat] = True
         instance.running += 1
         instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
@@ -612,6 +720,11 @@ def _interpolation(row: list[float]) -> Callable[[Any], Any]:
         return row[low] + (number - low) * (row[low + 1] - row[low])
 
     return at
+
+
+def _mean_decode(costs: Costs) -> Callable[[Any], Any]:
+    """Seconds of a decode of so many requests of mean length."""
+    return lambda number: costs.decode(number) + costs.held_s * number
 
 
 def _at_least_one(request: Hashable, name: str, value: int) -> None:

@@ -75,7 +75,10 @@ class Feature:
 VALUE = "value"
 """The feature that follows from the other estimates by a rule, see `besteffort.estimates.rule`."""
 
-ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s", VALUE)
+OBSERVED_SLOWDOWN = "observed_slowdown"
+"""The feature that says how observed times compare with the tables, see `besteffort.estimates.correction`."""
+
+ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s", VALUE, OBSERVED_SLOWDOWN)
 """Features that are worked out from the requests in flight, see `besteffort.estimates.estimates.Estimates`."""
 
 IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
@@ -142,6 +145,7 @@ def default_features(
         "completion_s": Feature("completion_s", models, "log1p", typical_deadline_s),
         "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
         VALUE: Feature(VALUE, models, "linear", 1.0),
+        OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, models, "log1p", 1.0),
     }
     for name in names:
         if name not in known:
@@ -163,6 +167,11 @@ def value_of(name: str, observation: Observation, estimates: Any = None) -> Any:
     if value is None and name == VALUE and estimates is not None:
         raise InputError(
             "The feature `value` needs a rule, which these parameters lack; build the environment with one, as `rule=`."
+        )
+    if value is None and name == OBSERVED_SLOWDOWN and estimates is not None:
+        raise InputError(
+            f"The feature `{name}` needs times to be compared with the tables; set `view.slowdown_tau_s` of the "
+            "situation, to 2 for instance."
         )
     if value is None and name in IN_FLIGHT:
         raise InputError(

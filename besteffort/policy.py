@@ -33,6 +33,7 @@ from besteffort.estimates.rule import ABOVE_ZERO, Rule
 from besteffort.files import write_bytes
 from besteffort.observation import (
     ESTIMATES,
+    OBSERVED_SLOWDOWN,
     PER_MODEL,
     SIGNED,
     VALUE,
@@ -183,7 +184,8 @@ class Policy:
 
         What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of models
         and tasks, in the same order, and the time constant of the rate estimate. Of a policy with estimates also
-        `view.streamed`, since tokens that nobody counts are estimated otherwise.
+        `view.streamed`, since tokens that nobody counts are estimated otherwise. Where it reads the observed slow-down,
+        times have to be compared with the tables.
 
         All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
         deadlines and weights of the tasks, the reward, and how late the view is; `view.features`, which names what is
@@ -195,7 +197,8 @@ class Policy:
 
         Raises:
           InputError: if the situation has other models or tasks (or an other order of these), or another time constant
-            of the rate estimate, or the policy has estimates and tokens are counted in one of the two only.
+            of the rate estimate, or the policy has estimates and tokens are counted in one of the two only, or
+            it reads the observed slow-down and times are not compared.
         """
         models, tasks = situation.profile.model_names, situation.task_names
         for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
@@ -214,6 +217,11 @@ class Policy:
             raise InputError(
                 f"The policy was trained with `view.streamed` {str(streamed).lower()}, which its estimates depend on; "
                 "set it so in the situation."
+            )
+        if not situation.view.slowdown_tau_s and any(feature.name == OBSERVED_SLOWDOWN for feature in self.features):
+            raise InputError(
+                f"The policy reads `{OBSERVED_SLOWDOWN}`, for which times have to be compared with the tables; set "
+                f"`view.slowdown_tau_s` to the policy's, {self.situation.view.slowdown_tau_s:g}."
             )
 
     def _encode(self, given: Mapping[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from annotated_types import Interval, Len
 
 from besteffort.errors import InputError, brief
-from besteffort.observation import FEATURES
+from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative, Positive, Tokens
 
@@ -141,9 +141,18 @@ class View:
         periodically; 0 reads them at every arrival. Load balancers always see the current ones, and so do estimates,
         which are made from what the gateway itself has sent and received.
       streamed: the gateway counts tokens as they come; otherwise an answer shows nothing before its end.
+      slowdown_tau_s: time constant in seconds over which observed times are compared with the tables, so that estimates
+        hold where models are slower or faster than believed, see `besteffort.estimates.correction`; 0: they are not.
+      gateways: requests come through so many gateways, in turns. The router sees the requests in flight that came
+        through the same one as they are, and those of the others late; load balancers see all as they are.
+      gateway_delay_s: so many seconds late. Of what happened to the requests of others since then nothing is assumed:
+        those that have come are not counted yet, those that are done still are, with the tokens that they had. The
+        iteration in progress is seen where an own request is among those it works on; elsewhere it is the one of then.
+        What is read every `batch_refresh_s` is what the gateway then sees. The estimated rate, and how observed times
+        compare with the tables, are those of all gateways together.
 
     Raises:
-      InputError: if a feature is unknown or named twice.
+      InputError: if a feature is unknown or named twice, or needs the comparison, and there is none.
     """
 
     features: Annotated[tuple[str, ...], Len(1)] = ("task", "batch_sizes", "arrival_rate")
@@ -151,6 +160,9 @@ class View:
     rate_lag: Annotated[int, Interval(ge=0, le=2**16)] = 0
     batch_refresh_s: NonNegative = 0.0
     streamed: bool = True
+    slowdown_tau_s: NonNegative = 0.0
+    gateways: Few = 1
+    gateway_delay_s: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         for name in self.features:
@@ -160,6 +172,24 @@ class View:
                 )
             if self.features.count(name) > 1:
                 raise InputError(f"`view.features` names `{name}` twice; name each feature once.")
+        if OBSERVED_SLOWDOWN in self.features and not self.slowdown_tau_s:
+            raise InputError(
+                f"`view.features` names `{OBSERVED_SLOWDOWN}`, but times are not compared with the tables; set "
+                "`view.slowdown_tau_s`, to 2 for instance, or leave the feature out."
+            )
+
+    @property
+    def others_are_late(self) -> bool:
+        """Whether there are requests in flight that a gateway sees late."""
+        return self.gateways > 1 and self.gateway_delay_s > 0
+
+
+def as_text(value: Any) -> str:
+    """`repr` of a situation or a part of it, without what came later and is off: it tells what was done before, too."""
+    text = repr(value)
+    for off in (", slowdown_tau_s=0.0", ", gateways=1", ", gateway_delay_s=0.0"):
+        text = text.replace(off, "")
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
 from besteffort.runs.untrained import is_rule
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Situation
+from besteffort.situation import Situation, as_text
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
 
@@ -417,7 +417,7 @@ def fingerprint(situation: Situation) -> tuple[str, str]:
     """The digest of a situation's profile, and all the rest of it in words."""
     fields = {field.name: getattr(situation, field.name) for field in dataclasses.fields(situation)}
     # Left out where it is not stated, so that what was done before this field existed is found again.
-    return fields.pop("profile").digest(), repr(fields).replace(", output_quantiles=None", "")
+    return fields.pop("profile").digest(), as_text(fields).replace(", output_quantiles=None", "")
 
 
 def _digest(problem: TrainingProblem) -> str:
@@ -435,6 +435,8 @@ def _digest(problem: TrainingProblem) -> str:
     }
     if problem.selection is not None:
         content["selection"] = _digest_of([list(requests.columns.values()) for requests in problem.selection])
+    if problem.actual is not None:
+        content["actual"] = fingerprint(problem.actual)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -63,7 +63,7 @@ def _draw(rng: np.random.Generator, number: str, cluster: Cluster, models: int, 
     load = _log_uniform(rng, 0.05, 3.0)
     wrong = rng.random() < 0.25
     factors = rng.uniform(0.6, 1.4, models) if wrong else np.ones(models)
-    actual = dataclasses.replace(situation, profile=_slower(profile, factors))
+    actual = dataclasses.replace(situation, profile=slower(profile, factors))
     capacity = situation.capacity()
     workload = _workload(rng, load * capacity[0] / capacity[-1])
     name = (
@@ -140,7 +140,9 @@ def _workload(rng: np.random.Generator, load: float) -> Synthetic:
     return Steps(loads=(low * load, high * load), starts_s=(0.0, (1 - share) * cycle_s), period_s=cycle_s)
 
 
-def _slower(profile: Profile, factors: np.ndarray) -> Profile:
+def slower(profile: Profile, factors: np.ndarray) -> Profile:
+    """The profile with all times of each model multiplied by a factor of its own."""
+
     def scaled(model: ModelProfile, factor: float) -> ModelProfile:
         decode, prefill = (
             tuple((x, seconds * factor) for x, seconds in points) for points in (model.decode, model.prefill)

@@ -76,7 +76,16 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
         cluster=dataclasses.replace(CLUSTER, network_delay_s=rng.random() / 100),
         tasks=tasks,
         reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),
-        view=View(names, rate_tau_s=rng.random(), rate_lag=3, batch_refresh_s=rng.random(), streamed=False),
+        view=View(
+            names,
+            rate_tau_s=rng.random(),
+            rate_lag=3,
+            batch_refresh_s=rng.random(),
+            streamed=False,
+            slowdown_tau_s=1.0,
+            gateways=3,
+            gateway_delay_s=rng.random(),
+        ),
     )
 
 

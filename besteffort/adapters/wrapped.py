@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from besteffort.errors import InputError
+from besteffort.estimates.correction import HIGHEST
 from besteffort.estimates.encoding import network_input
-from besteffort.observation import SIGNED, VALUE, Feature, Observation, input_size, needs_in_flight
+from besteffort.observation import OBSERVED_SLOWDOWN, SIGNED, VALUE, Feature, Observation, input_size, needs_in_flight
 from besteffort.runs.training import TrainingProblem, load_training_problem
-from besteffort.simulator.build import build
-from besteffort.simulator.environment import ServingEnvironment
-from besteffort.simulator.types import Environment, EnvShape
+from besteffort.simulator.types import Environment, EnvShape, believed
 
 Credit = Literal["step", "marginal", "own"]
 
@@ -98,13 +97,13 @@ def wrap_env(
         raise InputError(f"`horizon` is {horizon} and `history` {history}; give at least 0 and 1 decisions.")
     if not isinstance(source, TrainingProblem):
         source = load_training_problem(source)
-    shape, params = build(source.situation, source.workload, history=history, horizon=horizon, rule=source.rule)
-    return WrappedEnv(ServingEnvironment(shape), params, source.features, credit)
+    env, params = source.environment(history=history, horizon=horizon)
+    return WrappedEnv(env, params, source.features, credit)
 
 
 def read(observation: Observation, features: tuple[Feature, ...], params: Any) -> Float[Array, " inputs"]:
-    """Input of a network for one observation, float32; estimates follow the environment's own parameters."""
-    return network_input(observation, features, params, jnp).astype(jnp.float32)
+    """Input of a network for one observation, float32; estimates follow what is believed."""
+    return network_input(observation, features, believed(params), jnp).astype(jnp.float32)
 
 
 def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bounds:
@@ -117,13 +116,14 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     | `harm` | 0 | weight x (quality + penalty), for each request that an instance, with slow-down a replica, holds |
     | `value` | minus the largest number: prices have no bound | that of `own` |
     | `work` | 0 | the longest prefill and the most decode work of a task |
+    | `observed_slowdown` | 0 | the most that is believed |
     | `prompt_tokens` | 0 | the longest prompt |
     | rates, loads and times | 0 | the largest number: nothing bounds them |
     """
     largest = float(np.finfo(np.float32).max)
     ranges = {"batch_sizes": (0.0, shape.replicas * _seats(shape)), "smallest_batch": (0.0, _seats(shape))}
     if needs_in_flight(feature.name for feature in features):
-        ranges |= _ranges_of_estimates(shape, params)
+        ranges |= _ranges_of_estimates(shape, believed(params))
     low, high = np.zeros((2, input_size(features)))
     start = 0
     for feature in features:
@@ -144,12 +144,15 @@ def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float,
     weight = np.asarray(params.weight, float)[:, None]
     quality, penalty = np.asarray(params.quality, float), float(params.miss_penalty)
     harmed = _seats(shape) * (shape.models if shape.slowdown else 1)
+    # Of work, as much as the slow-down that is observed may make of it.
+    slowest = HIGHEST if shape.compare_times else 1.0
     most = {
         "own": float((weight * quality).max()),
         "harm": float((weight * (quality + penalty)).max()) * harmed,
-        "work": float(np.max(params.prefill) + np.max(params.priors.decode_work_s)),
+        "work": slowest * float(np.max(params.prefill) + np.max(params.priors.decode_work_s)),
+        OBSERVED_SLOWDOWN: HIGHEST,
     }
-    least = {"own": -float(weight.max()) * penalty, "harm": 0.0, "work": 0.0}
+    least = {"own": -float(weight.max()) * penalty, "harm": 0.0, "work": 0.0, OBSERVED_SLOWDOWN: 0.0}
     ranges = {}
     for name, value in most.items():
         room = _ROUNDING * (value - least[name])
@@ -159,5 +162,5 @@ def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float,
 
 
 def _seats(shape: EnvShape) -> float:
-    """Requests that an instance holds at most."""
-    return float(shape.max_batch + shape.queue_capacity)
+    """Requests that an instance is seen to hold at most."""
+    return float(shape.seats)

@@ -48,10 +48,13 @@ def appraise(observation: Observation, params: Any, xp: Any = np) -> Estimates:
             "Estimates need the laws of output lengths, which these parameters lack; build them with `estimates=True`."
         )
     rule, rate = params.rule, observation.arrival_rate
-    how = DEFAULT_SOFTNESS if rule is None else rule_softness(rule, rate, params, xp)
-    found = estimate(Newcomer.of(observation), observation.in_flight, params, how, xp)
+    view = observation.in_flight
+    how = DEFAULT_SOFTNESS if rule is None else rule_softness(rule, rate, params, xp, view.observed_slowdown)
+    found = estimate(Newcomer.of(observation), view, params, how, xp)
     if rule is None:
         return found
-    occupancy = xp.asarray(observation.instance_batch_sizes).mean(0) / (params.decode.shape[-1] - 1)
+    # The count of now: batch sizes of the observation may have been read earlier.
+    places = (params.decode.shape[-1] - 1) * observation.instance_batch_sizes.shape[0]
+    occupancy = xp.asarray(view.batch_sizes) / places
     value = rule_values(rule, found, observation.task, rate, occupancy, observation.deadline_s, params, xp)
     return found._replace(value=value)

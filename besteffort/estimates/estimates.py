@@ -11,6 +11,9 @@ have just joined and some wait, and `p` the prompt of the new one:
     harm   = sum over those in flight of E[value of theirs without it - value of theirs with it]
 
 `step` is a decode of those that then run, plus the prefills of those to come: each who leaves is followed by another.
+Where times are compared with the tables, all of these last as much longer as was observed, see
+`besteffort.estimates.correction`.
+
 Departures are expected, never planned: the next boundary frees `sum of 1 / E[n - g | n > g]` places. Values are
 softened, since no one knows who else will come.
 """
@@ -88,7 +91,7 @@ class Line(NamedTuple):
       held: tokens held by those decoding; None unless they cost.
       claimed: tokens that all are expected to claim of the cache; None unless it is limited.
       elapsed_s: seconds since the iteration in progress began.
-      stretch: slow-down by other models on the replica; None where there is none.
+      stretch: slow-down by other models on the replica, times that which was observed; None where there is neither.
     """
 
     decoding: Any
@@ -134,6 +137,8 @@ class Estimates(NamedTuple):
       first_token_s: expected seconds until the first token, without the network delay.
       completion_s: expected seconds until the last one, with it.
       value: value of the model to all requests by a rule, see `besteffort.estimates.rule`; None without one.
+      observed_slowdown: factor on the times of the tables that was observed, see `besteffort.estimates.correction`; all
+        other estimates reckon with it. None where times are not compared.
     """
 
     own: Any
@@ -143,6 +148,7 @@ class Estimates(NamedTuple):
     first_token_s: Any
     completion_s: Any
     value: Any = None
+    observed_slowdown: Any = None
 
 
 def estimate(
@@ -158,17 +164,32 @@ def estimate(
       softness: how uncertain predictions are.
       xp: the array module, `numpy` or `jax.numpy`.
     """
-    view = settled(view, params, xp)
+    view = brought_up(settled(view, params, xp), params, xp)
     line = count(view, params, xp)
     course = follow(newcomer, line, view, params, xp)
     return Estimates(
         own=own_value(newcomer, prospect(newcomer, params, softness, xp), line, course, view.terms, params, xp),
         harm=harm(newcomer, stakes(view, params, xp), line, course, view, params, softness, xp),
-        work=work_s(newcomer, course, params),
-        load=newcomer.arrival_rate / params.priors.capacity,
+        work=work_s(newcomer, course, view.observed_slowdown, params),
+        load=newcomer.arrival_rate / capacity(view.observed_slowdown, params, xp),
         first_token_s=course.first_token_s,
         completion_s=completion_s(newcomer, course, params, xp),
+        observed_slowdown=view.observed_slowdown,
     )
+
+
+def capacity(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
+    """(models,) requests per second that each model and all larger ones sustain, as fast as they were observed to be.
+
+    `observed_slowdown` is None where times are not compared.
+    """
+    together = params.priors.capacity
+    if observed_slowdown is None:
+        return together
+    alone = together - xp.concatenate([together[1:], xp.zeros_like(together[:1])])
+    # The loss is taken off, so that none changes no digit.
+    lost = alone * (1.0 - 1.0 / observed_slowdown)
+    return together - xp.cumsum(lost[::-1])[::-1]
 
 
 def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
@@ -177,24 +198,64 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
     remainder = expected_remainder(view, tokens, params, xp)
     prefill_s = _prefill(params, view.prompt_tokens, xp)
     decoding = running & (tokens > 0) if terms.streamed else running
+    joining, waiting = running & ~decoding, present & ~running
+    if view.share is not None:
+        present, running, decoding = present * view.share, running * view.share, decoding * view.share
+        joining, waiting = joining * view.share, waiting * view.share
     held = claimed = None
     if terms.context_cost:
         held = ((view.prompt_tokens + tokens) * decoding).sum(-1)
     if terms.cache_limit:
         claimed = (_claim(view, params, xp) * present).sum(-1)
     number = running.sum(-1)
-    return Line(
+    line = Line(
         decoding=decoding.sum(-1),
         running=number,
         waiting=present.sum(-1) - number,
-        joining_s=_total(prefill_s * (running & ~decoding), xp),
-        waiting_s=_total(prefill_s * (present & ~running), xp),
+        joining_s=_total(prefill_s * joining, xp),
+        waiting_s=_total(prefill_s * waiting, xp),
         leaving=_total(running / remainder, xp),
         held=held,
         claimed=claimed,
         elapsed_s=view.elapsed_s,
         stretch=_stretch(view, params, xp),
     )
+    return line if view.unseen is None else _with_unseen(line, view.unseen, params, xp)
+
+
+def _with_unseen(line: Line, unseen: Any, params: Any, xp: Any) -> Line:
+    """Counts with requests of mean length that no one has seen yet; as far as there is room, they run."""
+    admitted = xp.clip(params.decode.shape[-1] - 1 - line.running, 0.0, unseen)
+    left = unseen - admitted
+    output = params.mean_output_tokens.mean()
+    return line._replace(
+        decoding=line.decoding + admitted,
+        running=line.running + admitted,
+        waiting=line.waiting + left,
+        waiting_s=line.waiting_s + left * params.priors.follower_s * output,
+        leaving=line.leaving + admitted / output,
+        held=None if line.held is None else line.held + admitted * params.priors.held_each,
+        claimed=None if line.claimed is None else line.claimed + unseen * params.priors.held_each,
+    )
+
+
+def brought_up(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
+    """The view of now, where requests were seen earlier: they have had the tokens of the time since, or have left.
+
+    Each is taken to be there still with the share of outputs that are longer than the tokens that it then has.
+    """
+    if view.seen_s is None:
+        return view
+    number = view.running.sum(-1)
+    pace_s = _interpolated(params.decode, number, xp) + number * params.priors.follower_s
+    if view.observed_slowdown is not None:
+        pace_s = pace_s * view.observed_slowdown
+    since = xp.floor(view.seen_s / xp.maximum(pace_s, _SHORTEST_S)[:, None] + _TIE).astype(view.tokens.dtype)
+    longest = params.priors.survival.shape[-1] - 1
+    law = view.task * (longest + 1)
+    tokens = xp.where(view.running, view.tokens + since, view.tokens)
+    was, now = (_take(params.priors.survival, law + xp.minimum(some, longest)) for some in (view.tokens, tokens))
+    return dataclasses.replace(view, tokens=tokens, share=now / was)
 
 
 class Costs(NamedTuple):
@@ -276,9 +337,10 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
     )
 
 
-def work_s(newcomer: Newcomer, course: Course, params: Any) -> Any:
+def work_s(newcomer: Newcomer, course: Course, observed_slowdown: Any, params: Any) -> Any:
     """(models,) instance-seconds that the new request takes, see `Estimates`."""
-    return course.own_prefill_s + params.priors.decode_work_s[newcomer.task]
+    work = course.own_prefill_s + params.priors.decode_work_s[newcomer.task]
+    return work if observed_slowdown is None else work * observed_slowdown
 
 
 def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:
@@ -364,6 +426,8 @@ def stakes(view: InFlightView, params: Any, xp: Any = np) -> Stakes:
         base_s, per_token_s = base_s * view.deadline_factor, per_token_s * view.deadline_factor
     law = view.task * (longest + 1)
     weight = _of_task(params.weight, view.task, xp) * view.present
+    if view.share is not None:
+        weight = weight * view.share
     return Stakes(
         law=law,
         limit=None if view.output_limit is None else law + xp.minimum(view.output_limit, longest),
@@ -414,7 +478,10 @@ def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
     """(models, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
     if view.terms.streamed:
         return view.tokens
-    decoding_s = view.age_s - _prefill(params, view.prompt_tokens, xp)
+    prefill_s = _prefill(params, view.prompt_tokens, xp)
+    if view.observed_slowdown is not None:
+        prefill_s = prefill_s * _along(view.observed_slowdown, prefill_s)
+    decoding_s = view.age_s - prefill_s
     most = _of_task(params.priors.longest, view.task, xp) - 1
     if view.output_limit is not None:
         most = xp.minimum(most, view.output_limit - 1)
@@ -430,7 +497,7 @@ def _harm_beside(
     An instance of `m` that the new request keeps busy until it is done, beyond those in flight there, makes what is
     decoded meanwhile by model `k` take `slowdown[k, m]` times as long.
     """
-    beside = settled(view.beside, params, xp)
+    beside = dataclasses.replace(settled(view.beside, params, xp), observed_slowdown=view.observed_slowdown)
     at_stake = stakes(beside, params, xp)
     models = params.decode.shape[0]
     running = beside.running.sum(-1)
@@ -438,6 +505,8 @@ def _harm_beside(
     other = ~xp.eye(models, dtype=bool)
     # [m, k, j]: on the replica of m, j slows k down.
     slowed = xp.prod(xp.where(busy[:, None, :] & other[None], params.slowdown[None], 1.0), axis=-1)
+    if view.observed_slowdown is not None:
+        slowed = slowed * view.observed_slowdown[None]
     context_s = params.context_cost_s[None] * running * params.priors.held_each
     pace_s = (_interpolated(params.decode, running, xp) + context_s) * slowed
     tokens = received(beside, pace_s[..., None], params, xp)
@@ -600,9 +669,10 @@ def _take(table: Any, place: Any) -> Any:
 
 
 def _stretch(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models,) slow-down of each model by the others that are busy on its replica; None where there is none."""
+    """(models,) slow-down of each model, by others that are busy on its replica and observed; None without either."""
     if view.beside is None:
-        return None
+        return view.observed_slowdown
     busy = view.beside.present.any(-1)
     others = ~xp.eye(busy.shape[0], dtype=bool)
-    return xp.prod(xp.where(busy & others, params.slowdown, 1.0), axis=-1)
+    stretch = xp.prod(xp.where(busy & others, params.slowdown, 1.0), axis=-1)
+    return stretch if view.observed_slowdown is None else stretch * view.observed_slowdown

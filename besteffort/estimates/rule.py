@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.estimates.estimates import Estimates, Softness
+from besteffort.estimates.estimates import Estimates, Softness, capacity
 
 _LOADS = (0.08, 12.0)  # prices stay what they are beyond; a rate of 0 has no logarithm
 _SMALLEST = 1e-9
@@ -110,9 +110,22 @@ def price_at(rates: Any, prices: Any, rate: Any, xp: Any = np) -> Any:
     return prices[index] + share * (prices[index + 1] - prices[index])
 
 
-def rule_softness(rule: Rule, arrival_rate: Any, params: Any, xp: Any = np) -> Softness:
+def time_price(
+    rates: Any, prices: Any, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None
+) -> Any:
+    """(models,) the same as `price_at`, with models as fast as they were observed to be.
+
+    Where all take `s` times as long, they are worth `1 / s` of what they are at `s` times the rate.
+    """
+    if observed_slowdown is None:
+        return price_at(rates, prices, arrival_rate, xp)
+    mean = params.priors.capacity[0] / capacity(observed_slowdown, params, xp)[0]
+    return price_at(rates, prices, arrival_rate * mean, xp) / mean
+
+
+def rule_softness(rule: Rule, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None) -> Softness:
     """How uncertain the rule takes predictions to be at an arrival rate, in requests per second."""
-    load = xp.clip(arrival_rate / params.priors.capacity[0], *_LOADS)
+    load = xp.clip(arrival_rate / capacity(observed_slowdown, params, xp)[0], *_LOADS)
     return Softness(rule.reserve + rule.reserve_slope * xp.log(load), rule.width, rule.in_flight_width)
 
 
@@ -143,8 +156,10 @@ def rule_values(
         rule.latency_price * load**rule.latency_exponent * (found.completion_s / deadline_s)
         + rule.occupancy_price * load**rule.occupancy_exponent * occupancy
     )
-    time_price = price_at(rule.rates, rule.prices, arrival_rate * rule.head_room, xp)
-    price = price + rule.time_price * time_price * found.work
+    of_time = time_price(
+        rule.rates, rule.prices, arrival_rate * rule.head_room, params, xp, observed_slowdown=found.observed_slowdown
+    )
+    price = price + rule.time_price * of_time * found.work
     weight, penalty = params.weight[task], params.miss_penalty
     chance = (found.own + weight * penalty) / xp.maximum(weight * (params.quality[task] + penalty), _SMALLEST)
     harm = xp.maximum(found.harm, 0.0)

@@ -80,6 +80,13 @@ class InFlightView:
         answers are not streamed.
       output_limit: (models, seats) the client's limit on its output; None where clients state none.
       deadline_factor: (models, seats) factor in force on its deadline; None where deadlines do not change.
+      batch_sizes: (models,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
+        may have been read earlier.
+      seen_s: (models, seats) seconds since it was as this view says; None where all is as of now.
+      share: (models, seats) chance that it is there still; None where that is certain.
+      unseen: (models,) requests that are expected to have been sent to the instance without being seen yet, a fraction;
+        None where all is as of now.
+      observed_slowdown: (models,) see `besteffort.estimates.correction`; None where times are not compared.
       beside: where models slow each other down, all requests on the replica that each model's row stands for: a view
         whose fields have the shape (models, models, seats), and an `elapsed_s` that is not used; else None.
       terms: the terms to reckon with; static.
@@ -96,5 +103,10 @@ class InFlightView:
     order: Any = None
     output_limit: Any = None
     deadline_factor: Any = None
+    batch_sizes: Any = None
+    seen_s: Any = None
+    share: Any = None
+    unseen: Any = None
+    observed_slowdown: Any = None
     beside: Any = None
     terms: Terms = Terms(1)

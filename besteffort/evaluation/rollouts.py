@@ -5,6 +5,7 @@ Routers assume a situation. The actual one of a rollout may have other tables, q
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,6 @@ from besteffort.errors import InputError
 from besteffort.evaluation.metrics import after_warm_up, mean_over
 from besteffort.pytrees import node_types
 from besteffort.routers.switch import SwitchRouter
-from besteffort.routers.with_params import RouterWithParams
 from besteffort.simulator.build import build_alike
 from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.ledger import Timing
@@ -248,7 +248,7 @@ def _play_together(
     ]
     chosen = np.array([kinds.index(rollout.kind) for rollout in rollouts])
     flat = [
-        jax.tree.flatten((params_of[id(actual)], params_of[id(assumed)], mine))
+        jax.tree.flatten((dataclasses.replace(params_of[id(actual)], assumed=params_of[id(assumed)]), mine))
         for actual, assumed, mine in zip(actual_situations, assumed_situations, members, strict=True)
     ]
     structure: Any = flat[0][1]
@@ -307,7 +307,7 @@ def _play_lanes(
 ) -> Played:
     """Plays a block of rollouts.
 
-    `numbers` are the leaves of their actual and their assumed situations and of the members of their panels, in the
+    `numbers` are the leaves of their parameters, assumed ones included, and of the members of their panels, in the
     `structure` of one rollout, with a leading axis where a leaf `varies`: what all rollouts share, such as a network's
     weights, is kept once. `classes` are those of the members, see `node_types`.
     """
@@ -319,17 +319,17 @@ def _play_lanes(
         def one(
             state: Any, arrival: Arrival, chosen: Array, key: Array, numbers: Sequence[Array]
         ) -> tuple[Any, Placement]:
-            actual, assumed, members = jax.tree.unflatten(structure, numbers)
-            state, step = environment.arrive(state, arrival, actual)
-            router = RouterWithParams(SwitchRouter(members, chosen), assumed)
-            model = router.route(step.observation, actual, jax.random.fold_in(key, step.index))
-            return environment.place(state, model, actual)
+            params, members = jax.tree.unflatten(structure, numbers)
+            state, step = environment.arrive(state, arrival, params)
+            router = SwitchRouter(members, chosen)
+            model = router.route(step.observation, params.believed, jax.random.fold_in(key, step.index))
+            return environment.place(state, model, params)
 
         return jax.vmap(one, in_axes=(0, 0, 0, 0, axes))(state, arrival, chosen, keys, numbers)
 
     def drain(state: Any, numbers: Sequence[Array]) -> Any:
-        actual, _, _ = jax.tree.unflatten(structure, numbers)
-        return environment.drain(state, actual)
+        params, _ = jax.tree.unflatten(structure, numbers)
+        return environment.drain(state, params)
 
     state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], by_time))
     state, placements = jax.lax.scan(decide, state, by_time)

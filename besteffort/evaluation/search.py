@@ -29,7 +29,7 @@ from besteffort.routers.registry import dimensions, settings_at, steps_to
 from besteffort.routers.value import ValueRouter
 from besteffort.simulator.build import build
 from besteffort.simulator.types import EnvShape
-from besteffort.situation import Situation
+from besteffort.situation import Situation, as_text
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import strata
 
@@ -114,17 +114,19 @@ def search(
     config: SearchConfig,
     seeds: Sequence[int],
     *,
+    actual: Situation | None = None,
     checkpoint_path: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Searched:
     """Searches once per seed, all candidates of a generation at a time.
 
     Args:
-      situation: what is served, on what.
+      situation: what is served, on what, as the rules take for granted.
       lists: of each seed, as from `draws` or `pieces`; all seeds have equally many.
       start: the first candidate; its prices are kept.
       config: settings.
       seeds: of the searches.
+      actual: what is really simulated, in numbers only; None where it is the situation.
       checkpoint_path: file to write what was scored to, and to continue from if it exists. A search that is killed and
         started again finds the same, bit for bit.
       progress: called after each generation.
@@ -138,6 +140,8 @@ def search(
     every = [requests for of_seed in lists for requests in of_seed.search]
     searches = [Evolution(begin, np.full(count, config.spread), config.population, seed) for seed in seeds]
     identity = _identity(situation, every, start, config, seeds)
+    if actual is not None:
+        identity["actual situation"] = array_digest([], start=as_text(actual))[:12]
     made: Metrics = {}
     if checkpoint_path is not None and checkpoint.exists(checkpoint_path):
         _, made = checkpoint.load(checkpoint_path, (), identity)
@@ -146,7 +150,7 @@ def search(
             searches[index] = dataclasses.replace(one, generations=tuple(Generation(*each) for each in played))
     each = config.population * sum(map(len, lists[0].search))
     for generation in range(len(made.get("scores", ())), config.generations):
-        found = _score(situation, every, shape, start, [one.ask() for one in searches], config)
+        found = _score(situation, every, shape, start, [one.ask() for one in searches], config, actual)
         for one, of_seed in zip(searches, found, strict=True):
             one.tell(of_seed)
         latest = {
@@ -168,7 +172,7 @@ def search(
         checkpoint.end(checkpoint_path)
     finalists = [_finalists(one) for one in searches]
     last = [requests for of_seed in lists for requests in of_seed.final]
-    found = _score(situation, last, shape, start, finalists, config)
+    found = _score(situation, last, shape, start, finalists, config, actual)
     rules = tuple(
         _rule(shape, start, of_seed[scored.argmax()]) for of_seed, scored in zip(finalists, found, strict=True)
     )
@@ -183,6 +187,7 @@ def _score(
     start: Rule,
     candidates: Sequence[np.ndarray],
     config: SearchConfig,
+    actual: Situation | None,
 ) -> np.ndarray:
     """(seeds, candidates) mean score of each seed's candidates on its lists."""
     each = len(lists) // len(candidates)
@@ -190,7 +195,7 @@ def _score(
     warm_ups = {_warm_up_s(situation, of_seed) for of_seed in by_seed}
     if len(warm_ups) > 1:
         parts = (
-            _score(situation, of_seed, shape, start, [mine], config)
+            _score(situation, of_seed, shape, start, [mine], config, actual)
             for of_seed, mine in zip(by_seed, candidates, strict=True)
         )
         return np.concatenate([*parts])
@@ -199,7 +204,7 @@ def _score(
     for index, of_seed in enumerate(candidates):
         rows = range(index * each, (index + 1) * each)
         routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps))) for steps in of_seed]
-        rollouts += [Rollout(_ROUTER, row, router) for router in routers for row in rows]
+        rollouts += [Rollout(_ROUTER, row, router, actual) for router in routers for row in rows]
     found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s)
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
 
@@ -227,7 +232,7 @@ def _identity(
     numbers = [(name, np.asarray(value)) for name, value in dataclasses.asdict(start).items()]
     return {
         **{f"`{field.name}`": str(getattr(config, field.name)) for field in dataclasses.fields(config)},
-        "situation": array_digest([], start=repr(situation))[:12],
+        "situation": array_digest([], start=as_text(situation))[:12],
         "lists": array_digest(arrays)[:12],
         "starting numbers": array_digest(numbers)[:12],
         "seeds": ", ".join(map(str, seeds)),

@@ -13,7 +13,7 @@ from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import Networks, Variables, q_values
 from besteffort.learning.replay_buffer import Rows
 from besteffort.observation import Feature, Observation
-from besteffort.simulator.types import Environment, TimeStep
+from besteffort.simulator.types import Environment, TimeStep, believed
 
 
 class Actors(NamedTuple):
@@ -46,12 +46,12 @@ def reset(env: Environment, env_params: Any, envs: int, key: Key[Array, ""]) -> 
 
 
 def read(observation: Observation, features: tuple[Feature, ...], env_params: Any) -> Float[Array, "envs features"]:
-    """Network inputs of observations with leading axis (envs,); estimates among them follow the environment's numbers.
+    """Network inputs of observations with leading axis (envs,); estimates among them follow what is believed.
 
     Raises:
       InputError: if a feature needs the requests in flight, and the environment does not show them.
     """
-    return jax.vmap(lambda one: network_input(one, features, env_params, jnp))(observation)
+    return jax.vmap(lambda one: network_input(one, features, believed(env_params), jnp))(observation)
 
 
 def collect(

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from besteffort.routers.learned import LearnedRouter
     from besteffort.routers.prediction import predict_latency
     from besteffort.routers.registry import ROUTERS, TUNED, make_router, settings_at, steps_to
-    from besteffort.routers.with_params import RouterWithParams
 
 __all__ = [
     "ROUTERS",
@@ -29,7 +28,6 @@ __all__ = [
     "LearnedRouter",
     "PricedRouter",
     "RandomRouter",
-    "RouterWithParams",
     "ShortestQueueRouter",
     "StaticRouter",
     "make_router",
@@ -49,7 +47,6 @@ __getattr__, __dir__ = lazy_names(
         "LearnedRouter": "besteffort.routers.learned",
         "PricedRouter": "besteffort.routers.heuristics",
         "RandomRouter": "besteffort.routers.baselines",
-        "RouterWithParams": "besteffort.routers.with_params",
         "ShortestQueueRouter": "besteffort.routers.baselines",
         "StaticRouter": "besteffort.routers.baselines",
         "make_router": "besteffort.routers.registry",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from besteffort.estimates.estimates import Course, Newcomer, completion_s, count, follow, settled
+from besteffort.estimates.estimates import Course, Newcomer, brought_up, completion_s, count, follow, settled
 from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
 from besteffort.simulator.types import EnvParams
@@ -68,7 +68,8 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
 
 def course_ahead(observation: Observation, params: EnvParams) -> Course:
     """How the request would fare behind those in flight, see `besteffort.estimates.estimates.Course`."""
-    newcomer, view = Newcomer.of(observation), settled(observation.in_flight, params, jnp)
+    newcomer = Newcomer.of(observation)
+    view = brought_up(settled(observation.in_flight, params, jnp), params, jnp)
     return follow(newcomer, count(view, params, jnp), view, params, jnp)
 
 

@@ -76,7 +76,7 @@ class RouteBalanceRouter:
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         newcomer, course = Newcomer.of(observation), course_ahead(observation, params)
         latency = completion_s(newcomer, course, params, jnp)
-        cost = work_s(newcomer, course, params)
+        cost = work_s(newcomer, course, observation.in_flight.observed_slowdown, params)
         score = (
             params.quality[observation.task]
             - self.latency_weight * latency / latency.max()

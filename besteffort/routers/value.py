@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from besteffort.estimates.encoding import appraise
-from besteffort.estimates.rule import Rule, price_at
+from besteffort.estimates.rule import Rule, time_price
 from besteffort.observation import Observation
 from besteffort.simulator.types import EnvParams
 
@@ -34,7 +34,9 @@ class MarginalRouter:
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         found = appraise(observation, dataclasses.replace(params, rule=None), jnp)
-        price = price_at(self.rates, self.prices, observation.arrival_rate, jnp)
+        price = time_price(
+            self.rates, self.prices, observation.arrival_rate, params, jnp, observed_slowdown=found.observed_slowdown
+        )
         return jnp.argmax(found.own - found.harm - price * found.work).astype(jnp.int32)
 
 

@@ -34,14 +34,14 @@ from besteffort.learning import checkpoint
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import values_at
 from besteffort.learning.train import Progress, train
-from besteffort.observation import VALUE, Feature, default_features, input_size
+from besteffort.observation import VALUE, Feature, default_features, input_size, needs_in_flight
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_config, to_yaml
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.runs.untrained import is_rule, rule_for, rule_policy
-from besteffort.simulator.build import build
+from besteffort.simulator.build import make_env
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
@@ -75,6 +75,8 @@ class TrainingProblem:
       rule: values models, for the feature `value`; None without it.
       lists: to search on, instead of draws of the workload.
       selection: lists of one length to choose on among what was learned, instead of draws of the workload.
+      actual: what is simulated, where it is not `situation`, which is then what routers and learners take for granted:
+        to train with wrong tables, for instance. In numbers only; None where it is the situation.
     """
 
     situation: Situation
@@ -85,6 +87,20 @@ class TrainingProblem:
     rule: Rule | None = None
     lists: tuple[Requests, ...] | None = None
     selection: tuple[Requests, ...] | None = None
+    actual: Situation | None = None
+
+    def environment(self, *, history: int, horizon: int = 0) -> tuple[ServingEnvironment, Any]:
+        """The environment to learn in, and its parameters; arguments as of `besteffort.simulator.build.make_env`."""
+        return make_env(
+            self.actual or self.situation,
+            self.workload,
+            history=history,
+            horizon=horizon,
+            # What a network reads is what its own situation names.
+            estimates=needs_in_flight(self.situation.view.features),
+            rule=self.rule,
+            assumed=None if self.actual is None else self.situation,
+        )
 
 
 def make_training_problem(
@@ -239,7 +255,9 @@ def run_training(
     ranked = [*policies]
     if len(policies) > 1:
         lists = _selection(problem, _SELECTION_LISTS, problem.training.selection_requests)
-        scores = dict(zip(policies, performance_on(problem.situation, lists, policies.values()), strict=True))
+        scores = dict(
+            zip(policies, performance_on(problem.situation, lists, policies.values(), problem.actual), strict=True)
+        )
         ranked.sort(key=scores.__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
@@ -253,10 +271,12 @@ def _selection(problem: TrainingProblem, lists: int, requests: int) -> Sequence[
     return sample_evenly(problem.workload, problem.situation.task_names, requests, seeds)
 
 
-def performance_on(situation: Situation, lists: Sequence[Requests], policies: Iterable[Policy]) -> list[float]:
-    """Mean performance of each policy on the same lists of one length."""
+def performance_on(
+    situation: Situation, lists: Sequence[Requests], policies: Iterable[Policy], actual: Situation | None = None
+) -> list[float]:
+    """Mean performance of each policy on the same lists of one length, played in the `actual` situation if given."""
     routers = [learned_router(policy) for policy in policies]
-    rollouts = [Rollout(_kind(router), row, router) for router in routers for row in range(len(lists))]
+    rollouts = [Rollout(_kind(router), row, router, actual) for router in routers for row in range(len(lists))]
     means = mean_rewards(situation, lists, rollouts).reshape(len(routers), -1).mean(axis=1)
     return [float(mean) for mean in means]
 
@@ -319,9 +339,9 @@ def _dqn_policies(
 ) -> list[Policy]:
     """The policies of Double DQN, one for each seed."""
     training = problem.training
-    shape, params = build(problem.situation, problem.workload, history=training.history, rule=problem.rule)
+    env, params = problem.environment(history=training.history)
     trained = train(
-        ServingEnvironment(shape),
+        env,
         params,
         problem.features,
         training.config,
@@ -356,7 +376,7 @@ def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions:
         for share in _ADDED
     ]
     lists = _selection(problem, _ADDED_LISTS, min(_ADDED_REQUESTS, training.selection_requests))
-    return policies[int(np.argmax(performance_on(problem.situation, lists, policies)))]
+    return policies[int(np.argmax(performance_on(problem.situation, lists, policies, problem.actual)))]
 
 
 def search_policies(
@@ -373,7 +393,16 @@ def search_policies(
         lists = [draws(situation, problem.workload, training.search, seed) for seed in seeds]
     else:
         lists = [pieces(problem.lists, training.search)] * len(seeds)
-    found = search(situation, lists, start, training.search, seeds, checkpoint_path=checkpoint_path, progress=progress)
+    found = search(
+        situation,
+        lists,
+        start,
+        training.search,
+        seeds,
+        actual=problem.actual,
+        checkpoint_path=checkpoint_path,
+        progress=progress,
+    )
     return [
         rule_policy(situation, rule, training_metadata(training, seed, found.decisions))
         for seed, rule in zip(seeds, found.rules, strict=True)

@@ -21,6 +21,11 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
 
+_NOT_LATE = (
+    "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down; set "
+    "`view.gateways` to 1, or take a profile without `slowdown`."
+)
+
 
 def build(
     situation: Situation,
@@ -33,6 +38,7 @@ def build(
     estimates: bool | None = None,
     longest_output: int | None = None,
     rule: Rule | None = None,
+    assumed: Situation | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -46,10 +52,27 @@ def build(
       estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
       longest_output: where the laws of output lengths end, in tokens; by default with the tasks' longest output.
       rule: values models, for the feature `value`.
+      assumed: what routers and learners take for granted, if it is not `situation`: see `EnvParams.assumed`.
 
     Returns:
       The static shape, and parameters in the default float type.
+
+    Raises:
+      InputError: if the assumed situation differs from the actual one in more than numbers, or other gateways are seen
+        late where models slow each other down.
     """
+    if assumed is not None:
+        shape, (params, believed) = build_alike(
+            [situation, assumed],
+            history=history,
+            longest_prompt=longest_prompt,
+            record=record,
+            estimates=estimates,
+            longest_output=longest_output,
+            rule=rule,
+        )
+        shape = dataclasses.replace(shape, horizon=horizon, workload=node_types(workload))
+        return shape, dataclasses.replace(params, workload=workload, assumed=believed)
     cluster, profile, tasks = situation.cluster, situation.profile, situation.tasks
     if estimates is None:
         estimates = needs_in_flight(situation.view.features)
@@ -71,8 +94,13 @@ def build(
         stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
         estimates=Terms.of(situation) if estimates else None,
+        late_others=situation.view.others_are_late,
+        compare_times=bool(estimates) and situation.view.slowdown_tau_s > 0,
         workload=node_types(workload),
     )
+
+    if shape.slowdown and shape.late_others:
+        raise InputError(_NOT_LATE)
 
     def numbers(values: Any) -> Any:
         return jnp.asarray(np.asarray(values, np.float64), dtype=float)
@@ -100,7 +128,22 @@ def build(
         priors=jax.tree.map(numbers, Priors.of(situation, longest_output)) if estimates else None,
         rule=None if rule is None else jax.tree.map(numbers, rule),
     )
-    return shape, params
+    return shape, _with_later_views(params, shape, situation)
+
+
+def _with_later_views(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
+    """The parameters with the numbers of those ways to see that are on in the program, be they off in the situation."""
+    view = situation.view
+    if shape.compare_times:
+        # Over infinitely long, nothing is observed.
+        params = dataclasses.replace(params, slowdown_tau_s=jnp.asarray(view.slowdown_tau_s or np.inf, float))
+    if shape.late_others:
+        params = dataclasses.replace(
+            params,
+            gateways=jnp.asarray(view.gateways, jnp.int32),
+            gateway_delay_s=jnp.asarray(view.gateway_delay_s, float),
+        )
+    return params
 
 
 def build_alike(
@@ -110,6 +153,8 @@ def build_alike(
     longest_prompt: int | None = None,
     record: bool = False,
     estimates: bool | None = None,
+    longest_output: int | None = None,
+    rule: Rule | None = None,
 ) -> tuple[EnvShape, list[EnvParams]]:
     """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
@@ -122,15 +167,18 @@ def build_alike(
       longest_prompt: as `build`; by default the longest of all situations' tasks.
       record: as `build`.
       estimates: as `build`; by default where any of the situations needs them.
+      longest_output: as `build`; by default the longest of all situations' tasks.
+      rule: as `build`.
 
     Raises:
-      InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds.
+      InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds, or other
+        gateways are seen late in one of them while models slow each other down in one.
     """
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
     if estimates is None:
         estimates = any(needs_in_flight(situation.view.features) for situation in situations)
-    longest_output = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
+    longest = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     built = [
         build(
             situation,
@@ -139,22 +187,28 @@ def build_alike(
             longest_prompt=longest_prompt,
             record=record,
             estimates=estimates,
-            longest_output=longest_output,
+            longest_output=longest_output or longest,
+            rule=rule,
         )
         for situation in situations
     ]
     shapes = [shape for shape, _ in built]
-    switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes")
+    switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes", "compare_times", "late_others")
     widest: dict[str, Any] = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
     if estimates:
         widest["estimates"] = Terms.together(situations)
+    if widest["slowdown"] and widest["late_others"]:
+        raise InputError(_NOT_LATE)
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
         raise InputError(
             "The situations to be played side by side differ in the number of models, tasks or replicas, `max_batch` "
             "or `queue_capacity`; give situations that differ in numbers only."
         )
-    return alike.pop(), [params for _, params in built]
+    shape = alike.pop()
+    return shape, [
+        _with_later_views(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
+    ]
 
 
 def make_env(
@@ -165,6 +219,7 @@ def make_env(
     horizon: int = 0,
     estimates: bool | None = None,
     rule: Rule | None = None,
+    assumed: Situation | None = None,
 ) -> tuple[ServingEnvironment, EnvParams]:
     """Returns the compiled environment of a situation, and its parameters.
 
@@ -175,10 +230,13 @@ def make_env(
       horizon: decisions per episode, after which it truncates; 0 means that episodes do not end.
       estimates: show routers the requests in flight; by default where a feature in `view.features` needs them.
       rule: values models, for the feature `value`.
+      assumed: what routers and learners take for granted, if it is not `situation`: wrong tables, for instance.
 
     Returns:
       The environment, whose `reset` and `step` take the state of a single environment and support `vmap`, and
       parameters in the default float type, any of which may be vmapped over.
     """
-    shape, params = build(situation, workload, history=history, horizon=horizon, estimates=estimates, rule=rule)
+    shape, params = build(
+        situation, workload, history=history, horizon=horizon, estimates=estimates, rule=rule, assumed=assumed
+    )
     return ServingEnvironment(shape), params

@@ -23,11 +23,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.correction import Answers
 from besteffort.estimates.view import InFlightView
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.batching import batched_over_vmap
+from besteffort.simulator.gateways import gateway_of, unseen
 from besteffort.simulator.ledger import Ledger, Timing
-from besteffort.simulator.request import Request, earned
+from besteffort.simulator.request import (
+    Request,
+    answers_by_tables,
+    compares_answers,
+    compares_iterations,
+    earned,
+    of_models,
+)
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -37,7 +46,7 @@ _LONG_AGO = 2**30
 
 
 class Seats(NamedTuple):
-    """Requests of an instance, sorted by departure, flush right; fields of shape (..., max_batch + queue_capacity).
+    """Requests of an instance, sorted by departure, flush right; fields of shape (..., `EnvShape.seats`).
 
     The last `max_batch` seats hold the requests that run from the boundary on. To their left are those that leave
     before it or have left already; these keep their seat until another request needs it.
@@ -56,6 +65,9 @@ class Seats(NamedTuple):
       admission_s, first_token_s: None unless `EnvShape.record` or `EnvShape.estimates`.
       eligible: iterations from the boundary to the first that might admit it; None unless estimates infer admissions.
       output_limit, deadline_factor: None unless `EnvShape.estimates`, and where requests have none.
+      done_excess_s, admission_excess_s, first_token_excess_s: what has passed by then since the boundary, idle or not,
+        less what would have by the assumed tables; None unless iterations are compared.
+      fixed_s: see `besteffort.estimates.correction.Answers`; None unless answers are compared.
     """
 
     index: Array  # type: ignore[assignment]
@@ -72,6 +84,10 @@ class Seats(NamedTuple):
     eligible: Array | None
     output_limit: Array | None
     deadline_factor: Array | None
+    done_excess_s: Any = None
+    admission_excess_s: Any = None
+    first_token_excess_s: Any = None
+    fixed_s: Any = None
 
 
 class DeparturePlan(NamedTuple):
@@ -85,6 +101,10 @@ class DeparturePlan(NamedTuple):
       joined: requests admitted at the boundary.
       mark_s, mark: start of an iteration, and iterations from the boundary to it: that in progress when a request last
         came; None unless `EnvShape.estimates`. Departures since then have their seats still.
+      counted_s: start of the iteration in progress at the last decision, up to which iterations have been compared with
+        the tables; where whole answers are, the time of that decision. None unless times are compared.
+      admission_excess_s, prefill_excess_s, mark_excess_s, counted_excess_s: what `admission_s` and the like are beyond
+        the assumed tables; None unless iterations are compared.
     """
 
     age_s: Array
@@ -94,13 +114,48 @@ class DeparturePlan(NamedTuple):
     joined: Array
     mark_s: Array | None
     mark: Array | None
+    counted_s: Any = None
+    admission_excess_s: Any = None
+    prefill_excess_s: Any = None
+    mark_excess_s: Any = None
+    counted_excess_s: Any = None
+
+
+class Progress(NamedTuple):
+    """How far an instance has come; scalars.
+
+    Attributes:
+      start_s: start of the iteration in progress, of no meaning where nothing runs.
+      clock: iterations from the boundary to it.
+      idle: whether no request is there.
+      excess_s: what `start_s` is beyond the assumed tables; None unless iterations are compared.
+    """
+
+    start_s: Array
+    clock: Array
+    idle: Array
+    excess_s: Any
+
+
+class Boundary(NamedTuple):
+    """When an iteration starts; scalars.
+
+    Attributes:
+      at_s: the time.
+      clock: iterations from the instance's boundary to it.
+      excess_s: what the time is beyond the assumed tables; None unless iterations are compared.
+    """
+
+    at_s: Array
+    clock: Array
+    excess_s: Any
 
 
 class Instances(NamedTuple):
     """All instances of a cluster.
 
     Attributes:
-      seats: fields of shape (instances, max_batch + queue_capacity).
+      seats: fields of shape (instances, `EnvShape.seats`).
       plan: fields of shape (instances,).
     """
 
@@ -113,7 +168,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
     one = (shape.instances,)
     estimates = shape.estimates is not None
     infers = shape.estimates is not None and shape.estimates.infers_admissions
-    all_seats = (shape.instances, shape.max_batch + shape.queue_capacity)
+    all_seats = (shape.instances, shape.seats)
     whole, real = jnp.zeros(all_seats, jnp.int32), jnp.zeros(all_seats)
     seats = Seats(
         index=whole - 1,
@@ -133,13 +188,35 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
-    return Instances(seats, DeparturePlan(zero, zero, zero, zero, none, *mark))
+    plan = DeparturePlan(zero, zero, zero, zero, none, *mark)
+    if shape.compare_times:
+        plan = plan._replace(counted_s=zero)
+    if compares_iterations(shape):
+        seats = seats._replace(done_excess_s=real, admission_excess_s=real, first_token_excess_s=real)
+        plan = plan._replace(admission_excess_s=zero, prefill_excess_s=zero, mark_excess_s=zero, counted_excess_s=zero)
+    if compares_answers(shape):
+        seats = seats._replace(fixed_s=real)
+    return Instances(seats, plan)
 
 
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
     """(replicas, models) running plus waiting requests."""
     present = instances.seats.done_s > instances.plan.age_s[:, None]
     return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.models)
+
+
+def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
+    """(replicas, models) batch sizes as the gateway of decision `index` sees them."""
+    seats, plan = instances
+    seen_s = plan.age_s[:, None] - _late_s(params, seats, index)
+    present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
+    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.models)
+
+
+def _late_s(params: EnvParams, seats: Any, index: Array) -> Array:
+    """How late the gateway of decision `index` sees each request."""
+    own = gateway_of(seats.index, params.gateways, jnp) == gateway_of(index, params.gateways, jnp)
+    return jnp.where(own, 0.0, params.gateway_delay_s)
 
 
 def last_departure_s(instances: Instances) -> Array:
@@ -181,18 +258,63 @@ def submit(
     timing = _timing(shape, first)
     ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, timing)
 
-    boundary_s, clock = _admission(shape, params, model, seats, plan, request)
+    boundary = _admission(shape, params, model, seats, plan, request)
+    at_s, clock = boundary.at_s, boundary.clock
     eligible = None
+    marked, others = plan, seats
     if shape.estimates is not None:
-        mark_s, mark, idle = _in_progress(shape, params, model, seats, plan)
-        marked = plan._replace(mark_s=jnp.where(idle, boundary_s, mark_s), mark=jnp.where(idle, clock, mark))
-        eligible = jnp.where(idle, 0, mark + 1 - clock)
-    else:
-        marked = plan
-    new = _admit(shape, params, model, *_move(shape, seats, marked, boundary_s, clock), clock == 0, request, eligible)
+        progress = _in_progress(shape, params, model, seats, plan)
+        idle = progress.idle
+        marked = plan._replace(
+            mark_s=jnp.where(idle, at_s, progress.start_s), mark=jnp.where(idle, clock, progress.clock)
+        )
+        eligible = jnp.where(idle, 0, progress.clock + 1 - clock)
+        if progress.excess_s is not None:
+            # Idle time is not compared.
+            marked = marked._replace(
+                mark_excess_s=jnp.where(idle, boundary.excess_s, progress.excess_s),
+                counted_s=jnp.where(idle, at_s, plan.counted_s),
+            )
+    if seats.fixed_s is not None:
+        # Its prefill comes in between for those that are there.
+        others = seats._replace(fixed_s=seats.fixed_s + params.believed.prefill[model, request.prompt_tokens])
+    new = _admit(shape, params, model, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
     credit = _planned(shape, params, *new, model) - _planned(shape, params, seats, plan, model)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
+
+
+def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> tuple[Instances, Array, Array]:
+    """Takes stock of what ended since the last decision.
+
+    Args:
+      shape: of the environment.
+      params: numbers of the environment.
+      instances: all instances.
+      sizes: (replicas, models) batch sizes of now.
+
+    Returns:
+      The instances, and per model the seconds observed beyond the assumed tables, and those by these tables.
+    """
+    seats, plan = instances
+    if seats.fixed_s is not None:
+        assert plan.counted_s is not None
+        done_s, since_s = seats.done_s, plan.counted_s[:, None]
+        ended = (done_s > since_s) & (done_s <= plan.age_s[:, None]) & jnp.isfinite(seats.fixed_s)
+        assert seats.admitted is not None
+        answers = Answers(
+            observed_s=jnp.sum(jnp.where(ended, done_s - seats.arrival_s, 0.0), axis=1),
+            fixed_s=jnp.sum(jnp.where(ended, seats.fixed_s, 0.0), axis=1),
+            steps=jnp.sum(jnp.where(ended, seats.finish - seats.admitted - 1, 0), axis=1),
+        )
+        excess_s, assumed_s = answers_by_tables(shape, params.believed, answers, sizes.reshape(-1))
+        return Instances(seats, plan._replace(counted_s=plan.age_s)), excess_s, assumed_s
+    each = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))
+    progress = each(shape, params, _models(shape), seats, plan)
+    excess_s = progress.excess_s - plan.counted_excess_s
+    observed_s = progress.start_s - plan.counted_s
+    counted = plan._replace(counted_s=progress.start_s, counted_excess_s=progress.excess_s)
+    return Instances(seats, counted), of_models(shape, excess_s), of_models(shape, observed_s - excess_s)
 
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
@@ -225,10 +347,11 @@ def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
     return Timing(seats.admission_s - arrival_s, seats.first_token_s - arrival_s, seats.done_s - arrival_s)
 
 
-def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> InFlightView:
+def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
     """What can be counted of the requests on the instance of each model that gets the next request.
 
-    `sizes` are the batch sizes, (replicas, models). Planned times decide nothing here but which of them are past.
+    `sizes` are the batch sizes that the gateway of decision `index` sees, (replicas, models). Planned times decide
+    nothing here but which of them are past.
     """
     terms = shape.estimates
     assert terms is not None
@@ -236,35 +359,77 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
     rows = jnp.argmin(sizes, axis=0) * shape.models + models
     infers = terms.infers_admissions
     needless: dict[str, Any] = {"deadline_s": None, "cache_tokens": None} | (
-        {} if infers else {"index": None, "eligible": None}
+        {} if infers else {"eligible": None} if shape.late_others else {"index": None, "eligible": None}
     )
     wanted = Instances(instances.seats._replace(**needless), instances.plan)
     picked = jax.tree.map(lambda field: field.at[rows].get(mode="promise_in_bounds"), wanted)
     # Rows are read once, not anew for everything that is made of them.
     seats: Any
     seats, plan = jax.lax.optimization_barrier(picked)
-    start_s, clock, _ = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))(shape, params, models, seats, plan)
-    age_s = plan.age_s[:, None]
-    present = seats.done_s > age_s
-    started = present & (seats.first_token_s <= age_s)
+    each = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))
+    progress = each(shape, params, models, seats, plan)
+    age_s = seen_s = plan.age_s[:, None]
+    late_s = not_seen = None
+    clock, elapsed_s = progress.clock[:, None], plan.age_s - progress.start_s
+    if shape.late_others:
+        late_s = _late_s(params, seats, index)
+        seen_s = age_s - late_s
+        present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
+        then = each(shape, params, models, seats, _as_it_was(plan, params.gateway_delay_s))
+        # The iteration in progress shows on own requests; else it is that of then, if there was one.
+        shows = (present & (seats.admission_s <= seen_s) & (late_s == 0)).any(axis=1)
+        then_s = plan.age_s - params.gateway_delay_s
+        ran = ((seats.admission_s <= then_s[:, None]) & (seats.done_s > then_s[:, None])).any(axis=1)
+        elapsed_s = jnp.where(shows, elapsed_s, jnp.where(ran, then_s - then.start_s, 0.0))
+        clock = jnp.where(late_s == 0, clock, then.clock[:, None])
+        not_seen = _unseen(shape, params, instances, index)
+    else:
+        present = seats.done_s > seen_s
+    started = present & (seats.first_token_s <= seen_s)
     return InFlightView(
         present=present,
-        running=None if infers else present & (seats.admission_s <= age_s),
-        tokens=jnp.where(started, clock[:, None] - seats.admitted, 0) * terms.streamed,
+        running=None if infers else present & (seats.admission_s <= seen_s),
+        tokens=jnp.where(started, clock - seats.admitted, 0) * terms.streamed,
         task=seats.task,
         prompt_tokens=seats.prompt_tokens,
         age_s=age_s - seats.arrival_s,
-        elapsed_s=plan.age_s - start_s,
-        eligible=seats.eligible <= clock[:, None] if infers else None,
+        elapsed_s=elapsed_s,
+        eligible=seats.eligible <= clock if infers else None,
         order=seats.index if infers else None,
         output_limit=seats.output_limit,
         deadline_factor=seats.deadline_factor,
+        seen_s=late_s,
+        unseen=not_seen,
         terms=terms,
     )
 
 
-def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, plan: Any) -> tuple[Array, Array, Array]:
-    """Start of the iteration in progress, iterations from the boundary to it, and whether there is none.
+def _unseen(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
+    """(models,) requests of others on an instance that the gateway of decision `index` does not see yet."""
+    seats, plan = instances
+    age_s = plan.age_s[:, None]
+    own = _late_s(params, seats, index) == 0
+    recent = own & (seats.done_s > age_s) & (seats.arrival_s > age_s - params.gateway_delay_s)
+    number = of_models(shape, jnp.sum(recent, axis=1).astype(age_s.dtype))
+    return unseen(number, params.gateways, shape.replicas, jnp)
+
+
+def _as_it_was(plan: DeparturePlan, ago_s: Array) -> DeparturePlan:
+    """The plan with which `_in_progress` tells how far instances had come some time ago, as far as seats remember."""
+    age_s = plan.age_s - ago_s
+    assert plan.mark_s is not None
+    assert plan.mark is not None
+    known = plan.mark_s <= age_s
+    return plan._replace(
+        age_s=age_s,
+        mark_s=jnp.where(known, plan.mark_s, -float(_LONG_AGO)),
+        mark=jnp.where(known, plan.mark, -_LONG_AGO),
+        mark_excess_s=None,
+    )
+
+
+def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, plan: Any) -> Progress:
+    """How far an instance has come.
 
     Iterations have been equal since the last event: a first token, a departure, or the mark.
     """
@@ -289,9 +454,29 @@ def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, p
         growth_s = cost_s * number
     most = jnp.min(jnp.where(started, seats.finish, _NEVER)) - last - 1
     whole = jnp.clip(_ended(shape, last_s, first_s, growth_s, now_s, most), 0, most)
-    admits = joining.any()
-    start_s = jnp.where(admits, last_s, _after(last_s, first_s, growth_s, whole))
-    return start_s, jnp.where(admits, last, last + whole), ~present.any()
+    whole = jnp.where(joining.any() | (number == 0), 0, whole)
+    excess_s = None
+    if plan.mark_excess_s is not None:
+        events_excess_s = jnp.where(
+            present, jnp.where(started, seats.first_token_excess_s, seats.admission_excess_s), seats.done_excess_s
+        )
+        last_excess_s = jnp.maximum(
+            jnp.max(jnp.where(past & (events == last), events_excess_s, -jnp.inf)),
+            jnp.where(plan.mark == last, plan.mark_excess_s, -jnp.inf),
+        )
+        first_excess_s = _decode_excess_s(params, model)[jnp.minimum(number, shape.max_batch)]
+        growth_excess_s = jnp.zeros_like(first_excess_s)
+        if shape.context_cost:
+            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            first_excess_s = first_excess_s + cost_excess_s * (origin + number * last)
+            growth_excess_s = cost_excess_s * number
+        excess_s = _after(last_excess_s, first_excess_s, growth_excess_s, whole)
+    return Progress(_after(last_s, first_s, growth_s, whole), last + whole, ~present.any(), excess_s)
+
+
+def _decode_excess_s(params: EnvParams, model: Array) -> Array:
+    """(max_batch + 1,) what a decode takes beyond the assumed tables, by batch size."""
+    return params.decode[model] - params.believed.decode[model]
 
 
 @batched_over_vmap
@@ -312,10 +497,10 @@ def _put(tree: Any, instance: Array, row: Any) -> Any:
 
 def _admission(
     shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, request: Request
-) -> tuple[Array, Array]:
-    """Time and clock of the iteration boundary at which `request`, which arrives now, is admitted."""
-    boundary_s, clock = _next_boundary(shape, params, model, seats, plan)
-    runs = seats.finish > clock
+) -> Boundary:
+    """The iteration boundary at which `request`, which arrives now, is admitted."""
+    boundary = _next_boundary(shape, params, model, seats, plan)
+    runs = seats.finish > boundary.clock
     room = jnp.sum(runs, dtype=jnp.int32) < shape.max_batch
     makes_room = runs
     if seats.cache_tokens is not None and request.cache_tokens is not None:
@@ -326,13 +511,19 @@ def _admission(
     # Of several that leave together the last frees the most. Their times are equal, so the minimum is that time.
     departure_s = jnp.min(jnp.where(makes_room, seats.done_s, jnp.inf))
     departure = jnp.min(jnp.where(makes_room, seats.finish, _NEVER))
-    return jnp.where(room, boundary_s, departure_s), jnp.where(room, clock, departure)
+    excess_s = boundary.excess_s
+    if excess_s is not None:
+        excess_s = jnp.where(room, excess_s, _excess_at(seats, makes_room & (seats.finish == departure)))
+    return Boundary(jnp.where(room, boundary.at_s, departure_s), jnp.where(room, boundary.clock, departure), excess_s)
 
 
-def _next_boundary(
-    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan
-) -> tuple[Array, Array]:
-    """Time and clock at which the next iteration can start: now, if the instance is idle.
+def _excess_at(seats: Seats, which: Array) -> Array:
+    """The excess at the departures of those seats, which is the same for all of them; -inf if there are none."""
+    return jnp.max(jnp.where(which, seats.done_excess_s, -jnp.inf))
+
+
+def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan) -> Boundary:
+    """When the next iteration can start: now, if the instance is idle.
 
     While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
     """
@@ -342,7 +533,8 @@ def _next_boundary(
     start_s = jnp.maximum(plan.admission_s, jnp.max(jnp.where(left, seats.done_s, -jnp.inf)))
     start = jnp.maximum(1, jnp.max(jnp.where(left, seats.finish, 0)))
     # More than `max_batch` only while the boundary lies ahead; the result is then not used.
-    first_s = jnp.where(batch > 0, params.decode[model, jnp.minimum(batch, shape.max_batch)], 1.0)
+    number = jnp.minimum(batch, shape.max_batch)
+    first_s = jnp.where(batch > 0, params.decode[model, number], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
         cost_s = params.context_cost_s[model]
@@ -360,7 +552,21 @@ def _next_boundary(
     ahead, admitting, idle = plan.age_s < 0, plan.age_s < plan.admission_s, batch == 0
     clock = jnp.where(ahead, 0, jnp.where(idle, start, jnp.where(admitting, 1, start + iterations)))
     busy_s = jnp.where(admitting, plan.admission_s, decoding_s)
-    return jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock
+    excess_s = None
+    if plan.admission_excess_s is not None:
+        start_excess_s = jnp.maximum(
+            _excess_at(seats, left & (seats.finish == start)), jnp.where(start == 1, plan.admission_excess_s, -jnp.inf)
+        )
+        first_excess_s = _decode_excess_s(params, model)[number]
+        growth_excess_s = jnp.zeros_like(first_excess_s)
+        if shape.context_cost:
+            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            first_excess_s = first_excess_s + cost_excess_s * (origin + batch * start)
+            growth_excess_s = cost_excess_s * batch
+        decoding_excess_s = _after(start_excess_s, first_excess_s, growth_excess_s, iterations)
+        busy_excess_s = jnp.where(admitting, plan.admission_excess_s, decoding_excess_s)
+        excess_s = jnp.where(ahead, 0.0, jnp.where(idle, start_excess_s, busy_excess_s))
+    return Boundary(jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock, excess_s)
 
 
 def _after(start_s: Array, first_s: Array, growth_s: Array, iterations: Array) -> Array:
@@ -382,13 +588,15 @@ def _ended(shape: EnvShape, start_s: Array, first_s: Array, growth_s: Array, now
     return whole + (_after(start_s, first_s, growth_s, whole + 1) <= now_s)
 
 
-def _move(
-    shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary_s: Array, clock: Array
-) -> tuple[Seats, DeparturePlan]:
+def _move(shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary: Boundary) -> tuple[Seats, DeparturePlan]:
     """The same instance with times and clocks relative to a later boundary."""
+    boundary_s, clock = boundary.at_s, boundary.clock
 
     def earlier(time: Array | None) -> Any:
         return None if time is None else time - boundary_s
+
+    def less(excess_s: Array | None) -> Any:
+        return None if excess_s is None else excess_s - boundary.excess_s
 
     def before(count: Array | None) -> Any:
         return None if count is None else count - clock
@@ -403,12 +611,18 @@ def _move(
         admission_s=earlier(seats.admission_s),
         first_token_s=earlier(seats.first_token_s),
         eligible=before(seats.eligible),
+        done_excess_s=less(seats.done_excess_s),
+        admission_excess_s=less(seats.admission_excess_s),
+        first_token_excess_s=less(seats.first_token_excess_s),
     )
     plan = plan._replace(
         age_s=plan.age_s - boundary_s,
         seen_s=plan.seen_s - boundary_s,
         mark_s=earlier(plan.mark_s),
         mark=before(plan.mark),
+        counted_s=earlier(plan.counted_s),
+        mark_excess_s=less(plan.mark_excess_s),
+        counted_excess_s=less(plan.counted_excess_s),
     )
     return seats, plan
 
@@ -451,6 +665,10 @@ def _admit(
         eligible=insert(seats.eligible, eligible),
         output_limit=insert(seats.output_limit, request.output_limit),
         deadline_factor=insert(seats.deadline_factor, request.deadline_factor),
+        done_excess_s=insert(seats.done_excess_s, 0.0),
+        admission_excess_s=insert(seats.admission_excess_s, 0.0),
+        first_token_excess_s=insert(seats.first_token_excess_s, 0.0),
+        fixed_s=insert(seats.fixed_s, request.fixed_s),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1
@@ -458,25 +676,51 @@ def _admit(
     decode_s = params.decode[model]
     admission_s = prefill_s + decode_s[jnp.sum(runs, dtype=jnp.int32) - joined]
 
+    # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
+    excess = plan.prefill_excess_s is not None and request.prefill_excess_s is not None
+    prefill_excess_s: Any = None
+    admission_excess_s: Any = None
+    duration_excess_s: Any = None
+    if excess:
+        prefill_excess_s = jnp.where(join, plan.prefill_excess_s, 0.0) + request.prefill_excess_s
+        decode_excess_s = _decode_excess_s(params, model)
+        admission_excess_s = prefill_excess_s + decode_excess_s[jnp.sum(runs, dtype=jnp.int32) - joined]
+
     # After the admission the clock shows 1; from then on `still[j]` requests run until the j-th leaves.
     still = shape.max_batch - jnp.arange(shape.max_batch)
     clock = jnp.maximum(seats.finish[-shape.max_batch :], 1)
     before = jnp.concatenate([jnp.ones_like(clock[:1]), clock[:-1]])
     steps = clock - before
     duration_s = steps * decode_s[:0:-1]
+    if excess:
+        duration_excess_s = steps * decode_excess_s[:0:-1]
     if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
         cost_s = params.context_cost_s[model]
         origin = jnp.where(runs, seats.prompt_tokens - seats.admitted, 0)
-        admission_s = admission_s + cost_s * jnp.sum(jnp.where(seats.admitted < 0, origin, 0))
+        begun = jnp.sum(jnp.where(seats.admitted < 0, origin, 0))
+        admission_s = admission_s + cost_s * begun
         others = jnp.cumsum(origin[: -shape.max_batch - 1 : -1])[::-1]
         # Tokens held, summed over iterations, may exceed 32 bits: floats.
         passed = steps.astype(cost_s.dtype)
         held = passed * (others + still * before) + still * (passed * (passed - 1) / 2)
         duration_s = duration_s + cost_s * held
+        if excess:
+            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            admission_excess_s = admission_excess_s + cost_excess_s * begun
+            duration_excess_s = duration_excess_s + cost_excess_s * held
     upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)
     planned_s = admission_s + jnp.matmul(upto, duration_s, precision=jax.lax.Precision.HIGHEST)
     planned_s = jnp.concatenate([seats.done_s[: -shape.max_batch], planned_s])
     seats = seats._replace(done_s=jnp.where(runs, planned_s, seats.done_s))
+    if excess:
+        planned_excess_s = admission_excess_s + jnp.matmul(upto, duration_excess_s, precision=jax.lax.Precision.HIGHEST)
+        planned_excess_s = jnp.concatenate([seats.done_excess_s[: -shape.max_batch], planned_excess_s])
+        first = runs & (seats.admitted == 0)
+        seats = seats._replace(
+            done_excess_s=jnp.where(runs, planned_excess_s, seats.done_excess_s),
+            first_token_excess_s=jnp.where(first, admission_excess_s, seats.first_token_excess_s),
+        )
+        plan = plan._replace(admission_excess_s=admission_excess_s, prefill_excess_s=prefill_excess_s)
     if seats.first_token_s is not None:
         seats = seats._replace(first_token_s=jnp.where(runs & (seats.admitted == 0), admission_s, seats.first_token_s))
     return seats, plan._replace(admission_s=admission_s, prefill_s=prefill_s, joined=joined)

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.correction import Comparison, compared, fixed_s, observed_slowdown
 from besteffort.observation import Observation, next_rate
 from besteffort.simulator import closed_form, iterative, stale_view
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger
-from besteffort.simulator.request import Request, refused
+from besteffort.simulator.request import Request, compares_answers, compares_iterations, mean_decode_s, refused
 from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
 from besteffort.situation import deadline_s
@@ -46,6 +47,7 @@ class EnvState(NamedTuple):
       index: number of the pending decision.
       clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
       rate: estimated arrival rate, requests per second.
+      comparison: how observed times compare with the tables; None unless `EnvShape.compare_times`.
       stale_view: past rates and batch sizes that a delayed router view needs.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
       refused: reward of the last decision if its request was rejected, else 0.
@@ -59,6 +61,7 @@ class EnvState(NamedTuple):
     index: Array  # type: ignore[assignment]
     clock_s: Array
     rate: Array
+    comparison: Comparison | None
     stale_view: StaleView
     since_accept_s: Array
     refused: Array
@@ -139,6 +142,7 @@ class ServingEnvironment:
             index=jnp.int32(-1),
             clock_s=zero,
             rate=zero,
+            comparison=Comparison(jnp.zeros(shape.models), jnp.zeros(shape.models)) if shape.compare_times else None,
             stale_view=stale_view.empty(shape),
             since_accept_s=zero,
             refused=zero,
@@ -152,10 +156,18 @@ class ServingEnvironment:
             shape, params, state.instances, state.ledger, state.index, arrival.gap_s
         )
         rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
-        sizes = dynamics.batch_sizes(shape, instances)
+        sizes = known_sizes = dynamics.batch_sizes(shape, instances)
+        if shape.late_others:
+            known_sizes = closed_form.seen_sizes(shape, params, instances, index)
         view, seen_rate, seen_sizes = stale_view.delayed_observation(
-            params, state.stale_view, index, arrival.gap_s, rate, sizes
+            params, state.stale_view, index, arrival.gap_s, rate, known_sizes
         )
+        comparison, slowdown = state.comparison, None
+        if comparison is not None:
+            instances, excess_s, assumed_s = dynamics.compare(shape, params, instances, sizes)
+            tau_s = params.slowdown_tau_s
+            comparison = compared(comparison, arrival.gap_s, excess_s, assumed_s, tau_s, jnp)
+            slowdown = observed_slowdown(comparison, tau_s, jnp)
         reward = reward + state.refused
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
@@ -169,6 +181,7 @@ class ServingEnvironment:
             index=index,
             clock_s=clock_s,
             rate=rate,
+            comparison=comparison,
             stale_view=view,
             since_accept_s=state.since_accept_s + arrival.gap_s,
             refused=jnp.zeros_like(state.refused),
@@ -193,7 +206,11 @@ class ServingEnvironment:
                 prompt_tokens=arrival.prompt_tokens,
                 output_limit=arrival.output_limit,
                 deadline_factor=arrival.deadline_factor,
-                in_flight=dynamics.in_flight(shape, params, instances, sizes),
+                in_flight=dataclasses.replace(
+                    dynamics.in_flight(shape, params, instances, known_sizes, index),
+                    batch_sizes=known_sizes.sum(0),
+                    observed_slowdown=slowdown,
+                ),
             )
         truncated = (index >= shape.horizon) if shape.horizon else jnp.zeros((), bool)
         return state, TimeStep(
@@ -211,15 +228,31 @@ class ServingEnvironment:
         if shape.cache_limit:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
             accept &= cache_tokens <= params.cache_tokens[model]
+        believed, number = params.believed, column[replica] + 1
+        prefill_s = params.prefill[model, arrival.prompt_tokens]
+        excess_s = fixed = None
+        if compares_iterations(shape):
+            excess_s = prefill_s - believed.prefill[model, arrival.prompt_tokens]
+        if compares_answers(shape):
+            fixed = fixed_s(
+                believed.prefill[model, arrival.prompt_tokens],
+                arrival.output_tokens,
+                number,
+                lambda many: mean_decode_s(shape, believed, model, many),
+                shape.max_batch,
+                jnp,
+            )
         request = Request(
             index=state.index,
             task=arrival.task,
             output_tokens=arrival.output_tokens,
-            prefill_s=params.prefill[model, arrival.prompt_tokens],
+            prefill_s=prefill_s,
             arrival_s=jnp.zeros_like(arrival.gap_s),
             deadline_s=arrival.deadline_s,
             prompt_tokens=arrival.prompt_tokens if shape.context_cost or shape.estimates else None,
             cache_tokens=cache_tokens,
+            prefill_excess_s=excess_s,
+            fixed_s=fixed,
             output_limit=arrival.output_limit if shape.estimates else None,
             deadline_factor=arrival.deadline_factor if shape.estimates else None,
         )

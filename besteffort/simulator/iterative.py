@@ -6,15 +6,23 @@ The same interface as `closed_form`; its cost grows with the iterations that end
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.correction import Answers
 from besteffort.estimates.view import InFlightView
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger, Timing
-from besteffort.simulator.request import Request, earned
+from besteffort.simulator.request import (
+    Request,
+    answers_by_tables,
+    compares_answers,
+    compares_iterations,
+    earned,
+    of_models,
+)
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -47,6 +55,11 @@ class Instances(NamedTuple):
       line: the queues, ring buffers with fields of shape (instances, places).
       head, waiting: (instances,) place of the first request in the queue, and the queue's length.
       departure_s: () the last departure, relative to now; -inf before the first.
+      excess_s: (instances,) what the iteration in progress takes beyond the assumed tables; None unless iterations are
+        compared with them.
+      observed_s, observed_excess_s: (instances,) of the iterations that ended since the last decision, seconds, and
+        those beyond the assumed tables; None unless iterations are compared.
+      answers: those that ended since the last decision; None unless answers are compared.
     """
 
     running: Running
@@ -57,6 +70,10 @@ class Instances(NamedTuple):
     head: Array
     waiting: Array
     departure_s: Array
+    excess_s: Any = None
+    observed_s: Any = None
+    observed_excess_s: Any = None
+    answers: Answers | None = None
 
 
 def empty(shape: EnvShape, like: Arrival) -> Instances:
@@ -77,10 +94,14 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
             deadline_s=real,
             prompt_tokens=whole if shape.context_cost or estimates else None,
             cache_tokens=real if shape.cache_limit else None,
+            prefill_excess_s=real if compares_iterations(shape) else None,
+            fixed_s=real if compares_answers(shape) else None,
             output_limit=whole if estimates and like.output_limit is not None else None,
             deadline_factor=real if estimates and like.deadline_factor is not None else None,
         )
 
+    none = jnp.zeros(one)
+    seconds = (none, none, none) if compares_iterations(shape) else (None, None, None)
     return Instances(
         running=Running(vacant(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
         end_s=jnp.full(one, jnp.inf),
@@ -90,6 +111,10 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
         head=jnp.zeros(one, jnp.int32),
         waiting=jnp.zeros(one, jnp.int32),
         departure_s=jnp.asarray(-jnp.inf),
+        excess_s=seconds[0],
+        observed_s=seconds[1],
+        observed_excess_s=seconds[2],
+        answers=Answers(none, none, none) if compares_answers(shape) else None,
     )
 
 
@@ -134,6 +159,16 @@ def submit(
     accept: Array,
 ) -> tuple[Instances, Ledger, None]:
     """Gives `request`, which arrives now, to `instance` if `accept`. Departures are not planned: the credit is None."""
+    if instances.answers is not None:
+        # Its prefill comes in between for those that are there.
+        model = instance % shape.models
+        added_s = jnp.where(accept, params.believed.prefill[model, request.prompt_tokens], 0.0)
+        running, line = instances.running, instances.line
+        held = running.request._replace(fixed_s=running.request.fixed_s.at[instance].add(added_s))
+        instances = instances._replace(
+            running=running._replace(request=held),
+            line=line._replace(fixed_s=line.fixed_s.at[instance].add(added_s)),
+        )
     places = instances.line.index.shape[-1]
     place = jnp.where(accept, (instances.head[instance] + instances.waiting[instance]) % places, places)
     line = jax.tree.map(lambda ring, value: ring.at[instance, place].set(value, mode="drop"), instances.line, request)
@@ -143,18 +178,32 @@ def submit(
     return _start(shape, params, instances, jnp.zeros_like(request.arrival_s), idle), ledger, None
 
 
+def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> tuple[Instances, Array, Array]:
+    """Takes stock of what ended since the last decision, see `closed_form.compare`."""
+    if instances.answers is not None:
+        excess_s, assumed_s = answers_by_tables(shape, params.believed, instances.answers, sizes.reshape(-1))
+        fresh = instances._replace(answers=jax.tree.map(jnp.zeros_like, instances.answers))
+        return fresh, excess_s, assumed_s
+    observed_s, excess_s = instances.observed_s, instances.observed_excess_s
+    assert observed_s is not None
+    assert excess_s is not None
+    none = jnp.zeros_like(observed_s)
+    fresh = instances._replace(observed_s=none, observed_excess_s=none)
+    return fresh, of_models(shape, excess_s), of_models(shape, observed_s - excess_s)
+
+
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
     """Does nothing: departures are written as they happen."""
     del shape, params, instances, newest
     return ledger
 
 
-def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> InFlightView:
+def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
     """What can be counted of the requests on the instance of each model that gets the next request.
 
     `sizes` are the batch sizes, (replicas, models).
     """
-    del params
+    del params, index
     models = jnp.arange(shape.models)
     replicas = jnp.argmin(sizes, axis=0)
     rows = replicas * shape.models + models
@@ -232,6 +281,17 @@ def _end(
     if shape.record:
         timing = Timing(running.admission_s - request.arrival_s, first_token_s - request.arrival_s, service_s)
     ledger = ledgers.write(ledger, request.index, departs, newest, value, timing)
+    if instances.observed_s is not None:
+        assert instances.begun_s is not None
+        instances = instances._replace(
+            observed_s=instances.observed_s + jnp.where(ended, now_s - instances.begun_s, 0.0),
+            observed_excess_s=instances.observed_excess_s + jnp.where(ended, instances.excess_s, 0.0),
+        )
+    if instances.answers is not None:
+        known = departs & jnp.isfinite(request.fixed_s)
+        told = Answers(service_s, request.fixed_s, request.output_tokens - 1)
+        added = Answers(*(jnp.sum(jnp.where(known, value, 0), axis=1) for value in told))
+        instances = instances._replace(answers=jax.tree.map(jnp.add, instances.answers, added))
     request = request._replace(index=jnp.where(departs, -1, request.index))
     instances = instances._replace(
         running=running._replace(request=request, tokens=tokens, first_token_s=first_token_s),
@@ -251,6 +311,12 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
     if shape.context_cost and request.prompt_tokens is not None:
         held = jnp.sum(jnp.where(runs, request.prompt_tokens + running.tokens, 0), axis=1)
         duration_s = duration_s + params.context_cost_s[model] * held
+    # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
+    excess_s, believed = None, params.believed
+    if instances.excess_s is not None:
+        excess_s = (params.decode - believed.decode)[model, ran_before]
+        if shape.context_cost and request.prompt_tokens is not None:
+            excess_s = excess_s + (params.context_cost_s - believed.context_cost_s)[model] * held
 
     # The queue in order; its first `admitted` requests are admitted to the free places, left to right.
     places = instances.line.index.shape[-1]
@@ -264,6 +330,8 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
         may &= used[:, None] + claimed <= params.cache_tokens[model][:, None]
     admitted = jnp.sum(may, axis=1, dtype=jnp.int32)
     duration_s = duration_s + jnp.sum(jnp.where(may, line.prefill_s, 0.0), axis=1)
+    if excess_s is not None:
+        excess_s = excess_s + jnp.sum(jnp.where(may, line.prefill_excess_s, 0.0), axis=1)
     rank = jnp.cumsum(~runs, axis=1) - 1
     joins = ~runs & (rank < admitted[:, None])
     rank = jnp.clip(rank, 0, places - 1)
@@ -273,10 +341,17 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
     works = starts & (ran_before + admitted > 0)
     grid = (shape.replicas, shape.models)
     end_s, works_grid, duration_grid = instances.end_s.reshape(grid), works.reshape(grid), duration_s.reshape(grid)
+    excess_grid = None if excess_s is None else excess_s.reshape(grid)
     for m in range(shape.models):
         busy = jnp.isfinite(end_s) & (jnp.arange(shape.models) != m)[None]
         factor = jnp.prod(jnp.where(busy, params.slowdown[m][None], 1.0), axis=1)
         end_s = end_s.at[:, m].set(jnp.where(works_grid[:, m], now_s + duration_grid[:, m] * factor, end_s[:, m]))
+        if excess_grid is not None:
+            by_tables = jnp.prod(jnp.where(busy, believed.slowdown[m][None], 1.0), axis=1)
+            beyond = excess_grid[:, m] * by_tables + duration_grid[:, m] * (factor - by_tables)
+            excess_grid = excess_grid.at[:, m].set(beyond)
+    if excess_grid is not None:
+        instances = instances._replace(excess_s=jnp.where(works, excess_grid.reshape(-1), instances.excess_s))
     return instances._replace(
         running=Running(
             request=request,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from besteffort.estimates.correction import Answers, steps_s
 from besteffort.simulator.types import EnvParams, EnvShape
 
 Array = jax.Array
@@ -24,6 +25,8 @@ class Request(NamedTuple):
       deadline_s: deadline on the end-to-end latency.
       prompt_tokens: prompt length; None unless `EnvShape.context_cost` or `EnvShape.estimates`.
       cache_tokens: tokens that it claims of the key-value cache; None unless `EnvShape.cache_limit`.
+      prefill_excess_s: what its prefill takes beyond the assumed tables; None unless iterations are compared.
+      fixed_s: see `besteffort.estimates.correction.fixed_s`; None unless whole answers are compared.
       output_limit, deadline_factor: as in `Arrival`; None unless `EnvShape.estimates`, and where requests have none.
     """
 
@@ -35,8 +38,51 @@ class Request(NamedTuple):
     deadline_s: Array
     prompt_tokens: Array | None
     cache_tokens: Array | None
+    prefill_excess_s: Any = None
+    fixed_s: Any = None
     output_limit: Array | None = None
     deadline_factor: Array | None = None
+
+
+def compares_iterations(shape: EnvShape) -> bool:
+    """Whether iterations are compared with the tables, which can be seen where answers are streamed."""
+    return shape.compare_times and shape.estimates is not None and shape.estimates.streamed
+
+
+def compares_answers(shape: EnvShape) -> bool:
+    """Whether whole answers are compared with the tables, where answers are not streamed."""
+    return shape.compare_times and not compares_iterations(shape)
+
+
+def mean_decode_s(shape: EnvShape, believed: EnvParams, model: Array, number: Array) -> Array:
+    """Assumed seconds of a decode of so many requests of mean length; arguments broadcast."""
+    seconds = believed.decode[model, number]
+    if shape.context_cost and believed.priors is not None:
+        seconds = seconds + believed.context_cost_s[model] * believed.priors.held_each * number
+    return seconds
+
+
+def answers_by_tables(shape: EnvShape, believed: EnvParams, answers: Answers, sizes: Array) -> tuple[Array, Array]:
+    """(models,) observed beyond the assumed tables, and by these: seconds of answers that have ended.
+
+    Args:
+      shape: of the environment.
+      believed: the assumed parameters.
+      answers: fields of shape (instances,).
+      sizes: (instances,) batch sizes of now.
+    """
+    model = jnp.arange(shape.instances) % shape.models
+
+    def decode(number: Array) -> Array:
+        return mean_decode_s(shape, believed, model, number)
+
+    assumed_s = answers.fixed_s + steps_s(answers.steps, sizes, decode, shape.max_batch, jnp)
+    return of_models(shape, answers.observed_s - assumed_s), of_models(shape, assumed_s)
+
+
+def of_models(shape: EnvShape, of_instances: Array) -> Array:
+    """(models,) sums over the replicas of (instances,) values."""
+    return of_instances.reshape(shape.replicas, shape.models).sum(0)
 
 
 def earned(shape: EnvShape, params: EnvParams, model: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.estimates.params import ServingParams
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import Observation
@@ -32,6 +33,7 @@ def simulate(
     situation: Situation,
     router: Router,
     *,
+    assumed: Situation | None = None,
     seed: int = 0,
     backend: Literal["jax", "reference"] = "jax",
 ) -> Result:
@@ -42,6 +44,7 @@ def simulate(
       situation: the cluster, latencies and qualities of the models, the reward, the router's view, and what the router
         may know of the tasks; for a list without a situation, `tasks_of` returns the tasks.
       router: chooses the model of each request.
+      assumed: what the router takes for granted, if it is not `situation`: tables, qualities, lengths, deadlines.
       seed: seed of the router's random choices.
       backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both return the same.
 
@@ -49,7 +52,8 @@ def simulate(
       Arrays of shape (n,).
 
     Raises:
-      InputError: if the tasks of the situation are not the list's, or the backend is unknown.
+      InputError: if the tasks of the situation are not the list's, the backend is unknown, or the assumed situation
+        differs in more than numbers.
     """
     if situation.task_names != requests.tasks:
         raise InputError(
@@ -62,7 +66,13 @@ def simulate(
         longest = int(requests.prompt_tokens.max())
         estimates = reads_in_flight(router) or None  # where the router does not ask, the view decides
         shape, params = build(
-            situation, None, history=len(requests), longest_prompt=longest, record=True, estimates=estimates
+            situation,
+            None,
+            history=len(requests),
+            longest_prompt=longest,
+            record=True,
+            estimates=estimates,
+            assumed=assumed,
         )
         router = jax.tree.map(_widened, router)
         key = jax.random.key(seed)
@@ -75,7 +85,7 @@ def simulate(
         with jax.enable_x64(True):
             return int(_route(kinds, router, observation, params, key, index))
 
-    return simulate_by_reference(requests, situation, route, terms=shape.estimates)
+    return simulate_by_reference(requests, situation, route, terms=shape.estimates, assumed=assumed)
 
 
 def simulate_by_reference(
@@ -86,10 +96,16 @@ def simulate_by_reference(
     *,
     terms: Terms | None = None,
     listener: reference.Listener | None = None,
+    assumed: Situation | None = None,
 ) -> Result:
     """Runs the reference in a situation, see `reference.simulate_reference`; several lists may share `tables`."""
+    longest = int(requests.prompt_tokens.max())
     if tables is None:
-        tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
+        tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
+    believed = situation if assumed is None else assumed
+    by_tables = None
+    if situation.view.slowdown_tau_s and terms is not None:
+        by_tables = ServingParams.of(believed, longest)
     return reference.simulate_reference(
         requests,
         tables,
@@ -98,6 +114,7 @@ def simulate_by_reference(
         quality=situation.profile.quality_table(situation.task_names),
         weight=situation.weights,
         visible_deadline_s=situation.visible_deadlines,
+        by_tables=by_tables,
         reward=situation.reward,
         view=situation.view,
         terms=terms,
@@ -156,7 +173,7 @@ def _play(
 def _route(
     kinds: tuple[Any, ...], router: Router, observation: Observation, params: EnvParams, key: Array, index: Array
 ) -> Array:
-    return router.route(observation, params, jax.random.fold_in(key, index))
+    return router.route(observation, params.believed, jax.random.fold_in(key, index))
 
 
 def _widened(leaf: Any) -> Any:

@@ -30,6 +30,10 @@ jax.tree_util.register_dataclass(
 )
 
 
+LEFT = 64
+"""Requests that have left an instance and are kept for gateways that do not know it yet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvShape:
     """Static shape of an environment; hashable.
@@ -48,6 +52,9 @@ class EnvShape:
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
       record: also keep each request's waiting time, time to first token and latency.
       estimates: observations show the requests in flight, for estimates with these terms; None: they do not.
+      compare_times: observations show how observed times compare with the tables (`EnvParams.slowdown_tau_s` applies);
+        only with `estimates`.
+      late_others: requests of other gateways are seen late (`EnvParams.gateways` and `gateway_delay_s` apply).
       workload: types of the nodes of `EnvParams.workload`, see `besteffort.pytrees.node_types`.
       reward_fn: reward of an answer; a function with the signature of `besteffort.estimates.reward.reward`.
     """
@@ -66,8 +73,18 @@ class EnvShape:
     stale_sizes: bool = False
     record: bool = False
     estimates: Terms | None = None
+    compare_times: bool = False
+    late_others: bool = False
     workload: tuple[Any, ...] = ()
     reward_fn: Callable[..., Any] = reward.reward
+
+    @property
+    def seats(self) -> int:
+        """Requests that the state keeps of an instance: all that it holds, and of late those that have left.
+
+        Where others are seen late, so many more; of those that leave within the delay the first are then forgotten.
+        """
+        return self.max_batch + self.queue_capacity + (LEFT if self.late_others else 0)
 
     @property
     def instances(self) -> int:
@@ -100,6 +117,14 @@ class EnvParams:
       priors: what estimates know of requests beforehand; None unless `EnvShape.estimates`.
       workload: a `Workload`, the source of arrivals.
       rule: values models by estimates, for routers that learn on top of it; None for all others.
+      assumed: what routers and learners take for granted, where it is not this: `EnvParams` of another situation, of
+        which tables, qualities, lengths, deadlines, priors and rule count. What happens follows these parameters, what
+        is estimated and decided those of `believed`. None where it is this.
+      slowdown_tau_s: () time constant over which observed times are compared with the tables; None unless
+        `EnvShape.compare_times`.
+      gateways: () how many there are, an integer, see `besteffort.simulator.gateways`; None unless
+        `EnvShape.late_others`.
+      gateway_delay_s: () how late one sees the requests of the others; None likewise.
     """
 
     decode: Array
@@ -123,6 +148,15 @@ class EnvParams:
     workload: Any
     priors: Priors | None = None
     rule: Rule | None = None
+    assumed: EnvParams | None = None
+    slowdown_tau_s: Any = None
+    gateways: Any = None
+    gateway_delay_s: Any = None
+
+    @property
+    def believed(self) -> EnvParams:
+        """The parameters that routers and learners take for granted."""
+        return self if self.assumed is None else self.assumed
 
 
 @runtime_checkable
@@ -135,8 +169,16 @@ class Router(Protocol):
     """
 
     def route(self, observation: Observation, params: EnvParams, key: Array) -> Array:
-        """() integer index of the chosen model. `key` is already folded with the request's index."""
+        """() integer index of the chosen model. `key` is already folded with the request's index.
+
+        `params` are those that routers take for granted, `EnvParams.believed`.
+        """
         ...
+
+
+def believed(params: Any) -> Any:
+    """What learners take for granted: `EnvParams.believed`; of other environments the parameters as they are."""
+    return getattr(params, "believed", params)
 
 
 def reads_in_flight(router: Router) -> bool:

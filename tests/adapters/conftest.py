@@ -48,7 +48,7 @@ def seeing(situation: Situation) -> WrappedEnv:
         cluster=Cluster(replicas=1, max_batch=4, queue_capacity=3),
         tasks=tuple(dataclasses.replace(task, weight=w) for task, w in zip(situation.tasks, weights, strict=True)),
         reward=Reward(soft_span=0.5, miss_penalty=0.4),
-        view=dataclasses.replace(situation.view, features=FEATURES),
+        view=dataclasses.replace(situation.view, features=FEATURES, slowdown_tau_s=2.0),
     )
     load = synthetic(crowded, Poisson(300.0))
     shape, params = build(crowded, load, history=64, horizon=HORIZON, rule=make_rule(3))

@@ -30,7 +30,8 @@ from besteffort.adapters.onnx import export_onnx, to_onnx
 def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple[int, ...] = (64, 64)) -> Policy:
     """A policy with random weights that chooses each model in about a third of the states."""
     rng = np.random.default_rng(0)
-    view = dataclasses.replace(situation.view, features=tuple(feature.name for feature in features))
+    names = tuple(feature.name for feature in features)
+    view = dataclasses.replace(situation.view, features=names, slowdown_tau_s=2.0)
     sizes = [sum(feature.size for feature in features), *hidden, 3]
     weights = [(rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)) for n, m in itertools.pairwise(sizes)]
     policy = Policy(

@@ -56,10 +56,10 @@ class Tape:
         if self._flight is not None:
             self._flight.tokens(request, count, at=at)
 
-    def done(self, request: int, *, at: float) -> None:
+    def done(self, request: int, *, output_tokens: int, at: float) -> None:
         self.token_s[request].append(at)
         if self._flight is not None:
-            self._flight.done(request, at=at)
+            self._flight.done(request, output_tokens=output_tokens, at=at)
 
     def failed(self, request: int, *, at: float) -> None:
         if self._flight is not None:
@@ -116,7 +116,9 @@ def compiled(cases: Sequence[Case], rules: Sequence[Rule] = ()) -> tuple[Estimat
     with jax.enable_x64(True):
         shape, params = stacked_params(cases, estimates=True)
         if rules:
-            params = dataclasses.replace(params, rule=jax.tree.map(lambda *leaves: jnp.stack(leaves), *rules))
+            rule = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rules)
+            assumed = params.assumed and dataclasses.replace(params.assumed, rule=rule)
+            params = dataclasses.replace(params, rule=rule, assumed=assumed)
         arrivals, routers, keys = stacked_lists(cases)
         out = _play(shape, params, routers, arrivals, keys)
         estimates, models = jax.tree.map(np.asarray, out)
@@ -131,7 +133,7 @@ def _play(shape: EnvShape, params: EnvParams, routers: Any, arrivals: Arrival, k
         def decide(state: Any, arrival: Arrival) -> Any:
             state, step = environment.arrive(state, arrival, params)
             seen = step.observation
-            found = appraise(seen, params, jnp)
+            found = appraise(seen, params.believed, jnp)
             model = router.route(seen, params, jax.random.fold_in(key, step.index))
             state, _ = environment.place(state, model, params)
             return state, (found, model)
@@ -148,10 +150,11 @@ def reference(case: Case, *, live: bool = False, estimates: bool = True, rule: R
     """
     asked = case.requests
     situation, router = case.situation, case.router
-    params = ServingParams.of(situation, int(asked.prompt_tokens.max()), rule=rule)
+    believed = situation if case.assumed is None else case.assumed
+    params = ServingParams.of(believed, int(asked.prompt_tokens.max()), rule=rule)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(case.seed)))(np.arange(len(asked)))
     noise = np.asarray(jax.vmap(router.draw)(keys), np.float64)
-    flight = InFlight(situation if rule is None else rule_policy(situation, rule, {}))
+    flight = InFlight(believed if rule is None else rule_policy(believed, rule, {}))
     tape = Tape(len(asked), flight if live else None)
     found, told, views, models = [], [], [], []
 
@@ -164,7 +167,8 @@ def reference(case: Case, *, live: bool = False, estimates: bool = True, rule: R
         models.append(int(np.argmax(router.scores(observation, noise[index]))))
         return models[-1]
 
-    result = simulate_by_reference(asked, situation, route, terms=Terms.of(situation), listener=tape)
+    terms = Terms.of(situation)
+    result = simulate_by_reference(asked, situation, route, terms=terms, listener=tape, assumed=case.assumed)
     return Seen(_stack(found) if found else None, _stack(told) if told else None, views, np.array(models), tape, result)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers, sample_lists
-from besteffort.observation import default_features
-from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, RouterWithParams, StaticRouter
+from besteffort.observation import Observation, default_features
+from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
 from besteffort.routers.value import ValueRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
+from besteffort.simulator.types import EnvParams
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadline_factors import deadline_factors
@@ -27,6 +29,19 @@ from besteffort.workload.synthetic_workload import synthetic
 from tests.made_up import FewestPromptTokens, make_rule
 
 N = 300
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Believer:
+    """A router that takes parameters of its own for granted, whatever it is given."""
+
+    router: ValueRouter
+    params: Any
+    estimates: ClassVar[bool] = True
+
+    def route(self, observation: Observation, params: EnvParams, key: jax.Array) -> jax.Array:
+        return self.router.route(observation, self.params, key)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +90,7 @@ def test_each_list_has_its_own_router(situation: Situation, lists: list[Requests
 
 
 def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situation, lists: list[Requests]) -> None:
-    """Lanes of one program against the package's other way to say the same: a router that believes something else."""
+    """Lanes of one program against lists played alone."""
     profile, view = situation.profile, situation.view
     actual_situations = [
         dataclasses.replace(situation, profile=perturb_latency(profile, 0.3, "slower")),
@@ -91,11 +106,8 @@ def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situati
     each = {name: [router] * len(lists) for name, router in routers.items()}
     played = play_routers(situation, lists, each, actual_situations=actual_situations)
     as_known = play_routers(situation, lists, each)
-    with jax.enable_x64(True):
-        _, assumed_params = build(situation, None, history=1)
     for index, (requests, actual) in enumerate(zip(lists, actual_situations, strict=True)):
-        router = RouterWithParams(routers["priced"], assumed_params)
-        alone = simulate(requests, actual, router)
+        alone = simulate(requests, actual, routers["priced"], assumed=situation)
         assert np.mean(played["priced"].model[index] == alone.model) > 0.98
         assert played["priced"].reward[index].mean() == pytest.approx(alone.reward.mean(), abs=5e-3)
         assert played["priced"].met[index].mean() == pytest.approx(alone.met.mean(), abs=5e-3)
@@ -121,7 +133,9 @@ def test_rollouts_may_assume_different_situations(situation: Situation, lists: l
     assert (np.abs(together[0] - together[1]) > 1e-4).all()
 
 
-def test_what_a_rollout_assumes_is_what_a_wrapped_router_assumes(situation: Situation, lists: list[Requests]) -> None:
+def test_what_a_rollout_assumes_is_what_its_router_takes_for_granted(
+    situation: Situation, lists: list[Requests]
+) -> None:
     wrong = dataclasses.replace(
         situation,
         profile=perturb_latency(situation.profile, 0.6, "slower"),
@@ -133,7 +147,7 @@ def test_what_a_rollout_assumes_is_what_a_wrapped_router_assumes(situation: Situ
     each = [
         Rollout("it", 0, router),
         Rollout("it", 0, router, assumed=wrong),
-        Rollout("wrapped", 0, RouterWithParams(router, params)),
+        Rollout("wrapped", 0, Believer(router, params)),
         Rollout("it", 0, router, actual=wrong, assumed=situation),
         Rollout("it", 0, router, actual=wrong),
     ]

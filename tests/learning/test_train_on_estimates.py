@@ -50,7 +50,7 @@ def situation() -> Situation:
         paper,
         cluster=Cluster(replicas=2, max_batch=4, queue_capacity=4),
         reward=Reward(miss_penalty=0.3),
-        view=dataclasses.replace(paper.view, features=FEATURES),
+        view=dataclasses.replace(paper.view, features=FEATURES, slowdown_tau_s=2.0),
     )
 
 

@@ -6,7 +6,6 @@ from cluster import observe, params
 
 from besteffort.routers import LadderRouter, RandomRouter, StaticRouter
 from besteffort.routers.switch import SwitchRouter
-from besteffort.routers.with_params import RouterWithParams
 from besteffort.simulator.types import reads_in_flight
 from tests.made_up import FewestPromptTokens
 
@@ -32,5 +31,4 @@ def test_routers_around_others_read_what_those_read() -> None:
     assert not reads_in_flight(plain)
     assert reads_in_flight(reading)
     for router, reads in ((plain, False), (reading, True)):
-        assert reads_in_flight(RouterWithParams(router, None)) == reads
         assert reads_in_flight(SwitchRouter((plain, router), 0)) == reads

@@ -122,12 +122,16 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A list of requests, where it is played, and who routes; the leaves of `router` are NumPy arrays."""
+    """A list of requests, where it is played, and who routes; the leaves of `router` are NumPy arrays.
+
+    What is assumed is None where it is the situation.
+    """
 
     requests: Requests
     situation: Situation
     router: Router
     seed: int
+    assumed: Situation | None = None
 
 
 class Played(NamedTuple):
@@ -316,7 +320,13 @@ def stacked_params(cases: Sequence[Case], *, estimates: bool = False) -> tuple[E
     longest = max(int(case.requests.prompt_tokens.max()) for case in cases)
     history = max(len(case.requests) for case in cases)
     situations = [case.situation for case in cases]
-    shape, params = build_alike(situations, history=history, longest_prompt=longest, record=True, estimates=estimates)
+    believed = [case.assumed for case in cases if case.assumed is not None]
+    shape, params = build_alike(
+        situations + believed, history=history, longest_prompt=longest, record=True, estimates=estimates
+    )
+    if believed:
+        pairs = zip(params, params[len(cases) :], strict=False)
+        params = [dataclasses.replace(actual, assumed=assumed) for actual, assumed in pairs]
     return shape, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
 
