@@ -43,6 +43,7 @@ EXPERIMENTS = (
     "estimate_quality",
     "ablations",
     "robustness",
+    "wrong_beliefs",
 )
 """Experiments in the order of the page: the paper's claims, then what goes beyond it."""
 
@@ -56,6 +57,7 @@ _LONG = (
         "task_deadlines",
         "ablations",
         "paper_recipe",
+        "wrong_beliefs",
     ),
     "cheap_router",
     *("arrival_shift", "optimal", "stable_load"),
