@@ -1,0 +1,394 @@
+"""Gathers the columns that a reader wants from the rows of a file, as arrays, in bounded memory.
+
+A million requests of five columns take about 50 MB, whatever else stands in the rows: cells become numbers, codes of
+names or hashes of ids after every twenty thousand rows, and text is let go of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.workload.sources import Row, Source, listed, shown
+
+Unit = Literal["s", "ms", "us", "ns"]
+PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+TIMES = ("arrival", "queued", "scheduled", "first", "last")
+DURATIONS = ("wait", "ttft", "latency", "decode")
+COUNTS = ("prompt", "output", "limit")
+LABELS = ("task", "model", "replica")
+FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
+"""All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last."""
+
+MOST_TOKENS = 10_000_000
+MOST_ROWS = 10_000_000
+_CHUNK = 20_000
+_MOST_NAMES, _LONGEST_NAME = 1_000, 200
+_MISSING = frozenset({"", "null", "NULL", "None", "N/A", "\\N"})
+_DATE = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[ T](\d\d:\d\d(?::\d\d(?:[.,]\d*)?)?)\s*(Z|UTC|[+-]\d\d(?::?\d\d)?)?$")
+_UNIT_SUFFIXES: dict[str, Unit] = {
+    **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("us", "usec", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("ns", "nsec", "nanos", "nanoseconds", "nano"), "ns"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """Where a format states something.
+
+    Attributes:
+      names: columns, of which the first that the file has counts; those of nested objects are dotted.
+      unit: unit of times; None where the column's name says it (`_ms`), or the data decide.
+      means: turns a cell into the field's value; for `failed`, whether it means that the request failed.
+    """
+
+    names: tuple[str, ...]
+    unit: Unit | None = None
+    means: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of numbers or dates.
+
+    Attributes:
+      name: what the file calls it.
+      values: (n,) float64, nan where the cell is empty; of dates, int64 nanoseconds, NaT as the smallest.
+      unit: its unit, as the format or its name says; None if neither does.
+      dated: whether cells are dates.
+      zoned: whether the dates say their time zone.
+    """
+
+    name: str
+    values: np.ndarray
+    unit: Unit | None = None
+    dated: bool = False
+    zoned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A column of names: `names`, and per row an index into them; -1 where the cell is empty."""
+
+    name: str
+    names: tuple[str, ...]
+    index: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """The columns of a file, by field.
+
+    Attributes:
+      columns: times, durations and counts.
+      labels: names.
+      ids: (n,) int64 hashes of the requests' ids; None where the file has none.
+      failed: (n,) whether a request failed, as the file says; None where it does not.
+      rows: (n,) int64 place of each request in the file, see `Source.place`.
+    """
+
+    columns: dict[str, Column]
+    labels: dict[str, Labels]
+    ids: np.ndarray | None
+    failed: np.ndarray | None
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def unit_in_name(name: str) -> Unit | None:
+    """The unit that a column's name ends in, such as `arrival_ms`, `startTimeUnixNano` or `latency (s)`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    last = re.split(r"[^a-z]+", words.rstrip(")]} "))[-1]
+    return _UNIT_SUFFIXES.get(last) if last != words else None
+
+
+def found(fields: Mapping[str, Field], header: Sequence[str]) -> dict[str, str]:
+    """The file's own name of each field that it has."""
+    present = set(header)
+    named = ((field, next((n for n in each.names if n in present), None)) for field, each in fields.items())
+    return {field: name for field, name in named if name is not None}
+
+
+def gather(source: Source, fields: Mapping[str, Field], rows: Iterable[Row], limit: int | None = None) -> Gathered:
+    """The columns of the fields that the file has.
+
+    Args:
+      source: the file.
+      fields: where to find what.
+      rows: its rows, or rows made of these.
+      limit: how many rows to read, at most.
+
+    Raises:
+      InputError: naming the line of the first cell that is no number, no date, below 0 or too large; if a name that is
+        read stands twice; if there are too many rows.
+    """
+    names = found(fields, source.header)
+    for name in names.values():
+        if source.layout == "csv" and source.header.count(name) > 1:
+            raise InputError(f"{source.path}: the column `{name}` stands twice in the header; rename or remove one.")
+    builders = {field: _builder(field, names[field], each) for field, each in fields.items() if field in names}
+    getter = _getter(source, [names[field] for field in builders])
+    places: list[np.ndarray] = []
+    total = 0
+    # Only the wanted cells are kept, because others hold whole prompts.
+    picked = ((row.number, *getter(row)) for row in itertools.islice(rows, limit))
+    while chunk := list(itertools.islice(picked, _CHUNK)):
+        numbers, *cells_of = zip(*chunk, strict=True)
+        at = np.array(numbers, np.int64)
+        for builder, cells in zip(builders.values(), cells_of, strict=True):
+            builder.add(source, at, cells)
+        places.append(at)
+        total += len(chunk)
+        _refuse_repeated(source, names.values())
+        if total > MOST_ROWS:
+            raise InputError(
+                f"{source.path}: the file has more than {MOST_ROWS:,} requests; read a part of it with `--limit`."
+            )
+    columns = {field: builder.column() for field, builder in builders.items() if isinstance(builder, _Numbers)}
+    labels = {field: builder.labels() for field, builder in builders.items() if isinstance(builder, _Names)}
+    plain = {field: builder.array() for field, builder in builders.items() if isinstance(builder, _Mapped)}
+    where = np.concatenate(places) if places else np.zeros(0, np.int64)
+    return Gathered(columns, labels, plain.get("id"), plain.get("failed"), where)
+
+
+def _refuse_repeated(source: Source, names: Iterable[str]) -> None:
+    for name in names:
+        for part in {name, name.rpartition(".")[2]}:
+            if part in source.repeated:
+                raise InputError(
+                    f"{source.place(source.repeated[part])}: the name `{part}` stands twice in one object; "
+                    "rename or remove one."
+                )
+
+
+def _getter(source: Source, names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
+    """Takes the cells of these names from a row."""
+    if source.sample and isinstance(source.sample[0].cells, list):
+        places = [source.header.index(name) for name in names]
+        pick = operator.itemgetter(*places) if len(places) > 1 else lambda cells: (cells[places[0]],)
+        return lambda row: pick(row.cells)
+    nested = [tuple(name.split(".")) if "." in name else None for name in names]
+
+    def get(row: Row) -> tuple[Any, ...]:
+        cells = row.cells
+        return tuple(
+            cells.get(name) if path is None or name in cells else _nested(cells, path)
+            for name, path in zip(names, nested, strict=True)
+        )
+
+    return get
+
+
+def _nested(cells: Any, path: Sequence[str]) -> Any:
+    """A field of nested objects."""
+    for name in path:
+        if not isinstance(cells, dict):
+            return None
+        cells = cells.get(name)
+    return cells
+
+
+class _Numbers:
+    """Numbers; of times also dates, which the first cell that is not empty decides."""
+
+    def __init__(self, field: str, name: str, each: Field) -> None:
+        self.field, self.name, self.means = field, name, each.means
+        self.unit = each.unit or unit_in_name(name)
+        self.dated: bool | None = None if field in TIMES else False
+        self.zoned: bool | None = None
+        self.parts: list[np.ndarray] = []
+
+    def add(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> None:
+        if self.means is not None:
+            cells = [self.means(cell) for cell in cells]
+        if self.dated is None:
+            first = next((cell for cell in cells if not _missing(cell)), None)
+            if first is None:
+                self.parts.append(np.full(len(cells), np.nan))
+                return
+            self.dated = isinstance(first, str) and _number(first) is None and _DATE.match(first.strip()) is not None
+            if self.dated:
+                self.parts = [np.full(len(part), np.iinfo(np.int64).min) for part in self.parts]
+        self.parts.append(self._dates(source, at, cells) if self.dated else self._numbers(source, at, cells))
+
+    def column(self) -> Column:
+        values = np.concatenate(self.parts) if self.parts else np.zeros(0)
+        return Column(self.name, values, self.unit, bool(self.dated), bool(self.zoned))
+
+    def _numbers(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> np.ndarray:
+        values = _fast(cells)
+        if values is None:
+            values = np.empty(len(cells))
+            for row, cell in enumerate(cells):
+                number = math.nan if _missing(cell) else _number(cell)
+                if number is None:
+                    why = "which is not a date" if _looks_dated(cell) else "which is not a number"
+                    source.refuse(int(at[row]), self.name, cell, why)
+                values[row] = number
+        self._refuse(source, at, cells, values < 0, "which is below 0")
+        if self.field in COUNTS:
+            self._refuse(source, at, cells, values > MOST_TOKENS, f"which is above {MOST_TOKENS:,} tokens")
+            self._refuse(source, at, cells, values != np.rint(values), "which is no whole number of tokens")
+        return values
+
+    def _refuse(self, source: Source, at: np.ndarray, cells: Sequence[Any], bad: np.ndarray, why: str) -> None:
+        bad &= ~np.isnan([math.nan if _missing(cell) else 0.0 for cell in cells]) if bad.any() else False
+        if bad.any():
+            row = int(np.argmax(bad))
+            source.refuse(int(at[row]), self.name, cells[row], why)
+
+    def _dates(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> np.ndarray:
+        """(n,) int64 nanoseconds since 1970, of UTC where cells say their zone."""
+        texts, offsets = ["NaT"] * len(cells), np.zeros(len(cells), np.int64)
+        for row, cell in enumerate(cells):
+            if _missing(cell):
+                continue
+            match = _DATE.match(cell.strip()) if isinstance(cell, str) else None
+            if match is None or not "1970" <= match[1] < "2200":
+                source.refuse(int(at[row]), self.name, cell, "which is not a date")
+            year, month, day, time, zone = match.groups()
+            zoned = zone is not None
+            if self.zoned is None:
+                self.zoned = zoned
+            elif self.zoned != zoned:
+                source.refuse(int(at[row]), self.name, cell, "but other dates differ in whether they name a time zone")
+            if zoned and zone not in ("Z", "UTC", "+00:00"):
+                digits = zone[1:].replace(":", "").ljust(4, "0")
+                minutes = 60 * int(digits[:2]) + int(digits[2:])
+                offsets[row] = (-1 if zone[0] == "-" else 1) * minutes * 60 * 10**9
+            texts[row] = f"{year}-{month}-{day}T{time.replace(',', '.')[:18].rstrip('.')}"
+        try:
+            stamps = np.array(texts, "datetime64[ns]")
+        except ValueError:
+            for row, text in enumerate(texts):
+                try:
+                    np.datetime64(text, "ns")
+                except ValueError:
+                    source.refuse(int(at[row]), self.name, cells[row], "which is not a date")
+            raise
+        values = stamps.astype(np.int64)
+        return np.where(np.isnat(stamps), values, values - offsets)
+
+
+class _Names:
+    """Names, as codes."""
+
+    def __init__(self, field: str, name: str, each: Field) -> None:
+        self.field, self.name, self.means = field, name, each.means
+        self.codes: dict[str, int] = {}
+        self.parts: list[np.ndarray] = []
+
+    def add(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> None:
+        del at
+        index = np.full(len(cells), -1, np.int32)
+        for row, cell in enumerate(cells):
+            value = cell if self.means is None else self.means(cell)
+            if _missing(value):
+                continue
+            text = str(value)
+            if len(text) > _LONGEST_NAME:
+                raise InputError(
+                    f"{source.path}: `{self.name}` has a name of {len(text):,} characters, `{shown(text, 40)}`; "
+                    f"give {self.field}s short names, or none."
+                )
+            index[row] = self.codes.setdefault(text, len(self.codes))
+        if len(self.codes) > _MOST_NAMES:
+            raise InputError(
+                f"{source.path}: `{self.name}` has more than {_MOST_NAMES:,} names, {listed(self.codes, 3)}, so it is "
+                f"no column of {self.field}s; rename or remove it."
+            )
+        self.parts.append(index)
+
+    def labels(self) -> Labels:
+        return Labels(self.name, tuple(self.codes), np.concatenate(self.parts) if self.parts else np.zeros(0, np.int32))
+
+
+class _Mapped:
+    """One whole number per cell, such as a hash or a truth."""
+
+    def __init__(self, value: Callable[[Any], int], dtype: Any) -> None:
+        self.value, self.dtype = value, dtype
+        self.parts: list[np.ndarray] = []
+
+    def add(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> None:
+        del source, at
+        self.parts.append(np.fromiter(map(self.value, cells), self.dtype, len(cells)))
+
+    def array(self) -> np.ndarray:
+        return np.concatenate(self.parts) if self.parts else np.zeros(0, self.dtype)
+
+
+def _builder(field: str, name: str, each: Field) -> _Numbers | _Names | _Mapped:
+    if field == "id":
+        return _Mapped(lambda cell: 0 if _missing(cell) else hash(str(cell)), np.int64)
+    if field == "failed":
+        return _Mapped(each.means or _says_failed, np.bool_)
+    return (_Names if field in LABELS else _Numbers)(field, name, each)
+
+
+def _says_failed(cell: Any) -> bool:
+    """Whether a column of errors or of states says that a request failed."""
+    if isinstance(cell, dict):
+        return any(cell.values())
+    if cell in (None, False, 0) or _missing(cell):
+        return False
+    text = str(cell).strip().lower()
+    return text not in (
+        "ok",
+        "success",
+        "successful",
+        "succeeded",
+        "completed",
+        "stop",
+        "length",
+        "false",
+        "200",
+        "0",
+        "unset",
+    )
+
+
+def _missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and cell.strip() in _MISSING)
+
+
+def _looks_dated(cell: Any) -> bool:
+    return isinstance(cell, str) and _DATE.match(cell.strip()) is not None
+
+
+def _number(cell: Any) -> float | None:
+    """A finite number; None for other things, `1_000` and truths among them."""
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float) or (isinstance(cell, str) and "_" in cell):
+        return None
+    try:
+        value = float(cell)
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _fast(cells: Sequence[Any]) -> np.ndarray | None:
+    """(n,) the cells if all are plain numbers, else None."""
+    kinds = set(map(type, cells))
+    if not (kinds <= {int, float} or kinds == {str}):
+        return None
+    if kinds == {str} and "_" in "".join(cells):
+        return None
+    try:
+        values = np.array(cells, np.float64)
+    except (ValueError, OverflowError):
+        return None
+    return values if np.isfinite(values).all() else None
