@@ -1,8 +1,8 @@
 """Units and clocks of logged times: what the format or a column's name says, else what the data say.
 
-Numbers of 1e8 and more are times since 1970, whose size tells the unit. Smaller ones count from some start; where first
-and last tokens are known, the time per token tells their unit, since no server takes less than half a millisecond or
-more than half a second of it, and otherwise they are taken for seconds. Whatever was decided is said.
+Numbers that are all 1e8 or more are times since 1970, whose size tells the unit. Others count from some start; where
+first and last tokens are known, the time per token tells their unit, since no server takes less than half a millisecond
+or more than half a second for it, and otherwise they are taken for seconds. Whatever was decided is said.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
     seconds, words = _dates(times)
     numbers = {field: column for field, column in times.items() if not column.dated}
     units: dict[str, Unit] = {}
+    # Counts of nanoseconds from some start are as large as times since 1970, but begin with smaller ones.
+    counting = max((_median(column.values) for column in numbers.values() if _least(column) < _EPOCH_S), default=0.0)
     for field, column in numbers.items():
-        unit = _stated_or_epoch(path, column)
+        unit = _stated_or_epoch(path, column, counting)
         if unit is not None:
             units[field] = unit
     undecided = [field for field in numbers if field not in units]
@@ -89,8 +91,14 @@ def _dates(times: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], list[str
     return seconds, ["dates" if zoned else "dates without a time zone"]
 
 
-def _stated_or_epoch(path: Path, column: Column) -> Unit | None:
-    """The stated unit of a column of numbers, or that of times since 1970; None of others."""
+def _stated_or_epoch(path: Path, column: Column, counting: float) -> Unit | None:
+    """The stated unit of a column of numbers, or that of times since 1970; None of others.
+
+    Args:
+      path: the file.
+      column: the column.
+      counting: the middle of the largest column that counts from some start.
+    """
     values = column.values[np.isfinite(column.values)]
     if not len(values):
         return column.unit or "s"
@@ -102,9 +110,11 @@ def _stated_or_epoch(path: Path, column: Column) -> Unit | None:
                 f"rename it, or state its unit, as in `--columns arrival={column.name}:ms`."
             )
         return column.unit
-    if middle < _EPOCH_S:
+    if values.min() < _EPOCH_S:
         return None
     if values.max() > 10 * values.min():
+        if middle < 10 * counting:
+            return None
         raise InputError(
             f"{path}: `{column.name}` goes from {values.min():.4g} to {values.max():.4g}, so it mixes units or clocks; "
             "write all of it in one unit."
@@ -170,6 +180,10 @@ def _durations(columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray])
             unit = next((u for u in _UNITS if middle <= 1.01 * longest * PER_SECOND[u]), "s")
         found[field] = column.values / PER_SECOND[unit or "s"]
     return found
+
+
+def _least(column: Column) -> float:
+    return float(np.nanmin(column.values, initial=np.inf))
 
 
 def _median(values: np.ndarray) -> float:

@@ -186,7 +186,7 @@ def _csv(path: Path, lines: _Lines, first: str) -> Source:
     # Of the usual separators, one that stands in the header; the text of prompts comes later.
     delimiter = next((mark for mark in ",\t;" if mark in first), ",")
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
 
     def records() -> Iterator[Row]:
         before = 0

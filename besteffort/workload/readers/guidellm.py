@@ -7,10 +7,17 @@ and `incomplete` beside it. Times are seconds since 1970, in later versions insi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from besteffort.workload.columns import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
+
+_TIMES = {
+    "start": ("request_start_time", "request_start", "start_time"),
+    "first": ("first_token_time", "first_token_iteration", "first_iteration"),
+    "last": ("last_token_time", "last_token_iteration", "last_iteration"),
+}
 
 
 def _unfold(source: Source) -> Iterator[Row]:
@@ -22,7 +29,27 @@ def _unfold(source: Source) -> Iterator[Row]:
             requests = groups.get(group) if isinstance(groups, dict) else None
             for request in requests if isinstance(requests, list) else []:
                 number += 1
-                yield Row(number, {**request, "failed": group != "successful"} if isinstance(request, dict) else {})
+                if isinstance(request, dict):
+                    yield Row(number, _request(request, failed=group != "successful"))
+
+
+def _request(request: dict[str, Any], *, failed: bool) -> dict[str, Any]:
+    """A request's times and lengths, wherever its version has them."""
+    info = request.get("info")
+    timings = info.get("timings") if isinstance(info, dict) else None
+    places = (request, timings if isinstance(timings, dict) else {})
+    times = {
+        field: next((place[name] for place in places for name in names if place.get(name) is not None), None)
+        for field, names in _TIMES.items()
+    }
+    prompt = request.get("prompt_tokens", request.get("input_tokens"))
+    return {
+        **times,
+        "request_id": request.get("request_id"),
+        "prompt_tokens": prompt,
+        "output_tokens": request.get("output_tokens"),
+        "failed": failed,
+    }
 
 
 READER = Reader(
@@ -31,10 +58,10 @@ READER = Reader(
     fits=lambda source: source.has("benchmarks") and source.document is not None,
     fields={
         "id": Field(("request_id",)),
-        "arrival": Field(("request_start_time", "info.timings.request_start", "start_time"), "s"),
-        "first": Field(("first_token_time", "info.timings.first_token_iteration", "info.timings.first_iteration"), "s"),
-        "last": Field(("last_token_time", "info.timings.last_token_iteration", "info.timings.last_iteration"), "s"),
-        "prompt": Field(("prompt_tokens", "input_tokens")),
+        "arrival": Field(("start",), "s"),
+        "first": Field(("first",), "s"),
+        "last": Field(("last",), "s"),
+        "prompt": Field(("prompt_tokens",)),
         "output": Field(("output_tokens",)),
         "failed": Field(("failed",)),
     },

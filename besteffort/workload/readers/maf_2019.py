@@ -85,6 +85,7 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
         values = _counts(source, [row.cells[before:] for row in chunk], [row.number for row in chunk], columns)
         np.add.at(counts, (function + np.arange(len(chunk))) % tasks, values)
         function += len(chunk)
+    source.notes.append(f"{counts[:, first:end].sum():,.0f} invocations in {end - first:,} minutes")
     mean_count = counts[:, first:end].ravel() * own.rate_scale
     if mean_count.sum() > MOST_REQUESTS:
         raise InputError(
