@@ -30,7 +30,7 @@ from besteffort.workload.config import build as build_workload
 from besteffort.workload.reading import ALL, Reading
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, with_lengths_of
-from besteffort.workload.traces import TraceInfo, open_trace
+from besteffort.workload.traces import Trace, TraceInfo, open_trace
 
 LEARNED = "learned"
 """Name of the router that the others are compared with."""
@@ -197,10 +197,20 @@ def read_halves(
     Raises:
       InputError: as `read_trace`, if a trace has fewer than four requests, or if two have the same name.
     """
+    return halves_of(paths, [open_trace(path, situation, reading) for path in paths], situation, seeds)
+
+
+def halves_of(
+    paths: Sequence[Path], opened: Sequence[Trace], situation: Situation, seeds: Iterable[int]
+) -> list[TraceHalves]:
+    """The halves of traces that were read from `paths`, see `read_halves`.
+
+    Raises:
+      InputError: if a trace has fewer than four requests, or if two have the same name.
+    """
     seeds = list(seeds)
     traces = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        trace = open_trace(path, situation, reading)
+    for path, name, trace in zip(paths, _short_names(paths), opened, strict=True):
         read = [trace.requests(situation, seeds[0])]
         if read[0][1].drawn:
             read += [trace.requests(situation, seed) for seed in seeds[1:]]

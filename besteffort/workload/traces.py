@@ -94,10 +94,13 @@ class Trace:
         )
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the file's tasks; none where it names none."""
+    def tasks(self) -> dict[str, int]:
+        """How many requests the file has of each task that it names, in the order of the file."""
         label = None if isinstance(self.found, Drawing) else self.found.labels.get("task")
-        return () if label is None else tuple(label.names[i] for i in np.unique(label.index).tolist() if i >= 0)
+        if label is None:
+            return {}
+        counts = np.bincount(label.index[label.index >= 0], minlength=len(label.names))
+        return {name: count for name, count in zip(label.names, counts.tolist(), strict=True) if count}
 
     def requests(self, situation: Situation, seed: int = 0) -> tuple[Requests, TraceInfo]:
         """The requests, with what the file lacks drawn by seed, and a summary.
@@ -266,7 +269,8 @@ def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndar
         if label.names[code] not in known:
             raise InputError(
                 f"{path}: task `{label.names[code]}` is not a task of the situation, which has {', '.join(known)}; "
-                "rename it in the file or add it to the situation."
+                "rename it in the file or add it to the situation. `besteffort quickstart --trace` takes the log's "
+                "tasks, and `besteffort profile fit` writes a situation with them."
             )
     return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]
 
