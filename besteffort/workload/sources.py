@@ -166,7 +166,7 @@ class _Lines:
         self.whole = line.endswith(("\n", "\r"))
         if not self.whole and len(line) == LONGEST_LINE:
             raise InputError(
-                f"{self.path}, line {self.number}: the line is longer than {LONGEST_LINE:,} characters; is this a log?"
+                f"{self.path}, line {self.number}: the line is longer than {LONGEST_LINE:,} characters; give a log."
             )
         return line
 
@@ -196,7 +196,7 @@ def _csv(path: Path, lines: _Lines, first: str) -> Source:
             except csv.Error as error:
                 raise InputError(
                     f"{path}, line {header_line + before}: the file is not a CSV table from there on ({error}); "
-                    "is a quote not closed?"
+                    "mend the line, in which perhaps a quote is not closed."
                 ) from None
             if cells is None:
                 return

@@ -86,7 +86,10 @@ def test_cells_may_be_long_and_have_line_breaks(write: Write) -> None:
         ('{"a": 1,}\n{"a": 2}\n', "line 1: the line is not a JSON object"),
         ('{"a": ' + "[" * 100_000, "nested too deeply"),
         ('{"a": ' + "7" * 5_000 + "}", "neither JSON lines nor"),
-        ('a,b\n1,"2\n', "line 2: the file is not a CSV table from there on .*; is a quote not closed"),
+        (
+            'a,b\n1,"2\n',
+            "line 2: the file is not a CSV table from there on .*; mend the line, in which perhaps a quote",
+        ),
         ("a,b\n1,2,3\n4,5\n", "line 2: the line has 3 fields but the header has 2; mend"),
         ("a,b\n", "no rows below its header"),
     ],
@@ -111,7 +114,7 @@ def test_lines_and_documents_without_end_are_refused(
         cells(bomb)
     with pytest.raises(InputError, match=r"one JSON document of more than 65,536 characters"):
         cells(write("log.json", "[\n" + '{"a": 1},\n' * 10_000 + "{}]"))
-    with pytest.raises(InputError, match="is a quote not closed"):
+    with pytest.raises(InputError, match="perhaps a quote is not closed"):
         cells(write("log.csv", 'a,b\n1,"2\n' + "3,4\n" * 30_000))
 
 

@@ -9,27 +9,32 @@ long an answer takes is what is simulated, so such a turn arrives `delay` after 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from besteffort.workload.columns import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
 
+def _is_time(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and abs(value) < 2**63
+
+
 def _unfold(source: Source) -> Iterator[Row]:
     """The rows, later turns with a timestamp of their own."""
-    latest: dict[Any, float] = {}
+    latest: dict[str, float] = {}
     turns = 0
     for row in source.rows():
         cells = row.cells
-        if isinstance(cells, dict) and (session := cells.get("session_id")) is not None:
+        if isinstance(cells, dict) and cells.get("session_id") is not None:
+            session = str(cells["session_id"])
             stamp, delay = cells.get("timestamp"), cells.get("delay")
-            if stamp is None and session in latest and isinstance(delay, int | float):
+            if stamp is None and session in latest and _is_time(delay):
                 stamp = latest[session] + delay
                 cells = {**cells, "timestamp": stamp}
                 turns += 1
-            if isinstance(stamp, int | float):
-                latest[str(session) if isinstance(session, list | dict) else session] = stamp
+            if _is_time(stamp):
+                latest[session] = stamp
         yield Row(row.number, cells)
     if turns:
         source.notes.append(

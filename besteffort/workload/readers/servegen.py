@@ -71,7 +71,7 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
     names = (*label.names, "")
     patterns = np.array([names[index] for index in label.index.tolist()])
     for bad, name, values, why in (
-        (active & (shape <= 0), "arg1", shape, "which is no shape"),
+        (active & ~((shape >= 1e-3) & (shape <= 1e6)), "arg1", shape, "which is no shape of gaps"),
         (active & ~np.isin(patterns, _LAWS), "pattern", patterns, "but known are Gamma and Weibull"),
     ):
         if bad.any():

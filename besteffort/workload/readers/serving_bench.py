@@ -63,7 +63,10 @@ def _total(gaps: Any) -> float | None:
     """Seconds from the first token to the last; None where gaps are no numbers."""
     if not isinstance(gaps, list) or not all(isinstance(gap, int | float) for gap in gaps):
         return None
-    return float(sum(gaps))
+    try:
+        return float(sum(gaps))
+    except OverflowError:
+        return None
 
 
 def _draw(source: Source, tasks: int, options: Any) -> Draw:
