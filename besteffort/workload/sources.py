@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,10 +21,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, cast
 from besteffort.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
-LONGEST_LINE = 2**26
-"""Characters of the longest line that is read, 64 MiB."""
-LARGEST_DOCUMENT = 2**28
-"""Characters of the largest JSON document that is read as one, 256 MiB; JSON lines may be larger."""
+LONGEST_LINE = LARGEST_DOCUMENT = 2**27
+"""Characters of the longest line, and of the largest JSON document; files of many lines may be larger."""
+_SPACE = re.compile(r"[ \t\r\n]*")
 _SAMPLE = 100
 _DEEPEST = 3
 _LISTS = ("data", "requests", "records", "observations", "results")
@@ -295,38 +295,45 @@ def _json_lines(path: Path, lines: _Lines, first: Row, decoder: _Decoder) -> Ite
 
 
 def _json_document(path: Path, lines: _Lines, first: str, decoder: _Decoder) -> Source:
-    """A list of objects, objects one after another, or one object; an object's list of rows stands for it."""
+    """A list of objects, objects one after another, or one object."""
     text = first + lines.text.read(LARGEST_DOCUMENT)
     if len(text) >= LARGEST_DOCUMENT:
         raise InputError(
             f"{path}: the file is one JSON document of more than {LARGEST_DOCUMENT:,} characters; "
             "write it as JSON lines, one object per line."
         )
-    try:
-        values = decoder.values(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", None)
-        where = f", line {line}" if line else ""
-        if line == 1 and "\n" in text.strip() and first.rstrip().endswith("}"):
-            raise InputError(f"{path}, line 1: the line is not a JSON object; mend or remove it.") from None
-        reason = shown(getattr(error, "msg", error))
-        raise InputError(
-            f"{path}{where}: the file is neither JSON lines nor a JSON document ({reason}); copy it again, or mend it."
-        ) from None
-    if len(values) == 1 and isinstance(values[0], dict):
-        return _document_source(path, "json", values[0], decoder.repeated)
-    if len(values) == 1 and isinstance(values[0], list):
-        values = values[0]
-    if not values:
+    rows = _json_values(path, text, decoder)
+    beginning = list(itertools.islice(rows, 2))
+    if not beginning:
         raise InputError(f"{path}: the JSON document holds no requests; give a file with at least one.")
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{path}, entry {number}: `{shown(value, 40)}` is not a JSON object; give one per request."
-            )
-    source = Source(path, "json", (Row(number, value) for number, value in enumerate(values, 1)))
+    if len(beginning) == 1 and not text.lstrip().startswith("["):
+        return _document_source(path, "json", beginning[0].cells, decoder.repeated)
+    source = Source(path, "json", itertools.chain(beginning, rows))
     source.repeated = decoder.repeated
     return source
+
+
+def _json_values(path: Path, text: str, decoder: _Decoder) -> Iterator[Row]:
+    """The objects of a text, one at a time."""
+    number = 0
+    try:
+        for number, value in enumerate(decoder.values(text), 1):
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{path}, entry {number}: `{shown(value, 40)}` is not a JSON object; give one per request."
+                )
+            yield Row(number, value)
+    except InputError:
+        raise
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        first, _, rest = text.partition("\n")
+        if line == 1 and rest.strip() and first.rstrip().endswith("}"):
+            raise InputError(f"{path}, line 1: the line is not a JSON object; mend or remove it.") from None
+        raise InputError(
+            f"{path}{f', line {line}' if line else ''}: the file is neither JSON lines nor a JSON document "
+            f"({shown(getattr(error, 'msg', error))}); copy it again, or mend it."
+        ) from None
 
 
 def _is_rows(value: Any) -> bool:
@@ -349,23 +356,32 @@ class _Decoder:
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
-    def values(self, text: str) -> list[Any]:
-        """The values of a text, one after another.
+    def values(self, text: str) -> Iterator[Any]:
+        """The entries of the list that a text is, or its values one after another.
 
         Raises:
           ValueError: if it is not JSON.
         """
-        found, at = [], 0
-        text = text.strip()
-        try:
-            while at < len(text):
+        at = _after_space(text, 0)
+        is_list = text[at : at + 1] == "["
+        at = _after_space(text, at + is_list)
+        if is_list and text[at : at + 1] == "]":
+            return
+        while at < len(text):
+            try:
                 value, at = self._json.raw_decode(text, at)
-                found.append(value)
-                while at < len(text) and text[at] in " \t\r\n":
-                    at += 1
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        return found
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
+            yield value
+            at = _after_space(text, at)
+            if is_list:
+                if text[at : at + 1] == "]" and _after_space(text, at + 1) == len(text):
+                    return
+                if text[at : at + 1] != ",":
+                    raise json.JSONDecodeError("a comma or the end of the list is missing", text, at)
+                at = _after_space(text, at + 1)
+        if is_list:
+            raise json.JSONDecodeError("the list does not end", text, at)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -376,6 +392,11 @@ class _Decoder:
                     self.repeated.setdefault(name, self._line)
                 seen.add(name)
         return made
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _names(cells: Any, depth: int = 1) -> Iterator[str]:

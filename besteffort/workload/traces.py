@@ -16,6 +16,8 @@ from besteffort.workload.records import Records
 from besteffort.workload.requests import NO_LIMIT, Requests
 from besteffort.workload.rescale import mean_rate
 
+_RATES, _FEW = (0.005, 1000.0), 20  # requests per second, and requests, beyond which a rate says something
+
 
 @dataclasses.dataclass(frozen=True)
 class TraceInfo:
@@ -215,12 +217,16 @@ def _complete(
         deadline_s=situation.deadlines(task, fitting_outputs),
         output_limit=None if limit is None else np.where(np.isnan(limit), NO_LIMIT, limit),
     )
+    rate = mean_rate(requests)
+    doubt: tuple[str, ...] = ()
+    if not isinstance(found, Drawing) and n >= _FEW and np.isfinite(rate) and not _RATES[0] < rate < _RATES[1]:
+        doubt = ("an unusual rate: if times are in another unit, state it, as in `--columns arrival=NAME:ms`",)
     info = TraceInfo(
         source=found.path.name,
         kind=found.kind,
         requests=n,
         span_s=float(parts.arrival_s[-1] - parts.arrival_s[0]),
-        mean_rate=mean_rate(requests),
+        mean_rate=rate,
         prompt_tokens=_spread(fitting_prompts),
         output_tokens=_spread(fitting_outputs),
         units="" if isinstance(found, Drawing) else found.units,
@@ -229,7 +235,7 @@ def _complete(
         clipped_prompts=float(np.mean(fitting_prompts < prompts)),
         raised=float(empty.mean()),
         drawn=tuple(drawn),
-        notes=parts.notes,
+        notes=(*parts.notes, *doubt),
     )
     return requests, info
 

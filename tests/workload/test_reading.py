@@ -262,6 +262,12 @@ def test_lengths_are_clipped_by_the_profiles_context_alone(write: Write, situati
         assert ("clipped" in str(info)) == (context is not None)
 
 
+@pytest.mark.parametrize(("gap", "doubtful"), [(1e-4, True), (0.5, False), (400.0, True)])
+def test_an_unusual_rate_is_remarked_on(write: Write, situation: Any, gap: float, doubtful: bool) -> None:
+    path = write("a.csv", f"{HEAD}\n" + "".join(f"{gap * i},piqa,{1 + i},5\n" for i in range(30)))
+    assert ("unusual rate" in str(read_trace(path, situation)[1])) == doubtful
+
+
 def test_one_line_says_what_was_read(write: Write, situation: Any) -> None:
     path = write("a.csv", f"{HEAD}\n" + "".join(f"{0.5 * i},piqa,{1 + i},{5 + i % 3}\n" for i in range(101)))
     _, info = read_trace(path, situation)

@@ -78,6 +78,14 @@ def test_every_format_is_here() -> None:
     assert {kind for kind, _, _ in FORMATS.values()} | elsewhere == READERS.keys()
 
 
+@pytest.mark.checkout
+def test_the_page_names_every_source() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "logs.md").read_text("utf-8")
+    for reader in READERS.values():
+        assert reader.source in page or reader.source == "this package"
+        assert reader.title
+
+
 def test_what_failed_is_left_out_and_counted(file: Callable[[str], Path], situation: Any) -> None:
     # One request of guidellm's is in `errored`.
     _, info = read_trace(file(guidellm(None)), situation)
