@@ -47,6 +47,8 @@ LONGEST = (
     "profiling/test_measure.py",
     "docs/test_examples.py",
     "runs/test_training.py",
+    "runs/test_own_logs.py",
+    "workload/readers/test_fuzz.py",
     "sweep/test_plan.py",
     "profiling/test_fit.py",
     "evaluation/test_judging.py",

@@ -23,6 +23,7 @@ from besteffort.errors import InputError
 GZIP_MAGIC = b"\x1f\x8b"
 LONGEST_LINE = LARGEST_DOCUMENT = 2**27
 """Characters of the longest line, and of the largest JSON document; files of many lines may be larger."""
+_MOST_GROUPS, _MOST_VALUES = 4_000_000, 16_000_000  # of one JSON text, which take about half a gigabyte
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SAMPLE = 100
 _DEEPEST = 3
@@ -252,11 +253,11 @@ def _with_end(source: Source, lines: _Lines) -> Source:
 
 def _json(path: Path, lines: _Lines, first: str) -> Source:
     repeated: dict[str, int] = {}
-    decoder = _Decoder(repeated)
-    try:
-        value = decoder.decode(first, lines.number)
-    except ValueError:
-        value = None
+    decoder = _Decoder(path, repeated)
+    value = None
+    if first.lstrip().startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError, _DeepError):
+            value = decoder.decode(first, lines.number)
     if not isinstance(value, dict):
         return _json_document(path, lines, first, decoder)
     source = Source(path, "json lines", _json_lines(path, lines, Row(lines.number, value), decoder))
@@ -282,10 +283,9 @@ def _json_lines(path: Path, lines: _Lines, first: Row, decoder: _Decoder) -> Ite
     for line in lines:
         if not line.strip():
             continue
-        try:
+        value = None
+        with contextlib.suppress(json.JSONDecodeError, _DeepError):
             value = decoder.decode(line, lines.number)
-        except ValueError:
-            value = None
         if not isinstance(value, dict):
             cut = "" if lines.whole else "; it is the last one, so the file may be cut short: copy it again"
             raise InputError(
@@ -323,9 +323,7 @@ def _json_values(path: Path, text: str, decoder: _Decoder) -> Iterator[Row]:
                     f"{path}, entry {number}: `{shown(value, 40)}` is not a JSON object; give one per request."
                 )
             yield Row(number, value)
-    except InputError:
-        raise
-    except ValueError as error:
+    except (json.JSONDecodeError, _DeepError) as error:
         line = getattr(error, "lineno", None)
         first, _, rest = text.partition("\n")
         if line == 1 and rest.strip() and first.rstrip().endswith("}"):
@@ -340,28 +338,56 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
+class _DeepError(Exception):
+    """Raised where JSON is nested too deeply."""
+
+
+def _as_decode_error(error: ValueError, text: str) -> json.JSONDecodeError:
+    """The error, also where a number has too many digits for Python."""
+    return error if isinstance(error, json.JSONDecodeError) else json.JSONDecodeError("a number is too long", text, 0)
+
+
 class _Decoder:
     """JSON whose names that stand twice in one object are noted; what is no finite number stays text."""
 
-    def __init__(self, repeated: dict[str, int]) -> None:
-        self.repeated = repeated
+    def __init__(self, path: Path, repeated: dict[str, int]) -> None:
+        self.path, self.repeated = path, repeated
         self._line = 1
         keep: Callable[[str], Any] = str
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=keep)
 
     def decode(self, line: str, number: int) -> Any:
         self._line = number
+        self._refuse_large(line)
         try:
             return self._json.decode(line)
         except RecursionError:
-            raise ValueError("nested too deeply") from None
+            raise _DeepError("nested too deeply") from None
+        except ValueError as error:
+            raise _as_decode_error(error, line) from None
+
+    def _refuse_large(self, text: str) -> None:
+        """Refuses a text whose values take many times its own size.
+
+        Raises:
+          InputError: if it has too many.
+        """
+        many = len(text) > _MOST_GROUPS and (
+            text.count("{") + text.count("[") > _MOST_GROUPS or text.count(",") > _MOST_VALUES
+        )
+        if many:
+            raise InputError(
+                f"{self.path}: one JSON text has more than {_MOST_GROUPS:,} objects and lists or {_MOST_VALUES:,} "
+                "values; write it as JSON lines, one object per line."
+            )
 
     def values(self, text: str) -> Iterator[Any]:
         """The entries of the list that a text is, or its values one after another.
 
         Raises:
-          ValueError: if it is not JSON.
+          JSONDecodeError: if it is not JSON.
         """
+        self._refuse_large(text)
         at = _after_space(text, 0)
         is_list = text[at : at + 1] == "["
         at = _after_space(text, at + is_list)
@@ -371,7 +397,9 @@ class _Decoder:
             try:
                 value, at = self._json.raw_decode(text, at)
             except RecursionError:
-                raise ValueError("nested too deeply") from None
+                raise _DeepError("nested too deeply") from None
+            except ValueError as error:
+                raise _as_decode_error(error, text) from None
             yield value
             at = _after_space(text, at)
             if is_list:

@@ -118,6 +118,18 @@ def test_lines_and_documents_without_end_are_refused(
         cells(write("log.csv", 'a,b\n1,"2\n' + "3,4\n" * 30_000))
 
 
+@pytest.mark.parametrize(
+    "text", ["[{}" + ",{}" * 2_000 + "]", '{"a": [[]' + ",[]" * 2_000 + "]}", "[" + "0," * 9_000 + "0]"]
+)
+def test_texts_whose_values_take_many_times_their_size_are_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(sources, "_MOST_GROUPS", 1_000)
+    monkeypatch.setattr(sources, "_MOST_VALUES", 8_000)
+    with pytest.raises(InputError, match="more than 1,000 objects and lists or 8,000 values; write it as JSON lines"):
+        cells(write("log.json", text))
+
+
 def test_rows_are_not_kept(write: Write) -> None:
     path = write("log.csv", "a,text\n" + f"1,{'z' * 10_000}\n" * 2_000)
     with open_source(path) as source:
