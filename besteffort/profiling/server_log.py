@@ -226,11 +226,13 @@ def _arrivals(
             waits = (other - arrival)[seen]
             if len(waits) and abs(np.median(waits)) > _OTHER_CLOCK_S:
                 _refuse_drift(found, (name, arrival[seen]), (_name(found, field), other[seen]))
+                step_s = _typical_step_s(found, first, last, answered)
                 notes.append(
                     f"`{name}` is on another clock than `{_name(found, field)}`; the shortest time between them is "
-                    "assumed to be zero, so the part common to all waits stays unknown."
+                    f"assumed to be that of a further token, {step_s:.3g} s, so the part common to all waits stays "
+                    "unknown."
                 )
-                return arrival + waits.min(), name
+                return arrival + waits.min() - step_s, name
             if len(waits):
                 return arrival, name
         return arrival, name
@@ -248,6 +250,13 @@ def _arrivals(
         return arrival + waits.min(), queue
     _refuse_backwards(found, answered, (queue, queued), (name, arrival), "a clock ran backwards")
     return arrival, name
+
+
+def _typical_step_s(found: Records, first: np.ndarray, last: np.ndarray, answered: np.ndarray) -> float:
+    """Median seconds per token after the first, no more than a request takes; 0 where the log has no first tokens."""
+    further = found.counts["output"] - 1
+    known = answered & (further >= 1) & np.isfinite(first)
+    return float(np.median((last - first)[known] / further[known])) if known.any() else 0.0
 
 
 def _refuse_drift(found: Records, one: tuple[str, np.ndarray], other: tuple[str, np.ndarray]) -> None:
