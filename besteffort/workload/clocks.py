@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.columns import PER_SECOND, TIMES, Column, Unit
+from besteffort.workload.columns import Column
+from besteffort.workload.fields import PER_SECOND, TIMES, Unit
 
 _EPOCH_S, _LATEST_S = 1e8, 1e11
 _LONGEST_PACE_S = 0.5

@@ -8,54 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.workload.cells import NO_DATE, CellError, dates, is_date, missing, numbers, says_failed
+from besteffort.workload.fields import COUNTS, LABELS, TIMES, Field, Unit, found, unit_in_name
 from besteffort.workload.sources import Row, Source, listed, shown
-
-Unit = Literal["s", "ms", "us", "ns"]
-PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-
-TIMES = ("arrival", "queued", "scheduled", "first", "last")
-DURATIONS = ("wait", "ttft", "latency", "decode")
-COUNTS = ("prompt", "output", "limit")
-LABELS = ("task", "model", "replica")
-FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
-"""All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last."""
 
 MOST_TOKENS = 10_000_000
 MOST_ROWS = 10_000_000
 _CHUNK = 20_000
 _MOST_NAMES, _LONGEST_NAME = 1_000, 200
-_MISSING = frozenset({"", "null", "NULL", "None", "N/A", "\\N"})
-_DATE = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[ T](\d\d:\d\d(?::\d\d(?:[.,]\d*)?)?)\s*(Z|UTC|[+-]\d\d(?::?\d\d)?)?$")
-_UNIT_SUFFIXES: dict[str, Unit] = {
-    **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
-    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
-    **dict.fromkeys(("us", "usec", "micros", "microseconds"), "us"),
-    **dict.fromkeys(("ns", "nsec", "nanos", "nanoseconds", "nano"), "ns"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """Where a format states something.
-
-    Attributes:
-      names: columns, of which the first that the file has counts; those of nested objects are dotted.
-      unit: unit of times; None where the column's name says it (`_ms`), or the data decide.
-      means: turns a cell into the field's value; for `failed`, whether it means that the request failed.
-    """
-
-    names: tuple[str, ...]
-    unit: Unit | None = None
-    means: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +73,6 @@ class Gathered:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def unit_in_name(name: str) -> Unit | None:
-    """The unit that a column's name ends in, such as `arrival_ms`, `startTimeUnixNano` or `latency (s)`."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    last = re.split(r"[^a-z]+", words.rstrip(")]} "))[-1]
-    return _UNIT_SUFFIXES.get(last) if last != words else None
-
-
-def found(fields: Mapping[str, Field], header: Sequence[str]) -> dict[str, str]:
-    """The file's own name of each field that it has."""
-    present = set(header)
-    named = ((field, next((n for n in each.names if n in present), None)) for field, each in fields.items())
-    return {field: name for field, name in named if name is not None}
 
 
 def gather(source: Source, fields: Mapping[str, Field], rows: Iterable[Row], limit: int | None = None) -> Gathered:
@@ -215,72 +168,35 @@ class _Numbers:
         if self.means is not None:
             cells = [self.means(cell) for cell in cells]
         if self.dated is None:
-            first = next((cell for cell in cells if not _missing(cell)), None)
+            first = next((cell for cell in cells if not missing(cell)), None)
             if first is None:
                 self.parts.append(np.full(len(cells), np.nan))
                 return
-            self.dated = isinstance(first, str) and _number(first) is None and _DATE.match(first.strip()) is not None
+            self.dated = is_date(first)
             if self.dated:
-                self.parts = [np.full(len(part), np.iinfo(np.int64).min) for part in self.parts]
-        self.parts.append(self._dates(source, at, cells) if self.dated else self._numbers(source, at, cells))
+                self.parts = [np.full(len(part), NO_DATE) for part in self.parts]
+        try:
+            self.parts.append(self._values(cells))
+        except CellError as error:
+            source.refuse(int(at[error.row]), self.name, cells[error.row], error.why)
 
     def column(self) -> Column:
         values = np.concatenate(self.parts) if self.parts else np.zeros(0)
         return Column(self.name, values, self.unit, bool(self.dated), bool(self.zoned))
 
-    def _numbers(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> np.ndarray:
-        values = _fast(cells)
-        if values is None:
-            values = np.empty(len(cells))
-            for row, cell in enumerate(cells):
-                number = math.nan if _missing(cell) else _number(cell)
-                if number is None:
-                    why = "which is not a date" if _looks_dated(cell) else "which is not a number"
-                    source.refuse(int(at[row]), self.name, cell, why)
-                values[row] = number
-        self._refuse(source, at, cells, values < 0, "which is below 0")
+    def _values(self, cells: Sequence[Any]) -> np.ndarray:
+        if self.dated:
+            values, self.zoned = dates(cells, self.zoned)
+            return values
+        values = numbers(cells)
+        bad = {"which is below 0": values < 0}
         if self.field in COUNTS:
-            self._refuse(source, at, cells, values > MOST_TOKENS, f"which is above {MOST_TOKENS:,} tokens")
-            self._refuse(source, at, cells, values != np.rint(values), "which is no whole number of tokens")
+            bad[f"which is above {MOST_TOKENS:,} tokens"] = values > MOST_TOKENS
+            bad["which is no whole number of tokens"] = (values != np.rint(values)) & ~np.isnan(values)
+        for why, rows in bad.items():
+            if rows.any():
+                raise CellError(int(np.argmax(rows)), why)
         return values
-
-    def _refuse(self, source: Source, at: np.ndarray, cells: Sequence[Any], bad: np.ndarray, why: str) -> None:
-        bad &= ~np.isnan([math.nan if _missing(cell) else 0.0 for cell in cells]) if bad.any() else False
-        if bad.any():
-            row = int(np.argmax(bad))
-            source.refuse(int(at[row]), self.name, cells[row], why)
-
-    def _dates(self, source: Source, at: np.ndarray, cells: Sequence[Any]) -> np.ndarray:
-        """(n,) int64 nanoseconds since 1970, of UTC where cells say their zone."""
-        texts, offsets = ["NaT"] * len(cells), np.zeros(len(cells), np.int64)
-        for row, cell in enumerate(cells):
-            if _missing(cell):
-                continue
-            match = _DATE.match(cell.strip()) if isinstance(cell, str) else None
-            if match is None or not "1970" <= match[1] < "2200":
-                source.refuse(int(at[row]), self.name, cell, "which is not a date")
-            year, month, day, time, zone = match.groups()
-            zoned = zone is not None
-            if self.zoned is None:
-                self.zoned = zoned
-            elif self.zoned != zoned:
-                source.refuse(int(at[row]), self.name, cell, "but other dates differ in whether they name a time zone")
-            if zoned and zone not in ("Z", "UTC", "+00:00"):
-                digits = zone[1:].replace(":", "").ljust(4, "0")
-                minutes = 60 * int(digits[:2]) + int(digits[2:])
-                offsets[row] = (-1 if zone[0] == "-" else 1) * minutes * 60 * 10**9
-            texts[row] = f"{year}-{month}-{day}T{time.replace(',', '.')[:18].rstrip('.')}"
-        try:
-            stamps = np.array(texts, "datetime64[ns]")
-        except ValueError:
-            for row, text in enumerate(texts):
-                try:
-                    np.datetime64(text, "ns")
-                except ValueError:
-                    source.refuse(int(at[row]), self.name, cells[row], "which is not a date")
-            raise
-        values = stamps.astype(np.int64)
-        return np.where(np.isnat(stamps), values, values - offsets)
 
 
 class _Names:
@@ -296,7 +212,7 @@ class _Names:
         index = np.full(len(cells), -1, np.int32)
         for row, cell in enumerate(cells):
             value = cell if self.means is None else self.means(cell)
-            if _missing(value):
+            if missing(value):
                 continue
             text = str(value)
             if len(text) > _LONGEST_NAME:
@@ -333,62 +249,7 @@ class _Mapped:
 
 def _builder(field: str, name: str, each: Field) -> _Numbers | _Names | _Mapped:
     if field == "id":
-        return _Mapped(lambda cell: 0 if _missing(cell) else hash(str(cell)), np.int64)
+        return _Mapped(lambda cell: 0 if missing(cell) else hash(str(cell)), np.int64)
     if field == "failed":
-        return _Mapped(each.means or _says_failed, np.bool_)
+        return _Mapped(each.means or says_failed, np.bool_)
     return (_Names if field in LABELS else _Numbers)(field, name, each)
-
-
-def _says_failed(cell: Any) -> bool:
-    """Whether a column of errors or of states says that a request failed."""
-    if isinstance(cell, dict):
-        return any(cell.values())
-    if cell in (None, False, 0) or _missing(cell):
-        return False
-    text = str(cell).strip().lower()
-    return text not in (
-        "ok",
-        "success",
-        "successful",
-        "succeeded",
-        "completed",
-        "stop",
-        "length",
-        "false",
-        "200",
-        "0",
-        "unset",
-    )
-
-
-def _missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and cell.strip() in _MISSING)
-
-
-def _looks_dated(cell: Any) -> bool:
-    return isinstance(cell, str) and _DATE.match(cell.strip()) is not None
-
-
-def _number(cell: Any) -> float | None:
-    """A finite number; None for other things, `1_000` and truths among them."""
-    if isinstance(cell, bool) or not isinstance(cell, str | int | float) or (isinstance(cell, str) and "_" in cell):
-        return None
-    try:
-        value = float(cell)
-    except (ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _fast(cells: Sequence[Any]) -> np.ndarray | None:
-    """(n,) the cells if all are plain numbers, else None."""
-    kinds = set(map(type, cells))
-    if not (kinds <= {int, float} or kinds == {str}):
-        return None
-    if kinds == {str} and "_" in "".join(cells):
-        return None
-    try:
-        values = np.array(cells, np.float64)
-    except (ValueError, OverflowError):
-        return None
-    return values if np.isfinite(values).all() else None

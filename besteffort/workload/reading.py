@@ -15,11 +15,13 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.validation import did_you_mean
 from besteffort.workload import clocks, records
-from besteffort.workload.columns import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found, gather
+from besteffort.workload.columns import gather
+from besteffort.workload.fields import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found
+from besteffort.workload.opening import open_source
 from besteffort.workload.readers import READERS, Reader, any_log
 from besteffort.workload.readers.types import Draw, require_newline
 from besteffort.workload.records import Records
-from besteffort.workload.sources import Source, listed, open_source, shown
+from besteffort.workload.sources import Source, listed, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Reading:
 
     Attributes:
       columns: `field=column` or `field=column:unit` for files of no known format, where a field is one of
-        `besteffort.workload.columns.FIELDS` and a unit `s`, `ms`, `us` or `ns`.
+        `besteffort.workload.fields.FIELDS` and a unit `s`, `ms`, `us` or `ns`.
       limit: only the first so many rows.
       start_s, end_s: only requests that arrive so many seconds after the first, or later; and before these.
     """

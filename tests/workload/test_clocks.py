@@ -9,7 +9,8 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.workload.clocks import Clocks, in_seconds
-from besteffort.workload.columns import Column, Unit
+from besteffort.workload.columns import Column
+from besteffort.workload.fields import Unit
 
 PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from besteffort.workload.columns import Field, found
+from besteffort.workload.fields import Field, found
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Source
 

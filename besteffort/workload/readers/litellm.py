@@ -7,7 +7,7 @@ empty, or the end.
 
 from __future__ import annotations
 
-from besteffort.workload.columns import Field
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 
 READER = Reader(

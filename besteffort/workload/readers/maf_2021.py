@@ -6,7 +6,7 @@ https://github.com/Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.m
 
 from __future__ import annotations
 
-from besteffort.workload.columns import Field
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 
 READER = Reader(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from besteffort.workload.columns import PER_SECOND, Field
+from besteffort.workload.fields import PER_SECOND, Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 

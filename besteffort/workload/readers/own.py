@@ -6,7 +6,7 @@ tokens that the client wants, empty where it states none. CSV or JSON lines; row
 
 from __future__ import annotations
 
-from besteffort.workload.columns import Field, found
+from besteffort.workload.fields import Field, found
 from besteffort.workload.readers import any_log
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Source

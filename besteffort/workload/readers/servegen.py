@@ -14,7 +14,8 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.ranges import Positive
-from besteffort.workload.columns import Field, gather
+from besteffort.workload.columns import gather
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.maf_2019 import MOST_REQUESTS
 from besteffort.workload.readers.types import Draw, Drawn, Reader, require_newline, some
 from besteffort.workload.renewal import renewal_times

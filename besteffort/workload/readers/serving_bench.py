@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.columns import MOST_TOKENS, Field
+from besteffort.workload.columns import MOST_TOKENS
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Draw, Drawn, Reader, some
 from besteffort.workload.sources import Row, Source
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from besteffort.workload.columns import Field
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.columns import Field
+from besteffort.workload.fields import Field
 from besteffort.workload.sources import Row, Source
 
 
@@ -40,7 +40,7 @@ class Reader:
       title: what people call it.
       source: where the format is published.
       fits: whether a file is of this format.
-      fields: where a row states what, see `besteffort.workload.columns`; none for formats without rows per request.
+      fields: where a row states what, see `besteffort.workload.fields`; none for formats without rows per request.
       unfold: makes rows of a file that holds requests otherwise, such as one JSON document of lists.
       ordered: rows are written in order of arrival and without gaps, so anything else is damage and refused; in other
         files rows without a length or an arrival are left out and counted.

@@ -7,7 +7,7 @@ As https://github.com/casys-kaist/LLMServingSim (bench/examples) writes them fro
 
 from __future__ import annotations
 
-from besteffort.workload.columns import Field
+from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 
 READER = Reader(

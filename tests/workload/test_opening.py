@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.workload import sources
-from besteffort.workload.sources import open_source, shown
+from besteffort.workload import csv_rows, json_rows, text_lines
+from besteffort.workload.opening import open_source
+from besteffort.workload.sources import shown
 
 Write = Callable[[str, str], Path]
 
@@ -106,8 +107,8 @@ def test_damage_is_named_in_one_sentence(write: Write, text: str, message: str) 
 def test_lines_and_documents_without_end_are_refused(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LONGEST_LINE", 2**16)
-    monkeypatch.setattr(sources, "LARGEST_DOCUMENT", 2**16)
+    monkeypatch.setattr(text_lines, "LONGEST_LINE", 2**16)
+    monkeypatch.setattr(csv_rows, "LONGEST_LINE", 2**16)
     bomb = tmp_path / "bomb.csv.gz"
     bomb.write_bytes(gzip.compress(b"0" * 50_000_000))
     with pytest.raises(InputError, match=r"line 1: the line is longer than 65,536 characters"):
@@ -124,8 +125,8 @@ def test_lines_and_documents_without_end_are_refused(
 def test_texts_whose_values_take_many_times_their_size_are_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(sources, "_MOST_GROUPS", 1_000)
-    monkeypatch.setattr(sources, "_MOST_VALUES", 8_000)
+    monkeypatch.setattr(json_rows, "_MOST_GROUPS", 1_000)
+    monkeypatch.setattr(json_rows, "_MOST_VALUES", 8_000)
     with pytest.raises(InputError, match="more than 1,000 objects and lists or 8,000 values; write it as JSON lines"):
         cells(write("log.json", text))
 
