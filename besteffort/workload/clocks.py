@@ -166,13 +166,15 @@ def _words(numbers: Mapping[str, Column], units: Mapping[str, Unit], assumed: Se
 def _durations(columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Durations in seconds; where no unit is stated, a token's time or the longer duration decides."""
     found: dict[str, np.ndarray] = {}
-    for field in ("latency", "decode", "ttft", "wait"):
+    for field in ("latency", "decode", "tpot", "ttft", "wait"):
         if field not in columns:
             continue
         column = columns[field]
         unit = column.unit
         if unit is None and field in ("latency", "decode") and "output" in columns:
             unit = _by_pace(column.values, columns["output"].values)
+        elif unit is None and field == "tpot":
+            unit = _by_pace(column.values, np.ones(len(column.values)))
         elif unit is None:
             whole = found.get("latency", np.array([np.inf]))
             if "latency" not in found and {"arrival", "last"} <= seconds.keys():

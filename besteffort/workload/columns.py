@@ -178,7 +178,9 @@ class _Numbers:
         try:
             self.parts.append(self._values(cells))
         except CellError as error:
-            source.refuse(int(at[error.row]), self.name, cells[error.row], error.why)
+            hint = ", nor a date like 2024-05-10T00:00:00Z" if self.field in TIMES and not self.dated else ""
+            hint = hint if error.why.endswith("a number") else ""
+            source.refuse(int(at[error.row]), self.name, cells[error.row], error.why + hint)
 
     def column(self) -> Column:
         values = np.concatenate(self.parts) if self.parts else np.zeros(0)

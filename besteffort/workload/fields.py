@@ -11,11 +11,12 @@ Unit = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 TIMES = ("arrival", "queued", "scheduled", "first", "last")
-DURATIONS = ("wait", "ttft", "latency", "decode")
+DURATIONS = ("wait", "ttft", "latency", "decode", "tpot")
 COUNTS = ("prompt", "output", "limit")
 LABELS = ("task", "model", "replica")
 FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
-"""All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last."""
+"""All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last,
+`tpot` from one token to the next."""
 
 _UNIT_SUFFIXES: dict[str, Unit] = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.columns import Gathered, Labels
+from besteffort.workload.fields import COUNTS
 from besteffort.workload.sources import Layout
 
 _CLOCK_CHANGE_S = 1800.0
@@ -69,8 +70,13 @@ class Records:
         )
 
 
-def with_derived_times(seconds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Adds times that follow from others: tokens from durations, an arrival from an end and a duration."""
+def with_derived_times(seconds: dict[str, np.ndarray], output: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Adds times that follow from others: tokens from durations, an arrival from an end and a duration.
+
+    Args:
+      seconds: (n,) by field.
+      output: (n,) output tokens, where the file has them.
+    """
     made = dict(seconds)
     if "arrival" not in made and {"last", "latency"} <= made.keys():
         made["arrival"] = made["last"] - made["latency"]
@@ -84,6 +90,8 @@ def with_derived_times(seconds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         made["last"] = _or(made.get("last"), made["arrival"] + made["latency"])
     if "first" in made and "decode" in made:
         made["last"] = _or(made.get("last"), made["first"] + made["decode"])
+    if "first" in made and "tpot" in made and output is not None:
+        made["last"] = _or(made.get("last"), made["first"] + made["tpot"] * np.maximum(output - 1, 0))
     return made
 
 
@@ -167,11 +175,12 @@ def from_gathered(
     gathered: Gathered, *, path: Path, kind: str, layout: Layout, seconds: dict[str, np.ndarray], units: str
 ) -> Records:
     """The requests of gathered columns, whose times are in `seconds`."""
+    counts = {field: column.values for field, column in gathered.columns.items() if field in COUNTS}
     return Records(
         path=path,
         kind=kind,
-        seconds=with_derived_times(seconds),
-        counts={f: c.values for f, c in gathered.columns.items() if f in ("prompt", "output", "limit")},
+        seconds=with_derived_times(seconds, counts.get("output")),
+        counts=counts,
         labels=gathered.labels,
         failed=np.zeros(len(gathered), bool) if gathered.failed is None else gathered.failed,
         names={

@@ -176,6 +176,7 @@ def test_logs_in_order_of_the_answers_are_sorted_and_that_is_said(write: Write, 
         ),
         ("ts,prompt_tokens\n2024-05-10 00:00:00,4\n7,4\n", "`ts` is `7`, which is not a date"),
         ("ts,prompt_tokens\n7,4\n2024-05-10 00:00:00,4\n", "`ts` is `2024-05-10 00:00:00`, which is not a"),
+        ("ts,prompt_tokens\n10/05/2024 00:00:00,4\n", "not a number, nor a date like 2024-05-10T00:00:00Z"),
         ("ts,prompt_tokens\n2024-13-10 00:00:00,4\n", "`ts` is `2024-13-10 00:00:00`, which is not a date"),
         (
             "when,prompt_tokens,n\n1,2,3\n",

@@ -58,6 +58,13 @@ FIELDS: Mapping[str, Field] = {
             *_durations("duration", "elapsed", "elapsed_time", "response_time", "total_time", "request_duration"),
         )
     ),
+    "tpot": Field(
+        (
+            *_durations("tpot", "itl", "time_per_output_token", "inter_token_latency", "time_between_tokens"),
+            "TPOT (ms)",
+        )
+    ),
+    "wait": Field(_durations("queue_time", "time_in_queue", "queueing_time", "wait_time")),
     "prompt": Field(
         (
             *("prompt_tokens", "input_tokens", "input_toks", "num_prompt_tokens", "num_input_tokens", "prompt_len"),

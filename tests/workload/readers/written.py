@@ -239,6 +239,15 @@ def gateway(i: int) -> Row:
     }
 
 
+def per_token(i: int) -> Row:
+    return {
+        "timestamp_ms": 1e3 * (EPOCH_S + ARRIVAL[i]),
+        **lens(i, "num_prompt_tokens", "num_generated_tokens"),
+        "time_to_first_token": FIRST[i] - ARRIVAL[i],
+        "tpot": 12.0,
+    }
+
+
 # Format, text, and what it holds besides arrivals and lengths: the last token, and the first.
 FORMATS: dict[str, tuple[str, str, str]] = {
     "own": ("csv", csv(rows(own)), ""),
@@ -290,5 +299,6 @@ FORMATS: dict[str, tuple[str, str, str]] = {
     "splitwise-sim": ("splitwise", csv(rows(splitwise)), ""),
     "LLMServingSim": ("llm_serving_sim", jsonl(rows(serving_sim)), ""),
     "LLMServingSim, tabs": ("llm_serving_sim", csv(rows(serving_sim), separator="\t"), ""),
+    "any benchmark": ("log", csv(rows(per_token)), "first"),
     "any gateway": ("log", jsonl(rows(gateway)), "first"),
 }
