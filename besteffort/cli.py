@@ -177,7 +177,8 @@ def quickstart(
     elif quality:
         raise InputError("`--quality` is of the models of `--fit`; name a server log there, or leave it out.")
     given = load_quickstart(config, profile, **changes.arguments())
-    plan = make_plan(given, trace, training=not no_training, reading=reading, deadlines=deadline)
+    with answer.status("Reading"):
+        plan = make_plan(given, trace, training=not no_training, reading=reading, deadlines=deadline)
     if fit is None:
         create_run_directory(out)
     with training_bars(output) as progress:
@@ -207,9 +208,10 @@ def _fit_first(
     from besteffort.runs.own_logs import parse_deadlines
 
     qualities = fitted_profile.parse_qualities(quality)
-    requests = read_log(log, reading)
+    with answer.status("Reading"):
+        requests = read_log(log, reading)
     fitted_profile.check(requests, qualities, None, None)
-    parse_deadlines(deadline, tuple(qualities) or requests.tasks)
+    parse_deadlines(deadline, tuple(qualities) or tuple(task or "requests" for task in requests.tasks))
     create_run_directory(out)
     with answer.status("Fitting") as say:
         outcome = fitted_profile.fit_to_file(
@@ -479,7 +481,8 @@ def simulate(
 
     answer = Answer("simulate", output)
     known = load_situation(config, **changes.arguments())
-    listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
+    with answer.status("Reading"):
+        listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
@@ -732,7 +735,8 @@ def profile_fit(
     answer = Answer("profile fit", output)
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
-    requests = read_log(log, part.reading())
+    with answer.status("Reading"):
+        requests = read_log(log, part.reading())
     fitted_profile.check(requests, qualities, base, name)
     with answer.status("Fitting") as say:
         outcome = fitted_profile.fit_to_file(
