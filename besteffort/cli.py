@@ -224,8 +224,14 @@ def _fit_first(
     answer.note(str(requests))
     for note in outcome.notes:
         answer.note(note)
-    answer.file("profile", outcome.files[0])
-    return outcome.files[0]
+    profile, situation = outcome.files[:2]
+    if not deadline:
+        answer.note(
+            f"Deadlines are guesses, twice the log's median times; set them in {situation}, or give `--deadline`."
+        )
+    answer.file("profile", profile)
+    answer.file("situation", situation)
+    return profile
 
 
 def train(

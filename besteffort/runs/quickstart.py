@@ -150,6 +150,11 @@ def make_plan(
         problems = _problems(problem, lists=judged.tuning) if training else {}
         stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
     told = {trace.name: str(trace.info) for trace in read}
+    if len(situation.profile.models) == 1:
+        notes = (
+            *notes,
+            "The profile has one model, so there is nothing to route; put others in with `profile fit --into`.",
+        )
     return QuickstartPlan(config, situation, tuple(stages), told, notes, situation is not given.situation)
 
 

@@ -12,7 +12,7 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.policy import load_policy
-from besteffort.profile import load_profile
+from besteffort.profile import load_profile, save_profile
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.own_logs import load_quickstart, with_deadlines, with_tasks_of
@@ -196,7 +196,9 @@ def test_a_server_log_becomes_a_plan_in_one_go(
     quality = ["--quality", "chat=small:50,large:75", "--quality", "code=small:20,large:60"]
     changes = ["--set", "evaluation.requests=500", "--set", "evaluation.tuning_requests=500"]
     assert main(["quickstart", "--fit", str(log), *quality, *changes, "--deadline", "1+0.1", "--out", str(out)]) == 2
-    assert "served.jsonl (log): 64 answered requests" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "served.jsonl (log): 64 answered requests" in told
+    assert f"Situation: {out / 'server.yaml'}" in told
     (plan,) = plans
     situation = plan.situation
     assert (situation.profile.model_names, situation.task_names) == (("small", "large"), ("chat", "code"))
@@ -208,6 +210,14 @@ def test_a_server_log_becomes_a_plan_in_one_go(
     assert plan.stages[1].problems.keys() == {"dqn", "search"}
     assert load_situation(out / "server.yaml").task_names == ("chat", "code")
     assert default_policy(situation).models == ("small", "large")
+
+
+def test_one_model_has_nothing_to_route(own_profile: Path) -> None:
+    lone = load_profile(own_profile).select(["small"])
+    save_profile(lone, own_profile)
+    changes = {"evaluation.requests": 500, "evaluation.tuning_requests": 500, "evaluation.warm_up_s": 0.0}
+    given = load_quickstart(None, str(own_profile), changes=changes, changes_from="`--set`")
+    assert "nothing to route" in make_plan(given, training=False).taken[-1]
 
 
 def test_fit_and_what_contradicts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
