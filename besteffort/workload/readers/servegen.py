@@ -53,16 +53,15 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
     """
     del tasks
     own: ServeGenOptions = options or ServeGenOptions()
-    # These columns are numbers, as times and durations are; the law is a name.
     fields = {
-        "arrival": Field(("window_start_s",), "s"),
-        "latency": Field(("rate_per_s",), "s"),
-        "decode": Field(("arg1",), "s"),
-        "model": Field(("pattern",)),
+        "start": Field(("window_start_s",)),
+        "rate": Field(("rate_per_s",)),
+        "shape": Field(("arg1",)),
+        "model": Field(("pattern",)),  # a column of names, as that of models is
     }
     table = gather(source, fields, source.rows())
     require_newline(source, int(table.rows[-1]))
-    start_s, rate, shape = (table.columns[field].values for field in ("arrival", "latency", "decode"))
+    start_s, rate, shape = (table.columns[field].values for field in ("start", "rate", "shape"))
     for name, values in (("window_start_s", start_s), ("rate_per_s", rate), ("arg1", shape)):
         gaps = np.flatnonzero(np.isnan(values) & ((name != "arg1") | ~(rate == 0)))
         if len(gaps):

@@ -1,9 +1,7 @@
-"""Per-request records of NVIDIA's aiperf, and the profile exports of genai-perf.
+"""Per-request records of NVIDIA's aiperf, as JSON lines.
 
-https://github.com/ai-dynamo/aiperf, docs/tutorials/working-with-profile-exports.md: JSON lines of `metadata` (times in
-ns) and `metrics` (values with their units). https://github.com/triton-inference-server/perf_analyzer, genai-perf: one
-JSON document, `experiments[].requests[]` with `timestamp` and `response_timestamps` (ns), one a token when answers are
-streamed; it has no prompt lengths.
+https://github.com/ai-dynamo/aiperf, docs/tutorials/working-with-profile-exports.md: `metadata`, with times in ns, and
+`metrics`, values with their units.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
 
-def _aiperf_rows(source: Source) -> Iterator[Row]:
+def _unfold(source: Source) -> Iterator[Row]:
     warm_up = 0
     for row in source.rows():
         metadata, metrics = row.cells.get("metadata"), row.cells.get("metrics")
@@ -55,30 +53,7 @@ def _seconds(metric: Any) -> float | None:
     return float(value / per_second.get(unit if isinstance(unit, str) else "ms", 1e3))
 
 
-def _genai_perf_rows(source: Source) -> Iterator[Row]:
-    number = 0
-    experiments = (source.document or {}).get("experiments")
-    for experiment in experiments if isinstance(experiments, list) else []:
-        requests = experiment.get("requests") if isinstance(experiment, dict) else None
-        for request in requests if isinstance(requests, list) else []:
-            number += 1
-            if not isinstance(request, dict):
-                continue
-            stamps = request.get("response_timestamps")
-            stamps = stamps if isinstance(stamps, list) else []
-            yield Row(
-                number,
-                {
-                    "timestamp": request.get("timestamp"),
-                    "first": stamps[0] if stamps else None,
-                    "last": stamps[-1] if stamps else None,
-                    "responses": len(stamps),
-                    "failed": not stamps,
-                },
-            )
-
-
-AIPERF = Reader(
+READER = Reader(
     title="aiperf",
     source="https://github.com/ai-dynamo/aiperf",
     fits=lambda source: source.has("metadata.request_start_ns", "metrics"),
@@ -91,19 +66,5 @@ AIPERF = Reader(
         "output": Field(("output_sequence_length",)),
         "failed": Field(("error",)),
     },
-    unfold=_aiperf_rows,
-)
-
-GENAI_PERF = Reader(
-    title="genai-perf",
-    source="https://github.com/triton-inference-server/perf_analyzer",
-    fits=lambda source: source.has("experiments") and source.document is not None,
-    fields={
-        "arrival": Field(("timestamp",), "ns"),
-        "first": Field(("first",), "ns"),
-        "last": Field(("last",), "ns"),
-        "output": Field(("responses",)),
-        "failed": Field(("failed",)),
-    },
-    unfold=_genai_perf_rows,
+    unfold=_unfold,
 )
