@@ -1,6 +1,7 @@
 """Azure LLM inference traces of 2023 and 2024, and the multimodal one of 2025: a date and two lengths per request.
 
-https://github.com/Azure/AzurePublicDataset: AzureLLMInferenceDataset2023.md, the same of 2024, and that of 2025.
+https://github.com/Azure/AzurePublicDataset: AzureLLMInferenceDataset2023.md, AzureLLMInferenceDataset2024.md,
+AzureLMMInferenceDataset2025.md.
 Dates have up to 9 decimals; those of 2024 end in `+00:00`, those of 2025 in `Z`. People also write seconds from the
 start into `TIMESTAMP`. The published files end without a line break.
 """

@@ -42,14 +42,23 @@ def _unfold(source: Source) -> Iterator[Row]:
         )
 
 
+def _fits(source: Source) -> bool:
+    """Without hashes, only whole numbers are milliseconds: other tools write the same names in seconds."""
+    if not source.has("input_length", "output_length") or source.has("session_id"):
+        return False
+    if source.has("timestamp_ms") or (source.has("timestamp") and source.has("hash_ids")):
+        return True
+    at = source.header.index("timestamp") if source.has("timestamp") else None
+    if at is None:
+        return False
+    cells = [row.cells[at] if isinstance(row.cells, list) else row.cells.get("timestamp") for row in source.sample]
+    return all(isinstance(cell, int) or (isinstance(cell, str) and cell.strip().isdecimal()) for cell in cells)
+
+
 READER = Reader(
     title="Mooncake",
     source="https://github.com/kvcache-ai/Mooncake",
-    fits=lambda source: (
-        source.has("input_length", "output_length")
-        and (source.has("timestamp") or source.has("timestamp_ms"))
-        and not source.has("session_id")
-    ),
+    fits=_fits,
     fields={
         "arrival": Field(("timestamp_ms", "timestamp"), "ms"),
         "prompt": Field(("input_length",)),

@@ -163,6 +163,18 @@ def test_later_turns_of_sessions(file: Callable[[str], Path], situation: Any) ->
     assert "2 later turns of sessions" in str(info)
 
 
+@pytest.mark.parametrize(
+    ("stamps", "kind", "span_s"), [((0, 500, 2000), "mooncake", 2.0), ((0.0, 0.5, 2.25), "log", 2.25)]
+)
+def test_without_hashes_only_whole_numbers_are_milliseconds(
+    file: Callable[[str], Path], situation: Any, stamps: tuple[float, ...], kind: str, span_s: float
+) -> None:
+    table = [{"timestamp": stamp, "input_length": 10, "output_length": 5 + i} for i, stamp in enumerate(stamps)]
+    for text in (jsonl(table), csv(table)):
+        _, info = read_trace(file(text), situation)
+        assert (info.kind, info.span_s) == (kind, span_s)
+
+
 def test_chunks_of_servegen_have_no_header(file: Callable[[str], Path], situation: Any) -> None:
     path = file(
         "0,1.25,3.5,Gamma,0.0816,9.8\n600,0,0,,0,0\n1200,0.5,2.0,Weibull,0.54,1.15\n1800,0.25,1.0,Gamma,1.0,4.0\n"
