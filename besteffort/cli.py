@@ -39,6 +39,7 @@ from besteffort.version import __version__
 
 if TYPE_CHECKING:
     from besteffort.policy import Policy
+    from besteffort.workload.reading import Reading
 
 
 def _metavar(metavar: str) -> Any:
@@ -72,6 +73,48 @@ class Changes:
         return {"changes": parse_changes(self.set), "changes_from": "`--set`"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """How to read a log, an option that commands share.
+
+    Attributes:
+      columns: where a log of no known format states what, such as `arrival=ts:ms,prompt=n_in,output=n_out`; also
+        `first`, `last`, `ttft`, `latency`, `task`, `model`, `limit`. A unit is `s`, `ms`, `us` or `ns`.
+      limit: read only so many rows of a log.
+    """
+
+    columns: Annotated[tuple[str, ...], _metavar("FIELD=COLUMN,..."), tyro.conf.UseAppendAction] = ()
+    limit: Annotated[int | None, _optional("N")] = None
+
+    def reading(self) -> Reading:
+        """What to read.
+
+        Raises:
+          InputError: on numbers out of range.
+        """
+        from besteffort.workload.reading import Reading
+
+        return Reading(self.columns, self.limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOfLog(Columns):
+    """How to read a log, and which part of it, an option that commands share.
+
+    Attributes:
+      since: only requests that arrive so many seconds after a log's first, or later.
+      until: only requests that arrive earlier than so many seconds after a log's first.
+    """
+
+    since: Annotated[float | None, tyro.conf.arg(name="from", metavar="SECONDS", help_behavior_hint="")] = None
+    until: Annotated[float | None, tyro.conf.arg(name="to", metavar="SECONDS", help_behavior_hint="")] = None
+
+    def reading(self) -> Reading:
+        return dataclasses.replace(super().reading(), start_s=self.since, end_s=self.until)
+
+
+SharedColumns = Annotated[Columns, tyro.conf.arg(name="")]
+SharedPart = Annotated[PartOfLog, tyro.conf.arg(name="")]
 SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
 SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
 
@@ -89,6 +132,7 @@ MaybeProfile = Annotated[str | None, _optional("PROFILE")]
 MaybeFile = Annotated[Path | None, _optional("FILE")]
 MaybeCount = Annotated[int | None, _optional("N"), FEW]
 MaybeLoad = Annotated[float | None, _optional("X"), LOAD]
+Qualities = Annotated[tuple[str, ...], _metavar("TASK=PERCENT"), tyro.conf.UseAppendAction]
 Kind = Literal["configurations", "profiles", "routers", "experiments", "sweeps"]
 
 
@@ -97,35 +141,56 @@ def quickstart(
     out: Directory = Path("first-run"),
     profile: MaybeProfile = None,
     config: MaybeConfig = None,
+    fit: MaybeFile = None,
+    quality: Qualities = (),
+    deadline: Annotated[tuple[str, ...], _metavar("[TASK=]S+S"), tyro.conf.UseAppendAction] = (),
     no_training: Flag = False,
     resume: Flag = False,
+    part: SharedPart = PartOfLog(),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
     """Train routers, and compare them with all others on bursty load and traces.
 
     Args:
-      trace: trace (times of arrival and lengths, from a gateway's log) to train and judge on, too; may be given
-        several times.
+      trace: trace or log (times of arrival and lengths) to train and judge on, too; tasks that it names are served; may
+        be given several times.
       out: new directory for everything that is written.
       profile: built-in profile or profile file, instead of the configuration's.
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
         `quickstart`.
+      fit: server log to make the profile of first, as `profile fit` does; without `--trace` it is the trace, too.
+      quality: of the models of `--fit`, percent that one reaches on a task, `chat=70`, or that several do,
+        `chat=small:60,large:76`.
+      deadline: seconds, and seconds per output token, that a task has, `chat=0.5+0.02`, or all have, `0.5+0.02`.
       no_training: judge the policy that needs no training, and train none.
       resume: continue the quickstart in `--out`, which was interrupted, with the same settings.
+      part: options on how to read a log, and which part of it.
       changes: options that change the configuration.
       output: options on what is printed.
     """
-    from besteffort.runs.config import config_names
-    from besteffort.runs.experiment import load_run
+    from besteffort.runs.own_logs import load_quickstart
     from besteffort.runs.quickstart import make_plan, quickstart
 
     _check(out, "quickstart", resume)
-    if config is None:
-        config = profile if profile in config_names() else "quickstart"
     answer = Answer("quickstart", output)
-    plan = make_plan(*load_run(config, profile=profile, **changes.arguments()), trace, training=not no_training)
-    _begin(out, "quickstart", resume)
+    reading = part.reading()
+    if fit is not None:
+        if profile is not None or config is not None:
+            raise InputError("`--fit` makes the profile and the situation, so leave `--profile` and `--config` out.")
+        stated = {
+            name: value for name, value in changes.arguments()["changes"].items() if name.split(".")[0] != "tasks"
+        }
+        load_quickstart(None, None, changes=stated, changes_from="`--set`")
+        profile = str(_fit_first(fit, out, quality, deadline, reading, answer, resume))
+        trace = trace or (fit,)
+    elif quality:
+        raise InputError("`--quality` is of the models of `--fit`; name a server log there, or leave it out.")
+    given = load_quickstart(config, profile, **changes.arguments())
+    with answer.status("Reading"):
+        plan = make_plan(given, trace, training=not no_training, reading=reading, deadlines=deadline)
+    if fit is None:
+        _begin(out, "quickstart", resume)
     with training_bars(output) as progress:
         outcome = quickstart(plan, out, progress=progress)
     for note in outcome.notes:
@@ -135,9 +200,59 @@ def quickstart(
     answer.note(f"Profile {profiled.name}: {profiled.provenance.summary}.")
     answer.file("picture", outcome.picture)
     answer.files("policies", "Policy", outcome.policies)
+    if outcome.situation is not None:
+        again = " ".join(f"--trace {path}" for path in trace)
+        answer.file("situation", outcome.situation, f"; set its deadlines, then `--config {outcome.situation} {again}`")
     answer.file("report", outcome.report)
     answer.file("results", out / "results.json")
     return answer
+
+
+def _fit_first(
+    log: Path,
+    out: Path,
+    quality: Sequence[str],
+    deadline: Sequence[str],
+    reading: Reading,
+    answer: Answer,
+    resume: bool,
+) -> Path:
+    """Makes a profile of a server log in a new directory, and returns its file; its situation lies beside it.
+
+    A quickstart that is resumed keeps what it has made.
+    """
+    from besteffort.profiling import fitted_profile
+    from besteffort.profiling.server_log import read_log
+    from besteffort.runs.own_logs import parse_deadlines
+
+    qualities = fitted_profile.parse_qualities(quality)
+    with answer.status("Reading"):
+        requests = read_log(log, reading)
+    fitted_profile.check(requests, qualities, None, None)
+    parse_deadlines(deadline, tuple(qualities) or tuple(task or "requests" for task in requests.tasks))
+    _begin(out, "quickstart", resume)
+    made = out / "server.json"
+    if resume and all(file.exists() for file in fitted_profile.outcome_files(made)):
+        return made
+    with answer.status("Fitting") as say:
+        outcome = fitted_profile.fit_to_file(
+            requests,
+            made,
+            qualities=qualities,
+            progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
+        )
+    answer.table(outcome.table)
+    answer.note(str(requests))
+    for note in outcome.notes:
+        answer.note(note)
+    profile, situation = outcome.files[:2]
+    if not deadline:
+        answer.note(
+            f"Deadlines are guesses, twice the log's median times; set them in {situation}, or give `--deadline`."
+        )
+    answer.file("profile", profile)
+    answer.file("situation", situation)
+    return profile
 
 
 def train(
@@ -148,6 +263,7 @@ def train(
     start: Annotated[Path | None, tyro.conf.arg(name="from", metavar="POLICY", help_behavior_hint="")] = None,
     trace: MaybeFile = None,
     track: Trackers = (),
+    log: SharedColumns = Columns(),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -161,6 +277,7 @@ def train(
       start: policy file to start from, for fine-tuning.
       trace: train for requests like those of the first half of this trace, at the configured loads.
       track: hand the metrics to `mlflow` or `wandb`, too, which their environment variables set up.
+      log: options on how to read a log.
       changes: options that change the configuration.
       output: options on what is printed.
     """
@@ -177,7 +294,7 @@ def train(
     training = dataclasses.replace(run.training, **{k: v for k, v in given.items() if v is not None})
     lengths = None
     if trace is not None:
-        (half,) = read_halves([trace], situation, [run.evaluation.seed])
+        (half,) = read_halves([trace], situation, [run.evaluation.seed], log.reading())
         lengths = half.first[0]
         answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)
@@ -261,6 +378,7 @@ def evaluate(
     trace: Traces = (),
     loads: Annotated[tuple[float, ...] | None, _optional("X [X ...]"), LOAD] = None,
     resume: Flag = False,
+    part: SharedPart = PartOfLog(),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -273,6 +391,7 @@ def evaluate(
       trace: trace to judge on (its second half) in place of synthetic load; may be given several times.
       loads: mean loads, in multiples of the largest model's capacity, instead of the configuration's.
       resume: continue the evaluation in `--out`, which was interrupted; what was tuned is not tuned again.
+      part: options on how to read a log, and which part of it.
       changes: options that change the configuration.
       output: options on what is printed.
     """
@@ -288,7 +407,7 @@ def evaluate(
     judging = run.evaluation
     if loads is not None:
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
-    halves = read_halves(trace, situation, judging.judging_seeds)
+    halves = read_halves(trace, situation, judging.judging_seeds, part.reading())
     _begin(out, "evaluate", resume)
     for half in halves:
         answer.note(str(half.info))
@@ -313,6 +432,7 @@ def diagnose(
     trace: MaybeFile = None,
     load: Annotated[float, _metavar("X"), LOAD] = 1.0,
     resume: Flag = False,
+    part: SharedPart = PartOfLog(),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
@@ -326,6 +446,7 @@ def diagnose(
       trace: trace to judge on (its second half) in place of the bursty load.
       load: mean load of the trace, in multiples of the largest model's capacity.
       resume: continue the diagnosis in `--out`, which was interrupted; what was tuned is not tuned again.
+      part: options on how to read a log, and which part of it.
       changes: options that change the configuration.
       output: options on what is printed.
     """
@@ -339,7 +460,7 @@ def diagnose(
     run, situation = load_run(config, profile=profile, **changes.arguments())
     loaded = load_policy(policy, situation)
     judging = run.evaluation
-    halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds)
+    halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds, part.reading())
     _begin(out, "diagnose", resume)
     for half in halves:
         answer.note(str(half.info))
@@ -363,13 +484,14 @@ def simulate(
     load: MaybeLoad = None,
     seed: Annotated[int, _metavar("N"), Interval(ge=0, le=2**31 - 1)] = 0,
     backend: Literal["jax", "reference"] = "jax",
+    part: SharedPart = PartOfLog(),
     changes: SharedChanges = Changes(),
     output: SharedOutput = Output(),
 ) -> Answer:
     """Simulate a list of requests with one router, and write every outcome.
 
     Args:
-      requests: a CSV file with the columns arrival_s,task,prompt_tokens,output_tokens, or a trace of a known format.
+      requests: log or trace: its format is recognised by its content; see docs/logs.md.
       router: name of a router (`deadline`, `priced`, ...), of a model (all requests go to it), or a policy file.
       out: new directory for `requests.csv` and `summary.json`.
       config: situation: a name or a YAML file.
@@ -377,6 +499,7 @@ def simulate(
       load: mean load to scale the list to, in multiples of the largest model's capacity for it; by default as it is.
       seed: of the router's random choices and of tasks that the file does not name.
       backend: the compiled simulator, or the reference in plain Python (slow; gives the same).
+      part: options on how to read a log, and which part of it.
       changes: options that change the situation.
       output: options on what is printed.
     """
@@ -387,7 +510,9 @@ def simulate(
 
     check_run_directory(out, "simulate")
     answer = Answer("simulate", output)
-    listed, situation, info = read_list(requests, load_situation(config, **changes.arguments()), seed=seed, load=load)
+    known = load_situation(config, **changes.arguments())
+    with answer.status("Reading"):
+        listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
@@ -611,24 +736,26 @@ def profile_quality(
 def profile_fit(
     log: tyro.conf.Positional[Annotated[Path, _metavar("LOG")]],
     out: NewFile,
-    quality: Annotated[tuple[str, ...], _metavar("TASK=PERCENT"), tyro.conf.UseAppendAction] = (),
+    quality: Qualities = (),
     into: MaybeProfile = None,
     name: Annotated[str | None, _optional("NAME")] = None,
     device: Annotated[str | None, _optional("TEXT")] = None,
     max_batch: MaybeCount = None,
+    part: SharedPart = PartOfLog(),
     output: SharedOutput = Output(),
 ) -> Answer:
     """Find what a server's models cost from its log.
 
     Args:
-      log: server log (requests with what they took): CSV or JSON lines, plain or `.gz`; columns as in
-        `besteffort.profiling.server_log`.
+      log: server log (requests with what they took), plain or `.gz`; its format is recognised by its content, see
+        docs/logs.md.
       out: new profile file; a situation, the figures and a picture are written beside it.
       quality: percent that the model reaches on a task, `piqa=71.7`, or of several models `piqa=small:63,large:71.7`.
       into: profile to put the costs into, built-in or a file; what it says of quality stays.
       name: the model's name, where the log has no column `model`; by default the log's.
       device: what the server runs on, for the record.
       max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
+      part: options on how to read a log, and which part of it.
       output: options on what is printed.
     """
     from besteffort.files import check_new_file
@@ -641,23 +768,31 @@ def profile_fit(
     answer = Answer("profile fit", output)
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
-    requests = read_log(log)
+    with answer.status("Reading"):
+        requests = read_log(log, part.reading())
     fitted_profile.check(requests, qualities, base, name)
     with answer.status("Fitting") as say:
-        models = fitted_profile.fit_log(
+        outcome = fitted_profile.fit_to_file(
             requests,
+            out,
+            qualities=qualities,
+            into=base,
             name=name,
+            device=device,
             max_batch=max_batch,
-            share=None if base is None else fitted_profile.share_of_others(base, requests, name),
             progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
         )
-    made = fitted_profile.make_profile(models, name=out.stem, qualities=qualities, into=base, device=device)
-    outcome = fitted_profile.write_outcome(models, made, out)
     answer.table(outcome.table)
+    answer.note(str(requests))
     for note in outcome.notes:
         answer.note(note)
     for what, file in zip(("profile", "situation", "figures", "picture"), outcome.files, strict=True):
         answer.file(what, file)
+    situation = outcome.files[1]
+    answer.note(
+        f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} --trace {log} "
+        "--out first-run`."
+    )
     return answer
 
 
@@ -765,7 +900,8 @@ def _run(given: Sequence[str]) -> Answer | None:
             calls[group] = _group(GROUPS[group], members)
     if given[:1] == ["reproduce"]:
         calls["reproduce"] = _reproduce_command()
-    for documented in (*calls.values(), *(command.call for command in COMMANDS.values()), Changes, Output):
+    shared = (Changes, Columns, PartOfLog, Output)
+    for documented in (*calls.values(), *(command.call for command in COMMANDS.values()), *shared):
         _join_lines(documented)
     told = io.StringIO()
     try:

@@ -266,6 +266,7 @@ def opt_profile(name: str, models: Sequence[str], quality: Path) -> Profile:
             ),
             quality=Source("published", "EleutherAI lm-evaluation-harness, results/opt", method="zero-shot accuracy"),
         ),
+        context_tokens=LONGEST_PREFILL,
     )
 
 

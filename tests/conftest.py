@@ -47,6 +47,8 @@ LONGEST = (
     "profiling/test_measure.py",
     "docs/test_examples.py",
     "runs/test_training.py",
+    "runs/test_own_logs.py",
+    "workload/readers/test_fuzz.py",
     "sweep/test_plan.py",
     "profiling/test_fit.py",
     "evaluation/test_judging.py",
@@ -58,6 +60,7 @@ LONGEST = (
 """Modules that take longer than ten seconds of a core, the longest first: so no worker is left with one at the end."""
 
 hypothesis.settings.register_profile("besteffort", derandomize=True, deadline=None, database=None, max_examples=50)
+hypothesis.settings.register_profile("long", deadline=None, database=None, max_examples=20_000)
 hypothesis.settings.load_profile("besteffort")
 
 

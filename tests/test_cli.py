@@ -207,7 +207,6 @@ def test_profile(
         ("", ["the file is empty"]),
         ("arrival_s,task,prompt_tokens,output_tokens\n", ["no rows below its header"]),
         (REQUESTS[:-4], ["cut short"]),
-        (REQUESTS.replace("lambada", "sums"), ["task `sums`", "rename it"]),
         (REQUESTS.replace(",20\n", ",many\n"), ["line 3", "`output_tokens` is `many`"]),
         ("a,b\n1,2\n", ["fits no known trace format"]),
     ],
@@ -223,6 +222,18 @@ def test_trace(refused: Callable[..., str], tmp_path: Path, policy: Path, text: 
         said = refused(*command)
         assert str(path) in said
         assert all(word in said for word in words)
+
+
+def test_tasks_that_the_situation_lacks(refused: Callable[..., str], tmp_path: Path, policy: Path) -> None:
+    # A quickstart takes them, see tests/runs/test_own_logs.py.
+    path = written(tmp_path / "trace.csv", REQUESTS.replace("lambada", "sums"))
+    for command in (
+        ["simulate", path, "--router", "deadline"],
+        ["train", "paper", "--trace", path],
+        ["evaluate", policy, "--trace", path],
+    ):
+        said = refused(*command)
+        assert all(word in said for word in (str(path), "task `sums`", "rename it", "quickstart --trace"))
 
 
 def test_truncated_gzip_trace(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
         for i, name in enumerate(TASKS)
     )
     return Situation(
-        profile=Profile(1, "mine", "A100", models, qualities, provenance, cache_output_share=rng.random()),
+        profile=Profile(1, "mine", "A100", models, qualities, provenance, rng.random(), context_tokens=900),
         cluster=dataclasses.replace(CLUSTER, network_delay_s=rng.random() / 100),
         tasks=tasks,
         reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),

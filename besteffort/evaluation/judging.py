@@ -28,10 +28,10 @@ from besteffort.situation import Situation
 from besteffort.workload import rescale
 from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.config import build as build_workload
+from besteffort.workload.reading import ALL, Reading
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, with_lengths_of
-from besteffort.workload.table import read_table
-from besteffort.workload.traces import TraceInfo, interpret
+from besteffort.workload.traces import Trace, TraceInfo, open_trace
 
 LEARNED = "learned"
 """Name of the router that the others are compared with."""
@@ -191,19 +191,31 @@ def draw_lists(
     return tuple(tuple(lists[i : i + len(seeds)]) for i in range(0, len(lists), len(seeds)))
 
 
-def read_halves(paths: Sequence[Path], situation: Situation, seeds: Iterable[int]) -> list[TraceHalves]:
-    """Reads traces, and draws what they leave out once for every seed.
+def read_halves(
+    paths: Sequence[Path], situation: Situation, seeds: Iterable[int], reading: Reading = ALL
+) -> list[TraceHalves]:
+    """Reads traces, or the parts of them that `reading` says, and draws what they leave out once for every seed.
 
     Raises:
       InputError: as `read_trace`, if a trace has fewer than four requests, or if two have the same name.
     """
+    return halves_of(paths, [open_trace(path, situation, reading) for path in paths], situation, seeds)
+
+
+def halves_of(
+    paths: Sequence[Path], opened: Sequence[Trace], situation: Situation, seeds: Iterable[int]
+) -> list[TraceHalves]:
+    """The halves of traces that were read from `paths`, see `read_halves`.
+
+    Raises:
+      InputError: if a trace has fewer than four requests, or if two have the same name.
+    """
     seeds = list(seeds)
     traces = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        table = read_table(path)
-        read = [interpret(table, situation, seed=seeds[0])]
+    for path, name, trace in zip(paths, _short_names(paths), opened, strict=True):
+        read = [trace.requests(situation, seeds[0])]
         if read[0][1].drawn:
-            read += [interpret(table, situation, seed=seed) for seed in seeds[1:]]
+            read += [trace.requests(situation, seed) for seed in seeds[1:]]
         shortest = min(len(requests) for requests, _ in read)
         try:
             first, second = zip(*(halves(requests, shortest) for requests, _ in read), strict=True)

@@ -163,6 +163,8 @@ class Profile:
       tasks: the tasks with a quality for every model.
       provenance: the source of each part.
       cache_output_share: share of a request's output tokens counted against `cache_tokens` at admission, 0 to 1.
+      context_tokens: the longest prompt and answer, together, that the models take, to which logs of other models are
+        clipped; null for no limit. It changes no time and no quality, and is no part of the digest.
 
     Raises:
       InputError: on an empty or repeated list of names, or lists whose length is not that of `models`.
@@ -177,6 +179,7 @@ class Profile:
     tasks: tuple[TaskQuality, ...]
     provenance: Provenance
     cache_output_share: float = 1.0
+    context_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check_names("name", (self.name,))
@@ -202,6 +205,8 @@ class Profile:
                 )
         if not 0 <= self.cache_output_share <= 1:
             raise InputError(f"`cache_output_share` is {self.cache_output_share:g}; give a share from 0 to 1.")
+        if self.context_tokens is not None and self.context_tokens < 2:
+            raise InputError(f"`context_tokens` is {self.context_tokens}; give at least 2, or null for no limit.")
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -258,7 +263,8 @@ class Profile:
 
     def digest(self) -> str:
         """SHA-256 of the content in hexadecimal, independent of the file's formatting."""
-        content = json.dumps(_canonical(dataclasses.asdict(self)), sort_keys=True, separators=(",", ":"))
+        counted = {name: value for name, value in dataclasses.asdict(self).items() if name != "context_tokens"}
+        content = json.dumps(_canonical(counted), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     def select(self, models: Sequence[str]) -> Profile:

@@ -294,6 +294,28 @@ def _merged_profile(
     )
 
 
+def fit_to_file(
+    log: RequestLog,
+    out: Path,
+    *,
+    qualities: Qualities,
+    into: Profile | None = None,
+    name: str | None = None,
+    device: str | None = None,
+    max_batch: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Fits every model of a log and writes the profile; see `fit_log`, `make_profile` and `write_outcome`.
+
+    Raises:
+      InputError: as they do.
+    """
+    share = None if into is None else share_of_others(into, log, name)
+    models = fit_log(log, name=name, max_batch=max_batch, share=share, progress=progress)
+    made = make_profile(models, name=out.stem, qualities=qualities, into=into, device=device)
+    return write_outcome(models, made, out)
+
+
 def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) -> Outcome:
     """Writes the profile and, next to it, a situation for it (`.yaml`), the figures (`.fit.json`) and the plot.
 

@@ -1,20 +1,9 @@
 """Reads a server log: for each request its arrival, the times of its first and last token, and its lengths.
 
-CSV or JSON lines, plain or gzip-compressed; times in seconds, lengths in tokens. The log has one column of each row:
-
-| what | columns | |
-|---|---|---|
-| arrival | `arrival_s`, `arrival_time` | or one of the next row |
-| entry into the server's queue | `queued_s`, `queued_ts` | optional |
-| start of the iteration that admitted it | `scheduled_s`, `scheduled_ts`, `admission_s` | optional |
-| first token | `first_token_s`, `first_token_ts` | optional; may be empty |
-| last token | `last_token_s`, `last_token_ts`, `completion_s` | empty if the request was aborted |
-| prompt | `prompt_tokens`, `input_tokens`, `input_toks` | |
-| output | `output_tokens`, `output_toks` | |
-| model, task, replica | `model`, `task`, `replica` | optional |
-
-So the per-request files of vLLM benchmarks and the `requests.csv` of `besteffort simulate` need no conversion.
-Rows may be in any order. This module does not import JAX.
+Any format that `besteffort.workload.readers` knows will do, if it holds these: the arrival or the entry into the
+server's queue, the last token (or the latency), and both lengths. The first token, the start of the iteration that
+admitted the request, the model, the task and the replica are optional. So logs of gateways and of benchmarks and the
+`requests.csv` of `besteffort simulate` need no conversion. Rows may be in any order. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -25,21 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.table import Table, read_table
+from besteffort.workload.reading import ALL, Drawing, Reading, read
+from besteffort.workload.records import Records
 
-_COLUMNS = {
-    "arrival": ("arrival_s", "arrival_time"),
-    "queued": ("queued_s", "queued_ts"),
-    "scheduled": ("scheduled_s", "scheduled_ts", "admission_s"),
-    "first token": ("first_token_s", "first_token_ts"),
-    "last token": ("last_token_s", "last_token_ts", "completion_s"),
-    "prompt length": ("prompt_tokens", "input_tokens", "input_toks"),
-    "output length": ("output_tokens", "output_toks"),
-}
 _ROUNDING_S = 1e-3
 _OTHER_CLOCK_S = 86_400.0  # arrivals this far from all other times are from another clock
 _JUMP_S = 1.0
+_LONGEST_WAIT_S = 60.0
 _SLOWEST_TOKEN_S, _FASTEST_TOKEN_S = 10.0, 1e-6
+_DOUBTFUL_TOKEN_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +39,8 @@ class RequestLog:
       model, task, replica: indices into the names.
       models, tasks, replicas: names; a single `""` where the log has no such column.
       notes: rows left out and values corrected, a sentence each.
+      kind: the file's format, a key of `besteffort.workload.readers.READERS`.
+      units: how its times were read.
     """
 
     path: Path
@@ -72,6 +57,8 @@ class RequestLog:
     tasks: tuple[str, ...]
     replicas: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    kind: str = ""
+    units: str = ""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -86,6 +73,19 @@ class RequestLog:
         """(n,) time to first token; nan where the log lacks it."""
         return self.first_token_s - self.arrival_s
 
+    def __str__(self) -> str:
+        """What was read, in one line."""
+        span_s = float(self.arrival_s[-1])
+        rate = (len(self) - 1) / span_s if span_s > 0 else np.inf
+        lengths = (
+            f"{what} of {int(each.min()):,} to {int(each.max()):,} (median {np.median(each):,.0f})"
+            for what, each in (("prompts", self.prompt_tokens), ("outputs", self.output_tokens))
+        )
+        return (
+            f"{self.path.name} ({self.kind}): {len(self):,} answered requests over {span_s:,.0f} s, {rate:.3g}/s; "
+            f"{' and '.join(lengths)} tokens; times are {self.units}"
+        )
+
     def of_model(self, model: int) -> RequestLog:
         """The requests of one model; times stay relative to the whole log's first arrival."""
         rows = self.model == model
@@ -93,8 +93,8 @@ class RequestLog:
         return dataclasses.replace(self, **arrays)
 
 
-def read_log(path: str | Path) -> RequestLog:
-    """Reads a server log, see the table above.
+def read_log(path: str | Path, reading: Reading = ALL) -> RequestLog:
+    """Reads a server log, see above.
 
     Arrivals from another clock than the server's own time stamps (wall clock and monotonic clock) are shifted to the
     server's clock: by the smallest difference to the entry into the queue, so that no request enters before it arrives.
@@ -102,56 +102,74 @@ def read_log(path: str | Path) -> RequestLog:
     Raises:
       InputError: if the file is damaged, lacks a column, no request was answered, or clocks run backwards.
     """
-    table = read_table(path)
-    table.require_newline()
-    prompt, output = (
-        _numbers(table, what, gaps=what == "output length") for what in ("prompt length", "output length")
-    )
-    last = _numbers(table, "last token", gaps=True)
-    first, scheduled, queued, arrival = (
-        _optional(table, what) for what in ("first token", "scheduled", "queued", "arrival")
-    )
-    answered = np.isfinite(last) & (output >= 1)
+    found = read(path, reading)
+    if isinstance(found, Drawing):
+        raise InputError(
+            f"{found.path}: the file ({found.kind}) holds no times of single requests, so nothing can be fitted to it; "
+            "give a log that does, with arrivals and last tokens."
+        )
+    return log_of(found)
+
+
+def log_of(found: Records) -> RequestLog:
+    """The answered requests of a log that was read.
+
+    Raises:
+      InputError: as `read_log`.
+    """
+    prompt, output, last = _needed(found)
+    first, scheduled, queued, arrival = (found.time(field) for field in ("first", "scheduled", "queued", "arrival"))
+    answered = np.isfinite(last) & (output >= 1) & ~found.failed
     if not answered.any():
         raise InputError(
-            f"{table.path}: no request has a last token and an output of at least one token; "
+            f"{found.path}: no request has a last token and an output of at least one token; "
             "give a log in which requests were answered."
         )
-    notes = []
+    notes = [f"{note}." for note in found.notes]
     if not answered.all():
         notes.append(
-            f"{(~answered).sum():,} of {len(table):,} requests were aborted or unfinished and are left out; "
+            f"{(~answered).sum():,} of {len(found):,} requests were aborted or unfinished and are left out; "
             "the server's work for them is missing."
         )
-    arrival, arrival_name = _arrivals(table, arrival, queued, scheduled, first, answered, notes)
+    arrival, arrival_name = _arrivals(found, arrival, queued, scheduled, first, last, answered, notes)
+    # Gateways write the end into the column of the first token where an answer was not streamed.
+    whole = answered & (output > 1) & (first == last)
+    if whole.sum() > answered.sum() / 10:
+        notes.append(f"{whole.sum():,} first tokens are stated at the end of their answers and count as unknown.")
+        first = np.where(whole, np.nan, first)
     first = np.where(np.isnan(first) & (output == 1), last, first)
     if np.isnan(first[answered]).any():
         missing = int(np.isnan(first[answered]).sum())
         notes.append(f"{missing:,} of {int(answered.sum()):,} answered requests have no time of their first token.")
     times = [
-        (_name(table, what), values)
-        for what, values in (("scheduled", scheduled), ("first token", first), ("last token", last))
+        (_name(found, field), values) for field, values in (("scheduled", scheduled), ("first", first), ("last", last))
     ]
     earliest, earlier_name = arrival, arrival_name
     for index, (name, values) in enumerate(times):
         cause = "a clock ran backwards or the columns are from different clocks"
-        _refuse_backwards(table, answered, (name, values), (earlier_name, earliest), cause)
+        _refuse_backwards(found, answered, (name, values), (earlier_name, earliest), cause)
         times[index] = (name, np.fmax(values, earliest) + 0.0 * values)
         earliest, earlier_name = np.fmax(earliest, values), name if np.isfinite(values).any() else earlier_name
     scheduled, first, last = (values for _, values in times)
     per_token_s = float(np.median((last - np.fmax(first, arrival))[answered] / output[answered]))
     if not _FASTEST_TOKEN_S < per_token_s < _SLOWEST_TOKEN_S:
         raise InputError(
-            f"{table.path}: a token takes {per_token_s:.3g} s in the median, so times are not in seconds; convert them."
+            f"{found.path}: a token takes {per_token_s:.3g} s in the median, so times are not in {found.units}; "
+            f"state their unit, as in `--columns last={_name(found, 'last')}:ms`."
+        )
+    if per_token_s > _DOUBTFUL_TOKEN_S:
+        notes.append(
+            f"a token takes {per_token_s:.3g} s in the median, which is long; if times are in another unit, state "
+            f"it, as in `--columns last={_name(found, 'last')}:ms`."
         )
     order = np.flatnonzero(answered)
     order = order[np.argsort(arrival[order], kind="stable")]
     start = arrival[order[0]]
     (models, model), (tasks, task), (replicas, replica) = (
-        _labels(table, what, order) for what in ("model", "task", "replica")
+        _labels(found, field, order) for field in ("model", "task", "replica")
     )
     return RequestLog(
-        path=table.path,
+        path=found.path,
         arrival_s=arrival[order] - start,
         scheduled_s=scheduled[order] - start,
         first_token_s=first[order] - start,
@@ -165,51 +183,100 @@ def read_log(path: str | Path) -> RequestLog:
         tasks=tasks,
         replicas=replicas,
         notes=tuple(notes),
+        kind=found.kind,
+        units=found.units,
     )
 
 
+def _needed(found: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts, outputs and last tokens.
+
+    Raises:
+      InputError: if the file lacks one of them.
+    """
+    stated = ", ".join(f"`{name}`" for name in found.names.values())
+    for have, what, column in (
+        ("prompt" in found.counts, "the prompt length", "prompt_tokens"),
+        ("output" in found.counts, "the output length", "output_tokens"),
+        ("last" in found.seconds, "the last token", "last_token_s"),
+    ):
+        if not have:
+            raise InputError(
+                f"{found.path}: no column has {what}; name it `{column}`, or say which one has it with `--columns` "
+                f"(read were {stated})."
+            )
+    return found.counts["prompt"], found.counts["output"], found.seconds["last"]
+
+
 def _arrivals(
-    table: Table,
+    found: Records,
     arrival: np.ndarray,
     queued: np.ndarray,
     scheduled: np.ndarray,
     first: np.ndarray,
+    last: np.ndarray,
     answered: np.ndarray,
     notes: list[str],
 ) -> tuple[np.ndarray, str]:
-    """(rows,) arrivals on the clock of the other times, and the column that they come from."""
+    """(n,) arrivals on the clock of the other times, and the column that they come from."""
+    name = _name(found, "arrival")
     if not np.isfinite(queued).any():
-        if not np.isfinite(arrival).any():
-            columns = "`, `".join(_COLUMNS["arrival"] + _COLUMNS["queued"])
-            raise InputError(f"{table.path}: no column has the arrivals; name one of `{columns}`.")
-        table.refuse(answered & np.isnan(arrival), _name(table, "arrival"), "which is not a number")
-        name = _name(table, "arrival")
-        for what, other in (("scheduled", scheduled), ("first token", first)):
-            waits = (other - arrival)[answered & np.isfinite(other)]
+        for field, other in (("scheduled", scheduled), ("first", first), ("last", last)):
+            seen = answered & np.isfinite(other)
+            waits = (other - arrival)[seen]
             if len(waits) and abs(np.median(waits)) > _OTHER_CLOCK_S:
+                _refuse_drift(found, (name, arrival[seen]), (_name(found, field), other[seen]))
+                step_s = _typical_step_s(found, first, last, answered)
                 notes.append(
-                    f"`{name}` is on another clock than `{_name(table, what)}`; the shortest time between them is "
-                    "assumed to be zero, so the part common to all waits stays unknown."
+                    f"`{name}` is on another clock than `{_name(found, field)}`; the shortest time between them is "
+                    f"assumed to be that of a further token, {step_s:.3g} s, so the part common to all waits stays "
+                    "unknown."
                 )
-                return arrival + waits.min(), name
+                return arrival + waits.min() - step_s, name
+            if len(waits):
+                return arrival, name
         return arrival, name
-    name = _name(table, "queued")
-    table.refuse(answered & np.isnan(queued), name, "which is not a number")
+    queue = _name(found, "queued")
+    missing = np.flatnonzero(answered & np.isnan(queued))
+    if len(missing):
+        raise InputError(
+            f"{found.place(int(missing[0]))}: `{queue}` is ``, which is not a number; mend or remove the line."
+        )
     waits = (queued - arrival)[answered]
-    if not np.isfinite(waits).all():
-        return queued, name
     if np.quantile(waits, 0.95) - waits.min() > _JUMP_S:
-        notes.append(f"`{_name(table, 'arrival')}` jumps against `{name}` and is not used.")
-        return queued, name
+        notes.append(f"`{name}` jumps against `{queue}` and is not used.")
+        return queued, queue
     if abs(np.median(waits)) > _OTHER_CLOCK_S:
-        return arrival + waits.min(), name
-    arrival_name = _name(table, "arrival")
-    _refuse_backwards(table, answered, (name, queued), (arrival_name, arrival), "a clock ran backwards")
-    return arrival, arrival_name
+        return arrival + waits.min(), queue
+    _refuse_backwards(found, answered, (queue, queued), (name, arrival), "a clock ran backwards")
+    return arrival, name
+
+
+def _typical_step_s(found: Records, first: np.ndarray, last: np.ndarray, answered: np.ndarray) -> float:
+    """Median seconds per token after the first, no more than a request takes; 0 where the log has no first tokens."""
+    further = found.counts["output"] - 1
+    known = answered & (further >= 1) & np.isfinite(first)
+    return float(np.median((last - first)[known] / further[known])) if known.any() else 0.0
+
+
+def _refuse_drift(found: Records, one: tuple[str, np.ndarray], other: tuple[str, np.ndarray]) -> None:
+    """Refuses two clocks that no offset reconciles: requests would wait for most of the log.
+
+    Raises:
+      InputError: if they do not run alike.
+    """
+    (name, arrivals), (other_name, others) = one, other
+    waits = others - arrivals
+    spread, spans = float(np.ptp(waits)), (float(np.ptp(arrivals)), float(np.ptp(others)))
+    if spread > _LONGEST_WAIT_S and spread > 0.5 * max(spans):
+        raise InputError(
+            f"{found.path}: `{name}` spans {spans[0]:.4g} s and `{other_name}` {spans[1]:.4g} s, so they are of "
+            f"different units or clocks that no offset reconciles; state units, as in `--columns arrival={name}:ms`."
+        )
 
 
 def _refuse_backwards(
-    table: Table, answered: np.ndarray, later: tuple[str, np.ndarray], earlier: tuple[str, np.ndarray], cause: str
+    found: Records, answered: np.ndarray, later: tuple[str, np.ndarray], earlier: tuple[str, np.ndarray], cause: str
 ) -> None:
     """Raises InputError on an answered request whose later time lies before its earlier one, by more than rounding."""
     (name, values), (earlier_name, earliest) = later, earlier
@@ -217,34 +284,21 @@ def _refuse_backwards(
     if backwards.any():
         row = int(np.argmax(backwards))
         raise InputError(
-            f"{table.path}, line {row + table.first_line}: `{name}` lies {earliest[row] - values[row]:.3g} s before "
+            f"{found.place(row)}: `{name}` lies {earliest[row] - values[row]:.3g} s before "
             f"`{earlier_name}`, so {cause}; mend or remove the line."
         )
 
 
-def _name(table: Table, what: str) -> str:
-    """The column of the table that holds `what`, or its expected name."""
-    return next((name for name in _COLUMNS[what] if name in table.header), _COLUMNS[what][0])
+def _name(found: Records, field: str) -> str:
+    """What the file calls a field; what this package does where the field was worked out."""
+    own = {"arrival": "arrival_s", "first": "first_token_s", "last": "last_token_s"}
+    return found.names.get(field, own.get(field, f"{field}_s"))
 
 
-def _numbers(table: Table, what: str, *, gaps: bool) -> np.ndarray:
-    if not set(_COLUMNS[what]) & set(table.header):
-        raise InputError(
-            f"{table.path}: no column has the {what}; name one of `{'`, `'.join(_COLUMNS[what])}` "
-            f"(the file has `{'`, `'.join(table.header)[:120]}`)."
-        )
-    return table.numbers(_name(table, what), gaps=gaps)
-
-
-def _optional(table: Table, what: str) -> np.ndarray:
-    if _name(table, what) not in table.header:
-        return np.full(len(table), np.nan)
-    return table.numbers(_name(table, what), gaps=True)
-
-
-def _labels(table: Table, what: str, rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(found: Records, field: str, rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """Names in alphabetical order, and each row's index into them."""
-    if what not in table.header:
+    if field not in found.labels:
         return ("",), np.zeros(len(rows), np.int32)
-    names, index = np.unique(np.array(table.column(what))[rows], return_inverse=True)
+    label = found.labels[field]
+    names, index = np.unique(np.array([*label.names, ""])[label.index[rows]], return_inverse=True)
     return tuple(map(str, names)), index.astype(np.int32)

@@ -24,6 +24,7 @@ from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
 from besteffort.workload import rescale
+from besteffort.workload.reading import ALL, Reading
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import with_lengths_of
 from besteffort.workload.traces import TraceInfo, read_trace
@@ -33,7 +34,7 @@ _PER_REQUEST = ("arrival_s", "admission_s", "first_token_s", "completion_s", "la
 
 
 def read_list(
-    path: Path, situation: Situation, *, seed: int, load: float | None = None
+    path: Path, situation: Situation, reading: Reading = ALL, *, seed: int, load: float | None = None
 ) -> tuple[Requests, Situation, TraceInfo]:
     """The requests of a file, scaled to a mean load if one is given, and the situation with their lengths.
 
@@ -42,7 +43,7 @@ def read_list(
     """
     if not 0 <= seed < 2**31:
         raise InputError(f"The seed is {brief(seed)}; give a whole number from 0 to {2**31 - 1:,}.")
-    requests, info = read_trace(path, situation, seed=seed)
+    requests, info = read_trace(path, situation, reading, seed=seed)
     situation = with_lengths_of(situation, requests)
     return requests if load is None else rescale.to_load(requests, situation, load), situation, info
 

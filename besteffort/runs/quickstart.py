@@ -16,25 +16,35 @@ from besteffort.evaluation.judging import (
     EvaluationSet,
     burst_set,
     draw_lists,
+    halves_of,
     judge,
-    read_halves,
     trace_set,
 )
 from besteffort.evaluation.report import Picture, Table
-from besteffort.files import os_errors_as_input_errors, read_json, write_json
+from besteffort.files import os_errors_as_input_errors, read_json, write_json, write_text
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
+from besteffort.profile import save_profile
 from besteffort.routers.learned import learned_router
+from besteffort.runs.config import SituationConfig, to_yaml
 from besteffort.runs.experiment import Method, RunConfig
+from besteffort.runs.own_logs import Taken, with_deadlines, with_tasks_of
 from besteffort.runs.papers import paper_policy
 from besteffort.runs.training import TrainingProblem, make_training_problem, performance_on, run_training
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
 from besteffort.validation import as_data
 from besteffort.workload import config as workloads
+from besteffort.workload.reading import ALL, Drawing, Reading
 from besteffort.workload.requests import Requests
+from besteffort.workload.traces import open_trace
 
 _SELECTION_SEED, _SELECTION_LISTS = 2**31, 4  # beyond all seeds that a configuration can name
+
+PROFILE, SITUATION = "profile.json", "situation.yaml"
+"""What is written where the situation is no file's: its profile, and itself."""
+
+_HEAD = "# Written by `besteffort quickstart`: tasks are the log's. Set deadlines, cluster and weights to your own.\n"
 
 ProgressCallback = Callable[[str, TrainingProblem], Callable[[Progress], None]]
 """Takes the name of what is trained next and its problem, and returns what is to be called at its log points."""
@@ -50,7 +60,8 @@ class Outcome:
       picture: file of the picture.
       policies: files of the policies.
       report: file of the report.
-      notes: what was done to the traces.
+      notes: what was taken from the logs, and done to them.
+      situation: file of the situation, where it was no file's.
     """
 
     table: Table
@@ -59,6 +70,7 @@ class Outcome:
     policies: tuple[Path, ...]
     report: Path
     notes: tuple[str, ...] = ()
+    situation: Path | None = None
 
 
 class Stage(NamedTuple):
@@ -86,30 +98,48 @@ class QuickstartPlan:
       situation: what is served.
       stages: bursts first, then each trace.
       notes: what was done to each trace, by name.
+      taken: what was taken from logs and profiles, because nobody stated it, a sentence each.
+      own: the situation is no file's, so that one has to be written.
     """
 
     config: RunConfig
     situation: Situation
     stages: tuple[Stage, ...]
     notes: dict[str, str]
+    taken: tuple[str, ...] = ()
+    own: bool = False
 
 
 def make_plan(
-    config: RunConfig, situation: Situation, traces: Sequence[Path] = (), *, training: bool = True
+    given: Taken,
+    traces: Sequence[Path] = (),
+    *,
+    training: bool = True,
+    reading: Reading = ALL,
+    deadlines: Sequence[str] = (),
 ) -> QuickstartPlan:
     """Plans to train for the situation and for the lengths of each trace's first half.
 
     Args:
-      config: the configuration.
-      situation: what is served.
+      given: the configuration, and what is served; where a trace names other tasks, it is served.
       traces: files of traces.
       training: train; otherwise the untrained policy is judged alone.
+      reading: what to read of the traces.
+      deadlines: other deadlines, see `besteffort.runs.own_logs.with_deadlines`.
 
     Raises:
       InputError: on a damaged trace, or one too short to halve.
     """
+    opened = [open_trace(path, given.situation, reading) for path in traces]
+    taken = with_deadlines(with_tasks_of(given, opened), deadlines)
+    config, situation, notes = taken
+    if len(situation.tasks) != len(given.situation.tasks):  # over which counts are spread
+        opened = [
+            open_trace(path, situation, reading) if isinstance(each.found, Drawing) else each
+            for path, each in zip(traces, opened, strict=True)
+        ]
     judging = config.evaluation
-    read = read_halves(traces, situation, judging.judging_seeds)
+    read = halves_of(traces, opened, situation, judging.judging_seeds)
     seeds = range(_SELECTION_SEED, _SELECTION_SEED + _SELECTION_LISTS)
     (selection,) = draw_lists(situation, [judging.burst], judging.tuning_requests, seeds)
     bursts = burst_set(situation, judging)
@@ -122,7 +152,13 @@ def make_plan(
         problem = make_training_problem(situation, config.training, trace.first[0])
         problems = _problems(problem, judged.tuning, lists=judged.tuning) if training else {}
         stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
-    return QuickstartPlan(config, situation, tuple(stages), {trace.name: str(trace.info) for trace in read})
+    told = {trace.name: str(trace.info) for trace in read}
+    if len(situation.profile.models) == 1:
+        notes = (
+            *notes,
+            "The profile has one model, so there is nothing to route; put others in with `profile fit --into`.",
+        )
+    return QuickstartPlan(config, situation, tuple(stages), told, notes, situation is not given.situation)
 
 
 def _problems(
@@ -149,8 +185,8 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
     Raises:
       InputError: if a file cannot be written.
     """
-    config, judging = plan.config, plan.config.evaluation
     _keep_plan(plan, out)
+    config, judging = _written(plan, out), plan.config.evaluation
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
@@ -187,7 +223,8 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
             for evaluation in evaluations[1:]
         ),
     ]
-    settings = {f"Trace {name}": note for name, note in plan.notes.items()}
+    settings = {"Taken": " ".join(plan.taken)} if plan.taken else {}
+    settings |= {f"Trace {name}": note for name, note in plan.notes.items()}
     settings |= {f"Exported ({name})": note for name, note in exported.items()}
     results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
     table = brief = results.full_table(evaluations[0], 0, judging)
@@ -200,7 +237,8 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         picture=pictures[0].path,
         policies=tuple(files),
         report=out / "report.md",
-        notes=(*plan.notes.values(), *(f"Learned is {note}." for note in exported.values())),
+        situation=out / SITUATION if plan.own else None,
+        notes=(*plan.taken, *plan.notes.values(), *(f"Learned is {note}." for note in exported.values())),
     )
 
 
@@ -234,6 +272,18 @@ def _keep_plan(plan: QuickstartPlan, out: Path) -> None:
             "or another directory."
         )
     write_json(path, about)
+
+
+def _written(plan: QuickstartPlan, out: Path) -> RunConfig:
+    """The configuration; where its situation is no file's, it and its profile are written to `out`."""
+    if not plan.own:
+        return plan.config
+    profile = out / PROFILE
+    save_profile(plan.situation.profile, profile)
+    config = dataclasses.replace(plan.config, profile=str(profile))
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(SituationConfig)}
+    write_text(out / SITUATION, _HEAD + to_yaml(SituationConfig(**fields)))
+    return config
 
 
 def _papers(situation: Situation) -> dict[str, Policy]:

@@ -11,7 +11,9 @@ Every workload has two forms: a generator inside the compiled simulator, which i
 | `synthetic_workload` | the generator of them |
 | `schedule` | the timetables of these parts |
 | `trace_workload`, `sample` | a list as a generator; a generator as a list |
-| `table`, `readers` | files as tables of text; one reader per trace format |
+| `opening`, `sources`, `csv_rows`, `json_rows`, `text_lines` | files as rows, whatever they are written in |
+| `fields`, `cells`, `columns`, `clocks` | what a row may say; columns of rows as arrays; their times in seconds |
+| `readers`, `reading`, `records` | one reader per format; reads any; requests as a file states them |
 | `renewal` | arrivals for formats that hold counts or rates instead |
 | `traces` | `read_trace`: a file of any format as requests of a situation |
 | `rescale`, `resample` | rates, times and windows of lists; requests of a list at other times |

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import gamma
 
+_LEAST_COUNT = 1e-9
+
 
 def renewal_times(
     rng: np.random.Generator,
@@ -24,14 +26,14 @@ def renewal_times(
     Args:
       rng: source of randomness.
       law: distribution of the gaps.
-      mean_count: expected arrivals of each window; windows with 0 stay empty.
+      mean_count: expected arrivals of each window; windows with 0, or less than 1e-9, stay empty.
       shape: shape parameter of each window's gaps. Gamma: `1 / cv^2`.
       length_s: length of every window in seconds.
 
     Returns:
       Window and time within it, in seconds, of every arrival, in order of window, then time.
     """
-    windows = np.flatnonzero(mean_count > 0)
+    windows = np.flatnonzero(mean_count > _LEAST_COUNT)
     mean_count, shape = mean_count[windows], shape[windows]
     mean_gap = length_s / mean_count
     if law == "Gamma":

@@ -40,6 +40,14 @@ def test_provenance_says_that_latency_is_modelled_and_quality_published(name: st
     assert all("lm-evaluation-harness" in task.source for task in profile.tasks)
 
 
+def test_the_context_of_opt() -> None:
+    # OPT has 2,048 learned positions; the laptop's models are judged on their own cases only.
+    assert {name: load_profile(name).context_tokens for name in builtin_profiles()} == {
+        **dict.fromkeys(MODELLED, 2048),
+        "laptop": None,
+    }
+
+
 @pytest.mark.parametrize("name", MODELLED)
 def test_no_prediction_beats_the_hardware(name: str) -> None:
     profile = load_profile(name)

@@ -147,6 +147,8 @@ def test_digest_follows_the_content_alone() -> None:
         profile.select(["small"]),
     ]
     assert len({profile.digest(), *(other.digest() for other in changed)}) == len(changed) + 1
+    # A context changes no time and no quality, so policies that were trained before one was stated still fit.
+    assert make(context_tokens=2048).digest() == profile.digest()
 
 
 def test_provenance_in_one_line() -> None:
@@ -217,6 +219,7 @@ def test_quality_of_zero_everywhere() -> None:
             "`slowdown` by itself is 2",
         ),
         ({"cache_output_share": 1.5}, "`cache_output_share` is 1.5"),
+        ({"context_tokens": 1}, "`context_tokens` is 1; give at least 2"),
     ],
 )
 def test_bad_profiles(fields: dict, words: str) -> None:

@@ -106,7 +106,8 @@ def test_a_wall_clock_that_was_set_is_not_used(tmp_path: Path) -> None:
 def test_another_clock_without_an_entry_into_the_queue(tmp_path: Path) -> None:
     table = [{k: v for k, v in row.items() if k not in ("queued_ts", "scheduled_ts")} for row in vllm()]
     log = read(tmp_path, jsonl(table))
-    assert log.ttft_s.min() == pytest.approx(0.0, abs=1e-6)
+    # The first token of an idle server takes as long as a further one, at the least.
+    assert log.ttft_s.min() == pytest.approx(0.05, abs=1e-6)
     assert "another clock" in log.notes[0]
 
 

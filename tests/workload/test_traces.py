@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.workload.readers import READERS, Drawing, MafOptions, ServeGenOptions, Trace
-from besteffort.workload.table import read_table
+from besteffort.workload.readers import Drawn, MafOptions, ServeGenOptions
+from besteffort.workload.reading import Drawing, read
+from besteffort.workload.records import Records
 from besteffort.workload.traces import read_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -23,18 +24,23 @@ MOONCAKE = "timestamp_ms,input_length,output_length,n_hash_ids\n3000,6758,500,14
 OWN = "arrival_s,task,prompt_tokens,output_tokens\n0.5,lambada,100,20\n0.75,piqa,10,1\n0.75,lambada,2040,30\n"
 
 
-NO_OPTIONS = Drawing()
+def read_as(kind: str, path: Path) -> Records:
+    found = read(path, kind=kind)
+    assert isinstance(found, Records)
+    return found
 
 
-def read_as(kind: str, path: Path, drawing: Drawing = NO_OPTIONS) -> Trace:
-    return READERS[kind].read(read_table(path), drawing)
+def draw_as(kind: str, path: Path, tasks: int, seed: int, options: MafOptions | ServeGenOptions) -> Drawn:
+    found = read(path, kind=kind, tasks=tasks, options={kind: options})
+    assert isinstance(found, Drawing)
+    return found.draw(np.random.default_rng(seed))
 
 
 def test_azure_llm(write, situation):
     trace = read_as("azure_llm", write("azure.csv", AZURE))
-    np.testing.assert_allclose(trace.arrival_s, [0.0, 0.1000001, 0.1000001, 60.5], rtol=1e-12)
-    np.testing.assert_array_equal(trace.prompt_tokens, [374, 396, 3000, 0])
-    np.testing.assert_array_equal(trace.output_tokens, [44, 109, 1100, 55])
+    np.testing.assert_allclose(trace.seconds["arrival"], [0.0, 0.1000001, 0.1000001, 60.5], rtol=1e-12)
+    np.testing.assert_array_equal(trace.counts["prompt"], [374, 396, 3000, 0])
+    np.testing.assert_array_equal(trace.counts["output"], [44, 109, 1100, 55])
 
     requests, info = read_trace(write("azure.csv.gz", AZURE), situation)
     np.testing.assert_array_equal(requests.output_tokens, [44, 109, 1024, 55])
@@ -51,7 +57,7 @@ def test_azure_llm(write, situation):
 def test_azure_llm_of_2024_with_time_zone(write):
     text = re.sub(r"(\.\d{7}),", r"\1+00:00,", AZURE)
     assert text.count("+00:00") == 4
-    np.testing.assert_allclose(read_as("azure_llm", write("azure.csv", text)).arrival_s[-1], 60.5)
+    np.testing.assert_allclose(read_as("azure_llm", write("azure.csv", text)).seconds["arrival"][-1], 60.5)
 
 
 def test_prompts_are_clipped_to_what_the_output_leaves(write, situation):
@@ -64,7 +70,7 @@ def test_prompts_are_clipped_to_what_the_output_leaves(write, situation):
 
 def test_mooncake(write, situation):
     trace = read_as("mooncake", write("mooncake.csv.gz", MOONCAKE))
-    np.testing.assert_array_equal(trace.arrival_s, [0, 0, 3])
+    np.testing.assert_array_equal(trace.seconds["arrival"], [3, 3, 6])
     requests, info = read_trace(write("mooncake.csv", MOONCAKE), situation)
     assert info.kind == "mooncake"
     np.testing.assert_array_equal(requests.output_tokens, [500, 490, 794])
@@ -73,7 +79,7 @@ def test_mooncake(write, situation):
 
 def test_own_format(write, situation):
     trace = read_as("csv", write("own.csv", OWN))
-    assert trace.task_names == ("lambada", "piqa")
+    assert trace.labels["task"].names == ("lambada", "piqa")
     requests, info = read_trace(write("own.csv", OWN.replace("\n", "\r\n")), situation)
     np.testing.assert_array_equal(requests.arrival_s, [0.5, 0.75, 0.75])
     np.testing.assert_array_equal(requests.task, [1, 0, 1])
@@ -103,7 +109,7 @@ def test_maf_stripes_functions_and_keeps_counts(write):
     expected = np.array([[150, 0, 10], [5, 0, 90]])
     found = np.zeros((200, 2, 3))
     for seed in range(len(found)):
-        trace = read_as("maf", path, Drawing(2, seed, MafOptions(cv=4.0)))
+        trace = draw_as("maf", path, 2, seed, MafOptions(cv=4.0))
         assert (np.diff(trace.arrival_s) >= 0).all()
         np.add.at(found[seed], (trace.task, (trace.arrival_s // 60).astype(int)), 1)
     some = expected > 0
@@ -115,13 +121,13 @@ def test_maf_stripes_functions_and_keeps_counts(write):
 @pytest.mark.parametrize("cv", [0.5, 4.0])
 def test_maf_gaps_have_the_set_cv(write, cv):
     path = write("maf.csv", maf_file([[60_000, 60_000]]))
-    gaps = np.diff(read_as("maf", path, Drawing(1, 3, MafOptions(cv=cv, minutes=(1, 2)))).arrival_s)
+    gaps = np.diff(draw_as("maf", path, 1, 3, MafOptions(cv=cv, minutes=(1, 2))).arrival_s)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
 
 
 def test_maf_options(write, situation):
     path = write("maf.csv", maf_file([[0, 600, 0], [0, 0, 900]]))
-    trace = read_as("maf", path, Drawing(2, 0, MafOptions(cv=0.1, rate_scale=2.0, minutes=(1, 3))))
+    trace = draw_as("maf", path, 2, 0, MafOptions(cv=0.1, rate_scale=2.0, minutes=(1, 3)))
     assert trace.arrival_s[0] < 1
     np.testing.assert_allclose(np.bincount(trace.task), [1200, 1800], rtol=0.01)
     requests, info = read_trace(path, situation, seed=4, maf=MafOptions(cv=1.0))
@@ -149,7 +155,7 @@ def test_servegen_keeps_the_rate_of_every_window(write):
     path = write("servegen.csv.gz", SERVEGEN)
     found = np.zeros((200, 3))
     for seed in range(len(found)):
-        trace = read_as("servegen", path, Drawing(1, seed, ServeGenOptions(window_s=None)))
+        trace = draw_as("servegen", path, 1, seed, ServeGenOptions(window_s=None))
         found[seed] = np.bincount((trace.arrival_s // 600).astype(int), minlength=3)
     error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
     assert (np.abs(found.mean(axis=0) - [600, 30, 3000]) < 4 * error).all()
@@ -158,7 +164,7 @@ def test_servegen_keeps_the_rate_of_every_window(write):
 def test_servegen_gaps_have_the_law_of_their_window(write):
     def gaps(pattern, shape, seed):
         text = f"client_id,window_start_s,rate_per_s,cv,pattern,arg1,arg2\n0,0,100.0,1.0,{pattern},{shape},1.0\n"
-        return np.diff(read_as("servegen", write("servegen.csv", text), Drawing(1, seed, ServeGenOptions())).arrival_s)
+        return np.diff(draw_as("servegen", write("servegen.csv", text), 1, seed, ServeGenOptions()).arrival_s)
 
     gamma, weibull = gaps("Gamma", 0.25, 0), gaps("Weibull", 0.5, 1)
     assert gamma.std() / gamma.mean() == pytest.approx(2.0, rel=0.05)
@@ -170,7 +176,7 @@ def test_servegen_gaps_have_the_law_of_their_window(write):
 
 def test_servegen_window_and_lengths(write, situation):
     path = write("servegen.csv", SERVEGEN)
-    trace = read_as("servegen", path, Drawing(1, 0, ServeGenOptions(window_s=(650.0, 700.0), rate_scale=10.0)))
+    trace = draw_as("servegen", path, 1, 0, ServeGenOptions(window_s=(650.0, 700.0), rate_scale=10.0))
     assert len(trace.arrival_s) == pytest.approx(300, abs=60)
     assert trace.arrival_s[-1] < 600
     _, info = read_trace(path, situation)
@@ -239,7 +245,7 @@ def test_unreadable_files(tmp_path, write, situation):
     binary.write_bytes(b"\xff\xfe\x00\x01" * 10)
     with pytest.raises(InputError, match="not UTF-8 text"):
         read_trace(binary, situation)
-    with pytest.raises(InputError, match="unknown trace format `parquet`; choose from azure_llm, "):
+    with pytest.raises(InputError, match="unknown trace format `parquet`; choose from csv, azure_llm, "):
         read_trace(write("own.csv", OWN), situation, kind="parquet")
     with pytest.raises(InputError, match="column `timestamp_ms` is missing; the header has `arrival_s`, "):
         read_trace(write("own.csv", OWN), situation, kind="mooncake")
@@ -279,9 +285,9 @@ def test_a_flipped_byte_of_a_gzip_file_is_noticed(tmp_path, situation):
 
 def test_bad_windows(write):
     with pytest.raises(InputError, match=r"`minutes` is \[1, 9\], but the file has 0 to 3"):
-        read_as("maf", write("maf.csv", maf_file([[1, 2, 3]])), Drawing(1, 0, MafOptions(minutes=(1, 9))))
+        draw_as("maf", write("maf.csv", maf_file([[1, 2, 3]])), 1, 0, MafOptions(minutes=(1, 9)))
     with pytest.raises(InputError, match="the file ends at 1800 s"):
-        read_as("servegen", write("servegen.csv", SERVEGEN), Drawing(1, 0, ServeGenOptions(window_s=(5000.0, 6000.0))))
+        draw_as("servegen", write("servegen.csv", SERVEGEN), 1, 0, ServeGenOptions(window_s=(5000.0, 6000.0)))
 
 
 def test_reading_traces_does_not_import_jax():

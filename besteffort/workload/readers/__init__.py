@@ -1,24 +1,63 @@
-"""Readers of public trace files, one module per format. The data are not part of this package.
+"""Readers of logs and traces, one module per format, recognised by their content. No data are in this package.
 
-Each returns a `Trace` with the contents of the file only. `besteffort.workload.traces.read_trace` adds the fields that
-the file lacks. Times are in seconds from 0. Readers reject a file whose lines are out of order: sorting it would hide
-damage.
-
-A new format needs a module with `COLUMNS` and `read`, and a line in `READERS`.
+A reader says how its format is recognised and where it states what; `besteffort.workload.reading` reads the file.
+A new format needs a `Reader` in a module and a line in `READERS`.
 """
 
-from besteffort.workload.readers import azure_llm, maf, mooncake, own_csv, servegen
-from besteffort.workload.readers.maf import MafOptions
+from besteffort.workload.readers import (
+    aiperf,
+    any_log,
+    azure_llm,
+    blis,
+    burstgpt,
+    genai_perf,
+    guidellm,
+    inference_perf,
+    langfuse,
+    litellm,
+    llm_serving_sim,
+    maf_2019,
+    maf_2021,
+    mooncake,
+    otel,
+    own,
+    qwen_bailian,
+    servegen,
+    serving_bench,
+    splitwise,
+    vidur,
+    vllm_requests,
+)
+from besteffort.workload.readers.maf_2019 import MafOptions
 from besteffort.workload.readers.servegen import ServeGenOptions
-from besteffort.workload.readers.types import Drawing, Reader, Trace
+from besteffort.workload.readers.types import Drawn, Reader
 
-__all__ = ["READERS", "Drawing", "MafOptions", "Reader", "ServeGenOptions", "Trace"]
+__all__ = ["READERS", "Drawn", "MafOptions", "Reader", "ServeGenOptions"]
 
 READERS: dict[str, Reader] = {
-    "azure_llm": Reader(azure_llm.COLUMNS, azure_llm.read),
-    "mooncake": Reader(mooncake.COLUMNS, mooncake.read),
-    "maf": Reader(maf.COLUMNS, maf.read, draws=True),
-    "servegen": Reader(servegen.COLUMNS, servegen.read, draws=True),
-    "csv": Reader(own_csv.COLUMNS, own_csv.read),
+    "csv": own.READER,
+    "azure_llm": azure_llm.READER,
+    "mooncake_sessions": mooncake.SESSIONS,
+    "qwen_bailian": qwen_bailian.READER,
+    "mooncake": mooncake.READER,
+    "burstgpt": burstgpt.READER,
+    "maf_2021": maf_2021.READER,
+    "servegen": servegen.READER,
+    "vllm_requests": vllm_requests.READER,
+    "vllm_bench": serving_bench.VLLM,
+    "sglang_bench": serving_bench.SGLANG,
+    "guidellm": guidellm.READER,
+    "aiperf": aiperf.READER,
+    "genai_perf": genai_perf.READER,
+    "inference_perf": inference_perf.READER,
+    "litellm": litellm.READER,
+    "langfuse": langfuse.READER,
+    "otel": otel.READER,
+    "vidur": vidur.READER,
+    "blis": blis.READER,
+    "splitwise": splitwise.READER,
+    "llm_serving_sim": llm_serving_sim.READER,
+    "log": any_log.READER,
+    "maf": maf_2019.READER,
 }
 """Formats by name, in the order in which they are tried."""

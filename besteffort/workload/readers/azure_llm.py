@@ -1,28 +1,25 @@
-"""Azure LLM inference traces (2023): a date, a prompt length and an output length per request."""
+"""Azure LLM inference traces of 2023 and 2024, and the multimodal one of 2025: a date and two lengths per request.
+
+https://github.com/Azure/AzurePublicDataset: AzureLLMInferenceDataset2023.md, AzureLLMInferenceDataset2024.md,
+AzureLMMInferenceDataset2025.md.
+Dates have up to 9 decimals; those of 2024 end in `+00:00`, those of 2025 in `Z`. People also write seconds from the
+start into `TIMESTAMP`. The published files end without a line break.
+"""
 
 from __future__ import annotations
 
-from besteffort.workload.readers.types import Drawing, Trace
-from besteffort.workload.table import Table
+from besteffort.workload.fields import Field
+from besteffort.workload.readers.types import Reader
 
-COLUMNS = frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"})
-
-
-def read(table: Table, drawing: Drawing) -> Trace:
-    """Azure LLM inference traces: `TIMESTAMP` (a date with up to 9 decimals), `ContextTokens`, `GeneratedTokens`.
-
-    The published files end without a line break, so lost digits of the last number cannot be detected; lost columns
-    can.
-
-    Raises:
-      InputError: on a damaged file.
-    """
-    arrival_s = table.times("TIMESTAMP")
-    table.require_order("TIMESTAMP", arrival_s)
-    return Trace(
-        path=table.path,
-        kind="azure_llm",
-        arrival_s=arrival_s,
-        prompt_tokens=table.numbers("ContextTokens"),
-        output_tokens=table.numbers("GeneratedTokens"),
-    )
+READER = Reader(
+    title="Azure LLM inference 2023, 2024, multimodal 2025",
+    source="https://github.com/Azure/AzurePublicDataset",
+    fits=lambda source: source.has("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    fields={
+        "arrival": Field(("TIMESTAMP",)),
+        "prompt": Field(("ContextTokens",)),
+        "output": Field(("GeneratedTokens",)),
+    },
+    ordered=True,
+    cut_shows=False,
+)

@@ -1,77 +1,83 @@
-"""Types of the trace readers: their results and their options."""
+"""Types of the readers: how a format is recognised, and where it states what."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.table import Table
+from besteffort.workload.fields import Field
+from besteffort.workload.sources import Row, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
-    """Requests as a file states them.
+class Drawn:
+    """Requests of a file that holds counts or rates, drawn by seed.
 
     Attributes:
-      path: the file.
-      kind: its format, a key of `besteffort.workload.readers.READERS`.
       arrival_s: (n,) float64 arrival times in seconds, sorted.
-      prompt_tokens, output_tokens: (n,) float64 lengths, at least 0; None where the file has none.
-      task: (n,) indices into `task_names`, or of unnamed tasks where these are None; None where the file has no tasks.
-      task_names: names of the tasks; None where the file has none.
-      output_limit: (n,) float64 limits on the output tokens that clients state, at least 1 and `output_tokens`; nan
-        where a client states none; None where the file has none.
+      task: (n,) index of each request's task; None where the file tells no tasks apart.
+      prompt_tokens, output_tokens: (n,) lengths; None where the file has none.
     """
 
-    path: Path
-    kind: str
     arrival_s: np.ndarray
+    task: np.ndarray | None = None
     prompt_tokens: np.ndarray | None = None
     output_tokens: np.ndarray | None = None
-    task: np.ndarray | None = None
-    task_names: tuple[str, ...] | None = None
-    output_limit: np.ndarray | None = None
 
 
-class Drawing(NamedTuple):
-    """Options of readers that draw arrivals, because a file holds counts or rates.
-
-    Attributes:
-      tasks: number of tasks of the situation.
-      seed: seed of the draws.
-      options: the format's own options; None for its defaults.
-    """
-
-    tasks: int = 1
-    seed: int = 0
-    options: Any = None
+Draw = Callable[[np.random.Generator], Drawn]
 
 
-class Reader(NamedTuple):
-    """A file format.
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A file format; a new one needs one of these in a module, and a line in `READERS`.
 
     Attributes:
-      columns: columns by which a file of this format is recognised.
-      read: returns the `Trace` that a table holds; raises `InputError` on a damaged file.
-      draws: whether arrivals are drawn because the file holds none.
+      title: what people call it.
+      source: where the format is published.
+      fits: whether a file is of this format.
+      fields: where a row states what, see `besteffort.workload.fields`; none for formats without rows per request.
+      unfold: makes rows of a file that holds requests otherwise, such as one JSON document of lists.
+      ordered: rows are written in order of arrival and without gaps, so anything else is damage and refused; in other
+        files rows without a length or an arrival are left out and counted.
+      cut_shows: a last line without a line break may have lost digits, and is refused.
+      draw: reads counts or rates, given the number of tasks and the format's own options, and returns what draws
+        requests from them; for formats without rows per request.
     """
 
-    columns: frozenset[str]
-    read: Callable[[Table, Drawing], Trace]
-    draws: bool = False
+    title: str
+    source: str
+    fits: Callable[[Source], bool]
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    unfold: Callable[[Source], Iterator[Row]] | None = None
+    ordered: bool = False
+    cut_shows: bool = True
+    draw: Callable[[Source, int, Any], Draw] | None = None
 
 
-def drawn_trace(table: Table, kind: str, arrival_s: np.ndarray, task: np.ndarray | None) -> Trace:
-    """The trace of a file whose arrivals were drawn.
+def require_newline(source: Source, last: int) -> None:
+    """Refuses a file that stops in the middle of its last line, `last`, which may have lost digits.
+
+    Raises:
+      InputError: if it does.
+    """
+    if source.layout == "csv" and not source.ends_with_newline:
+        raise InputError(
+            f"{source.place(last)}: the file ends without a line break, so it may be cut short; "
+            "copy it again, or end it with a line break if it is complete."
+        )
+
+
+def some(source: Source, arrival_s: np.ndarray) -> np.ndarray:
+    """The arrivals that were drawn.
 
     Raises:
       InputError: if there is none.
     """
     if not len(arrival_s):
-        raise InputError(f"{table.path}: no request was drawn; choose a longer window or a larger `rate_scale`.")
-    return Trace(path=table.path, kind=kind, arrival_s=arrival_s, task=task)
+        raise InputError(f"{source.path}: no request was drawn; choose a longer window or a larger `rate_scale`.")
+    return arrival_s

@@ -1,0 +1,255 @@
+"""Reads a log: recognises its format by its content, and returns its requests as `Records`, or what draws them.
+
+Everything that takes requests from a file comes here: `--trace`, `simulate` and `profile fit` alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.validation import did_you_mean
+from besteffort.workload import clocks, records
+from besteffort.workload.columns import gather
+from besteffort.workload.fields import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found
+from besteffort.workload.opening import open_source
+from besteffort.workload.readers import READERS, Reader, any_log
+from besteffort.workload.readers.types import Draw, require_newline
+from besteffort.workload.records import Records
+from besteffort.workload.sources import Source, listed, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What to read of a file, and how; by default all, as its content says.
+
+    Attributes:
+      columns: `field=column` or `field=column:unit` for files of no known format, where a field is one of
+        `besteffort.workload.fields.FIELDS` and a unit `s`, `ms`, `us` or `ns`.
+      limit: only the first so many rows.
+      start_s, end_s: only requests that arrive so many seconds after the first, or later; and before these.
+    """
+
+    columns: tuple[str, ...] = ()
+    limit: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"`--limit` is {self.limit}; give at least 1.")
+        start_s, end_s = self.start_s or 0.0, np.inf if self.end_s is None else self.end_s
+        if not 0 <= start_s < end_s:
+            raise InputError(
+                f"`--from` is {start_s:g} s and `--to` {end_s:g} s; give seconds after the first arrival, the smaller "
+                "number first."
+            )
+
+
+ALL = Reading()
+
+_WANTED = {
+    "arrival": "the arrivals (`arrival_s`)",
+    "prompt": "the prompt lengths (`prompt_tokens`)",
+    "output": "the output lengths (`output_tokens`)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A file whose requests are drawn by seed, because it holds counts or rates.
+
+    Attributes:
+      path: the file.
+      kind: its format.
+      draw: draws its requests.
+      notes: what was done to it, a sentence each.
+    """
+
+    path: Path
+    kind: str
+    draw: Draw
+    notes: tuple[str, ...] = ()
+
+
+def read(
+    path: str | Path,
+    reading: Reading = ALL,
+    *,
+    kind: str | None = None,
+    tasks: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> Records | Drawing:
+    """Reads a file of any known format.
+
+    Args:
+      path: CSV, JSON lines or JSON, plain or gzip-compressed.
+      reading: what to read of it.
+      kind: the format, a key of `READERS`; None to recognise it.
+      tasks: over how many tasks to spread the counts of a file that holds counts.
+      options: options of formats that hold counts or rates, by their name.
+
+    Raises:
+      InputError: on a damaged file, an unknown format, or one that holds no request.
+    """
+    with open_source(path) as source:
+        name, reader = _reader(source, reading, kind)
+        if reader.draw is not None:
+            if reading != ALL:
+                raise InputError(
+                    f"{path}: a file of {reader.title} holds no single requests, so `--limit`, `--from`, `--to` and "
+                    "`--columns` have nothing to choose from; leave them out."
+                )
+            return Drawing(
+                source.path, name, reader.draw(source, tasks, (options or {}).get(name)), tuple(source.notes)
+            )
+        return _records(source, name, reader, reading)
+
+
+def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Records:
+    if reader.unfold is not None:
+        source.unfold(reader.unfold(source))
+        if not source.sample:
+            raise InputError(f"{source.path}: the file ({reader.title}) holds no request; give one with at least one.")
+    _require_arrivals(source, reader)
+    gathered = gather(source, reader.fields, source.rows(), reading.limit)
+    if reading.limit is None and reader.cut_shows and len(gathered):
+        require_newline(source, int(gathered.rows[-1]))
+    if not len(gathered):
+        raise InputError(f"{source.path}: the file holds no request; give a file with at least one.")
+    timed = clocks.in_seconds(source.path, gathered.columns)
+    requests = records.from_gathered(
+        gathered, path=source.path, kind=name, layout=source.layout, seconds=timed.seconds, units=timed.said
+    )
+    requests = dataclasses.replace(requests, notes=tuple(source.notes))
+    requests = _without_gaps(source, requests, reader)
+    requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)
+    return _between(records.in_order(requests, strict=reader.ordered, naive=timed.naive), reading)
+
+
+def _reader(source: Source, reading: Reading, kind: str | None) -> tuple[str, Reader]:
+    if reading.columns:
+        return "columns", _by_columns(source, reading.columns)
+    if kind is not None:
+        if kind not in READERS:
+            raise InputError(f"{source.path}: unknown trace format `{kind}`; choose from {', '.join(READERS)}.")
+        return kind, READERS[kind]
+    for name, reader in READERS.items():
+        if reader.fits(source):
+            return name, reader
+    known = found(any_log.READER.fields, source.header)
+    missing = [what for field, what in _WANTED.items() if field not in known]
+    lacks = f"; no column has {' or '.join(missing)}" if known and missing else ""
+    raise InputError(
+        f"{source.path}: the file fits no known trace format{lacks}; name the columns "
+        "arrival_s,task,prompt_tokens,output_tokens, or say with `--columns arrival=...,prompt=...,output=...` which "
+        f"of {listed(source.header)} is which."
+    )
+
+
+def _by_columns(source: Source, texts: Sequence[str]) -> Reader:
+    """A reader of columns that the user names."""
+    fields: dict[str, Field] = {}
+    for text in (part for each in texts for part in each.split(",")):
+        field, _, column = (part.strip() for part in text.partition("="))
+        if not column:
+            raise InputError(
+                f"`--columns {text}` names no column; write it like `--columns arrival=ts:ms,prompt=n_in`."
+            )
+        if field not in FIELDS:
+            raise InputError(
+                f"`--columns {text}`: `{field}` is not a field{did_you_mean(field, FIELDS)}; "
+                f"choose from {', '.join(FIELDS)}."
+            )
+        if field in fields:
+            raise InputError(f"`--columns` names `{field}` twice; name it once.")
+        stem, colon, unit = column.rpartition(":")
+        stated: Unit | None = None
+        if colon and column not in source.header:
+            stated = next((known for known in PER_SECOND if known == unit), None)
+            if stated is None:
+                raise InputError(f"`--columns {text}`: `{unit}` is no unit; choose from {', '.join(PER_SECOND)}.")
+            column = stem
+            if field not in (*TIMES, *DURATIONS):
+                raise InputError(f"`--columns {text}`: `{field}` has no unit; leave `:{unit}` out.")
+        if column not in source.header:
+            raise InputError(
+                f"{source.path}: there is no column `{shown(column)}`{did_you_mean(column, source.header)}; "
+                f"the file has {listed(source.header)}."
+            )
+        fields[field] = Field((column,), stated)
+    return Reader("columns", "", lambda _: True, fields)
+
+
+def _require_arrivals(source: Source, reader: Reader) -> None:
+    """Refuses a file that lacks the times of the format, or of the columns, that were named for it.
+
+    Raises:
+      InputError: if it has no times of arrival.
+    """
+    names = found(reader.fields, source.header)
+    if not ({"arrival", "queued"} & names.keys() or {"last", "latency"} <= names.keys()):
+        field = reader.fields.get("arrival") or reader.fields.get("last")
+        raise InputError(
+            f"{source.path}: column `{field.names[0] if field else 'arrival'}` is missing; the header has "
+            f"{listed(source.header)}; no column has the arrivals."
+        )
+
+
+def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
+    """The requests that have an arrival; of others and those without a prompt, one that was answered is refused."""
+    output, last = requests.counts.get("output"), requests.seconds.get("last")
+    unfinished = requests.failed.copy()
+    if not reader.ordered:
+        unfinished |= False if output is None else np.isnan(output)
+        unfinished |= False if last is None else np.isnan(last)
+    needed = {"arrival": requests.seconds["arrival"], "prompt": requests.counts.get("prompt")}
+    if reader.ordered:
+        needed["output"] = output
+    for field, values in needed.items():
+        gaps = np.zeros(0, int) if values is None else np.flatnonzero(np.isnan(values) & ~unfinished)
+        if len(gaps):
+            source.refuse(int(requests.rows[gaps[0]]), requests.names.get(field, field), "", "which is not a number")
+    limit = requests.counts.get("limit")
+    if reader.ordered and limit is not None:
+        _refuse_limits(source, requests, requests.names["limit"], limit, output)
+    kept = np.isfinite(requests.seconds["arrival"])
+    if kept.all():
+        return requests
+    if not kept.any():
+        raise InputError(
+            f"{source.path}: no request has a time of arrival; give a log in which requests were answered."
+        )
+    return requests.part(kept, f"{(~kept).sum():,} of {len(kept):,} rows have no time of arrival and are left out")
+
+
+def _refuse_limits(source: Source, requests: Records, name: str, limit: np.ndarray, output: np.ndarray | None) -> None:
+    for low, why in (
+        (limit < 1, "which is below 1"),
+        (np.zeros(len(limit), bool) if output is None else limit < output, "which is below its `output_tokens`"),
+    ):
+        if low.any():
+            row = int(np.argmax(low))
+            source.refuse(int(requests.rows[row]), name, f"{limit[row]:g}", why)
+
+
+def _between(requests: Records, reading: Reading) -> Records:
+    """The requests that arrive in the part that is asked for."""
+    if reading.start_s is None and reading.end_s is None:
+        return requests
+    since = requests.seconds["arrival"] - requests.seconds["arrival"][0]
+    start_s, end_s = reading.start_s or 0.0, np.inf if reading.end_s is None else reading.end_s
+    chosen = (since >= start_s) & (since < end_s)
+    if not chosen.any():
+        raise InputError(
+            f"{requests.path}: no request arrives from {start_s:g} to {end_s:g} s after the first; the last one does "
+            f"after {since[-1]:g} s."
+        )
+    return requests.part(
+        chosen, f"{(~chosen).sum():,} of {len(chosen):,} requests arrive before `--from` or after `--to`"
+    )

@@ -1,0 +1,194 @@
+"""Requests as a file states them, whatever its format: the one thing that traces and server logs are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from besteffort.errors import InputError
+from besteffort.workload.columns import Gathered, Labels
+from besteffort.workload.fields import COUNTS
+from besteffort.workload.sources import Layout
+
+_CLOCK_CHANGE_S = 1800.0
+_COARSE_S = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Requests in the order of the file. Arrays of shape (n,).
+
+    Attributes:
+      path: the file.
+      kind: its format, a key of `besteffort.workload.readers.READERS`.
+      seconds: float64 times and durations by field of `besteffort.workload.fields.FIELDS`, nan where there is none.
+      counts: float64 `prompt`, `output` and `limit` in tokens, nan where there is none.
+      labels: `task`, `model` and `replica`, by name.
+      failed: whether the file says that a request failed.
+      names: what the file calls each field.
+      rows: place of each request in the file.
+      layout: what the file is written in.
+      units: how times were read.
+      notes: what was left out, and why, a sentence each.
+    """
+
+    path: Path
+    kind: str
+    seconds: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+    labels: dict[str, Labels]
+    failed: np.ndarray
+    names: dict[str, str]
+    rows: np.ndarray
+    layout: Layout
+    units: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, index: int) -> str:
+        """The file and a request's place in it, for messages."""
+        return f"{self.path}, {'entry' if self.layout == 'json' else 'line'} {self.rows[index]}"
+
+    def time(self, field: str) -> np.ndarray:
+        """(n,) seconds of a field; nan where the file has none."""
+        return self.seconds.get(field, np.full(len(self), np.nan))
+
+    def part(self, chosen: np.ndarray, *notes: str) -> Records:
+        """The requests that an index or (n,) of bool chooses, with further notes."""
+        return dataclasses.replace(
+            self,
+            seconds={field: values[chosen] for field, values in self.seconds.items()},
+            counts={field: values[chosen] for field, values in self.counts.items()},
+            labels={f: dataclasses.replace(each, index=each.index[chosen]) for f, each in self.labels.items()},
+            failed=self.failed[chosen],
+            rows=self.rows[chosen],
+            notes=(*self.notes, *notes),
+        )
+
+
+def with_derived_times(seconds: dict[str, np.ndarray], output: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Adds times that follow from others: tokens from durations, an arrival from an end and a duration.
+
+    Args:
+      seconds: (n,) by field.
+      output: (n,) output tokens, where the file has them.
+    """
+    made = dict(seconds)
+    if "arrival" not in made and {"last", "latency"} <= made.keys():
+        made["arrival"] = made["last"] - made["latency"]
+    if "arrival" not in made and "queued" in made:
+        made["arrival"] = made["queued"]
+    if "arrival" in made and "wait" in made:
+        made["scheduled"] = _or(made.get("scheduled"), made["arrival"] + made["wait"])
+    if "arrival" in made and "ttft" in made:
+        made["first"] = _or(made.get("first"), made["arrival"] + made["ttft"])
+    if "arrival" in made and "latency" in made:
+        made["last"] = _or(made.get("last"), made["arrival"] + made["latency"])
+    if "first" in made and "decode" in made:
+        made["last"] = _or(made.get("last"), made["first"] + made["decode"])
+    if "first" in made and "tpot" in made and output is not None:
+        made["last"] = _or(made.get("last"), made["first"] + made["tpot"] * np.maximum(output - 1, 0))
+    return made
+
+
+def _or(stated: np.ndarray | None, derived: np.ndarray) -> np.ndarray:
+    return derived if stated is None else np.where(np.isnan(stated), derived, stated)
+
+
+def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
+    """Leaves out requests that stand in the file twice.
+
+    Those are requests of one id. Where the file has no ids they are rows that agree in all that is read, unless the
+    clock is too coarse, a millisecond or more, to tell requests apart; such rows are kept and counted.
+    """
+    n = len(records)
+    if n < 2:
+        return records
+    if ids is not None and (ids != 0).any():
+        _, first = np.unique(ids, return_index=True)
+        distinct = np.zeros(n, bool)
+        distinct[first] = True
+        distinct |= ids == 0
+        twice = n - int(distinct.sum())
+        if not twice:
+            return records
+        if distinct.sum() >= n / 3:
+            return records.part(distinct, f"{twice:,} of {n:,} rows have the id of an earlier row and are left out")
+    keys = [*records.seconds.values(), *records.counts.values()]
+    keys += [each.index.astype(np.float64) for each in records.labels.values()]
+    table = np.ascontiguousarray(np.nan_to_num(np.stack(keys, axis=1), nan=-1.0))
+    _, first = np.unique(table.view([("", table.dtype)] * table.shape[1]).ravel(), return_index=True)
+    twice = n - len(first)
+    if not twice:
+        return records
+    if _coarse(records):
+        note = f"{twice:,} of {n:,} rows equal another and are kept, since the clock is too coarse to tell them apart"
+        return dataclasses.replace(records, notes=(*records.notes, note)) if twice > n / 4 else records
+    return records.part(np.sort(first), f"{twice:,} of {n:,} rows equal an earlier row and are left out")
+
+
+def _coarse(records: Records) -> bool:
+    """Whether arrivals are all that is known of times, and all are whole milliseconds."""
+    if len(records.seconds) > 1:
+        return False
+    times = [values[np.isfinite(values)] for values in records.seconds.values()]
+    return all(np.allclose(values / _COARSE_S, np.rint(values / _COARSE_S), rtol=0, atol=1e-3) for values in times)
+
+
+def in_order(records: Records, *, strict: bool, naive: tuple[str, ...]) -> Records:
+    """The requests in order of arrival.
+
+    Args:
+      records: the requests, all with an arrival.
+      strict: refuse what is out of order, as in files that are written in order, where it is damage.
+      naive: names of date columns without a time zone, which may go back when clocks are set back.
+
+    Raises:
+      InputError: if an order is required and there is none, or a clock was set back.
+    """
+    arrival, name = records.seconds["arrival"], records.names.get("arrival", "arrival")
+    back = np.flatnonzero(np.diff(arrival) < 0)
+    if not len(back):
+        return records
+    jumps = -np.diff(arrival)[back]
+    at = int(back[np.argmax(jumps)]) + 1
+    if name in naive and jumps.max() >= _CLOCK_CHANGE_S and (jumps >= _CLOCK_CHANGE_S).sum() <= 2:
+        raise InputError(
+            f"{records.place(at)}: `{name}` goes back in time by {jumps.max():,.0f} s and names no time zone, as when "
+            "clocks are set back; sorting would mix two hours, so write the times in UTC."
+        )
+    if strict:
+        raise InputError(
+            f"{records.place(int(back[0]) + 1)}: `{name}` goes back in time; sort the file by `{name}`, or, if a clock "
+            "was set back, write its times in UTC."
+        )
+    moved = int((np.maximum.accumulate(arrival) > arrival).sum())
+    note = f"{moved:,} of {len(arrival):,} rows stood after a later arrival and are sorted"
+    return records.part(np.argsort(arrival, kind="stable"), note)
+
+
+def from_gathered(
+    gathered: Gathered, *, path: Path, kind: str, layout: Layout, seconds: dict[str, np.ndarray], units: str
+) -> Records:
+    """The requests of gathered columns, whose times are in `seconds`."""
+    counts = {field: column.values for field, column in gathered.columns.items() if field in COUNTS}
+    return Records(
+        path=path,
+        kind=kind,
+        seconds=with_derived_times(seconds, counts.get("output")),
+        counts=counts,
+        labels=gathered.labels,
+        failed=np.zeros(len(gathered), bool) if gathered.failed is None else gathered.failed,
+        names={
+            **({"arrival": gathered.columns["queued"].name} if "queued" in gathered.columns else {}),
+            **{field: column.name for field, column in gathered.columns.items()},
+            **{field: each.name for field, each in gathered.labels.items()},
+        },
+        rows=gathered.rows,
+        layout=layout,
+        units=units,
+    )

@@ -1,0 +1,207 @@
+"""Every format, written from one list of requests as its tool writes it, gives that list back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.profiling.server_log import read_log
+from besteffort.workload.readers import READERS
+from besteffort.workload.reading import Drawing, read
+from besteffort.workload.traces import read_trace
+from tests.workload.readers.written import (
+    ARRIVAL,
+    EPOCH_S,
+    FIRST,
+    FORMATS,
+    LAST,
+    OUTPUT,
+    PROMPT,
+    N,
+    aiperf,
+    burst,
+    csv,
+    guidellm,
+    jsonl,
+    litellm,
+    own,
+    rows,
+    vllm_bench,
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "log.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_requests_come_back(name: str, file: Callable[[str], Path], situation: Any) -> None:
+    kind, text, holds = FORMATS[name]
+    path = file(text)
+    requests, info = read_trace(path, situation)
+    assert info.kind == kind
+    tolerance = 1e-3 if holds == "ms" else 2e-6
+    expected = ARRIVAL if name.startswith("own") else ARRIVAL - ARRIVAL[0]
+    np.testing.assert_allclose(requests.arrival_s, expected, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(requests.prompt_tokens, PROMPT)
+    np.testing.assert_array_equal(requests.output_tokens, OUTPUT)
+    assert ("tasks" in info.drawn) == (not name.startswith("own"))
+    if holds not in ("first", "last"):
+        with pytest.raises(InputError, match="no column has the last token"):
+            read_log(path)
+        return
+    log = read_log(path)
+    np.testing.assert_allclose(log.arrival_s, ARRIVAL - ARRIVAL[0], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(log.latency_s, LAST - ARRIVAL, rtol=0, atol=tolerance)
+    if holds == "first":
+        np.testing.assert_allclose(log.ttft_s, FIRST - ARRIVAL, rtol=0, atol=tolerance)
+    else:
+        assert np.isnan(log.ttft_s).all()
+    np.testing.assert_array_equal(log.prompt_tokens, PROMPT)
+    np.testing.assert_array_equal(log.output_tokens, OUTPUT)
+
+
+def test_every_format_is_here() -> None:
+    elsewhere = {"mooncake_sessions", "maf_2021", "servegen", "maf", "sglang_bench", "genai_perf"}
+    assert {kind for kind, _, _ in FORMATS.values()} | elsewhere == READERS.keys()
+
+
+@pytest.mark.checkout
+def test_the_page_names_every_source() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "logs.md").read_text("utf-8")
+    for reader in READERS.values():
+        assert reader.source in page or reader.source == "this package"
+        assert reader.title
+
+
+def test_what_failed_is_left_out_and_counted(file: Callable[[str], Path], situation: Any) -> None:
+    # One request of guidellm's is in `errored`.
+    _, info = read_trace(file(guidellm(None)), situation)
+    assert "1 of 41 requests failed or were not answered and are left out" in str(info)
+    table = rows(lambda i: {**burst(i, False), "Response tokens": 0 if i % 4 == 0 else int(OUTPUT[i])})
+    _, info = read_trace(file(csv(table)), situation)
+    assert (info.requests, "10 of 40 requests failed" in str(info)) == (30, True)
+    table = rows(lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "status": "failure" if i < 2 else "success"})
+    assert len(read_log(file(csv(table)))) == 38
+    bench = json.loads(vllm_bench(True))
+    bench["errors"][3], bench["output_lens"][3] = "timeout", 0
+    assert len(read_log(file(json.dumps(bench)))) == 39
+    table = rows(lambda i: {**aiperf(i), "error": {"code": 500} if i == 0 else None})
+    table[1]["metadata"]["benchmark_phase"] = "warmup"
+    _, info = read_trace(file(jsonl(table)), situation)
+    assert info.requests == 38
+    assert "1 requests of the warm-up are left out" in str(info)
+
+
+def test_litellm_without_streaming_has_no_first_tokens(file: Callable[[str], Path]) -> None:
+    table = rows(lambda i: litellm(i, "%Y-%m-%d %H:%M:%S.%f"))
+    for row in table[:20]:
+        row["completionStartTime"] = row["endTime"]
+    log = read_log(file(csv(table)))
+    assert np.isnan(log.first_token_s).sum() == 20
+    assert "20 first tokens are stated at the end of their answers" in " ".join(log.notes)
+
+
+def test_sglang_has_no_arrivals(file: Callable[[str], Path], situation: Any) -> None:
+    path = file(vllm_bench(False) + "\n" + vllm_bench(False) + "\n")
+    requests, info = read_trace(path, situation, seed=1)
+    assert info.drawn[0] == "arrivals"
+    np.testing.assert_array_equal(requests.prompt_tokens, np.tile(PROMPT, 2))
+    assert info.mean_rate == pytest.approx(2.5, rel=0.4)
+    with pytest.raises(InputError, match="holds no times of single requests"):
+        read_log(path)
+    slow = json.loads(vllm_bench(False)) | {"request_rate": "inf", "duration": 400.0}
+    rates = [read_trace(file(json.dumps(slow)), situation, seed=seed)[1].mean_rate for seed in range(30)]
+    assert np.mean(rates) == pytest.approx(0.1, rel=0.15)
+    brief = {name: value for name, value in slow.items() if name not in ("input_lens", "ttfts")}
+    with pytest.raises(InputError, match="fits no known trace format"):
+        read_trace(file(json.dumps(brief)), situation)
+
+
+def test_genai_perf_has_no_prompts(file: Callable[[str], Path], situation: Any) -> None:
+    requests = rows(
+        lambda i: {
+            "timestamp": EPOCH_S * 10**9 + round(ARRIVAL[i] * 1e9),
+            "response_timestamps": [EPOCH_S * 10**9 + round(t * 1e9) for t in (FIRST[i], LAST[i])],
+        }
+    )
+    path = file(json.dumps({"experiments": [{"experiment": {}, "requests": requests}], "version": "1"}))
+    read_requests, info = read_trace(path, situation)
+    np.testing.assert_allclose(read_requests.arrival_s, ARRIVAL - ARRIVAL[0], atol=1e-6)
+    assert (info.kind, info.drawn) == ("genai_perf", ("tasks", "lengths"))
+
+
+def test_functions_of_2021_arrive_before_they_end(file: Callable[[str], Path], situation: Any) -> None:
+    table = rows(lambda i: {"app": "a", "func": "f", "end_timestamp": LAST[i], "duration": LAST[i] - ARRIVAL[i]})
+    requests, info = read_trace(file(csv(table)), situation)
+    np.testing.assert_allclose(requests.arrival_s, ARRIVAL - ARRIVAL[0], atol=1e-9)
+    assert (info.kind, info.drawn) == ("maf_2021", ("tasks", "lengths"))
+
+
+def test_later_turns_of_sessions(file: Callable[[str], Path], situation: Any) -> None:
+    lines = [
+        {"session_id": "a", "timestamp": 1000, "input_length": 10, "output_length": 5},
+        {"session_id": "a", "delay": 250, "input_length": 20, "output_length": 6},
+        {"session_id": "b", "timestamp": 1100, "input_length": 30, "output_length": 7},
+        {"session_id": "a", "delay": 500, "input_length": 40, "output_length": 8},
+    ]
+    requests, info = read_trace(file(jsonl(lines)), situation)
+    np.testing.assert_allclose(requests.arrival_s, [0.0, 0.1, 0.25, 0.75])
+    np.testing.assert_array_equal(requests.prompt_tokens, [10, 30, 20, 40])
+    assert "2 later turns of sessions" in str(info)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "kind", "span_s"), [((0, 500, 2000), "mooncake", 2.0), ((0.0, 0.5, 2.25), "log", 2.25)]
+)
+def test_without_hashes_only_whole_numbers_are_milliseconds(
+    file: Callable[[str], Path], situation: Any, stamps: tuple[float, ...], kind: str, span_s: float
+) -> None:
+    table = [{"timestamp": stamp, "input_length": 10, "output_length": 5 + i} for i, stamp in enumerate(stamps)]
+    for text in (jsonl(table), csv(table)):
+        _, info = read_trace(file(text), situation)
+        assert (info.kind, info.span_s) == (kind, span_s)
+
+
+def test_chunks_of_servegen_have_no_header(file: Callable[[str], Path], situation: Any) -> None:
+    path = file(
+        "0,1.25,3.5,Gamma,0.0816,9.8\n600,0,0,,0,0\n1200,0.5,2.0,Weibull,0.54,1.15\n1800,0.25,1.0,Gamma,1.0,4.0\n"
+    )
+    drawn = read(path)
+    assert isinstance(drawn, Drawing)
+    counts = np.zeros((60, 4))
+    for seed in range(60):
+        arrival_s = drawn.draw(np.random.default_rng(seed)).arrival_s
+        counts[seed] = np.bincount((arrival_s // 600).astype(int), minlength=4)
+    error = counts.std(axis=0, ddof=1) / np.sqrt(60)
+    assert (np.abs(counts.mean(axis=0) - [750, 0, 300, 150]) <= 4 * error).all()
+    assert read_trace(path, situation)[1].kind == "servegen"
+
+
+def test_minutes_may_begin_later_and_the_file_end_without_a_line_break(
+    file: Callable[[str], Path], situation: Any
+) -> None:
+    header = ",".join(["HashOwner", "HashApp", "HashFunction", "Trigger", *map(str, range(540, 690))])
+    text = f"{header}\no,a,f,http," + ",".join(["20"] * 150)
+    _, info = read_trace(file(text), situation)
+    assert info.kind == "maf"
+    assert info.requests == pytest.approx(3000, rel=0.2)
+    assert info.span_s == pytest.approx(150 * 60, rel=0.05)
+    assert "3,000 invocations in 150 minutes" in str(info)
+
+
+def test_one_column_named_like_a_minute_is_no_count(file: Callable[[str], Path], situation: Any) -> None:
+    _, info = read_trace(file(csv(rows(lambda i: {**own(i), "1": 3}))), situation)
+    assert (info.kind, info.requests) == ("csv", N)

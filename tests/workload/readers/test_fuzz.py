@@ -1,0 +1,240 @@
+"""Damaged files of every format are read or refused in one sentence: no traceback, no warning, no gigabyte.
+
+In the suite each format is damaged fifty times. A run of some minutes per format:
+
+    python -m pytest tests/workload/readers/test_fuzz.py --hypothesis-profile=long
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import resource
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from besteffort.errors import InputError
+from besteffort.profiling.server_log import log_of
+from besteffort.workload.reading import Drawing, Reading, read
+from besteffort.workload.traces import Trace
+from tests.workload.readers.written import FORMATS, csv, rows, vllm_bench
+
+SERVEGEN = "0,1.25,3.5,Gamma,0.0816,9.8\n600,0,0,,0,0\n1200,0.05,2.0,Weibull,0.54,1.15\n1800,0.25,1.0,Gamma,1.0,4.0\n"
+TEXTS = {name: text for name, (_, text, _) in FORMATS.items()} | {
+    "SGLang": vllm_bench(False),
+    "ServeGen": SERVEGEN,
+    "Functions 2019": csv(rows(lambda i: {"HashFunction": f"f{i}", **{str(m): (i * m) % 3 for m in range(1, 9)}})),
+    "Functions 2021": csv(rows(lambda i: {"app": "a", "func": "f", "end_timestamp": i + 0.5, "duration": 0.25})),
+    "genai-perf": json.dumps(
+        {
+            "experiments": [
+                {"requests": rows(lambda i: {"timestamp": 10**18 + i, "response_timestamps": [10**18 + 2 * i]})}
+            ]
+        }
+    ),
+    "sessions": "".join(
+        json.dumps({"session_id": i % 3, ("timestamp" if i < 3 else "delay"): i, "input_length": 1, "output_length": 2})
+        + "\n"
+        for i in range(20)
+    ),
+}
+HOSTILE: tuple[Any, ...] = (
+    *(
+        None,
+        "",
+        " ",
+        "nan",
+        "inf",
+        "-1",
+        -1,
+        "1e400",
+        10**400,
+        10**18,
+        1.5e300,
+        "0",
+        0,
+        0.5,
+        True,
+        "true",
+        [],
+        {},
+        [[]],
+    ),
+    *(
+        {"a": {"a": {}}},
+        "2023",
+        "2024-05-10",
+        "2024-05-10 00:00:00",
+        "2024-02-30T00:00:00Z",
+        "9999-12-31 23:59:59+99:99",
+    ),
+    *(
+        "x" * 300,
+        "\u2028",
+        "\x00",
+        '"',
+        ",",
+        "\ud7ff",
+        "{",
+        "[1",
+        "null",
+        "1_000",
+        "١٢",
+        2**63,
+        -(2**63),
+        1e-320,
+        "1e5",
+    ),
+)
+MARKS = (
+    "",
+    "\n",
+    "\r",
+    ",",
+    '"',
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    "\x00",
+    "\ufeff",
+    "-",
+    "e9",
+    "9" * 30,
+    "\t",
+    ";",
+    "nan",
+    "é",
+)
+
+
+def damaged(text: str, chance: random.Random) -> bytes:
+    """The text with a few changes, of characters, lines, cells or values."""
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        kind = chance.randrange(7)
+        if kind == 0:
+            at = chance.randrange(len(text) + 1)
+            text = text[:at] + chance.choice(MARKS) + text[at + chance.choice((0, 1, 1, 3, 40)) :]
+        elif kind == 1:
+            lines = text.splitlines(keepends=True)
+            chosen = [chance.randrange(len(lines)) for _ in range(2)] if lines else []
+            if lines and chance.random() < 0.5:
+                lines[chosen[0]], lines[chosen[1]] = lines[chosen[1]], lines[chosen[0]]
+            elif lines:
+                lines.insert(chosen[0], lines[chosen[1]])
+            text = "".join(lines)
+        elif kind == 2:
+            text = text[: chance.randrange(len(text) + 1)]
+        elif kind in (3, 4) and text.lstrip()[:1] not in ("{", "["):
+            lines = text.split("\n")
+            at = chance.randrange(len(lines))
+            cells = lines[at].split(",")
+            cells[chance.randrange(len(cells))] = str(chance.choice(HOSTILE))
+            lines[at] = ",".join(cells)
+            text = "\n".join(lines)
+        else:
+            text = _changed_json(text, chance)
+    content = text.encode("utf-8", "replace")
+    if chance.random() < 0.1:
+        content = gzip.compress(content)[: chance.choice((None, -1, 30))]
+    return content
+
+
+def _changed_json(text: str, chance: random.Random) -> str:
+    """JSON, or one line of it, with one value in it replaced, removed or repeated."""
+    lines = text.split("\n")
+    at = chance.randrange(len(lines))
+    try:
+        value = json.loads(text)
+        whole = True
+    except (ValueError, RecursionError):
+        try:
+            value, whole = json.loads(lines[at]), False
+        except (ValueError, RecursionError):
+            return text
+    place = value
+    for _ in range(chance.randrange(6)):
+        inner = place.values() if isinstance(place, dict) else place if isinstance(place, list) else ()
+        deeper = [each for each in inner if isinstance(each, dict | list) and each]
+        if not deeper:
+            break
+        place = chance.choice(deeper)
+    if isinstance(place, dict) and place:
+        key = chance.choice(list(place))
+        if chance.random() < 0.3:
+            del place[key]
+        else:
+            place[key] = chance.choice(HOSTILE)
+    elif isinstance(place, list) and place:
+        place[chance.randrange(len(place))] = chance.choice(HOSTILE)
+    changed = json.dumps(value)
+    if whole:
+        return changed
+    lines[at] = changed
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_gigabyte() -> Iterator[None]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@given(seed=st.integers(0, 2**62))
+def test_damaged_files(name: str, seed: int, tmp_path_factory: pytest.TempPathFactory, situation: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.txt"
+    content = damaged(TEXTS[name], random.Random(seed))
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = read(path, tasks=2)
+            requests, info = Trace(found).requests(situation)
+        except InputError as error:
+            refused(error, path)
+            return
+        assert "\n" not in str(info)
+        assert np.isfinite(requests.arrival_s).all()
+        assert info.requests == len(requests)
+        if isinstance(found, Drawing):
+            return
+        try:
+            log = log_of(found)
+        except InputError as error:
+            refused(error, path)
+            return
+        assert "\n" not in str(log) + "".join(log.notes)
+        assert (log.last_token_s >= log.arrival_s - 1e-9).all()
+        assert log.prompt_tokens.min() >= 1 <= log.output_tokens.min()
+
+
+def refused(error: InputError, path: Path) -> None:
+    said = str(error)
+    assert "\n" not in said
+    assert said.startswith(str(path))
+    assert said.endswith(".")
+    assert len(said) < 1500
+
+
+@given(seed=st.integers(0, 2**62))
+def test_columns_of_damaged_files(seed: int, tmp_path_factory: pytest.TempPathFactory, situation: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.csv"
+    path.write_bytes(damaged("a,b,c,d\n" + "".join(f"{i},{i + 1},7,x\n" for i in range(20)), random.Random(seed)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = read(path, Reading(("arrival=a:ms,prompt=b,output=c,task=d",), limit=10, start_s=0.002))
+            Trace(found)
+        except InputError as error:
+            refused(error, path)
