@@ -88,14 +88,6 @@ class Trace:
     found: Records | Drawing
 
     @property
-    def draws(self) -> bool:
-        """Whether requests depend on the seed."""
-        found = self.found
-        return (
-            isinstance(found, Drawing) or "task" not in found.labels or not {"prompt", "output"} <= found.counts.keys()
-        )
-
-    @property
     def tasks(self) -> dict[str, int]:
         """How many requests the file has of each task that it names, in the order of the file."""
         label = None if isinstance(self.found, Drawing) else self.found.labels.get("task")

@@ -212,6 +212,16 @@ def test_a_server_log_becomes_a_plan_in_one_go(
     assert default_policy(situation).models == ("small", "large")
 
 
+def test_counts_are_spread_over_the_tasks_of_a_log_beside_them(small: Path, log: Path, tmp_path: Path) -> None:
+    counts = tmp_path / "counts.csv"
+    counts.write_text("HashFunction,1,2\n" + "".join(f"f{i},{40 * (i % 2)},30\n" for i in range(4)), encoding="utf-8")
+    plan = make_plan(load_quickstart(str(small), None), [counts, log], training=False)
+    assert plan.situation.task_names == ("code", "chat")
+    (halves, *_), *_ = plan.stages[1].evaluation_set.judged
+    assert halves.tasks == ("code", "chat")
+    assert set(halves.task.tolist()) == {0, 1}
+
+
 def test_one_model_has_nothing_to_route(own_profile: Path) -> None:
     lone = load_profile(own_profile).select(["small"])
     save_profile(lone, own_profile)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from besteffort.workload.cells import number
 from besteffort.workload.fields import PER_SECOND, Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
@@ -47,10 +48,11 @@ def _value(metrics: dict[str, Any], *names: str) -> Any:
 def _seconds(metric: Any) -> float | None:
     """A metric of time in seconds, by its own unit; milliseconds where it states none."""
     value, unit = (metric.get("value"), metric.get("unit")) if isinstance(metric, dict) else (None, None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = number(value)
+    if value is None:
         return None
     per_second: dict[Any, float] = {**PER_SECOND, "sec": 1.0}
-    return float(value / per_second.get(unit if isinstance(unit, str) else "ms", 1e3))
+    return value / per_second.get(unit if isinstance(unit, str) else "ms", 1e3)
 
 
 READER = Reader(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.workload.cells import number
 from besteffort.workload.columns import MOST_TOKENS
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Draw, Drawn, Reader, some
@@ -86,11 +87,13 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
         ]
         prompts += [prompt for prompt, _ in kept]
         outputs += [output for _, output in kept]
-        rate, duration = run.get("request_rate"), run.get("duration")
-        if not (isinstance(rate, int | float) and math.isfinite(rate) and rate > 0):
-            rate = len(kept) / duration if isinstance(duration, int | float) and duration > 0 else math.nan
-        rates += [float(rate)] * len(kept)
-    gaps = 1 / np.array(rates)
+        # A rate that is infinite is none.
+        rate, duration = number(run.get("request_rate")) or 0.0, number(run.get("duration")) or 0.0
+        if rate <= 0:
+            rate = len(kept) / duration if duration > 0 else math.nan
+        rates += [rate] * len(kept)
+    with np.errstate(over="ignore", divide="ignore"):
+        gaps = 1 / np.array(rates)
     if not len(gaps) or not np.isfinite(gaps).all():
         raise InputError(
             f"{source.path}: the benchmark has no answered request, or neither `request_rate` nor `duration`; "

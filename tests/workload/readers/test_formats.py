@@ -130,6 +130,14 @@ def test_sglang_has_no_arrivals(file: Callable[[str], Path], situation: Any) -> 
         read_trace(file(json.dumps(brief)), situation)
 
 
+def test_integers_beyond_floats_are_no_times(file: Callable[[str], Path], situation: Any) -> None:
+    table = rows(aiperf)
+    table[3]["metrics"]["time_to_first_token"]["value"] = 10**400
+    assert np.isnan(read_log(file(jsonl(table))).first_token_s).sum() == 1
+    bench = json.loads(vllm_bench(False)) | {"request_rate": 10**400}
+    assert read_trace(file(json.dumps(bench)), situation)[1].drawn[0] == "arrivals"
+
+
 def test_genai_perf_has_no_prompts(file: Callable[[str], Path], situation: Any) -> None:
     requests = rows(
         lambda i: {
