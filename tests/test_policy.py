@@ -359,7 +359,7 @@ def test_well_signed_nonsense_is_refused(content: bytes, tmp_path: Path, monkeyp
         (lambda m: m.update(features={}), "`features` is {}, but should be a list"),
         (lambda m: m["features"][0].pop("size"), "`features[0].size` is missing"),
         (lambda m: m["features"][0].update(size="3"), '`features[0].size` is "3", but should be a valid integer'),
-        (lambda m: m["features"][1].update(scale=0.0), "a positive scale"),
+        (lambda m: m["features"][1].update(scale=0.0), "a scale from 1e-12 to 1e12"),
         (lambda m: m["features"][0].update(name="weather"), "unknown feature `weather`"),
         (lambda m: m["features"][1].update(size=4), "feature `batch_sizes` has a size or transform that does not"),
         (lambda m: m["features"].pop(), "the features are task, batch_sizes, but"),

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.files import write_bytes
+from besteffort.files import check_new_file, write_bytes
 from besteffort.observation import PER_MODEL, Feature
 from besteffort.policy import Policy, describe
 
@@ -112,9 +112,7 @@ def export_onnx(policy: Policy, path: str | Path) -> None:
     Raises:
       InputError: if `path` exists already, or cannot be written.
     """
-    path = Path(path)
-    if path.exists():
-        raise InputError(f"{path}: this exists already; name another file or remove it first.")
+    check_new_file(path)
     write_bytes(path, to_onnx(policy).SerializeToString())
 
 

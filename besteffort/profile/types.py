@@ -25,6 +25,7 @@ Points = tuple[tuple[int, float], ...]
 
 _LONGEST_S = 1e6
 _MOST_TOKENS = 2**40
+_LONGEST_CONTEXT = 2**22
 _MOST_AT_ONCE = 2**24
 _MOST_NAMED = 1_000
 _LONGEST_NAME = 200
@@ -205,8 +206,11 @@ class Profile:
                 )
         if not 0 <= self.cache_output_share <= 1:
             raise InputError(f"`cache_output_share` is {self.cache_output_share:g}; give a share from 0 to 1.")
-        if self.context_tokens is not None and self.context_tokens < 2:
-            raise InputError(f"`context_tokens` is {self.context_tokens}; give at least 2, or null for no limit.")
+        if self.context_tokens is not None and not 2 <= self.context_tokens <= _LONGEST_CONTEXT:
+            raise InputError(
+                f"`context_tokens` is {brief(self.context_tokens)}; give a number from 2 to {_LONGEST_CONTEXT:,}, or "
+                "null for no limit."
+            )
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def test_what_is_there_stays(situation: Situation, tmp_path: Path) -> None:
     path = tmp_path / "policy.onnx"
     path.write_text("mine")
     policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0), hidden=(8,))
-    with pytest.raises(InputError, match="this exists already; name another file"):
+    with pytest.raises(InputError, match="the file exists; name another one or remove it first"):
         export_onnx(policy, path)
     assert path.read_text() == "mine"
     with pytest.raises(InputError, match="cannot write it"):
@@ -139,7 +139,7 @@ def test_the_command_line(situation: Situation, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == f"ONNX: {out}\n"
     assert out.read_bytes() == to_onnx(policy).SerializeToString()
     for arguments, words in (
-        (["export", file, "--onnx", str(out)], f"{out}: this exists already; name another file or remove it first."),
+        (["export", file, "--onnx", str(out)], f"{out}: the file exists; name another one or remove it first."),
         (["export", file], "`export` needs to know where to; name a new file, `--onnx OUT.onnx`."),
         (["show", file, "--onnx", str(out)], "`show` writes none; leave it out or `export`."),
         (["export", str(out), "--onnx", f"{out}.onnx"], f"{out}: not a whole policy file"),

@@ -193,7 +193,7 @@ def test_missing_files(tmp_path: Path) -> None:
     (directory / f"{WEIGHTS}.index.json").unlink()
     shutil.rmtree(directory)
     directory.mkdir()
-    assert "config.json: cannot be read" in complaint(directory)
+    assert "config.json: there is no such file; check the path" in complaint(directory)
     shutil.copy(FIRST / "config.json", directory)
     assert "there are no weights here; it must hold model.safetensors or " in complaint(directory)
 

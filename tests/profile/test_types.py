@@ -219,7 +219,7 @@ def test_quality_of_zero_everywhere() -> None:
             "`slowdown` by itself is 2",
         ),
         ({"cache_output_share": 1.5}, "`cache_output_share` is 1.5"),
-        ({"context_tokens": 1}, "`context_tokens` is 1; give at least 2"),
+        ({"context_tokens": 1}, "`context_tokens` is 1; give a number from 2 to 4,194,304"),
     ],
 )
 def test_bad_profiles(fields: dict, words: str) -> None:

@@ -233,8 +233,8 @@ def test_bad_sweeps_are_one_sentence(
     [
         (["nothing"], "nothing: no configuration of this name"),
         (["nothing.yaml"], "nothing.yaml: there is no such file"),
-        (["learning_rate", "--together", "0"], "`--together` is 0; give at least 1"),
-        (["learning_rate", "--workers", "0"], "`--workers` is 0; give at least 1"),
+        (["learning_rate", "--together", "0"], "`--together` is 0; give a number from 1 to 65,536"),
+        (["learning_rate", "--workers", "0"], "`--workers` is 0; give a number from 1 to 65,536"),
         (["learning_rate", "--address", "auto"], "are for a cluster; add `--backend ray`"),
         (["learning_rate", "--resume"], "there is no run to resume here"),
     ],
