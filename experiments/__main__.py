@@ -40,6 +40,7 @@ EXPERIMENTS = (
     "where_it_pays",
     "rivals",
     "methods",
+    "any_profile",
     "estimate_quality",
     "ablations",
     "robustness",
@@ -51,6 +52,7 @@ EXPERIMENTS = (
 _LONG = (
     *(
         "methods",
+        "any_profile",
         "where_it_pays",
         "rivals",
         "more_models",

@@ -131,6 +131,11 @@ def methods() -> str:
     return written("methods.md", "Learned on what a gateway knows, against the best rival in hindsight")
 
 
+def any_profile() -> str:
+    """The rule against the best rivals of random situations."""
+    return written("any_profile.md", "Random situations: points ahead of the best rival in hindsight")
+
+
 def estimates() -> str:
     """Estimates against what happened."""
     return written("estimate_quality.md", "Estimates at the decision, and what happened")
@@ -337,6 +342,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         where_it_pays,
         rivals,
         methods,
+        any_profile,
         estimates,
         estimate_costs,
         old_grids,

@@ -406,7 +406,8 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
         handles.append(Line2D([], [], label="upper bound", **_BOUND))
     first = next(iter(panels[0].curves.values()))
     marks = "bars" if panels[0].bars else "bands"
-    _legend(figure, handles, f"{marks}: {first.confidence:.0%} intervals over {first.seeds} seeds")
+    note = f"{marks}: {first.confidence:.0%} intervals over {first.seeds} seeds" if first.seeds > 1 else None
+    _legend(figure, handles, note)
     return figure
 
 
