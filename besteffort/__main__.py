@@ -1,8 +1,27 @@
-"""`python -m besteffort`: the command line."""
+"""`python -m besteffort` and the command `besteffort`: the command line, which interrupts can end from the start on."""
 
+from __future__ import annotations
+
+import os
+import signal
 import sys
+from types import FrameType
 
-from besteffort.cli import main
+_STATUS = 130  # that of `besteffort.interrupts`, which is not imported yet
+
+
+def main() -> int:
+    """Runs the command line. Until it has handlers of its own, an interrupt ends the process: nothing has begun yet."""
+    signal.signal(signal.SIGINT, _leave)
+    from besteffort import cli
+
+    return cli.main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"besteffort: interrupted; nothing was written.\n")
+    os._exit(_STATUS)
+
 
 if __name__ == "__main__":
     sys.exit(main())

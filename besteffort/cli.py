@@ -857,20 +857,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _runs_left(), exit_statuses("besteffort") as ended:
         if given == ["--version"]:
             print(f"besteffort {__version__}")
-            return _flushed()
-        if "jax" not in sys.modules:
-            set_up_compilation()
-        with streams_restored():
-            if given and given[0] in ("--tyro-print-completion", "--tyro-write-completion"):
-                _print_completion(given)
-            elif {"-h", "--help"} & set(given):
-                _print_help(given)
-            else:
-                answer = _run(given)
-                if answer is not None:
-                    answer.finish()
-        return _flushed()
+        else:
+            _answer(given)
+        # Here, where a reader that has left still counts.
+        sys.stdout.flush()
     return ended.status
+
+
+def _answer(given: Sequence[str]) -> None:
+    """Runs the command and prints its answer."""
+    if "jax" not in sys.modules:
+        set_up_compilation()
+    with streams_restored():
+        if given and given[0] in ("--tyro-print-completion", "--tyro-write-completion"):
+            _print_completion(given)
+        elif {"-h", "--help"} & set(given):
+            _print_help(given)
+        else:
+            answer = _run(given)
+            if answer is not None:
+                answer.finish()
 
 
 @contextlib.contextmanager
@@ -881,11 +887,6 @@ def _runs_left() -> Iterator[None]:
     finally:
         if "besteffort.files" in sys.modules:
             sys.modules["besteffort.files"].leave_runs()
-
-
-def _flushed() -> int:
-    sys.stdout.flush()
-    return 0
 
 
 def _run(given: Sequence[str]) -> Answer | None:
