@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import textwrap
 import time
@@ -197,7 +196,7 @@ def exit_statuses(name: str) -> Iterator[Ended]:
     except BrokenPipeError:
         ended.status = 1
         drop_output()
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, AssertionError) as error:
         lacking = _lacking(error)
         if not lacking:
             raise
@@ -210,7 +209,7 @@ def exit_statuses(name: str) -> Iterator[Ended]:
             sys.stderr.flush()
 
 
-def _lacking(error: OSError | MemoryError | RuntimeError) -> str:
+def _lacking(error: OSError | MemoryError | RuntimeError | AssertionError) -> str:
     """What the machine lacks, by an exception that tells of it; empty for any other."""
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
@@ -219,12 +218,22 @@ def _lacking(error: OSError | MemoryError | RuntimeError) -> str:
         where = error.filename if isinstance(error.filename, str) else "standard output"
         reason = (error.strerror or text).lower()
         return f"{where}: cannot use it, {reason}; mend that or choose another place."
-    if found := re.search("Unable to initialize backend '([^']*)'", text):
+    if "Unable to initialize backend" in text or (isinstance(error, AssertionError) and not _has_devices()):
+        platforms = printable(os.environ.get("JAX_PLATFORMS", ""))
         return (
-            f"JAX finds no device of the platform `{found[1]}`, which `JAX_PLATFORMS` asks for; unset that variable or "
-            "install JAX for that platform."
+            f"JAX finds no device of the platform `{platforms}`, which `JAX_PLATFORMS` asks for; unset that variable "
+            "or install JAX for that platform."
         )
     return ""
+
+
+def _has_devices() -> bool:
+    """Whether JAX, where it is in use, has the devices that the environment asks for; it may assert that it has."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is None or bool(jax.devices())
+    except (AssertionError, RuntimeError):
+        return False
 
 
 @contextmanager

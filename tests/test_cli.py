@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import gzip
+import importlib.util
 import itertools
 import json
 import logging
@@ -129,6 +130,26 @@ def test_module_exits_with_the_status(tmp_path: Path) -> None:
     assert done.stdout == ""
     pattern = r"besteffort: .*none\.safetensors: there is no such policy file; check the path\.\n"
     assert re.fullmatch(pattern, done.stderr)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)), reason="CUDA may be there"
+)
+def test_a_platform_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    """Through the interpreter, since JAX is in use here."""
+    requests = tmp_path / "own.csv"
+    requests.write_text("arrival_s,task,prompt_tokens,output_tokens\n0.1,piqa,100,20\n0.2,piqa,100,20\n")
+    arguments = ["-m", "besteffort", "simulate", str(requests), "--router", "deadline", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("besteffort: JAX finds no device of the platform `cuda`")
+    assert "Traceback" not in done.stderr
 
 
 def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
