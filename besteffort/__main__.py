@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"besteffort: interrupted; nothing was written.\n")
+    os.write(2, b"besteffort: interrupted; nothing was written.\n")
     os._exit(_STATUS)
 
 

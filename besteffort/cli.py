@@ -39,6 +39,8 @@ from besteffort.version import __version__
 
 if TYPE_CHECKING:
     from besteffort.policy import Policy
+    from besteffort.profiling.fitted_profile import Outcome as FitOutcome
+    from besteffort.profiling.server_log import RequestLog
     from besteffort.workload.reading import Reading
 
 
@@ -234,17 +236,7 @@ def _fit_first(
     made = out / "server.json"
     if resume and all(file.exists() for file in fitted_profile.outcome_files(made)):
         return made
-    with answer.status("Fitting") as say:
-        outcome = fitted_profile.fit_to_file(
-            requests,
-            made,
-            qualities=qualities,
-            progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
-        )
-    answer.table(outcome.table)
-    answer.note(str(requests))
-    for note in outcome.notes:
-        answer.note(note)
+    outcome = _fit(requests, made, answer, qualities=qualities)
     profile, situation = outcome.files[:2]
     if not deadline:
         answer.note(
@@ -253,6 +245,24 @@ def _fit_first(
     answer.file("profile", profile)
     answer.file("situation", situation)
     return profile
+
+
+def _fit(requests: RequestLog, out: Path, answer: Answer, **options: Any) -> FitOutcome:
+    """Fits a profile to a server log, and prints how good it is; options as of `fit_to_file`."""
+    from besteffort.profiling import fitted_profile
+
+    with answer.status("Fitting") as say:
+        outcome = fitted_profile.fit_to_file(
+            requests,
+            out,
+            progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
+            **options,
+        )
+    answer.table(outcome.table)
+    answer.note(str(requests))
+    for note in outcome.notes:
+        answer.note(note)
+    return outcome
 
 
 def train(
@@ -771,21 +781,7 @@ def profile_fit(
     with answer.status("Reading"):
         requests = read_log(log, part.reading())
     fitted_profile.check(requests, qualities, base, name)
-    with answer.status("Fitting") as say:
-        outcome = fitted_profile.fit_to_file(
-            requests,
-            out,
-            qualities=qualities,
-            into=base,
-            name=name,
-            device=device,
-            max_batch=max_batch,
-            progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
-        )
-    answer.table(outcome.table)
-    answer.note(str(requests))
-    for note in outcome.notes:
-        answer.note(note)
+    outcome = _fit(requests, out, answer, qualities=qualities, into=base, name=name, device=device, max_batch=max_batch)
     for what, file in zip(("profile", "situation", "figures", "picture"), outcome.files, strict=True):
         answer.file(what, file)
     situation = outcome.files[1]
