@@ -29,7 +29,7 @@ from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import as_requests, draw
-from besteffort.workload.synthetic_workload import strata
+from besteffort.workload.synthetic_workload import spreads_rates, strata
 from besteffort.workload.types import Arrival
 
 _LANES = 128  # what they hold fits the cache of a core
@@ -93,10 +93,9 @@ def sample_evenly(workload: Any, task_names: tuple[str, ...], n: int, seeds: Seq
 
     A list has few rates. Drawn from part after part of their range, a handful of lists covers all of it.
     """
-    parts = strata(workload, len(seeds))
-    if parts[0] is workload:
+    if not spreads_rates(workload):
         return sample_lists([workload], task_names, n, seeds)
-    return sample_lists(parts, task_names, n, seeds[:1])
+    return sample_lists(strata(workload, len(seeds)), task_names, n, seeds[:1])
 
 
 def play_routers(

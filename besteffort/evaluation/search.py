@@ -31,7 +31,7 @@ from besteffort.simulator.build import build
 from besteffort.simulator.types import EnvShape
 from besteffort.situation import Situation, as_text
 from besteffort.workload.requests import Requests
-from besteffort.workload.synthetic_workload import strata
+from besteffort.workload.synthetic_workload import spreads_rates
 
 _ROUTER = "value"
 _FINALISTS = 7
@@ -75,7 +75,7 @@ def draws(situation: Situation, workload: Any, config: SearchConfig, seed: int) 
     """
     first = _LISTS * (seed + 1)
     count, length = config.lists, config.requests
-    if strata(workload, 1)[0] is not workload:
+    if spreads_rates(workload):
         count, length = _MORE * count, max(2, length * 2 // _MORE)
     names, middle = situation.task_names, first + count
     return Lists(

@@ -105,14 +105,19 @@ def synthetic(
     )
 
 
+def spreads_rates(workload: Any) -> bool:
+    """Whether a workload spreads its rates at random over a range, so that one list has few of them."""
+    return isinstance(getattr(workload, "arrivals", None), RandomRates)
+
+
 def strata(workload: Any, count: int) -> list[Any]:
     """So many workloads that share out the rates of one, from the smallest to the largest.
 
     A workload whose rates are not spread at random is not divided: all are the same one.
     """
-    arrivals = getattr(workload, "arrivals", None)
-    if not isinstance(arrivals, RandomRates):
+    if not spreads_rates(workload):
         return [workload] * count
+    arrivals = workload.arrivals
     edges = np.geomspace(arrivals.low, arrivals.high, count + 1)
     return [
         dataclasses.replace(workload, arrivals=dataclasses.replace(arrivals, low=low, high=high))
