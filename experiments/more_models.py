@@ -50,20 +50,14 @@ LARGER = {"opt-30b": (77.58, 69.99, 68.19, 71.45), "opt-66b": (78.78, 71.68, 68.
 
 def run(lab: Lab) -> Findings:
     """Trains and judges every catalogue."""
-    situation = load_situation("paper")
-    everything = all_sizes()
-    profiles = {name: everything.select(models) for name, models in CATALOGUES.items()}
-    profiles[f"{MADE_UP} models (made up)"] = made_up(everything, MADE_UP)
+    every = catalogues(load_situation("paper"))
     settings, rows = [], []
     data: dict[str, dict[str, Any]] = {}
-    names = list(profiles)
-    for name, profile in lab.selected(profiles, fast=(names[0], names[-1])).items():
-        own = with_profile(situation, profile)
+    names = list(every)
+    for name, own in lab.selected(every, fast=(names[0], names[-1])).items():
         training = lab.training(variant=True, config={"ensemble_size": min(ENSEMBLE_SIZE, lab.scale.ensemble_size)})
         policies = lab.train(own, training, name=name)
-        capacity = own.capacity()
-        burst = Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))
-        evaluation = lab.judge(burst_set(own, dataclasses.replace(lab.evaluation, burst=burst)), policies)
+        evaluation = lab.judge(burst_set(own, dataclasses.replace(lab.evaluation, burst=bursts(own))), policies)
         one = ranking(evaluation)
         bound = float(evaluation.bounds[0].performance)
         seconds = lab.seconds(own, training)
@@ -73,7 +67,7 @@ def run(lab: Lab) -> Findings:
         cells = (mean_interval(one.learned), one.ahead_of_heuristic, share, seconds, micros)
         rows.append((f"{name} ({one.heuristic[0]})", cells))
         data[name] = {
-            "models": profile.model_names,
+            "models": own.profile.model_names,
             "learned": mean_interval(one.learned),
             "ahead_of_heuristic": one.ahead_of_heuristic,
             "ahead_of_static": one.ahead_of_static,
@@ -113,6 +107,20 @@ def run(lab: Lab) -> Findings:
         "interval over policies and lists; differences are paired.",
     )
     return Findings(data, [claim], [table], {"": plots.plot_settings(settings, title="From two models to twelve")})
+
+
+def catalogues(situation: Situation) -> dict[str, Situation]:
+    """The situation with every catalogue, from the smallest to the largest."""
+    everything = all_sizes()
+    profiles = {name: everything.select(models) for name, models in CATALOGUES.items()}
+    profiles[f"{MADE_UP} models (made up)"] = made_up(everything, MADE_UP)
+    return {name: with_profile(situation, profile) for name, profile in profiles.items()}
+
+
+def bursts(situation: Situation) -> Markov:
+    """Bursts up to a share of what the smallest model sustains."""
+    capacity = situation.capacity()
+    return Markov(loads=(CALM, BURST * float(capacity[0] / capacity[-1])), dwell_s=(4.0, 2.0))
 
 
 def all_sizes() -> Profile:

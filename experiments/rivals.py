@@ -3,11 +3,11 @@
     python -m experiments.rivals [--fast] [--data DIR]
 
 Every rival is tuned by the same search, with the same budget, on the same lists, and judged on others: under bursts, at
-steady loads, on the counts of Azure Functions 2019, on the second halves of the public traces, and in the sixteen
-settings of `where_it_pays`. Rivals that predict latency come in two forms: from what the paper's router sees, and from
-the request's own prompt and what is ahead of it in flight. Next to them is `marginal`, which also knows the harm to
-those in flight and has nothing to tune; it does not count as a rival. No policy is trained here. Settings that are done
-are not done again after an interruption.
+steady loads, on the counts of Azure Functions 2019, on the second halves of the public traces, in the sixteen settings
+of `where_it_pays`, with the six catalogues of `more_models`, and with other deadlines. Rivals that predict latency come
+in two forms: from what the paper's router sees, and from the request's own prompt and what is ahead of it in flight.
+Next to them is `marginal`, which also knows the harm to those in flight and has nothing to tune; it does not count as a
+rival. No policy is trained here. Settings that are done are not done again after an interruption.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from besteffort.runs.config import load_situation
 from besteffort.situation import Situation
 from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.requests import Requests
-from experiments import unpredictable_load, where_it_pays
+from experiments import more_models, soft_deadlines, task_deadlines, unpredictable_load, where_it_pays
 from experiments.estimate_quality import TRACES
 from experiments.lab import Claim, Findings, Lab, main
 
 SEEING = ("deadline-ahead", "deadline-reserve-ahead", "priced-ahead", "slackfit", "routebalance", "latency-based")
 """Rivals that know the request's prompt and what is ahead of it; the others know what the paper's router sees."""
 RULES = ("marginal",)
-STEADY = (1.0, 4.0, 12.0)
+STEADY_WITH_NETWORKS = (1.0, 4.0, 12.0)
 TRACE_LOADS = {"code": (1.0, 4.0), "conversations": (1.0, 2.0, 4.0), "Mooncake": (1.0, 4.0)}
 COUNT_LOADS = (1.0, 2.0)
 INDICATIVE = ("bursts", "steady, load 4", "code, load 1", "conversations, load 1")
@@ -133,21 +133,37 @@ def _settings(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
     # Two seconds hold as many requests here as the usual warm-up does at lower loads.
     steady = dataclasses.replace(how, warm_up_s=min(2.0, how.warm_up_s))
     yield "bursts", Setting(situation, partial(burst_set, situation, how), how.burst, networks=True)
-    for load in STEADY:
+    for load in how.loads:
         make = partial(_steady_set, situation, steady, load)
-        yield f"steady, load {load:g}", Setting(situation, make, Poisson(load=load), networks=True)
+        yield f"steady, load {load:g}", Setting(situation, make, Poisson(load=load), load in STEADY_WITH_NETWORKS)
     yield from _on_counts(lab, situation, how)
     for name, loads in TRACE_LOADS.items():
         yield from _on_trace(lab, situation, how, name, loads)
+    yield from _with_deadlines(situation, how)
     for variant in where_it_pays.variants(situation):
         if variant.name:
-            changed = how if variant.burst is None else dataclasses.replace(how, burst=variant.burst)
-            # Where models are fast, so many requests come within seconds.
-            per_s = mean_load(changed.burst, variant.situation) * float(variant.situation.capacity()[-1])
-            warm_up_s = min(how.warm_up_s, how.tuning_requests / per_s / 5)
-            changed = dataclasses.replace(changed, warm_up_s=warm_up_s)
-            make = partial(burst_set, variant.situation, changed)
-            yield f"{variant.group}: {variant.name}", Setting(variant.situation, make, changed.burst)
+            burst = how.burst if variant.burst is None else variant.burst
+            yield f"{variant.group}: {variant.name}", _bursty(variant.situation, how, burst)
+    for name, catalogue in more_models.catalogues(situation).items():
+        yield f"catalogue: {name}", _bursty(catalogue, how, more_models.bursts(catalogue))
+
+
+def _bursty(situation: Situation, how: EvaluationConfig, burst: Synthetic) -> Setting:
+    # Where models are fast, so many requests come within seconds.
+    per_s = mean_load(burst, situation) * float(situation.capacity()[-1])
+    warm_up_s = min(how.warm_up_s, how.tuning_requests / per_s / 5)
+    changed = dataclasses.replace(how, burst=burst, warm_up_s=warm_up_s)
+    return Setting(situation, partial(burst_set, situation, changed), burst)
+
+
+def _with_deadlines(situation: Situation, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
+    """Deadlines that differ by task, change during the run, or are soft."""
+    several = task_deadlines.with_deadlines_of_their_own(situation)
+    soft = dataclasses.replace(situation, reward=soft_deadlines.SOFT)
+    for name, changed in (("one per task", several), ("soft", soft)):
+        yield f"other deadlines: {name}", _bursty(changed, how, how.burst)
+    peaks = task_deadlines.PEAKS
+    yield "other deadlines: stricter at peak hours", _bursty(situation, how, peaks)
 
 
 def _steady_set(situation: Situation, judging: EvaluationConfig, load: float) -> EvaluationSet:

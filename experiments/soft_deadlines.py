@@ -23,12 +23,13 @@ from besteffort.situation import Reward
 from experiments.lab import FINE_TUNING, Claim, Findings, Lab, main
 
 STEPS = 4
+SOFT = Reward(soft_span=1.0)
 
 
 def run(lab: Lab) -> Findings:
     """Trains both ways and judges them."""
     hard = load_situation("paper")
-    soft = dataclasses.replace(hard, reward=Reward(soft_span=1.0))
+    soft = dataclasses.replace(hard, reward=SOFT)
     base = lab.train(hard, lab.training(), name="hard deadlines")
     unit = lab.scale.variant_decisions // 2**STEPS
     lengths = [unit * 2**step for step in range(STEPS)]

@@ -23,27 +23,26 @@ from besteffort.workload.config import DeadlinesConfig, RandomRates, Square
 from experiments.lab import FINE_TUNING, Claim, Findings, Lab, main
 
 FACTORS = (0.6, 1.0, 2.0, 4.0)
-PEAK, BETWEEN, PERIOD_S = 0.7, 1.5, 20.0
-LOADS = (3.0, 0.5)
+PERIOD_S = 20.0
+CHANGING = DeadlinesConfig((0.7, 1.5), (0.0, PERIOD_S / 2), PERIOD_S)
+PEAKS = Square(high=3.0, low=0.5, period_s=PERIOD_S, deadlines=CHANGING)
 
 
 def run(lab: Lab) -> Findings:
     """Trains for both settings and judges."""
     situation = load_situation("paper")
     base = lab.train(situation, lab.training(), name="paper")
-    several = dataclasses.replace(situation, tasks=_with_deadlines(situation))
+    several = with_deadlines_of_their_own(situation)
     own = lab.train(several, lab.training(), name="a deadline per task")
     per_task = lab.judge(burst_set(several, lab.evaluation), {LEARNED: own, f"{LEARNED}: default": base})
 
-    changing = DeadlinesConfig((PEAK, BETWEEN), (0.0, PERIOD_S / 2), PERIOD_S)
-    rates = RandomRates(deadlines=dataclasses.replace(changing, random_start=True))
+    rates = RandomRates(deadlines=dataclasses.replace(CHANGING, random_start=True))
     seeing = dataclasses.replace(situation, view=View(features=("task", "batch_sizes", "arrival_rate", "deadline_s")))
     sighted = lab.train(seeing, lab.training(workload=rates), name="changing deadlines, seen")
     fine = lab.training(variant=True, hyper=FINE_TUNING, workload=rates)
     blind = lab.train(situation, fine, name="changing deadlines, not seen", start=base)
-    load = sum(LOADS) / 2
-    peaks = Square(high=LOADS[0], low=LOADS[1], period_s=PERIOD_S, deadlines=changing)
-    evaluation_set = synthetic_set("peaks", "peak hours", seeing, lab.evaluation, (load,), [peaks])
+    load = (PEAKS.high + PEAKS.low) / 2
+    evaluation_set = synthetic_set("peaks", "peak hours", seeing, lab.evaluation, (load,), [PEAKS])
     names = {LEARNED: sighted, f"{LEARNED}: not seen": blind, f"{LEARNED}: default": base}
     over_time = lab.judge(evaluation_set, names)
 
@@ -92,11 +91,13 @@ def run(lab: Lab) -> Findings:
     )
 
 
-def _with_deadlines(situation: Situation) -> tuple:
-    return tuple(
+def with_deadlines_of_their_own(situation: Situation) -> Situation:
+    """The situation with another deadline for every task."""
+    tasks = tuple(
         dataclasses.replace(task, deadline=Deadline(factor * task.deadline.base_s, factor * task.deadline.per_token_s))
         for task, factor in zip(situation.tasks, FACTORS, strict=True)
     )
+    return dataclasses.replace(situation, tasks=tasks)
 
 
 if __name__ == "__main__":
