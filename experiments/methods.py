@@ -25,13 +25,14 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import write_text
+from besteffort.learning.config import SearchConfig
 from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
-from besteffort.workload.config import RandomRates, Synthetic
+from besteffort.workload.config import RandomRates
 from besteffort.workload.requests import Requests
 from experiments import rivals
 from experiments.lab import Claim, Findings, Lab, main
@@ -89,7 +90,7 @@ def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any])
         return found | known
     judged = setting.make()
     lists = list(judged.judged[0])
-    searched = _searched(lab, name, setting, judged)
+    searched = search(lab, name, setting, judged)
     policies = {"search": searched, "untrained": [default_policy(judged.situation)]}
     if setting.networks:
         policies["dqn"] = _trained(lab, name, setting, judged, searched)
@@ -106,12 +107,17 @@ def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any])
     return found | known
 
 
-def _searched(lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet) -> list[Policy]:
+def search(
+    lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, config: SearchConfig | None = None
+) -> list[Policy]:
     """A rule for each seed, found on draws of the load that is judged, or on pieces of a trace's first half."""
     lists: tuple[Requests, ...] | None = None if setting.workload is not None else setting.tuning
-    workload: Synthetic = setting.workload or RandomRates()
     training = TrainingConfig(
-        method="search", seed=lab.scale.seed * lab.scale.seeds, seeds=lab.scale.seeds, workload=workload
+        method="search",
+        seed=lab.scale.seed * lab.scale.seeds,
+        seeds=lab.scale.seeds,
+        workload=setting.workload or RandomRates(),
+        search=config or SearchConfig(),
     )
     return lab.train(judged.situation, training, name=name, lists=lists)
 

@@ -4,8 +4,9 @@
 
 One replica with three models, two tasks, answers of one or two tokens, batches of two, all times whole ticks: small
 enough to solve (`experiments.small_instance`). The optimum is that of a router which sees the whole state of every
-instance. Routers of the project see what can be counted from outside, so part of the gap is what they cannot see; a
-policy that sees task and batch sizes alone is computed to show how much. The same search as anywhere finds rules for
+instance, the lengths of all answers in progress among it. A gateway learns a length when the answer ends: the best that
+it can do is computed, too (`experiments.unknown_lengths`), and so is a policy that sees task and batch sizes alone. The
+same search as anywhere finds rules for
 this situation, the same recipe trains networks that add to them, and heuristics are tuned on it. The optimal policy is
 also played by the reference simulator, on the lists that all routers are judged on: its mean reward has to be what was
 computed.
@@ -34,6 +35,7 @@ from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from experiments.lab import Claim, Findings, Lab, main, status_of
 from experiments.small_instance import Instance, Solution, TickArrivals, best_by_sizes, follow, make_instance, solve
+from experiments.unknown_lengths import best_reward
 
 TICK_S = 1 / 128  # a power of two, so that sums of ticks are exact in float32
 PROBABILITIES = (0.25, 0.5, 0.75)
@@ -41,7 +43,8 @@ TARGET = 0.003
 SEARCH = f"{LEARNED}: search"
 MODELS = (("small", 1, (1, 1)), ("middle", 1, (2, 2)), ("large", 2, (3, 3)))  # prefill, decode of 1 and of 2; in ticks
 QUALITY = {"plain": (70.0, 78.0, 80.0), "hard": (45.0, 70.0, 80.0)}
-OPTIMUM, BY_SIZES = "optimum, sees everything", "computed, sees task and batch sizes"
+OPTIMUM, SEEN = "optimum, sees everything", "optimum, does not know lengths"
+BY_SIZES = "computed, sees task and batch sizes"
 
 
 class Case(NamedTuple):
@@ -51,6 +54,7 @@ class Case(NamedTuple):
       load: in multiples of the largest model's capacity.
       instance: the process.
       optimum: its solution.
+      seen: what the best router earns that does not know the lengths of answers.
       by_sizes: a policy that sees less.
       evaluation: what routers do.
       played: (seeds,) what the optimal policy earns on the evaluation's lists, by the reference.
@@ -59,6 +63,7 @@ class Case(NamedTuple):
     load: float
     instance: Instance
     optimum: Solution
+    seen: float
     by_sizes: Solution
     evaluation: EvaluationResult
     played: np.ndarray
@@ -83,7 +88,8 @@ def run(lab: Lab) -> Findings:
     claim = Claim(
         f"Small instance: gap to the optimal policy of {TARGET:.1%} or less at each of {len(cases)} loads",
         "",
-        f"{percent(gap, 2)} at the worst; by search {percent(searched, 2)}",
+        f"{percent(gap, 2)} at the worst, of which {percent(1 - worst.seen / worst.optimum.reward, 2)} for not knowing "
+        f"the lengths of answers in progress; by search {percent(searched, 2)}",
         static=f"{percent(mean_interval(1 - best.static[1] / worst.played))} ({best.static[0]})",
         heuristic=f"{percent(mean_interval(1 - best.heuristic[1] / worst.played), 2)} ({best.heuristic[0]})",
         status=status_of(sum(bool(mean_interval(one.gaps).high <= TARGET) for one in cases), len(cases)),
@@ -109,6 +115,7 @@ def case(lab: Lab, situation: Situation, probability: float) -> Case:
         load=evaluation.set.loads[0],
         instance=instance,
         optimum=optimum,
+        seen=best_reward(instance),
         by_sizes=best_by_sizes(instance),
         evaluation=evaluation,
         played=np.array([play(instance, optimum, requests, warm_up_s) for requests in lists]),
@@ -171,6 +178,7 @@ def figures(one: Case) -> dict[str, object]:
         "optimum": one.optimum.reward,
         "optimum_played": played,
         "optimum_played_agrees": bool(played.low <= one.optimum.reward <= played.high),
+        "optimum_without_lengths": one.seen,
         "by_sizes": one.by_sizes.reward,
         "gap": mean_interval(one.gaps),
         "search_gap": mean_interval(one.gaps_of(SEARCH)),
@@ -188,6 +196,7 @@ def table(cases: list[Case]) -> Table:
         cells = (
             one.optimum.reward,
             mean_interval(one.played),
+            one.seen,
             one.by_sizes.reward,
             mean_interval(best.learned),
             mean_interval(one.gaps),
@@ -203,6 +212,7 @@ def table(cases: list[Case]) -> Table:
         columns=(
             Column("Optimum (%)", digits=2, brief=True),
             Column("Played (%)", digits=2, brief=True),
+            Column("Not knowing lengths (%)", digits=2, brief=True),
             Column("By task and batch sizes (%)", digits=2, brief=True),
             Column("Learned (%)", digits=2, brief=True),
             Column("Its gap (%)", digits=2, brief=True),
@@ -212,9 +222,10 @@ def table(cases: list[Case]) -> Table:
             Column("Bound (%)", digits=2, brief=True),
         ),
         rows=tuple(rows),
-        note="Computed: the optimum, of a router that sees the whole state, and a policy that sees task and batch "
-        "sizes alone. Played: the optimal policy in the reference simulator, on the lists of all others. Gaps are "
-        "relative to that. In brackets the best heuristic. Mean ± half the 95% interval over policies and lists.",
+        note="Computed: the optimum, of a router that sees the whole state; that of one that sees all but the lengths "
+        "of answers in progress; and a policy that sees task and batch sizes alone. Played: the optimal policy in the "
+        "reference simulator, on the lists of all others. Gaps are relative to that. In brackets the best heuristic. "
+        "Mean ± half the 95% interval over policies and lists.",
     )
 
 
@@ -222,6 +233,7 @@ def figure(cases: list[Case]) -> Figure:
     """Performance, and what is missing to the optimum, against load."""
     loads = np.array([one.load for one in cases])
     optimum = np.array([one.optimum.reward for one in cases])
+    seen = np.array([one.seen for one in cases])
     by_sizes = np.array([one.by_sizes.reward for one in cases])
     played = np.stack([one.played for one in cases])
     routers = {
@@ -242,6 +254,7 @@ def figure(cases: list[Case]) -> Figure:
             curves={
                 **{name: mean_interval(values) for name, values in routers.items()},
                 OPTIMUM: exact(optimum),
+                SEEN: exact(seen),
                 BY_SIZES: exact(by_sizes),
             },
             x_label=load,
@@ -253,6 +266,7 @@ def figure(cases: list[Case]) -> Figure:
             x=loads,
             curves={
                 **{name: mean_interval(1 - routers[name] / played) for name in close},
+                SEEN: exact(1 - seen / optimum),
                 BY_SIZES: exact(1 - by_sizes / optimum),
             },
             x_label=load,

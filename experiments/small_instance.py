@@ -115,26 +115,11 @@ def make_instance(situation: Situation, tick_s: float, probability: float) -> In
     Raises:
       InputError: if the situation has what is not modelled here, or a duration is no whole number of ticks.
     """
-    _check(situation)
-    tasks, cluster = situation.tasks, situation.cluster
-    tables = Tables.of(situation.profile, cluster.max_batch, tasks[0].prompt_tokens[0])
+    check(situation)
+    tasks = situation.tasks
     lengths = np.arange(tasks[0].output_tokens[0], tasks[0].output_tokens[1] + 1)
-    worth = situation.profile.quality_table(situation.task_names) * np.array([[task.weight] for task in tasks])
-    deadlines = {
-        (task, n): _ticks(float(situation.deadlines(np.array([task]), np.array([n]))[0]), tick_s)
-        for task in range(len(tasks))
-        for n in lengths.tolist()
-    }
-    lines = [
-        _Server(
-            prefill=_ticks(float(tables.prefill[m, -1]), tick_s),
-            decode=[0, *(_ticks(float(seconds), tick_s) for seconds in tables.decode[m, 1:])],
-            max_batch=cluster.max_batch,
-            room=cluster.max_batch + cluster.queue_capacity,
-            deadlines=deadlines,
-        ).line(worth[:, m])
-        for m in range(tables.models)
-    ]
+    worth = situation.profile.quality_table(situation.task_names) * situation.weights[:, None]
+    lines = [_Server(*numbers).line(worth[:, m]) for m, numbers in enumerate(servers_of(situation, tick_s))]
     shape = (len(tasks), len(lines), len(lengths))
     moves: list[tuple[int, ...]] = [(), *np.ndindex(shape)]  # nobody arrives, or a request that goes to a model
     states = fresh = np.zeros(1, dtype=np.int64)
@@ -155,6 +140,81 @@ def make_instance(situation: Situation, tick_s: float, probability: float) -> In
         served=np.stack(numbers[1:]).reshape(*shape, -1),
         served_gain=np.stack(gains[1:]).reshape(*shape, -1),
     )
+
+
+class ServerNumbers(NamedTuple):
+    """Numbers of an instance, durations in ticks.
+
+    Attributes:
+      prefill: of one request.
+      decode: by batch size, from 0.
+      max_batch: requests that run at once.
+      room: requests that it holds.
+      deadlines: by task and output length.
+    """
+
+    prefill: int
+    decode: tuple[int, ...]
+    max_batch: int
+    room: int
+    deadlines: dict[tuple[int, int], int]
+
+    def begun(self, running: tuple[_Request, ...], waiting: tuple[_Request, ...]) -> _State:
+        """An iteration begins."""
+        admitted = waiting[: self.max_batch - len(running)]
+        left = self.decode[len(running)] + self.prefill * len(admitted)
+        return left, running + admitted, waiting[len(admitted) :]
+
+    def completions(self, left: int, running: int, tokens: Sequence[int], *, crowded: bool) -> list[int]:
+        """Ticks until each request leaves: if nobody comes, or at most, whoever comes.
+
+        Args:
+          left: ticks until the iteration ends.
+          running: how many of the requests run; they come first.
+          tokens: that each request has still to get.
+          crowded: others come all the time.
+        """
+        line, inside, admitted, time = list(tokens), list(range(running)), running, 0
+        done = [0] * len(line)
+        while inside:
+            time += left
+            for i in inside:
+                line[i] -= 1
+                done[i] = time
+            inside = [i for i in inside if line[i]]
+            free = self.max_batch - len(inside)
+            more = list(range(admitted, min(admitted + free, len(line))))
+            admitted += len(more)
+            decode, prefills = (self.decode[-1], free) if crowded else (self.decode[len(inside)], len(more))
+            left = decode + self.prefill * prefills
+            inside += more
+        return done
+
+
+def servers_of(situation: Situation, tick_s: float) -> list[ServerNumbers]:
+    """Per model the numbers of its instance.
+
+    Raises:
+      InputError: if a duration is no whole number of ticks.
+    """
+    tasks, cluster = situation.tasks, situation.cluster
+    tables = Tables.of(situation.profile, cluster.max_batch, tasks[0].prompt_tokens[0])
+    low, high = tasks[0].output_tokens
+    deadlines = {
+        (task, n): _ticks(float(situation.deadlines(np.array([task]), np.array([n]))[0]), tick_s)
+        for task in range(len(tasks))
+        for n in range(low, high + 1)
+    }
+    return [
+        ServerNumbers(
+            prefill=_ticks(float(tables.prefill[m, -1]), tick_s),
+            decode=(0, *(_ticks(float(seconds), tick_s) for seconds in tables.decode[m, 1:])),
+            max_batch=cluster.max_batch,
+            room=cluster.max_batch + cluster.queue_capacity,
+            deadlines=deadlines,
+        )
+        for m in range(tables.models)
+    ]
 
 
 def solve(instance: Instance, policy: np.ndarray | None = None, *, tolerance: float = 1e-6) -> Solution:
@@ -246,15 +306,8 @@ def follow(instance: Instance, policy: np.ndarray, requests: Requests) -> Callab
     return route
 
 
-@dataclasses.dataclass(frozen=True)
-class _Server:
-    """One instance, in ticks; `decode` by batch size, `deadlines` by task and output length."""
-
-    prefill: int
-    decode: Sequence[int]
-    max_batch: int
-    room: int
-    deadlines: dict[tuple[int, int], int]
+class _Server(ServerNumbers):
+    """One instance whose requests have known lengths."""
 
     def line(self, worth: np.ndarray) -> Line:
         """All its states; `worth` (tasks,) is what an answer in time earns."""
@@ -285,7 +338,7 @@ class _Server:
             return self._settled((left - 1, running, waiting))
         running = tuple((tokens - 1, ticks, task) for tokens, ticks, task in running)
         in_time = [task for tokens, ticks, task in running if tokens == 0 and ticks != _DECIDED]
-        state, more = self._settled(self._begun(tuple(one for one in running if one[0]), waiting))
+        state, more = self._settled(self.begun(tuple(one for one in running if one[0]), waiting))
         return state, in_time + more
 
     def _put(self, state: _State, task: int, tokens: int) -> tuple[_State, list[int]]:
@@ -294,19 +347,16 @@ class _Server:
         if len(running) + len(waiting) == self.room:
             return state, []
         waiting = (*waiting, (tokens, self.deadlines[task, tokens], task))
-        return self._settled((left, running, waiting) if running else self._begun((), waiting))
-
-    def _begun(self, running: tuple[_Request, ...], waiting: tuple[_Request, ...]) -> _State:
-        """An iteration begins."""
-        admitted = waiting[: self.max_batch - len(running)]
-        left = self.decode[len(running)] + self.prefill * len(admitted)
-        return left, running + admitted, waiting[len(admitted) :]
+        return self._settled((left, running, waiting) if running else self.begun((), waiting))
 
     def _settled(self, state: _State) -> tuple[_State, list[int]]:
         """The state without what does not matter, and the tasks of those that are known to be in time now."""
         left, running, waiting = state
         requests, in_time = [], []
-        spans = zip(self._completions(state, crowded=False), self._completions(state, crowded=True), strict=True)
+        rest = [tokens for tokens, _, _ in running + waiting]
+        spans = zip(
+            *(self.completions(left, len(running), rest, crowded=crowded) for crowded in (False, True)), strict=True
+        )
         for (tokens, ticks, task), (soonest, latest) in zip(running + waiting, spans, strict=True):
             if ticks != _DECIDED and soonest <= ticks < latest:
                 requests.append((tokens, ticks, task))
@@ -315,26 +365,6 @@ class _Server:
             if ticks != _DECIDED and latest <= ticks:
                 in_time.append(task)
         return (left, tuple(sorted(requests[: len(running)])), tuple(requests[len(running) :])), in_time
-
-    def _completions(self, state: _State, *, crowded: bool) -> list[int]:
-        """Ticks until each request leaves, running ones first: if nobody comes, or at most, whoever comes."""
-        left, running, waiting = state
-        line = [tokens for tokens, _, _ in running + waiting]
-        inside, admitted, time = list(range(len(running))), len(running), 0
-        done = [0] * len(line)
-        while inside:
-            time += left
-            for i in inside:
-                line[i] -= 1
-                done[i] = time
-            inside = [i for i in inside if line[i]]
-            free = self.max_batch - len(inside)
-            more = list(range(admitted, min(admitted + free, len(line))))
-            admitted += len(more)
-            decode, prefills = (self.decode[-1], free) if crowded else (self.decode[len(inside)], len(more))
-            left = decode + self.prefill * prefills
-            inside += more
-        return done
 
 
 def _older(request: _Request) -> _Request:
@@ -367,7 +397,7 @@ def _ticks(seconds: float, tick_s: float) -> int:
     return ticks
 
 
-def _check(situation: Situation) -> None:
+def check(situation: Situation) -> None:
     """Raises `InputError` if the situation has what is not modelled here."""
     profile, cluster, tasks = situation.profile, situation.cluster, situation.tasks
     wrong = {

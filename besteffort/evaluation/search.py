@@ -174,7 +174,7 @@ def search(
     last = [requests for of_seed in lists for requests in of_seed.final]
     found = _score(situation, last, shape, start, finalists, config, actual)
     rules = tuple(
-        _rule(shape, start, of_seed[scored.argmax()]) for of_seed, scored in zip(finalists, found, strict=True)
+        _rule(shape, start, of_seed[scored.argmax()], config) for of_seed, scored in zip(finalists, found, strict=True)
     )
     metrics = {name: values for name, values in made.items() if name not in ("candidates", "scores")}
     return Searched(rules, config.generations * each, metrics)
@@ -203,7 +203,7 @@ def _score(
     rollouts = []
     for index, of_seed in enumerate(candidates):
         rows = range(index * each, (index + 1) * each)
-        routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps))) for steps in of_seed]
+        routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps, config))) for steps in of_seed]
         rollouts += [Rollout(_ROUTER, row, router, actual) for router in routers for row in rows]
     found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s)
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
@@ -220,8 +220,8 @@ def _finalists(search: Evolution) -> np.ndarray:
     return np.concatenate([candidates[np.argsort(-scored, kind="stable")[:_FINALISTS]], candidates[:1]])
 
 
-def _rule(shape: EnvShape, start: Rule, steps: np.ndarray) -> Rule:
-    return dataclasses.replace(start, **settings_at(_ROUTER, shape, steps))
+def _rule(shape: EnvShape, start: Rule, steps: np.ndarray, config: SearchConfig) -> Rule:
+    return dataclasses.replace(start, **settings_at(_ROUTER, shape, steps) | dict.fromkeys(config.without, 0.0))
 
 
 def _identity(

@@ -134,6 +134,10 @@ class DQNHyperparams:
 
 
 ObjectiveName = Literal["reward", "near_peak", "worst_task", "alpha_fair", "slo"]
+RuleTerm = Literal[
+    "reserve", "reserve_slope", "harm_weight", "latency_price", "occupancy_price", "time_price", "giving_up"
+]
+"""Numbers of a rule that may be 0, which leaves out what they weigh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,7 @@ class SearchConfig:
       window_s, peak_share: width of the windows in seconds, and share of the peak, of `near_peak`.
       alpha: of `alpha_fair`.
       attainment: SLO attainment that `slo` asks for.
+      without: numbers of the rule that are 0 throughout, so that a part of it is left out.
     """
 
     generations: Few = 8
@@ -165,6 +170,7 @@ class SearchConfig:
     peak_share: Annotated[float, Interval(gt=0, le=1)] = 0.96
     alpha: Annotated[float, Interval(ge=0, le=100)] = 1.0
     attainment: Annotated[float, Interval(ge=0, lt=1)] = 0.95
+    without: tuple[RuleTerm, ...] = ()
 
 
 _RANGES = {

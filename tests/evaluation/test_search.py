@@ -190,6 +190,13 @@ def checkpoint(situation: Situation, lists: Lists, start: Rule, tmp_path_factory
     return file
 
 
+def test_terms_are_left_out(situation: Situation, lists: Lists, start: Rule, straight: Searched) -> None:
+    config = dataclasses.replace(CONFIG, without=("harm_weight", "latency_price"))
+    (rule,) = search(situation, [lists], start, config, [3]).rules
+    assert rule.harm_weight == rule.latency_price == 0
+    assert min(straight.rules[0].harm_weight, straight.rules[0].latency_price, rule.harm_floor) > 0
+
+
 @pytest.mark.parametrize("objective", get_args(ObjectiveName)[1:])
 def test_every_objective_is_sought(situation: Situation, lists: Lists, start: Rule, objective: ObjectiveName) -> None:
     config = dataclasses.replace(CONFIG, objective=objective, generations=2)
