@@ -59,6 +59,7 @@ def run(lab: Lab) -> Findings:
             *(Column(f"{method}, ahead (points)", "points", 2) for method in METHODS),
             *(Column(f"{method}, ahead of the paper's inputs (points)", "points", 2) for method in METHODS[:2]),
             Column("Bound (%)", digits=2),
+            Column("search, share of it (%)", digits=1),
         ),
         rows=tuple((name, _cells(rows[name], data[name])) for name in sorted(rows, key=lambda one: _worst(rows[one]))),
         note=(
@@ -188,6 +189,7 @@ def _cells(row: dict[str, Interval], found: dict[str, Any]) -> tuple[Any, ...]:
         *(row.get(f"{method}, ahead") for method in METHODS),
         *(row.get(f"{method}, ahead of the paper's inputs") for method in METHODS[:2]),
         float(np.mean(found["bound"])),
+        mean_interval(np.array(found["learned"]["search"]) / np.array(found["bound"])),
     )
 
 

@@ -186,13 +186,15 @@ def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterato
     def drawn(path: Path, load: float, seeds: range, requests: int) -> tuple[Requests, ...]:
         return unpredictable_load.maf_lists(path, situation, seeds, load * capacity, requests)
 
-    learning = sum((drawn(sample_a, load, own, _DRAWN_REQUESTS) for load in COUNT_LOADS), ())
+    learning = [each for load in COUNT_LOADS for each in drawn(sample_a, load, own, _DRAWN_REQUESTS)]
+    shortest = min(map(len, learning))
+    cut = tuple(each.part(slice(shortest), 0.0) for each in learning)
     for load in COUNT_LOADS:
         tuning = drawn(sample_a, load, how.unjudged_seeds, how.tuning_requests)
         judged = drawn(sample_b, load, how.judging_seeds, how.requests)
         title = f"Azure Functions 2019, sample B, mean load {load:g}"
         made = EvaluationSet("counts", title, situation, (load,), (judged,), tuning, capacity, how.warm_up_s)
-        yield f"Azure Functions, load {load:g}", Setting(situation, _as_is(made), networks=True, tuning=learning)
+        yield f"Azure Functions, load {load:g}", Setting(situation, _as_is(made), networks=True, tuning=cut)
 
 
 def _as_is(made: EvaluationSet) -> Callable[[], EvaluationSet]:
