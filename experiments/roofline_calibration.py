@@ -1,11 +1,10 @@
-"""Calibrates the roofline of `besteffort.profile.roofline` on measured iterations, and builds profiles with it.
+"""Calibrates the roofline of `besteffort.profile.roofline` on measured iterations.
 
-    python -m experiments.roofline_calibration --data DIR [--write-profiles]
+    python -m experiments.roofline_calibration --data DIR
 
 DIR holds `splitwise_perf_model_a100_h100.csv.gz` (measured prompt and token times of Llama2-70B and BLOOM-176B under
-tensor parallelism; Patel et al., "Splitwise", ISCA 2024; github.com/Mutinifni/splitwise-sim, data/perf_model.csv) and,
-for the profiles, `opt_zero_shot_lm_eval.csv` (published zero-shot accuracies of OPT, with the source of every row).
-Prints the fit and writes results/roofline_calibration.json; with `--write-profiles` also the built-in profiles.
+tensor parallelism; Patel et al., "Splitwise", ISCA 2024; github.com/Mutinifni/splitwise-sim, data/perf_model.csv).
+Prints the fit and writes results/roofline_calibration.json; `experiments.opt_profiles` makes profiles with it.
 """
 
 from __future__ import annotations
@@ -22,22 +21,10 @@ from pathlib import Path
 import numpy as np
 import scipy.optimize
 
-from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
-from besteffort.profile.roofline import (
-    A100,
-    CALIBRATED,
-    GRAPH_ENGINE,
-    H100,
-    OPT,
-    Architecture,
-    Efficiency,
-    HostOverhead,
-    Roofline,
-)
+from besteffort.profile.roofline import A100, CALIBRATED, H100, Architecture, Efficiency, HostOverhead, Roofline
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = "splitwise_perf_model_a100_h100.csv.gz"
-QUALITY = "opt_zero_shot_lm_eval.csv"
 
 DEVICES = {"a100-80gb": A100, "h100-80gb": H100}
 # Llama 2: Touvron et al., arXiv 2307.09288, and its configuration; its output layer is not its embedding.
@@ -205,83 +192,10 @@ def calibrate(rows: Sequence[Row]) -> dict:
     }
 
 
-TASKS = {"piqa": "piqa", "arc_easy": "arc_easy", "winogrande": "winogrande", "lambada": "lambada_openai"}
-BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-PROMPTS = (1, 16, 32, 64, 128, 192, 256, 512, 1024, 2048)
-# Tokens that a request of the default situation holds on average while it decodes: a prompt of 128 and half of 20 more.
-CONTEXT = 138
-PROFILES = {
-    "opt-a100": ("opt-125m", "opt-1.3b", "opt-6.7b"),
-    # Every replica holds every model: these six take 48 of 80 GB, with the 30B model it would be 108.
-    "opt-a100-all": ("opt-125m", "opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b"),
-}
-
-
-def opt_profile(name: str, models: Sequence[str], quality: Path) -> Profile:
-    """A profile of OPT on an A100: latency modelled with the calibrated roofline, quality published."""
-    roofline = Roofline(A100, GRAPH_ENGINE)
-    with quality.open(newline="") as file:
-        published = {
-            line["task"]: line for line in csv.DictReader(file) if (line["metric"], line["shots"]) == ("acc", "0")
-        }
-    host = (
-        f"assumed host overhead of an engine that replays captured graphs: {GRAPH_ENGINE.base_s * 1e3:g} ms per "
-        f"iteration, {GRAPH_ENGINE.decode_layer_s * 1e6:g} µs per layer"
-    )
-    attained = f"{CALIBRATED.memory:g} of the memory bandwidth and {CALIBRATED.matrix:g} of the matrix rate attained"
-    calibration = "roofline calibrated on measured A100 and H100 iterations (results/roofline_calibration.json)"
-    modelled = Source("modelled", calibration, device=A100.name, dtype="float16")
-    return Profile(
-        format=1,
-        name=name,
-        device=A100.name,
-        models=tuple(
-            ModelProfile(
-                model,
-                decode=tuple((b, _rounded(roofline.decode_s(OPT[model], b, CONTEXT))) for b in BATCHES),
-                prefill=tuple((p, _rounded(roofline.prefill_s(OPT[model], p))) for p in PROMPTS),
-            )
-            for model in models
-        ),
-        tasks=tuple(
-            TaskQuality(
-                task,
-                metric="acc, zero-shot",
-                source=published[row]["source"],
-                quality_percent=tuple(float(published[row][model]) for model in models),
-            )
-            for task, row in TASKS.items()
-        ),
-        provenance=Provenance(
-            decode=dataclasses.replace(
-                modelled,
-                method=f"{CONTEXT} tokens of context per request; {attained}; {host} and "
-                f"{GRAPH_ENGINE.sequence_s * 1e6:g} µs per request",
-            ),
-            prefill=dataclasses.replace(modelled, method=f"one prompt per pass; {attained}; {host}"),
-            slowdown=Source(
-                "modelled",
-                "assumption: none, after Jha et al., arXiv 2401.07886",
-                method="small models beside the large one are taken not to hold it back",
-            ),
-            quality=Source("published", "EleutherAI lm-evaluation-harness, results/opt", method="zero-shot accuracy"),
-        ),
-        context_tokens=LONGEST_PREFILL,
-    )
-
-
-def _rounded(seconds: float) -> float:
-    """Whole microseconds."""
-    return round(seconds, 6)
-
-
 def main() -> None:
     """Reads the command line, calibrates, and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with the measured rows and the published qualities"
-    )
-    parser.add_argument("--write-profiles", action="store_true", help="also write the built-in profiles")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the measured rows")
     args = parser.parse_args()
 
     result = calibrate(read_rows(args.data / MEASURED))
@@ -293,11 +207,6 @@ def main() -> None:
         raise SystemExit(
             "The fit is not `besteffort.profile.roofline.CALIBRATED`; copy `efficiency` there and run again."
         )
-    if args.write_profiles:
-        for name, models in PROFILES.items():
-            path = ROOT / "besteffort" / "profile" / "builtin" / f"{name}.json"
-            save_profile(opt_profile(name, models, args.data / QUALITY), path)
-            print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Architecture:
       vocab: rows of the embedding.
       parameters: weights that one pass reads; an input embedding that is not the output layer is only looked up.
       head_parameters: weights of the output layer, which a prefill applies to its last token alone.
+      saved_bytes: bytes by which weights narrower than 16 bits, with their scales, are smaller; 0 for none.
     """
 
     layers: int
@@ -41,10 +42,11 @@ class Architecture:
     vocab: int
     parameters: int
     head_parameters: int
+    saved_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
-        return _BYTES * self.parameters
+        return _BYTES * self.parameters - self.saved_bytes
 
     @property
     def cache_bytes(self) -> int:
@@ -77,9 +79,31 @@ OPT = {
 }
 
 
+def quantized(model: Architecture, bits: int, row_bytes: int) -> Architecture:
+    """An OPT model whose blocks hold matrices of `bits` per weight and `row_bytes` of scales per row.
+
+    The rest stays in 16 bits: embeddings, output layer, biases, norms, keys and values. So does the arithmetic.
+
+    Args:
+      model: the model in 16 bits.
+      bits: bits of a weight.
+      row_bytes: bytes of the scale, and zero point if there is one, of a row of a matrix.
+    """
+    weights = 4 * model.hidden**2 + 2 * model.hidden * model.ffn
+    rows = 4 * model.hidden + model.ffn + model.hidden
+    return dataclasses.replace(model, saved_bytes=model.layers * (weights * (16 - bits) // 8 - rows * row_bytes))
+
+
+# One scale of 16 bits per row of int8, symmetric (Xiao et al., arXiv 2211.10438); a scale and a zero point of 16 bits
+# each per row of int4, asymmetric, embeddings and output layer in 16 bits (Frantar et al., arXiv 2210.17323, 5).
+QUANTIZED_OPT = {f"{name}-int8": quantized(model, 8, 2) for name, model in OPT.items()} | {
+    f"{name}-int4": quantized(model, 4, 4) for name, model in OPT.items()
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Peak figures of an accelerator, from its data sheet.
+    """Peak figures of an accelerator or processor, from its data sheet.
 
     Attributes:
       name: product name.
@@ -99,6 +123,15 @@ class Device:
 # NVIDIA data sheets of A100 (June 2021) and H100: SXM modules, dense rates, half of the bidirectional NVLink figure.
 A100 = Device("NVIDIA A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 300e9)
 H100 = Device("NVIDIA H100-SXM5-80GB", 80e9, 3.35e12, 989.4e12, 450e9)
+
+# NVIDIA data sheet of L4 (2023): 242 TFLOP/s of fp16 with sparsity, half of it dense; half of the 64 GB/s of PCIe 4.0.
+L4 = Device("NVIDIA L4", 24e9, 300e9, 121e12, 32e9)
+
+# One socket of Sapphire Rapids, the generation of AWS m7i (Xeon 8488C) and Google C3 (8481C), of which no data sheet is
+# public. Intel's product specifications of the Xeon Platinum 8480+: 56 cores of 2.0 GHz, eight channels of DDR5-4800,
+# four links of 16 GT/s (24 lanes each: Intel at Hot Chips 33, 2021). AMX: 1,024 bf16 operations per cycle and core
+# (Intel 64 and IA-32 optimization reference manual). Size of memory, an assumption: eight modules of 32 GB.
+XEON = Device("Intel Xeon Platinum 8480+", 256e9, 8 * 4800e6 * 8, 56 * 1024 * 2.0e9, 4 * 24 * 16e9 / 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +167,11 @@ class HostOverhead:
 
 # Fitted by experiments/roofline_calibration.py; results/roofline_calibration.json has the same figures and their error.
 CALIBRATED = Efficiency(memory=0.9, matrix=0.656, link=0.515, hop_s=5.4e-06)
+
+# On another processor of that generation, a Xeon Platinum 8452Y of 36 cores and 2.0 GHz: 220 of 307.2 GB/s, read in one
+# socket, and 21.3 of 73.7 TFLOP/s, of kernels written for AMX (Chen et al., "KTransformers", SOSP 2025). PyTorch's
+# attain 7% there. The link is unused on one socket and taken to be as for `CALIBRATED`.
+XEON_ATTAINED = Efficiency(memory=0.716, matrix=0.289, link=0.515, hop_s=5.4e-06)
 
 # An engine that replays captured graphs. An assumption: the calibration rows come from an engine that launches every
 # kernel from Python, 0.15 to 0.34 ms per layer. With it a 12-layer model of 124M parameters decodes in 1.3 ms on an

@@ -4,19 +4,35 @@ import numpy as np
 import pytest
 
 from besteffort.profile import builtin_profiles, load_profile
-from besteffort.profile.roofline import A100, OPT
+from besteffort.profile.modelled import MODELS, PLATFORMS, USABLE, memory_bytes
+from besteffort.profile.roofline import A100, OPT, Device
 
 TASKS = ("piqa", "arc_easy", "winogrande", "lambada")
-MODELLED = ("opt-a100", "opt-a100-all")
+DEVICES = ("a100", "cpu", "h100", "l4")
+IN_16_BITS = ("opt-a100", "opt-a100-all", "opt-cpu", "opt-h100", "opt-l4")
+INT4 = tuple(f"opt-{device}-int4" for device in DEVICES)
+INT8 = tuple(f"opt-{device}-int8" for device in DEVICES)
+MODELLED = (*IN_16_BITS, *INT4, *INT8)
+
+
+def device_of(name: str) -> Device:
+    return PLATFORMS[name.split("-")[1]].roofline.device
 
 
 def test_names() -> None:
-    assert builtin_profiles() == ("laptop", *MODELLED)
-    assert load_profile("opt-a100").model_names == ("opt-125m", "opt-1.3b", "opt-6.7b")
+    assert builtin_profiles() == ("laptop", *sorted(MODELLED))
     for name in builtin_profiles():
         assert load_profile(name).name == name
+    for device in DEVICES:
+        assert load_profile(f"opt-{device}").model_names == ("opt-125m", "opt-1.3b", "opt-6.7b")
     for name in MODELLED:
-        assert load_profile(name).task_names == TASKS
+        assert load_profile(name).device == device_of(name).name
+
+
+def test_tasks_are_those_on_which_one_publication_has_all_models() -> None:
+    assert {load_profile(name).task_names for name in IN_16_BITS} == {TASKS}
+    assert {load_profile(name).task_names for name in INT4} == {("piqa", "arc_easy", "lambada")}
+    assert {load_profile(name).task_names for name in INT8} == {("lambada",)}
 
 
 def test_published_qualities() -> None:
@@ -32,12 +48,31 @@ def test_the_three_models_are_the_same_in_both() -> None:
     assert (chosen.models, chosen.tasks, chosen.provenance) == (three.models, three.tasks, three.provenance)
 
 
+def test_published_qualities_of_fewer_bits() -> None:
+    # Tables 15, 17 and 13 of arXiv 2210.17323v2; 125M, 1.3B, 6.7B in 4 and 16 bits, 13B in 4 and 16.
+    percent = [
+        [62.02, 72.36, 76.28, 76.39, 76.61, 76.88],
+        [39.69, 50.93, 59.72, 60.14, 61.32, 61.83],
+        [39.16, 58.80, 66.37, 68.72, 69.12, 70.23],
+    ]
+    np.testing.assert_array_equal([task.quality_percent for task in load_profile("opt-a100-int4").tasks], percent)
+    on_l4 = [row[:3] + row[4:5] for row in percent]  # without 6.7B and 13B in 16 bits
+    np.testing.assert_array_equal([task.quality_percent for task in load_profile("opt-l4-int4").tasks], on_l4)
+    # 125M, 1.3B, 6.7B in 8 and 32 bits, 13B in 8.
+    assert load_profile("opt-a100-int8").tasks[0].quality_percent == (37.9, 57.89, 68.04, 67.69, 68.14)
+
+
 @pytest.mark.parametrize("name", MODELLED)
 def test_provenance_says_that_latency_is_modelled_and_quality_published(name: str) -> None:
     profile = load_profile(name)
     assert profile.provenance.summary == "decode modelled, prefill modelled, slowdown modelled, quality published"
     assert "tokens of context" in profile.provenance.decode.method
-    assert all("lm-evaluation-harness" in task.source for task in profile.tasks)
+    published = {"int4": "2210.17323", "int8": "2211.10438"}.get(name.split("-")[-1], "lm-evaluation-harness")
+    assert all(published in task.source for task in profile.tasks)
+    for part in (profile.provenance.decode, profile.provenance.prefill):
+        assert ("assumed on" in part.source) == (name.split("-")[1] in ("l4", "cpu"))
+        assert part.dtype == ("bfloat16" if "-cpu" in name else "float16")
+        assert ("dequantisation" in part.method) == (name in INT4 + INT8)
 
 
 def test_the_context_of_opt() -> None:
@@ -50,16 +85,16 @@ def test_the_context_of_opt() -> None:
 
 @pytest.mark.parametrize("name", MODELLED)
 def test_no_prediction_beats_the_hardware(name: str) -> None:
-    profile = load_profile(name)
+    profile, device = load_profile(name), device_of(name)
     decode, prefill = profile.decode_table(64), profile.prefill_table(2048)
     tokens = np.arange(1, 2049)
     for row, model in enumerate(profile.model_names):
-        weights_once = OPT[model].weight_bytes / A100.memory_bytes_per_s
+        weights_once = MODELS[model].weight_bytes / device.memory_bytes_per_s
         assert decode[row, 1:].min() > weights_once
         assert prefill[row].min() > weights_once
-        body = OPT[model].parameters - OPT[model].head_parameters
-        assert np.all(prefill[row, 1:] > 2 * body * tokens / A100.flops_per_s)
-        assert np.all(decode[row, 1:] > 2 * OPT[model].parameters * np.arange(1, 65) / A100.flops_per_s)
+        body = MODELS[model].parameters - MODELS[model].head_parameters
+        assert np.all(prefill[row, 1:] > 2 * body * tokens / device.flops_per_s)
+        assert np.all(decode[row, 1:] > 2 * MODELS[model].parameters * np.arange(1, 65) / device.flops_per_s)
 
 
 def test_floors_and_ceilings_at_batch_1() -> None:
@@ -73,11 +108,22 @@ def test_floors_and_ceilings_at_batch_1() -> None:
 @pytest.mark.parametrize("name", builtin_profiles())
 def test_larger_models_take_longer(name: str) -> None:
     profile = load_profile(name)
+    if name in INT4 + INT8:
+        profile = profile.select([model for model in profile.model_names if "-int" not in model])
     assert np.all(np.diff(profile.decode_table(64)[:, 1:], axis=0) > 0)
     assert np.all(np.diff(profile.prefill_table(2048), axis=0) > 0)
 
 
-def test_every_replica_has_room_for_all_models() -> None:
+@pytest.mark.parametrize("name", MODELLED)
+def test_every_replica_has_room_for_all_models(name: str) -> None:
+    models = load_profile(name).model_names
+    assert memory_bytes(models) <= USABLE * device_of(name).memory_bytes
+    # Caches of 32 requests of 148 tokens: 2 values of 2 bytes per layer and unit of width.
+    caches = sum(32 * 148 * 4 * MODELS[model].layers * MODELS[model].hidden for model in models)
+    assert memory_bytes(models) == sum(MODELS[model].weight_bytes for model in models) + caches
+
+
+def test_an_a100_has_no_room_for_one_model_more() -> None:
     total = sum(OPT[model].weight_bytes for model in load_profile("opt-a100-all").model_names)
     assert total < 0.9 * A100.memory_bytes
     assert total + OPT["opt-30b"].weight_bytes > A100.memory_bytes

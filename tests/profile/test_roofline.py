@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from besteffort.profile import load_profile
 from besteffort.profile.roofline import (
     A100,
     CALIBRATED,
@@ -182,17 +181,3 @@ def test_the_calibration_in_use_is_the_one_that_was_reported() -> None:
     assert Efficiency(**report["efficiency"]) == CALIBRATED
     assert report["error"]["fitted"]["decode"]["median"] < 0.05
     assert report["error"]["fitted"]["prefill"]["median"] < 0.10
-
-
-@pytest.mark.checkout
-@pytest.mark.parametrize("name", ["opt-a100", "opt-a100-all"])
-def test_builtin_profiles_are_what_the_script_makes(name: str, tmp_path: Path) -> None:
-    from experiments.roofline_calibration import PROFILES, TASKS, opt_profile
-
-    builtin = load_profile(name)
-    header = f"task,metric,shots,{','.join(PROFILES[name])},source"
-    lines = [
-        f"{TASKS[task.name]},acc,0,{','.join(map(str, task.quality_percent))},{task.source}" for task in builtin.tasks
-    ]
-    (tmp_path / "quality.csv").write_text("\n".join([header, *lines]))
-    assert opt_profile(name, PROFILES[name], tmp_path / "quality.csv") == builtin
