@@ -199,6 +199,15 @@ def fit_vllm() -> str:
     return markdown(["", *(f"P{p}" for p in found["percentiles"])], rows)
 
 
+def roofline_check() -> str:
+    """Times of the roofline behind the built-in profiles against measured ones."""
+    rows = [
+        [one["what"], *(f"{1e3 * one[key]:.3g}" for key in ("measured_s", "modelled_s")), f"{100 * one['error']:+.0f}%"]
+        for one in read("roofline_check")["checks"]
+    ]
+    return markdown(["Time per token, or to the first", "Measured (ms)", "Modelled (ms)", "Error"], rows)
+
+
 def learners() -> str:
     """Training to a fixed performance."""
     found = read("learners")
@@ -351,6 +360,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         bursts,
         traces,
         fit_vllm,
+        roofline_check,
         learners,
         sweep,
         decisions,

@@ -91,8 +91,8 @@ def opt_profile(name: str, platform: str, models: Sequence[str]) -> Profile:
       models: names of `MODELS`, from the smallest to the largest.
 
     Raises:
-      InputError: on an unknown platform or model or none at all, on models that no publication compares, and on models that do not fit
-        the device's memory together, as every replica holds them all.
+      InputError: on an unknown platform or model or no model, on models that no publication compares, and on models
+        that do not fit the device's memory together, as every replica holds them all.
     """
     if platform not in PLATFORMS:
         raise InputError(f"There is no device `{brief(platform)}`; choose from {', '.join(PLATFORMS)}.")
