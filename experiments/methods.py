@@ -48,7 +48,8 @@ def run(lab: Lab) -> Findings:
     data: dict[str, Any] = {}
     for name, setting in rivals.settings(lab, judging).items():
         lab.log(name)
-        data[name] = _judged(lab, name, setting, rivals.judged(lab, name, setting, judging))
+        made = setting.make()
+        data[name] = _judged(lab, name, setting, made, rivals.judged(lab, name, made, judging))
     rows = {name: _compared(found) for name, found in data.items()}
     claims = [_claim(method, rows) for method in METHODS]
     table = Table(
@@ -83,13 +84,14 @@ def run(lab: Lab) -> Findings:
     return Findings({"settings": data, "compared": rows}, claims, [table], {"": figure})
 
 
-def _judged(lab: Lab, name: str, setting: rivals.Setting, known: dict[str, Any]) -> dict[str, Any]:
+def _judged(
+    lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, known: dict[str, Any]
+) -> dict[str, Any]:
     """Performance of the policies on each list of a setting, found again where it was done before."""
-    place = lab.work / "methods" / f"{lab.scale.name}-{lab.scale.seed}-{rivals.file_name(name)}.json"
+    place = rivals.kept(lab, "methods", name, judged)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found | known
-    judged = setting.make()
     lists = list(judged.judged[0])
     searched = search(lab, name, setting, judged)
     policies = {"search": searched, "untrained": [default_policy(judged.situation)]}

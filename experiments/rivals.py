@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from besteffort.digests import array_digest
 from besteffort.evaluation import metrics
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import (
@@ -39,7 +40,7 @@ from besteffort.evaluation.statistics import Interval, best_mean, mean_interval,
 from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.files import write_text
 from besteffort.runs.config import load_situation
-from besteffort.situation import Situation
+from besteffort.situation import Situation, as_text
 from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.requests import Requests
 from experiments import more_models, soft_deadlines, task_deadlines, unpredictable_load, where_it_pays
@@ -81,7 +82,7 @@ class Setting(NamedTuple):
 def run(lab: Lab) -> Findings:
     """Tunes and judges all rivals in all settings."""
     how = judging(lab)
-    data = {name: judged(lab, name, setting, how) for name, setting in settings(lab, how).items()}
+    data = {name: judged(lab, name, setting.make(), how) for name, setting in settings(lab, how).items()}
     rows = {name: _compared(found) for name, found in data.items()}
     seen = [row["seeing, ahead of the paper's inputs"] for row in rows.values()]
     ahead = [row["marginal, ahead of the best of both"] for row in rows.values()]
@@ -218,19 +219,22 @@ def _on_trace(
         )
 
 
-def file_name(setting: str) -> str:
-    """The name of a setting as part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", setting.lower())
+def kept(lab: Lab, what: str, setting: str, made: EvaluationSet) -> Path:
+    """The file that keeps what was found in a setting; another one as soon as anything differs that is judged."""
+    lists = [*made.tuning, *made.judged[0]]
+    columns = [(f"{name} {i}", values) for i, each in enumerate(lists) for name, values in each.columns.items()]
+    digest = array_digest(columns, start=f"{as_text(made.situation)} {made.warm_up_s}")[:12]
+    name = re.sub(r"[^a-z0-9.]+", "-", setting.lower())
+    return lab.work / what / f"{lab.scale.name}-{lab.scale.seed}-{name}-{digest}.json"
 
 
-def judged(lab: Lab, name: str, setting: Setting, how: EvaluationConfig) -> dict[str, Any]:
+def judged(lab: Lab, name: str, made: EvaluationSet, how: EvaluationConfig) -> dict[str, Any]:
     """Performance of every router on each list of a setting, found again where it was done before."""
-    place = lab.work / "rivals" / f"{lab.scale.name}-{lab.scale.seed}-{file_name(name)}.json"
+    place = kept(lab, "rivals", name, made)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found
     lab.log(f"tuning and judging: {name}")
-    made = setting.make()
     situation, lists = made.situation, list(made.judged[0])
     (tuned,) = tune(situation, [made.tuning], how, warm_up_s=made.warm_up_s)
     played = play_routers(situation, lists, heuristic_routers(situation, tuned, len(lists)))

@@ -80,7 +80,7 @@ def run(lab: Lab) -> Findings:
 
     def tables() -> Performance:
         lab.log("judging where tables are wrong")
-        return _on_wrong_tables(judged, policies, rivals.judged(lab, "bursts", setting, how)["tuned"])
+        return _on_wrong_tables(judged, policies, rivals.judged(lab, "bursts", setting.make(), how)["tuned"])
 
     def late(delay_s: float) -> Performance:
         seen = through_gateways(judged.situation, delay_s)

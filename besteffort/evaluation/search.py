@@ -37,7 +37,9 @@ _ROUTER = "value"
 _FINALISTS = 7
 _LISTS = 10_000  # seeds of draws from one seed to the next
 _MORE = 4  # times as many lists where rates are spread, each half as long: one list has few rates
-_SETTLED = 3.0  # time constants of the rate estimate that do not count, since it starts at 0
+# Time constants of the rate estimate that do not count, since it starts at 0. Of three, a search has found numbers that
+# jam as long as the estimate is low, and only then: three points lost at a steady load.
+_SETTLED = 1.0
 _WARM_UP = 0.5  # share of the shortest list that this takes at most
 
 
