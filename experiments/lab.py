@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -252,6 +254,14 @@ class Lab:
 
     def _place(self, problem: TrainingProblem) -> Path:
         return self.work / "trainings" / _digest(problem)
+
+    def kept(self, what: str, name: str, made: EvaluationSet) -> Path:
+        """The file that keeps what was found in a setting; another one as soon as anything differs that is judged."""
+        lists = [*made.tuning, *itertools.chain(*made.judged)]
+        columns = [(f"{field} {i}", values) for i, each in enumerate(lists) for field, values in each.columns.items()]
+        digest = array_digest(columns, start=f"{as_text(made.situation)} {made.warm_up_s}")[:12]
+        plain = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+        return self.work / what / f"{self.scale.name}-{self.scale.seed}-{plain}-{digest}.json"
 
     def judge(
         self,

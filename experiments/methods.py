@@ -88,7 +88,7 @@ def _judged(
     lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, known: dict[str, Any]
 ) -> dict[str, Any]:
     """Performance of the policies on each list of a setting, found again where it was done before."""
-    place = rivals.kept(lab, "methods", name, judged)
+    place = lab.kept("methods", name, judged)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found | known

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from besteffort.digests import array_digest
 from besteffort.evaluation import metrics
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import (
@@ -40,7 +38,7 @@ from besteffort.evaluation.statistics import Interval, best_mean, mean_interval,
 from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.files import write_text
 from besteffort.runs.config import load_situation
-from besteffort.situation import Situation, as_text
+from besteffort.situation import Situation
 from besteffort.workload.config import Poisson, Synthetic
 from besteffort.workload.requests import Requests
 from experiments import more_models, soft_deadlines, task_deadlines, unpredictable_load, where_it_pays
@@ -219,18 +217,9 @@ def _on_trace(
         )
 
 
-def kept(lab: Lab, what: str, setting: str, made: EvaluationSet) -> Path:
-    """The file that keeps what was found in a setting; another one as soon as anything differs that is judged."""
-    lists = [*made.tuning, *made.judged[0]]
-    columns = [(f"{name} {i}", values) for i, each in enumerate(lists) for name, values in each.columns.items()]
-    digest = array_digest(columns, start=f"{as_text(made.situation)} {made.warm_up_s}")[:12]
-    name = re.sub(r"[^a-z0-9.]+", "-", setting.lower())
-    return lab.work / what / f"{lab.scale.name}-{lab.scale.seed}-{name}-{digest}.json"
-
-
 def judged(lab: Lab, name: str, made: EvaluationSet, how: EvaluationConfig) -> dict[str, Any]:
     """Performance of every router on each list of a setting, found again where it was done before."""
-    place = kept(lab, "rivals", name, made)
+    place = lab.kept("rivals", name, made)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found
