@@ -62,7 +62,11 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
     for field, column in numbers.items():
         seconds[field] = column.values / PER_SECOND[units[field]]
     words += _words(numbers, units, () if known else undecided)
-    seconds |= _durations(columns, seconds)
+    durations, lasting = _durations(columns, seconds)
+    seconds |= durations
+    if lasting and (set(lasting.values()) != set(units.values()) or len(numbers) < len(times)):
+        apart = _words({field: columns[field] for field in lasting}, lasting, ())
+        words.append(f"durations {' and '.join(apart)}" if words else " and ".join(apart))
     for field in times:
         values = seconds[field][np.isfinite(seconds[field])]
         if len(values) and values.max() - values.min() > _LONGEST_SPAN_S:
@@ -163,9 +167,12 @@ def _words(numbers: Mapping[str, Column], units: Mapping[str, Unit], assumed: Se
     return words
 
 
-def _durations(columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Durations in seconds; where no unit is stated, a token's time or the longer duration decides."""
+def _durations(
+    columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Unit]]:
+    """Durations in seconds, and the units they had; where none is stated, a token's time or the longer one decides."""
     found: dict[str, np.ndarray] = {}
+    units: dict[str, Unit] = {}
     for field in ("latency", "decode", "tpot", "ttft", "wait"):
         if field not in columns:
             continue
@@ -181,8 +188,9 @@ def _durations(columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray])
                 whole = seconds["last"] - seconds["arrival"]
             longest, middle = _median(whole), _median(column.values)
             unit = next((u for u in _UNITS if middle <= 1.01 * longest * PER_SECOND[u]), "s")
-        found[field] = column.values / PER_SECOND[unit or "s"]
-    return found
+        units[field] = unit or "s"
+        found[field] = column.values / PER_SECOND[units[field]]
+    return found, units
 
 
 def _least(column: Column) -> float:

@@ -93,11 +93,11 @@ def gather(source: Source, fields: Mapping[str, Field], rows: Iterable[Row], lim
         if source.layout == "csv" and source.header.count(name) > 1:
             raise InputError(f"{source.path}: the column `{name}` stands twice in the header; rename or remove one.")
     builders = {field: _builder(field, names[field], each) for field, each in fields.items() if field in names}
-    getter = _getter(source, [names[field] for field in builders])
+    take = getter(source, [names[field] for field in builders])
     places: list[np.ndarray] = []
     total = 0
     # Only the wanted cells are kept, because others hold whole prompts.
-    picked = ((row.number, *getter(row)) for row in itertools.islice(rows, limit))
+    picked = ((row.number, *take(row)) for row in itertools.islice(rows, limit))
     while chunk := list(itertools.islice(picked, _CHUNK)):
         numbers, *cells_of = zip(*chunk, strict=True)
         at = np.array(numbers, np.int64)
@@ -127,7 +127,7 @@ def _refuse_repeated(source: Source, names: Iterable[str]) -> None:
                 )
 
 
-def _getter(source: Source, names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
+def getter(source: Source, names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
     """Takes the cells of these names from a row."""
     if source.sample and isinstance(source.sample[0].cells, list):
         places = [source.header.index(name) for name in names]

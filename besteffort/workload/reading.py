@@ -15,7 +15,8 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.validation import did_you_mean
 from besteffort.workload import clocks, records
-from besteffort.workload.columns import gather
+from besteffort.workload.cells import missing
+from besteffort.workload.columns import gather, getter
 from besteffort.workload.fields import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found
 from besteffort.workload.opening import open_source
 from besteffort.workload.readers import READERS, Reader, any_log
@@ -29,8 +30,9 @@ class Reading:
     """What to read of a file, and how; by default all, as its content says.
 
     Attributes:
-      columns: `field=column` or `field=column:unit` for files of no known format, where a field is one of
-        `besteffort.workload.fields.FIELDS` and a unit `s`, `ms`, `us` or `ns`.
+      columns: `field=column` or `field=column:unit`, where a field is one of `besteffort.workload.fields.FIELDS` and a
+        unit `s`, `ms`, `us` or `ns`. Of a file of a known format they replace single columns; a file of no known format
+        they describe in full.
       limit: only the first so many rows.
       start_s, end_s: only requests that arrive so many seconds after the first, or later; and before these.
     """
@@ -116,6 +118,8 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
         source.unfold(reader.unfold(source))
         if not source.sample:
             raise InputError(f"{source.path}: the file ({reader.title}) holds no request; give one with at least one.")
+    if reading.columns:
+        reader = _with_columns(source, reader, reading.columns)
     _require_arrivals(source, reader)
     gathered = gather(source, reader.fields, source.rows(), reading.limit)
     if reading.limit is None and reader.cut_shows and len(gathered):
@@ -126,22 +130,23 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
     requests = records.from_gathered(
         gathered, path=source.path, kind=name, layout=source.layout, seconds=timed.seconds, units=timed.said
     )
-    requests = dataclasses.replace(requests, notes=tuple(source.notes))
+    model_columns = _model_columns(source, reader)
+    requests = dataclasses.replace(requests, notes=tuple(source.notes), model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
     requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)
     return _between(records.in_order(requests, strict=reader.ordered, naive=timed.naive), reading)
 
 
 def _reader(source: Source, reading: Reading, kind: str | None) -> tuple[str, Reader]:
-    if reading.columns:
-        return "columns", _by_columns(source, reading.columns)
     if kind is not None:
         if kind not in READERS:
             raise InputError(f"{source.path}: unknown trace format `{kind}`; choose from {', '.join(READERS)}.")
         return kind, READERS[kind]
     for name, reader in READERS.items():
-        if reader.fits(source):
+        if reader.fits(source) and not (reading.columns and reader.draw):
             return name, reader
+    if reading.columns:
+        return "columns", Reader("columns", "", lambda _: True)
     known = found(any_log.READER.fields, source.header)
     missing = [what for field, what in _WANTED.items() if field not in known]
     lacks = f"; no column has {' or '.join(missing)}" if known and missing else ""
@@ -152,8 +157,33 @@ def _reader(source: Source, reading: Reading, kind: str | None) -> tuple[str, Re
     )
 
 
-def _by_columns(source: Source, texts: Sequence[str]) -> Reader:
-    """A reader of columns that the user names."""
+_SAME = (("scheduled", "wait"), ("first", "ttft"), ("last", "latency", "decode", "tpot"))
+"""Fields that state the same time, each in its own way."""
+
+
+def _with_columns(source: Source, reader: Reader, texts: Sequence[str]) -> Reader:
+    """The reader with columns that the user names in place of its own for the same."""
+    named = _named(source, texts)
+    same = {other for group in _SAME if named.keys() & set(group) for other in group}
+    if reader.fields:
+        said = ", ".join(f"{field} is `{each.names[0]}`" for field, each in named.items())
+        source.notes.append(f"as `--columns` says, {said}")
+    kept = {field: each for field, each in reader.fields.items() if field not in same}
+    return dataclasses.replace(reader, fields={**kept, **named})
+
+
+def _model_columns(source: Source, reader: Reader) -> tuple[str, ...]:
+    """Columns that are not read but name models in another sense, as far as the first rows show."""
+    used = found(reader.fields, source.header).get("model")
+    others = [name for name in reader.model_columns if name != used and source.has(name)]
+    if not others:
+        return ()
+    columns = zip(*map(getter(source, others), source.sample), strict=True)
+    return tuple(name for name, cells in zip(others, columns, strict=False) if not all(map(missing, cells)))
+
+
+def _named(source: Source, texts: Sequence[str]) -> dict[str, Field]:
+    """The fields whose columns the user names."""
     fields: dict[str, Field] = {}
     for text in (part for each in texts for part in each.split(",")):
         field, _, column = (part.strip() for part in text.partition("="))
@@ -183,7 +213,7 @@ def _by_columns(source: Source, texts: Sequence[str]) -> Reader:
                 f"the file has {listed(source.header)}."
             )
         fields[field] = Field((column,), stated)
-    return Reader("columns", "", lambda _: True, fields)
+    return fields
 
 
 def _require_arrivals(source: Source, reader: Reader) -> None:

@@ -28,6 +28,7 @@ class Records:
       labels: `task`, `model` and `replica`, by name.
       failed: whether the file says that a request failed.
       names: what the file calls each field.
+      model_columns: further columns that name models in another sense.
       rows: place of each request in the file.
       layout: what the file is written in.
       units: how times were read.
@@ -45,6 +46,7 @@ class Records:
     layout: Layout
     units: str = ""
     notes: tuple[str, ...] = ()
+    model_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -213,6 +213,19 @@ def test_columns_that_the_user_names(write: Write, situation: Any) -> None:
     assert log.tasks == ("piqa",)
 
 
+def test_a_column_that_the_user_names_stands_for_another_of_the_same(write: Write, situation: Any) -> None:
+    """Of a known format the rest stays: here the client's first token in place of the server's."""
+    table = [{**row, "client_ttft": row["first_token_ts"] - row["arrival_time"] + 0.001} for row in served()]
+    path = write("a.jsonl", jsonl(table))
+    log, moved = read_log(path), read_log(path, Reading(("ttft=client_ttft",)))
+    assert (log.kind, moved.kind) == ("log", "log")
+    np.testing.assert_allclose(moved.ttft_s, log.ttft_s + 0.001)
+    np.testing.assert_array_equal(moved.last_token_s, log.last_token_s)
+    _, info = read_trace(path, situation, Reading(("output=input_tokens",)))
+    assert info.kind == "log"
+    assert "as `--columns` says, output is `input_tokens`" in str(info)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -108,4 +108,5 @@ READER = Reader(
     source="this package",
     fits=_fits,
     fields=FIELDS,
+    model_columns=("model_group", "model_id", "deployment", "engine"),
 )

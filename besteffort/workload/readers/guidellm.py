@@ -1,7 +1,8 @@
 """JSON reports of guidellm: every request of every benchmark, with its own times.
 
 https://github.com/vllm-project/guidellm, docs/guides/outputs.md: `benchmarks[].requests.successful[]`, and `errored`
-and `incomplete` beside it. Times are seconds since 1970, in later versions inside `info.timings`.
+and `incomplete` beside it. Times are seconds since 1970, in later versions inside `info.timings`. The model is that of
+`config.backend` of a benchmark or of `args`, where `--model` named one.
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ _TIMES = {
 
 def _unfold(source: Source) -> Iterator[Row]:
     number = 0
-    benchmarks = (source.document or {}).get("benchmarks")
+    document = source.document or {}
+    benchmarks = document.get("benchmarks")
     for benchmark in benchmarks if isinstance(benchmarks, list) else []:
         groups = benchmark.get("requests") if isinstance(benchmark, dict) else None
+        model = _text(benchmark, "config", "backend", "model") or _text(document, "args", "model")
         for group in ("successful", "errored", "incomplete"):
             requests = groups.get(group) if isinstance(groups, dict) else None
             for request in requests if isinstance(requests, list) else []:
                 number += 1
                 if isinstance(request, dict):
-                    yield Row(number, _request(request, failed=group != "successful"))
+                    yield Row(number, _request(request, model, failed=group != "successful"))
 
 
-def _request(request: dict[str, Any], *, failed: bool) -> dict[str, Any]:
+def _text(outer: Any, *path: str) -> str | None:
+    """A text in nested objects; None where there is none."""
+    for name in path:
+        outer = outer.get(name) if isinstance(outer, dict) else None
+    return outer if isinstance(outer, str) else None
+
+
+def _request(request: dict[str, Any], model: str | None, *, failed: bool) -> dict[str, Any]:
     """A request's times and lengths, wherever its version has them."""
     info = request.get("info")
     timings = info.get("timings") if isinstance(info, dict) else None
@@ -44,7 +54,9 @@ def _request(request: dict[str, Any], *, failed: bool) -> dict[str, Any]:
     }
     prompt = request.get("prompt_tokens", request.get("input_tokens"))
     return {
+        **request,
         **times,
+        "model": _text(request, "model") or model,
         "request_id": request.get("request_id"),
         "prompt_tokens": prompt,
         "output_tokens": request.get("output_tokens"),
@@ -63,6 +75,7 @@ READER = Reader(
         "last": Field(("last",), "s"),
         "prompt": Field(("prompt_tokens",)),
         "output": Field(("output_tokens",)),
+        "model": Field(("model",)),
         "failed": Field(("failed",)),
     },
     unfold=_unfold,

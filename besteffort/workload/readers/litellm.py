@@ -1,8 +1,9 @@
 """LiteLLM's spend logs: the table `LiteLLM_SpendLogs` as CSV, or the answer of `/spend/logs` as JSON.
 
 https://github.com/BerriAI/litellm, schema.prisma: `startTime`, `completionStartTime` and `endTime` are dates in UTC,
-`prompt_tokens`, `completion_tokens`, `model`, `status`. Where an answer was not streamed `completionStartTime` is
-empty, or the end.
+`prompt_tokens`, `completion_tokens`, `model`, `model_group`, `status`. Where an answer was not streamed
+`completionStartTime` is empty, or the end. `model` is the deployment that answered, whose times the log has;
+`model_group` the public name that was asked for, behind which there may be several deployments.
 """
 
 from __future__ import annotations
@@ -24,4 +25,5 @@ READER = Reader(
         "model": Field(("model",)),
         "failed": Field(("status",)),
     },
+    model_columns=("model_group", "model_id"),
 )

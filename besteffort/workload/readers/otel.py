@@ -4,6 +4,9 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/ for `gen_ai.usa
 https://github.com/vllm-project/vllm, vllm/tracing.py, for `gen_ai.latency.time_to_first_token`, `e2e` and
 `time_in_queue` (s) and the former names `prompt_tokens` and `completion_tokens`. The file exporter of the collector
 writes `resourceSpans[].scopeSpans[].spans[]`, with `startTimeUnixNano`. Spans without tokens are other work.
+
+A span becomes a row of its own attributes, those of its resource (`service.name`) and its times. Where spans state a
+thing by several names, the row has it under one of them.
 """
 
 from __future__ import annotations
@@ -16,22 +19,39 @@ from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
 _USAGE = ("gen_ai.usage.prompt_tokens", "gen_ai.usage.input_tokens")
+_TIMES = ("startTimeUnixNano", "start_time", "endTimeUnixNano", "end_time")
+_IDS = ("spanId", "span_id")
+FIELDS = {
+    "id": Field(("gen_ai.request.id", *_IDS)),
+    "arrival": Field(_TIMES[:2]),
+    "wait": Field(("gen_ai.latency.time_in_queue",), "s"),
+    "ttft": Field(("gen_ai.latency.time_to_first_token", "gen_ai.response.time_to_first_chunk"), "s"),
+    "last": Field(_TIMES[2:]),
+    "prompt": Field(_USAGE),
+    "output": Field(("gen_ai.usage.completion_tokens", "gen_ai.usage.output_tokens")),
+    "limit": Field(("gen_ai.request.max_tokens",)),
+    "model": Field(("gen_ai.response.model", "gen_ai.request.model")),
+    "failed": Field(("failed",)),
+}
 
 
-def _spans(cells: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The spans of one JSON object: itself, or those that lie in it."""
+def _spans(cells: dict[str, Any], resource: Any = None) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The spans of one JSON object, itself or those that lie in it, and the attributes of the resource of each."""
     for outer, inner in (("resourceSpans", "scopeSpans"), ("scopeSpans", "spans")):
         groups = cells.get(outer)
         if isinstance(groups, list):
             for group in groups:
                 if isinstance(group, dict):
-                    yield from _spans({inner: group.get(inner)})
+                    of = group.get("resource")
+                    yield from _spans(
+                        {inner: group.get(inner)}, of.get("attributes") if isinstance(of, dict) else resource
+                    )
             return
     spans = cells.get("spans")
     if isinstance(spans, list):
-        yield from (span for span in spans if isinstance(span, dict))
+        yield from ((span, resource) for span in spans if isinstance(span, dict))
     elif "attributes" in cells:
-        yield cells
+        yield cells, resource
 
 
 def _plain(attributes: Any) -> dict[str, Any]:
@@ -46,36 +66,40 @@ def _plain(attributes: Any) -> dict[str, Any]:
     return plain
 
 
+def _cells(span: dict[str, Any], resource: Any) -> dict[str, Any] | None:
+    """What a span states; None of one without tokens."""
+    attributes = _plain(span.get("attributes"))
+    if all(attributes.get(name) is None for name in _USAGE):
+        return None
+    status = span.get("status")
+    code = status.get("code", status.get("status_code")) if isinstance(status, dict) else status
+    return {
+        **_plain(resource),
+        **attributes,
+        **{name: span[name] for name in (*_TIMES, *_IDS) if name in span},
+        "failed": str(code) in ("2", "STATUS_CODE_ERROR", "ERROR"),
+    }
+
+
 def _unfold(source: Source) -> Iterator[Row]:
+    some = [cells for row in source.sample for each in _spans(row.cells) if (cells := _cells(*each)) is not None]
+    usual = {
+        field: next((name for name in each.names if any(cells.get(name) is not None for cells in some)), each.names[0])
+        for field, each in FIELDS.items()
+    }
     others = 0
     for row in source.rows():
-        for span in _spans(row.cells):
-            attributes = _plain(span.get("attributes"))
-            prompt = next((attributes[name] for name in _USAGE if name in attributes), None)
-            if prompt is None:
+        for span, resource in _spans(row.cells):
+            cells = _cells(span, resource)
+            if cells is None:
                 others += 1
                 continue
-            status = span.get("status")
-            code = status.get("code", status.get("status_code")) if isinstance(status, dict) else status
-            yield Row(
-                row.number,
-                {
-                    "start": span.get("startTimeUnixNano", span.get("start_time")),
-                    "end": span.get("endTimeUnixNano", span.get("end_time")),
-                    "time_to_first_token": attributes.get(
-                        "gen_ai.latency.time_to_first_token", attributes.get("gen_ai.response.time_to_first_chunk")
-                    ),
-                    "time_in_queue": attributes.get("gen_ai.latency.time_in_queue"),
-                    "prompt_tokens": prompt,
-                    "completion_tokens": attributes.get(
-                        "gen_ai.usage.completion_tokens", attributes.get("gen_ai.usage.output_tokens")
-                    ),
-                    "max_tokens": attributes.get("gen_ai.request.max_tokens"),
-                    "id": attributes.get("gen_ai.request.id", span.get("spanId", span.get("span_id"))),
-                    "model": attributes.get("gen_ai.response.model", attributes.get("gen_ai.request.model")),
-                    "failed": str(code) in ("2", "STATUS_CODE_ERROR", "ERROR"),
-                },
-            )
+            for field, each in FIELDS.items():
+                value = next((cells[name] for name in each.names if cells.get(name) is not None), None)
+                for name in each.names[: each.names.index(usual[field])]:  # would hide the usual one
+                    cells.pop(name, None)
+                cells[usual[field]] = value
+            yield Row(row.number, cells)
     if others:
         source.notes.append(f"{others:,} spans without tokens are left out")
 
@@ -83,7 +107,7 @@ def _unfold(source: Source) -> Iterator[Row]:
 def _fits(source: Source) -> bool:
     if source.has("resourceSpans") or source.has("scopeSpans"):
         return True
-    some = [span for row in source.sample[:20] if isinstance(row.cells, dict) for span in _spans(row.cells)]
+    some = [span for row in source.sample[:20] if isinstance(row.cells, dict) for span, _ in _spans(row.cells)]
     return any(name in _plain(span.get("attributes")) for span in some for name in _USAGE)
 
 
@@ -91,17 +115,7 @@ READER = Reader(
     title="OpenTelemetry GenAI spans",
     source="https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/",
     fits=_fits,
-    fields={
-        "id": Field(("id",)),
-        "arrival": Field(("start",)),
-        "wait": Field(("time_in_queue",), "s"),
-        "ttft": Field(("time_to_first_token",), "s"),
-        "last": Field(("end",)),
-        "prompt": Field(("prompt_tokens",)),
-        "output": Field(("completion_tokens",)),
-        "limit": Field(("max_tokens",)),
-        "model": Field(("model",)),
-        "failed": Field(("failed",)),
-    },
+    fields=FIELDS,
+    model_columns=("gen_ai.request.model", "service.name"),
     unfold=_unfold,
 )

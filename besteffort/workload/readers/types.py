@@ -41,6 +41,7 @@ class Reader:
       source: where the format is published.
       fits: whether a file is of this format.
       fields: where a row states what, see `besteffort.workload.fields`; none for formats without rows per request.
+      model_columns: further columns that name models in another sense, which `--columns model=` may choose.
       unfold: makes rows of a file that holds requests otherwise, such as one JSON document of lists.
       ordered: rows are written in order of arrival and without gaps, so anything else is damage and refused; in other
         files rows without a length or an arrival are left out and counted.
@@ -53,6 +54,7 @@ class Reader:
     source: str
     fits: Callable[[Source], bool]
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    model_columns: tuple[str, ...] = ()
     unfold: Callable[[Source], Iterator[Row]] | None = None
     ordered: bool = False
     cut_shows: bool = True
