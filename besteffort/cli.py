@@ -80,8 +80,9 @@ class Columns:
     """How to read a log, an option that commands share.
 
     Attributes:
-      columns: where a log of no known format states what, such as `arrival=ts:ms,prompt=n_in,output=n_out`; also
-        `first`, `last`, `ttft`, `latency`, `task`, `model`, `limit`. A unit is `s`, `ms`, `us` or `ns`.
+      columns: where a log states what, such as `arrival=ts:ms,prompt=n_in,output=n_out`; also `first`, `last`, `ttft`,
+        `latency`, `task`, `model`, `limit`; in place of single columns of a known format, or all of an unknown one.
+        A unit is `s`, `ms`, `us` or `ns`.
       limit: read only so many rows of a log.
     """
 
@@ -135,6 +136,8 @@ MaybeFile = Annotated[Path | None, _optional("FILE")]
 MaybeCount = Annotated[int | None, _optional("N"), FEW]
 MaybeLoad = Annotated[float | None, _optional("X"), LOAD]
 Qualities = Annotated[tuple[str, ...], _metavar("TASK=PERCENT"), tyro.conf.UseAppendAction]
+Names = Annotated[tuple[str, ...], _metavar("NAME"), tyro.conf.UseAppendAction]
+Logs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="LOG [LOG ...]", help_behavior_hint="(required)")]
 Kind = Literal["configurations", "profiles", "routers", "experiments", "sweeps"]
 
 
@@ -143,8 +146,9 @@ def quickstart(
     out: Directory = Path("first-run"),
     profile: MaybeProfile = None,
     config: MaybeConfig = None,
-    fit: MaybeFile = None,
+    fit: Annotated[tuple[Path, ...], _metavar("FILE"), tyro.conf.UseAppendAction] = (),
     quality: Qualities = (),
+    name: Names = (),
     deadline: Annotated[tuple[str, ...], _metavar("[TASK=]S+S"), tyro.conf.UseAppendAction] = (),
     no_training: Flag = False,
     resume: Flag = False,
@@ -161,9 +165,11 @@ def quickstart(
       profile: built-in profile or profile file, instead of the configuration's.
       config: configuration to start from: a name or a YAML file; by default the one named like the profile, or else
         `quickstart`.
-      fit: server log to make the profile of first, as `profile fit` does; without `--trace` it is the trace, too.
-      quality: of the models of `--fit`, percent that one reaches on a task, `chat=70`, or that several do,
-        `chat=small:60,large:76`.
+      fit: server log to make the profile of first, as `profile fit` does; without `--trace` it is the trace, too; may
+        be given several times, each log of other models.
+      quality: of the models of `--fit`, percent that each reaches on a task, `chat=small:60,large:76`.
+      name: model of a log of `--fit` without a column `model`; once for each such log, in their order; by default the
+        name of the file.
       deadline: seconds, and seconds per output token, that a task has, `chat=0.5+0.02`, or all have, `0.5+0.02`.
       no_training: judge the policy that needs no training, and train none.
       resume: continue the quickstart in `--out`, which was interrupted, with the same settings.
@@ -177,21 +183,22 @@ def quickstart(
     _check(out, "quickstart", resume)
     answer = Answer("quickstart", output)
     reading = part.reading()
-    if fit is not None:
+    if fit:
         if profile is not None or config is not None:
             raise InputError("`--fit` makes the profile and the situation, so leave `--profile` and `--config` out.")
         stated = {
             name: value for name, value in changes.arguments()["changes"].items() if name.split(".")[0] != "tasks"
         }
         load_quickstart(None, None, changes=stated, changes_from="`--set`")
-        profile = str(_fit_first(fit, out, quality, deadline, reading, answer, resume))
-        trace = trace or (fit,)
-    elif quality:
-        raise InputError("`--quality` is of the models of `--fit`; name a server log there, or leave it out.")
+        profile = str(_fit_first(fit, out, quality, name, deadline, reading, answer, resume))
+        trace = trace or fit
+    elif quality or name:
+        option = "--quality" if quality else "--name"
+        raise InputError(f"`{option}` is of the models of `--fit`; name a server log there, or leave it out.")
     given = load_quickstart(config, profile, **changes.arguments())
     with answer.status("Reading"):
         plan = make_plan(given, trace, training=not no_training, reading=reading, deadlines=deadline)
-    if fit is None:
+    if not fit:
         _begin(out, "quickstart", resume)
     with training_bars(output) as progress:
         outcome = quickstart(plan, out, progress=progress)
@@ -211,34 +218,44 @@ def quickstart(
 
 
 def _fit_first(
-    log: Path,
+    logs: Sequence[Path],
     out: Path,
     quality: Sequence[str],
+    names: Sequence[str],
     deadline: Sequence[str],
     reading: Reading,
     answer: Answer,
     resume: bool,
 ) -> Path:
-    """Makes a profile of a server log in a new directory, and returns its file; its situation lies beside it.
+    """Makes a profile of server logs in a new directory, and returns its file; its situation lies beside it.
 
     A quickstart that is resumed keeps what it has made.
     """
     from besteffort.profiling import fitted_profile
-    from besteffort.profiling.server_log import read_log
+    from besteffort.profiling.server_log import read_logs
     from besteffort.runs.own_logs import parse_deadlines
 
     qualities = fitted_profile.parse_qualities(quality)
     with answer.status("Reading"):
-        requests = read_log(log, reading)
-    fitted_profile.check(requests, qualities, None, None)
-    parse_deadlines(deadline, tuple(qualities) or tuple(task or "requests" for task in requests.tasks))
+        read = read_logs(logs, reading, names)
+    models = [model for log in read for model in log.models]
+    if len(models) == 1:
+        apart = "".join(
+            f", or tell its models apart, `--columns model={column}`" for column in read[0].model_columns[:1]
+        )
+        raise InputError(
+            f"{logs[0]}: the log has one model, `{models[0]}`, so there is nothing to route; give the logs of other "
+            f"models, too, `--fit {logs[0]} --fit OTHER_LOG`{apart}."
+        )
+    fitted_profile.check(read, qualities)
+    deadlines = parse_deadlines(deadline, tuple(qualities) or fitted_profile.task_names(read))
     _begin(out, "quickstart", resume)
     made = out / "server.json"
     if resume and all(file.exists() for file in fitted_profile.outcome_files(made)):
         return made
-    outcome = _fit(requests, made, answer, qualities=qualities)
+    outcome = _fit(read, made, answer, qualities=qualities, deadlines=deadlines)
     profile, situation = outcome.files[:2]
-    if not deadline:
+    if not deadlines:
         answer.note(
             f"Deadlines are guesses, twice the log's median times; set them in {situation}, or give `--deadline`."
         )
@@ -247,19 +264,20 @@ def _fit_first(
     return profile
 
 
-def _fit(requests: RequestLog, out: Path, answer: Answer, **options: Any) -> FitOutcome:
-    """Fits a profile to a server log, and prints how good it is; options as of `fit_to_file`."""
+def _fit(logs: Sequence[RequestLog], out: Path, answer: Answer, **options: Any) -> FitOutcome:
+    """Fits a profile to server logs, and prints what was read and how good it is; options as of `fit_to_file`."""
     from besteffort.profiling import fitted_profile
 
+    for log in logs:
+        answer.note(str(log))
     with answer.status("Fitting") as say:
         outcome = fitted_profile.fit_to_file(
-            requests,
+            logs,
             out,
             progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
             **options,
         )
     answer.table(outcome.table)
-    answer.note(str(requests))
     for note in outcome.notes:
         answer.note(note)
     return outcome
@@ -744,11 +762,11 @@ def profile_quality(
 
 
 def profile_fit(
-    log: tyro.conf.Positional[Annotated[Path, _metavar("LOG")]],
+    log: tyro.conf.Positional[Logs],
     out: NewFile,
     quality: Qualities = (),
     into: MaybeProfile = None,
-    name: Annotated[str | None, _optional("NAME")] = None,
+    name: Names = (),
     device: Annotated[str | None, _optional("TEXT")] = None,
     max_batch: MaybeCount = None,
     part: SharedPart = PartOfLog(),
@@ -758,11 +776,12 @@ def profile_fit(
 
     Args:
       log: server log (requests with what they took), plain or `.gz`; its format is recognised by its content, see
-        docs/logs.md.
+        docs/logs.md. Several are fitted together, each of other models.
       out: new profile file; a situation, the figures and a picture are written beside it.
       quality: percent that the model reaches on a task, `piqa=71.7`, or of several models `piqa=small:63,large:71.7`.
       into: profile to put the costs into, built-in or a file; what it says of quality stays.
-      name: the model's name, where the log has no column `model`; by default the log's.
+      name: model of a log without a column `model`; once for each such log, in their order; by default the name of the
+        file.
       device: what the server runs on, for the record.
       max_batch: the server's largest batch (vLLM: `--max-num-seqs`), where it is known.
       part: options on how to read a log, and which part of it.
@@ -771,7 +790,7 @@ def profile_fit(
     from besteffort.files import check_new_file
     from besteffort.profile import load_profile
     from besteffort.profiling import fitted_profile
-    from besteffort.profiling.server_log import read_log
+    from besteffort.profiling.server_log import read_logs
 
     for file in fitted_profile.outcome_files(out):
         check_new_file(file, replaces=into is not None and str(out) == into)
@@ -779,16 +798,24 @@ def profile_fit(
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
     with answer.status("Reading"):
-        requests = read_log(log, part.reading())
-    fitted_profile.check(requests, qualities, base, name)
-    outcome = _fit(requests, out, answer, qualities=qualities, into=base, name=name, device=device, max_batch=max_batch)
+        logs = read_logs(log, part.reading(), name)
+    fitted_profile.check(logs, qualities, base)
+    alone = base is None and sum(len(each.models) for each in logs) == 1
+    if alone:
+        answer.note(
+            "One model leaves nothing to route. To route, fit the logs of several together, `besteffort profile fit "
+            f"{log[0]} OTHER_LOG`, or put this one into the profile of the others, `--into PROFILE`."
+        )
+    outcome = _fit(logs, out, answer, qualities=qualities, into=base, device=device, max_batch=max_batch)
     for what, file in zip(("profile", "situation", "figures", "picture"), outcome.files, strict=True):
         answer.file(what, file)
     situation = outcome.files[1]
-    answer.note(
-        f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} --trace {log} "
-        "--out first-run`."
-    )
+    if not alone:
+        traces = " ".join(f"--trace {path}" for path in log)
+        answer.note(
+            f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} {traces} "
+            "--out first-run`."
+        )
     return answer
 
 

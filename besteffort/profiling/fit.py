@@ -84,6 +84,9 @@ class Fitted:
       limit: the limit that held requests back.
       terms: all terms, with whether the log determines them.
       first_s, last_s: (n,) simulated seconds from each arrival to the first and the last token.
+      largest_batch: most requests that ran at once.
+      batch_from: where `max_batch` is from: `given` by the user, shown by the `log`, or `assumed`, with room beyond
+        `largest_batch`.
     """
 
     decode: Points
@@ -97,6 +100,8 @@ class Fitted:
     terms: tuple[Term, ...]
     first_s: np.ndarray
     last_s: np.ndarray
+    largest_batch: int = 1
+    batch_from: Literal["given", "log", "assumed"] = "assumed"
 
 
 def fit(
@@ -205,7 +210,9 @@ class _Problem:
         self.prefill = Curve.through(seen.prompt_tokens, np.ones(len(seen)), quantiles, 0.1)
         self.limits = evidence.limits(seen, first_s, self.iteration_s)
         largest = self.limits.largest_batch
+        self.batch_from: Literal["given", "log", "assumed"] = "given"
         if max_batch is None:
+            self.batch_from = "log" if limit == "batch" else "assumed"
             roomy = min(2 ** math.ceil(math.log2(max(1.3 * largest, 8))), max(_MAX_BATCH, largest))
             max_batch = self.limits.waiting_batch if limit == "batch" else roomy
         self.max_batch = max_batch
@@ -440,6 +447,8 @@ def _conclude(problem: _Problem, best: _Solution, terms: tuple[Term, ...]) -> Fi
         terms=terms,
         first_s=first_s,
         last_s=last_s,
+        largest_batch=problem.limits.largest_batch,
+        batch_from=problem.batch_from,
     )
 
 

@@ -16,17 +16,22 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import jsonable, write_json, write_text
+from besteffort.files import jsonable, write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
 from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
 from besteffort.profiling.server_log import RequestLog
-from besteffort.runs.config import to_yaml
+from besteffort.runs.config import SituationConfig, write_config
 from besteffort.situation import Cluster, Deadline, Task
+from besteffort.validation import did_you_mean
 
 PERCENTILES = (50, 95, 99)
 MEASURES = {"ttft_s": "first token", "latency_s": "end to end"}
 Qualities = Mapping[str, Mapping[str, float]]
-"""Percent by task and model; the model is `""` where the log has only one."""
+"""Percent by task and model; the model is `""` where there is only one."""
+
+GOOD = {50: 0.05, 95: 0.10}
+"""Largest relative error of a percentile of end-to-end times with which a fit is good enough, the same as for simulated
+against measured times (docs/profiles.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,30 +109,26 @@ def judge(
     )
 
 
-def fit_log(
-    log: RequestLog,
+def fit_logs(
+    logs: Sequence[RequestLog],
     *,
-    name: str | None = None,
     max_batch: int | None = None,
     share: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[FittedModel, ...]:
-    """Fits every model of a log; returns them from the fastest at batch size 1 to the slowest.
+    """Fits every model of logs; returns them from the fastest at batch size 1 to the slowest.
 
     Args:
-      log: the requests.
-      name: name of the model where the log does not name any; by default the file's.
+      logs: the requests, as `besteffort.profiling.server_log.read_logs` reads them.
       max_batch: the server's largest batch, if known.
       share: the share of outputs claimed of the cache, if known; by default that of the first model that shows one,
         because a profile has one for all models.
       progress: called with the current activity and the misfit.
 
     Raises:
-      InputError: if a model has too few requests, or `name` or `max_batch` contradicts the log.
+      InputError: if a model has too few requests, or `max_batch` contradicts its log.
     """
-    parts = [(model, log.of_model(index)) for index, model in enumerate(model_names(log, name))]
-    for model, part in parts:
-        _enough(log.path, model, part)
+    parts = _parts(logs)
     done = []
     for model, part in sorted(parts, key=lambda each: -len(each[1])):
 
@@ -148,40 +149,36 @@ def fit_log(
     return tuple(sorted(done, key=lambda each: each.fitted.decode[0][1]))
 
 
-def model_names(log: RequestLog, name: str | None) -> tuple[str, ...]:
-    """Names of the log's models: its own, else the given name, else the file's.
+def _parts(logs: Sequence[RequestLog]) -> list[tuple[str, RequestLog]]:
+    """The models of logs, each with its requests.
 
     Raises:
-      InputError: if a name is given to models that have their own.
+      InputError: if one has too few.
     """
-    if name is not None and log.models != ("",):
-        raise InputError(
-            f"{log.path}: the log names its models ({', '.join(log.models)}), so `--name` has none to name; "
-            "leave it out."
-        )
-    return tuple(model or name or _stem(log.path) for model in log.models)
+    parts = [(model, log.of_model(index)) for log in logs for index, model in enumerate(log.models)]
+    for model, part in parts:
+        _enough(part.path, model, part)
+    return parts
 
 
-def share_of_others(base: Profile, log: RequestLog, name: str | None) -> float | None:
+def share_of_others(base: Profile, logs: Sequence[RequestLog]) -> float | None:
     """The share of outputs that `base` counts against the cache, if models that are not fitted depend on it."""
-    fitted = model_names(log, name)
+    fitted = [model for log in logs for model in log.models]
     rest = any(model.cache_tokens is not None for model in base.models if model.name not in fitted)
     return base.cache_output_share if rest else None
 
 
-def check(log: RequestLog, qualities: Qualities, base: Profile | None, name: str | None) -> None:
-    """Checks the inputs of `fit_log` and `make_profile` before the computation starts.
+def check(logs: Sequence[RequestLog], qualities: Qualities, base: Profile | None = None) -> None:
+    """Checks the inputs of `fit_logs` and `make_profile` before the computation starts.
 
     Raises:
       InputError: as they do.
     """
-    names = model_names(log, name)
-    for index, model in enumerate(names):
-        _enough(log.path, model, log.of_model(index))
     nothing = np.zeros(0)
     unknown = Fitted(((1, 1.0),), ((1, 1.0),), 0.0, None, 1.0, 1, 0.0, "nothing", (), nothing, nothing)
     blank = [
-        FittedModel(model, log, unknown, HeldOut({"latency_s": nothing}, {"latency_s": nothing})) for model in names
+        FittedModel(model, log, unknown, HeldOut({"latency_s": nothing}, {"latency_s": nothing}))
+        for model, log in _parts(logs)
     ]
     make_profile(blank, name="any", qualities=qualities, into=base)
 
@@ -211,7 +208,8 @@ def make_profile(
         from that of other models in `into`.
     """
     costs = {each.name: _model_profile(each) for each in models}
-    given = {task: _by_model(task, values, tuple(costs)) for task, values in qualities.items()}
+    known = tuple(dict.fromkeys((*costs, *(into.model_names if into is not None else ()))))
+    given = {task: _by_model(task, values, tuple(costs), known) for task, values in qualities.items()}
     measured = _source(models, device)
     share = next((each.fitted.cache_output_share for each in models if each.fitted.limit == "cache"), None)
     if into is not None:
@@ -229,7 +227,7 @@ def make_profile(
         device=device or "unknown",
         models=tuple(costs.values()),
         tasks=tuple(
-            TaskQuality(task, "unstated", assumed, tuple(_quality(task, values, model) for model in costs))
+            TaskQuality(task, "unstated", assumed, _quality(task, values, tuple(costs), values))
             for task, values in qualities_of.items()
         ),
         provenance=Provenance(
@@ -271,14 +269,14 @@ def _merged_profile(
         merged.sort(key=lambda model: model.decode[0][1])
     tasks = []
     for task in into.tasks:
-        known = {**dict(zip(into.model_names, task.quality_percent, strict=True)), **qualities.get(task.name, {})}
-        tasks.append(
-            dataclasses.replace(task, quality_percent=tuple(_quality(task.name, known, m.name) for m in merged))
-        )
+        given = qualities.get(task.name, {})
+        known = {**dict(zip(into.model_names, task.quality_percent, strict=True)), **given}
+        quality = _quality(task.name, known, [model.name for model in merged], given)
+        tasks.append(dataclasses.replace(task, quality_percent=quality))
     for task_name, values in qualities.items():
         if task_name in [task.name for task in into.tasks]:
             continue
-        quality = tuple(_quality(task_name, values, model.name) for model in merged)
+        quality = _quality(task_name, values, [model.name for model in merged], values)
         tasks.append(TaskQuality(task_name, "unstated", "as given by the user", quality))
     provenance = dataclasses.replace(
         into.provenance,
@@ -295,42 +293,52 @@ def _merged_profile(
 
 
 def fit_to_file(
-    log: RequestLog,
+    logs: Sequence[RequestLog],
     out: Path,
     *,
     qualities: Qualities,
     into: Profile | None = None,
-    name: str | None = None,
     device: str | None = None,
     max_batch: int | None = None,
+    deadlines: Mapping[str, Deadline] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Fits every model of a log and writes the profile; see `fit_log`, `make_profile` and `write_outcome`.
+    """Fits every model of logs and writes the profile; see `fit_logs`, `make_profile` and `write_outcome`.
 
     Raises:
       InputError: as they do.
     """
-    share = None if into is None else share_of_others(into, log, name)
-    models = fit_log(log, name=name, max_batch=max_batch, share=share, progress=progress)
+    share = None if into is None else share_of_others(into, logs)
+    models = fit_logs(logs, max_batch=max_batch, share=share, progress=progress)
     made = make_profile(models, name=out.stem, qualities=qualities, into=into, device=device)
-    return write_outcome(models, made, out)
+    return write_outcome(models, made, out, deadlines)
 
 
-def write_outcome(models: Sequence[FittedModel], profile: Profile, out: Path) -> Outcome:
+def write_outcome(
+    models: Sequence[FittedModel], profile: Profile, out: Path, deadlines: Mapping[str, Deadline] | None = None
+) -> Outcome:
     """Writes the profile and, next to it, a situation for it (`.yaml`), the figures (`.fit.json`) and the plot.
+
+    Args:
+      models: the fitted models.
+      profile: the profile.
+      out: its file.
+      deadlines: deadlines by task, in place of guesses.
 
     Raises:
       InputError: if a file cannot be written.
     """
     _, situation, figures, picture = outcome_files(out)
-    notes = [f"{m.log.path.name}: {note}" for m in models[:1] for note in m.log.notes]
+    logs = {model.log.path: model.log for model in models}
+    notes = [f"{log.path.name}: {note}" for log in logs.values() for note in log.notes]
     for model in models:
         notes += [
             f"{model.name}: {'' if term.determined else 'Not determined: '}{term.text}" for term in model.fitted.terms
         ]
+    notes += [_batch_words(models), verdict(models)]
     table = error_table(models)
     save_profile(profile, out)
-    write_text(situation, _situation(models, profile, out))
+    _write_situation(situation, models, profile, out, deadlines or {})
     write_json(figures, {"profile": profile.name, "models": [_figures(model) for model in models], "notes": notes})
     plots.save_figure(
         plots.plot_prediction(
@@ -407,8 +415,49 @@ def parse_qualities(texts: Sequence[str]) -> dict[str, dict[str, float]]:
     return qualities
 
 
-def _by_model(task: str, values: Mapping[str, float], fresh: tuple[str, ...]) -> dict[str, float]:
-    """Percent by model's name; `""` may stand for the only model."""
+def verdict(models: Sequence[FittedModel]) -> str:
+    """Whether fits are good enough, see `GOOD`, and what to do where they are not."""
+    bounds = " and ".join(f"{bound:.0%} at P{percentile}" for percentile, bound in GOOD.items())
+    amiss = []
+    for model in models:
+        errors = dict(zip(PERCENTILES, model.held_out.errors("latency_s"), strict=True))
+        off = [f"{errors[p]:+.0%} at P{p}" for p, bound in GOOD.items() if not abs(errors[p]) <= bound]
+        amiss += [f"{model.name} is off by {' and '.join(off)}"] if off else []
+    if not amiss:
+        return f"Good enough: end-to-end times of the second half are predicted to within {bounds}."
+    return (
+        f"Not good enough: of end-to-end times {', '.join(amiss)}, where at most {bounds} count as good. Fit a longer "
+        "log, or a part with steady service (`--from`, `--to`), and state `--max-batch` where you know it; or let "
+        "routers correct what they observe, `view: {slowdown_tau_s: 2}`, and ask `besteffort diagnose` what wrong "
+        "tables cost."
+    )
+
+
+def _batch_words(models: Sequence[FittedModel]) -> str:
+    """Where the `max_batch` of the situation is from: that of the model with the largest."""
+    model = max(models, key=lambda each: (each.fitted.max_batch, each.fitted.largest_batch))
+    size = model.fitted.max_batch
+    if model.fitted.batch_from == "given":
+        return f"`max_batch` is {size}, as given."
+    if model.fitted.batch_from == "log":
+        return f"`max_batch` is {size}, because requests of {model.name} waited while so many ran."
+    return (
+        f"`max_batch` is {size}, which is assumed, with room above the {model.fitted.largest_batch} requests of "
+        f"{model.name} that ran at once, because the log does not show the server's limit; state it with `profile fit "
+        "--max-batch` (vLLM: `--max-num-seqs`)."
+    )
+
+
+def _by_model(
+    task: str, values: Mapping[str, float], fresh: tuple[str, ...], known: tuple[str, ...]
+) -> dict[str, float]:
+    """Percent by model's name, which is one of `known`; `""` may stand for the only `fresh` model."""
+    for model in values:
+        if model and model not in known:
+            raise InputError(
+                f"`--quality {task}={model}:...`: there is no model `{model}`{did_you_mean(model, known)}; the models "
+                f"are {', '.join(known)}."
+            )
     if "" not in values:
         return dict(values)
     if len(fresh) > 1 or len(values) > 1:
@@ -419,10 +468,18 @@ def _by_model(task: str, values: Mapping[str, float], fresh: tuple[str, ...]) ->
     return {fresh[0]: values[""]}
 
 
-def _quality(task: str, values: Mapping[str, float], model: str) -> float:
-    if model not in values:
-        raise InputError(f"Task `{task}` has no quality of model `{model}`; add `--quality {task}={model}:PERCENT`.")
-    return values[model]
+def _quality(
+    task: str, known: Mapping[str, float], models: Sequence[str], given: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Percent by model on a task; `given` is what the user said of it."""
+    lacking = [model for model in models if model not in known]
+    if lacking:
+        stated = [f"{model}:{percent:g}" for model, percent in given.items()]
+        whole = ",".join(stated + [f"{model}:PERCENT" for model in lacking])
+        raise InputError(
+            f"Task `{task}` has no quality of model `{'`, `'.join(lacking)}`; add `--quality {task}={whole}`."
+        )
+    return tuple(known[model] for model in models)
 
 
 def _model_profile(model: FittedModel) -> ModelProfile:
@@ -447,7 +504,7 @@ def _source(models: Sequence[FittedModel], device: str | None) -> Source:
         said.append(f"{model.name}, {len(model.log):,} requests: {errors}")
     return Source(
         kind="measured",
-        source=f"fitted to {models[0].log.path.name}",
+        source=f"fitted to {', '.join(dict.fromkeys(model.log.path.name for model in models))}",
         method="besteffort profile fit; end-to-end latency of the second half as predicted from the first: "
         + "; ".join(said),
         device=device,
@@ -460,18 +517,30 @@ def _joined(old: Source, new: Source, both: bool) -> Source:
 
 
 def _tasks(models: Sequence[FittedModel]) -> tuple[str, ...]:
-    return tuple(task or "requests" for task in models[0].log.tasks)
+    return task_names([model.log for model in models])
 
 
-def _situation(models: Sequence[FittedModel], profile: Profile, out: Path) -> str:
-    """A configuration with the profile, the log's lengths, and deadlines of twice its median times."""
-    from besteffort.runs.config import SituationConfig
+def task_names(logs: Sequence[RequestLog]) -> tuple[str, ...]:
+    """Tasks of logs, in their order; `requests` where a log names none."""
+    return tuple(dict.fromkeys(task or "requests" for log in logs for task in log.tasks))
 
+
+def _rows(log: RequestLog, task: str | None) -> np.ndarray:
+    """(n,) whether a request is of a task; None for all."""
+    names = task_names([log])
+    if task is None:
+        return np.ones(len(log), bool)
+    return log.task == names.index(task) if task in names else np.zeros(len(log), bool)
+
+
+def _write_situation(
+    path: Path, models: Sequence[FittedModel], profile: Profile, out: Path, deadlines: Mapping[str, Deadline]
+) -> None:
+    """Writes a situation with the profile, the logs' lengths, and deadlines: those given, else twice median times."""
     log_tasks = _tasks(models)
     tasks = []
     for quality in profile.tasks:
-        index = log_tasks.index(quality.name) if quality.name in log_tasks else None
-        picked = [m.log.task == index if index is not None else np.ones(len(m.log), bool) for m in models]
+        picked = [_rows(m.log, quality.name if quality.name in log_tasks else None) for m in models]
         prompts, outputs, waits, paces = (
             np.concatenate([values[rows] for values, rows in zip(parts, picked, strict=True)])
             for parts in (
@@ -487,9 +556,12 @@ def _situation(models: Sequence[FittedModel], profile: Profile, out: Path) -> st
                 share=float(len(prompts)),
                 prompt_tokens=(int(prompts.min()), int(prompts.max())),
                 output_tokens=(int(outputs.min()), int(outputs.max())),
-                deadline=Deadline(
-                    base_s=float(f"{max(2 * np.median(waits), 1e-3):.2g}"),
-                    per_token_s=float(f"{2 * np.median(paces):.2g}"),
+                deadline=deadlines.get(
+                    quality.name,
+                    Deadline(
+                        base_s=float(f"{max(2 * np.median(waits), 1e-3):.2g}"),
+                        per_token_s=float(f"{2 * np.median(paces):.2g}"),
+                    ),
                 ),
                 mean_prompt_tokens=float(prompts.mean()),
                 mean_output_tokens=float(outputs.mean()),
@@ -501,11 +573,15 @@ def _situation(models: Sequence[FittedModel], profile: Profile, out: Path) -> st
         queue_capacity=1024,
         network_delay_s=round(max(m.fitted.delay_s for m in models), 6),
     )
-    text = to_yaml(SituationConfig(profile=str(out), tasks=tuple(tasks), cluster=cluster))
-    return (
-        "# Written by `besteffort profile fit`: lengths are the log's, `max_batch` and `network_delay_s` the fit's.\n"
-        "# Deadlines (twice the log's median times) and `queue_capacity` are guesses: set your own.\n" + text
+    guessed = [task.name for task in tasks if task.name not in deadlines]
+    guess = f"Deadlines of {', '.join(guessed)} (twice the log's median times) and `queue_capacity` are guesses"
+    head = (
+        "Written by `besteffort profile fit`: lengths are the log's, `network_delay_s` is the fit's.",
+        _batch_words(models),
+        f"{guess if guessed else 'Deadlines are as given, and `queue_capacity` is a guess'}: set your own.",
     )
+    config = SituationConfig(profile=str(out), tasks=tuple(tasks), cluster=cluster)
+    write_config(path, config, head="".join(f"# {line}\n" for line in head))
 
 
 def _figures(model: FittedModel) -> dict[str, Any]:
@@ -516,6 +592,8 @@ def _figures(model: FittedModel) -> dict[str, Any]:
         "requests": len(model.log),
         "limit": fitted.limit,
         "max_batch": fitted.max_batch,
+        "max_batch_from": fitted.batch_from,
+        "largest_batch": fitted.largest_batch,
         "delay_s": fitted.delay_s,
         "context_cost_s": fitted.context_cost_s,
         "cache_tokens": fitted.cache_tokens,
@@ -539,11 +617,3 @@ def _enough(path: Path, model: str, part: RequestLog) -> None:
             f"{path}: the log has too few answered requests of model `{model}`, {len(part)}, because half of them are "
             f"held out to check the fit; give one with at least {2 * LEAST_REQUESTS}."
         )
-
-
-def _stem(path: Path) -> str:
-    """The file's name without its endings."""
-    name = path.name
-    for ending in (".gz", ".csv", ".jsonl", ".json"):
-        name = name.removesuffix(ending)
-    return name

@@ -9,6 +9,7 @@ admitted the request, the model, the task and the replica are optional. So logs 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.workload.reading import ALL, Drawing, Reading, read
 from besteffort.workload.records import Records
+from besteffort.workload.sources import listed
 
 _ROUNDING_S = 1e-3
 _OTHER_CLOCK_S = 86_400.0  # arrivals this far from all other times are from another clock
@@ -41,6 +43,9 @@ class RequestLog:
       notes: rows left out and values corrected, a sentence each.
       kind: the file's format, a key of `besteffort.workload.readers.READERS`.
       units: how its times were read.
+      model_column: what the file calls the column that names the models; empty where there is none.
+      model_columns: further columns that name models in another sense.
+      naming: where the names of the models are from, in a few words.
     """
 
     path: Path
@@ -59,6 +64,9 @@ class RequestLog:
     notes: tuple[str, ...] = ()
     kind: str = ""
     units: str = ""
+    model_column: str = ""
+    model_columns: tuple[str, ...] = ()
+    naming: str = ""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -83,7 +91,7 @@ class RequestLog:
         )
         return (
             f"{self.path.name} ({self.kind}): {len(self):,} answered requests over {span_s:,.0f} s, {rate:.3g}/s; "
-            f"{' and '.join(lengths)} tokens; times are {self.units}"
+            f"{' and '.join(lengths)} tokens; times are {self.units}{f'; {self.naming}' if self.naming else ''}"
         )
 
     def of_model(self, model: int) -> RequestLog:
@@ -91,6 +99,68 @@ class RequestLog:
         rows = self.model == model
         arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return dataclasses.replace(self, **arrays)
+
+
+def read_logs(paths: Sequence[str | Path], reading: Reading = ALL, names: Sequence[str] = ()) -> tuple[RequestLog, ...]:
+    """Server logs, each of other models than the rest, all with names.
+
+    Args:
+      paths: the files.
+      reading: what to read of each.
+      names: names of the models of logs that name none, in the order of these; by default those of their files.
+
+    Raises:
+      InputError: as `read_log`; if there are more or fewer names than such logs, or two logs have a model of one name.
+    """
+    logs = [read_log(path, reading) for path in paths]
+    nameless = [log for log in logs if log.models == ("",)]
+    if names and not nameless:
+        models = ", ".join(model for log in logs for model in log.models)
+        raise InputError(
+            f"{', '.join(map(str, paths))}: the log names its models ({models}), so `--name` has none to name; "
+            "leave it out."
+        )
+    if names and len(names) != len(nameless):
+        raise InputError(
+            f"`--name` is given {len(names)} times, and {len(nameless)} logs name no model, "
+            f"{', '.join(str(log.path) for log in nameless)}; name one for each of these, in their order."
+        )
+    given = iter(names)
+    named = [_named(log, next(given, None) if log.models == ("",) else None) for log in logs]
+    whose: dict[str, RequestLog] = {}
+    for log in named:
+        for model in log.models:
+            if model in whose:
+                raise InputError(
+                    f"{log.path}: the model `{model}` is in {whose[model].path}, too; give one log for each model, or, "
+                    "where logs name none, name them with `--name`, once for each log."
+                )
+            whose[model] = log
+    return tuple(named)
+
+
+def _named(log: RequestLog, name: str | None) -> RequestLog:
+    """The log with names for all of its models, and with words that say where they are from."""
+    others = ", ".join(f"`--columns model={column}`" for column in log.model_columns)
+    models = tuple(model or name or _stem(log.path) for model in log.models)
+    listing = listed(models, 6)
+    if log.models != ("",):
+        naming = f"models are {listing}, by the column `{log.model_column}`"
+        naming += f" (others name them, too: {others})" if others else ""
+    elif name is not None:
+        naming = f"the model is {listing}, as `--name` says"
+    else:
+        instead = f"{others} or `--name NAME`" if others else "`--name NAME`, or `--columns model=COLUMN`,"
+        naming = f"no column `model`, so the model is called after the file, {listing}; {instead} names it otherwise"
+    return dataclasses.replace(log, models=models, naming=naming)
+
+
+def _stem(path: Path) -> str:
+    """The file's name without its endings."""
+    name = path.name
+    for ending in (".gz", ".csv", ".jsonl", ".json"):
+        name = name.removesuffix(ending)
+    return name
 
 
 def read_log(path: str | Path, reading: Reading = ALL) -> RequestLog:
@@ -185,6 +255,8 @@ def log_of(found: Records) -> RequestLog:
         notes=tuple(notes),
         kind=found.kind,
         units=found.units,
+        model_column=found.names.get("model", "") if models != ("",) else "",
+        model_columns=found.model_columns,
     )
 
 

@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,8 +20,8 @@ from annotated_types import Len
 
 from besteffort.documents import MOST_YAML_BYTES, check, parse_yaml, read_text
 from besteffort.errors import InputError, brief
-from besteffort.files import os_errors_as_input_errors
-from besteffort.profile import load_profile
+from besteffort.files import os_errors_as_input_errors, write_text
+from besteffort.profile import builtin_profiles, load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
 from besteffort.validation import as_data, did_you_mean, from_json
@@ -33,7 +34,8 @@ class SituationConfig:
     """A situation as a file states it.
 
     Attributes:
-      profile: name of a built-in profile, or path of a profile file (from the working directory).
+      profile: name of a built-in profile, or path of a profile file. In a configuration's file the path counts from
+        that file, elsewhere from the working directory.
       tasks: what is asked for.
       cluster: what serves.
       reward: what counts.
@@ -88,7 +90,7 @@ def load_situation(
     data = read_yaml(path)
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key not in RUN_SECTIONS}
-    config = apply_changes(from_mapping(SituationConfig, data, str(path)), changes, changes_from)
+    config = apply_changes(placed(from_mapping(SituationConfig, data, str(path)), path), changes, changes_from)
     return build_situation(config, described(path, changes, changes_from))
 
 
@@ -120,7 +122,40 @@ def load_config(path_or_name: str | Path, cls: type[T]) -> T:
       InputError: if the file is missing, is not YAML, repeats a key, or does not fit `cls`.
     """
     path = find_config(path_or_name)
-    return from_mapping(cls, read_yaml(path), str(path))
+    return placed(from_mapping(cls, read_yaml(path), str(path)), path)
+
+
+def placed(config: T, path: Path) -> T:
+    """A configuration that was read from a file, its profile's path counted from the working directory instead."""
+    return _with_profile(config, lambda profile: os.path.normpath(path.parent / profile))
+
+
+def write_config(path: Path, config: Any, *, head: str = "") -> None:
+    """Writes a configuration, every field, which `load_config` reads back from wherever the two files are moved to.
+
+    Args:
+      path: the file.
+      config: the configuration, whose profile's path counts from the working directory.
+      head: comments in front.
+
+    Raises:
+      InputError: if the file cannot be written.
+    """
+    write_text(path, head + config_text(path, config))
+
+
+def config_text(path: Path, config: Any) -> str:
+    """What `write_config` writes to a file."""
+    return to_yaml(_with_profile(config, lambda profile: os.path.relpath(profile, path.parent)))
+
+
+def _with_profile(config: T, change: Callable[[str], str]) -> T:
+    """The configuration with another path of its profile, if it states one that counts from somewhere."""
+    if not isinstance(config, SituationConfig) or config.profile in builtin_profiles():
+        return config
+    if Path(config.profile).is_absolute():
+        return config
+    return dataclasses.replace(config, profile=change(config.profile))
 
 
 def read_yaml(path: Path) -> Any:
@@ -144,7 +179,7 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
 
 
 def to_yaml(config: Any) -> str:
-    """YAML text of a configuration, every field written out; `load_config` reads it back."""
+    """YAML text of a configuration, every field written out; files are written with `write_config`."""
     return yaml.safe_dump(as_data(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 

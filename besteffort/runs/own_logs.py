@@ -18,7 +18,6 @@ from besteffort.runs.config import (
     apply_changes,
     config_names,
     find_config,
-    from_mapping,
     load_config,
     read_yaml,
 )
@@ -76,7 +75,7 @@ def _sections(path: Path) -> set[str]:
 
 def _with_situation(path: Path, profile: str | None, **given: Any) -> Taken:
     """The quickstart in the situation of a file that states nothing else."""
-    stated = from_mapping(SituationConfig, read_yaml(path), str(path))
+    stated = load_config(path, SituationConfig)
     base = load_config(QUICKSTART, RunConfig)
     view = stated.view if "view" in _sections(path) else base.view
     fields = {field.name: getattr(stated, field.name) for field in dataclasses.fields(SituationConfig)}
@@ -204,5 +203,7 @@ def with_deadlines(taken: Taken, texts: Sequence[str]) -> Taken:
     )
     all_stated = len(deadlines) == len(tasks)
     kept = tuple(note for note in notes if not (all_stated and note.startswith(_GUESSED)))
+    if tasks == situation.tasks:
+        return taken._replace(notes=kept)
     situation = dataclasses.replace(situation, tasks=tasks)
     return Taken(dataclasses.replace(config, tasks=tasks), situation, kept)

@@ -21,12 +21,12 @@ from besteffort.evaluation.judging import (
     trace_set,
 )
 from besteffort.evaluation.report import Picture, Table
-from besteffort.files import os_errors_as_input_errors, read_json, write_json, write_text
+from besteffort.files import os_errors_as_input_errors, read_json, write_json
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
 from besteffort.profile import save_profile
 from besteffort.routers.learned import learned_router
-from besteffort.runs.config import SituationConfig, to_yaml
+from besteffort.runs.config import SituationConfig, write_config
 from besteffort.runs.experiment import Method, RunConfig
 from besteffort.runs.own_logs import Taken, with_deadlines, with_tasks_of
 from besteffort.runs.papers import paper_policy
@@ -282,7 +282,7 @@ def _written(plan: QuickstartPlan, out: Path) -> RunConfig:
     save_profile(plan.situation.profile, profile)
     config = dataclasses.replace(plan.config, profile=str(profile))
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(SituationConfig)}
-    write_text(out / SITUATION, _HEAD + to_yaml(SituationConfig(**fields)))
+    write_config(out / SITUATION, SituationConfig(**fields), head=_HEAD)
     return config
 
 

@@ -29,7 +29,6 @@ from besteffort.estimates.rule import Rule
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_evenly
 from besteffort.evaluation.search import draws, pieces, search
-from besteffort.files import write_text
 from besteffort.learning import checkpoint
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import values_at
@@ -37,7 +36,7 @@ from besteffort.learning.train import Progress, train
 from besteffort.observation import VALUE, Feature, default_features, input_size, needs_in_flight
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
-from besteffort.runs.config import load_config, to_yaml
+from besteffort.runs.config import load_config, write_config
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.runs.untrained import is_rule, rule_for, rule_policy
@@ -326,7 +325,7 @@ def _keep_config(config: RunConfig, out: Path) -> None:
             f"{path}: the training that began here has another configuration; give the same one to continue it, "
             "or another directory."
         )
-    write_text(path, to_yaml(config))
+    write_config(path, config)
 
 
 def _trains(config: RunConfig) -> RunConfig:

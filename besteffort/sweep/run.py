@@ -25,7 +25,7 @@ import numpy as np
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import begin_run, os_errors_as_input_errors, read_json, write_json, write_text
-from besteffort.runs.config import from_mapping, to_yaml
+from besteffort.runs.config import config_text, from_mapping, to_yaml, write_config
 from besteffort.runs.processes import Job, JobProgress, run_jobs
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.sweep.backends import Local, ProgramProgress, Ray
@@ -112,12 +112,12 @@ def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
 
     A sweep that has begun keeps its programs.
     """
-    stated = {"sweep.yaml": to_yaml(plan.sweep), "base.yaml": to_yaml(plan.base)}
+    stated = {"sweep.yaml": to_yaml(plan.sweep), "base.yaml": config_text(out / "base.yaml", plan.base)}
     if not (out / "programs.json").exists():
         for trial in plan.trials:
             with os_errors_as_input_errors(out):
                 (out / "trials" / trial.name).mkdir(parents=True, exist_ok=True)
-            write_text(out / "trials" / trial.name / "config.yaml", to_yaml(trial.config))
+            write_config(out / "trials" / trial.name / "config.yaml", trial.config)
         for name, text in stated.items():
             write_text(out / name, text)
         programs = {f"{index:03d}": [f"{trial:04d}" for trial in trials] for index, trials in enumerate(plan.programs)}

@@ -15,6 +15,7 @@ from besteffort.profiling.fit import Fitted
 from besteffort.profiling.fitted_profile import FittedModel, HeldOut
 from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import load_situation
+from besteffort.situation import Deadline
 
 N = 24
 TIMES = np.arange(1.0, 101.0)
@@ -58,7 +59,8 @@ def fitted_model(name: str, decode_s: float = 0.01, cache_tokens: int | None = N
         first_s=TIMES,
         last_s=TIMES,
     )
-    return FittedModel(name, log, fitted, HeldOut({"latency_s": TIMES}, {"latency_s": 1.1 * TIMES}))
+    measured = {"latency_s": TIMES, "ttft_s": TIMES / 2}
+    return FittedModel(name, log, fitted, HeldOut(measured, {"latency_s": 1.1 * TIMES, "ttft_s": TIMES / 2}))
 
 
 @pytest.fixture
@@ -99,8 +101,112 @@ def test_several_models_need_qualities() -> None:
         fitted_profile.make_profile(models, name="p", qualities={})
     with pytest.raises(InputError, match="has a figure without a model"):
         fitted_profile.make_profile(models, name="p", qualities={"chat": {"": 60.0}})
-    with pytest.raises(InputError, match="Task `chat` has no quality of model `large`"):
+    # One option states all of a task, so the remedy names what was given, too.
+    with pytest.raises(
+        InputError, match=r"no quality of model `large`; add `--quality chat=small:60,large:PERCENT`\.$"
+    ):
         fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 60.0}})
+    with pytest.raises(
+        InputError, match=r"there is no model `smal`, did you mean `small`\?.*the models are small, large\.$"
+    ):
+        fitted_profile.make_profile(models, name="p", qualities={"chat": {"smal": 60.0, "large": 70.0}})
+
+
+@pytest.mark.parametrize(
+    ("predicted", "words"),
+    [
+        (
+            (1.04, 1.09),
+            "Good enough: end-to-end times of the second half are predicted to within 5% at P50 and 10% at P95",
+        ),
+        (
+            (1.06, 1.09),
+            "Not good enough: of end-to-end times m is off by +6% at P50, where at most 5% at P50 and 10% at",
+        ),
+        ((0.8, 0.8), "m is off by -20% at P50 and -20% at P95"),
+        ((1.0, 1.2), "m is off by +20% at P95, where at most"),
+        ((np.nan, 1.0), "m is off by +nan% at P50"),
+    ],
+)
+def test_a_verdict_on_the_fit(predicted: tuple[float, float], words: str) -> None:
+    factors = np.interp(TIMES, [50, 90], predicted)
+    model = dataclasses.replace(
+        fitted_model("m"), held_out=HeldOut({"latency_s": TIMES}, {"latency_s": factors * TIMES})
+    )
+    said = fitted_profile.verdict([model])
+    assert words in said
+    assert ("besteffort diagnose" in said) == said.startswith("Not")
+
+
+def test_two_logs_of_one_model_each_make_one_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small server, and one of half its pace: the same as their models in one log."""
+    slow, quick, out = tmp_path / "slow.csv", tmp_path / "quick.csv", tmp_path / "both.json"
+    slow.write_text(log_text(), encoding="utf-8")
+    header, *lines = log_text().splitlines()
+    with quick.open("w", encoding="utf-8") as file:
+        file.write(f"{header},task\n")
+        for line in lines:
+            arrival, first, last, *lengths = map(float, line.split(","))
+            cells = [
+                arrival,
+                arrival + (first - arrival) / 2,
+                arrival + (last - arrival) / 2,
+                *map(int, lengths),
+                "chat",
+            ]
+            file.write(",".join(map(str, cells)) + "\n")
+    arguments = ["profile", "fit", str(slow), str(quick), "--out", str(out), "--quality", "chat=large:70,quick:50"]
+    assert main([*arguments, "--name", "large", "--name", "small", "--name", "x"]) == 2
+    assert "`--name` is given 3 times, and 2 logs name no model" in capsys.readouterr().err
+    assert main([*arguments, "--name", "large", "--name", "large"]) == 2
+    assert f"{quick}: the model `large` is in {slow}, too" in capsys.readouterr().err
+    assert main([*arguments, "--name", "large", "--name", "quick"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("the model is `large`, as `--name` says") < said.index("The second half of the log")
+    assert "Good enough" in said
+    assert f"--trace {slow} --trace {quick}" in said
+    profile = load_profile(out)
+    assert profile.model_names == ("quick", "large")
+    assert [model.decode[0][1] for model in profile.models] == pytest.approx([0.01, 0.02], rel=0.02)
+    assert profile.tasks[0].quality_percent == (50.0, 70.0)
+    assert profile.provenance.decode.source == "fitted to quick.csv, slow.csv"
+    # Only one of the logs names the task.
+    assert load_situation(tmp_path / "both.yaml").tasks[0].share == N
+
+
+def test_a_situation_says_where_its_numbers_are_from(tmp_path: Path) -> None:
+    models = [fitted_model("small"), fitted_model("large")]
+    profile = fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 6.0, "large": 7.0}})
+
+    def written(fitted: list[FittedModel], deadlines: dict[str, Deadline]) -> str:
+        fitted_profile.write_outcome(fitted, profile, tmp_path / "p.json", deadlines)
+        return (tmp_path / "p.yaml").read_text(encoding="utf-8")
+
+    text = written(models, {})
+    assert "`max_batch` is 16, which is assumed, with room above the 1 requests of small that ran at once" in text
+    assert "Deadlines of chat (twice the log's median times)" in text
+    text = written(models, {"chat": Deadline(0.5, 0.02)})
+    assert "Deadlines are as given" in text
+    assert load_situation(tmp_path / "p.yaml").tasks[0].deadline == Deadline(0.5, 0.02)
+    for batch_from, words in (("given", "16, as given"), ("log", "16, because requests of large waited")):
+        fitted = dataclasses.replace(models[1].fitted, max_batch=32, batch_from=batch_from)
+        text = written([models[0], dataclasses.replace(models[1], fitted=fitted)], {})
+        assert f"`max_batch` is {words.replace('16', '32')}" in text
+
+
+def test_what_is_written_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A situation finds its profile beside it, wherever the command runs and wherever both are moved."""
+    models = [fitted_model("m")]
+    profile = fitted_profile.make_profile(models, name="p", qualities={})
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fitted_profile.write_outcome(models, profile, Path("mine/p.json"))
+    assert "profile: p.json" in Path("mine/p.yaml").read_text(encoding="utf-8")
+    assert load_situation("mine/p.yaml").profile == profile
+    Path("mine").rename("moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    for path in ("p.yaml", tmp_path / "moved" / "p.yaml", "../moved/p.yaml"):
+        assert load_situation(path).profile == profile
 
 
 def test_costs_go_into_a_profile_that_knows_the_model(base: Profile) -> None:
@@ -131,8 +237,8 @@ def test_one_share_for_all(base: Profile) -> None:
     with pytest.raises(InputError, match=r"counts 1 of outputs against the cache and the fit 0\.5"):
         fitted_profile.make_profile(fresh, name="p", qualities={}, into=cached)
     assert fitted_profile.make_profile(fresh, name="p", qualities={}, into=base).cache_output_share == 0.5
-    assert fitted_profile.share_of_others(cached, fresh[0].log, None) == 1.0
-    assert fitted_profile.share_of_others(base, fresh[0].log, None) is None
+    assert fitted_profile.share_of_others(cached, [dataclasses.replace(fresh[0].log, models=("opt-1.3b",))]) == 1.0
+    assert fitted_profile.share_of_others(base, [dataclasses.replace(fresh[0].log, models=("opt-1.3b",))]) is None
 
 
 @pytest.mark.parametrize(

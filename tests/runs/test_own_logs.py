@@ -206,6 +206,9 @@ def test_a_server_log_becomes_a_plan_in_one_go(
     assert situation.profile.context_tokens is None
     assert situation.tasks[0].deadline == Deadline(1.0, 0.1)
     assert f"those of {out / 'server.yaml'}" in plan.taken[0]
+    # What was asked for stands where it is read again, so no other file has to say it.
+    assert load_situation(out / "server.yaml").tasks == situation.tasks
+    assert not plan.own
     assert [stage.suffix for stage in plan.stages] == ["", "-served"]
     assert plan.stages[1].problems.keys() == {"dqn", "search"}
     assert load_situation(out / "server.yaml").task_names == ("chat", "code")
@@ -236,6 +239,11 @@ def test_fit_and_what_contradicts_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     for arguments, words in (
         (["--fit", str(log), "--profile", "laptop"], "leave `--profile` and `--config` out"),
         (["--quality", "chat=70"], "`--quality` is of the models of `--fit`"),
+        (["--name", "m"], "`--name` is of the models of `--fit`"),
+        (["--fit", str(log), "--name", "m"], "the log names its models (large, small)"),
+        (["--fit", str(log), "--quality", "chat=smal:50,large:75"], "the models are large, small"),
+        (["--fit", str(log), "--quality", "chat=small:50"], "add `--quality chat=small:50,large:PERCENT`"),
+        (["--fit", str(log), "--fit", str(log)], "the model `large` is in"),
         (["--fit", str(log)], "says nothing of their quality"),
         (["--fit", str(log), "--set", "evaluation.seeds=0"], "`evaluation.seeds` is 0"),
         (["--trace", str(log), "--limit", "0"], "`--limit` is 0"),
@@ -252,12 +260,30 @@ def test_fit_and_what_contradicts_it(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_profile_fit_names_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "served.jsonl"
-    log.write_text(server_log(models=1), encoding="utf-8")
+    log.write_text(server_log(), encoding="utf-8")
     out = tmp_path / "server.json"
-    assert main(["profile", "fit", str(log), "--out", str(out), "--limit", "40"]) == 0
+    quality = ["--quality", "chat=small:50,large:75", "--quality", "code=small:20,large:60"]
+    assert main(["profile", "fit", str(log), "--out", str(out), "--limit", "40", *quality]) == 0
     told = capsys.readouterr().out
     assert "served.jsonl (log): 40 answered requests" in told
+    assert "models are `large`, `small`, by the column `model`" in told
     assert f"`besteffort quickstart --config {tmp_path / 'server.yaml'} --trace {log} --out first-run`" in told
+
+
+def test_one_model_is_said_to_leave_nothing_to_route_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "served.jsonl"
+    log.write_text(server_log(models=1), encoding="utf-8")
+    assert main(["quickstart", "--fit", str(log), "--out", str(tmp_path / "mine")]) == 2
+    said = capsys.readouterr().err
+    assert "the log has one model, `small`, so there is nothing to route" in said
+    assert f"`--fit {log} --fit OTHER_LOG`" in said
+    assert not (tmp_path / "mine").exists()
+    assert main(["profile", "fit", str(log), "--out", str(tmp_path / "server.json")]) == 0
+    told = capsys.readouterr().out
+    assert told.index("One model leaves nothing to route") < told.index("The second half of the log")
+    assert "Next:" not in told
 
 
 def test_options_on_reading_reach_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

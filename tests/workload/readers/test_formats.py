@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.profiling.server_log import read_log
+from besteffort.profiling.server_log import RequestLog, read_log, read_logs
 from besteffort.workload.readers import READERS
-from besteffort.workload.reading import Drawing, read
+from besteffort.workload.reading import Drawing, Reading, read
 from besteffort.workload.traces import read_trace
 from tests.workload.readers.written import (
     ARRIVAL,
@@ -24,15 +24,19 @@ from tests.workload.readers.written import (
     OUTPUT,
     PROMPT,
     N,
+    Row,
     aiperf,
+    attributes,
     burst,
     csv,
     guidellm,
     jsonl,
     litellm,
+    otel,
     own,
     rows,
     vllm_bench,
+    vllm_request,
 )
 
 
@@ -112,6 +116,71 @@ def test_litellm_without_streaming_has_no_first_tokens(file: Callable[[str], Pat
     log = read_log(file(csv(table)))
     assert np.isnan(log.first_token_s).sum() == 20
     assert "20 first tokens are stated at the end of their answers" in " ".join(log.notes)
+
+
+def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
+    (log,) = read_logs([path], Reading(columns), names)
+    return log
+
+
+def test_litellm_names_models_by_deployment_or_group(file: Callable[[str], Path]) -> None:
+    deployment = {"status": "success", "model_group": "chat"}
+    table = rows(lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "model": f"azure/{'ab'[i % 2]}", **deployment})
+    path = file(csv(table))
+    log = named(path)
+    assert (log.kind, log.models) == ("litellm", ("azure/a", "azure/b"))
+    assert "by the column `model` (others name them, too: `--columns model=model_group`)" in str(log)
+    by_group = named(path, "model=model_group")
+    # One column is another; the rest is as the format has it, arrivals and failures among them.
+    assert (by_group.kind, by_group.models) == ("litellm", ("chat",))
+    assert "by the column `model_group` (others name them, too: `--columns model=model`)" not in str(by_group)
+    assert "as `--columns` says, model is `model_group`." in by_group.notes
+    np.testing.assert_array_equal(by_group.last_token_s, log.last_token_s)
+    np.testing.assert_array_equal(by_group.first_token_s, log.first_token_s)
+
+
+def test_a_model_without_a_name_is_called_after_its_file(file: Callable[[str], Path]) -> None:
+    path = file(jsonl(rows(vllm_request)))
+    log = named(path)
+    assert log.models == ("log.txt",)
+    assert "called after the file, `log.txt`; `--name NAME`, or `--columns model=COLUMN`, names it otherwise" in str(
+        log
+    )
+    log = named(path, names=("mine",))
+    assert log.models == ("mine",)
+    assert "the model is `mine`, as `--name` says" in str(log)
+
+
+def test_spans_name_their_service_and_their_attributes(file: Callable[[str], Path]) -> None:
+    def with_service(i: int) -> Row:
+        row = otel(i)
+        row["resourceSpans"][0]["resource"] = {"attributes": attributes({"service.name": f"vllm-{'ab'[i % 2]}"})}
+        return row
+
+    path = file(jsonl(rows(with_service)))
+    log = named(path)
+    assert log.units == "nanoseconds, durations seconds"
+    assert "called after the file, `log.txt`; `--columns model=service.name` or `--name NAME` names it" in str(log)
+    assert named(path, "model=service.name").models == ("vllm-a", "vllm-b")
+    assert named(path, "task=service.name").tasks == ("vllm-a", "vllm-b")
+    # Some spans name the model that answered, others only the one that was asked for.
+    table = rows(otel)
+    for i, row in enumerate(table):
+        names = {"gen_ai.request.model": "m", **({"gen_ai.response.model": "m-1"} if i > 4 else {})}
+        row["resourceSpans"][0]["scopeSpans"][0]["spans"][1]["attributes"] += attributes(names)
+    log = named(file(jsonl(table)))
+    assert (log.models, log.model_column) == (("m", "m-1"), "gen_ai.response.model")
+    assert "`--columns model=gen_ai.request.model`" in str(log)
+
+
+def test_guidellm_names_the_model_that_it_was_told(file: Callable[[str], Path]) -> None:
+    document = json.loads(guidellm(None))
+    document["benchmarks"][0]["config"] = {"backend": {"model": "llama"}}
+    assert named(file(json.dumps(document))).models == ("llama",)
+    document["benchmarks"][0]["config"]["backend"]["model"] = None
+    assert "called after the file" in str(named(file(json.dumps(document))))
+    document["args"] = {"model": "llama-2"}
+    assert named(file(json.dumps(document))).models == ("llama-2",)
 
 
 def test_sglang_has_no_arrivals(file: Callable[[str], Path], situation: Any) -> None:
