@@ -200,8 +200,10 @@ def quickstart(
         plan = make_plan(given, trace, training=not no_training, reading=reading, deadlines=deadline)
     if not fit:
         _begin(out, "quickstart", resume)
-    with training_bars(output) as progress:
-        outcome = quickstart(plan, out, progress=progress)
+    for note in (*plan.taken, *plan.notes.values()):
+        answer.note(note)
+    with training_bars(output) as bars:
+        outcome = quickstart(plan, out, progress=bars.training, doing=bars.doing)
     for note in outcome.notes:
         answer.note(note)
     answer.table(outcome.table, outcome.brief)
@@ -253,7 +255,9 @@ def _fit_first(
     made = out / "server.json"
     if resume and all(file.exists() for file in fitted_profile.outcome_files(made)):
         return made
-    outcome = _fit(read, made, answer, qualities=qualities, deadlines=deadlines)
+    again = "the same command with `--resume`"
+    outcome = _fit(read, made, answer, again, qualities=qualities, deadlines=deadlines)
+    interrupts.advise(f"what was written stays in {out}, and {again} goes on from there")
     profile, situation = outcome.files[:2]
     if not deadlines:
         answer.note(
@@ -264,12 +268,19 @@ def _fit_first(
     return profile
 
 
-def _fit(logs: Sequence[RequestLog], out: Path, answer: Answer, **options: Any) -> FitOutcome:
-    """Fits a profile to server logs, and prints what was read and how good it is; options as of `fit_to_file`."""
+def _fit(
+    logs: Sequence[RequestLog], out: Path, answer: Answer, again: str = "the same command", **options: Any
+) -> FitOutcome:
+    """Fits a profile to server logs, and prints what was read and how good it is; options as of `fit_to_file`.
+
+    `again` says what goes on with a fit that was interrupted.
+    """
     from besteffort.profiling import fitted_profile
 
     for log in logs:
         answer.note(str(log))
+    kept = fitted_profile.kept_file(out)
+    interrupts.advise(f"fits that are finished stay in {kept}, and {again} goes on from there")
     with answer.status("Fitting") as say:
         outcome = fitted_profile.fit_to_file(
             logs,
@@ -327,8 +338,8 @@ def train(
         answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)
     _begin(out, "train", resume)
-    with training_bars(output) as progress:
-        run_training(run, problem, out, progress=progress(out.name, problem), track=track)
+    with training_bars(output) as bars:
+        run_training(run, problem, out, progress=bars.training(out.name, problem), track=track)
     each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
     answer.file("policy", out / "policy.safetensors", each)
     seeded = range(training.seed, training.seed + training.seeds)
@@ -713,6 +724,7 @@ def profile_quality(
     limit: Annotated[int | None, _optional("N"), Interval(ge=1, le=2**31 - 1)] = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_batch: Annotated[int, _metavar("N"), FEW] = 8,
+    resume: Flag = False,
     output: SharedOutput = Output(),
 ) -> Answer:
     """Measure what OPT models give on tasks, with lm-evaluation-harness.
@@ -731,6 +743,7 @@ def profile_quality(
       limit: only so many examples of each task.
       dtype: number format of weights and cache.
       max_batch: sequences at a time.
+      resume: go on with a measurement that was stopped, with the same settings; what is measured is not measured again.
       output: options on what is printed.
     """
     from besteffort.files import check_new_file, write_json
@@ -745,10 +758,10 @@ def profile_quality(
     if base is not None:
         quality.check_merge(base, plan)
     figures = out.with_name(f"{out.name.removesuffix('.json')}.quality.jsonl")
-    check_new_file(figures)
+    interrupts.advise(f"the figures so far stay in {figures}, and the same command with `--resume` goes on")
     with answer.status("Measuring") as say:
         found = quality.measure_qualities(
-            plan, figures, progress=lambda what, done, total: say(f"{what} ({done} of {total})")
+            plan, figures, progress=lambda what, done, total: say(f"{what} ({done} of {total})"), resume=resume
         )
     measured = quality.qualities(plan, found)
     if base is None:

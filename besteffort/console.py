@@ -14,12 +14,13 @@ import math
 import os
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -40,6 +41,7 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 """An option that is off unless it is given."""
 
 _EVERY_S = 60.0  # between two lines of progress where there is no terminal
+_LOOK_S = 1.0  # between two looks whether a line is due
 _UNCUT = 10_000  # columns where standard output is no terminal, so that no line is wrapped or cut
 
 
@@ -134,11 +136,11 @@ class Answer:
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
         """Shows a text on standard error until the block ends; yields a function that changes the text.
 
-        Where standard error is no terminal, the latest text stands there once a minute.
+        Where standard error is no terminal, the latest text stands there once a minute, whether it changes or not.
         """
         lines = _Lines(self.output)
-        lines.begin()
-        with _errors(self.output).status(text) as status:
+        lines.begin(text)
+        with lines.repeated(), _errors(self.output).status(text) as status:
 
             def change(latest: str) -> None:
                 status.update(latest)
@@ -238,14 +240,25 @@ def _has_devices() -> bool:
 
 @contextmanager
 def streams_restored() -> Iterator[None]:
-    """Restores what an `Answer` changes for the whole process: standard output, logging and warnings."""
-    out, disabled = sys.stdout, logging.root.manager.disable
+    """Restores what an `Answer` changes for the whole process: standard output, logging and warnings.
+
+    Warnings of this package are sentences for the user, and shown as such.
+    """
+    out, disabled, formatted = sys.stdout, logging.root.manager.disable, warnings.formatwarning
+
+    def sentence(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            return f"besteffort: {printable(str(message))}\n"
+        return formatted(message, category, filename, *rest, **more)
+
     with warnings.catch_warnings():
         try:
+            warnings.formatwarning = sentence
             yield
         finally:
             sys.stdout = out
             logging.disable(disabled)
+            warnings.formatwarning = formatted
 
 
 def drop_output() -> None:
@@ -287,9 +300,24 @@ def program_bars(programs: int, output: Output) -> Iterator[Callable[[ProgramPro
         yield report
 
 
+class TrainingBars(NamedTuple):
+    """What tells of trainings, and of other work between them.
+
+    Attributes:
+      training: takes the name of what is trained next and its problem, and returns what is to be called at log points.
+      doing: takes what else is done next, in a few words.
+    """
+
+    training: Callable[[str, TrainingProblem], Callable[[TrainingProgress], None]]
+    doing: Callable[[str], None]
+
+
 @contextmanager
-def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], Callable[[TrainingProgress], None]]]:
-    """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second."""
+def training_bars(output: Output) -> Iterator[TrainingBars]:
+    """Progress bars of trainings: log points, mean reward (over the seeds), decisions per second.
+
+    Where standard error is no terminal, the latest stands there once a minute, whether it changes or not.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -298,7 +326,7 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
         TimeRemainingColumn(),
     )
     lines = _Lines(output)
-    with Progress(*columns, console=_errors(output)) as bars:
+    with lines.repeated(), Progress(*columns, console=_errors(output)) as bars:
 
         def start(name: str, problem: TrainingProblem) -> Callable[[TrainingProgress], None]:
             training = problem.training
@@ -323,7 +351,16 @@ def training_bars(output: Output) -> Iterator[Callable[[str, TrainingProblem], C
             lines.tell(f"Training ({name}): compiling", name)
             return report
 
-        yield start
+        others: list[Any] = []
+
+        def doing(text: str) -> None:
+            for other in others:
+                bars.remove_task(other)
+            others[:] = [bars.add_task(text, total=None, figures="")]
+            lines.begin(text)
+            interrupts.check()
+
+        yield TrainingBars(start, doing)
 
 
 def show(table: Table) -> None:
@@ -348,14 +385,39 @@ class _Lines:
     def __init__(self, output: Output) -> None:
         self._silent = output.quiet or sys.stderr.isatty()
         self._told_s: dict[str, float] = {}
+        self._latest = ("", "")
 
-    def begin(self) -> None:
-        """The first line comes in a minute."""
+    def begin(self, text: str) -> None:
+        """What is done from now on; its first line comes in a minute."""
         self._told_s[""] = time.monotonic()
+        self._latest = (text, "")
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Tells the latest line again, once a minute, while the block runs and says nothing new."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(_LOOK_S):
+                text, kind = self._latest
+                if text:
+                    self.tell(text, kind)
+
+        if self._silent:
+            yield
+            return
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def tell(self, text: str, kind: str = "", *, last: bool = False) -> None:
         """A line now, unless the last one of its kind is less than a minute old and it is not the `last`."""
         now = time.monotonic()
+        self._latest = ("", "") if last else (text, kind)
         if self._silent or (not last and now - self._told_s.get(kind, -math.inf) < _EVERY_S):
             return
         self._told_s[kind] = now

@@ -19,6 +19,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.files import jsonable, write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
 from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
+from besteffort.profiling.kept_fits import NOTHING_KEPT, KeptFits
 from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import SituationConfig, write_config
 from besteffort.situation import Cluster, Deadline, Task
@@ -97,12 +98,23 @@ class Outcome:
 
 
 def judge(
-    log: RequestLog, *, max_batch: int | None = None, share: float | None = None, progress: Progress | None = None
+    log: RequestLog,
+    *,
+    max_batch: int | None = None,
+    share: float | None = None,
+    kept: KeptFits = NOTHING_KEPT,
+    progress: Progress | None = None,
 ) -> HeldOut:
-    """Fits the first half of a log's requests and predicts the second; `max_batch` and `share` as in `fit_log`."""
+    """Fits the first half of a log's requests and predicts the second; options as in `fit_logs`."""
     half = len(log) // 2
     first = np.arange(len(log)) < half
-    fitted = fit(log, first, max_batch=max_batch, cache_output_share=share, explain=False, progress=progress)
+    fitted = kept.fit(
+        log,
+        lambda: fit(log, first, max_batch=max_batch, cache_output_share=share, explain=False, progress=progress),
+        part="first half",
+        max_batch=max_batch,
+        share=share,
+    )
     return HeldOut(
         measured={"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
         predicted={"ttft_s": fitted.first_s[half:], "latency_s": fitted.last_s[half:]},
@@ -114,6 +126,7 @@ def fit_logs(
     *,
     max_batch: int | None = None,
     share: float | None = None,
+    kept: KeptFits = NOTHING_KEPT,
     progress: Progress | None = None,
 ) -> tuple[FittedModel, ...]:
     """Fits every model of logs; returns them from the fastest at batch size 1 to the slowest.
@@ -123,6 +136,7 @@ def fit_logs(
       max_batch: the server's largest batch, if known.
       share: the share of outputs claimed of the cache, if known; by default that of the first model that shows one,
         because a profile has one for all models.
+      kept: fits that are finished.
       progress: called with the current activity and the misfit.
 
     Raises:
@@ -140,9 +154,14 @@ def fit_logs(
             part,
             max_batch=max_batch,
             share=share,
+            kept=kept,
             progress=lambda doing, misfit: report(f"first half, {doing}", misfit),
         )
-        fitted = fit(part, max_batch=max_batch, cache_output_share=share, progress=report)
+
+        def make(part: RequestLog = part, share: float | None = share, report: Progress = report) -> Fitted:
+            return fit(part, max_batch=max_batch, cache_output_share=share, progress=report)
+
+        fitted = kept.fit(part, make, part="all", max_batch=max_batch, share=share)
         if share is None and fitted.limit == "cache":
             share = fitted.cache_output_share
         done.append(FittedModel(model, part, fitted, held_out))
@@ -305,13 +324,18 @@ def fit_to_file(
 ) -> Outcome:
     """Fits every model of logs and writes the profile; see `fit_logs`, `make_profile` and `write_outcome`.
 
+    What is finished is kept in `kept_file(out)` until all is.
+
     Raises:
       InputError: as they do.
     """
     share = None if into is None else share_of_others(into, logs)
-    models = fit_logs(logs, max_batch=max_batch, share=share, progress=progress)
+    kept = KeptFits(kept_file(out))
+    models = fit_logs(logs, max_batch=max_batch, share=share, kept=kept, progress=progress)
     made = make_profile(models, name=out.stem, qualities=qualities, into=into, device=device)
-    return write_outcome(models, made, out, deadlines)
+    outcome = write_outcome(models, made, out, deadlines)
+    kept.end()
+    return outcome
 
 
 def write_outcome(
@@ -362,6 +386,11 @@ def outcome_files(out: Path) -> tuple[Path, Path, Path, Path]:
     stem = out.name.removesuffix(".json")
     situation, figures, picture = (out.with_name(f"{stem}{ending}") for ending in (".yaml", ".fit.json", ".png"))
     return out, situation, figures, picture
+
+
+def kept_file(out: Path) -> Path:
+    """The file that keeps the finished fits of a profile: `server.fit.npz` next to `server.json`."""
+    return out.with_name(f"{out.name.removesuffix('.json')}.fit.npz")
 
 
 def error_table(models: Sequence[FittedModel]) -> Table:

@@ -33,15 +33,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from besteffort.device import device_name
+from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import append_jsonl
+from besteffort.files import append_jsonl, read_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.hub import load_tokenizer, quiet_hub
 from besteffort.opt.weights import load_model
 from besteffort.profile.types import Profile, Source, TaskQuality
 from besteffort.profiling.measure import Qualities
-from besteffort.validation import did_you_mean
+from besteffort.validation import did_you_mean, from_json
 from besteffort.version import __version__
 
 if TYPE_CHECKING:
@@ -268,18 +269,25 @@ def parse_metrics(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def measure_qualities(plan: QualityPlan, figures: Path, progress: ProgressCallback | None = None) -> list[Figure]:
+def measure_qualities(
+    plan: QualityPlan, figures: Path, progress: ProgressCallback | None = None, *, resume: bool = False
+) -> list[Figure]:
     """Measures every model on every task, one model in memory at a time, on JAX's default device.
 
     Args:
       plan: what to measure.
-      figures: file of JSON lines to which each figure is appended at once.
+      figures: file of JSON lines to which each figure is appended at once, with a digest of what it depends on.
       progress: called with the current activity, the number of steps done and the total.
+      resume: keep the figures that are in the file.
 
     Raises:
-      InputError: if the harness is not installed, a task is unknown or its data are not available, a model cannot be
-        loaded, an example does not fit its context, or there is no such metric.
+      InputError: if there are figures already and `resume` is off, or they are of other settings; if the harness is not
+        installed, a task is unknown or its data are not available, a model cannot be loaded, an example does not fit
+        its context, or there is no such metric.
     """
+    known = _known_figures(plan, figures, resume)
+    if len(known) == len(plan.models) * len(plan.task_names):
+        return [known[model, task] for model in plan.names for task in plan.task_names]
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when the harness imports it; progress goes to `progress`
     from besteffort.profiling.lm_eval import HarnessOPT
 
@@ -292,18 +300,59 @@ def measure_qualities(plan: QualityPlan, figures: Path, progress: ProgressCallba
         standard[name] = _standard(name)
     done: list[Figure] = []
     for model, source in zip(plan.names, plan.models, strict=True):
+        if all((model, task) in known for task in plan.task_names):
+            done += [known[model, task] for task in plan.task_names]
+            continue
         progress(f"{model}: loading", len(done), total)
         where = f"facebook/{source}" if source in PUBLISHED else source
         harness = HarnessOPT(load_model(where, plan.dtype), load_tokenizer(where), plan.max_batch)
         own = {each.name: own_task(each, harness) for each in plan.examples}
         for task, loaded in (*standard.items(), *own.items()):
+            if (model, task) in known:
+                done.append(known[model, task])
+                continue
             progress(f"{model}: {task}", len(done), total)
             results, truncated = evaluate(harness, loaded, plan.shots if task in standard else 0, plan.limit)
             figure = _figure(model, task, results, plan.metrics.get(task), truncated)
-            append_jsonl(figures, dataclasses.asdict(figure))
+            append_jsonl(figures, {**dataclasses.asdict(figure), "depends_on": _depends_on(plan, source, task)})
             done.append(figure)
     progress("done", total, total)
     return done
+
+
+def _depends_on(plan: QualityPlan, source: str, task: str) -> str:
+    """Digest of what a model's figure on a task depends on, next to the model's weights."""
+    own = next((each.rows for each in plan.examples if each.name == task), None)
+    about = (source, task, own, plan.metrics.get(task), plan.shots, plan.limit, plan.dtype, __version__)
+    return array_digest((), start=json.dumps(about))
+
+
+def _known_figures(plan: QualityPlan, file: Path, resume: bool) -> dict[tuple[str, str], Figure]:
+    """The figures of a plan that are in its file, by model and task.
+
+    Raises:
+      InputError: if there are figures and they are not to be kept, or one is of other settings.
+    """
+    lines = read_jsonl(file)
+    if lines and not resume:
+        raise InputError(f"{file}: there are figures already; keep them with `--resume`, or remove the file.")
+    wanted = {
+        (name, task): _depends_on(plan, source, task)
+        for name, source in zip(plan.names, plan.models, strict=True)
+        for task in plan.task_names
+    }
+    known = {}
+    for line in lines:
+        depends_on = line.pop("depends_on", "")
+        figure = from_json(Figure, json.dumps(line), str(file))
+        place = (figure.model, figure.task)
+        if place in wanted and wanted[place] != depends_on:
+            raise InputError(
+                f"{file}: the figure of {figure.model} on {figure.task} is of other settings; give the same ones, or "
+                "remove the file."
+            )
+        known[place] = figure
+    return {place: known[place] for place in wanted if place in known}
 
 
 def evaluate(harness: HarnessOPT, tasks: Any, shots: int | None, limit: int | None) -> tuple[dict[str, Any], int]:

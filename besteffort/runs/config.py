@@ -127,7 +127,7 @@ def load_config(path_or_name: str | Path, cls: type[T]) -> T:
 
 def placed(config: T, path: Path) -> T:
     """A configuration that was read from a file, its profile's path counted from the working directory instead."""
-    return _with_profile(config, lambda profile: os.path.normpath(path.parent / profile))
+    return _with_profile(config, lambda profile: _normal(path.parent / profile))
 
 
 def write_config(path: Path, config: Any, *, head: str = "") -> None:
@@ -146,16 +146,23 @@ def write_config(path: Path, config: Any, *, head: str = "") -> None:
 
 def config_text(path: Path, config: Any) -> str:
     """What `write_config` writes to a file."""
-    return to_yaml(_with_profile(config, lambda profile: os.path.relpath(profile, path.parent)))
+
+    def beside(profile: str) -> str:
+        elsewhere = Path(profile).is_absolute() and not Path(profile).is_relative_to(path.parent.absolute())
+        return profile if elsewhere else os.path.relpath(profile, path.parent)
+
+    return to_yaml(_with_profile(config, beside))
 
 
 def _with_profile(config: T, change: Callable[[str], str]) -> T:
-    """The configuration with another path of its profile, if it states one that counts from somewhere."""
+    """The configuration with another path of its profile, if it states one."""
     if not isinstance(config, SituationConfig) or config.profile in builtin_profiles():
         return config
-    if Path(config.profile).is_absolute():
-        return config
     return dataclasses.replace(config, profile=change(config.profile))
+
+
+def _normal(path: Path) -> str:
+    return str(path) if path.is_absolute() else os.path.normpath(path)
 
 
 def read_yaml(path: Path) -> Any:

@@ -60,7 +60,7 @@ class Outcome:
       picture: file of the picture.
       policies: files of the policies.
       report: file of the report.
-      notes: what was taken from the logs, and done to them.
+      notes: what was exported.
       situation: file of the situation, where it was no file's.
     """
 
@@ -156,7 +156,7 @@ def make_plan(
     if len(situation.profile.models) == 1:
         notes = (
             *notes,
-            "The profile has one model, so there is nothing to route; put others in with `profile fit --into`.",
+            "The profile has one model, so there is nothing to route; fit the logs of several with `profile fit`.",
         )
     return QuickstartPlan(config, situation, tuple(stages), told, notes, situation is not given.situation)
 
@@ -175,7 +175,9 @@ def _problems(
     return by
 
 
-def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -> Outcome:
+def quickstart(
+    plan: QuickstartPlan, out: Path, *, progress: ProgressCallback, doing: Callable[[str], None] = lambda _: None
+) -> Outcome:
     """Trains by every method, and judges each policy where it belongs, next to the one that needs no training.
 
     Writes run directories (`out/dqn`, `out/search`, and `out/dqn-<trace>` and so on), the policy that was best on lists
@@ -202,6 +204,7 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
                 # Networks add to what was found.
                 problem = dataclasses.replace(problem, rule=candidates["search"].rule)
             candidates[method] = run_training(config, problem, directory, progress=report)[0]
+        doing(f"Judging all routers ({stage.evaluation_set.name})")
         candidates["untrained"] = default_policy(situation)
         performance = performance_on(situation, stage.selection, candidates.values())
         scores = dict(zip(candidates, performance, strict=True))
@@ -238,7 +241,7 @@ def quickstart(plan: QuickstartPlan, out: Path, *, progress: ProgressCallback) -
         policies=tuple(files),
         report=out / "report.md",
         situation=out / SITUATION if plan.own else None,
-        notes=(*plan.taken, *plan.notes.values(), *(f"Learned is {note}." for note in exported.values())),
+        notes=tuple(f"Learned is {note}." for note in exported.values()),
     )
 
 

@@ -200,8 +200,9 @@ def test_what_is_written_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     profile = fitted_profile.make_profile(models, name="p", qualities={})
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
-    fitted_profile.write_outcome(models, profile, Path("mine/p.json"))
-    assert "profile: p.json" in Path("mine/p.yaml").read_text(encoding="utf-8")
+    for out in (tmp_path / "mine" / "p.json", Path("mine/p.json")):
+        fitted_profile.write_outcome(models, profile, out)
+        assert "profile: p.json" in Path("mine/p.yaml").read_text(encoding="utf-8")
     assert load_situation("mine/p.yaml").profile == profile
     Path("mine").rename("moved")
     monkeypatch.chdir(tmp_path / "moved")

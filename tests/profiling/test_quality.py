@@ -13,13 +13,16 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
+from besteffort.files import append_jsonl
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile, save_profile
 from besteffort.profiling.measure import Qualities, read_qualities
 from besteffort.profiling.quality import (
     Figure,
     QualityPlan,
+    _depends_on,
     _figure,
     check_merge,
+    measure_qualities,
     merged,
     parse_metrics,
     qualities,
@@ -233,6 +236,33 @@ def test_one_sentence_for_each_mistake(
     assert said.startswith("besteffort: ")
     assert words in said
     assert not out.exists()
+
+
+def test_figures_that_are_there_are_not_measured_again(tmp_path: Path) -> None:
+    """With all of them there, neither the harness nor a model is asked for."""
+    examples = tuple(read_examples(file) for file in FILES)
+    plan = QualityPlan(("small", "large"), examples=examples, limit=7)
+    file = tmp_path / "found.quality.jsonl"
+    wanted = [
+        Figure(model, task, "acc", 0, 7, 10.0 * number, None, 0, {"acc": 0.1 * number})
+        for number, (model, task) in enumerate((m, t) for m in plan.names for t in plan.task_names)
+    ]
+    for figure in reversed(wanted):
+        depends_on = _depends_on(plan, figure.model, figure.task)
+        append_jsonl(file, {**dataclasses.asdict(figure), "depends_on": depends_on})
+    assert measure_qualities(plan, file, resume=True) == wanted
+    with pytest.raises(InputError, match=r"there are figures already; keep them with `--resume`, or remove the file"):
+        measure_qualities(plan, file)
+    for other in (
+        dataclasses.replace(plan, limit=8),
+        dataclasses.replace(plan, metrics={"texts": "word_perplexity"}),
+        dataclasses.replace(plan, models=("elsewhere/small", "large")),
+        dataclasses.replace(
+            plan, examples=(dataclasses.replace(examples[0], rows=examples[0].rows[1:]), *examples[1:])
+        ),
+    ):
+        with pytest.raises(InputError, match=r"the figure of \w+ on \w+ is of other settings"):
+            measure_qualities(other, file, resume=True)
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
