@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
+from besteffort.profile import load_profile, save_profile
 from besteffort.runs.config import (
     SituationConfig,
     config_names,
@@ -16,6 +17,7 @@ from besteffort.runs.config import (
     load_situation,
     parse_changes,
     to_yaml,
+    write_config,
 )
 from besteffort.situation import Cluster, Deadline, Reward, Task, View
 
@@ -217,3 +219,28 @@ def test_changes_that_do_not_fit(changes: dict[str, object], words: str) -> None
     assert words in str(error.value)
     assert "`--set`: " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_path_of_a_profile_counts_from_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read, changed and written from any directory, it is the same file; a change counts from where it is made."""
+    profile = load_profile("opt-a100")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    save_profile(profile, tmp_path / "a" / "mine.json")
+    path = tmp_path / "a" / "b" / "s.yaml"
+    path.write_text(MINIMAL.replace("opt-a100", "../mine.json"), encoding="utf-8")
+    for where, name in ((tmp_path, "a/b/s.yaml"), (tmp_path / "a", "b/s.yaml"), (tmp_path / "a" / "b", "s.yaml")):
+        monkeypatch.chdir(where)
+        config = load_config(name, SituationConfig)
+        assert load_situation(name).profile == config.build().profile == profile
+        write_config(Path("again.yaml"), config)
+        assert load_config("again.yaml", SituationConfig) == config
+    monkeypatch.chdir(tmp_path)
+    write_config(Path("a/b/t.yaml"), SituationConfig("a/mine.json", (Task("piqa"),)))
+    assert "profile: ../mine.json" in Path("a/b/t.yaml").read_text(encoding="utf-8")
+    assert load_situation("a/b/s.yaml", changes={"profile": "a/mine.json"}).profile == profile
+    path.write_text(MINIMAL.replace("opt-a100", "nowhere.json"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"a/b/nowhere.json: no such file"):
+        load_situation("a/b/s.yaml")
+    absolute = tmp_path / "a" / "mine.json"
+    write_config(Path("a/b/u.yaml"), SituationConfig(str(absolute), (Task("piqa"),)))
+    assert f"profile: {absolute}" in Path("a/b/u.yaml").read_text(encoding="utf-8")
