@@ -261,7 +261,8 @@ def _fit_first(
     profile, situation = outcome.files[:2]
     if not deadlines:
         answer.note(
-            f"Deadlines are guesses, twice the log's median times; set them in {situation}, or give `--deadline`."
+            f"Deadlines are guesses, twice the slowest model's median times; set them in {situation}, or give "
+            "`--deadline`."
         )
     answer.file("profile", profile)
     answer.file("situation", situation)

@@ -565,16 +565,21 @@ def _rows(log: RequestLog, task: str | None) -> np.ndarray:
 def _write_situation(
     path: Path, models: Sequence[FittedModel], profile: Profile, out: Path, deadlines: Mapping[str, Deadline]
 ) -> None:
-    """Writes a situation with the profile, the logs' lengths, and deadlines: those given, else twice median times."""
+    """Writes a situation with the profile, the logs' lengths, and deadlines.
+
+    Those that are not given are twice the median times of the slowest model, so that none is late from the start.
+    """
     log_tasks = _tasks(models)
     tasks = []
     for quality in profile.tasks:
         picked = [_rows(m.log, quality.name if quality.name in log_tasks else None) for m in models]
-        prompts, outputs, waits, paces = (
+        prompts, outputs = (
             np.concatenate([values[rows] for values, rows in zip(parts, picked, strict=True)])
+            for parts in ([m.log.prompt_tokens for m in models], [m.log.output_tokens for m in models])
+        )
+        wait_s, pace_s = (
+            max(float(np.median(values[rows])) for values, rows in zip(parts, picked, strict=True) if rows.any())
             for parts in (
-                [m.log.prompt_tokens for m in models],
-                [m.log.output_tokens for m in models],
                 [np.where(np.isfinite(m.log.ttft_s), m.log.ttft_s, 0.1 * m.log.latency_s) for m in models],
                 [m.log.latency_s / m.log.output_tokens for m in models],
             )
@@ -588,8 +593,8 @@ def _write_situation(
                 deadline=deadlines.get(
                     quality.name,
                     Deadline(
-                        base_s=float(f"{max(2 * np.median(waits), 1e-3):.2g}"),
-                        per_token_s=float(f"{2 * np.median(paces):.2g}"),
+                        base_s=float(f"{max(2 * wait_s, 1e-3):.2g}"),
+                        per_token_s=float(f"{2 * pace_s:.2g}"),
                     ),
                 ),
                 mean_prompt_tokens=float(prompts.mean()),
@@ -603,7 +608,9 @@ def _write_situation(
         network_delay_s=round(max(m.fitted.delay_s for m in models), 6),
     )
     guessed = [task.name for task in tasks if task.name not in deadlines]
-    guess = f"Deadlines of {', '.join(guessed)} (twice the log's median times) and `queue_capacity` are guesses"
+    guess = (
+        f"Deadlines of {', '.join(guessed)} (twice the slowest model's median times) and `queue_capacity` are guesses"
+    )
     head = (
         "Written by `besteffort profile fit`: lengths are the log's, `network_delay_s` is the fit's.",
         _batch_words(models),

@@ -241,7 +241,7 @@ def quickstart(
         policies=tuple(files),
         report=out / "report.md",
         situation=out / SITUATION if plan.own else None,
-        notes=tuple(f"Learned is {note}." for note in exported.values()),
+        notes=tuple(f"Learned is {note} ({name})." for name, note in exported.items()),
     )
 
 

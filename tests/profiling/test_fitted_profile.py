@@ -174,6 +174,21 @@ def test_two_logs_of_one_model_each_make_one_profile(tmp_path: Path, capsys: pyt
     assert load_situation(tmp_path / "both.yaml").tasks[0].share == N
 
 
+def test_guessed_deadlines_let_every_model_be_in_time(tmp_path: Path) -> None:
+    """Also where most of the log is of the quicker one, whose medians are those of the whole."""
+    models = []
+    for name, pace, n in (("small", 1.0, 40), ("large", 10.0, 8)):
+        model = fitted_model(name, 0.01 * pace)
+        times = {"arrival_s": np.zeros(n), "first_token_s": np.full(n, 0.1 * pace), "last_token_s": np.full(n, pace)}
+        lengths = {key: np.full(n, 10, np.int32) for key in ("prompt_tokens", "output_tokens")}
+        labels = {key: np.zeros(n, np.int32) for key in ("model", "task", "replica")}
+        log = dataclasses.replace(model.log, scheduled_s=np.zeros(n), **times, **lengths, **labels)
+        models.append(dataclasses.replace(model, log=log))
+    profile = fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 6.0, "large": 7.0}})
+    fitted_profile.write_outcome(models, profile, tmp_path / "p.json")
+    assert load_situation(tmp_path / "p.yaml").tasks[0].deadline == Deadline(2.0, 2.0)
+
+
 def test_a_situation_says_where_its_numbers_are_from(tmp_path: Path) -> None:
     models = [fitted_model("small"), fitted_model("large")]
     profile = fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 6.0, "large": 7.0}})
@@ -184,7 +199,7 @@ def test_a_situation_says_where_its_numbers_are_from(tmp_path: Path) -> None:
 
     text = written(models, {})
     assert "`max_batch` is 16, which is assumed, with room above the 1 requests of small that ran at once" in text
-    assert "Deadlines of chat (twice the log's median times)" in text
+    assert "Deadlines of chat (twice the slowest model's median times)" in text
     text = written(models, {"chat": Deadline(0.5, 0.02)})
     assert "Deadlines are as given" in text
     assert load_situation(tmp_path / "p.yaml").tasks[0].deadline == Deadline(0.5, 0.02)
