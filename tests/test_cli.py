@@ -366,8 +366,8 @@ def test_full_disk_keeps_what_was_computed(
 
 
 def test_unknown_profile(refused: Callable[..., str]) -> None:
-    said = refused("quickstart", "--profile", "opt-h100")
-    assert "opt-h100" in said
+    said = refused("quickstart", "--profile", "opt-tpu")
+    assert "opt-tpu" in said
     assert "opt-a100" in said
 
 
