@@ -25,6 +25,7 @@ from besteffort.errors import InputError
 from besteffort.profiling.server_log import log_of
 from besteffort.workload.reading import Drawing, Reading, read
 from besteffort.workload.traces import Trace
+from tests.damage import HOSTILE, change_somewhere
 from tests.workload.readers.written import FORMATS, csv, rows, vllm_bench
 
 SERVEGEN = "0,1.25,3.5,Gamma,0.0816,9.8\n600,0,0,,0,0\n1200,0.05,2.0,Weibull,0.54,1.15\n1800,0.25,1.0,Gamma,1.0,4.0\n"
@@ -46,54 +47,6 @@ TEXTS = {name: text for name, (_, text, _) in FORMATS.items()} | {
         for i in range(20)
     ),
 }
-HOSTILE: tuple[Any, ...] = (
-    *(
-        None,
-        "",
-        " ",
-        "nan",
-        "inf",
-        "-1",
-        -1,
-        "1e400",
-        10**400,
-        10**18,
-        1.5e300,
-        "0",
-        0,
-        0.5,
-        True,
-        "true",
-        [],
-        {},
-        [[]],
-    ),
-    *(
-        {"a": {"a": {}}},
-        "2023",
-        "2024-05-10",
-        "2024-05-10 00:00:00",
-        "2024-02-30T00:00:00Z",
-        "9999-12-31 23:59:59+99:99",
-    ),
-    *(
-        "x" * 300,
-        "\u2028",
-        "\x00",
-        '"',
-        ",",
-        "\ud7ff",
-        "{",
-        "[1",
-        "null",
-        "1_000",
-        "١٢",
-        2**63,
-        -(2**63),
-        1e-320,
-        "1e5",
-    ),
-)
 MARKS = (
     "",
     "\n",
@@ -161,21 +114,7 @@ def _changed_json(text: str, chance: random.Random) -> str:
             value, whole = json.loads(lines[at]), False
         except (ValueError, RecursionError):
             return text
-    place = value
-    for _ in range(chance.randrange(6)):
-        inner = place.values() if isinstance(place, dict) else place if isinstance(place, list) else ()
-        deeper = [each for each in inner if isinstance(each, dict | list) and each]
-        if not deeper:
-            break
-        place = chance.choice(deeper)
-    if isinstance(place, dict) and place:
-        key = chance.choice(list(place))
-        if chance.random() < 0.3:
-            del place[key]
-        else:
-            place[key] = chance.choice(HOSTILE)
-    elif isinstance(place, list) and place:
-        place[chance.randrange(len(place))] = chance.choice(HOSTILE)
+    change_somewhere(value, chance)
     changed = json.dumps(value)
     if whole:
         return changed
