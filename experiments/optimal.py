@@ -236,12 +236,10 @@ def figure(cases: list[Case]) -> Figure:
     seen = np.array([one.seen for one in cases])
     by_sizes = np.array([one.by_sizes.reward for one in cases])
     played = np.stack([one.played for one in cases])
+    names = (LEARNED, SEARCH, *sorted({ranking(one.evaluation).heuristic[0] for one in cases}))
     routers = {
-        name: np.stack([one.evaluation.measure(metrics.performance, 0, name) for one in cases])
-        for name in (LEARNED, SEARCH, *cases[0].evaluation.heuristics)
-        if name != "random"
+        name: np.stack([one.evaluation.measure(metrics.performance, 0, name) for one in cases]) for name in names
     }
-    close = (LEARNED, SEARCH, *sorted({ranking(one.evaluation).heuristic[0] for one in cases}))
 
     def exact(values: np.ndarray) -> Interval:
         return Interval(values, np.zeros(len(values)), played.shape[1])
@@ -265,7 +263,7 @@ def figure(cases: list[Case]) -> Figure:
             title="Missing to the optimum",
             x=loads,
             curves={
-                **{name: mean_interval(1 - routers[name] / played) for name in close},
+                **{name: mean_interval(1 - values / played) for name, values in routers.items()},
                 SEEN: exact(1 - seen / optimum),
                 BY_SIZES: exact(1 - by_sizes / optimum),
             },
