@@ -592,7 +592,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Table:
 
     results: dict[str, Any] = {
         "besteffort.runs.training.run_training": trained,
-        "besteffort.runs.quickstart.quickstart": lambda plan, out, progress: quickstart.Outcome(
+        "besteffort.runs.quickstart.quickstart": lambda plan, out, progress, doing: quickstart.Outcome(
             table, table, out / "quickstart.png", (out / "train" / "policy.safetensors",), out / "report.md", ("Note.",)
         ),
         "besteffort.evaluation.results.evaluate": lambda *_: evaluation_results.Outcome(table, table),

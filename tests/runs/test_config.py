@@ -209,7 +209,7 @@ def test_texts_that_are_no_changes(texts: list[str], words: str) -> None:
         ({"cluster.replicas": 0}, "`cluster.replicas` is 0, but should be greater than or equal to 1"),
         ({"cluster.replicas": "two"}, '`cluster.replicas` is "two", but should be a valid integer'),
         ({"training.seeds": 2}, "has no field `training`"),
-        ({"profile": "opt-tpu"}, "opt-h100: no such file"),
+        ({"profile": "opt-tpu"}, "opt-tpu: no such file"),
         ({"training.config.envs": 2}, "is now called `training.config.num_envs`"),
     ],
 )
