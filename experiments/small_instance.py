@@ -117,7 +117,7 @@ def make_instance(situation: Situation, tick_s: float, probability: float) -> In
     """
     _check(situation)
     tasks, cluster = situation.tasks, situation.cluster
-    tables = Tables.of(situation.profile, cluster.max_batch, tasks[0].prompt_tokens[0])
+    tables = Tables.of(situation.fleet, tasks[0].prompt_tokens[0])
     lengths = np.arange(tasks[0].output_tokens[0], tasks[0].output_tokens[1] + 1)
     worth = situation.profile.quality_table(situation.task_names) * np.array([[task.weight] for task in tasks])
     deadlines = {
@@ -133,7 +133,7 @@ def make_instance(situation: Situation, tick_s: float, probability: float) -> In
             room=cluster.max_batch + cluster.queue_capacity,
             deadlines=deadlines,
         ).line(worth[:, m])
-        for m in range(tables.models)
+        for m in range(tables.pools)
     ]
     shape = (len(tasks), len(lines), len(lengths))
     moves: list[tuple[int, ...]] = [(), *np.ndindex(shape)]  # nobody arrives, or a request that goes to a model

@@ -70,7 +70,7 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
         if name not in PER_MODEL:
             value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")
-        value = node("Div", [value, constant(f"{name}_scale", np.float64(feature.scale))], f"{name}_scaled")
+        value = node("Div", [value, constant(f"{name}_scale", np.asarray(feature.scale, np.float64))], f"{name}_scaled")
         if feature.transform == "log1p":
             value = node("Add", [value, constant(f"{name}_one", np.float64(1.0))], f"{name}_plus_one")
             value = node("Log", [value], f"{name}_log")

@@ -186,10 +186,25 @@ def capacity(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
     together = params.priors.capacity
     if observed_slowdown is None:
         return together
+    if params.pools is not None:
+        size = params.pools.size
+        at_least = size[None] >= size[:, None]
+        return together - xp.where(at_least, params.priors.alone * (1.0 - 1.0 / observed_slowdown), 0.0).sum(-1)
     alone = together - xp.concatenate([together[1:], xp.zeros_like(together[:1])])
     # The loss is taken off, so that none changes no digit.
     lost = alone * (1.0 - 1.0 / observed_slowdown)
     return together - xp.cumsum(lost[::-1])[::-1]
+
+
+def all_together(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
+    """() requests per second that all pools together sustain, each serving alone; see `capacity`."""
+    together = capacity(observed_slowdown, params, xp)
+    return together[0] if params.pools is None else together.max()
+
+
+def slots(params: Any) -> Any:
+    """Requests that run at once on an instance: a number, or (pools,) of them where pools differ."""
+    return params.decode.shape[-1] - 1 if params.pools is None else params.pools.max_batch
 
 
 def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
@@ -225,7 +240,7 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
 
 def _with_unseen(line: Line, unseen: Any, params: Any, xp: Any) -> Line:
     """Counts with requests of mean length that no one has seen yet; as far as there is room, they run."""
-    admitted = xp.clip(params.decode.shape[-1] - 1 - line.running, 0.0, unseen)
+    admitted = xp.clip(slots(params) - line.running, 0.0, unseen)
     left = unseen - admitted
     output = params.mean_output_tokens.mean()
     return line._replace(
@@ -271,7 +286,7 @@ class Costs(NamedTuple):
     """
 
     decode: Callable[[Any], Any]
-    slots: int
+    slots: Any
     follower_s: Any
     held_s: Any
     context_cost_s: Any
@@ -285,7 +300,7 @@ def follow(newcomer: Newcomer, line: Line, view: InFlightView, params: Any, xp: 
         claim = newcomer.prompt_tokens + params.cache_output_share * expected_length(newcomer, params, xp)
     costs = Costs(
         decode=lambda number: _interpolated(params.decode, number, xp),
-        slots=params.decode.shape[-1] - 1,
+        slots=slots(params),
         follower_s=params.priors.follower_s,
         held_s=params.context_cost_s * params.priors.held_each,
         context_cost_s=params.context_cost_s,
@@ -394,7 +409,7 @@ def own_value(
         if terms.soft
         else ((quality + penalty * share) * met.sum(-1))
     )
-    served = line.running + line.waiting < terms.capacity
+    served = line.running + line.waiting < (terms.capacity if params.pools is None else params.pools.places)
     return params.weight[newcomer.task] * (value * served - penalty)
 
 
@@ -522,7 +537,7 @@ def _harm_beside(
     overlap_s = xp.maximum(xp.minimum(left_s, done_s[:, None, None]) - until_s[:, None, None], 0.0)
     delay_s = (params.slowdown.T - 1.0)[..., None] * overlap_s
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (tokens + remainder)
-    slack_s = deadline_s - params.network_delay_s - beside.age_s - left_s
+    slack_s = deadline_s - _of_column(params.network_delay_s) - beside.age_s - left_s
     steepness = 0.5 / (softness.in_flight * left_s + _SHORTEST_S)
     loss = _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, beside.terms, xp)
     return (loss * ~mine).sum((-1, -2))
@@ -536,14 +551,13 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
     """
     if view.running is not None:
         return view
-    slots = params.decode.shape[-1] - 1
     begun = view.present & (view.tokens > 0)
     hopes = view.present & ~begun
     if view.terms.streamed:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.
     ahead = (view.order[..., None, :] <= view.order[..., :, None]) & hopes[..., None, :]
-    fits = ahead.sum(-1) <= (slots - begun.sum(-1))[..., None]
+    fits = ahead.sum(-1) <= (slots(params) - begun.sum(-1))[..., None]
     if view.terms.cache_limit:
         claim = _claim(view, params, xp)
         used = (claim * begun).sum(-1)
@@ -647,6 +661,11 @@ def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
     """(models, seats) seconds of each prompt on the model of its row."""
     rows = xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1]
     return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens)
+
+
+def _of_column(of_pools: Any) -> Any:
+    """() as it is, or (pools,) values with axes so that they go with (pools, pools, seats), the second axis's."""
+    return of_pools[:, None] if of_pools.ndim else of_pools
 
 
 def _along(of_models: Any, like: Any) -> Any:

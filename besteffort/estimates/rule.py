@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.estimates.estimates import Estimates, Softness, capacity
+from besteffort.estimates.estimates import Estimates, Softness, all_together
 
 _LOADS = (0.08, 12.0)  # prices stay what they are beyond; a rate of 0 has no logarithm
 _SMALLEST = 1e-9
@@ -119,13 +119,13 @@ def time_price(
     """
     if observed_slowdown is None:
         return price_at(rates, prices, arrival_rate, xp)
-    mean = params.priors.capacity[0] / capacity(observed_slowdown, params, xp)[0]
+    mean = all_together(None, params, xp) / all_together(observed_slowdown, params, xp)
     return price_at(rates, prices, arrival_rate * mean, xp) / mean
 
 
 def rule_softness(rule: Rule, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None) -> Softness:
     """How uncertain the rule takes predictions to be at an arrival rate, in requests per second."""
-    load = xp.clip(arrival_rate / capacity(observed_slowdown, params, xp)[0], *_LOADS)
+    load = xp.clip(arrival_rate / all_together(observed_slowdown, params, xp), *_LOADS)
     return Softness(rule.reserve + rule.reserve_slope * xp.log(load), rule.width, rule.in_flight_width)
 
 

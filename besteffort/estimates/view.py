@@ -17,7 +17,7 @@ class Terms:
     """Which terms of the serving model estimates reckon with; static, those that are off cost nothing.
 
     Attributes:
-      capacity: requests that an instance holds at most, running and waiting.
+      capacity: requests that an instance of any pool holds at most, running and waiting.
       streamed: tokens are counted as they come; otherwise an answer shows nothing before its end.
       soft: deadlines are soft.
       context_cost: iterations take longer the more tokens are held.
@@ -33,13 +33,13 @@ class Terms:
     @classmethod
     def of(cls, situation: Situation) -> Terms:
         """The terms that a situation has."""
-        cluster, profile = situation.cluster, situation.profile
+        fleet = situation.fleet
         return cls(
-            capacity=cluster.max_batch + cluster.queue_capacity,
+            capacity=int(fleet.places.max()),
             streamed=situation.view.streamed,
             soft=situation.reward.soft_span > 0,
-            context_cost=bool(profile.context_cost_s.any()),
-            cache_limit=bool(np.isfinite(profile.cache_tokens).any()),
+            context_cost=bool(fleet.context_cost_s.any()),
+            cache_limit=bool(np.isfinite(fleet.cache_tokens).any()),
         )
 
     @classmethod

@@ -20,6 +20,7 @@ from annotated_types import Len
 from besteffort.documents import MOST_YAML_BYTES, check, parse_yaml, read_text
 from besteffort.errors import InputError, brief
 from besteffort.files import os_errors_as_input_errors
+from besteffort.pools import Pool
 from besteffort.profile import load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
@@ -35,7 +36,8 @@ class SituationConfig:
     Attributes:
       profile: name of a built-in profile, or path of a profile file (from the working directory).
       tasks: what is asked for.
-      cluster: what serves.
+      cluster: what serves, where all machines are alike.
+      pools: what serves, where they are not; `hardware` of one is a profile, named like `profile`.
       reward: what counts.
       view: what the router sees.
     """
@@ -45,19 +47,29 @@ class SituationConfig:
     cluster: Cluster = Cluster()
     reward: Reward = Reward()
     view: View = View()
+    pools: tuple[Pool, ...] = ()
 
     def build(self) -> Situation:
         """The situation, with its profile loaded.
 
         Raises:
-          InputError: if the profile cannot be loaded or lacks a task.
+          InputError: if a profile cannot be loaded or lacks a task, or pools do not fit, see `Situation`.
         """
+        devices = {pool.hardware: load_profile(pool.hardware) for pool in self.pools if pool.hardware is not None}
+        own = load_profile(self.profile)
+        pools = tuple(
+            pool if pool.hardware is None else dataclasses.replace(pool, hardware=devices[pool.hardware].name)
+            for pool in self.pools
+        )
+        others = dict.fromkeys(device for device in devices.values() if device != own)
         return Situation(
-            profile=load_profile(self.profile),
+            profile=own,
             cluster=self.cluster,
             tasks=self.tasks,
             reward=self.reward,
             view=self.view,
+            pools=pools,
+            hardware=tuple(others),
         )
 
 
