@@ -203,7 +203,8 @@ class Policy:
             it reads the observed slow-down and times are not compared.
         """
         models, tasks = situation.fleet.names, situation.task_names
-        for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
+        kind = "pools" if self.situation.pools else "models"
+        for what, own, other in ((kind, self.models, models), ("tasks", self.tasks, tasks)):
             if own != other:
                 raise InputError(
                     f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "

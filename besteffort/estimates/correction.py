@@ -77,7 +77,7 @@ def observed_slowdown(comparison: Comparison, tau_s: Any, xp: Any = np) -> Any:
     return xp.clip(1.0 + comparison.excess_s / (comparison.assumed_s + PRIOR * tau_s), LOWEST, HIGHEST)
 
 
-def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots: int, xp: Any = np) -> Any:
+def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots: Any, xp: Any = np) -> Any:
     """Seconds by the tables of an answer that is not streamed, without what depends on the batch size at its end.
 
     Half a decode until the iteration in progress ends, its prefill, and half of its further tokens at the batch size
@@ -96,7 +96,7 @@ def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots:
     return xp.where(number > slots, np.inf, seconds)
 
 
-def steps_s(steps: Any, number: Any, decode: Any, slots: int, xp: Any = np) -> Any:
+def steps_s(steps: Any, number: Any, decode: Any, slots: Any, xp: Any = np) -> Any:
     """The other half of their further tokens, at the batch size that was seen after their end.
 
     Args:

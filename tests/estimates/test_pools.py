@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from besteffort.estimates.params import ServingParams
-from tests.estimates.lists import compiled, draw_rule, reference
-from tests.estimates.test_agreement import check_agreement
+from tests.estimates.lists import apart, compiled, draw_rule, reference
+from tests.estimates.test_agreement import TOLERANCE, at, check_agreement
 from tests.simulator.cases import Case
 from tests.simulator.pool_cases import PoolKind, draw_pool_case, draw_pool_kinds
 
@@ -18,10 +18,10 @@ LISTS = 10
 LENGTH = 80
 
 
-def draw_pool_list(kind: PoolKind, seed: int, *, streamed: bool, slowdown_tau_s: float = 0.0) -> Case:
-    """A list on random pools, streamed or not, with observed times compared or not."""
+def draw_pool_list(kind: PoolKind, seed: int, **changes: object) -> Case:
+    """A list on random pools, with changes to the view."""
     case = draw_pool_case(kind, seed, LENGTH)
-    view = dataclasses.replace(case.situation.view, streamed=streamed, slowdown_tau_s=slowdown_tau_s)
+    view = dataclasses.replace(case.situation.view, **changes)
     return dataclasses.replace(case, situation=dataclasses.replace(case.situation, view=view))
 
 
@@ -32,13 +32,22 @@ def marks(kind: PoolKind) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize("index", [pytest.param(i, marks=marks(KINDS[i]), id=str(KINDS[i])) for i in (0, 1, 2, 3)])
 def test_all_three_agree_at_every_decision(index: int) -> None:
-    cases = [
-        draw_pool_list(KINDS[index], 10 * index + k, streamed=index != 2, slowdown_tau_s=2.0 * (index in (0, 2)))
-        for k in range(LISTS)
-    ]
+    changes = {"streamed": index != 2, "slowdown_tau_s": 2.0 * (index in (0, 2))}
+    cases = [draw_pool_list(KINDS[index], 10 * index + k, **changes) for k in range(LISTS)]
     rules = [draw_rule(case, rates=2) for case in cases]
     seen = [reference(case, live=True, rule=rule) for case, rule in zip(cases, rules, strict=True)]
     check_agreement(seen, *compiled(cases, rules))
+
+
+def test_what_a_gateway_sees_late_agrees_too() -> None:
+    """Live book-keeping is of one gateway, so this compares the compiled simulator with the reference."""
+    cases = [draw_pool_list(KINDS[0], k, gateways=3, gateway_delay_s=0.25) for k in range(LISTS)]
+    found, pools = compiled(cases)
+    for lane, case in enumerate(cases):
+        seen = reference(case)
+        np.testing.assert_array_equal(pools[lane], seen.models)
+        assert seen.estimates is not None
+        assert max(apart(at(found, lane), seen.estimates).values()) <= TOLERANCE
 
 
 def test_the_delay_of_a_pool_counts_in_own_and_in_no_other_time() -> None:
