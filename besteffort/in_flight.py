@@ -417,7 +417,7 @@ class InFlight:
         )
 
     def estimates(self, request: Hashable, *, at: float | None = None, with_harm: bool = True) -> Estimates:
-        """What is to be expected of each model for a request that has arrived; arrays of shape (models,).
+        """What is to be expected of each model for a request that has arrived; arrays of shape (pools,).
 
         With a policy that has a rule they have its softness, and with harm they include the value.
 

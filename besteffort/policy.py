@@ -164,7 +164,7 @@ class Policy:
     def values(
         self, *, task: str, batch_sizes: Mapping[str, int] | Sequence[int], arrival_rate: float, **further: Any
     ) -> np.ndarray:
-        """(models,) float32 Q-values; arguments and errors as `decide`."""
+        """(pools,) float32 Q-values; arguments and errors as `decide`."""
         if further.keys() != self._further:
             raise self._wrong_features(further)
         try:

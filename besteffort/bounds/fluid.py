@@ -111,12 +111,12 @@ def _seconds(
     Each kind of request is answered by one of the steps or too late; the ratio of the charges' sum to the gains' sum
     is minimised by Dinkelbach's method, which descends to the optimum in finitely many rounds.
     """
-    tasks, models, _ = gain.shape
-    result = np.empty((tasks, models))
-    for model in range(models):
-        late, in_time = work.charges(model, stretch, work.beside_s(model) if even_prefills else 0.0)
+    tasks, pools, _ = gain.shape
+    result = np.empty((tasks, pools))
+    for pool in range(pools):
+        late, in_time = work.charges(pool, stretch, work.beside_s(pool) if even_prefills else 0.0)
         charge = np.concatenate([in_time, late[:, None]], axis=1)
-        relative = gain[:, model] / np.maximum(gain[:, model, :1], np.finfo(float).tiny)
+        relative = gain[:, pool] / np.maximum(gain[:, pool, :1], np.finfo(float).tiny)
         relative = np.concatenate([relative[work.task], np.zeros((len(late), 1))], axis=1)
         ratio = np.full(tasks, np.finfo(float).max)
         while True:
@@ -129,7 +129,7 @@ def _seconds(
             if not (lower < ratio * (1 - 1e-12)).any():
                 break
             ratio = np.minimum(lower, ratio)
-        result[:, model] = np.where(ratio < np.finfo(float).max, ratio, np.inf)
+        result[:, pool] = np.where(ratio < np.finfo(float).max, ratio, np.inf)
     return result
 
 
@@ -139,19 +139,19 @@ def _allocate(
     instance_seconds: Float[np.ndarray, " pools"],
     gain: Float[np.ndarray, "tasks pools"],
 ) -> tuple[Float[np.ndarray, "programmes tasks pools"], Float[np.ndarray, "programmes pools"]]:
-    """Shares of each task per model with the highest total gain, and the gain of a further instance-second of a model.
+    """Shares of each task per pool with the highest total gain, and the gain of a further instance-second of a pool.
 
     One linear programme per row of `arrivals` (programmes, tasks), which counts requests; every pool has
     `instance_seconds`; an answer takes `seconds`.
     """
-    tasks, models = gain.shape
-    possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, models))
+    tasks, pools = gain.shape
+    possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, pools))
     load = np.where(possible, arrivals[..., None] * np.where(possible, seconds, 0.0), 0.0) / instance_seconds
-    # Where the best model of every task has room for all of its requests, that is the optimum.
+    # Where the best pool of every task has room for all of its requests, that is the optimum.
     favourite = np.where(possible, gain, -np.inf).argmax(axis=-1)
-    shares = (np.arange(models) == favourite[..., None]) & possible
+    shares = (np.arange(pools) == favourite[..., None]) & possible
     crowded = np.flatnonzero(((shares * load).sum(axis=1) > 1).any(axis=-1))
-    shares, prices = shares.astype(np.float64), np.zeros((len(arrivals), models))
+    shares, prices = shares.astype(np.float64), np.zeros((len(arrivals), pools))
     for start in range(0, len(crowded), _PROGRAMMES_AT_ONCE):
         part = crowded[start : start + _PROGRAMMES_AT_ONCE]
         shares[part], prices[part] = _solve(load[part], possible[part], arrivals[part][..., None] * gain)
@@ -163,13 +163,13 @@ def _solve(
     possible: np.ndarray,
     gain: Float[np.ndarray, "programmes tasks pools"],
 ) -> tuple[Float[np.ndarray, "programmes tasks pools"], Float[np.ndarray, "programmes pools"]]:
-    """Solves independent programmes as one, with HiGHS: shares, and the gain of the whole room of a model once more."""
-    programmes, tasks, models = load.shape
+    """Solves independent programmes as one, with HiGHS: shares, and the gain of the whole room of a pool once more."""
+    programmes, tasks, pools = load.shape
     column = np.arange(load.size)
-    programme, task, model = np.unravel_index(column, load.shape)
-    capacity_row = programme * models + model
-    task_row = programmes * models + programme * tasks + task
-    rows = programmes * (models + tasks)
+    programme, task, pool = np.unravel_index(column, load.shape)
+    capacity_row = programme * pools + pool
+    task_row = programmes * pools + programme * tasks + task
+    rows = programmes * (pools + tasks)
     constraints = sparse.csr_array(
         (
             np.concatenate([load.ravel(), np.ones(load.size)]),
@@ -184,5 +184,5 @@ def _solve(
     )
     if not solution.success:
         raise RuntimeError(f"The bound's linear programme was not solved: {solution.message}")
-    prices = -scale * solution.ineqlin.marginals[: programmes * models]
-    return solution.x.reshape(load.shape), np.maximum(prices, 0.0).reshape(programmes, models)
+    prices = -scale * solution.ineqlin.marginals[: programmes * pools]
+    return solution.x.reshape(load.shape), np.maximum(prices, 0.0).reshape(programmes, pools)

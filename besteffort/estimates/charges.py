@@ -126,7 +126,7 @@ def typical_work(situation: Situation) -> Work:
     )
 
 
-def gains(quality: Float[np.ndarray, "tasks models"], reward: Reward) -> Float[np.ndarray, "tasks models steps"]:
+def gains(quality: Float[np.ndarray, "tasks pools"], reward: Reward) -> Float[np.ndarray, "tasks pools steps"]:
     """Reward of an answer less that of no answer, before the task's weight: in time, then by step of the soft span."""
     in_time = (quality + reward.miss_penalty)[..., None]
     if reward.soft_span == 0:
@@ -150,7 +150,7 @@ def work_of(
     count: Float[np.ndarray, " kinds"],
     prompt: Int[np.ndarray, " kinds"],
     held: np.ndarray,
-    prefill_s: Float[np.ndarray, "models kinds"],
+    prefill_s: Float[np.ndarray, "pools kinds"],
     output: Int[np.ndarray, " kinds"],
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
@@ -164,10 +164,10 @@ def work_of(
       count: (kinds,) number of its requests, see `Work`.
       output: (kinds,) its output length.
       prompt: (kinds,) a kind's shortest prompt, which the cache has to hold.
-      held: (models or 1, kinds) prompt length that counts for the context cost.
-      prefill_s: (models, kinds) duration of the prefill.
+      held: (pools or 1, kinds) prompt length that counts for the context cost.
+      prefill_s: (pools, kinds) duration of the prefill.
       deadline_s: (kinds,) deadline on the latency.
-      late_costs: (models,) see `Work`.
+      late_costs: (pools,) see `Work`.
     """
     claim = prompt + np.ceil(tables.cache_output_share * output)
     together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest

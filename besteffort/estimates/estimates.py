@@ -80,7 +80,7 @@ class Newcomer(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Counts of the instance of each model, fields of shape (models,).
+    """Counts of the instance of each model, fields of shape (pools,).
 
     Attributes:
       decoding: requests whose first token has come.
@@ -107,7 +107,7 @@ class Line(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How the new request would fare on each model, fields of shape (models,).
+    """How the new request would fare on each model, fields of shape (pools,).
 
     Attributes:
       admission_s: seconds until the iteration that admits it begins.
@@ -127,7 +127,7 @@ class Course(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """What is to be expected of each model, fields of shape (models,).
+    """What is to be expected of each model, fields of shape (pools,).
 
     Attributes:
       own: expected reward of the new request.
@@ -179,7 +179,7 @@ def estimate(
 
 
 def capacity(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
-    """(models,) requests per second that each model and all larger ones sustain, as fast as they were observed to be.
+    """(pools,) requests per second that each model and all larger ones sustain, as fast as they were observed to be.
 
     `observed_slowdown` is None where times are not compared.
     """
@@ -274,7 +274,7 @@ def brought_up(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
 
 
 class Costs(NamedTuple):
-    """What serving takes; of one model as plain numbers, or of all as fields of shape (models,).
+    """What serving takes; of one model as plain numbers, or of all as fields of shape (pools,).
 
     Attributes:
       decode: seconds of a decode of so many requests, which may be a fraction.
@@ -353,13 +353,13 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
 
 
 def work_s(newcomer: Newcomer, course: Course, observed_slowdown: Any, params: Any) -> Any:
-    """(models,) instance-seconds that the new request takes, see `Estimates`."""
+    """(pools,) instance-seconds that the new request takes, see `Estimates`."""
     work = course.own_prefill_s + params.priors.decode_work_s[newcomer.task]
     return work if observed_slowdown is None else work * observed_slowdown
 
 
 def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:
-    """(models,) expected seconds until the last token, with the network delay."""
+    """(pools,) expected seconds until the last token, with the network delay."""
     length = expected_length(newcomer, params, xp)
     return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
 
@@ -393,7 +393,7 @@ def prospect(newcomer: Newcomer, params: Any, softness: Softness = DEFAULT_SOFTN
 def own_value(
     newcomer: Newcomer, ahead: Prospect, line: Line, course: Course, terms: Terms, params: Any, xp: Any = np
 ) -> Any:
-    """(models,) expected reward of the new request, over the law of its output length."""
+    """(pools,) expected reward of the new request, over the law of its output length."""
     base_s = params.network_delay_s + course.first_token_s - course.step_s
     latency_s = base_s[:, None] + course.step_s[:, None] * ahead.length[None]
     slack_s = ahead.deadline_s[None] - latency_s
@@ -414,7 +414,7 @@ def own_value(
 
 
 class Stakes(NamedTuple):
-    """What requests in flight have to lose, fields of shape (models, seats).
+    """What requests in flight have to lose, fields of shape (pools, seats).
 
     Attributes:
       law: place of their task's law in the flattened tables of laws.
@@ -463,7 +463,7 @@ def harm(
     softness: Softness = DEFAULT_SOFTNESS,
     xp: Any = np,
 ) -> Any:
-    """(models,) expected loss of those in flight on the instance, and with slow-down on its replica."""
+    """(pools,) expected loss of those in flight on the instance, and with slow-down on its replica."""
     stretch = 1.0 if line.stretch is None else line.stretch
     pace_s = course.pace_s[:, None]
     boundaries = xp.floor(course.boundaries + (0.5 - _TIE)).astype(view.tokens.dtype)
@@ -490,7 +490,7 @@ def harm(
 
 
 def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
-    """(models, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
+    """(pools, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
     if view.terms.streamed:
         return view.tokens
     prefill_s = _prefill(params, view.prompt_tokens, xp)
@@ -507,7 +507,7 @@ def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
 def _harm_beside(
     newcomer: Newcomer, course: Course, view: InFlightView, params: Any, softness: Softness, xp: Any
 ) -> Any:
-    """(models,) expected loss of requests of the other models on the replica, which a busy instance slows down.
+    """(pools,) expected loss of requests of the other models on the replica, which a busy instance slows down.
 
     An instance of `m` that the new request keeps busy until it is done, beyond those in flight there, makes what is
     decoded meanwhile by model `k` take `slowdown[k, m]` times as long.
@@ -570,7 +570,7 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
 
 
 def expected_remainder(view: InFlightView, tokens: Any, params: Any, xp: Any = np) -> Any:
-    """(models, seats) mean tokens to come of requests that have so many."""
+    """(pools, seats) mean tokens to come of requests that have so many."""
     longest = params.priors.survival.shape[-1] - 1
     law = view.task * (longest + 1)
     limit = None if view.output_limit is None else law + xp.minimum(view.output_limit, longest)
@@ -604,7 +604,7 @@ def _remainder(at_stake: Stakes, place: Any, longer: Any, params: Any, xp: Any) 
 
 
 def _claim(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models, seats) tokens that requests are expected to claim of the cache."""
+    """(pools, seats) tokens that requests are expected to claim of the cache."""
     remainder = expected_remainder(view, view.tokens, params, xp)
     return view.prompt_tokens + params.cache_output_share * (view.tokens + remainder)
 
@@ -658,7 +658,7 @@ def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:
 
 
 def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
-    """(models, seats) seconds of each prompt on the model of its row."""
+    """(pools, seats) seconds of each prompt on the model of its row."""
     rows = xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1]
     return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens)
 
@@ -668,13 +668,13 @@ def _of_column(of_pools: Any) -> Any:
     return of_pools[:, None] if of_pools.ndim else of_pools
 
 
-def _along(of_models: Any, like: Any) -> Any:
-    """(models,) values with axes so that they go with `like`, whose last axes are models and seats."""
-    return of_models.reshape(*(1,) * (like.ndim - 2), -1, 1)
+def _along(of_pools: Any, like: Any) -> Any:
+    """(pools,) values with axes so that they go with `like`, whose last axes are models and seats."""
+    return of_pools.reshape(*(1,) * (like.ndim - 2), -1, 1)
 
 
 def _interpolated(table: Any, number: Any, xp: Any) -> Any:
-    """(..., models) values of (models, columns) tables at fractional columns of that shape."""
+    """(..., pools) values of (pools, columns) tables at fractional columns of that shape."""
     columns = table.shape[-1]
     low = xp.minimum(xp.floor(number).astype(int), columns - 2)
     rows = xp.arange(table.shape[0]) * columns
@@ -688,7 +688,7 @@ def _take(table: Any, place: Any) -> Any:
 
 
 def _stretch(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models,) slow-down of each model, by others that are busy on its replica and observed; None without either."""
+    """(pools,) slow-down of each model, by others that are busy on its replica and observed; None without either."""
     if view.beside is None:
         return view.observed_slowdown
     busy = view.beside.present.any(-1)

@@ -33,7 +33,7 @@ class Tally(NamedTuple):
 
     Attributes:
       reward: () mean over decisions of the reward resolved in the rollout; over a long time the performance.
-      actions: (models,) share of decisions for each model.
+      actions: (pools,) share of decisions for each pool.
     """
 
     reward: Array
@@ -109,8 +109,8 @@ def collect(
     (actors, alive, _), (rows, credit, reward, lived) = jax.lax.scan(
         decide, (actors, alive, step_key), (explore, random_action)
     )
-    models = jnp.arange(env.shape.pools)
-    chosen = lived[..., None] & (rows.action[..., None] == models[None, None, :])
+    pools = jnp.arange(env.shape.pools)
+    chosen = lived[..., None] & (rows.action[..., None] == pools[None, None, :])
     return actors, rows, credit, ~alive, Tally(reward.sum() / lived.sum(), chosen.sum((0, 1)) / lived.sum())
 
 
