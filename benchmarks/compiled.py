@@ -56,7 +56,7 @@ def routers(shape: EnvShape) -> dict[str, Router]:
     """One that uses all models, one that sends every request to the same, one that predicts latencies."""
     return {
         "random": make_router("random", shape),
-        "static largest": make_router("static", shape, model=shape.models - 1),
+        "static largest": make_router("static", shape, model=shape.pools - 1),
         "deadline": make_router("deadline", shape),
     }
 
@@ -186,7 +186,7 @@ def part_cases(scenario: Scenario, environments: int, decisions: int) -> list[Ca
     def place(state: EnvState, key: jax.Array) -> EnvState:
         del key
         state = state._replace(index=state.index + 1)
-        return jax.vmap(env.place, in_axes=(0, 0, None))(state, state.index % shape.models, params)[0]
+        return jax.vmap(env.place, in_axes=(0, 0, None))(state, state.index % shape.pools, params)[0]
 
     def arrive(rewards: bool, carry: tuple[EnvState, jax.Array], key: jax.Array) -> tuple[EnvState, jax.Array]:
         del key

@@ -101,7 +101,7 @@ def compiled_case(name: str, size: Size) -> Case:
         def step(carry: Any, key: jax.Array) -> Any:
             states, total = carry
             choice, keys = jax.random.split(key)
-            actions = jax.random.randint(choice, (size.envs,), 0, shape.models)
+            actions = jax.random.randint(choice, (size.envs,), 0, shape.pools)
             states, steps = jax.vmap(environment.step, in_axes=(0, 0, 0, None))(
                 jax.random.split(keys, size.envs), states, actions, params
             )

@@ -96,12 +96,12 @@ def jobs(size: Size, found: Sequence[Scenario]) -> dict[str, Sequence[Job]]:
     for scenario in found:
         situation = scenario.situation
         longest = max(task.prompt_tokens[1] for task in situation.tasks)
-        tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
+        tables = Tables.of(situation.fleet, longest)
         requests = [
             sample_workload(scenario.workload, situation.task_names, size.requests, seed) for seed in range(cores())
         ]
-        drawn = np.random.default_rng(0).integers(0, tables.models, size.requests).tolist()
-        for router, models in (("random", drawn), ("static largest", [tables.models - 1] * size.requests)):
+        drawn = np.random.default_rng(0).integers(0, tables.pools, size.requests).tolist()
+        for router, models in (("random", drawn), ("static largest", [tables.pools - 1] * size.requests)):
             if router not in size.routers:
                 continue
             lists[f"{scenario.name}, {router}"] = [Job(situation, tables, one, models) for one in requests]

@@ -628,17 +628,26 @@ def _show(loaded: Policy, answer: Answer) -> None:
     layers = [kernel.shape[0] for kernel, _ in loaded.weights] + [len(loaded.models)]
     situation = loaded.situation
     profile, cluster = situation.profile, situation.cluster
+    scales = {f.name: f"{f.scale:g}" if isinstance(f.scale, float) else "of each pool" for f in loaded.features}
     lines = {
         "models": ", ".join(loaded.models),
         "tasks": ", ".join(loaded.tasks),
-        "features": ", ".join(f"{f.name} ({f.size}, {f.transform}, scale {f.scale:g})" for f in loaded.features),
+        "features": ", ".join(f"{f.name} ({f.size}, {f.transform}, scale {scales[f.name]})" for f in loaded.features),
         "network": " x ".join(map(str, layers)),
         "deadlines": "; ".join(
             f"{1000 * task.deadline.base_s:g} ms + {1000 * task.deadline.per_token_s:g} ms per token"
             for task in situation.tasks
         ),
-        "cluster": (
-            f"{cluster.replicas} replicas, `max_batch` {cluster.max_batch}, `queue_capacity` {cluster.queue_capacity}"
+        **(
+            {
+                f"pool {pool.name}": f"{pool.model}, {pool.replicas} replicas, `max_batch` {pool.max_batch}, "
+                f"`queue_capacity` {pool.queue_capacity}"
+                for pool in situation.pools
+            }
+            or {
+                "cluster": f"{cluster.replicas} replicas, `max_batch` {cluster.max_batch}, `queue_capacity` "
+                f"{cluster.queue_capacity}"
+            }
         ),
         "rate estimate": f"over {loaded.rate_tau_s:g} s",
         "profile": f"{profile.name} ({profile.digest()})",
@@ -654,7 +663,11 @@ def _show(loaded: Policy, answer: Answer) -> None:
         features=[dataclasses.asdict(feature) for feature in loaded.features],
         layers=layers,
         deadlines={task.name: dataclasses.asdict(task.deadline) for task in situation.tasks},
-        cluster=dataclasses.asdict(cluster),
+        **(
+            {"pools": [dataclasses.asdict(pool) for pool in situation.pools]}
+            if situation.pools
+            else {"cluster": dataclasses.asdict(cluster)}
+        ),
         rate_tau_s=loaded.rate_tau_s,
         profile={"name": profile.name, "digest": profile.digest()},
         written_by=loaded.version,

@@ -55,6 +55,7 @@ from besteffort.estimates.estimates import (
     own_value,
     prospect,
     settled,
+    slots,
     work_s,
 )
 from besteffort.estimates.params import ServingParams
@@ -62,13 +63,17 @@ from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import VALUE, Observation, next_rate
 from besteffort.policy import Policy
+from besteffort.pools import least_loaded, smallest
 from besteffort.situation import Situation, deadline_s
 
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
 class Decision(NamedTuple):
-    """Where a request shall go: a model's name, and the replica with the smallest batch of it, the first on a tie."""
+    """Where a request shall go: a pool's name, and its replica with the smallest batch, the first on a tie.
+
+    Where the situation has a cluster, pools are named by their models.
+    """
 
     model: str
     replica: int
@@ -139,14 +144,18 @@ class InFlight:
         """
         self.policy = policy if isinstance(policy, Policy) else None
         self.situation = situation = policy.situation if isinstance(policy, Policy) else policy
-        cluster = situation.cluster
+        fleet = situation.fleet
         self._clock = clock
         self._softness = softness
         self._rule = None if self.policy is None else self.policy.rule
         self._terms = Terms.of(situation)
-        self._models = {name: index for index, name in enumerate(situation.profile.model_names)}
+        self._pools = {name: index for index, name in enumerate(fleet.names)}
+        self._row = fleet.layout.rows
+        self._placed = fleet.layout.placed
+        self._takes = None if self._placed.all() else self._placed
+        self._replicas = fleet.replicas
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
-        self._number = np.arange(len(self._models))
+        self._number = np.arange(len(self._pools))
         self._know(ServingParams.of(situation, rule=self._rule))
         self._slows_down = bool((self._params.slowdown != 1).any())
         # Where admissions are inferred, or models slow each other down, sums do not follow from single events.
@@ -154,16 +163,16 @@ class InFlight:
         self._requests: dict[Hashable, _Request] = {}
         self._now_s = self._last_arrival_s = self._changed_s = -math.inf
         self._tau_s = situation.view.slowdown_tau_s
-        self._comparison = Comparison(*np.zeros((2, len(self._models))))
-        self._slowdown = np.ones(len(self._models)) if self._tau_s else None
-        self._observed_s, self._assumed_s = np.zeros((2, len(self._models)))  # since the last arrival
+        self._comparison = Comparison(*np.zeros((2, len(self._pools))))
+        self._slowdown = np.ones(len(self._pools)) if self._tau_s else None
+        self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))  # since the last arrival
         # The rate at each of the last arrivals; routers may have been trained to see it late.
         self._rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)
         self._sent = 0
-        instances = cluster.replicas * len(self._models)
+        instances = self._placed.size
         seats = (instances, self._terms.capacity)
         self._instances = [_Instance(free=list(range(seats[1]))[::-1]) for _ in range(instances)]
-        self.batch_sizes = np.zeros((cluster.replicas, len(self._models)), np.int64)
+        self.batch_sizes = np.zeros(self._placed.shape, np.int64)
         self._present, self._running, self._eligible = (np.zeros(seats, bool) for _ in range(3))
         self._task, self._prompt, self._tokens, self._order = (np.zeros(seats, np.int64) for _ in range(4))
         self._law = np.zeros(seats, np.int64)
@@ -223,23 +232,25 @@ class InFlight:
             self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2, rule=self._rule))
         self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now)
 
-    def sent(self, request: Hashable, model: str | int, replica: int = 0, *, at: float | None = None) -> None:
-        """A request goes to a model, given by its name or index, on a replica.
+    def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
+        """A request goes to a pool, given by its name or index, and a replica of it.
 
         Raises:
-          InputError: if it has not arrived or was sent already, or there is no such model or replica.
+          InputError: if it has not arrived or was sent already, or there is no such pool or replica.
         """
         known = self._known(request)
         if known.instance >= 0:
             raise InputError(f"Request {request!r} was sent already; send it once.")
-        index = self._models.get(model, -1) if isinstance(model, str) else int(model)
-        if not (0 <= index < len(self._models) and 0 <= replica < len(self.batch_sizes)):
+        index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
+        if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
+            there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
             raise InputError(
-                f"Request {request!r}: there is no replica {replica} of model `{model}`; the models are "
-                f"{', '.join(self._models)} on {len(self.batch_sizes)} replica(s)."
+                f"Request {request!r}: there is no replica {replica} of `{pool}`; there are, with how many replicas, "
+                f"{', '.join(there)}."
             )
         now = self._advance(at)
-        number = replica * len(self._models) + index
+        row = self._row[index][replica]
+        number = row * len(self._pools) + index
         instance = self._instances[number]
         if instance.boundary:
             self._settle(number)
@@ -251,9 +262,9 @@ class InFlight:
         known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
         known.sent_s = now
         self._sent += 1
-        self.batch_sizes[replica, index] += 1
+        self.batch_sizes[row, index] += 1
         self._changed_s = now
-        known.found = int(self.batch_sizes[replica, index])
+        known.found = int(self.batch_sizes[row, index])
         if not self._terms.streamed:
             self._added_s[number] += known.prefill_s  # comes in between for those that are there
             self._added_s[number, seat] = 0.0
@@ -371,7 +382,7 @@ class InFlight:
         if "since_change_s" in names:
             given["since_change_s"] = now - self._changed_s if math.isfinite(self._changed_s) else 0.0
         if "smallest_batch" in names:
-            given["smallest_batch"] = self.batch_sizes.min(axis=0)
+            given["smallest_batch"] = smallest(self.batch_sizes, self._takes)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
         worth = policy.values(
@@ -380,8 +391,8 @@ class InFlight:
             arrival_rate=self._rate(),
             **given,
         )
-        model = int(worth.argmax())
-        return Decision(policy.models[model], int(self.batch_sizes[:, model].argmin()))
+        pool = int(worth.argmax())
+        return Decision(policy.models[pool], int(self.batch_sizes[list(self._row[pool]), pool].argmin()))
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
@@ -398,6 +409,7 @@ class InFlight:
             instance_batch_sizes=self.batch_sizes,
             deadline_s=self._visible_deadline_s[known.task] * known.deadline_factor,
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
+            takes=self._takes,
             prompt_tokens=known.prompt_tokens,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
@@ -405,7 +417,7 @@ class InFlight:
         )
 
     def estimates(self, request: Hashable, *, at: float | None = None, with_harm: bool = True) -> Estimates:
-        """What is to be expected of each model for a request that has arrived; arrays of shape (models,).
+        """What is to be expected of each model for a request that has arrived; arrays of shape (pools,).
 
         With a policy that has a rule they have its softness, and with harm they include the value.
 
@@ -450,7 +462,7 @@ class InFlight:
         )
         if rule is None or not with_harm:
             return found
-        occupancy = self.batch_sizes.mean(axis=0) / self._slots
+        occupancy = self.batch_sizes.sum(axis=0) / (self._slots * self._replicas)
         visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
         return found._replace(value=rule_values(rule, found, known.task, rate, occupancy, visible_s, params))
 
@@ -484,8 +496,8 @@ class InFlight:
         return line, Course(*course_s)
 
     def _picked(self) -> np.ndarray:
-        """(models,) the instances that the load balancer would pick."""
-        return self.batch_sizes.argmin(axis=0) * len(self._models) + self._number
+        """(pools,) the instances that the load balancer would pick."""
+        return least_loaded(self.batch_sizes, self._takes) * len(self._pools) + self._number
 
     def _rate(self) -> float:
         return self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0
@@ -493,8 +505,8 @@ class InFlight:
     def _view(self, picked: np.ndarray, now: float) -> InFlightView:
         view = self._rows(picked, now)
         if self._slows_down:
-            replica = picked - self._number
-            view = dataclasses.replace(view, beside=self._rows(replica[:, None] + self._number, now))
+            row = picked - self._number
+            view = dataclasses.replace(view, beside=self._rows(row[:, None] + self._number, now))
         return dataclasses.replace(view, batch_sizes=self.batch_sizes.sum(axis=0), observed_slowdown=self._slowdown)
 
     def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
@@ -546,11 +558,13 @@ class InFlight:
         """Takes over numbers, in the forms in which they are read fast."""
         self._params = params
         held_s = (params.context_cost_s * params.priors.held_each).tolist()
-        self._slots = params.decode.shape[1] - 1
+        self._slots = slots(params)
+        self._slots_of = np.broadcast_to(self._slots, len(self._pools)).tolist()
         self._costs = [
-            Costs(_interpolation(row), self._slots, follower_s, of_held_s, of_context_s, math.inf)
-            for row, follower_s, of_held_s, of_context_s in zip(
+            Costs(_interpolation(row), most, follower_s, of_held_s, of_context_s, math.inf)
+            for row, most, follower_s, of_held_s, of_context_s in zip(
                 params.decode.tolist(),
+                self._slots_of,
                 params.priors.follower_s.tolist(),
                 held_s,
                 params.context_cost_s.tolist(),
@@ -583,18 +597,18 @@ class InFlight:
 
     def _observe(self, known: _Request, count: int, now: float) -> None:
         """Compares with the tables what so many tokens of a request tell of the iterations of its instance."""
-        instance, (replica, model) = self._instances[known.instance], divmod(known.instance, len(self._models))
-        first, costs = not known.tokens, self._costs[model]
+        instance, (row, pool) = self._instances[known.instance], divmod(known.instance, len(self._pools))
+        first, costs = not known.tokens, self._costs[pool]
         ahead = known.iteration + count - instance.iterations
         if first and (self._terms.infers_admissions or not known.running):
             # No one saw when it was admitted.
             ahead = int(now > instance.ended_s)
         assumed_s = 0.0
         if ahead > 0:
-            self._observed_s[model] += now - instance.ended_s
+            self._observed_s[pool] += now - instance.ended_s
             instance.iterations += ahead
             instance.ended_s, instance.decoded = now, 0
-            instance.stretch = self._stretch(replica, model) if self._slows_down else 1.0
+            instance.stretch = self._stretch(row, pool) if self._slows_down else 1.0
             # Of several that are told at once, all but one are as now.
             assumed_s = (ahead - 1) * costs.decode(max(instance.decoding, 1))
         known.iteration = instance.iterations
@@ -604,18 +618,18 @@ class InFlight:
             assumed_s += costs.decode(instance.decoded + 1) - costs.decode(instance.decoded)
             assumed_s += costs.context_cost_s * (known.prompt_tokens + known.tokens)
             instance.decoded += 1
-        self._assumed_s[model] += assumed_s * instance.stretch
+        self._assumed_s[pool] += assumed_s * instance.stretch
 
-    def _stretch(self, replica: int, model: int) -> float:
-        """Slow-down of an instance by the others of its replica that hold requests, as far as can be seen."""
-        others = (self.batch_sizes[replica] > 0) & (self._number != model)
-        return float(np.prod(self._params.slowdown[model], where=others))
+    def _stretch(self, row: int, pool: int) -> float:
+        """Slow-down of an instance by the others on its GPU that hold requests, as far as can be seen."""
+        others = (self.batch_sizes[row] > 0) & (self._number != pool)
+        return float(np.prod(self._params.slowdown[pool], where=others))
 
     def _hear_of(self, known: _Request, output_tokens: int, now: float) -> None:
         """An answer that was not streamed has ended, and tells its length."""
-        costs = self._costs[known.instance % len(self._models)]
+        costs = self._costs[known.instance % len(self._pools)]
         prefill_s = known.prefill_s + float(self._added_s[known.instance, known.seat])
-        fixed = fixed_s(prefill_s, output_tokens, known.found, _mean_decode(costs), self._slots, scalars)
+        fixed = fixed_s(prefill_s, output_tokens, known.found, _mean_decode(costs), costs.slots, scalars)
         if math.isfinite(fixed):
             self._answers[known.instance] += now - known.sent_s, fixed, output_tokens - 1
 
@@ -623,24 +637,25 @@ class InFlight:
         """Takes stock, at an arrival, of what ended since the last one."""
         if not self._terms.streamed:
             for number in np.flatnonzero(self._answers.any(axis=1)).tolist():
-                replica, model = divmod(number, len(self._models))
-                answers = Answers(*self._answers[number].tolist())
-                decode = _mean_decode(self._costs[model])
-                half_s = steps_s(answers.steps, int(self.batch_sizes[replica, model]), decode, self._slots, scalars)
-                self._observed_s[model] += answers.observed_s
-                self._assumed_s[model] += answers.fixed_s + half_s
+                row, pool = divmod(number, len(self._pools))
+                answers, costs = Answers(*self._answers[number].tolist()), self._costs[pool]
+                size = int(self.batch_sizes[row, pool])
+                half_s = steps_s(answers.steps, size, _mean_decode(costs), costs.slots, scalars)
+                self._observed_s[pool] += answers.observed_s
+                self._assumed_s[pool] += answers.fixed_s + half_s
             self._answers[:] = 0.0
         excess_s = self._observed_s - self._assumed_s
         self._comparison = compared(self._comparison, gap_s, excess_s, self._assumed_s, self._tau_s)
         self._slowdown = observed_slowdown(self._comparison, self._tau_s)
-        self._observed_s, self._assumed_s = np.zeros((2, len(self._models)))
+        self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))
 
     def _settle(self, number: int) -> None:
         """Admits those who wait to the iteration that has begun, once all that ended with the last one is told."""
         instance = self._instances[number]
         instance.boundary = False
         self._eligible[number] = self._present[number]
-        while instance.waiting and instance.running < self._slots:
+        most = self._slots_of[number % len(self._pools)]
+        while instance.waiting and instance.running < most:
             self._admit(instance, next(iter(instance.waiting)))
 
     def _admit(self, instance: _Instance, request: Hashable) -> None:
@@ -678,7 +693,7 @@ class InFlight:
         self._present[here] = self._running[here] = False
         self._quality[here] = self._penalty[here] = 0.0
         instance.free.append(known.seat)
-        self.batch_sizes[divmod(known.instance, len(self._models))] -= 1
+        self.batch_sizes[divmod(known.instance, len(self._pools))] -= 1
         self._changed_s = self._now_s
 
     def _known(self, request: Hashable) -> _Request:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.pools import smallest
 
 
 class Observation(NamedTuple):
@@ -21,15 +22,16 @@ class Observation(NamedTuple):
 
     Attributes:
       task: () integer, index of the request's task.
-      batch_sizes: (models,) running plus waiting requests of each model, summed over replicas.
+      batch_sizes: (pools,) running plus waiting requests of each pool, summed over replicas.
       arrival_rate: () estimated arrival rate in requests per second, see `next_rate`.
-      instance_batch_sizes: (replicas, models) the same counts per instance; for heuristics and load balancers.
+      instance_batch_sizes: (rows, pools) the same counts per replica; for heuristics and load balancers.
       deadline_s: () deadline as known before the answer, in seconds: that of the task's mean output length, times the
         factor in force where deadlines change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
       prompt_tokens: () length of the request's prompt; None where routers do not estimate.
       output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
       deadline_factor: () factor in force on the deadline; None likewise.
+      takes: (rows, pools) where there are replicas; None where they are everywhere.
       in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
 
@@ -43,6 +45,7 @@ class Observation(NamedTuple):
     output_limit: Any = None
     deadline_factor: Any = None
     in_flight: Any = None
+    takes: Any = None
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:
@@ -63,13 +66,13 @@ class Feature:
       name: one of `FEATURES`.
       size: number of inputs that it contributes.
       transform: `one_hot` (an index), `linear` (`x / scale`) or `log1p` (`log(1 + x / scale)`).
-      scale: divisor, in the unit of the feature; unused by `one_hot`.
+      scale: divisor, in the unit of the feature, or one for each input; unused by `one_hot`.
     """
 
     name: str
     size: int
     transform: str
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
 
 
 VALUE = "value"
@@ -87,7 +90,7 @@ IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
 FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT)
 
 PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
-"""Features with a value for each model."""
+"""Features with a value for each pool."""
 
 SIGNED = ("own", "harm", VALUE)
 """Features that may be below 0: a miss and a place may cost something, and `harm` is a sum of rounded differences."""
@@ -103,9 +106,9 @@ def needs_in_flight(names: Iterable[str]) -> bool:
 
 def default_features(
     tasks: int,
-    models: int,
-    replicas: int,
-    max_batch: int,
+    pools: int,
+    replicas: Any,
+    max_batch: Any,
     typical_rate: float,
     names: tuple[str, ...] = FEATURES[:3],
     *,
@@ -117,9 +120,9 @@ def default_features(
 
     Args:
       tasks: how many there are.
-      models: how many there are.
-      replicas: how many there are of each model.
-      max_batch: requests that run at once on an instance.
+      pools: how many there are.
+      replicas: how many there are of each pool; a number, or (pools,) of them.
+      max_batch: requests that run at once on a replica; likewise.
       typical_rate: requests per second; the capacity of the largest model is a good choice. The logarithm of the
         arrival rate bends at a tenth of it, and `work` counts in what a request takes of an instance at this rate.
       names: which features, in order.
@@ -132,20 +135,20 @@ def default_features(
     """
     known = {
         "task": Feature("task", tasks, "one_hot"),
-        "batch_sizes": Feature("batch_sizes", models, "linear", replicas * max_batch / 8.0),
+        "batch_sizes": Feature("batch_sizes", pools, "linear", _scale(replicas * max_batch / 8.0)),
         "arrival_rate": Feature("arrival_rate", 1, "log1p", 0.1 * typical_rate),
         "deadline_s": Feature("deadline_s", 1, "log1p", 0.1),
-        "smallest_batch": Feature("smallest_batch", models, "linear", float(max_batch)),
+        "smallest_batch": Feature("smallest_batch", pools, "linear", _scale(max_batch)),
         "since_change_s": Feature("since_change_s", 1, "log1p", 1.0 / typical_rate),
-        "own": Feature("own", models, "linear", largest_weight),
-        "harm": Feature("harm", models, "linear", largest_weight),
-        "work": Feature("work", models, "linear", replicas / typical_rate),
-        "load": Feature("load", models, "log1p", 1.0),
-        "first_token_s": Feature("first_token_s", models, "log1p", typical_deadline_s),
-        "completion_s": Feature("completion_s", models, "log1p", typical_deadline_s),
+        "own": Feature("own", pools, "linear", largest_weight),
+        "harm": Feature("harm", pools, "linear", largest_weight),
+        "work": Feature("work", pools, "linear", _scale(replicas / typical_rate)),
+        "load": Feature("load", pools, "log1p", 1.0),
+        "first_token_s": Feature("first_token_s", pools, "log1p", typical_deadline_s),
+        "completion_s": Feature("completion_s", pools, "log1p", typical_deadline_s),
         "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
-        VALUE: Feature(VALUE, models, "linear", 1.0),
-        OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, models, "log1p", 1.0),
+        VALUE: Feature(VALUE, pools, "linear", 1.0),
+        OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, pools, "log1p", 1.0),
     }
     for name in names:
         if name not in known:
@@ -155,14 +158,20 @@ def default_features(
     return tuple(known[name] for name in names)
 
 
-def value_of(name: str, observation: Observation, estimates: Any = None) -> Any:
-    """() or (models,) value of a feature; see `encode`.
+def _scale(each: Any) -> float | tuple[float, ...]:
+    """One divisor where all are equal."""
+    values = np.atleast_1d(np.asarray(each, np.float64)).tolist()
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def value_of(name: str, observation: Observation, estimates: Any = None, xp: Any = np) -> Any:
+    """() or (pools,) value of a feature; see `encode`.
 
     Raises:
       InputError: if the observation or the estimates lack it.
     """
     if name == "smallest_batch":
-        return observation.instance_batch_sizes.min(axis=0)
+        return smallest(observation.instance_batch_sizes, observation.takes, xp)
     value = getattr(estimates if name in ESTIMATES else observation, name, None)
     if value is None and name == VALUE and estimates is not None:
         raise InputError(
@@ -196,11 +205,12 @@ def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np
     """
     parts = []
     for feature in features:
-        value = value_of(feature.name, observation, estimates)
+        value = value_of(feature.name, observation, estimates, xp)
         if feature.transform == "one_hot":
             part = (xp.arange(feature.size) == value) * 1.0
         else:
-            part = xp.atleast_1d(xp.asarray(value) / feature.scale)
+            scale = xp.asarray(feature.scale) if isinstance(feature.scale, tuple) else feature.scale
+            part = xp.atleast_1d(xp.asarray(value) / scale)
             if feature.transform == "log1p":
                 part = xp.log1p(part)
         parts.append(part)
@@ -218,7 +228,13 @@ def check_feature(feature: Feature, where: str) -> None:
         raise InputError(f"{where}: unknown feature `{feature.name}`; this version knows {', '.join(FEATURES)}.")
     if feature.transform not in ("one_hot", "linear", "log1p"):
         raise InputError(f"{where}: feature `{feature.name}` has the unknown transform `{feature.transform}`.")
-    if not 1 <= feature.size <= 2**20 or not 1e-12 <= feature.scale <= 1e12:
+    scales = feature.scale if isinstance(feature.scale, tuple) else (feature.scale,)
+    if isinstance(feature.scale, tuple) and len(scales) != feature.size:
+        raise InputError(
+            f"{where}: feature `{feature.name}` has {len(scales)} scales for a size of {feature.size}; give one for "
+            "each input, or one number."
+        )
+    if not 1 <= feature.size <= 2**20 or not all(1e-12 <= scale <= 1e12 for scale in scales):
         raise InputError(
             f"{where}: feature `{feature.name}` needs a size of at least 1 and a scale from 1e-12 to 1e12; mend it."
         )

@@ -89,7 +89,9 @@ class Policy:
     # first kernel is per task, with the task's row in its bias.
     _first: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
     _rest: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
-    _inputs: tuple[tuple[str, bool, float, float, bool, float], ...] = dataclasses.field(init=False, repr=False)
+    _inputs: tuple[tuple[str, bool, float, float, bool, float | tuple[float, ...]], ...] = dataclasses.field(
+        init=False, repr=False
+    )
     _further: frozenset[str] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ class Policy:
                 task_bias = {task: bias + kernel[start + i] for i, task in enumerate(self.tasks)}
             else:
                 rows.append(kernel[start:stop])
-                highest = min(_LARGEST * feature.scale, sys.float_info.max)
+                highest = min(_LARGEST * np.min(feature.scale), sys.float_info.max)
                 lowest = -highest if feature.name in SIGNED else 0.0
                 per_model, log1p = feature.name in PER_MODEL, feature.transform == "log1p"
                 inputs.append((feature.name, per_model, lowest, highest, log1p, feature.scale))
@@ -123,8 +125,8 @@ class Policy:
     # Cached, because `decide` would take noticeably longer if it built these names each time.
     @functools.cached_property
     def models(self) -> tuple[str, ...]:
-        """Names of the models, in the order of the network's outputs."""
-        return self.situation.profile.model_names
+        """Names of the pools, in the order of the network's outputs; where there is a cluster, those of the models."""
+        return self.situation.fleet.names
 
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -162,7 +164,7 @@ class Policy:
     def values(
         self, *, task: str, batch_sizes: Mapping[str, int] | Sequence[int], arrival_rate: float, **further: Any
     ) -> np.ndarray:
-        """(models,) float32 Q-values; arguments and errors as `decide`."""
+        """(pools,) float32 Q-values; arguments and errors as `decide`."""
         if further.keys() != self._further:
             raise self._wrong_features(further)
         try:
@@ -182,10 +184,10 @@ class Policy:
     def check_fits(self, situation: Situation) -> None:
         """Checks that the policy can route in a situation.
 
-        What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of models
-        and tasks, in the same order, and the time constant of the rate estimate. Of a policy with estimates also
-        `view.streamed`, since tokens that nobody counts are estimated otherwise. Where it reads the observed slow-down,
-        times have to be compared with the tables.
+        What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of pools
+        (where there is a cluster, of models) and tasks, in the same order, and the time constant of the rate estimate.
+        Of a policy with estimates also `view.streamed`, since tokens that nobody counts are estimated otherwise. Where
+        it reads the observed slow-down, times have to be compared with the tables.
 
         All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
         deadlines and weights of the tasks, the reward, and how late the view is; `view.features`, which names what is
@@ -200,8 +202,9 @@ class Policy:
             of the rate estimate, or the policy has estimates and tokens are counted in one of the two only, or
             it reads the observed slow-down and times are not compared.
         """
-        models, tasks = situation.profile.model_names, situation.task_names
-        for what, own, other in (("models", self.models, models), ("tasks", self.tasks, tasks)):
+        models, tasks = situation.fleet.names, situation.task_names
+        kind = "pools" if self.situation.pools else "models"
+        for what, own, other in ((kind, self.models, models), ("tasks", self.tasks, tasks)):
             if own != other:
                 raise InputError(
                     f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "
@@ -231,6 +234,8 @@ class Policy:
             value: Any = given[name]
             try:
                 values = self._per_model(name, value) if per_model else (value,)
+                if isinstance(scale, tuple):
+                    values, scale = [value / one for value, one in zip(values, scale, strict=True)], 1.0
                 for value in values:
                     if not lowest <= value <= highest:
                         raise ValueError
@@ -363,6 +368,10 @@ def describe(policy: Policy) -> dict[str, Any]:
         about["rule"] = {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
     # The settings are JSON values of any type, of which pydantic would make null where they are not finite.
     data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
+    # What came later and is off is not written, so that files stay what they were.
+    data["situation"] = {
+        name: value for name, value in data["situation"].items() if value or name not in ("pools", "hardware")
+    }
     try:
         values: dict[str, Any] = json.loads(_canonical(data))
     except ValueError as error:

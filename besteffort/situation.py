@@ -6,7 +6,9 @@ All classes are immutable dataclasses that a YAML file fills; `besteffort.runs.c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,16 +16,19 @@ from annotated_types import Interval, Len
 
 from besteffort.errors import InputError, brief
 from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN
+from besteffort.pools import Fleet, Places, Pool
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative, Positive, Tokens
 
 MOST_PLACES = 2**20
 """Places of the largest cluster: requests that its instances run and let wait."""
 
+MOST_POOLS = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The machines that serve requests.
+    """Machines that all are alike, the short form of pools: one for each model, with replica i of each on GPU i.
 
     Attributes:
       replicas: GPUs (or machines), each holding every model.
@@ -34,8 +39,23 @@ class Cluster:
 
     replicas: Few = 4
     max_batch: Few = 32
-    queue_capacity: Annotated[int, Interval(ge=0, le=2**16)] = 32
+    queue_capacity: Places = 32
     network_delay_s: NonNegative = 0.0
+
+    def pools(self, models: Sequence[str]) -> tuple[Pool, ...]:
+        """What it is short for, with these models; pools are named by their models."""
+        return tuple(
+            Pool(
+                name=model,
+                model=model,
+                replicas=self.replicas,
+                max_batch=self.max_batch,
+                queue_capacity=self.queue_capacity,
+                network_delay_s=self.network_delay_s,
+                gpus=tuple(range(self.replicas)),
+            )
+            for model in models
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +207,7 @@ class View:
 def as_text(value: Any) -> str:
     """`repr` of a situation or a part of it, without what came later and is off: it tells what was done before, too."""
     text = repr(value)
-    for off in (", slowdown_tau_s=0.0", ", gateways=1", ", gateway_delay_s=0.0"):
+    for off in (", slowdown_tau_s=0.0", ", gateways=1", ", gateway_delay_s=0.0", ", pools=()", ", hardware=()"):
         text = text.replace(off, "")
     return text
 
@@ -196,9 +216,19 @@ def as_text(value: Any) -> str:
 class Situation:
     """Profile, cluster, tasks, reward and view: all inputs of a simulation except the requests and the router.
 
+    Attributes:
+      profile: the models, from the smallest to the largest, with their qualities and, for all pools that state no other
+        hardware, their latency tables.
+      cluster: what serves, where all machines are alike; not read where there are pools.
+      tasks: what is asked for.
+      reward: what counts.
+      view: what the router sees.
+      pools: what serves; none where that is the cluster.
+      hardware: profiles of other devices, which pools name.
+
     Raises:
-      InputError: if a task is listed twice, all shares are zero, the profile lacks a task, or the cluster has places
-        for more than `MOST_PLACES` requests.
+      InputError: if a task is listed twice, all shares are zero, the profile lacks a task, pools do not fit the
+        profiles (see `Fleet`), or there are places for more than `MOST_PLACES` requests.
     """
 
     profile: Profile
@@ -206,6 +236,8 @@ class Situation:
     tasks: tuple[Task, ...]
     reward: Reward = Reward()
     view: View = View()
+    pools: tuple[Pool, ...] = ()
+    hardware: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -217,13 +249,31 @@ class Situation:
         if sum(task.share for task in self.tasks) <= 0:
             raise InputError("Every task has `share` 0; give at least one task a positive share.")
         self.profile.quality_table(names)
-        cluster, models = self.cluster, len(self.profile.models)
-        places = cluster.replicas * models * (cluster.max_batch + cluster.queue_capacity)
-        if places > MOST_PLACES:
+        if self.pools and self.cluster != Cluster():
+            raise InputError("The situation states both `cluster` and `pools`; state one of them.")
+        if len(self.pools) > MOST_POOLS:
+            raise InputError(f"`pools` lists {len(self.pools):,}; list at most {MOST_POOLS}.")
+        self._check_places()
+
+    def _check_places(self) -> None:
+        rows, pools = self.fleet.layout.placed.shape
+        places = rows * pools * int(self.fleet.places.max())
+        if places <= MOST_PLACES:
+            return
+        if self.pools:
             raise InputError(
-                f"`cluster` has places for {places:,} requests, `replicas` x {models} models x (`max_batch` + "
-                f"`queue_capacity`); lower one of these, to {MOST_PLACES:,} places at most."
+                f"`pools` take places for {places:,} requests, the most replicas of a pool x {pools} pools x the most "
+                f"that a replica holds; lower one of these, to {MOST_PLACES:,} places at most."
             )
+        raise InputError(
+            f"`cluster` has places for {places:,} requests, `replicas` x {pools} models x (`max_batch` + "
+            f"`queue_capacity`); lower one of these, to {MOST_PLACES:,} places at most."
+        )
+
+    @functools.cached_property
+    def fleet(self) -> Fleet:
+        """All pools: those that are stated, or those that the cluster is short for."""
+        return Fleet(self.pools or self.cluster.pools(self.profile.model_names), self.profile, self.hardware)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -242,8 +292,13 @@ class Situation:
 
     @property
     def peak_rewards(self) -> np.ndarray:
-        """(tasks,) reward of a request at peak performance: answered in time by the largest model, the last one."""
-        return self.weights * self.profile.quality_table(self.task_names)[:, -1]
+        """(tasks,) reward of a request at peak performance: answered in time by the largest model that is served."""
+        return self.weights * self.profile.quality_table(self.task_names)[:, self.fleet.model.max()]
+
+    @property
+    def quality(self) -> np.ndarray:
+        """(tasks, pools) quality of each pool's answers, 1 = best model of the task."""
+        return self.fleet.quality_table(self.task_names)
 
     @property
     def mean_output_tokens(self) -> np.ndarray:
@@ -264,14 +319,14 @@ class Situation:
         return self.deadlines(np.arange(len(self.tasks)), self.mean_output_tokens)
 
     def capacity(self) -> np.ndarray:
-        """(models,) requests per second that the cluster sustains if one model answers everything.
+        """(pools,) requests per second that each pool sustains if it answers all that it is sent, as they come.
 
         `replicas / (E[prefill(p)] + E[n - 1] decode(max_batch) / max_batch)`, expectations over the task mix. "Load x"
-        means x times the capacity of the largest model, which is the last entry. Where a task states its mean prompt
-        length, E[prefill(p)] is the prefill at that length.
+        means x times the capacity of the largest model, see `unit_load`. Where a task states its mean prompt length,
+        E[prefill(p)] is the prefill at that length.
         """
         longest = max(task.prompt_tokens[1] for task in self.tasks)
-        prefill = self.profile.prefill_table(longest)
+        prefill = self.fleet.prefill_table(longest)
         mean_prefill_s = np.zeros(len(prefill))
         for share, task in zip(self.shares, self.tasks, strict=True):
             low, high = task.prompt_tokens
@@ -281,10 +336,15 @@ class Situation:
         return self.capacity_at(mean_prefill_s, self.shares @ self.mean_output_tokens)
 
     def capacity_at(self, mean_prefill_s: np.ndarray, mean_output_tokens: float) -> np.ndarray:
-        """(models,) `capacity` for prefills of (models,) `mean_prefill_s` and `mean_output_tokens`."""
-        decode_s = self.profile.decode_table(self.cluster.max_batch)[:, -1]
-        decodes_s = (mean_output_tokens - 1) * decode_s / self.cluster.max_batch
-        return np.asarray(self.cluster.replicas / (mean_prefill_s + decodes_s))
+        """(pools,) `capacity` for prefills of (pools,) `mean_prefill_s` and `mean_output_tokens`."""
+        fleet = self.fleet
+        decodes_s = (mean_output_tokens - 1) * fleet.full_decode_s() / fleet.max_batch
+        return np.asarray(fleet.replicas / (mean_prefill_s + decodes_s))
+
+    @property
+    def unit_load(self) -> float:
+        """Requests per second at load 1: what all pools of the largest model that is served sustain together."""
+        return float(self.capacity()[self.fleet.largest].sum())
 
     def deadlines(self, task: np.ndarray, output_tokens: np.ndarray) -> np.ndarray:
         """(n,) deadline in seconds of requests with the given task indices and output lengths."""

@@ -215,7 +215,7 @@ def _lists(draw: Draw, seed: int) -> list[Requests]:
 
 
 def _in_overload(draw: Draw) -> bool:
-    rate = float(draw.workload.process(float(draw.situation.capacity()[-1])).mean_rate())
+    rate = float(draw.workload.process(draw.situation.unit_load).mean_rate())
     return bool(fluid_bound(draw.actual, rate).slo_attainment < IN_TIME)
 
 

@@ -134,7 +134,7 @@ def run(lab: Lab) -> Findings:
 def _trace_set(name: str, times: Requests, situation: Situation, lab: Lab) -> EvaluationSet:
     """The trace's arrival times with tasks and lengths of the situation, one drawing of these per seed."""
     judging = lab.evaluation
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     first, second = halves(times)
 
     def drawn(half: Requests, seeds: range) -> tuple[Requests, ...]:

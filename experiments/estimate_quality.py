@@ -176,7 +176,7 @@ def _play(
             newcomer = Newcomer.of(step.observation)
             found = estimate(newcomer, step.observation.in_flight, params, xp=jnp)
             coin, draw = jax.random.split(jax.random.fold_in(key, step.index))
-            drawn = jax.random.randint(draw, (), 0, shape.models)
+            drawn = jax.random.randint(draw, (), 0, shape.pools)
             model = jnp.where(jax.random.uniform(coin) < share, drawn, jnp.argmax(found.own - found.harm))
             state, placed = environment.place(state, model, params)
             most = params.weight[newcomer.task] * params.quality[newcomer.task, model]

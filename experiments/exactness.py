@@ -102,7 +102,7 @@ def paper_cases(router: Router, lists: int, seed: int) -> list[Case]:
     situation = load_situation("paper")
     cases = []
     for k, load in enumerate(PAPER_LOADS):
-        workload = synthetic(situation, Poisson(load * float(situation.capacity()[-1])))
+        workload = synthetic(situation, Poisson(load * situation.unit_load))
         for j in range(lists):
             list_seed = (seed * len(PAPER_LOADS) + k) * lists + j
             requests = sample_workload(workload, situation.task_names, LENGTH, list_seed)

@@ -91,7 +91,7 @@ def list_of(load: float, situation: Situation) -> CaseList:
     process = workloads.Poisson(load=load) if load else BURSTY
     seconds = SECONDS if load else 3 * SECONDS
     mean_load = load or float(np.average(BURSTY.loads, weights=BURSTY.dwell_s))
-    count = round(seconds * mean_load * float(situation.capacity()[-1]))
+    count = round(seconds * mean_load * situation.unit_load)
     times = sample_workload(workloads.build(process, situation), situation.task_names, count, seed=7)
     listed = with_cases(times, situation, seed=7)
     if load:

@@ -153,7 +153,7 @@ def small_situation() -> Situation:
 def evaluation_set(lab: Lab, situation: Situation, workload: SyntheticWorkload, probability: float) -> EvaluationSet:
     """Lists to judge and to tune on."""
     config = lab.evaluation
-    names, capacity = situation.task_names, float(situation.capacity()[-1])
+    names, capacity = situation.task_names, situation.unit_load
     load = probability / TICK_S / capacity
     return EvaluationSet(
         name="small",

@@ -149,7 +149,7 @@ def _settings(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
 
 def _bursty(situation: Situation, how: EvaluationConfig, burst: Synthetic) -> Setting:
     # Where models are fast, so many requests come within seconds.
-    per_s = mean_load(burst, situation) * float(situation.capacity()[-1])
+    per_s = mean_load(burst, situation) * situation.unit_load
     warm_up_s = min(how.warm_up_s, how.tuning_requests / per_s / 5)
     changed = dataclasses.replace(how, burst=burst, warm_up_s=warm_up_s)
     return Setting(situation, partial(burst_set, situation, changed), burst)
@@ -178,7 +178,7 @@ def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterato
     paths = [path for name in unpredictable_load.SAMPLES if (path := lab.trace(name)) is not None]
     if len(paths) < len(unpredictable_load.SAMPLES):
         return
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     own = range(how.unjudged_seeds.stop, how.unjudged_seeds.stop + _DRAWN)
     sample_a, sample_b = paths
 

@@ -198,7 +198,7 @@ def servers_of(situation: Situation, tick_s: float) -> list[ServerNumbers]:
       InputError: if a duration is no whole number of ticks.
     """
     tasks, cluster = situation.tasks, situation.cluster
-    tables = Tables.of(situation.profile, cluster.max_batch, tasks[0].prompt_tokens[0])
+    tables = Tables.of(situation.fleet, tasks[0].prompt_tokens[0])
     low, high = tasks[0].output_tokens
     deadlines = {
         (task, n): _ticks(float(situation.deadlines(np.array([task]), np.array([n]))[0]), tick_s)
@@ -213,7 +213,7 @@ def servers_of(situation: Situation, tick_s: float) -> list[ServerNumbers]:
             room=cluster.max_batch + cluster.queue_capacity,
             deadlines=deadlines,
         )
-        for m in range(tables.models)
+        for m in range(tables.pools)
     ]
 
 

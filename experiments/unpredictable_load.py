@@ -97,7 +97,7 @@ def maf_set(lab: Lab, situation: Situation, load: float) -> EvaluationSet | None
     if len(paths) < len(SAMPLES):
         return None
     judging = lab.evaluation
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     tuning, judged = (
         maf_lists(path, situation, seeds, load * capacity, LONGER * requests)
         for path, seeds, requests in zip(

@@ -122,7 +122,7 @@ class Lanes:
 
     def _checked(self, actions: Any, ignored: np.ndarray | bool = False) -> np.ndarray:
         given = np.asarray(actions)
-        models = self.wrapped.env.shape.models
+        models = self.wrapped.env.shape.pools
         fits = given.shape == (self.count,) and np.issubdtype(given.dtype, np.integer)
         if not fits or not (((given >= 0) & (given < models)) | ignored).all():
             raise InputError(
@@ -267,7 +267,7 @@ def spaces(problem: WrappedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.
     """Observation and action space of a single environment: a network's input, the index of a model."""
     return (
         gymnasium.spaces.Box(*problem.bounds, dtype=np.float32),
-        gymnasium.spaces.Discrete(problem.env.shape.models),
+        gymnasium.spaces.Discrete(problem.env.shape.pools),
     )
 
 

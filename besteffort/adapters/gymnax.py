@@ -129,7 +129,7 @@ class ServingGymnax(environment.Environment):
 
     @property
     def num_actions(self) -> int:
-        return self.wrapped.env.shape.models
+        return self.wrapped.env.shape.pools
 
     def action_space(self, params: ServingParams | None = None) -> spaces.Discrete:
         return spaces.Discrete(self.num_actions)

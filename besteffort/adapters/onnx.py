@@ -3,17 +3,17 @@
 | input | type | shape | |
 |---|---|---|---|
 | `task` | int64 | (batch,) | index of the request's task, in the order of the metadata |
-| `batch_sizes` | int64 | (batch, models) | requests running and waiting per model on all replicas, except this one |
+| `batch_sizes` | int64 | (batch, pools) | requests running and waiting per model on all replicas, except this one |
 | `arrival_rate` | double | (batch,) | requests per second, see `besteffort.observation.next_rate` |
-| `smallest_batch` | int64 | (batch, models) | the same on the least loaded instance of each model |
+| `smallest_batch` | int64 | (batch, pools) | the same on the least loaded instance of each model |
 | `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
 | `prompt_tokens` | int64 | (batch,) | length of the request's prompt |
-| `own`, `harm`, `work`, `load`, `value` | double | (batch, models) | estimates, see below |
-| `first_token_s`, `completion_s` | double | (batch, models) | estimates, see below |
+| `own`, `harm`, `work`, `load`, `value` | double | (batch, pools) | estimates, see below |
+| `first_token_s`, `completion_s` | double | (batch, pools) | estimates, see below |
 
 | output | type | shape | |
 |---|---|---|---|
-| `q_values` | float | (batch, models) | Q-value of each model |
+| `q_values` | float | (batch, pools) | Q-value of each model |
 | `model` | int64 | (batch,) | index of the largest |
 
 The graph has an input for each feature of the policy. Estimates are inputs, too: whoever asks works them out from the
@@ -70,7 +70,7 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
         if name not in PER_MODEL:
             value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")
-        value = node("Div", [value, constant(f"{name}_scale", np.float64(feature.scale))], f"{name}_scaled")
+        value = node("Div", [value, constant(f"{name}_scale", np.asarray(feature.scale, np.float64))], f"{name}_scaled")
         if feature.transform == "log1p":
             value = node("Add", [value, constant(f"{name}_one", np.float64(1.0))], f"{name}_plus_one")
             value = node("Log", [value], f"{name}_log")

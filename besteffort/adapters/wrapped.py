@@ -129,9 +129,9 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     for feature in features:
         part = slice(start, start + feature.size)
         for bound, value in zip((low, high), ranges.get(feature.name, (0.0, largest)), strict=True):
-            scaled = float(np.clip(value / feature.scale, -largest, largest))
+            scaled = np.clip(value / np.asarray(feature.scale), -largest, largest)
             if feature.transform == "one_hot":
-                scaled = min(value, 1.0)
+                scaled = np.minimum(value, 1.0)
             elif feature.transform == "log1p":
                 scaled = np.log1p(scaled)
             bound[part] = scaled
@@ -143,7 +143,7 @@ def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float,
     """Smallest and largest value of the features that have a range."""
     weight = np.asarray(params.weight, float)[:, None]
     quality, penalty = np.asarray(params.quality, float), float(params.miss_penalty)
-    harmed = _seats(shape) * (shape.models if shape.slowdown else 1)
+    harmed = _seats(shape) * (shape.pools if shape.slowdown else 1)
     # Of work, as much as the slow-down that is observed may make of it.
     slowest = HIGHEST if shape.compare_times else 1.0
     most = {

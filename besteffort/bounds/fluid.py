@@ -1,9 +1,9 @@
-"""The fluid bound: an upper bound on the average of any router, from a linear programme over tasks and models.
+"""The fluid bound: an upper bound on the average of any router, from a linear programme over tasks and pools.
 
-Share x[k, m] of task k's requests that model m answers in time, reward weight x quality for each:
+Share x[k, m] of task k's requests that pool m answers in time, reward weight x quality for each:
 
     maximise    sum rate[k] weight[k] quality[k, m] x[k, m] / sum rate[k]
-    subject to  sum_k rate[k] seconds[k, m] x[k, m] <= replicas      for every model m
+    subject to  sum_k rate[k] seconds[k, m] x[k, m] <= replicas[m]   for every pool m
                 sum_m x[k, m] <= 1                                   for every task k
 
 `seconds[k, m]` is the least instance time that one answer in time takes, from `besteffort.estimates.charges`. A late
@@ -11,7 +11,7 @@ answer has a charge there, too, and a router that does not see output lengths ca
 `seconds` is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in
 time. Prompt lengths enter by their mean, which by the convexity of G only lowers the charge.
 
-The dual of the programme prices an instance-second of each model: what the best use of one more of them would earn.
+The dual of the programme prices an instance-second of each pool: what the best use of one more of them would earn.
 
 It bounds the long-run performance of a router that does not see the lengths of single requests.
 `besteffort.bounds.clairvoyant` bounds any router on a list, including one that knows the whole list in advance.
@@ -38,9 +38,9 @@ class FluidBound(Bound):
     """Upper bounds for stationary load, arrays of the shape (*rates) of the given rates.
 
     Attributes:
-      routing: (*rates, tasks, models) share of each task's requests that each model answers at that performance; other
+      routing: (*rates, tasks, pools) share of each task's requests that each pool answers at that performance; other
         shares reach the SLO attainment.
-      prices: (*rates, models) reward that one more instance-second of each model would earn at that performance.
+      prices: (*rates, pools) reward that one more instance-second of each pool would earn at that performance.
     """
 
     routing: np.ndarray
@@ -64,11 +64,11 @@ def fluid_bound(
     if not (rates > 0).all():
         raise InputError("The bound needs positive arrival rates in requests per second.")
     arrivals = rates.reshape(-1, 1) * situation.shares
-    quality = situation.profile.quality_table(situation.task_names)
+    quality = situation.quality
     weight = situation.weights
     penalty = situation.reward.miss_penalty
     work, gain = typical_work(situation), gains(quality, situation.reward)
-    replicas = float(situation.cluster.replicas)
+    replicas = situation.fleet.replicas.astype(np.float64)
     best = gain[..., 0]
     seconds = _seconds(work, gain, stretches(situation.reward), even_prefills)
     routing, prices = _allocate(seconds, arrivals, replicas, weight[:, None] * best)
@@ -86,37 +86,37 @@ def fluid_bound(
     )
 
 
-def seconds_per_answer(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, "tasks models"]:
+def seconds_per_answer(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, "tasks pools"]:
     """Least instance time in seconds that one answer in time takes; infinite where no answer can be in time."""
-    one = np.ones((len(situation.tasks), len(situation.profile.model_names), 1))
+    one = np.ones((len(situation.tasks), len(situation.fleet.pools), 1))
     return _seconds(typical_work(situation), one, np.ones(1), even_prefills)
 
 
-def throughput(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, " models"]:
-    """Requests per second that the cluster can answer in time if one model answers everything.
+def throughput(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, " pools"]:
+    """Requests per second that each pool can answer in time if it answers everything.
 
     This is `Situation.capacity` wherever a full batch is the cheapest one and deadlines leave time for it.
     """
-    return situation.cluster.replicas / (situation.shares @ seconds_per_answer(situation, even_prefills=even_prefills))
+    return situation.fleet.replicas / (situation.shares @ seconds_per_answer(situation, even_prefills=even_prefills))
 
 
 def _seconds(
     work: Work,
-    gain: Float[np.ndarray, "tasks models steps"],
+    gain: Float[np.ndarray, "tasks pools steps"],
     stretch: Float[np.ndarray, " steps"],
     even_prefills: bool,
-) -> Float[np.ndarray, "tasks models"]:
+) -> Float[np.ndarray, "tasks pools"]:
     """Least instance-seconds per answer that has the gain of one in time.
 
     Each kind of request is answered by one of the steps or too late; the ratio of the charges' sum to the gains' sum
     is minimised by Dinkelbach's method, which descends to the optimum in finitely many rounds.
     """
-    tasks, models, _ = gain.shape
-    result = np.empty((tasks, models))
-    for model in range(models):
-        late, in_time = work.charges(model, stretch, work.beside_s(model) if even_prefills else 0.0)
+    tasks, pools, _ = gain.shape
+    result = np.empty((tasks, pools))
+    for pool in range(pools):
+        late, in_time = work.charges(pool, stretch, work.beside_s(pool) if even_prefills else 0.0)
         charge = np.concatenate([in_time, late[:, None]], axis=1)
-        relative = gain[:, model] / np.maximum(gain[:, model, :1], np.finfo(float).tiny)
+        relative = gain[:, pool] / np.maximum(gain[:, pool, :1], np.finfo(float).tiny)
         relative = np.concatenate([relative[work.task], np.zeros((len(late), 1))], axis=1)
         ratio = np.full(tasks, np.finfo(float).max)
         while True:
@@ -129,29 +129,29 @@ def _seconds(
             if not (lower < ratio * (1 - 1e-12)).any():
                 break
             ratio = np.minimum(lower, ratio)
-        result[:, model] = np.where(ratio < np.finfo(float).max, ratio, np.inf)
+        result[:, pool] = np.where(ratio < np.finfo(float).max, ratio, np.inf)
     return result
 
 
 def _allocate(
-    seconds: Float[np.ndarray, "tasks models"],
+    seconds: Float[np.ndarray, "tasks pools"],
     arrivals: np.ndarray,
-    instance_seconds: float,
-    gain: Float[np.ndarray, "tasks models"],
-) -> tuple[Float[np.ndarray, "programmes tasks models"], Float[np.ndarray, "programmes models"]]:
-    """Shares of each task per model with the highest total gain, and the gain of a further instance-second of a model.
+    instance_seconds: Float[np.ndarray, " pools"],
+    gain: Float[np.ndarray, "tasks pools"],
+) -> tuple[Float[np.ndarray, "programmes tasks pools"], Float[np.ndarray, "programmes pools"]]:
+    """Shares of each task per pool with the highest total gain, and the gain of a further instance-second of a pool.
 
-    One linear programme per row of `arrivals` (programmes, tasks), which counts requests; every model has
+    One linear programme per row of `arrivals` (programmes, tasks), which counts requests; every pool has
     `instance_seconds`; an answer takes `seconds`.
     """
-    tasks, models = gain.shape
-    possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, models))
+    tasks, pools = gain.shape
+    possible = np.broadcast_to(np.isfinite(seconds), (len(arrivals), tasks, pools))
     load = np.where(possible, arrivals[..., None] * np.where(possible, seconds, 0.0), 0.0) / instance_seconds
-    # Where the best model of every task has room for all of its requests, that is the optimum.
+    # Where the best pool of every task has room for all of its requests, that is the optimum.
     favourite = np.where(possible, gain, -np.inf).argmax(axis=-1)
-    shares = (np.arange(models) == favourite[..., None]) & possible
+    shares = (np.arange(pools) == favourite[..., None]) & possible
     crowded = np.flatnonzero(((shares * load).sum(axis=1) > 1).any(axis=-1))
-    shares, prices = shares.astype(np.float64), np.zeros((len(arrivals), models))
+    shares, prices = shares.astype(np.float64), np.zeros((len(arrivals), pools))
     for start in range(0, len(crowded), _PROGRAMMES_AT_ONCE):
         part = crowded[start : start + _PROGRAMMES_AT_ONCE]
         shares[part], prices[part] = _solve(load[part], possible[part], arrivals[part][..., None] * gain)
@@ -159,17 +159,17 @@ def _allocate(
 
 
 def _solve(
-    load: Float[np.ndarray, "programmes tasks models"],
+    load: Float[np.ndarray, "programmes tasks pools"],
     possible: np.ndarray,
-    gain: Float[np.ndarray, "programmes tasks models"],
-) -> tuple[Float[np.ndarray, "programmes tasks models"], Float[np.ndarray, "programmes models"]]:
-    """Solves independent programmes as one, with HiGHS: shares, and the gain of the whole room of a model once more."""
-    programmes, tasks, models = load.shape
+    gain: Float[np.ndarray, "programmes tasks pools"],
+) -> tuple[Float[np.ndarray, "programmes tasks pools"], Float[np.ndarray, "programmes pools"]]:
+    """Solves independent programmes as one, with HiGHS: shares, and the gain of the whole room of a pool once more."""
+    programmes, tasks, pools = load.shape
     column = np.arange(load.size)
-    programme, task, model = np.unravel_index(column, load.shape)
-    capacity_row = programme * models + model
-    task_row = programmes * models + programme * tasks + task
-    rows = programmes * (models + tasks)
+    programme, task, pool = np.unravel_index(column, load.shape)
+    capacity_row = programme * pools + pool
+    task_row = programmes * pools + programme * tasks + task
+    rows = programmes * (pools + tasks)
     constraints = sparse.csr_array(
         (
             np.concatenate([load.ravel(), np.ones(load.size)]),
@@ -184,5 +184,5 @@ def _solve(
     )
     if not solution.success:
         raise RuntimeError(f"The bound's linear programme was not solved: {solution.message}")
-    prices = -scale * solution.ineqlin.marginals[: programmes * models]
-    return solution.x.reshape(load.shape), np.maximum(prices, 0.0).reshape(programmes, models)
+    prices = -scale * solution.ineqlin.marginals[: programmes * pools]
+    return solution.x.reshape(load.shape), np.maximum(prices, 0.0).reshape(programmes, pools)

@@ -17,7 +17,7 @@ _BLUR = 0.25  # standard deviation of the logarithm of a rate over which prices 
 
 @functools.lru_cache(maxsize=16)
 def gear_plan(situation: Situation) -> Settings:
-    """Settings of router `gear` in a situation: `rates` (gears,), `shares` (gears, tasks, models), and no head-room.
+    """Settings of router `gear` in a situation: `rates` (gears,), `shares` (gears, tasks, pools), and no head-room.
 
     Gears run from a tenth of the slowest model's throughput to twice the throughput of all models together, with
     prefills spread evenly. Requests that the programme leaves unanswered go to the model that earns least at that rate,
@@ -25,7 +25,7 @@ def gear_plan(situation: Situation) -> Settings:
     """
     rates, bound = _programme(situation)
     shares = np.clip(bound.routing, 0.0, 1.0)
-    quality = situation.profile.quality_table(situation.task_names)
+    quality = situation.quality
     weight = situation.shares * situation.weights
     earned = np.einsum("gkm,km,k->gm", shares, quality, weight)
     left = np.maximum(1.0 - shares.sum(axis=2), 0.0)
@@ -35,7 +35,7 @@ def gear_plan(situation: Situation) -> Settings:
 
 @functools.lru_cache(maxsize=16)
 def price_plan(situation: Situation) -> Settings:
-    """Settings of router `marginal` in a situation: `rates` (gears,) and `prices` (gears, models).
+    """Settings of router `marginal` in a situation: `rates` (gears,) and `prices` (gears, pools).
 
     The prices are rewards per instance-second, from the dual of the programme that `gear_plan` has the shares of. They
     are averaged over nearby rates, with a normal law of the rate's logarithm: exact ones jump where a model fills up,

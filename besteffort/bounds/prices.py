@@ -52,11 +52,11 @@ class Offers:
 
     Attributes:
       task: (n,) index of the task.
-      gain: (n, steps, models) reward beyond that of no answer.
-      charge_s: (n, steps, models) least instance-seconds, infinite where impossible.
-      until_s: (n, steps) time of the latest completion.
+      gain: (n, steps, pools) reward beyond that of no answer.
+      charge_s: (n, steps, pools) least instance-seconds, infinite where impossible.
+      until_s: (n, steps) time of the latest completion, in the pool with the least network delay.
       forgone: penalty if no request is answered.
-      replicas: instances of every model.
+      replicas: (pools,) instances of every pool.
     """
 
     task: np.ndarray
@@ -64,44 +64,45 @@ class Offers:
     charge_s: np.ndarray
     until_s: np.ndarray
     forgone: float
-    replicas: int
+    replicas: np.ndarray
 
     @classmethod
     def of(cls, situation: Situation, requests: Requests) -> Offers:
         """The offers of every request of a list."""
         work, stretch = realised_work(situation, requests), stretches(situation.reward)
-        quality = situation.profile.quality_table(situation.task_names)
+        quality = situation.quality
         weight = situation.weights
         gain = weight[:, None, None] * gains(quality, situation.reward)
-        charges = [work.charges(model, stretch)[1] for model in range(len(situation.profile.model_names))]
+        charges = [work.charges(pool, stretch)[1] for pool in range(len(situation.fleet.pools))]
         latest = requests.arrival_s[:, None] + requests.deadline_s[:, None] * stretch
         return cls(
             task=requests.task,
             gain=gain.swapaxes(1, 2)[requests.task],
             charge_s=np.stack(charges, axis=2),
-            until_s=np.maximum(latest - situation.cluster.network_delay_s, requests.arrival_s[:, None]),
+            until_s=np.maximum(latest - situation.fleet.network_delay_s.min(), requests.arrival_s[:, None]),
             forgone=float(weight[requests.task].sum() * situation.reward.miss_penalty),
-            replicas=situation.cluster.replicas,
+            replicas=situation.fleet.replicas,
         )
 
     def bound(self, first: Int[np.ndarray, " n"], last: Int[np.ndarray, "n steps"], room_s: float) -> Bound:
         """Bound where request i is answered between its bins `first` and `last`, each with `room_s` per instance."""
-        room_s = self.replicas * room_s
+        even = np.ptp(self.replicas) == 0
+        of_pools_s = (self.replicas[0] if even else self.replicas) * room_s
         in_time = slice(0, 1)
-        earned = _most(self.task, self.gain, self.charge_s, first, last, room_s)
+        earned = _most(self.task, self.gain, self.charge_s, first, last, of_pools_s)
         once = np.ones_like(self.gain[:, in_time])
-        answered = _most(self.task, once, self.charge_s[:, in_time], first, last[:, in_time], room_s)
+        answered = _most(self.task, once, self.charge_s[:, in_time], first, last[:, in_time], of_pools_s)
         n = len(self.task)
         return Bound(np.asarray((earned - self.forgone) / n), np.asarray(answered / n))
 
 
 def _most(
     task: Int[np.ndarray, " n"],
-    gain: Float[np.ndarray, "n steps models"],
-    charge_s: Float[np.ndarray, "n steps models"],
+    gain: Float[np.ndarray, "n steps pools"],
+    charge_s: Float[np.ndarray, "n steps pools"],
     first: Int[np.ndarray, " n"],
     last: Int[np.ndarray, "n steps"],
-    room_s: float,
+    room_s: Any,
 ) -> float:
     """Upper bound on the sum of gains, from good prices or from none: then it is the sum of the largest gains.
 
@@ -112,12 +113,12 @@ def _most(
 
 
 def value(
-    price: Float[np.ndarray, "bins models"],
-    gain: Float[np.ndarray, "n steps models"],
-    charge_s: Float[np.ndarray, "n steps models"],
+    price: Float[np.ndarray, "bins pools"],
+    gain: Float[np.ndarray, "n steps pools"],
+    charge_s: Float[np.ndarray, "n steps pools"],
     first: Int[np.ndarray, " n"],
     last: Int[np.ndarray, "n steps"],
-    room_s: float,
+    room_s: Any,
 ) -> float:
     """The upper bound on the sum of gains that follows from non-negative prices.
 
@@ -127,17 +128,18 @@ def value(
       charge_s: least instance-seconds that the answer takes, infinite where impossible.
       first: bin of the request's arrival.
       last: bin of the latest completion.
-      room_s: instance-seconds of every model in each bin.
+      room_s: instance-seconds of every pool in each bin; a number, or (pools,) of them.
     """
     possible = np.isfinite(charge_s)
     cost = np.where(possible, charge_s, 0.0) * _lowest(price, first, last)
     net = np.where(possible, gain - cost, 0.0).max(axis=(1, 2))
-    return float(room_s * price.sum() + np.maximum(net, 0.0).sum())
+    room = room_s * price.sum() if np.ndim(room_s) == 0 else (room_s * price).sum()
+    return float(room + np.maximum(net, 0.0).sum())
 
 
 def _lowest(
-    price: Float[np.ndarray, "bins models"], first: Int[np.ndarray, " n"], last: Int[np.ndarray, "n steps"]
-) -> Float[np.ndarray, "n steps models"]:
+    price: Float[np.ndarray, "bins pools"], first: Int[np.ndarray, " n"], last: Int[np.ndarray, "n steps"]
+) -> Float[np.ndarray, "n steps pools"]:
     """Lowest price of every model from bin `first` to bin `last`, both included."""
     level = _level(first[:, None], last)
     tables = [price]  # lowest price of the 1, 2, 4, ... bins from each bin on
@@ -156,13 +158,13 @@ def _level(first: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 def _good_prices(
     task: Int[np.ndarray, " n"],
-    gain: Float[np.ndarray, "n steps models"],
-    charge_s: Float[np.ndarray, "n steps models"],
+    gain: Float[np.ndarray, "n steps pools"],
+    charge_s: Float[np.ndarray, "n steps pools"],
     first: Int[np.ndarray, " n"],
     last: Int[np.ndarray, "n steps"],
-    room_s: float,
-) -> Float[np.ndarray, "bins models"]:
-    """(bins, models) non-negative prices that make the bound low."""
+    room_s: Any,
+) -> Float[np.ndarray, "bins pools"]:
+    """(bins, pools) non-negative prices that make the bound low."""
     bins, longest = int(last.max()) + 1, int((last - first[:, None]).max()) + 1
     every = slice(None, None, _THINNED)
     gain, charge_s, last = gain[:, every], charge_s[:, every], last[:, every]
@@ -192,13 +194,13 @@ def _good_prices(
 
 
 def _all_fit(
-    gain: Float[np.ndarray, "classes steps models"],
-    charge_s: Float[np.ndarray, "classes steps models"],
+    gain: Float[np.ndarray, "classes steps pools"],
+    charge_s: Float[np.ndarray, "classes steps pools"],
     first: Int[np.ndarray, " classes"],
     last: Int[np.ndarray, "classes steps"],
     count: Int[np.ndarray, " classes"],
     bins: int,
-    room_s: float,
+    room_s: Any,
 ) -> bool:
     """Whether the best answers to all fit when spread evenly over their bins; prices are then 0."""
     gain = np.where(np.isfinite(charge_s), gain, 0.0)[:, 0]
@@ -213,14 +215,14 @@ def _all_fit(
 
 
 def _solve(
-    gain: Float[np.ndarray, "classes steps models"],
-    charge_s: Float[np.ndarray, "classes steps models"],
+    gain: Float[np.ndarray, "classes steps pools"],
+    charge_s: Float[np.ndarray, "classes steps pools"],
     first: Int[np.ndarray, " classes"],
     last: Int[np.ndarray, "classes steps"],
     count: Int[np.ndarray, " classes"],
     bins: int,
-    room_s: float,
-) -> Float[np.ndarray, "bins models"]:
+    room_s: Any,
+) -> Float[np.ndarray, "bins pools"]:
     """Best prices for classes of `count` requests each, with HiGHS.
 
     Minimise `room_s x sum of prices + sum of count x surplus` subject to `surplus >= gain - charge x price` for every
@@ -249,7 +251,7 @@ def _solve(
         price = column(model, stretch, begin)
         rows.add(surplus + which, -1.0, price, -charge_s[which, step, model], -gain[which, step, model])
     cost = np.zeros(surplus + len(gain))
-    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = room_s
+    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = np.reshape(room_s, (-1, 1))
     cost[surplus:] = count
     matrix, limit = rows.matrix(len(cost))
     solution = optimize.linprog(cost, A_ub=matrix, b_ub=limit, bounds=(0, None), method="highs-ds")

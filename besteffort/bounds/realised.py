@@ -12,7 +12,7 @@ from besteffort.workload.requests import Requests
 
 def realised_work(situation: Situation, requests: Requests) -> Work:
     """One kind per request of a list."""
-    tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
+    tables = Tables.of(situation.fleet, int(requests.prompt_tokens.max()))
     return work_of(
         situation,
         tables,
@@ -23,5 +23,5 @@ def realised_work(situation: Situation, requests: Requests) -> Work:
         prefill_s=tables.prefill[:, requests.prompt_tokens],
         output=requests.output_tokens,
         deadline_s=requests.deadline_s,
-        late_costs=np.zeros(tables.models, dtype=bool),  # late answers of a list may come after its last deadline
+        late_costs=np.zeros(tables.pools, dtype=bool),  # late answers of a list may come after its last deadline
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,10 @@ from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Rollout, play_rollouts
 from besteffort.evaluation.tuning import RouterKind, router_kinds
 from besteffort.observation import Observation
+from besteffort.profile import Profile
 from besteffort.routers.prediction import predict_latency
 from besteffort.simulator.build import build
+from besteffort.simulator.request import takers
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams, Router
 from besteffort.situation import Situation
@@ -100,7 +103,7 @@ def standard_perturbations(
       refreshes_s: seconds between two readings of the batch sizes.
       seed: of the chances.
     """
-    profile, view = situation.profile, situation.view
+    view = situation.view
     draws = range(seed, seed + len(lists))
 
     def perturbation(family: str, name: str, size: float, actual_situations: Sequence[Situation]) -> Perturbation:
@@ -111,18 +114,18 @@ def standard_perturbations(
     perturbations = []
     for share in shares:
         actual_situations = [
-            dataclasses.replace(situation, profile=perturb_quality(profile, share, draw)) for draw in draws
+            dataclasses.replace(situation, profile=perturb_quality(situation.profile, share, draw)) for draw in draws
         ]
         perturbations.append(perturbation("quality table", f"qualities {share:.0%} off", share, actual_situations))
     for share in shares:
         actual_situations = [
-            dataclasses.replace(situation, profile=perturb_latency(profile, share, seed=draw)) for draw in draws
+            _with_tables(situation, functools.partial(perturb_latency, share=share, seed=draw)) for draw in draws
         ]
         perturbations.append(perturbation("latency table", f"latencies {share:.0%} off", share, actual_situations))
     ways: tuple[Latency, ...] = ("slower", "faster")
     for how in ways:
         for share in common_shares:
-            actual = dataclasses.replace(situation, profile=perturb_latency(profile, share, how))
+            actual = _with_tables(situation, functools.partial(perturb_latency, share=share, how=how))
             perturbations.append(perturbation(f"{how} models", f"all models {share:.0%} {how}", share, [actual]))
     for lag in lags:
         actual = dataclasses.replace(situation, view=dataclasses.replace(view, rate_lag=lag))
@@ -133,6 +136,12 @@ def standard_perturbations(
         age = f"{1000 * refresh_s:g} ms" if refresh_s < 1 else f"{refresh_s:g} s"
         perturbations.append(perturbation("batch sizes", f"batch sizes up to {age} old", refresh_s, [actual]))
     return perturbations
+
+
+def _with_tables(situation: Situation, change: Callable[[Profile], Profile]) -> Situation:
+    """The situation with all profiles changed."""
+    hardware = tuple(map(change, situation.hardware))
+    return dataclasses.replace(situation, profile=change(situation.profile), hardware=hardware)
 
 
 def judge_perturbations(
@@ -214,22 +223,20 @@ def avoidable_misses(result: Result, actual: Situation, factors: Float[np.ndarra
       factors: factor in force on each deadline.
     """
     _, params = build(actual, None, history=1)
-    models = len(actual.profile.model_names)
-    sizes = metrics.batch_sizes_found(result, actual.cluster.replicas, models)
+    fleet = actual.fleet
+    sizes = metrics.batch_sizes_found(result, fleet.layout)
     latency_s = np.asarray(_predicted(params, jnp.asarray(result.task), jnp.asarray(sizes, jnp.int32)))
     in_time = latency_s <= (1 - _SPARE) * (actual.visible_deadlines[result.task] * factors)[:, None]
-    smaller = np.arange(models) < result.model[:, None]
+    smaller = fleet.model < fleet.model[result.model][:, None]
     return np.asarray(~result.met & (in_time & smaller).any(axis=1))
 
 
 @jax.jit
-def _predicted(
-    params: EnvParams, task: Int[Array, " n"], sizes: Int[Array, "n replicas models"]
-) -> Float[Array, "n models"]:
-    """Predicted latency of every request on every model."""
+def _predicted(params: EnvParams, task: Int[Array, " n"], sizes: Int[Array, "n rows pools"]) -> Float[Array, "n pools"]:
+    """Predicted latency of every request in every pool."""
     zero = jnp.zeros(())
 
     def one(task: Array, sizes: Array) -> Array:
-        return predict_latency(Observation(task, sizes.sum(0), zero, sizes, zero, zero), params)
+        return predict_latency(Observation(task, sizes.sum(0), zero, sizes, zero, zero, takes=takers(params)), params)
 
     return jax.vmap(one)(task, sizes)

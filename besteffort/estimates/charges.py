@@ -43,19 +43,19 @@ _ROUNDING = 1e-6  # seconds, or relative; an answer late by no more than this ma
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Kinds of requests, each with its costs. All arrays have one entry per kind, those by model (models, kinds).
+    """Kinds of requests, each with its costs. All arrays have one entry per kind, those by pool (pools, kinds).
 
     Attributes:
       task: index of its task.
       count: number of requests of the kind, or their probability within the task.
       decodes: output tokens after the first.
       deadline_s: deadline on the end-to-end latency.
-      own_s: (models, kinds) instance-seconds of its prefill and of the context cost of its own tokens.
-      fits: (models, kinds) whether the cache holds it.
-      late_costs: (models,) whether every late answer costs; not where the cache rejects some requests for their size.
+      own_s: (pools, kinds) instance-seconds of its prefill and of the context cost of its own tokens.
+      fits: (pools, kinds) whether the cache holds it.
+      late_costs: (pools,) whether every late answer costs; not where the cache rejects some requests for their size.
       tables: durations of iterations.
-      batch_limit: (models,) largest number of requests that can decode together.
-      network_delay_s: part of every latency in which no instance works, seconds.
+      batch_limit: (pools,) largest number of requests that can decode together.
+      network_delay_s: (pools,) part of every latency in which no instance works, seconds.
     """
 
     task: np.ndarray
@@ -67,32 +67,32 @@ class Work:
     late_costs: np.ndarray
     tables: Tables
     batch_limit: np.ndarray
-    network_delay_s: float
+    network_delay_s: np.ndarray
 
-    def beside_s(self, model: int) -> float:
+    def beside_s(self, pool: int) -> float:
         """Instance-seconds of prefill and context per decoded token, smallest over the tasks; 0 without decodes."""
-        seconds = np.bincount(self.task, weights=self.count * self.own_s[model])
+        seconds = np.bincount(self.task, weights=self.count * self.own_s[pool])
         tokens = np.bincount(self.task, weights=self.count * self.decodes)
         decoding = tokens > 0
         return float((seconds[decoding] / tokens[decoding]).min()) if decoding.any() else 0.0
 
     def charges(
-        self, model: int, stretch: Float[np.ndarray, " steps"], beside_s: float = 0.0
+        self, pool: int, stretch: Float[np.ndarray, " steps"], beside_s: float = 0.0
     ) -> tuple[Float[np.ndarray, " kinds"], Float[np.ndarray, "kinds steps"]]:
         """Least charges of each kind: of a late answer, and of one within `stretch` deadlines (inf if impossible).
 
         `beside_s` adds `beside_s x (b - 1)` to every decode of (2), for estimates.
         """
-        own = self.own_s[model]
-        batch = np.arange(1, self.batch_limit[model] + 1)
-        decode = self.tables.decode[model, batch]
+        own = self.own_s[pool]
+        batch = np.arange(1, self.batch_limit[pool] + 1)
+        decode = self.tables.decode[pool, batch]
         pace, per_token = _envelope(decode + beside_s * (batch - 1), decode / batch)
-        slack = self.deadline_s[:, None] * stretch - self.network_delay_s - own[:, None]
+        slack = self.deadline_s[:, None] * stretch - self.network_delay_s[pool] - own[:, None]
         decodes = self.decodes[:, None]
         share = np.divide(slack, decodes, out=np.full(slack.shape, np.inf), where=decodes > 0)
-        possible = self.fits[model][:, None] & (slack >= -_ROUNDING) & (share >= pace[0] * (1 - _ROUNDING))
+        possible = self.fits[pool][:, None] & (slack >= -_ROUNDING) & (share >= pace[0] * (1 - _ROUNDING))
         in_time = np.where(possible, own[:, None] + decodes * np.interp(share, pace, per_token), np.inf)
-        return self.late_costs[model] * (own + self.decodes * per_token[-1]), in_time
+        return self.late_costs[pool] * (own + self.decodes * per_token[-1]), in_time
 
 
 def typical_work(situation: Situation) -> Work:
@@ -103,7 +103,7 @@ def typical_work(situation: Situation) -> Work:
     model whose cache rejects long prompts, all prompts count as the task's shortest.
     """
     tasks = situation.tasks
-    tables = Tables.of(situation.profile, situation.cluster.max_batch, max(task.prompt_tokens[1] for task in tasks))
+    tables = Tables.of(situation.fleet, max(task.prompt_tokens[1] for task in tasks))
     outputs = [output_law(task) for task in tasks]
     prompts = [length_law(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
     task = np.repeat(np.arange(len(tasks)), [len(values) for values, _ in outputs])
@@ -126,7 +126,7 @@ def typical_work(situation: Situation) -> Work:
     )
 
 
-def gains(quality: Float[np.ndarray, "tasks models"], reward: Reward) -> Float[np.ndarray, "tasks models steps"]:
+def gains(quality: Float[np.ndarray, "tasks pools"], reward: Reward) -> Float[np.ndarray, "tasks pools steps"]:
     """Reward of an answer less that of no answer, before the task's weight: in time, then by step of the soft span."""
     in_time = (quality + reward.miss_penalty)[..., None]
     if reward.soft_span == 0:
@@ -150,7 +150,7 @@ def work_of(
     count: Float[np.ndarray, " kinds"],
     prompt: Int[np.ndarray, " kinds"],
     held: np.ndarray,
-    prefill_s: Float[np.ndarray, "models kinds"],
+    prefill_s: Float[np.ndarray, "pools kinds"],
     output: Int[np.ndarray, " kinds"],
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
@@ -164,10 +164,10 @@ def work_of(
       count: (kinds,) number of its requests, see `Work`.
       output: (kinds,) its output length.
       prompt: (kinds,) a kind's shortest prompt, which the cache has to hold.
-      held: (models or 1, kinds) prompt length that counts for the context cost.
-      prefill_s: (models, kinds) duration of the prefill.
+      held: (pools or 1, kinds) prompt length that counts for the context cost.
+      prefill_s: (pools, kinds) duration of the prefill.
       deadline_s: (kinds,) deadline on the latency.
-      late_costs: (models,) see `Work`.
+      late_costs: (pools,) see `Work`.
     """
     claim = prompt + np.ceil(tables.cache_output_share * output)
     together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest
@@ -182,8 +182,8 @@ def work_of(
         fits=claim <= tables.cache_tokens[:, None],
         late_costs=late_costs,
         tables=tables,
-        batch_limit=np.clip(together, 1, situation.cluster.max_batch).astype(np.int64),
-        network_delay_s=situation.cluster.network_delay_s,
+        batch_limit=np.clip(together, 1, situation.fleet.max_batch).astype(np.int64),
+        network_delay_s=situation.fleet.network_delay_s,
     )
 
 

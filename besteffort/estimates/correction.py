@@ -32,7 +32,7 @@ LOWEST, HIGHEST = 0.1, 10.0
 
 
 class Comparison(NamedTuple):
-    """Sums over the iterations of each model that have ended, forgotten exponentially; fields of shape (models,).
+    """Sums over the iterations of each model that have ended, forgotten exponentially; fields of shape (pools,).
 
     Attributes:
       excess_s: observed seconds, less those by the tables.
@@ -63,8 +63,8 @@ def compared(comparison: Comparison, gap_s: Any, excess_s: Any, assumed_s: Any, 
     Args:
       comparison: those at the last arrival.
       gap_s: () seconds since then.
-      excess_s: (models,) observed seconds less those by the tables, of the iterations that ended since then.
-      assumed_s: (models,) seconds by the tables of these.
+      excess_s: (pools,) observed seconds less those by the tables, of the iterations that ended since then.
+      assumed_s: (pools,) seconds by the tables of these.
       tau_s: () time constant, above 0.
       xp: the array module, `numpy` or `jax.numpy`.
     """
@@ -73,11 +73,11 @@ def compared(comparison: Comparison, gap_s: Any, excess_s: Any, assumed_s: Any, 
 
 
 def observed_slowdown(comparison: Comparison, tau_s: Any, xp: Any = np) -> Any:
-    """(models,) factor on the times of the tables, from 0.1 to 10; 1 where nothing was compared."""
+    """(pools,) factor on the times of the tables, from 0.1 to 10; 1 where nothing was compared."""
     return xp.clip(1.0 + comparison.excess_s / (comparison.assumed_s + PRIOR * tau_s), LOWEST, HIGHEST)
 
 
-def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots: int, xp: Any = np) -> Any:
+def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots: Any, xp: Any = np) -> Any:
     """Seconds by the tables of an answer that is not streamed, without what depends on the batch size at its end.
 
     Half a decode until the iteration in progress ends, its prefill, and half of its further tokens at the batch size
@@ -96,7 +96,7 @@ def fixed_s(prefill_s: Any, output_tokens: Any, number: Any, decode: Any, slots:
     return xp.where(number > slots, np.inf, seconds)
 
 
-def steps_s(steps: Any, number: Any, decode: Any, slots: int, xp: Any = np) -> Any:
+def steps_s(steps: Any, number: Any, decode: Any, slots: Any, xp: Any = np) -> Any:
     """The other half of their further tokens, at the batch size that was seen after their end.
 
     Args:

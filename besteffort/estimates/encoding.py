@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.estimates.estimates import DEFAULT_SOFTNESS, Estimates, Newcomer, estimate
+from besteffort.estimates.estimates import DEFAULT_SOFTNESS, Estimates, Newcomer, estimate, slots
 from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.observation import ESTIMATES, Feature, Observation, encode
 
@@ -54,7 +54,7 @@ def appraise(observation: Observation, params: Any, xp: Any = np) -> Estimates:
     if rule is None:
         return found
     # The count of now: batch sizes of the observation may have been read earlier.
-    places = (params.decode.shape[-1] - 1) * observation.instance_batch_sizes.shape[0]
-    occupancy = xp.asarray(view.batch_sizes) / places
+    replicas = observation.instance_batch_sizes.shape[0] if params.pools is None else params.pools.placed.sum(0)
+    occupancy = xp.asarray(view.batch_sizes) / (slots(params) * replicas)
     value = rule_values(rule, found, observation.task, rate, occupancy, observation.deadline_s, params, xp)
     return found._replace(value=value)

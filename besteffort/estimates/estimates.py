@@ -80,7 +80,7 @@ class Newcomer(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Counts of the instance of each model, fields of shape (models,).
+    """Counts of the instance of each model, fields of shape (pools,).
 
     Attributes:
       decoding: requests whose first token has come.
@@ -107,7 +107,7 @@ class Line(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How the new request would fare on each model, fields of shape (models,).
+    """How the new request would fare on each model, fields of shape (pools,).
 
     Attributes:
       admission_s: seconds until the iteration that admits it begins.
@@ -127,7 +127,7 @@ class Course(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """What is to be expected of each model, fields of shape (models,).
+    """What is to be expected of each model, fields of shape (pools,).
 
     Attributes:
       own: expected reward of the new request.
@@ -179,17 +179,32 @@ def estimate(
 
 
 def capacity(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
-    """(models,) requests per second that each model and all larger ones sustain, as fast as they were observed to be.
+    """(pools,) requests per second that each model and all larger ones sustain, as fast as they were observed to be.
 
     `observed_slowdown` is None where times are not compared.
     """
     together = params.priors.capacity
     if observed_slowdown is None:
         return together
+    if params.pools is not None:
+        size = params.pools.size
+        at_least = size[None] >= size[:, None]
+        return together - xp.where(at_least, params.priors.alone * (1.0 - 1.0 / observed_slowdown), 0.0).sum(-1)
     alone = together - xp.concatenate([together[1:], xp.zeros_like(together[:1])])
     # The loss is taken off, so that none changes no digit.
     lost = alone * (1.0 - 1.0 / observed_slowdown)
     return together - xp.cumsum(lost[::-1])[::-1]
+
+
+def all_together(observed_slowdown: Any, params: Any, xp: Any = np) -> Any:
+    """() requests per second that all pools together sustain, each serving alone; see `capacity`."""
+    together = capacity(observed_slowdown, params, xp)
+    return together[0] if params.pools is None else together.max()
+
+
+def slots(params: Any) -> Any:
+    """Requests that run at once on an instance: a number, or (pools,) of them where pools differ."""
+    return params.decode.shape[-1] - 1 if params.pools is None else params.pools.max_batch
 
 
 def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
@@ -225,7 +240,7 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
 
 def _with_unseen(line: Line, unseen: Any, params: Any, xp: Any) -> Line:
     """Counts with requests of mean length that no one has seen yet; as far as there is room, they run."""
-    admitted = xp.clip(params.decode.shape[-1] - 1 - line.running, 0.0, unseen)
+    admitted = xp.clip(slots(params) - line.running, 0.0, unseen)
     left = unseen - admitted
     output = params.mean_output_tokens.mean()
     return line._replace(
@@ -259,7 +274,7 @@ def brought_up(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
 
 
 class Costs(NamedTuple):
-    """What serving takes; of one model as plain numbers, or of all as fields of shape (models,).
+    """What serving takes; of one model as plain numbers, or of all as fields of shape (pools,).
 
     Attributes:
       decode: seconds of a decode of so many requests, which may be a fraction.
@@ -271,7 +286,7 @@ class Costs(NamedTuple):
     """
 
     decode: Callable[[Any], Any]
-    slots: int
+    slots: Any
     follower_s: Any
     held_s: Any
     context_cost_s: Any
@@ -285,7 +300,7 @@ def follow(newcomer: Newcomer, line: Line, view: InFlightView, params: Any, xp: 
         claim = newcomer.prompt_tokens + params.cache_output_share * expected_length(newcomer, params, xp)
     costs = Costs(
         decode=lambda number: _interpolated(params.decode, number, xp),
-        slots=params.decode.shape[-1] - 1,
+        slots=slots(params),
         follower_s=params.priors.follower_s,
         held_s=params.context_cost_s * params.priors.held_each,
         context_cost_s=params.context_cost_s,
@@ -338,13 +353,13 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
 
 
 def work_s(newcomer: Newcomer, course: Course, observed_slowdown: Any, params: Any) -> Any:
-    """(models,) instance-seconds that the new request takes, see `Estimates`."""
+    """(pools,) instance-seconds that the new request takes, see `Estimates`."""
     work = course.own_prefill_s + params.priors.decode_work_s[newcomer.task]
     return work if observed_slowdown is None else work * observed_slowdown
 
 
 def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:
-    """(models,) expected seconds until the last token, with the network delay."""
+    """(pools,) expected seconds until the last token, with the network delay."""
     length = expected_length(newcomer, params, xp)
     return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
 
@@ -378,7 +393,7 @@ def prospect(newcomer: Newcomer, params: Any, softness: Softness = DEFAULT_SOFTN
 def own_value(
     newcomer: Newcomer, ahead: Prospect, line: Line, course: Course, terms: Terms, params: Any, xp: Any = np
 ) -> Any:
-    """(models,) expected reward of the new request, over the law of its output length."""
+    """(pools,) expected reward of the new request, over the law of its output length."""
     base_s = params.network_delay_s + course.first_token_s - course.step_s
     latency_s = base_s[:, None] + course.step_s[:, None] * ahead.length[None]
     slack_s = ahead.deadline_s[None] - latency_s
@@ -394,12 +409,12 @@ def own_value(
         if terms.soft
         else ((quality + penalty * share) * met.sum(-1))
     )
-    served = line.running + line.waiting < terms.capacity
+    served = line.running + line.waiting < (terms.capacity if params.pools is None else params.pools.places)
     return params.weight[newcomer.task] * (value * served - penalty)
 
 
 class Stakes(NamedTuple):
-    """What requests in flight have to lose, fields of shape (models, seats).
+    """What requests in flight have to lose, fields of shape (pools, seats).
 
     Attributes:
       law: place of their task's law in the flattened tables of laws.
@@ -448,7 +463,7 @@ def harm(
     softness: Softness = DEFAULT_SOFTNESS,
     xp: Any = np,
 ) -> Any:
-    """(models,) expected loss of those in flight on the instance, and with slow-down on its replica."""
+    """(pools,) expected loss of those in flight on the instance, and with slow-down on its replica."""
     stretch = 1.0 if line.stretch is None else line.stretch
     pace_s = course.pace_s[:, None]
     boundaries = xp.floor(course.boundaries + (0.5 - _TIE)).astype(view.tokens.dtype)
@@ -475,7 +490,7 @@ def harm(
 
 
 def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
-    """(models, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
+    """(pools, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
     if view.terms.streamed:
         return view.tokens
     prefill_s = _prefill(params, view.prompt_tokens, xp)
@@ -492,7 +507,7 @@ def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
 def _harm_beside(
     newcomer: Newcomer, course: Course, view: InFlightView, params: Any, softness: Softness, xp: Any
 ) -> Any:
-    """(models,) expected loss of requests of the other models on the replica, which a busy instance slows down.
+    """(pools,) expected loss of requests of the other models on the replica, which a busy instance slows down.
 
     An instance of `m` that the new request keeps busy until it is done, beyond those in flight there, makes what is
     decoded meanwhile by model `k` take `slowdown[k, m]` times as long.
@@ -522,7 +537,7 @@ def _harm_beside(
     overlap_s = xp.maximum(xp.minimum(left_s, done_s[:, None, None]) - until_s[:, None, None], 0.0)
     delay_s = (params.slowdown.T - 1.0)[..., None] * overlap_s
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (tokens + remainder)
-    slack_s = deadline_s - params.network_delay_s - beside.age_s - left_s
+    slack_s = deadline_s - _of_column(params.network_delay_s) - beside.age_s - left_s
     steepness = 0.5 / (softness.in_flight * left_s + _SHORTEST_S)
     loss = _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, beside.terms, xp)
     return (loss * ~mine).sum((-1, -2))
@@ -536,14 +551,13 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
     """
     if view.running is not None:
         return view
-    slots = params.decode.shape[-1] - 1
     begun = view.present & (view.tokens > 0)
     hopes = view.present & ~begun
     if view.terms.streamed:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.
     ahead = (view.order[..., None, :] <= view.order[..., :, None]) & hopes[..., None, :]
-    fits = ahead.sum(-1) <= (slots - begun.sum(-1))[..., None]
+    fits = ahead.sum(-1) <= (slots(params) - begun.sum(-1))[..., None]
     if view.terms.cache_limit:
         claim = _claim(view, params, xp)
         used = (claim * begun).sum(-1)
@@ -556,7 +570,7 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
 
 
 def expected_remainder(view: InFlightView, tokens: Any, params: Any, xp: Any = np) -> Any:
-    """(models, seats) mean tokens to come of requests that have so many."""
+    """(pools, seats) mean tokens to come of requests that have so many."""
     longest = params.priors.survival.shape[-1] - 1
     law = view.task * (longest + 1)
     limit = None if view.output_limit is None else law + xp.minimum(view.output_limit, longest)
@@ -590,7 +604,7 @@ def _remainder(at_stake: Stakes, place: Any, longer: Any, params: Any, xp: Any) 
 
 
 def _claim(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models, seats) tokens that requests are expected to claim of the cache."""
+    """(pools, seats) tokens that requests are expected to claim of the cache."""
     remainder = expected_remainder(view, view.tokens, params, xp)
     return view.prompt_tokens + params.cache_output_share * (view.tokens + remainder)
 
@@ -644,18 +658,23 @@ def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:
 
 
 def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
-    """(models, seats) seconds of each prompt on the model of its row."""
+    """(pools, seats) seconds of each prompt on the model of its row."""
     rows = xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1]
     return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens)
 
 
-def _along(of_models: Any, like: Any) -> Any:
-    """(models,) values with axes so that they go with `like`, whose last axes are models and seats."""
-    return of_models.reshape(*(1,) * (like.ndim - 2), -1, 1)
+def _of_column(of_pools: Any) -> Any:
+    """() as it is, or (pools,) values with axes so that they go with (pools, pools, seats), the second axis's."""
+    return of_pools[:, None] if of_pools.ndim else of_pools
+
+
+def _along(of_pools: Any, like: Any) -> Any:
+    """(pools,) values with axes so that they go with `like`, whose last axes are models and seats."""
+    return of_pools.reshape(*(1,) * (like.ndim - 2), -1, 1)
 
 
 def _interpolated(table: Any, number: Any, xp: Any) -> Any:
-    """(..., models) values of (models, columns) tables at fractional columns of that shape."""
+    """(..., pools) values of (pools, columns) tables at fractional columns of that shape."""
     columns = table.shape[-1]
     low = xp.minimum(xp.floor(number).astype(int), columns - 2)
     rows = xp.arange(table.shape[0]) * columns
@@ -669,7 +688,7 @@ def _take(table: Any, place: Any) -> Any:
 
 
 def _stretch(view: InFlightView, params: Any, xp: Any) -> Any:
-    """(models,) slow-down of each model, by others that are busy on its replica and observed; None without either."""
+    """(pools,) slow-down of each model, by others that are busy on its replica and observed; None without either."""
     if view.beside is None:
         return view.observed_slowdown
     busy = view.beside.present.any(-1)

@@ -9,6 +9,7 @@ import numpy as np
 from besteffort.estimates.priors import Priors
 from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
+from besteffort.pools import PoolNumbers
 from besteffort.situation import Situation
 
 
@@ -30,15 +31,17 @@ class ServingParams:
     deadline_per_token_s: np.ndarray
     soft_span: float
     miss_penalty: float
-    network_delay_s: float
+    network_delay_s: np.ndarray
     priors: Priors
     rule: Rule | None = None
+    pools: PoolNumbers | None = None
 
     @classmethod
     def of(cls, situation: Situation, longest_prompt: int | None = None, *, rule: Rule | None = None) -> ServingParams:
         """The numbers of a situation, for prompts of up to `longest_prompt` tokens, or its tasks' longest."""
         longest = max([longest_prompt or 1, *(task.prompt_tokens[1] for task in situation.tasks)])
-        tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
+        fleet = situation.fleet
+        tables = Tables.of(fleet, longest)
         return cls(
             decode=tables.decode,
             prefill=tables.prefill,
@@ -46,7 +49,7 @@ class ServingParams:
             context_cost_s=tables.context_cost_s,
             cache_tokens=tables.cache_tokens,
             cache_output_share=tables.cache_output_share,
-            quality=situation.profile.quality_table(situation.task_names),
+            quality=situation.quality,
             weight=situation.weights,
             mean_prompt_tokens=situation.mean_prompt_tokens,
             mean_output_tokens=situation.mean_output_tokens,
@@ -54,7 +57,8 @@ class ServingParams:
             deadline_per_token_s=np.array([task.deadline.per_token_s for task in situation.tasks]),
             soft_span=situation.reward.soft_span,
             miss_penalty=situation.reward.miss_penalty,
-            network_delay_s=situation.cluster.network_delay_s,
+            network_delay_s=np.asarray(fleet.network_delay_s[0]) if fleet.uniform else fleet.network_delay_s,
             priors=Priors.of(situation),
             rule=rule,
+            pools=None if fleet.uniform else fleet.numbers,
         )

@@ -20,13 +20,15 @@ class Priors:
 
     Attributes:
       survival, remainder, longest, length_quantiles: see `besteffort.estimates.lengths.LengthLaws`.
-      decode_work_s: (tasks, models) instance-seconds of an answer after its prefill, see `decode_work`.
-      follower_s: (models,) seconds of prefill of the mean prompt, per token of the mean output: what a place in the
+      decode_work_s: (tasks, pools) instance-seconds of an answer after its prefill, see `decode_work`.
+      follower_s: (pools,) seconds of prefill of the mean prompt, per token of the mean output: what a place in the
         batch adds to an iteration if each who leaves it is followed by another. Means over the tasks, since a router
         does not know their mix.
       held_each: () tokens that a request holds on average.
-      capacity: (models,) requests per second that this model and all larger ones sustain together, each serving alone.
-      gap: () reward between the best and the worst model, mean over the tasks.
+      capacity: (pools,) requests per second that this pool and all of models as large or larger sustain together, each
+        serving alone.
+      alone: (pools,) requests per second that each pool sustains; None where pools are uniform.
+      gap: () reward between the best and the worst pool, mean over the tasks.
     """
 
     survival: Any
@@ -38,14 +40,21 @@ class Priors:
     held_each: Any
     capacity: Any
     gap: Any
+    alone: Any = None
 
     @classmethod
-    def of(cls, situation: Situation, longest_output: int | None = None) -> Priors:
-        """Priors of a situation, whose laws end with `longest_output` tokens, or the tasks' longest output."""
+    def of(cls, situation: Situation, longest_output: int | None = None, *, uniform: bool | None = None) -> Priors:
+        """Priors of a situation, whose laws end with `longest_output` tokens, or the tasks' longest output.
+
+        `uniform` is whether pools are taken to be so; by default if they are.
+        """
         laws = LengthLaws.of(situation.tasks, longest_output)
         prompt, output = float(situation.mean_prompt_tokens.mean()), float(situation.mean_output_tokens.mean())
-        quality = situation.profile.quality_table(situation.task_names)
-        prefill = situation.profile.prefill_table(max(task.prompt_tokens[1] for task in situation.tasks))
+        quality = situation.quality
+        prefill = situation.fleet.prefill_table(max(task.prompt_tokens[1] for task in situation.tasks))
+        fleet, alone = situation.fleet, situation.capacity()
+        uniform = fleet.uniform if uniform is None else uniform
+        at_least = fleet.model[None] >= fleet.model[:, None]
         return cls(
             survival=laws.survival,
             remainder=laws.remainder,
@@ -54,21 +63,22 @@ class Priors:
             decode_work_s=decode_work(situation),
             follower_s=prefill[:, round(prompt)] / output,
             held_each=np.asarray(prompt + output / 2),
-            capacity=np.cumsum(situation.capacity()[::-1])[::-1],
+            capacity=np.cumsum(alone[::-1])[::-1] if uniform else np.where(at_least, alone, 0.0).sum(axis=1),
             gap=np.asarray(np.mean(situation.weights * np.ptp(quality, axis=1))),
+            alone=None if uniform else alone,
         )
 
 
 @lru_cache(maxsize=64)
-def decode_work(situation: Situation) -> Float[np.ndarray, "tasks models"]:
+def decode_work(situation: Situation) -> Float[np.ndarray, "tasks pools"]:
     """Mean instance-seconds that an answer takes beyond its prefill, by the charges that bounds are made of.
 
     That is the least that an answer within its deadline takes, and where it cannot be in time, the least of a late one.
     """
     work = typical_work(situation)
-    seconds = np.zeros((len(situation.tasks), work.tables.models))
-    for model in range(work.tables.models):
-        late, in_time = work.charges(model, np.ones(1))
-        charge = np.where(np.isfinite(in_time[:, 0]), in_time[:, 0], np.maximum(late, work.own_s[model]))
-        seconds[:, model] = np.bincount(work.task, work.count * (charge - work.own_s[model]), len(situation.tasks))
+    seconds = np.zeros((len(situation.tasks), work.tables.pools))
+    for pool in range(work.tables.pools):
+        late, in_time = work.charges(pool, np.ones(1))
+        charge = np.where(np.isfinite(in_time[:, 0]), in_time[:, 0], np.maximum(late, work.own_s[pool]))
+        seconds[:, pool] = np.bincount(work.task, work.count * (charge - work.own_s[pool]), len(situation.tasks))
     return seconds

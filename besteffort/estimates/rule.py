@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.estimates.estimates import Estimates, Softness, capacity
+from besteffort.estimates.estimates import Estimates, Softness, all_together
 
 _LOADS = (0.08, 12.0)  # prices stay what they are beyond; a rate of 0 has no logarithm
 _SMALLEST = 1e-9
@@ -45,7 +45,7 @@ class Rule:
       time_price: share of the price of instance-time that is charged.
       head_room: factor on the arrival rate at which that price is looked up.
       giving_up: share of all prices that is not charged for answers that will be late, from 0 to 1.
-      rates, prices: (rates,) and (rates, models) the price of instance-time, see `price_at`.
+      rates, prices: (rates,) and (rates, pools) the price of instance-time, see `price_at`.
     """
 
     reserve: Any
@@ -91,12 +91,12 @@ UNTRAINED: Mapping[str, float] = {
 
 
 def price_at(rates: Any, prices: Any, rate: Any, xp: Any = np) -> Any:
-    """(models,) price of an instance-second of each model at an arrival rate, in units of rewards.
+    """(pools,) price of an instance-second of each model at an arrival rate, in units of rewards.
 
     Args:
       rates: (rates,) arrival rates in requests per second, ascending; prices in between are interpolated in the
         logarithm of the rate, and those beyond are the last.
-      prices: (rates, models) what an instance-second would earn at best if others had it, from the dual of the fluid
+      prices: (rates, pools) what an instance-second would earn at best if others had it, from the dual of the fluid
         programme (`besteffort.bounds.gears`): it stands for the requests to come.
       rate: () the arrival rate in requests per second.
       xp: the array module, `numpy` or `jax.numpy`.
@@ -113,19 +113,19 @@ def price_at(rates: Any, prices: Any, rate: Any, xp: Any = np) -> Any:
 def time_price(
     rates: Any, prices: Any, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None
 ) -> Any:
-    """(models,) the same as `price_at`, with models as fast as they were observed to be.
+    """(pools,) the same as `price_at`, with models as fast as they were observed to be.
 
     Where all take `s` times as long, they are worth `1 / s` of what they are at `s` times the rate.
     """
     if observed_slowdown is None:
         return price_at(rates, prices, arrival_rate, xp)
-    mean = params.priors.capacity[0] / capacity(observed_slowdown, params, xp)[0]
+    mean = all_together(None, params, xp) / all_together(observed_slowdown, params, xp)
     return price_at(rates, prices, arrival_rate * mean, xp) / mean
 
 
 def rule_softness(rule: Rule, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None) -> Softness:
     """How uncertain the rule takes predictions to be at an arrival rate, in requests per second."""
-    load = xp.clip(arrival_rate / capacity(observed_slowdown, params, xp)[0], *_LOADS)
+    load = xp.clip(arrival_rate / all_together(observed_slowdown, params, xp), *_LOADS)
     return Softness(rule.reserve + rule.reserve_slope * xp.log(load), rule.width, rule.in_flight_width)
 
 
@@ -139,14 +139,14 @@ def rule_values(
     params: Any,
     xp: Any = np,
 ) -> Any:
-    """(models,) value of each model to all requests, in units of rewards.
+    """(pools,) value of each model to all requests, in units of rewards.
 
     Args:
       rule: the numbers.
       found: estimates of the request, with the rule's softness.
       task: () index of its task.
       arrival_rate: () estimated arrival rate in requests per second.
-      occupancy: (models,) mean batch size of each model's instances, over `max_batch`.
+      occupancy: (pools,) mean batch size of each model's instances, over `max_batch`.
       deadline_s: () its deadline as known before the answer, in seconds.
       params: as of `besteffort.estimates.estimates.estimate`.
       xp: the array module, `numpy` or `jax.numpy`.

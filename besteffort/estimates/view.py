@@ -17,7 +17,7 @@ class Terms:
     """Which terms of the serving model estimates reckon with; static, those that are off cost nothing.
 
     Attributes:
-      capacity: requests that an instance holds at most, running and waiting.
+      capacity: requests that an instance of any pool holds at most, running and waiting.
       streamed: tokens are counted as they come; otherwise an answer shows nothing before its end.
       soft: deadlines are soft.
       context_cost: iterations take longer the more tokens are held.
@@ -33,13 +33,13 @@ class Terms:
     @classmethod
     def of(cls, situation: Situation) -> Terms:
         """The terms that a situation has."""
-        cluster, profile = situation.cluster, situation.profile
+        fleet = situation.fleet
         return cls(
-            capacity=cluster.max_batch + cluster.queue_capacity,
+            capacity=int(fleet.places.max()),
             streamed=situation.view.streamed,
             soft=situation.reward.soft_span > 0,
-            context_cost=bool(profile.context_cost_s.any()),
-            cache_limit=bool(np.isfinite(profile.cache_tokens).any()),
+            context_cost=bool(fleet.context_cost_s.any()),
+            cache_limit=bool(np.isfinite(fleet.cache_tokens).any()),
         )
 
     @classmethod
@@ -68,27 +68,27 @@ class InFlightView:
     It holds what can be counted from outside and nothing else: no output length of a request that is not done.
 
     Attributes:
-      present: (models, seats) whether the seat holds a request.
-      running: (models, seats) whether the iteration in progress works on it, others wait; None where that is inferred.
-      eligible: (models, seats) whether it was there when that iteration began; None where `running` is given.
-      order: (models, seats) rises in order of arrival; None where `running` is given.
-      tokens: (models, seats) tokens received, 0 before the first.
-      task: (models, seats) index of its task.
-      prompt_tokens: (models, seats) length of its prompt.
-      age_s: (models, seats) seconds since its arrival.
-      elapsed_s: (models,) seconds since the iteration in progress began; of no meaning where nothing runs, and where
+      present: (pools, seats) whether the seat holds a request.
+      running: (pools, seats) whether the iteration in progress works on it, others wait; None where that is inferred.
+      eligible: (pools, seats) whether it was there when that iteration began; None where `running` is given.
+      order: (pools, seats) rises in order of arrival; None where `running` is given.
+      tokens: (pools, seats) tokens received, 0 before the first.
+      task: (pools, seats) index of its task.
+      prompt_tokens: (pools, seats) length of its prompt.
+      age_s: (pools, seats) seconds since its arrival.
+      elapsed_s: (pools,) seconds since the iteration in progress began; of no meaning where nothing runs, and where
         answers are not streamed.
-      output_limit: (models, seats) the client's limit on its output; None where clients state none.
-      deadline_factor: (models, seats) factor in force on its deadline; None where deadlines do not change.
-      batch_sizes: (models,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
+      output_limit: (pools, seats) the client's limit on its output; None where clients state none.
+      deadline_factor: (pools, seats) factor in force on its deadline; None where deadlines do not change.
+      batch_sizes: (pools,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
         may have been read earlier.
-      seen_s: (models, seats) seconds since it was as this view says; None where all is as of now.
-      share: (models, seats) chance that it is there still; None where that is certain.
-      unseen: (models,) requests that are expected to have been sent to the instance without being seen yet, a fraction;
+      seen_s: (pools, seats) seconds since it was as this view says; None where all is as of now.
+      share: (pools, seats) chance that it is there still; None where that is certain.
+      unseen: (pools,) requests that are expected to have been sent to the instance without being seen yet, a fraction;
         None where all is as of now.
-      observed_slowdown: (models,) see `besteffort.estimates.correction`; None where times are not compared.
+      observed_slowdown: (pools,) see `besteffort.estimates.correction`; None where times are not compared.
       beside: where models slow each other down, all requests on the replica that each model's row stands for: a view
-        whose fields have the shape (models, models, seats), and an `elapsed_s` that is not used; else None.
+        whose fields have the shape (pools, pools, seats), and an `elapsed_s` that is not used; else None.
       terms: the terms to reckon with; static.
     """
 

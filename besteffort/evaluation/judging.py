@@ -148,7 +148,7 @@ def burst_set(situation: Situation, config: EvaluationConfig) -> EvaluationSet:
 
 def mean_load(workload: Synthetic, situation: Situation) -> float:
     """Mean rate of a synthetic workload, in multiples of the largest model's capacity."""
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     return float(workload.process(capacity).mean_rate()) / capacity
 
 
@@ -174,7 +174,7 @@ def synthetic_set(
             f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
             "`evaluation.warm_up_s` or the loads."
         )
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     return EvaluationSet(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
 
 
@@ -239,7 +239,7 @@ def trace_set(trace: TraceHalves, situation: Situation, config: EvaluationConfig
         loads=config.trace_loads,
         judged=judged,
         tuning=tuple(rescale.to_load(trace.first[0], situation, load) for load in config.trace_loads),
-        capacity_per_s=float(rescale.capacity(trace.second[0], situation)[-1]),
+        capacity_per_s=rescale.unit_load(trace.second[0], situation),
         warm_up_s=min(config.warm_up_s, shortest_s / 10),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from besteffort.errors import InputError
-from besteffort.profile import Profile
+from besteffort.pools import Fleet, Layout
 from besteffort.simulator.result import Result
 
 # Rewards come from float32 simulations too: a window that misses its threshold by rounding alone reaches it.
@@ -43,7 +43,7 @@ def slo_attainment(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarra
 
 
 def effective_accuracy(
-    result: Result, accuracy: Float[np.ndarray, "tasks models"], *, warm_up_s: float = 0.0
+    result: Result, accuracy: Float[np.ndarray, "tasks pools"], *, warm_up_s: float = 0.0
 ) -> Float[np.ndarray, "*lanes"]:
     """Mean over all requests that arrived of the answering model's raw accuracy on the task, 0 if late or rejected.
 
@@ -53,15 +53,15 @@ def effective_accuracy(
     return mean_over(accuracy[result.task, result.model] * result.met, _counted(result, warm_up_s))
 
 
-def accuracy_table(profile: Profile, task_names: Sequence[str]) -> Float[np.ndarray, "tasks models"]:
-    """Raw task metric of every model on the named tasks, 0 to 1; `Profile.quality_table` divides it by the best one."""
-    percent = {task.name: task.quality_percent for task in profile.tasks}
-    return np.array([percent[name] for name in task_names]) / 100
+def accuracy_table(fleet: Fleet, task_names: Sequence[str]) -> Float[np.ndarray, "tasks pools"]:
+    """Raw task metric of every pool on the named tasks, 0 to 1; `Profile.quality_table` divides it by the best one."""
+    percent = {task.name: task.quality_percent for task in fleet.profile.tasks}
+    return np.array([percent[name] for name in task_names])[:, fleet.model] / 100
 
 
-def performance_per_gpu(result: Result, replicas: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
-    """Performance divided by the number of replicas (GPUs) that it took."""
-    return np.asarray(performance(result, warm_up_s=warm_up_s) / replicas)
+def performance_per_gpu(result: Result, gpus: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Performance divided by the number of GPUs that it took."""
+    return np.asarray(performance(result, warm_up_s=warm_up_s) / gpus)
 
 
 def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
@@ -173,14 +173,15 @@ def sustained_rate(
     return np.where(inside, crossing, np.where(first_miss == 0, 0.0, rates[-1]))
 
 
-def batch_sizes_found(result: Result, replicas: int, models: int) -> Int[np.ndarray, "n replicas models"]:
+def batch_sizes_found(result: Result, layout: Layout) -> Int[np.ndarray, "n rows pools"]:
     """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived."""
-    sizes = np.empty((len(result.arrival_s), replicas, models), dtype=np.int64)
-    for replica, model in np.ndindex(replicas, models):
-        mine = (result.replica == replica) & (result.model == model)
+    sizes = np.zeros((len(result.arrival_s), *layout.placed.shape), dtype=np.int64)
+    places = ((pool, replica, row) for pool, rows in enumerate(layout.rows) for replica, row in enumerate(rows))
+    for pool, replica, row in places:
+        mine = (result.replica == replica) & (result.model == pool)
         came = np.cumsum(mine) - mine
         left = np.searchsorted(np.sort(result.completion_s[mine]), result.arrival_s, side="right")
-        sizes[:, replica, model] = came - left
+        sizes[:, row, pool] = came - left
     return sizes
 
 

@@ -24,7 +24,7 @@ from besteffort.evaluation.statistics import Interval, mean_interval, paired_dif
 from besteffort.files import jsonable, write_text
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
-from besteffort.situation import Situation
+from besteffort.situation import Cluster, Situation
 
 _BETWEEN = 2  # characters between the columns of a terminal's table
 
@@ -238,7 +238,7 @@ def shown_measures(
     situation: Situation, width_s: float, warm_up_s: float
 ) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
     """The columns of `comparison_table`, each with the function that gives its figure per seed."""
-    accuracy = metrics.accuracy_table(situation.profile, situation.task_names)
+    accuracy = metrics.accuracy_table(situation.fleet, situation.task_names)
     peak = situation.peak_rewards
 
     def counted(
@@ -257,7 +257,7 @@ def shown_measures(
         (Column(f"{width_s:g} s windows at 96% of peak (%)", brief=True, key="windows_at_96_percent_of_peak"), at_96),
         (Column(f"{width_s:g} s windows at 98% of peak (%)", key="windows_at_98_percent_of_peak"), at_98),
         (Column("Effective accuracy (%)"), counted(metrics.effective_accuracy, accuracy)),
-        (Column("Performance per GPU (%)"), counted(metrics.performance_per_gpu, situation.cluster.replicas)),
+        (Column("Performance per GPU (%)"), counted(metrics.performance_per_gpu, situation.fleet.gpus)),
         (Column("P50 latency (ms)", "milliseconds", 0, key="latency_p50_s"), one(metrics.latency_percentiles, 50.0)),
         (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
@@ -339,19 +339,33 @@ def _source_line(source: Source) -> str:
 
 
 def _settings(situation: Situation) -> dict[str, str]:
-    cluster, reward = situation.cluster, situation.reward
+    reward = situation.reward
     deadlines = "hard" if reward.soft_span == 0 else f"soft, worth nothing after {1 + reward.soft_span:g} deadlines"
     return {
         "Profile": f"{situation.profile.name} ({situation.profile.provenance.summary})",
         "Device": situation.profile.device,
         "Models": ", ".join(situation.profile.model_names),
-        "Cluster": (
-            f"{cluster.replicas} replicas; per model and replica {cluster.max_batch} requests run "
-            f"and {cluster.queue_capacity} wait; network delay {1000 * cluster.network_delay_s:g} ms"
-        ),
-        "Load 1": f"{situation.capacity()[-1]:.1f} requests/s, the largest model's capacity",
+        **(_pool_lines(situation) if situation.pools else {"Cluster": _cluster_line(situation.cluster)}),
+        "Load 1": f"{situation.unit_load:.1f} requests/s, the largest model's capacity",
         "Deadlines": deadlines,
         "Penalty for a miss": f"{reward.miss_penalty:g}",
+    }
+
+
+def _cluster_line(cluster: Cluster) -> str:
+    return (
+        f"{cluster.replicas} replicas; per model and replica {cluster.max_batch} requests run "
+        f"and {cluster.queue_capacity} wait; network delay {1000 * cluster.network_delay_s:g} ms"
+    )
+
+
+def _pool_lines(situation: Situation) -> dict[str, str]:
+    return {
+        f"Pool {pool.name}": (
+            f"{pool.model} on {pool.hardware or situation.profile.name}, {pool.replicas} replicas; {pool.max_batch} "
+            f"requests run and {pool.queue_capacity} wait; network delay {1000 * pool.network_delay_s:g} ms"
+        )
+        for pool in situation.pools
     }
 
 

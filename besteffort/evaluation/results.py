@@ -162,7 +162,7 @@ def draw_against_load(evaluation: EvaluationResult, path: Path) -> Picture:
 
 def mix_figure(evaluation: EvaluationResult) -> Figure:
     """Which model serves which share, against load, for the routers that choose by load."""
-    models = evaluation.set.situation.profile.model_names
+    models = evaluation.set.situation.fleet.names
     mix = partial(metrics.routing_mix, models=len(models))
     chosen = [LEARNED, "priced", "deadline-reserve", "ladder"]
     mixes = {name: evaluation.over_loads(mix, name).mean(axis=1) for name in chosen}
@@ -183,7 +183,8 @@ def draw_routing_mix(evaluation: EvaluationResult, path: Path) -> Picture:
 def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
     """A burst of the first seed's list at the last load: learned, heuristics, and the largest model alone."""
     results = evaluation.results[-1]
-    largest = static_name(evaluation.set.situation.profile.model_names[-1])
+    fleet = evaluation.set.situation.fleet
+    largest = static_name(fleet.names[int(np.flatnonzero(fleet.largest)[-1])])
     first = {name: results[name].lanes(0) for name in (LEARNED, *_ON_TIMELINE, largest)}
     arrival_s = first[LEARNED].arrival_s
     width_s = 0.25
@@ -194,7 +195,7 @@ def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
     start_s = min(max(0.0, middle_s - 6.0), max(0.0, float(arrival_s[-1]) - 12.0))
     figure = plots.plot_timeline(
         first,
-        evaluation.set.situation.profile.model_names,
+        fleet.names,
         start_s=start_s,
         end_s=start_s + 12.0,
         width_s=width_s,
@@ -208,7 +209,7 @@ def draw_timeline(evaluation: EvaluationResult, path: Path) -> Picture:
 def draw_comparison(evaluation: EvaluationResult, index: int, path: Path) -> Picture:
     """One bar per router."""
     evaluation_set = evaluation.set
-    models = evaluation_set.situation.profile.model_names
+    models = evaluation_set.situation.fleet.names
     peak = evaluation_set.situation.peak_rewards
     by_model = partial(metrics.performance_by_model, models=len(models))
     bars = [

@@ -344,14 +344,15 @@ def _result(
     reward: np.ndarray,
 ) -> Result:
     arrival_s = requests["arrival_s"]
-    delay_s = np.array([actual.cluster.network_delay_s for actual in actual_situations], np.float32)
+    delays_s = np.array([actual.fleet.network_delay_s for actual in actual_situations], np.float32)
+    delay_s = np.take_along_axis(delays_s, placement.pool, axis=1)
     return Result.of(
         requests,
-        model=placement.model,
+        model=placement.pool,
         replica=placement.replica,
         admission_s=arrival_s + timing.wait_s,
         first_token_s=arrival_s + timing.first_token_s,
         completion_s=arrival_s + timing.service_s,
-        latency_s=np.asarray(timing.service_s + delay_s[:, None]),
+        latency_s=np.asarray(timing.service_s + delay_s),
         reward=reward,
     )

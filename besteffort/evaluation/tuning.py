@@ -33,14 +33,14 @@ TUNED_RIVALS: tuple[str, ...] = tuple(name for name in RIVALS if name in TUNED)
 """Routers that learned ones are held against and that have numbers to tune."""
 
 
-def static_name(model: str) -> str:
-    """Name of the router that sends everything to one model."""
-    return f"always {model}"
+def static_name(pool: str) -> str:
+    """Name of the router that sends everything to one pool, which in a cluster has the name of its model."""
+    return f"always {pool}"
 
 
 def router_kinds(situation: Situation, names: Iterable[str], learned: Container[str]) -> dict[str, RouterKind]:
     """The kind of each router by name; those that learned are named, static ones have the names of `static_name`."""
-    static = {static_name(model) for model in situation.profile.model_names}
+    static = {static_name(pool) for pool in situation.fleet.names}
     return {name: "learned" if name in learned else "static" if name in static else "heuristic" for name in names}
 
 
@@ -168,8 +168,6 @@ def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists
     `tuned` has the settings of the tuned ones, as from `tune`.
     """
     make = maker(situation)
-    routers = {
-        static_name(model): make("static", model=index) for index, model in enumerate(situation.profile.model_names)
-    }
+    routers = {static_name(pool): make("static", model=index) for index, pool in enumerate(situation.fleet.names)}
     routers |= {name: make(name, **tuned.get(name, {})) for name in RIVALS if name != "static"}
     return {name: [router] * lists for name, router in routers.items()}

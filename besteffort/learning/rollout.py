@@ -33,7 +33,7 @@ class Tally(NamedTuple):
 
     Attributes:
       reward: () mean over decisions of the reward resolved in the rollout; over a long time the performance.
-      actions: (models,) share of decisions for each model.
+      actions: (pools,) share of decisions for each pool.
     """
 
     reward: Array
@@ -80,7 +80,7 @@ def collect(
     shape = (config.rollout_length, config.num_envs)
     explore_key, action_key, step_key = jax.random.split(key, 3)
     explore = jax.random.uniform(explore_key, shape) < epsilon
-    random_action = jax.random.randint(action_key, shape, 0, env.shape.models)
+    random_action = jax.random.randint(action_key, shape, 0, env.shape.pools)
 
     def decide(
         carry: tuple[Actors, Array, Array], draws: tuple[Array, Array]
@@ -109,8 +109,8 @@ def collect(
     (actors, alive, _), (rows, credit, reward, lived) = jax.lax.scan(
         decide, (actors, alive, step_key), (explore, random_action)
     )
-    models = jnp.arange(env.shape.models)
-    chosen = lived[..., None] & (rows.action[..., None] == models[None, None, :])
+    pools = jnp.arange(env.shape.pools)
+    chosen = lived[..., None] & (rows.action[..., None] == pools[None, None, :])
     return actors, rows, credit, ~alive, Tally(reward.sum() / lived.sum(), chosen.sum((0, 1)) / lived.sum())
 
 

@@ -387,7 +387,7 @@ def _each_run(function: Callable[..., T], env_params: Any) -> Callable[..., T]:
 
 
 def _networks(env: Environment, features: tuple[Feature, ...], config: DQNConfig) -> Networks:
-    q = QNetwork(config.hidden_sizes, env.shape.models, values_at(features))
+    q = QNetwork(config.hidden_sizes, env.shape.pools, values_at(features))
     return Networks(q, Baseline(exogenous(features)))
 
 

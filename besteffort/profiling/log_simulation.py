@@ -50,7 +50,7 @@ class Player:
         """`max_batch` is the largest batch; `cache_limit` is whether `Candidates.cache_tokens` applies."""
         self._shape = EnvShape(
             replicas=len(log.replicas),
-            models=1,
+            pools=1,
             tasks=1,
             max_batch=max_batch,
             queue_capacity=0,

@@ -1,4 +1,4 @@
-"""Routers without predictions: one model for all, a random model, the shortest queue, a ladder of thresholds."""
+"""Routers without predictions: one pool for all, a random pool, the shortest queue, a ladder of thresholds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from besteffort.observation import Observation
-from besteffort.routers.prediction import least_loaded
+from besteffort.routers.prediction import picked
 from besteffort.simulator.types import EnvParams
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StaticRouter:
-    """Sends every request to one model.
+    """Sends every request to one pool.
 
     Attributes:
-      model: () index of the model.
+      model: () index of the pool.
     """
 
     model: Any
@@ -32,7 +32,7 @@ class StaticRouter:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RandomRouter:
-    """Sends each request to a model drawn uniformly."""
+    """Sends each request to a pool drawn uniformly."""
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         # Without a type the draws of the same key would differ between float32 and float64.
@@ -42,30 +42,40 @@ class RandomRouter:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShortestQueueRouter:
-    """Sends each request to the model whose least-loaded instance has the smallest batch; the larger model on a tie."""
+    """Sends each request to the pool whose least-loaded replica has the smallest batch; the larger model on a tie."""
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        _, batch = least_loaded(observation)
-        return largest_where(batch == batch.min())
+        _, batch = picked(observation)
+        return largest_where(batch == batch.min(), params, batch)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LadderRouter:
-    """Sends each request to the largest model whose least-loaded instance holds fewer requests than its threshold.
+    """Sends each request to the largest model whose least-loaded replica holds fewer requests than its threshold.
 
     Attributes:
-      thresholds: (models - 1,) batch sizes of all models but the smallest, which takes the remaining requests.
+      thresholds: (pools - 1,) batch sizes of all pools in order of size but the smallest, which takes what remains.
     """
 
     thresholds: Any
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        _, batch = least_loaded(observation)
-        return largest_where(jnp.concatenate([jnp.array([True]), batch[1:] < self.thresholds]))
+        _, batch = picked(observation)
+        if params.pools is None:
+            return largest_where(jnp.concatenate([jnp.array([True]), batch[1:] < self.thresholds]), params, batch)
+        upwards = jnp.argsort(params.pools.size)
+        below = jnp.concatenate([jnp.array([True]), batch[upwards[1:]] < self.thresholds])
+        return largest_where(jnp.zeros_like(below).at[upwards].set(below), params, batch)
 
 
-def largest_where(allowed: Array) -> Int[Array, ""]:
-    """() index of the largest `allowed` model; `allowed`, (models,), must hold at least one True."""
-    models = allowed.shape[-1]
-    return jnp.asarray(models - 1 - jnp.argmax(allowed[::-1]), jnp.int32)
+def largest_where(allowed: Array, params: EnvParams, cost: Array) -> Int[Array, ""]:
+    """() index of the `allowed` pool with the largest model; of several the one with the least cost, then the first.
+
+    `allowed` and `cost` have the shape (pools,); at least one is allowed.
+    """
+    if params.pools is None:
+        pools = allowed.shape[-1]
+        return jnp.asarray(pools - 1 - jnp.argmax(allowed[::-1]), jnp.int32)
+    size = jnp.where(allowed, params.pools.size, -1)
+    return jnp.argmin(jnp.where(size == size.max(), cost * 1.0, jnp.inf)).astype(jnp.int32)

@@ -22,7 +22,7 @@ class GearRouter:
 
     Attributes:
       rates: (gears,) arrival rates in requests per second, ascending.
-      shares: (gears, tasks, models) share of a task's requests that each model gets; they sum to one over the models.
+      shares: (gears, tasks, pools) share of a task's requests that each model gets; they sum to one over the models.
       head_room: () factor on the estimated rate before the gear is looked up.
     """
 
@@ -33,8 +33,8 @@ class GearRouter:
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         rates, shares = jnp.asarray(self.rates), jnp.asarray(self.shares)
         slower = (rates < self.head_room * observation.arrival_rate).sum()
-        of_models = shares[jnp.minimum(slower, rates.shape[0] - 1), observation.task]
+        of_pools = shares[jnp.minimum(slower, rates.shape[0] - 1), observation.task]
         # A key of its own, so that a `SwitchRouter` can combine it with other routers that draw; typed, so that the
         # draws of a key do not differ between float32 and float64.
         uniform = jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32)
-        return (uniform >= jnp.cumsum(of_models)[:-1]).sum().astype(jnp.int32)
+        return (uniform >= jnp.cumsum(of_pools)[:-1]).sum().astype(jnp.int32)

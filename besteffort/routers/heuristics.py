@@ -36,7 +36,7 @@ class DeadlineRouter:
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         latency = self.predictor.predict(observation, params)
         in_time = latency <= (1.0 - self.reserve) * observation.deadline_s
-        return jnp.where(in_time.any(), largest_where(in_time), jnp.argmin(latency)).astype(jnp.int32)
+        return jnp.where(in_time.any(), largest_where(in_time, params, latency), jnp.argmin(latency)).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -42,8 +42,8 @@ class LearnedRouter:
         """Whether it needs observations that show the requests in flight."""
         return needs_in_flight(feature.name for feature in self.features)
 
-    def q_values(self, observation: Observation, params: EnvParams | None = None) -> Float[Array, " models"]:
-        """(models,) expected discounted credit of each model, less the average of decisions.
+    def q_values(self, observation: Observation, params: EnvParams | None = None) -> Float[Array, " pools"]:
+        """(pools,) expected discounted credit of each model, less the average of decisions.
 
         `params` are only read for estimates.
         """
@@ -69,7 +69,7 @@ def learned_router(policy: Policy) -> LearnedRouter:
     )
 
 
-def _perceptron(weights: tuple[tuple[Any, Any], ...], x: Float[Array, " inputs"]) -> Float[Array, " models"]:
+def _perceptron(weights: tuple[tuple[Any, Any], ...], x: Float[Array, " inputs"]) -> Float[Array, " pools"]:
     *hidden, (matrix, bias) = weights
     for hidden_matrix, hidden_bias in hidden:
         x = jax.nn.relu(x @ hidden_matrix + hidden_bias)

@@ -15,19 +15,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from besteffort.estimates.estimates import Course, Newcomer, brought_up, completion_s, count, follow, settled
+from besteffort.estimates.estimates import Course, Newcomer, brought_up, completion_s, count, follow, settled, slots
 from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
+from besteffort.pools import least_loaded, smallest
 from besteffort.simulator.types import EnvParams
 
 
-def least_loaded(observation: Observation) -> tuple[Int[Array, " models"], Int[Array, " models"]]:
-    """The replica that the load balancer would pick for each model, and the batch size of that instance."""
+def picked(observation: Observation) -> tuple[Int[Array, " pools"], Int[Array, " pools"]]:
+    """The row of the replica that the load balancer would pick for each pool, and its batch size."""
     batch = jnp.asarray(observation.instance_batch_sizes)
-    return jnp.argmin(batch, axis=0), jnp.min(batch, axis=0)
+    return least_loaded(batch, observation.takes, jnp), smallest(batch, observation.takes, jnp)
 
 
-def predict_latency(observation: Observation, params: EnvParams) -> Float[Array, " models"]:
+def predict_latency(observation: Observation, params: EnvParams) -> Float[Array, " pools"]:
     """Predicted end-to-end latency in seconds on the least-loaded instance of each model.
 
     With `b` the batch size of that instance, `slots` the requests it can run at once, `n` and `p` the mean lengths
@@ -45,25 +46,25 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
     tokens held, `P + N / 2` per request. `slots` is `max_batch`, or the number of mean requests that fit the key-value
     cache. The network delay is added.
     """
-    replica, batch = least_loaded(observation)
+    row, batch = picked(observation)
     prompt, output = params.mean_prompt_tokens.mean(), params.mean_output_tokens.mean()
-    slots = _slots(params, prompt, output)
-    neighbours = jnp.minimum(batch, slots - 1)
+    most = _slots(params, prompt, output)
+    neighbours = jnp.minimum(batch, most - 1)
     admission_s = _prefill(params, prompt) / output
 
-    def decode(running: Int[Array, " models"]) -> Float[Array, " models"]:
+    def decode(running: Int[Array, " pools"]) -> Float[Array, " pools"]:
         table = jnp.take_along_axis(params.decode, running[:, None], axis=1)[:, 0]
         return table + params.context_cost_s * running * (prompt + output / 2)
 
-    def iteration(served: Int[Array, " models"]) -> Float[Array, " models"]:
+    def iteration(served: Int[Array, " pools"]) -> Float[Array, " pools"]:
         return decode(served) + served * admission_s
 
     own_prompt, own_output = params.mean_prompt_tokens[observation.task], params.mean_output_tokens[observation.task]
-    residual = iteration(jnp.minimum(batch, slots)) / 2
-    waiting = jnp.maximum(batch + 1 - slots, 0) * output / slots * iteration(slots)
+    residual = iteration(jnp.minimum(batch, most)) / 2
+    waiting = jnp.maximum(batch + 1 - most, 0) * output / most * iteration(most)
     first = _prefill(params, own_prompt) + decode(neighbours)
     further = (own_output - 1) * (decode(neighbours + 1) + neighbours * admission_s)
-    return (residual + waiting + first + further) * _stretch(observation, params, replica) + params.network_delay_s
+    return (residual + waiting + first + further) * _stretch(observation, params, row) + params.network_delay_s
 
 
 def course_ahead(observation: Observation, params: EnvParams) -> Course:
@@ -73,7 +74,7 @@ def course_ahead(observation: Observation, params: EnvParams) -> Course:
     return follow(newcomer, count(view, params, jnp), view, params, jnp)
 
 
-def predict_latency_ahead(observation: Observation, params: EnvParams) -> Float[Array, " models"]:
+def predict_latency_ahead(observation: Observation, params: EnvParams) -> Float[Array, " pools"]:
     """As `predict_latency`, from the prompts of the request and of those that wait, and who is about to leave.
 
     Needs an observation with the requests in flight. What the request would do to the others is not worked out.
@@ -86,11 +87,11 @@ class Predictor:
     """A way to predict latency; a static field of the routers that use one.
 
     Attributes:
-      predict: (models,) seconds, from the observation and `EnvParams`.
+      predict: (pools,) seconds, from the observation and `EnvParams`.
       estimates: whether it reads the requests in flight.
     """
 
-    predict: Callable[[Observation, EnvParams], Float[Array, " models"]]
+    predict: Callable[[Observation, EnvParams], Float[Array, " pools"]]
     estimates: bool
 
 
@@ -98,19 +99,19 @@ BY_BATCH_SIZE = Predictor(predict_latency, estimates=False)
 AHEAD = Predictor(predict_latency_ahead, estimates=True)
 
 
-def _slots(params: EnvParams, prompt: Float[Array, ""], output: Float[Array, ""]) -> Int[Array, " models"]:
+def _slots(params: EnvParams, prompt: Float[Array, ""], output: Float[Array, ""]) -> Int[Array, " pools"]:
     """Requests of mean length that run at once on an instance of each model."""
     fit = jnp.floor(params.cache_tokens / (prompt + params.cache_output_share * output))
-    return jnp.clip(fit, 1, params.decode.shape[-1] - 1).astype(jnp.int32)
+    return jnp.clip(fit, 1, slots(params)).astype(jnp.int32)
 
 
-def _prefill(params: EnvParams, prompt: Float[Array, ""]) -> Float[Array, " models"]:
+def _prefill(params: EnvParams, prompt: Float[Array, ""]) -> Float[Array, " pools"]:
     return params.prefill[:, jnp.round(prompt).astype(jnp.int32)]
 
 
-def _stretch(observation: Observation, params: EnvParams, replica: Int[Array, " models"]) -> Float[Array, " models"]:
-    """Slow-down of each model's iterations by the other models that are busy on its `replica`."""
-    busy = jnp.asarray(observation.instance_batch_sizes)[replica] > 0
+def _stretch(observation: Observation, params: EnvParams, row: Int[Array, " pools"]) -> Float[Array, " pools"]:
+    """Slow-down of each model's iterations by the others that are busy on its GPU, in that `row`."""
+    busy = jnp.asarray(observation.instance_batch_sizes)[row] > 0
     others = ~jnp.eye(busy.shape[0], dtype=bool)
     return jnp.prod(jnp.where(busy & others, params.slowdown, 1.0), axis=1)
 
@@ -118,10 +119,10 @@ def _stretch(observation: Observation, params: EnvParams, replica: Int[Array, " 
 def predicted_value(
     observation: Observation,
     params: EnvParams,
-    latency_s: Float[Array, " models"],
+    latency_s: Float[Array, " pools"],
     deadline_s: Float[Array, ""],
     width_s: Float[Array, ""] | float = 0.0,
-) -> Float[Array, " models"]:
+) -> Float[Array, " pools"]:
     """Quality times expected timeliness of each model's answer if it is predicted to take `latency_s`.
 
     The latency is taken to be `latency_s` plus an error with a logistic distribution of scale `width_s` seconds:

@@ -72,16 +72,16 @@ def steps_to(name: str, shape: EnvShape, settings: Settings) -> Float[np.ndarray
 
 
 def _static(shape: EnvShape, model: int) -> StaticRouter:
-    if not 0 <= model < shape.models:
-        raise InputError(f"Router `static`: `model` is {model}; choose an index from 0 to {shape.models - 1}.")
+    if not 0 <= model < shape.pools:
+        raise InputError(f"Router `static`: `model` is {model}; choose an index from 0 to {shape.pools - 1}.")
     return StaticRouter(model=jnp.asarray(model, jnp.int32))
 
 
 def _ladder(shape: EnvShape, thresholds: Sequence[Number]) -> LadderRouter:
     values = np.asarray(thresholds, dtype=float)
-    if values.shape != (shape.models - 1,) or not (values >= 0).all():
+    if values.shape != (shape.pools - 1,) or not (values >= 0).all():
         raise InputError(
-            f"Router `ladder`: `thresholds` is {list(thresholds)}; give {shape.models - 1} batch sizes of at least 0, "
+            f"Router `ladder`: `thresholds` is {list(thresholds)}; give {shape.pools - 1} batch sizes of at least 0, "
             "one per model from the second smallest on."
         )
     return LadderRouter(thresholds=jnp.asarray(values))
@@ -89,10 +89,10 @@ def _ladder(shape: EnvShape, thresholds: Sequence[Number]) -> LadderRouter:
 
 def _gear(shape: EnvShape, rates: Any, shares: Any, head_room: Number) -> GearRouter:
     rates, shares = _rates("gear", rates), np.asarray(shares, dtype=float)
-    if shares.shape != (len(rates), shape.tasks, shape.models) or not np.allclose(shares.sum(axis=2), 1):
+    if shares.shape != (len(rates), shape.tasks, shape.pools) or not np.allclose(shares.sum(axis=2), 1):
         raise InputError(
             f"Router `gear`: `shares` has the shape {shares.shape}; give shares that sum to one over the models, for "
-            f"each of {len(rates)} rates, {shape.tasks} tasks and {shape.models} models."
+            f"each of {len(rates)} rates, {shape.tasks} tasks and {shape.pools} models."
         )
     if not (np.isfinite(head_room) and head_room > 0):
         raise InputError(f"Router `gear`: `head_room` is {head_room}; give a positive factor.")
@@ -145,10 +145,10 @@ def _marginal(shape: EnvShape, rates: Any, prices: Any) -> MarginalRouter:
 
 def _prices(name: str, shape: EnvShape, rates: Any, prices: Any) -> tuple[Array, Array]:
     rates, prices = _rates(name, rates), np.asarray(prices, dtype=float)
-    if prices.shape != (len(rates), shape.models) or not (np.isfinite(prices) & (prices >= 0)).all():
+    if prices.shape != (len(rates), shape.pools) or not (np.isfinite(prices) & (prices >= 0)).all():
         raise InputError(
             f"Router `{name}`: `prices` has the shape {prices.shape}; give finite prices of at least 0, for each of "
-            f"{len(rates)} rates and {shape.models} models."
+            f"{len(rates)} rates and {shape.pools} models."
         )
     return jnp.asarray(rates), jnp.asarray(prices)
 
@@ -213,7 +213,7 @@ TUNED: Mapping[str, Callable[[EnvShape], tuple[TunedNumber, ...]]] = {
         # A smaller model takes longer lines, since it works them off sooner.
         TunedNumber(
             "thresholds",
-            start=tuple((shape.max_batch * np.linspace(0.375, 1.0, shape.models - 1)[::-1]).tolist()),
+            start=tuple((shape.max_batch * np.linspace(0.375, 1.0, shape.pools - 1)[::-1]).tolist()),
             spread=2.0,
             low=1.0,
             high=float(shape.max_batch + shape.queue_capacity),

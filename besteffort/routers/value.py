@@ -24,7 +24,7 @@ class MarginalRouter:
     a model stands for the requests to come, as harm stands for those in flight.
 
     Attributes:
-      rates, prices: (rates,) and (rates, models), see `besteffort.estimates.rule.price_at`.
+      rates, prices: (rates,) and (rates, pools), see `besteffort.estimates.rule.price_at`.
     """
 
     estimates: ClassVar[bool] = True

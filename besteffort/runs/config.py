@@ -21,6 +21,7 @@ from annotated_types import Len
 from besteffort.documents import MOST_YAML_BYTES, check, parse_yaml, read_text
 from besteffort.errors import InputError, brief
 from besteffort.files import os_errors_as_input_errors, write_text
+from besteffort.pools import Pool
 from besteffort.profile import builtin_profiles, load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
 from besteffort.situation import Cluster, Reward, Situation, Task, View
@@ -37,7 +38,8 @@ class SituationConfig:
       profile: name of a built-in profile, or path of a profile file. In a configuration's file the path counts from
         that file, elsewhere from the working directory.
       tasks: what is asked for.
-      cluster: what serves.
+      cluster: what serves, where all machines are alike.
+      pools: what serves, where they are not; `hardware` of one is a profile, named like `profile`.
       reward: what counts.
       view: what the router sees.
     """
@@ -47,19 +49,29 @@ class SituationConfig:
     cluster: Cluster = Cluster()
     reward: Reward = Reward()
     view: View = View()
+    pools: tuple[Pool, ...] = ()
 
     def build(self) -> Situation:
         """The situation, with its profile loaded.
 
         Raises:
-          InputError: if the profile cannot be loaded or lacks a task.
+          InputError: if a profile cannot be loaded or lacks a task, or pools do not fit, see `Situation`.
         """
+        devices = {pool.hardware: load_profile(pool.hardware) for pool in self.pools if pool.hardware is not None}
+        own = load_profile(self.profile)
+        pools = tuple(
+            pool if pool.hardware is None else dataclasses.replace(pool, hardware=devices[pool.hardware].name)
+            for pool in self.pools
+        )
+        others = dict.fromkeys(device for device in devices.values() if device != own)
         return Situation(
-            profile=load_profile(self.profile),
+            profile=own,
             cluster=self.cluster,
             tasks=self.tasks,
             reward=self.reward,
             view=self.view,
+            pools=pools,
+            hardware=tuple(others),
         )
 
 
@@ -126,8 +138,8 @@ def load_config(path_or_name: str | Path, cls: type[T]) -> T:
 
 
 def placed(config: T, path: Path) -> T:
-    """A configuration that was read from a file, its profile's path counted from the working directory instead."""
-    return _with_profile(config, lambda profile: _normal(path.parent / profile))
+    """A configuration that was read from a file, its profiles' paths counted from the working directory instead."""
+    return _with_profiles(config, lambda profile: _normal(path.parent / profile))
 
 
 def write_config(path: Path, config: Any, *, head: str = "") -> None:
@@ -135,7 +147,7 @@ def write_config(path: Path, config: Any, *, head: str = "") -> None:
 
     Args:
       path: the file.
-      config: the configuration, whose profile's path counts from the working directory.
+      config: the configuration, whose profiles' paths count from the working directory.
       head: comments in front.
 
     Raises:
@@ -151,14 +163,23 @@ def config_text(path: Path, config: Any) -> str:
         elsewhere = Path(profile).is_absolute() and not Path(profile).is_relative_to(path.parent.absolute())
         return profile if elsewhere else os.path.relpath(profile, path.parent)
 
-    return to_yaml(_with_profile(config, beside))
+    return to_yaml(_with_profiles(config, beside))
 
 
-def _with_profile(config: T, change: Callable[[str], str]) -> T:
-    """The configuration with another path of its profile, if it states one."""
-    if not isinstance(config, SituationConfig) or config.profile in builtin_profiles():
+def _with_profiles(config: T, change: Callable[[str], str]) -> T:
+    """The configuration with other paths of its profiles, where it states any."""
+    if not isinstance(config, SituationConfig):
         return config
-    return dataclasses.replace(config, profile=change(config.profile))
+    builtin = builtin_profiles()
+
+    def changed(profile: str) -> str:
+        return profile if profile in builtin else change(profile)
+
+    pools = tuple(
+        pool if pool.hardware is None else dataclasses.replace(pool, hardware=changed(pool.hardware))
+        for pool in config.pools
+    )
+    return dataclasses.replace(config, profile=changed(config.profile), pools=pools)
 
 
 def _normal(path: Path) -> str:

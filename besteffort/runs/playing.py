@@ -52,7 +52,8 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     """The router that a name means: a router's, a model's (all requests go to it), or a policy file.
 
     Args:
-      name: a key of `besteffort.routers.ROUTERS`, a model of the situation, or a path.
+      name: a key of `besteffort.routers.ROUTERS`, a model of the situation, or a pool where it states them, or a
+        path.
       situation: what is served.
       settings: the router's numbers, each `name=number` or `name=number,number`.
 
@@ -65,16 +66,19 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
         if key in numbers:
             raise InputError(f"`--settings` gives `{brief(key)}` twice; leave one of them out.")
         numbers[key] = value
-    models = situation.profile.model_names
-    if name in models and name in ROUTERS:
+    pools = situation.fleet.names
+    kind, where = ("pool", "configuration") if situation.pools else ("model", "profile")
+    if name in pools and name in ROUTERS:
         raise InputError(
-            f"`{name}` is a model of the profile and a router; rename the model in the profile to tell them apart."
+            f"`{name}` is a {kind} of the {where} and a router; rename the {kind} in the {where} to tell them apart."
         )
     make = maker(situation)
-    if name in models:
+    if name in pools:
         if numbers:
-            raise InputError(f"A model takes no settings, but `{name}` was given {', '.join(numbers)}; leave them out.")
-        return make("static", model=models.index(name))
+            raise InputError(
+                f"A {kind} takes no settings, but `{name}` was given {', '.join(numbers)}; leave them out."
+            )
+        return make("static", model=pools.index(name))
     if name in ROUTERS:
         try:
             return make(name, **numbers)
@@ -84,7 +88,7 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     with os_errors_as_input_errors(path, "read"):
         there = path.exists()
     if not (path.suffix or there):
-        known = (*ROUTERS, *models)
+        known = (*ROUTERS, *pools)
         raise InputError(
             f"Unknown router `{brief(name)}`{did_you_mean(name, known)}; choose from {', '.join(known)} or give a "
             "policy file."
@@ -103,12 +107,15 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     Raises:
       InputError: if a file cannot be written.
     """
-    models = (*situation.profile.model_names, "")
+    fleet = situation.fleet
+    pools = (*fleet.names, "")
+    models = (*(pool.model for pool in fleet.pools), "")
     columns: dict[str, Any] = {
         "task": [situation.task_names[task] for task in result.task.tolist()],
         "prompt_tokens": result.prompt_tokens.tolist(),
         "output_tokens": result.output_tokens.tolist(),
-        "model": [models[model] for model in result.model.tolist()],
+        "model": [models[pool] for pool in result.model.tolist()],
+        **({"pool": [pools[pool] for pool in result.model.tolist()]} if situation.pools else {}),
         "replica": result.replica.tolist(),
         "met": result.met.astype(int).tolist(),
         **{field: getattr(result, field).tolist() for field in _PER_REQUEST},

@@ -153,7 +153,7 @@ def make_plan(
         problems = _problems(problem, judged.tuning, lists=judged.tuning) if training else {}
         stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
     told = {trace.name: str(trace.info) for trace in read}
-    if len(situation.profile.models) == 1:
+    if len(situation.fleet.pools) == 1:
         notes = (
             *notes,
             "The profile has one model, so there is nothing to route; fit the logs of several with `profile fit`.",

@@ -130,7 +130,7 @@ def make_training_problem(
         situation, workload, capacity = _on_trace(situation, training.workload)
     else:
         workload = workloads.build(training.workload, situation)
-        capacity = float(situation.capacity()[-1])
+        capacity = situation.unit_load
     rule: Rule | None = None
     if training.start is not None:
         policy = load_policy(training.start, situation)
@@ -150,12 +150,12 @@ def make_training_problem(
                 )
             _check_memory(situation, training, policy.features)
             return TrainingProblem(situation, workload, policy.features, training, policy.weights, rule)
-    cluster = situation.cluster
+    fleet = situation.fleet
     features = default_features(
         tasks=len(situation.tasks),
-        models=len(situation.profile.model_names),
-        replicas=cluster.replicas,
-        max_batch=cluster.max_batch,
+        pools=len(fleet.pools),
+        replicas=fleet.replicas,
+        max_batch=fleet.max_batch,
         typical_rate=capacity,
         names=situation.view.features,
         typical_deadline_s=float(situation.shares @ situation.visible_deadlines),
@@ -178,8 +178,8 @@ def _check_memory(situation: Situation, training: TrainingConfig, features: tupl
     """
     if training.method != "dqn":
         return
-    config, cluster = training.config, situation.cluster
-    places = cluster.replicas * len(situation.profile.models) * (cluster.max_batch + cluster.queue_capacity)
+    config, fleet = training.config, situation.fleet
+    places = fleet.layout.placed.size * int(fleet.places.max())
     # As the arrays of an environment come to; half of it again while they are computed anew.
     numbers = config.buffer_length * (input_size(features) + 5) + 2 * training.history + 10 * places
     networks = training.seeds * config.ensemble_size
@@ -187,7 +187,7 @@ def _check_memory(situation: Situation, training: TrainingConfig, features: tupl
         f"Training {networks:,} networks in {config.num_envs:,} environments each",
         networks * config.num_envs * numbers * 6,
         "lower `training.seeds`, or `ensemble_size`, `num_envs` or `buffer_length` of `training.config`, "
-        "`training.history` or the cluster",
+        "`training.history`, the cluster or the pools",
     )
 
 
@@ -212,7 +212,7 @@ def _on_trace(situation: Situation, trace: workloads.Trace) -> tuple[Situation, 
     """The situation with the lengths of a trace, the trace as a workload, and the capacity for these lengths."""
     requests, _ = workloads.load_trace(trace, situation)
     situation = with_lengths_of(situation, requests)
-    return situation, replay(requests, trace.start), float(rescale.capacity(requests, situation)[-1])
+    return situation, replay(requests, trace.start), rescale.unit_load(requests, situation)
 
 
 def _like_requests(situation: Situation, training: TrainingConfig, lengths: Requests) -> tuple[Situation, Any, float]:
@@ -223,7 +223,7 @@ def _like_requests(situation: Situation, training: TrainingConfig, lengths: Requ
     if rates.mix is not None:
         raise InputError("`training.workload.mix` cannot be kept with the lengths of a trace; leave it out.")
     situation = with_lengths_of(situation, lengths)
-    capacity = float(rescale.capacity(lengths, situation)[-1])
+    capacity = rescale.unit_load(lengths, situation)
     if isinstance(rates, workloads.RandomRates) and rates.deadlines is None:
         highest = rates.high / rates.burst_factor
         workload: Any = replay_at_rates(lengths, rates.low * capacity, highest * capacity, len(lengths) / 2)
@@ -302,7 +302,7 @@ def train_policies(
     training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
     learn = {"dqn": _dqn_policies, "search": search_policies}[training.method]
-    with MetricsLog(out, seeds, problem.situation.profile.model_names, settings(problem), track) as log:
+    with MetricsLog(out, seeds, problem.situation.fleet.names, settings(problem), track) as log:
 
         def keep(latest: Progress) -> None:
             for index, seed in enumerate(seeds):
@@ -416,7 +416,7 @@ def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:
 def settings(problem: TrainingProblem) -> dict[str, Any]:
     """The configuration of a problem by dotted field, for trackers."""
     situation = problem.situation
-    fields = {name: getattr(situation, name) for name in ("tasks", "cluster", "reward", "view")}
+    fields = {name: getattr(situation, name) for name in ("tasks", "cluster", "pools", "reward", "view")}
     config = RunConfig(profile=situation.profile.name, **fields, training=problem.training)
     data = pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json", exclude={"evaluation"})
     return flat(data | {"tasks": {task.pop("name"): task for task in data["tasks"]}})

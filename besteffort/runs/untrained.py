@@ -42,14 +42,12 @@ def rule_policy(situation: Situation, rule: Rule, about: Mapping[str, Any]) -> P
       rule: values the models.
       about: what the policy's file says of the training, plain JSON.
     """
-    models, cluster = len(situation.profile.model_names), situation.cluster
+    pools = len(situation.fleet.pools)
     view = dataclasses.replace(situation.view, features=(VALUE,))
     return Policy(
         situation=dataclasses.replace(situation, view=view),
-        features=default_features(
-            len(situation.tasks), models, cluster.replicas, cluster.max_batch, 1.0, names=(VALUE,)
-        ),
-        weights=((np.eye(models, dtype=np.float32), np.zeros(models, np.float32)),),
+        features=default_features(len(situation.tasks), pools, 1, 1, 1.0, names=(VALUE,)),
+        weights=((np.eye(pools, dtype=np.float32), np.zeros(pools, np.float32)),),
         training=about,
         rule=rule,
     )

@@ -16,6 +16,7 @@ from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import needs_in_flight
+from besteffort.pools import Fleet, PoolNumbers
 from besteffort.pytrees import node_types
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
@@ -39,6 +40,7 @@ def build(
     longest_output: int | None = None,
     rule: Rule | None = None,
     assumed: Situation | None = None,
+    uneven: bool | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -53,6 +55,7 @@ def build(
       longest_output: where the laws of output lengths end, in tokens; by default with the tasks' longest output.
       rule: values models, for the feature `value`.
       assumed: what routers and learners take for granted, if it is not `situation`: see `EnvParams.assumed`.
+      uneven: whether pools may differ in what the program reads as numbers; by default where they are not uniform.
 
     Returns:
       The static shape, and parameters in the default float type.
@@ -73,20 +76,22 @@ def build(
         )
         shape = dataclasses.replace(shape, horizon=horizon, workload=node_types(workload))
         return shape, dataclasses.replace(params, workload=workload, assumed=believed)
-    cluster, profile, tasks = situation.cluster, situation.profile, situation.tasks
+    fleet, tasks = situation.fleet, situation.tasks
+    uneven = not fleet.uniform if uneven is None else uneven
     if estimates is None:
         estimates = needs_in_flight(situation.view.features)
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for task in tasks)
-    tables = Tables.of(profile, cluster.max_batch, longest_prompt)
+    tables = Tables.of(fleet, longest_prompt)
     shape = EnvShape(
-        replicas=cluster.replicas,
-        models=len(profile.model_names),
+        replicas=len(fleet.layout.placed),
+        pools=len(fleet.pools),
         tasks=len(tasks),
-        max_batch=cluster.max_batch,
-        queue_capacity=cluster.queue_capacity,
+        max_batch=int(fleet.max_batch.max()),
+        queue_capacity=int(fleet.places.max() - fleet.max_batch.max()),
         history=history,
         horizon=horizon,
+        uneven=uneven,
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
@@ -112,7 +117,7 @@ def build(
         context_cost_s=numbers(tables.context_cost_s),
         cache_tokens=numbers(tables.cache_tokens),
         cache_output_share=numbers(tables.cache_output_share),
-        quality=numbers(profile.quality_table(situation.task_names)),
+        quality=numbers(situation.quality),
         weight=numbers(situation.weights),
         mean_prompt_tokens=numbers(situation.mean_prompt_tokens),
         mean_output_tokens=numbers(situation.mean_output_tokens),
@@ -120,15 +125,27 @@ def build(
         deadline_per_token_s=numbers([task.deadline.per_token_s for task in tasks]),
         soft_span=numbers(situation.reward.soft_span),
         miss_penalty=numbers(situation.reward.miss_penalty),
-        network_delay_s=numbers(cluster.network_delay_s),
+        network_delay_s=numbers(fleet.network_delay_s if uneven else fleet.network_delay_s[0]),
         rate_tau_s=numbers(situation.view.rate_tau_s),
         rate_lag=jnp.asarray(situation.view.rate_lag, jnp.int32),
         batch_refresh_s=numbers(situation.view.batch_refresh_s),
         workload=workload,
-        priors=jax.tree.map(numbers, Priors.of(situation, longest_output)) if estimates else None,
+        priors=jax.tree.map(numbers, Priors.of(situation, longest_output, uniform=not uneven)) if estimates else None,
         rule=None if rule is None else jax.tree.map(numbers, rule),
+        pools=_differences(fleet) if uneven else None,
     )
     return shape, _with_later_views(params, shape, situation)
+
+
+def _differences(fleet: Fleet) -> PoolNumbers:
+    """How the pools differ, as arrays."""
+    apart = fleet.numbers
+    return PoolNumbers(
+        max_batch=jnp.asarray(apart.max_batch, jnp.int32),
+        places=jnp.asarray(apart.places, jnp.int32),
+        placed=jnp.asarray(apart.placed),
+        size=jnp.asarray(apart.size, jnp.int32),
+    )
 
 
 def _with_later_views(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
@@ -171,7 +188,7 @@ def build_alike(
       rule: as `build`.
 
     Raises:
-      InputError: if they differ in the number of models, tasks or replicas, or in what an instance holds, or other
+      InputError: if they differ in the number of pools, tasks or replicas, or in what an instance holds, or other
         gateways are seen late in one of them while models slow each other down in one.
     """
     if longest_prompt is None:
@@ -179,6 +196,7 @@ def build_alike(
     if estimates is None:
         estimates = any(needs_in_flight(situation.view.features) for situation in situations)
     longest = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
+    uneven = not all(situation.fleet.uniform for situation in situations)
     built = [
         build(
             situation,
@@ -189,6 +207,7 @@ def build_alike(
             estimates=estimates,
             longest_output=longest_output or longest,
             rule=rule,
+            uneven=uneven,
         )
         for situation in situations
     ]
@@ -202,8 +221,8 @@ def build_alike(
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
         raise InputError(
-            "The situations to be played side by side differ in the number of models, tasks or replicas, `max_batch` "
-            "or `queue_capacity`; give situations that differ in numbers only."
+            "The situations to be played side by side differ in the number of models, pools, tasks or replicas, "
+            "`max_batch` or `queue_capacity`; give situations that differ in numbers only."
         )
     shape = alike.pop()
     return shape, [

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from besteffort.estimates.correction import Answers
 from besteffort.estimates.view import InFlightView
+from besteffort.pools import least_loaded
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.batching import batched_over_vmap
 from besteffort.simulator.gateways import gateway_of, unseen
@@ -35,7 +36,9 @@ from besteffort.simulator.request import (
     compares_answers,
     compares_iterations,
     earned,
-    of_models,
+    of_pools,
+    slots,
+    takers,
 )
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
@@ -48,7 +51,8 @@ _LONG_AGO = 2**30
 class Seats(NamedTuple):
     """Requests of an instance, sorted by departure, flush right; fields of shape (..., `EnvShape.seats`).
 
-    The last `max_batch` seats hold the requests that run from the boundary on. To their left are those that leave
+    The last `max_batch` seats hold the requests that run from the boundary on; where pools differ, no more of them than
+    the pool runs at once. To their left are those that leave
     before it or have left already; these keep their seat until another request needs it.
 
     Attributes:
@@ -200,17 +204,17 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
 
 
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
-    """(replicas, models) running plus waiting requests."""
+    """(rows, pools) running plus waiting requests."""
     present = instances.seats.done_s > instances.plan.age_s[:, None]
-    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.models)
+    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.pools)
 
 
 def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
-    """(replicas, models) batch sizes as the gateway of decision `index` sees them."""
+    """(rows, pools) batch sizes as the gateway of decision `index` sees them."""
     seats, plan = instances
     seen_s = plan.age_s[:, None] - _late_s(params, seats, index)
     present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
-    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.models)
+    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.pools)
 
 
 def _late_s(params: EnvParams, seats: Any, index: Array) -> Array:
@@ -233,7 +237,7 @@ def advance(
     seats, plan = instances
     age_s = plan.age_s + gap_s
     departed = (seats.done_s > plan.seen_s[:, None]) & (seats.done_s <= age_s[:, None])
-    reward = jnp.sum(jnp.where(departed, _values(shape, params, seats, _models(shape)[:, None]), 0.0))
+    reward = jnp.sum(jnp.where(departed, _values(shape, params, seats, _pool_of_each(shape)[:, None]), 0.0))
     return Instances(seats, plan._replace(age_s=age_s, seen_s=age_s)), ledger, reward
 
 
@@ -251,19 +255,19 @@ def submit(
     The third result is the change in what all requests present earn if no other request arrives: what `request` is now
     planned to earn, less the loss of the requests that it delays beyond their deadlines.
     """
-    model = instance % shape.models
+    pool = instance % shape.pools
     seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
     first: Seats = jax.tree.map(lambda x: x[0], seats)
-    value = _values(shape, params, first, model)
+    value = _values(shape, params, first, pool)
     timing = _timing(shape, first)
     ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, timing)
 
-    boundary = _admission(shape, params, model, seats, plan, request)
+    boundary = _admission(shape, params, pool, seats, plan, request)
     at_s, clock = boundary.at_s, boundary.clock
     eligible = None
     marked, others = plan, seats
     if shape.estimates is not None:
-        progress = _in_progress(shape, params, model, seats, plan)
+        progress = _in_progress(shape, params, pool, seats, plan)
         idle = progress.idle
         marked = plan._replace(
             mark_s=jnp.where(idle, at_s, progress.start_s), mark=jnp.where(idle, clock, progress.clock)
@@ -277,9 +281,9 @@ def submit(
             )
     if seats.fixed_s is not None:
         # Its prefill comes in between for those that are there.
-        others = seats._replace(fixed_s=seats.fixed_s + params.believed.prefill[model, request.prompt_tokens])
-    new = _admit(shape, params, model, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
-    credit = _planned(shape, params, *new, model) - _planned(shape, params, seats, plan, model)
+        others = seats._replace(fixed_s=seats.fixed_s + params.believed.prefill[pool, request.prompt_tokens])
+    new = _admit(shape, params, pool, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
+    credit = _planned(shape, params, *new, pool) - _planned(shape, params, seats, plan, pool)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
 
@@ -291,10 +295,10 @@ def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Arr
       shape: of the environment.
       params: numbers of the environment.
       instances: all instances.
-      sizes: (replicas, models) batch sizes of now.
+      sizes: (rows, pools) batch sizes of now.
 
     Returns:
-      The instances, and per model the seconds observed beyond the assumed tables, and those by these tables.
+      The instances, and per pool the seconds observed beyond the assumed tables, and those by these tables.
     """
     seats, plan = instances
     if seats.fixed_s is not None:
@@ -310,34 +314,34 @@ def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Arr
         excess_s, assumed_s = answers_by_tables(shape, params.believed, answers, sizes.reshape(-1))
         return Instances(seats, plan._replace(counted_s=plan.age_s)), excess_s, assumed_s
     each = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))
-    progress = each(shape, params, _models(shape), seats, plan)
+    progress = each(shape, params, _pool_of_each(shape), seats, plan)
     excess_s = progress.excess_s - plan.counted_excess_s
     observed_s = progress.start_s - plan.counted_s
     counted = plan._replace(counted_s=progress.start_s, counted_excess_s=progress.excess_s)
-    return Instances(seats, counted), of_models(shape, excess_s), of_models(shape, observed_s - excess_s)
+    return Instances(seats, counted), of_pools(shape, excess_s), of_pools(shape, observed_s - excess_s)
 
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
     """Writes every request that has departed by now into the ledger."""
     seats, plan = instances
     left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
-    values = _values(shape, params, seats, _models(shape)[:, None])
+    values = _values(shape, params, seats, _pool_of_each(shape)[:, None])
     return ledgers.write(ledger, seats.index, left, newest, values, _timing(shape, seats))
 
 
-def _models(shape: EnvShape) -> Array:
-    """(instances,) model of each instance."""
-    return jnp.arange(shape.instances) % shape.models
+def _pool_of_each(shape: EnvShape) -> Array:
+    """(instances,) pool of each instance."""
+    return jnp.arange(shape.instances) % shape.pools
 
 
-def _values(shape: EnvShape, params: EnvParams, seats: Seats, model: Array) -> Array:
+def _values(shape: EnvShape, params: EnvParams, seats: Seats, pool: Array) -> Array:
     """Rewards of the requests if they depart as planned."""
-    return earned(shape, params, model, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
+    return earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
 
 
-def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, model: Array) -> Array:
+def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, pool: Array) -> Array:
     """() summed reward of the requests present at an instance if they depart as planned."""
-    return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, model), 0.0))
+    return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, pool), 0.0))
 
 
 def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
@@ -348,15 +352,15 @@ def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
 
 
 def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
-    """What can be counted of the requests on the instance of each model that gets the next request.
+    """What can be counted of the requests on the instance of each pool that gets the next request.
 
-    `sizes` are the batch sizes that the gateway of decision `index` sees, (replicas, models). Planned times decide
+    `sizes` are the batch sizes that the gateway of decision `index` sees, (rows, pools). Planned times decide
     nothing here but which of them are past.
     """
     terms = shape.estimates
     assert terms is not None
-    models = jnp.arange(shape.models)
-    rows = jnp.argmin(sizes, axis=0) * shape.models + models
+    pools = jnp.arange(shape.pools)
+    rows = least_loaded(sizes, takers(params), jnp) * shape.pools + pools
     infers = terms.infers_admissions
     needless: dict[str, Any] = {"deadline_s": None, "cache_tokens": None} | (
         {} if infers else {"eligible": None} if shape.late_others else {"index": None, "eligible": None}
@@ -367,7 +371,7 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
     seats: Any
     seats, plan = jax.lax.optimization_barrier(picked)
     each = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))
-    progress = each(shape, params, models, seats, plan)
+    progress = each(shape, params, pools, seats, plan)
     age_s = seen_s = plan.age_s[:, None]
     late_s = not_seen = None
     clock, elapsed_s = progress.clock[:, None], plan.age_s - progress.start_s
@@ -375,7 +379,7 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
         late_s = _late_s(params, seats, index)
         seen_s = age_s - late_s
         present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
-        then = each(shape, params, models, seats, _as_it_was(plan, params.gateway_delay_s))
+        then = each(shape, params, pools, seats, _as_it_was(plan, params.gateway_delay_s))
         # The iteration in progress shows on own requests; else it is that of then, if there was one.
         shows = (present & (seats.admission_s <= seen_s) & (late_s == 0)).any(axis=1)
         then_s = plan.age_s - params.gateway_delay_s
@@ -405,13 +409,14 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
 
 
 def _unseen(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
-    """(models,) requests of others on an instance that the gateway of decision `index` does not see yet."""
+    """(pools,) requests of others on an instance that the gateway of decision `index` does not see yet."""
     seats, plan = instances
     age_s = plan.age_s[:, None]
     own = _late_s(params, seats, index) == 0
     recent = own & (seats.done_s > age_s) & (seats.arrival_s > age_s - params.gateway_delay_s)
-    number = of_models(shape, jnp.sum(recent, axis=1).astype(age_s.dtype))
-    return unseen(number, params.gateways, shape.replicas, jnp)
+    number = of_pools(shape, jnp.sum(recent, axis=1).astype(age_s.dtype))
+    there = takers(params)
+    return unseen(number, params.gateways, shape.replicas if there is None else there.sum(0), jnp)
 
 
 def _as_it_was(plan: DeparturePlan, ago_s: Array) -> DeparturePlan:
@@ -428,7 +433,7 @@ def _as_it_was(plan: DeparturePlan, ago_s: Array) -> DeparturePlan:
     )
 
 
-def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, plan: Any) -> Progress:
+def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, plan: Any) -> Progress:
     """How far an instance has come.
 
     Iterations have been equal since the last event: a first token, a departure, or the mark.
@@ -445,10 +450,10 @@ def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, p
     last_s = jnp.maximum(jnp.max(jnp.where(past, events_s, -jnp.inf)), plan.mark_s)
     last = jnp.maximum(jnp.max(jnp.where(past, events, -_LONG_AGO)), plan.mark)
     number = jnp.sum(started, dtype=jnp.int32)
-    first_s = jnp.where(number > 0, params.decode[model, jnp.minimum(number, shape.max_batch)], 1.0)
+    first_s = jnp.where(number > 0, params.decode[pool, jnp.minimum(number, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if shape.context_cost:
-        cost_s = params.context_cost_s[model]
+        cost_s = params.context_cost_s[pool]
         origin = jnp.sum(jnp.where(started, seats.prompt_tokens - seats.admitted, 0))
         first_s = first_s + cost_s * (origin + number * last)
         growth_s = cost_s * number
@@ -464,19 +469,19 @@ def _in_progress(shape: EnvShape, params: EnvParams, model: Array, seats: Any, p
             jnp.max(jnp.where(past & (events == last), events_excess_s, -jnp.inf)),
             jnp.where(plan.mark == last, plan.mark_excess_s, -jnp.inf),
         )
-        first_excess_s = _decode_excess_s(params, model)[jnp.minimum(number, shape.max_batch)]
+        first_excess_s = _decode_excess_s(params, pool)[jnp.minimum(number, shape.max_batch)]
         growth_excess_s = jnp.zeros_like(first_excess_s)
         if shape.context_cost:
-            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             first_excess_s = first_excess_s + cost_excess_s * (origin + number * last)
             growth_excess_s = cost_excess_s * number
         excess_s = _after(last_excess_s, first_excess_s, growth_excess_s, whole)
     return Progress(_after(last_s, first_s, growth_s, whole), last + whole, ~present.any(), excess_s)
 
 
-def _decode_excess_s(params: EnvParams, model: Array) -> Array:
+def _decode_excess_s(params: EnvParams, pool: Array) -> Array:
     """(max_batch + 1,) what a decode takes beyond the assumed tables, by batch size."""
-    return params.decode[model] - params.believed.decode[model]
+    return params.decode[pool] - params.believed.decode[pool]
 
 
 @batched_over_vmap
@@ -496,15 +501,15 @@ def _put(tree: Any, instance: Array, row: Any) -> Any:
 
 
 def _admission(
-    shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan, request: Request
+    shape: EnvShape, params: EnvParams, pool: Array, seats: Seats, plan: DeparturePlan, request: Request
 ) -> Boundary:
     """The iteration boundary at which `request`, which arrives now, is admitted."""
-    boundary = _next_boundary(shape, params, model, seats, plan)
+    boundary = _next_boundary(shape, params, pool, seats, plan)
     runs = seats.finish > boundary.clock
-    room = jnp.sum(runs, dtype=jnp.int32) < shape.max_batch
+    room = jnp.sum(runs, dtype=jnp.int32) < slots(shape, params, pool)
     makes_room = runs
     if seats.cache_tokens is not None and request.cache_tokens is not None:
-        limit = params.cache_tokens[model] - request.cache_tokens
+        limit = params.cache_tokens[pool] - request.cache_tokens
         claimed = jnp.where(runs, seats.cache_tokens, 0.0)
         room &= jnp.sum(claimed) <= limit
         makes_room &= jnp.cumsum(claimed[::-1])[::-1] - claimed <= limit
@@ -522,7 +527,7 @@ def _excess_at(seats: Seats, which: Array) -> Array:
     return jnp.max(jnp.where(which, seats.done_excess_s, -jnp.inf))
 
 
-def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seats, plan: DeparturePlan) -> Boundary:
+def _next_boundary(shape: EnvShape, params: EnvParams, pool: Array, seats: Seats, plan: DeparturePlan) -> Boundary:
     """When the next iteration can start: now, if the instance is idle.
 
     While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
@@ -534,10 +539,10 @@ def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seat
     start = jnp.maximum(1, jnp.max(jnp.where(left, seats.finish, 0)))
     # More than `max_batch` only while the boundary lies ahead; the result is then not used.
     number = jnp.minimum(batch, shape.max_batch)
-    first_s = jnp.where(batch > 0, params.decode[model, number], 1.0)
+    first_s = jnp.where(batch > 0, params.decode[pool, number], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
-        cost_s = params.context_cost_s[model]
+        cost_s = params.context_cost_s[pool]
         origin = jnp.sum(jnp.where(left, 0, seats.prompt_tokens - seats.admitted))
         first_s = first_s + cost_s * (origin + batch * start)
         growth_s = cost_s * batch
@@ -557,10 +562,10 @@ def _next_boundary(shape: EnvShape, params: EnvParams, model: Array, seats: Seat
         start_excess_s = jnp.maximum(
             _excess_at(seats, left & (seats.finish == start)), jnp.where(start == 1, plan.admission_excess_s, -jnp.inf)
         )
-        first_excess_s = _decode_excess_s(params, model)[number]
+        first_excess_s = _decode_excess_s(params, pool)[number]
         growth_excess_s = jnp.zeros_like(first_excess_s)
         if shape.context_cost:
-            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             first_excess_s = first_excess_s + cost_excess_s * (origin + batch * start)
             growth_excess_s = cost_excess_s * batch
         decoding_excess_s = _after(start_excess_s, first_excess_s, growth_excess_s, iterations)
@@ -630,7 +635,7 @@ def _move(shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary: Boundary
 def _admit(
     shape: EnvShape,
     params: EnvParams,
-    model: Array,
+    pool: Array,
     seats: Seats,
     plan: DeparturePlan,
     join: Array,
@@ -673,7 +678,7 @@ def _admit(
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1
     prefill_s = jnp.where(join, plan.prefill_s, 0.0) + request.prefill_s
-    decode_s = params.decode[model]
+    decode_s = params.decode[pool]
     admission_s = prefill_s + decode_s[jnp.sum(runs, dtype=jnp.int32) - joined]
 
     # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
@@ -683,7 +688,7 @@ def _admit(
     duration_excess_s: Any = None
     if excess:
         prefill_excess_s = jnp.where(join, plan.prefill_excess_s, 0.0) + request.prefill_excess_s
-        decode_excess_s = _decode_excess_s(params, model)
+        decode_excess_s = _decode_excess_s(params, pool)
         admission_excess_s = prefill_excess_s + decode_excess_s[jnp.sum(runs, dtype=jnp.int32) - joined]
 
     # After the admission the clock shows 1; from then on `still[j]` requests run until the j-th leaves.
@@ -695,7 +700,7 @@ def _admit(
     if excess:
         duration_excess_s = steps * decode_excess_s[:0:-1]
     if shape.context_cost and seats.prompt_tokens is not None and seats.admitted is not None:
-        cost_s = params.context_cost_s[model]
+        cost_s = params.context_cost_s[pool]
         origin = jnp.where(runs, seats.prompt_tokens - seats.admitted, 0)
         begun = jnp.sum(jnp.where(seats.admitted < 0, origin, 0))
         admission_s = admission_s + cost_s * begun
@@ -705,7 +710,7 @@ def _admit(
         held = passed * (others + still * before) + still * (passed * (passed - 1) / 2)
         duration_s = duration_s + cost_s * held
         if excess:
-            cost_excess_s = cost_s - params.believed.context_cost_s[model]
+            cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             admission_excess_s = admission_excess_s + cost_excess_s * begun
             duration_excess_s = duration_excess_s + cost_excess_s * held
     upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)

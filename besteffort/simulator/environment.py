@@ -3,14 +3,14 @@
 | | |
 |---|---|
 | observation | `besteffort.observation.Observation`: task, batch sizes, estimated arrival rate, and more |
-| action | () integer, the model that answers the request |
+| action | () integer, the pool that answers the request |
 | reward | sum over the requests resolved since the last decision; `outcomes` returns the reward of each decision |
 | termination | never |
 | truncation | after `EnvShape.horizon` decisions, if that is positive; `drain` then finishes what is in flight |
 
 All functions are pure and take a single environment; `jax.vmap` them over keys, states, actions, and over any leaf of
-`EnvParams`. The load balancer sends a request to the replica whose instance of the chosen model has the smallest batch
-size (ties: lowest index).
+`EnvParams`. The load balancer sends a request to the replica of the chosen pool with the smallest batch size (ties:
+lowest index).
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ import jax.numpy as jnp
 
 from besteffort.estimates.correction import Comparison, compared, fixed_s, observed_slowdown
 from besteffort.observation import Observation, next_rate
+from besteffort.pools import least_loaded
 from besteffort.simulator import closed_form, iterative, stale_view
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger
-from besteffort.simulator.request import Request, compares_answers, compares_iterations, mean_decode_s, refused
+from besteffort.simulator.request import (
+    Request,
+    compares_answers,
+    compares_iterations,
+    mean_decode_s,
+    refused,
+    slots,
+    takers,
+)
 from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
 from besteffort.situation import deadline_s
@@ -43,7 +52,7 @@ class EnvState(NamedTuple):
       ledger: outcomes by decision.
       workload: the workload's own state.
       pending: the request that waits for a decision.
-      sizes: (replicas, models) batch sizes as the pending request finds them.
+      sizes: (rows, pools) batch sizes as the pending request finds them.
       index: number of the pending decision.
       clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
       rate: estimated arrival rate, requests per second.
@@ -68,15 +77,15 @@ class EnvState(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Model and replica of a decision's request; scalars.
+    """Pool and replica of a decision's request; scalars.
 
     Attributes:
-      model: index of the chosen model.
+      pool: index of the chosen pool.
       replica: index of the replica that serves the request; -1 if it was rejected.
       credit: see `TimeStep`.
     """
 
-    model: Array
+    pool: Array
     replica: Array
     credit: Array | None
 
@@ -97,7 +106,7 @@ class ServingEnvironment:
         return state, dataclasses.replace(step, credit=credit)
 
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        """Places the pending request on model `action` and advances time to the next arrival."""
+        """Places the pending request in pool `action` and advances time to the next arrival."""
         state, placement = self.place(state, action, params)
         arrival, workload = params.workload.next(key, state.workload)
         state, step = self.arrive(state._replace(workload=workload), arrival, params)
@@ -138,11 +147,11 @@ class ServingEnvironment:
             ledger=ledgers.empty(shape.history, shape.record),
             workload=None,
             pending=like,
-            sizes=jnp.zeros((shape.replicas, shape.models), jnp.int32),
+            sizes=jnp.zeros((shape.replicas, shape.pools), jnp.int32),
             index=jnp.int32(-1),
             clock_s=zero,
             rate=zero,
-            comparison=Comparison(jnp.zeros(shape.models), jnp.zeros(shape.models)) if shape.compare_times else None,
+            comparison=Comparison(jnp.zeros(shape.pools), jnp.zeros(shape.pools)) if shape.compare_times else None,
             stale_view=stale_view.empty(shape),
             since_accept_s=zero,
             refused=zero,
@@ -199,6 +208,7 @@ class ServingEnvironment:
             arrival_rate=seen_rate,
             instance_batch_sizes=seen_sizes,
             deadline_s=visible_s,
+            takes=takers(params),
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
         if shape.estimates is not None:
@@ -218,28 +228,31 @@ class ServingEnvironment:
         )
 
     def place(self, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, Placement]:
-        """Balances the pending request over the replicas of model `action`; rejects it if the queue is full."""
+        """Balances the pending request over the replicas of pool `action`; rejects it if the queue is full."""
         shape, arrival = self.shape, state.pending
-        model = jnp.asarray(action, jnp.int32)
-        column = jax.lax.dynamic_index_in_dim(state.sizes, model, axis=1, keepdims=False)
-        replica = jnp.argmin(column).astype(jnp.int32)
-        accept = column[replica] < shape.max_batch + shape.queue_capacity
+        pool = jnp.asarray(action, jnp.int32)
+        column = jax.lax.dynamic_index_in_dim(state.sizes, pool, axis=1, keepdims=False)
+        there = takers(params)
+        row = least_loaded(column, None if there is None else there[:, pool], jnp).astype(jnp.int32)
+        accept = column[row] < (
+            shape.max_batch + shape.queue_capacity if params.pools is None else params.pools.places[pool]
+        )
         cache_tokens = None
         if shape.cache_limit:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
-            accept &= cache_tokens <= params.cache_tokens[model]
-        believed, number = params.believed, column[replica] + 1
-        prefill_s = params.prefill[model, arrival.prompt_tokens]
+            accept &= cache_tokens <= params.cache_tokens[pool]
+        believed, number = params.believed, column[row] + 1
+        prefill_s = params.prefill[pool, arrival.prompt_tokens]
         excess_s = fixed = None
         if compares_iterations(shape):
-            excess_s = prefill_s - believed.prefill[model, arrival.prompt_tokens]
+            excess_s = prefill_s - believed.prefill[pool, arrival.prompt_tokens]
         if compares_answers(shape):
             fixed = fixed_s(
-                believed.prefill[model, arrival.prompt_tokens],
+                believed.prefill[pool, arrival.prompt_tokens],
                 arrival.output_tokens,
                 number,
-                lambda many: mean_decode_s(shape, believed, model, many),
-                shape.max_batch,
+                lambda many: mean_decode_s(shape, believed, pool, many),
+                slots(shape, believed, pool),
                 jnp,
             )
         request = Request(
@@ -257,7 +270,7 @@ class ServingEnvironment:
             deadline_factor=arrival.deadline_factor if shape.estimates else None,
         )
         instances, ledger, credit = self._dynamics.submit(
-            shape, params, state.instances, state.ledger, replica * shape.models + model, request, accept
+            shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept
         )
         loss = jnp.where(accept, 0.0, refused(shape, params, arrival.task, arrival.deadline_s))
         state = state._replace(
@@ -267,7 +280,9 @@ class ServingEnvironment:
             refused=loss,
         )
         credit = None if credit is None else credit + loss
-        return state, Placement(model, jnp.where(accept, replica, -1), credit)
+        # Rows of a pool's replicas ascend.
+        replica = row if there is None else jnp.cumsum(there[:, pool], dtype=jnp.int32)[row] - 1
+        return state, Placement(pool, jnp.where(accept, replica, -1), credit)
 
     @property
     def _dynamics(self) -> Any:

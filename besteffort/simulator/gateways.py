@@ -25,8 +25,8 @@ def gateway_of(index: Any, gateways: Any, xp: Any = np) -> Any:
     return ((bits ^ (bits >> 16)) % xp.uint32(gateways)).astype(xp.int32)
 
 
-def unseen(recent: Any, gateways: Any, replicas: int, xp: Any = np) -> Any:
-    """(models,) requests that others have sent to an instance of each model within the delay, as a gateway assumes.
+def unseen(recent: Any, gateways: Any, replicas: Any, xp: Any = np) -> Any:
+    """(pools,) requests that others have sent to an instance of each pool within the delay, as a gateway assumes.
 
     They are expected to have done as it did, and balancers to spread that over the replicas: `s x recent`, with
     `s = (gateways - 1) / replicas`. What it did and what they did came by chance, so the error has the variance
@@ -34,9 +34,9 @@ def unseen(recent: Any, gateways: Any, replicas: int, xp: Any = np) -> Any:
     too few cost misses, and too many a little quality.
 
     Args:
-      recent: (models,) requests that it has sent itself within the delay and that are still there, on all replicas.
+      recent: (pools,) requests that it has sent itself within the delay and that are still there, on all replicas.
       gateways: () how many there are.
-      replicas: of each model.
+      replicas: of each pool; a number, or (pools,) of them.
       xp: the array module, `numpy` or `jax.numpy`.
     """
     others = xp.ones_like(recent) * (gateways - 1) / replicas

@@ -1,4 +1,4 @@
-"""Coupled instances, advanced iteration by iteration: needed where models of a replica slow each other down.
+"""Coupled instances, advanced iteration by iteration: needed where models on one GPU slow each other down.
 
 The same interface as `closed_form`; its cost grows with the iterations that end between two arrivals.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from besteffort.estimates.correction import Answers
 from besteffort.estimates.view import InFlightView
+from besteffort.pools import least_loaded
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger, Timing
 from besteffort.simulator.request import (
@@ -21,7 +22,9 @@ from besteffort.simulator.request import (
     compares_answers,
     compares_iterations,
     earned,
-    of_models,
+    of_pools,
+    slots,
+    takers,
 )
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
@@ -119,9 +122,9 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
 
 
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
-    """(replicas, models) running plus waiting requests."""
+    """(rows, pools) running plus waiting requests."""
     running = jnp.sum(instances.running.request.index >= 0, axis=1, dtype=jnp.int32)
-    return (running + instances.waiting).reshape(shape.replicas, shape.models)
+    return (running + instances.waiting).reshape(shape.replicas, shape.pools)
 
 
 def last_departure_s(instances: Instances) -> Array:
@@ -161,8 +164,8 @@ def submit(
     """Gives `request`, which arrives now, to `instance` if `accept`. Departures are not planned: the credit is None."""
     if instances.answers is not None:
         # Its prefill comes in between for those that are there.
-        model = instance % shape.models
-        added_s = jnp.where(accept, params.believed.prefill[model, request.prompt_tokens], 0.0)
+        pool = instance % shape.pools
+        added_s = jnp.where(accept, params.believed.prefill[pool, request.prompt_tokens], 0.0)
         running, line = instances.running, instances.line
         held = running.request._replace(fixed_s=running.request.fixed_s.at[instance].add(added_s))
         instances = instances._replace(
@@ -189,7 +192,7 @@ def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Arr
     assert excess_s is not None
     none = jnp.zeros_like(observed_s)
     fresh = instances._replace(observed_s=none, observed_excess_s=none)
-    return fresh, of_models(shape, excess_s), of_models(shape, observed_s - excess_s)
+    return fresh, of_pools(shape, excess_s), of_pools(shape, observed_s - excess_s)
 
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
@@ -199,17 +202,17 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
 
 
 def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
-    """What can be counted of the requests on the instance of each model that gets the next request.
+    """What can be counted of the requests on the instance of each pool that gets the next request.
 
-    `sizes` are the batch sizes, (replicas, models).
+    `sizes` are the batch sizes, (rows, pools).
     """
-    del params, index
-    models = jnp.arange(shape.models)
-    replicas = jnp.argmin(sizes, axis=0)
-    rows = replicas * shape.models + models
+    del index
+    pools = jnp.arange(shape.pools)
+    picked = least_loaded(sizes, takers(params), jnp)
+    rows = picked * shape.pools + pools
     everything = _counted(shape, instances)
     own: InFlightView = jax.tree.map(lambda field: field[rows], everything)
-    beside = replicas[:, None] * shape.models + models[None]
+    beside = picked[:, None] * shape.pools + pools[None]
     return dataclasses.replace(own, beside=jax.tree.map(lambda field: field[beside], everything))
 
 
@@ -274,9 +277,9 @@ def _end(
     tokens = running.tokens + served.astype(jnp.int32)
     first_token_s = jnp.where(served & (tokens == 1), now_s, running.first_token_s)
     departs = served & (tokens >= request.output_tokens)
-    model = (jnp.arange(shape.instances) % shape.models)[:, None]
+    pool = (jnp.arange(shape.instances) % shape.pools)[:, None]
     service_s = now_s - request.arrival_s
-    value = earned(shape, params, model, request.task, service_s, request.deadline_s)
+    value = earned(shape, params, pool, request.task, service_s, request.deadline_s)
     timing = None
     if shape.record:
         timing = Timing(running.admission_s - request.arrival_s, first_token_s - request.arrival_s, service_s)
@@ -302,32 +305,34 @@ def _end(
 
 
 def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Array, starts: Array) -> Instances:
-    """Starts the next iteration of those instances `starts` that hold requests, in order of (replica, model)."""
+    """Starts the next iteration of those instances `starts` that hold requests, in order of (replica, pool)."""
     running, request = instances.running, instances.running.request
-    model = jnp.arange(shape.instances) % shape.models
+    pool = jnp.arange(shape.instances) % shape.pools
     runs = request.index >= 0
     ran_before = jnp.sum(runs, axis=1, dtype=jnp.int32)
-    duration_s = params.decode[model, ran_before]
+    duration_s = params.decode[pool, ran_before]
     if shape.context_cost and request.prompt_tokens is not None:
         held = jnp.sum(jnp.where(runs, request.prompt_tokens + running.tokens, 0), axis=1)
-        duration_s = duration_s + params.context_cost_s[model] * held
+        duration_s = duration_s + params.context_cost_s[pool] * held
     # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
     excess_s, believed = None, params.believed
     if instances.excess_s is not None:
-        excess_s = (params.decode - believed.decode)[model, ran_before]
+        excess_s = (params.decode - believed.decode)[pool, ran_before]
         if shape.context_cost and request.prompt_tokens is not None:
-            excess_s = excess_s + (params.context_cost_s - believed.context_cost_s)[model] * held
+            excess_s = excess_s + (params.context_cost_s - believed.context_cost_s)[pool] * held
 
     # The queue in order; its first `admitted` requests are admitted to the free places, left to right.
     places = instances.line.index.shape[-1]
     position = jnp.arange(places)[None]
     order = (instances.head[:, None] + position) % places
     line = jax.tree.map(lambda ring: jnp.take_along_axis(ring, order, axis=1), instances.line)
-    may = starts[:, None] & (position < jnp.minimum(instances.waiting, shape.max_batch - ran_before)[:, None])
+    may = starts[:, None] & (
+        position < jnp.minimum(instances.waiting, slots(shape, params, pool) - ran_before)[:, None]
+    )
     if shape.cache_limit and request.cache_tokens is not None:
         used = jnp.sum(jnp.where(runs, request.cache_tokens, 0.0), axis=1)
         claimed = jnp.cumsum(jnp.where(position < instances.waiting[:, None], line.cache_tokens, 0.0), axis=1)
-        may &= used[:, None] + claimed <= params.cache_tokens[model][:, None]
+        may &= used[:, None] + claimed <= params.cache_tokens[pool][:, None]
     admitted = jnp.sum(may, axis=1, dtype=jnp.int32)
     duration_s = duration_s + jnp.sum(jnp.where(may, line.prefill_s, 0.0), axis=1)
     if excess_s is not None:
@@ -339,11 +344,11 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
     request = jax.tree.map(lambda new, old: jnp.where(joins, new, old), newcomers, request)
 
     works = starts & (ran_before + admitted > 0)
-    grid = (shape.replicas, shape.models)
+    grid = (shape.replicas, shape.pools)
     end_s, works_grid, duration_grid = instances.end_s.reshape(grid), works.reshape(grid), duration_s.reshape(grid)
     excess_grid = None if excess_s is None else excess_s.reshape(grid)
-    for m in range(shape.models):
-        busy = jnp.isfinite(end_s) & (jnp.arange(shape.models) != m)[None]
+    for m in range(shape.pools):
+        busy = jnp.isfinite(end_s) & (jnp.arange(shape.pools) != m)[None]
         factor = jnp.prod(jnp.where(busy, params.slowdown[m][None], 1.0), axis=1)
         end_s = end_s.at[:, m].set(jnp.where(works_grid[:, m], now_s + duration_grid[:, m] * factor, end_s[:, m]))
         if excess_grid is not None:

@@ -23,9 +23,10 @@ from besteffort.estimates.reward import reward as reward_of
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation, next_rate
+from besteffort.pools import Layout, Pool
 from besteffort.simulator.gateways import gateway_of, unseen
 from besteffort.simulator.result import Result
-from besteffort.situation import Cluster, Reward, View
+from besteffort.situation import Reward, View
 from besteffort.workload.requests import Requests
 
 
@@ -44,7 +45,7 @@ class Listener(Protocol):
         at: float | None = None,
     ) -> None: ...
 
-    def sent(self, request: Any, model: int | str, replica: int = 0, *, at: float | None = None) -> None: ...
+    def sent(self, request: Any, pool: int | str, replica: int = 0, *, at: float | None = None) -> None: ...
 
     def tokens(self, request: Any, count: int = 1, *, at: float | None = None) -> None: ...
 
@@ -56,7 +57,7 @@ class Listener(Protocol):
 def simulate_reference(
     requests: Requests,
     tables: Tables,
-    cluster: Cluster,
+    pools: Sequence[Pool],
     route: Callable[[int, Observation], int],
     *,
     quality: np.ndarray,
@@ -70,15 +71,15 @@ def simulate_reference(
 ) -> Result:
     """Serves a list of requests until the last answer, in float64.
 
-    At one instant all iterations that are due end first; then the next ones start, in order of (replica, model); then
+    At one instant all iterations that are due end first; then the next ones start, in order of (GPU, pool); then
     requests arrive in list order, each one seeing those before it.
 
     Args:
       requests: the requests that arrive; their clock starts at time 0.
       tables: durations of iterations; `prefill` covers the longest prompt of the list.
-      cluster: replicas, batch size and queue capacity.
-      route: the router: `route(index of the request, observation)` returns the index of a model.
-      quality: (tasks, models) quality, 1 = best model of the task.
+      pools: what serves; their models are not read.
+      route: the router: `route(index of the request, observation)` returns the index of a pool.
+      quality: (tasks, pools) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
       visible_deadline_s: (tasks,) the part of a request's deadline that the router sees, before the factor in force.
       reward: parameters of the reward.
@@ -94,14 +95,14 @@ def simulate_reference(
       InputError: if the tables do not cover the largest batch or the longest prompt, or the router returns no valid
         index.
     """
-    _check_cover(requests, tables, cluster)
+    _check_cover(requests, tables, pools)
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
     columns = (requests.prompt_tokens, requests.output_tokens, claims)
     served = [_Request(i, *row) for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))]
     factors, limits = requests.deadline_factors, requests.output_limit
     gateway = gateway_of(np.arange(len(requests)), view.gateways).tolist()
-    replicas = _Replicas(tables, cluster, listener, by_tables, streamed=terms is None or terms.streamed)
-    comparison = Comparison(np.zeros(tables.models), np.zeros(tables.models))
+    replicas = _Replicas(tables, pools, listener, by_tables, streamed=terms is None or terms.streamed)
+    comparison = Comparison(np.zeros(tables.pools), np.zeros(tables.pools))
     rates: list[float] = []  # the estimate at each arrival
     seen_sizes, seen_s = replicas.batch_sizes.copy(), -math.inf  # batch sizes as last read, and the time of that read
     previous_s = 0.0
@@ -125,6 +126,7 @@ def simulate_reference(
             instance_batch_sizes=seen_sizes.copy(),
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
+            takes=None if replicas.placed.all() else replicas.placed,
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
@@ -148,29 +150,30 @@ def simulate_reference(
                 deadline_s=None if factor is None else observation.deadline_s,
                 at=now,
             )
-        request.model = int(route(index, observation))
-        if not 0 <= request.model < tables.models:
+        request.pool = int(route(index, observation))
+        if not 0 <= request.pool < tables.pools:
             raise InputError(
-                f"The router chose model {request.model} for request {index}; "
-                f"it must return an index from 0 to {tables.models - 1}."
+                f"The router chose pool {request.pool} for request {index}; "
+                f"it must return an index from 0 to {tables.pools - 1}."
             )
         replicas.place(request, now)
     replicas.advance(math.inf)
 
-    model = np.array([request.model for request in served])
+    pool = np.array([request.pool for request in served])
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
-    latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + cluster.network_delay_s)
+    delay_s = np.array([pools[request.pool].network_delay_s for request in served])
+    latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + delay_s)
     return Result.of(
         requests.columns,
-        model=model,
+        model=pool,
         replica=replica,
         admission_s=np.array([request.admission_s for request in served]),
         first_token_s=np.array([request.first_token_s for request in served]),
         completion_s=completion_s,
         latency_s=latency_s,
         reward=reward_of(
-            quality[requests.task, model],
+            quality[requests.task, pool],
             weight[requests.task],
             latency_s,
             requests.deadline_s,
@@ -193,7 +196,7 @@ class _Request:
     first_iteration: int = 0  # number of the first iteration of its instance that might admit it
     token_s: list[float] = dataclasses.field(default_factory=list)
     fixed_s: float = math.inf  # see `besteffort.estimates.correction.fixed_s`
-    model: int = -1
+    pool: int = -1
     replica: int = -1
     admission_s: float = math.nan
     first_token_s: float = math.nan
@@ -202,8 +205,9 @@ class _Request:
 
 @dataclasses.dataclass(slots=True)
 class _Instance:
-    """One model on one replica. It is busy while any request runs: iterations follow each other without a gap."""
+    """A replica of a pool. It is busy while any request runs: iterations follow each other without a gap."""
 
+    gpu: int = 0
     waiting: deque[_Request] = dataclasses.field(default_factory=deque)
     running: list[_Request] = dataclasses.field(default_factory=list)
     busy: bool = False
@@ -219,14 +223,17 @@ class _Replicas:
     """All instances, the iterations in progress, and their state as the router and the load balancer see it.
 
     Attributes:
-      batch_sizes: (replicas, models) running plus waiting requests.
+      instances: of each pool those of its replicas.
+      beside: the instances on each GPU, by pool.
+      batch_sizes: (rows, pools) running plus waiting requests, see `besteffort.pools.Layout`.
+      placed: (rows, pools) where there are replicas.
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
     def __init__(
         self,
         tables: Tables,
-        cluster: Cluster,
+        pools: Sequence[Pool],
         listener: Listener | None,
         by_tables: ServingParams | None,
         *,
@@ -235,18 +242,25 @@ class _Replicas:
         self._listener = listener
         self._by_tables = by_tables
         self._streamed = streamed
-        self._seconds = np.zeros((2, tables.models))  # observed and assumed, of iterations since the last `compare`
-        self._answers = np.zeros((cluster.replicas, tables.models, 3))  # `Answers` since then
+        layout = Layout.of(pools, tables.slowdown)
+        self._row, self.placed = layout.rows, layout.placed
+        self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
+        self._answers = np.zeros((*self.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
         self._slowdown = tables.slowdown.tolist()
         self.slows_down = bool((tables.slowdown != 1).any())
         self._context_cost_s = tables.context_cost_s.tolist()
         self._cache_tokens = tables.cache_tokens.tolist()
-        self._cluster = cluster
-        self.instances = [[_Instance() for _ in range(tables.models)] for _ in range(cluster.replicas)]
-        self._ends: list[tuple[float, int, int]] = []  # heap of (end, replica, model) of the iterations in progress
-        self.batch_sizes = np.zeros((cluster.replicas, tables.models), dtype=np.int64)
+        self._pools = pools
+        self.instances = [[_Instance(gpu) for gpu in gpus] for gpus in layout.gpus]
+        self.beside: dict[int, dict[int, _Instance]] = {}
+        for pool, replicas in enumerate(self.instances):
+            for instance in replicas:
+                self.beside.setdefault(instance.gpu, {})[pool] = instance
+        # Heap of (end, GPU, pool, replica) of the iterations in progress; a GPU has one replica of a pool at most.
+        self._ends: list[tuple[float, int, int, int]] = []
+        self.batch_sizes = np.zeros(self.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
     def seen_by(self, index: int, now: float, view: View, gateway: Sequence[int]) -> _Seen:
@@ -257,41 +271,43 @@ class _Replicas:
             moments = ((one, now if gateway[one.index] == mine else then) for one in instance.sent)
             return [(one, at) for one, at in moments if one.sent_s <= at and not one.completion_s <= at]
 
-        rows = [[there(instance) for instance in row] for row in self.instances]
-        sizes = np.array([[len(each) for each in row] for row in rows])
-        picked = sizes.argmin(axis=0).tolist()
-        instances = [self.instances[replica][model] for model, replica in enumerate(picked)]
-        recent = [[sum(at == now and one.sent_s > then for one, at in held) for held in row] for row in rows]
+        held = [[there(instance) for instance in replicas] for replicas in self.instances]
+        picked = [min(range(len(each)), key=lambda replica: len(each[replica])) for each in held]
+        instances = [self.instances[pool][replica] for pool, replica in enumerate(picked)]
+        recent = [sum(at == now and one.sent_s > then for some in each for one, at in some) for each in held]
+        sizes = np.zeros_like(self.batch_sizes)
+        for pool, each in enumerate(held):
+            sizes[list(self._row[pool]), pool] = [len(some) for some in each]
         return _Seen(
             batch_sizes=sizes,
-            rows=[rows[replica][model] for model, replica in enumerate(picked)],
+            rows=[held[pool][replica] for pool, replica in enumerate(picked)],
             begins_s=[np.array(instance.begins_s) for instance in instances],
             ran=[
                 any(one.admission_s <= then and not one.completion_s <= then for one in instance.sent)
                 for instance in instances
             ],
             others_s=then,
-            unseen=unseen(np.sum(recent, axis=0), view.gateways, len(rows)),
+            unseen=unseen(np.array(recent), view.gateways, np.array([len(each) for each in held])),
         )
 
     def compare(self) -> tuple[np.ndarray, np.ndarray]:
-        """(models,) seconds observed beyond the tables since the last call, and by the tables."""
+        """(pools,) seconds observed beyond the tables since the last call, and by the tables."""
         observed_s, assumed_s = self._seconds
         if not self._streamed:
-            for (replica, model), size in np.ndenumerate(self.batch_sizes):
-                told_s, fixed, steps = self._answers[replica, model]
-                by_tables_s = fixed + steps_s(steps, size, self._decode_of(model), self._cluster.max_batch, scalars)
-                assumed_s[model] += by_tables_s
-                observed_s[model] += told_s
+            for (row, pool), size in np.ndenumerate(self.batch_sizes):
+                told_s, fixed, steps = self._answers[row, pool]
+                slots = self._pools[pool].max_batch
+                assumed_s[pool] += fixed + steps_s(steps, size, self._decode_of(pool), slots, scalars)
+                observed_s[pool] += told_s
         self._seconds, self._answers = np.zeros_like(self._seconds), np.zeros_like(self._answers)
         return observed_s - assumed_s, assumed_s
 
-    def _decode_of(self, model: int) -> Callable[[int], float]:
+    def _decode_of(self, pool: int) -> Callable[[int], float]:
         """Assumed seconds of a decode of so many requests of mean length."""
         known = self._by_tables
         assert known is not None
-        held_s = known.context_cost_s[model] * known.priors.held_each
-        return lambda number: known.decode[model, number] + held_s * number
+        held_s = known.context_cost_s[pool] * known.priors.held_each
+        return lambda number: known.decode[pool, number] + held_s * number
 
     def advance(self, until: float) -> None:
         """Ends every iteration that is due up to and including time `until`, and starts those that follow."""
@@ -299,48 +315,52 @@ class _Replicas:
             now = self._ends[0][0]
             ended = []
             while self._ends and self._ends[0][0] == now:
-                _, replica, model = heapq.heappop(self._ends)
-                self._end_iteration(replica, model, now)
-                ended.append((replica, model))  # in order of (replica, model), as the heap yields them
-            for replica, model in ended:
-                self._start_iteration(replica, model, now)
+                _, _, pool, replica = heapq.heappop(self._ends)
+                self._end_iteration(pool, replica, now)
+                ended.append((pool, replica))  # in order of (GPU, pool), as the heap yields them
+            for pool, replica in ended:
+                self._start_iteration(pool, replica, now)
 
     def place(self, request: _Request, now: float) -> None:
-        """Hands a request to the least loaded instance of its model, or rejects it."""
-        model = request.model
-        replica = int(self.batch_sizes[:, model].argmin())
-        full = self.batch_sizes[replica, model] >= self._cluster.max_batch + self._cluster.queue_capacity
-        if full or request.cache_claim > self._cache_tokens[model]:
+        """Hands a request to the least loaded replica of its pool, or rejects it."""
+        pool, replica = request.pool, self.picked()[request.pool]
+        row = self._row[pool][replica]
+        full = self.batch_sizes[row, pool] >= self._pools[pool].places
+        if full or request.cache_claim > self._cache_tokens[pool]:
             if self._listener is not None:
                 self._listener.failed(request.index, at=now)
             return
         request.replica = replica
         request.sent_s = now
         if self._listener is not None:
-            self._listener.sent(request.index, model, replica, at=now)
-        instance = self.instances[replica][model]
+            self._listener.sent(request.index, pool, replica, at=now)
+        instance = self.instances[pool][replica]
         instance.waiting.append(request)
         instance.sent.append(request)
         request.first_iteration = len(instance.begins_s)
-        self.batch_sizes[replica, model] += 1
+        self.batch_sizes[row, pool] += 1
         if self._by_tables is not None:
-            prefill_s = self._by_tables.prefill[model, request.prompt_tokens]
+            prefill_s = self._by_tables.prefill[pool, request.prompt_tokens]
             for other in (*instance.running, *instance.waiting):
                 other.fixed_s += prefill_s  # it comes in between
-            number, decode = int(self.batch_sizes[replica, model]), self._decode_of(model)
-            request.fixed_s = fixed_s(
-                prefill_s, request.output_tokens, number, decode, self._cluster.max_batch, scalars
-            )
+            number, slots = int(self.batch_sizes[row, pool]), self._pools[pool].max_batch
+            decode = self._decode_of(pool)
+            request.fixed_s = fixed_s(prefill_s, request.output_tokens, number, decode, slots, scalars)
         self.last_change_s = now
         if not instance.busy:
-            self._start_iteration(replica, model, now)
+            self._start_iteration(pool, replica, now)
 
-    def _end_iteration(self, replica: int, model: int, now: float) -> None:
+    def picked(self) -> list[int]:
+        """Of each pool the replica with the smallest batch, the first on a tie."""
+        sizes = [self.batch_sizes[list(rows), pool] for pool, rows in enumerate(self._row)]
+        return [int(each.argmin()) for each in sizes]
+
+    def _end_iteration(self, pool: int, replica: int, now: float) -> None:
         """Gives every running request one more token; requests with all their tokens leave."""
-        instance = self.instances[replica][model]
+        instance, row = self.instances[pool][replica], self._row[pool][replica]
         instance.busy = False
         if self._streamed:
-            self._seconds[:, model] += now - instance.begun_s, instance.assumed_s
+            self._seconds[:, pool] += now - instance.begun_s, instance.assumed_s
         staying = []
         for request in instance.running:
             request.generated += 1
@@ -355,43 +375,43 @@ class _Replicas:
                 if self._listener is not None:
                     self._listener.done(request.index, output_tokens=request.output_tokens, at=now)
                 if not self._streamed and math.isfinite(request.fixed_s):
-                    self._answers[replica, model] += now - request.sent_s, request.fixed_s, request.output_tokens - 1
+                    self._answers[row, pool] += now - request.sent_s, request.fixed_s, request.output_tokens - 1
                 request.completion_s = now
-                self.batch_sizes[replica, model] -= 1
+                self.batch_sizes[row, pool] -= 1
                 self.last_change_s = now
         instance.running = staying
 
-    def _start_iteration(self, replica: int, model: int, now: float) -> None:
+    def _start_iteration(self, pool: int, replica: int, now: float) -> None:
         """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
-        instance = self.instances[replica][model]
+        instance = self.instances[pool][replica]
         tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
-        duration = self._decode[model][len(instance.running)] + self._context_cost_s[model] * tokens_held
+        duration = self._decode[pool][len(instance.running)] + self._context_cost_s[pool] * tokens_held
         known = self._by_tables
         if known is not None:
-            instance.assumed_s = known.decode[model, len(instance.running)] + known.context_cost_s[model] * tokens_held
-        for request in self._admit(instance, model):
+            instance.assumed_s = known.decode[pool, len(instance.running)] + known.context_cost_s[pool] * tokens_held
+        for request in self._admit(instance, pool):
             request.admission_s = now
-            duration += self._prefill[model][request.prompt_tokens]
+            duration += self._prefill[pool][request.prompt_tokens]
             if known is not None:
-                instance.assumed_s += known.prefill[model, request.prompt_tokens]
+                instance.assumed_s += known.prefill[pool, request.prompt_tokens]
         if not instance.running:
             return
-        for other, factor in enumerate(self._slowdown[model]):
-            if other != model and self.instances[replica][other].busy:
-                duration *= factor
+        for other, neighbour in self.beside[instance.gpu].items():
+            if other != pool and neighbour.busy:
+                duration *= self._slowdown[pool][other]
                 if known is not None:
-                    instance.assumed_s *= known.slowdown[model, other]
+                    instance.assumed_s *= known.slowdown[pool, other]
         instance.begins_s.append(now)
         instance.busy, instance.begun_s, instance.passed_over = True, now, len(instance.waiting)
-        heapq.heappush(self._ends, (now + duration, replica, model))
+        heapq.heappush(self._ends, (now + duration, instance.gpu, pool, replica))
 
-    def _admit(self, instance: _Instance, model: int) -> list[_Request]:
+    def _admit(self, instance: _Instance, pool: int) -> list[_Request]:
         """Moves waiting requests to the running ones, in order of arrival, until the batch or the cache is full."""
         admitted = []
         claimed = sum(request.cache_claim for request in instance.running)
-        while instance.waiting and len(instance.running) < self._cluster.max_batch:
+        while instance.waiting and len(instance.running) < self._pools[pool].max_batch:
             claimed += instance.waiting[0].cache_claim
-            if claimed > self._cache_tokens[model]:
+            if claimed > self._cache_tokens[pool]:
                 break
             admitted.append(instance.waiting.popleft())
             instance.running.append(admitted[-1])
@@ -403,13 +423,13 @@ class _Seen:
     """What a gateway sees.
 
     Attributes:
-      batch_sizes: (replicas, models) requests that it believes to be there.
-      rows: for each model those on the instance that it believes to get the next one, each with the moment as of which
+      batch_sizes: (rows, pools) requests that it believes to be there.
+      rows: for each pool those on the instance that it believes to get the next one, each with the moment as of which
         it is known.
-      begins_s: for each model when the iterations of that instance began.
-      ran: for each model whether that instance was at work at `others_s`.
+      begins_s: for each pool when the iterations of that instance began.
+      ran: for each pool whether that instance was at work at `others_s`.
       others_s: the moment as of which requests of others are known.
-      unseen: (models,) see `besteffort.simulator.gateways.unseen`.
+      unseen: (pools,) see `besteffort.simulator.gateways.unseen`.
     """
 
     batch_sizes: np.ndarray
@@ -445,16 +465,14 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    picked = replicas.batch_sizes.argmin(axis=0).tolist()
-    own = [replicas.instances[replica][model] for model, replica in enumerate(picked)]
+    own = [replicas.instances[pool][replica] for pool, replica in enumerate(replicas.picked())]
     view = _rows(requests, own, now, terms)
     if replicas.slows_down:
-        beside = _rows(
-            requests, [instance for replica in picked for instance in replicas.instances[replica]], now, terms
-        )
-        models = len(picked)
+        pools, nothing = range(len(own)), _Instance()
+        together = [replicas.beside[instance.gpu] for instance in own]
+        beside = _rows(requests, [here.get(pool, nothing) for here in together for pool in pools], now, terms)
         grid: dict[str, Any] = {
-            field.name: value.reshape(models, models, *value.shape[1:])
+            field.name: value.reshape(len(pools), len(pools), *value.shape[1:])
             for field in dataclasses.fields(beside)
             if isinstance(value := getattr(beside, field.name), np.ndarray)
         }
@@ -490,7 +508,7 @@ def _view(
     now: float,
     terms: Terms,
 ) -> InFlightView:
-    """A view of (models, seats) arrays."""
+    """A view of (pools, seats) arrays."""
     infers = terms.infers_admissions
     return InFlightView(
         present=present,
@@ -508,13 +526,12 @@ def _view(
     )
 
 
-def _check_cover(requests: Requests, tables: Tables, cluster: Cluster) -> None:
-    """Raises `InputError` if a table is too short for the cluster's largest batch or the longest prompt."""
+def _check_cover(requests: Requests, tables: Tables, pools: Sequence[Pool]) -> None:
+    """Raises `InputError` if a table is too short for the largest batch or the longest prompt."""
     largest_batch = tables.decode.shape[1] - 1
-    if largest_batch < cluster.max_batch:
-        raise InputError(
-            f"`decode` ends at batch size {largest_batch}, `max_batch` is {cluster.max_batch}; make the table longer."
-        )
+    most = max(pool.max_batch for pool in pools)
+    if largest_batch < most:
+        raise InputError(f"`decode` ends at batch size {largest_batch}, `max_batch` is {most}; make the table longer.")
     longest = int(requests.prompt_tokens.max())
     longest_covered = tables.prefill.shape[1] - 1
     if longest_covered < longest:

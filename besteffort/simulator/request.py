@@ -20,7 +20,7 @@ class Request(NamedTuple):
       index: number of its decision; -1 for an empty place.
       task: index of its task.
       output_tokens: tokens that it will generate.
-      prefill_s: duration of its prefill on the instance's model.
+      prefill_s: duration of its prefill on the instance.
       arrival_s: time of arrival, relative to the clock of the instance that holds it.
       deadline_s: deadline on the end-to-end latency.
       prompt_tokens: prompt length; None unless `EnvShape.context_cost` or `EnvShape.estimates`.
@@ -54,16 +54,16 @@ def compares_answers(shape: EnvShape) -> bool:
     return shape.compare_times and not compares_iterations(shape)
 
 
-def mean_decode_s(shape: EnvShape, believed: EnvParams, model: Array, number: Array) -> Array:
+def mean_decode_s(shape: EnvShape, believed: EnvParams, pool: Array, number: Array) -> Array:
     """Assumed seconds of a decode of so many requests of mean length; arguments broadcast."""
-    seconds = believed.decode[model, number]
+    seconds = believed.decode[pool, number]
     if shape.context_cost and believed.priors is not None:
-        seconds = seconds + believed.context_cost_s[model] * believed.priors.held_each * number
+        seconds = seconds + believed.context_cost_s[pool] * believed.priors.held_each * number
     return seconds
 
 
 def answers_by_tables(shape: EnvShape, believed: EnvParams, answers: Answers, sizes: Array) -> tuple[Array, Array]:
-    """(models,) observed beyond the assumed tables, and by these: seconds of answers that have ended.
+    """(pools,) observed beyond the assumed tables, and by these: seconds of answers that have ended.
 
     Args:
       shape: of the environment.
@@ -71,26 +71,41 @@ def answers_by_tables(shape: EnvShape, believed: EnvParams, answers: Answers, si
       answers: fields of shape (instances,).
       sizes: (instances,) batch sizes of now.
     """
-    model = jnp.arange(shape.instances) % shape.models
+    pool = jnp.arange(shape.instances) % shape.pools
 
     def decode(number: Array) -> Array:
-        return mean_decode_s(shape, believed, model, number)
+        return mean_decode_s(shape, believed, pool, number)
 
-    assumed_s = answers.fixed_s + steps_s(answers.steps, sizes, decode, shape.max_batch, jnp)
-    return of_models(shape, answers.observed_s - assumed_s), of_models(shape, assumed_s)
-
-
-def of_models(shape: EnvShape, of_instances: Array) -> Array:
-    """(models,) sums over the replicas of (instances,) values."""
-    return of_instances.reshape(shape.replicas, shape.models).sum(0)
+    assumed_s = answers.fixed_s + steps_s(answers.steps, sizes, decode, slots(shape, believed, pool), jnp)
+    return of_pools(shape, answers.observed_s - assumed_s), of_pools(shape, assumed_s)
 
 
-def earned(shape: EnvShape, params: EnvParams, model: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:
-    """Reward of answers by `model` that took `service_s` plus the network delay; arguments broadcast."""
+def of_pools(shape: EnvShape, of_instances: Array) -> Array:
+    """(pools,) sums over the replicas of (instances,) values."""
+    return of_instances.reshape(shape.replicas, shape.pools).sum(0)
+
+
+def delay_s(shape: EnvShape, params: EnvParams, pool: Array) -> Array:
+    """Network delay of the answers of a pool."""
+    return params.network_delay_s[pool] if shape.uneven else params.network_delay_s
+
+
+def slots(shape: EnvShape, params: EnvParams, pool: Array) -> Any:
+    """Requests that run at once on an instance of a pool."""
+    return shape.max_batch if params.pools is None else params.pools.max_batch[pool]
+
+
+def takers(params: EnvParams) -> Array | None:
+    """(rows, pools) where there are replicas to take requests; None where they are everywhere."""
+    return None if params.pools is None else params.pools.placed
+
+
+def earned(shape: EnvShape, params: EnvParams, pool: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:
+    """Reward of answers by `pool` that took `service_s` plus the network delay; arguments broadcast."""
     return shape.reward_fn(
-        _of_task(params.quality[:, model], task),
+        _of_task(params.quality[:, pool], task),
         _of_task(params.weight, task),
-        service_s + params.network_delay_s,
+        service_s + delay_s(shape, params, pool),
         deadline_s,
         params.soft_span,
         params.miss_penalty,

@@ -43,7 +43,7 @@ def simulate(
       requests: the list.
       situation: the cluster, latencies and qualities of the models, the reward, the router's view, and what the router
         may know of the tasks; for a list without a situation, `tasks_of` returns the tasks.
-      router: chooses the model of each request.
+      router: chooses the pool of each request.
       assumed: what the router takes for granted, if it is not `situation`: tables, qualities, lengths, deadlines.
       seed: seed of the router's random choices.
       backend: the compiled simulator, or the reference in plain Python (slow; the authority). Both return the same.
@@ -101,7 +101,7 @@ def simulate_by_reference(
     """Runs the reference in a situation, see `reference.simulate_reference`; several lists may share `tables`."""
     longest = int(requests.prompt_tokens.max())
     if tables is None:
-        tables = Tables.of(situation.profile, situation.cluster.max_batch, longest)
+        tables = Tables.of(situation.fleet, longest)
     believed = situation if assumed is None else assumed
     by_tables = None
     if situation.view.slowdown_tau_s and terms is not None:
@@ -109,9 +109,9 @@ def simulate_by_reference(
     return reference.simulate_reference(
         requests,
         tables,
-        situation.cluster,
+        situation.fleet.pools,
         route,
-        quality=situation.profile.quality_table(situation.task_names),
+        quality=situation.quality,
         weight=situation.weights,
         visible_deadline_s=situation.visible_deadlines,
         by_tables=by_tables,
@@ -140,14 +140,15 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
     )
     played = _play(shape, node_types(router), params, router, arrivals, key)
     placement, timing, reward = jax.tree.map(np.asarray, played)
+    delay_s = np.asarray(params.network_delay_s)
     return Result.of(
         requests.columns,
-        model=placement.model,
+        model=placement.pool,
         replica=placement.replica,
         admission_s=requests.arrival_s + timing.wait_s,
         first_token_s=requests.arrival_s + timing.first_token_s,
         completion_s=requests.arrival_s + timing.service_s,
-        latency_s=timing.service_s + float(params.network_delay_s),
+        latency_s=timing.service_s + np.asarray(delay_s[placement.pool] if shape.uneven else delay_s, np.float64),
         reward=reward,
     )
 
@@ -160,8 +161,8 @@ def _play(
 
     def decide(state: Any, arrival: Arrival) -> tuple[Any, Placement]:
         state, step = environment.arrive(state, arrival, params)
-        model = _route(kinds, router, step.observation, params, key, step.index)
-        return environment.place(state, model, params)
+        pool = _route(kinds, router, step.observation, params, key, step.index)
+        return environment.place(state, pool, params)
 
     state = environment.start(jax.tree.map(lambda x: x[0], arrivals))
     state, placements = jax.lax.scan(decide, state, arrivals)

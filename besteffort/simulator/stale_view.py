@@ -18,7 +18,7 @@ class StaleView(NamedTuple):
     Attributes:
       rates: (rate_memory + 1,) rate estimates, that of decision `d` in slot `d % (rate_memory + 1)`, 0 before the
         first; None unless `EnvShape.rate_memory`.
-      sizes: (replicas, models) batch sizes as last read; None unless `EnvShape.stale_sizes`.
+      sizes: (rows, pools) batch sizes as last read; None unless `EnvShape.stale_sizes`.
       age_s: () seconds since that read, inf before the first; None unless `EnvShape.stale_sizes`.
     """
 
@@ -31,7 +31,7 @@ def empty(shape: EnvShape) -> StaleView:
     """The view before the first decision."""
     return StaleView(
         rates=jnp.zeros(shape.rate_memory + 1) if shape.rate_memory else None,
-        sizes=jnp.zeros((shape.replicas, shape.models), jnp.int32) if shape.stale_sizes else None,
+        sizes=jnp.zeros((shape.replicas, shape.pools), jnp.int32) if shape.stale_sizes else None,
         age_s=jnp.array(jnp.inf) if shape.stale_sizes else None,
     )
 
@@ -47,7 +47,7 @@ def delayed_observation(
       index: () number of the decision.
       gap_s: () seconds since the last decision.
       rate: () the current estimate.
-      sizes: (replicas, models) the current batch sizes.
+      sizes: (rows, pools) the current batch sizes.
     """
     if view.rates is not None:
         slots = view.rates.shape[0]

@@ -17,12 +17,14 @@ from besteffort.estimates.priors import Priors
 from besteffort.estimates.rule import Rule
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
+from besteffort.pools import PoolNumbers
 
 Array = jax.Array
 
 # Those modules need no JAX, so they cannot do this themselves.
 jax.tree_util.register_dataclass(Priors)
 jax.tree_util.register_dataclass(Rule)
+jax.tree_util.register_dataclass(PoolNumbers)
 jax.tree_util.register_dataclass(
     InFlightView,
     data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
@@ -39,12 +41,15 @@ class EnvShape:
     """Static shape of an environment; hashable.
 
     Attributes:
-      replicas, models, tasks: counts.
-      max_batch: requests that run at once on an instance.
-      queue_capacity: requests that may wait at an instance beyond `max_batch`.
+      replicas: rows of arrays over replicas, see `besteffort.pools.Layout`: as many as the largest pool has, or more.
+      pools, tasks: counts.
+      max_batch: requests that run at once on an instance; where pools differ, the most.
+      queue_capacity: requests that may wait at an instance beyond `max_batch`; where pools differ, so many that both
+        together are the most that an instance holds.
       history: decisions whose outcome the state keeps; at least the number of requests that can be in flight.
       horizon: decisions per episode, after which the environment truncates; 0 means never.
-      slowdown: instances of a replica slow each other down (`EnvParams.slowdown` applies).
+      uneven: pools are not uniform, see `besteffort.pools.Fleet` (`EnvParams.pools` applies).
+      slowdown: instances on one GPU slow each other down (`EnvParams.slowdown` applies).
       context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
       rate_memory: largest lag of the router's rate estimate, in arrivals (`EnvParams.rate_lag` applies); 0 means that
@@ -60,12 +65,13 @@ class EnvShape:
     """
 
     replicas: int
-    models: int
+    pools: int
     tasks: int
     max_batch: int
     queue_capacity: int
     history: int
     horizon: int = 0
+    uneven: bool = False
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False
@@ -88,8 +94,8 @@ class EnvShape:
 
     @property
     def instances(self) -> int:
-        """Instances are numbered `replica x models + model`."""
-        return self.replicas * self.models
+        """Instances are numbered `row x pools + pool`, whether there is one or not."""
+        return self.replicas * self.pools
 
 
 @jax.tree_util.register_dataclass
@@ -98,19 +104,20 @@ class EnvParams:
     """Numbers of an environment. Times in seconds; leaves may carry leading batch axes under `vmap`.
 
     Attributes:
-      decode: (models, max_batch + 1) duration of a decode iteration by batch size; entry 0 is 0.
-      prefill: (models, longest prompt + 1) duration of a prefill by prompt length; entry 0 is unused.
-      slowdown: (models, models) factor on an iteration of the row's model while the column's has one in progress.
-      context_cost_s: (models,) seconds per token held by the requests that ran before.
-      cache_tokens: (models,) tokens that fit an instance's key-value cache; infinite where unlimited.
+      decode: (pools, max_batch + 1) duration of a decode iteration by batch size; entry 0 is 0.
+      prefill: (pools, longest prompt + 1) duration of a prefill by prompt length; entry 0 is unused.
+      slowdown: (pools, pools) factor on an iteration of the row's pool while the column's has one in progress on its
+        GPU.
+      context_cost_s: (pools,) seconds per token held by the requests that ran before.
+      cache_tokens: (pools,) tokens that fit an instance's key-value cache; infinite where unlimited.
       cache_output_share: () share of a request's output counted against the cache at admission.
-      quality: (tasks, models) quality, 1 = best model of the task.
+      quality: (tasks, pools) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
       mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths, which heuristics may use.
       deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
       soft_span: () 0 for hard deadlines, see `besteffort.estimates.reward`.
       miss_penalty: () cost of a miss or rejection.
-      network_delay_s: () added to every latency.
+      network_delay_s: () added to every latency; (pools,) where pools are not uniform.
       rate_tau_s: () time constant of the rate estimate.
       rate_lag: () lag of the router's rate estimate in arrivals, an integer up to `EnvShape.rate_memory`.
       batch_refresh_s: () age at which the router's batch sizes are read again.
@@ -125,6 +132,7 @@ class EnvParams:
       gateways: () how many there are, an integer, see `besteffort.simulator.gateways`; None unless
         `EnvShape.late_others`.
       gateway_delay_s: () how late one sees the requests of the others; None likewise.
+      pools: how pools differ; None unless `EnvShape.uneven`.
     """
 
     decode: Array
@@ -152,6 +160,7 @@ class EnvParams:
     slowdown_tau_s: Any = None
     gateways: Any = None
     gateway_delay_s: Any = None
+    pools: PoolNumbers | None = None
 
     @property
     def believed(self) -> EnvParams:
@@ -161,7 +170,7 @@ class EnvParams:
 
 @runtime_checkable
 class Router(Protocol):
-    """Chooses the model of a request. A router is a pytree; its numbers (weights, prices) are leaves to be vmapped.
+    """Chooses the pool of a request. A router is a pytree; its numbers (weights, prices) are leaves to be vmapped.
 
     A router that reads the requests in flight says so by an attribute `estimates` that is True. Only then do
     observations hold `in_flight` and the new request's `prompt_tokens`, `output_limit` and `deadline_factor`, and
@@ -169,7 +178,7 @@ class Router(Protocol):
     """
 
     def route(self, observation: Observation, params: EnvParams, key: Array) -> Array:
-        """() integer index of the chosen model. `key` is already folded with the request's index.
+        """() integer index of the chosen pool. `key` is already folded with the request's index.
 
         `params` are those that routers take for granted, `EnvParams.believed`.
         """
@@ -231,7 +240,7 @@ class Environment(Protocol):
 
     @property
     def shape(self) -> EnvShape:
-        """Static shape; `models`, `history`."""
+        """Static shape; `pools`, `history`."""
         ...
 
     @property
@@ -244,7 +253,7 @@ class Environment(Protocol):
         ...
 
     def step(self, key: Array, state: Any, action: Array, params: Any) -> tuple[Any, TimeStep]:
-        """Places the pending request on model `action`; the next request arrives."""
+        """Places the pending request in pool `action`; the next request arrives."""
         ...
 
     def outcomes(self, state: Any, params: Any) -> Outcomes:

@@ -290,7 +290,7 @@ def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Sit
     shared = dataclasses.replace(base, view=own.view).build()
     for what, mine, others in (
         ("tasks", own.task_names, shared.task_names),
-        ("models", own.profile.model_names, shared.profile.model_names),
+        ("models" if not shared.pools else "pools", own.fleet.names, shared.fleet.names),
     ):
         if mine != others:
             raise InputError(

@@ -192,7 +192,7 @@ def draw_sets(judging: Judging, config: EvaluationConfig, situations: Sequence[S
                     f"The shortest list to judge on lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
                     f"{config.warm_up_s:g} s; raise `evaluation.requests` or lower that."
                 )
-            capacity = float(situation.capacity()[-1])
+            capacity = situation.unit_load
             known = EvaluationSet(judging.lists, judging.lists, situation, loads, lists, (), capacity, config.warm_up_s)
         sets.append(known)
     return sets
@@ -247,7 +247,7 @@ def _read(directory: Path) -> Member:
 
 
 def _log(member: Member, track: Sequence[TrackerName]) -> MetricsLog:
-    models = member.problem.situation.profile.model_names
+    models = member.problem.situation.fleet.names
     return MetricsLog(member.directory, [member.seed], models, settings(member.problem), track)
 
 

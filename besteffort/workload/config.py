@@ -245,4 +245,4 @@ def build(config: Synthetic | Trace, situation: Situation) -> SyntheticWorkload 
         return replay(load_trace(config, situation)[0], config.start)
     mix = config.mix.build() if config.mix is not None else None
     factors = config.deadlines.build() if config.deadlines is not None else None
-    return synthetic(situation, config.process(float(situation.capacity()[-1])), mix, factors)
+    return synthetic(situation, config.process(situation.unit_load), mix, factors)

@@ -54,12 +54,17 @@ def to_mean_rate(requests: Requests, rate: float) -> Requests:
 
 
 def capacity(requests: Requests, situation: Situation) -> np.ndarray:
-    """(models,) requests per second that the cluster sustains if one model answers everything.
+    """(pools,) requests per second that each pool sustains.
 
     `Situation.capacity` with these requests' own lengths in place of the situation's.
     """
-    prefill = situation.profile.prefill_table(int(requests.prompt_tokens.max()))
+    prefill = situation.fleet.prefill_table(int(requests.prompt_tokens.max()))
     return situation.capacity_at(prefill[:, requests.prompt_tokens].mean(axis=1), requests.output_tokens.mean())
+
+
+def unit_load(requests: Requests, situation: Situation) -> float:
+    """Requests per second at load 1, for requests of these lengths: `Situation.unit_load` with these."""
+    return float(capacity(requests, situation)[situation.fleet.largest].sum())
 
 
 def to_load(requests: Requests, situation: Situation, load: float) -> Requests:
@@ -68,7 +73,7 @@ def to_load(requests: Requests, situation: Situation, load: float) -> Requests:
     Raises:
       InputError: as `to_mean_rate`.
     """
-    return to_mean_rate(requests, load * float(capacity(requests, situation)[-1]))
+    return to_mean_rate(requests, load * unit_load(requests, situation))
 
 
 def window(requests: Requests, start_s: float, end_s: float) -> Requests:

@@ -35,7 +35,7 @@ def serving(
 ) -> WrappedEnv:
     """The default situation under Poisson arrivals."""
     shape, params = build(situation, synthetic(situation, Poisson(RATE)), history=history, horizon=horizon)
-    features = default_features(shape.tasks, shape.models, shape.replicas, shape.max_batch, RATE)
+    features = default_features(shape.tasks, shape.pools, shape.replicas, shape.max_batch, RATE)
     return WrappedEnv(ServingEnvironment(shape), params, features, credit)
 
 
@@ -52,5 +52,5 @@ def seeing(situation: Situation) -> WrappedEnv:
     )
     load = synthetic(crowded, Poisson(300.0))
     shape, params = build(crowded, load, history=64, horizon=HORIZON, rule=make_rule(3))
-    features = default_features(shape.tasks, shape.models, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0)
+    features = default_features(shape.tasks, shape.pools, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0)
     return WrappedEnv(ServingEnvironment(shape), params, features)

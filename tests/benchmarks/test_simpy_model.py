@@ -58,9 +58,9 @@ def test_simpy_and_reference_agree(dyadic: bool) -> None:
         reference = simulate_reference(
             requests,
             tables,
-            cluster,
+            cluster.pools([f"model{m}" for m in range(tables.pools)]),
             route,
-            quality=np.ones((1, tables.models)),
+            quality=np.ones((1, tables.pools)),
             weight=np.ones(1),
             visible_deadline_s=np.ones(1),
             reward=Reward(),
@@ -90,6 +90,6 @@ def test_coupled_instances_are_refused() -> None:
     from benchmarks.simpy_model import serve
 
     requests, tables, cluster, models = random_case(0, dyadic=True)
-    slow = dataclasses.replace(tables, context_cost_s=np.full(tables.models, 0.1))
+    slow = dataclasses.replace(tables, context_cost_s=np.full(tables.pools, 0.1))
     with pytest.raises(ValueError, match="knows neither slow-down"):
         serve(requests, slow, cluster, lambda index, sizes, rate: int(models[index]))

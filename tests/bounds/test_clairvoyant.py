@@ -49,9 +49,9 @@ def few(kind, seed, squeeze):
 
 def best_of_all(situation, requests):
     """Highest performance and SLO attainment of any assignment of models to requests."""
-    tables = Tables.of(situation.profile, situation.cluster.max_batch, int(requests.prompt_tokens.max()))
+    tables = Tables.of(situation.fleet, int(requests.prompt_tokens.max()))
     performance, attainment = -np.inf, 0.0
-    for models in itertools.product(range(tables.models), repeat=len(requests)):
+    for models in itertools.product(range(tables.pools), repeat=len(requests)):
         result = simulate_by_reference(requests, situation, lambda index, _, models=models: models[index], tables)
         performance = max(performance, float(result.reward.mean()))
         attainment = max(attainment, float(result.met.mean()))

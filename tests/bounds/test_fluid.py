@@ -234,7 +234,7 @@ def test_even_prefills_are_an_estimate_that_the_patient_first_beat_and_the_bound
     ]
     cluster = Cluster(replicas=1, max_batch=16, queue_capacity=0)
     situation = make_situation([decode], [prefill], [(80.0,), (80.0,)], tasks=tasks, cluster=cluster)
-    table = Tables.of(situation.profile, 16, 1)
+    table = Tables.of(situation.fleet, 1)
     gaps_s = np.append(0.0, prefill + table.decode[0, :15])  # each arrives when the iteration before it ends
     requests = listed(situation, np.cumsum(gaps_s) - 1e-9 * (gaps_s > 0), output_tokens=output, task=[0] * 12 + [1] * 4)
     result = simulate_by_reference(requests, situation, lambda index, observation: 0)
@@ -299,8 +299,8 @@ def test_no_threshold_and_no_gang_gets_more_answers_in_time(make_situation, deco
 
             result = reference.simulate_reference(
                 requests,
-                Tables.of(situation.profile, cluster.max_batch, 1),
-                cluster,
+                Tables.of(situation.fleet, 1),
+                situation.fleet.pools,
                 route,
                 quality=np.array([[0.0, 1.0]]),
                 weight=np.ones(1),

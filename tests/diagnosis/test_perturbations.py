@@ -49,7 +49,7 @@ def test_batch_sizes_are_those_that_were_seen(situation, lists) -> None:
     small = dataclasses.replace(situation, cluster=Cluster(replicas=2, max_batch=2, queue_capacity=2))
     result = simulate_by_reference(lists[0], small, route)
     assert 0 < result.rejected.mean() < 1
-    np.testing.assert_array_equal(metrics.batch_sizes_found(result, 2, 3), seen)
+    np.testing.assert_array_equal(metrics.batch_sizes_found(result, small.fleet.layout), seen)
 
 
 def test_a_miss_is_on_too_large_a_model_where_a_smaller_one_had_time_to_spare(make_situation, make_result) -> None:

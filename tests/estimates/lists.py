@@ -101,7 +101,7 @@ def draw_list(kind: Kind, seed: int, *, streamed: bool, limits: bool) -> Case:
 def draw_rule(case: Case, rates: int) -> Rule:
     """A random rule for the situation of a case, with prices at so many rates, around that of the list."""
     rng = np.random.default_rng(case.seed)
-    requests, models = case.requests, len(case.situation.profile.model_names)
+    requests, models = case.requests, len(case.situation.fleet.pools)
     mean_rate = len(requests) / (float(requests.arrival_s[-1]) + 1e-3)
     numbers = {name: rng.uniform(0.05, 0.9) for name in NUMBERS}
     prices = rng.uniform(0, 2, (rates, models))

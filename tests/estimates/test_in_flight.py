@@ -71,7 +71,7 @@ def token_after_done(flight: InFlight) -> None:
         (lambda flight: flight.arrived("x", task=TASK, prompt_tokens=1, at=math.nan), "`at` is nan; give a finite"),
         (lambda flight: flight.sent("unknown", LARGEST), "not known: it has not arrived, or has ended already"),
         (lambda flight: flight.sent("sent", LARGEST), "was sent already"),
-        (lambda flight: flight.sent("new", "gpt"), "no replica 0 of model `gpt`; the models are"),
+        (lambda flight: flight.sent("new", "gpt"), "no replica 0 of `gpt`; there are, with how many"),
         (lambda flight: flight.sent("new", LARGEST, replica=4), "no replica 4"),
         (lambda flight: flight.tokens("new"), "was not sent; tell `sent` before its tokens"),
         (lambda flight: flight.tokens("unknown"), "not known"),

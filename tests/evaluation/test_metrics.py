@@ -157,4 +157,4 @@ def test_binned_counts_and_averages_arrivals(make_result):
 
 def test_accuracy_is_raw(make_situation):
     situation = make_situation([((1, 1.0),)] * 2, [1.0, 1.0], [(30.0, 60.0)])
-    np.testing.assert_allclose(metrics.accuracy_table(situation.profile, situation.task_names), [[0.3, 0.6]])
+    np.testing.assert_allclose(metrics.accuracy_table(situation.fleet, situation.task_names), [[0.3, 0.6]])

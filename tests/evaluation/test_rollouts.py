@@ -200,7 +200,7 @@ def test_lists_of_different_length_are_refused(situation: Situation, lists: list
 def test_networks_that_differ_are_played_apart_with_the_same_outcome(
     situation: Situation, lists: list[Requests], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = default_features(tasks=4, models=3, replicas=4, max_batch=32, typical_rate=300.0, names=("batch_sizes",))
+    features = default_features(tasks=4, pools=3, replicas=4, max_batch=32, typical_rate=300.0, names=("batch_sizes",))
     random = np.random.default_rng(0)
 
     def network() -> LearnedRouter:

@@ -42,7 +42,7 @@ def situation() -> Situation:
 
 @pytest.fixture(scope="module")
 def workload(situation: Situation) -> Any:
-    return synthetic(situation, Poisson(1.5 * float(situation.capacity()[-1])))
+    return synthetic(situation, Poisson(1.5 * situation.unit_load))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_the_start_wins_where_what_looked_better_fails_in_the_final(
 ) -> None:
     """The search is on a cluster that drowns, the final on one that keeps up where prices are low."""
     monkeypatch.setattr(search_module, "_FINALISTS", 1)
-    loads = [synthetic(situation, Poisson(load * float(situation.capacity()[-1]))) for load in (12.0, 0.5)]
+    loads = [synthetic(situation, Poisson(load * situation.unit_load)) for load in (12.0, 0.5)]
     busy, quiet = sample_lists(loads, situation.task_names, N, [2])
     start = dataclasses.replace(start, latency_price=0.05, occupancy_price=0.05)
     found = search(situation, [Lists([busy, busy], [quiet] * 4)], start, CONFIG, [0])

@@ -111,7 +111,7 @@ class Probe:
         self, state: ProbeState, reward: jax.Array, terminated: jax.Array, credit: jax.Array, params: Table
     ) -> TimeStep:
         truncated = (params.horizon > 0) & (state.index >= params.horizon)
-        zeros = jnp.zeros((1, self.shape.models), jnp.int32)
+        zeros = jnp.zeros((1, self.shape.pools), jnp.int32)
         zero = jnp.zeros(())
         observation = Observation(state.table_state, zeros[0], zero, zeros, zero, zero)
         return TimeStep(observation, reward, terminated, truncated, state.index, credit, params.gap_s)
@@ -129,7 +129,7 @@ def probe(
 ) -> tuple[Probe, Table, tuple[Feature, ...]]:
     """Environment, parameters and features; by default the next state is random and no state is terminal."""
     states, actions = len(reward), len(reward[0])
-    shape = EnvShape(replicas=1, models=actions, tasks=states, max_batch=1, queue_capacity=0, history=history)
+    shape = EnvShape(replicas=1, pools=actions, tasks=states, max_batch=1, queue_capacity=0, history=history)
     table = Table(
         reward=jnp.array(reward),
         follows=jnp.array([RANDOM] * states if follows is None else follows),

@@ -11,7 +11,7 @@ import numpy as np
 from besteffort.observation import Observation
 from besteffort.simulator.types import EnvParams, EnvShape
 
-SHAPE = EnvShape(replicas=2, models=3, tasks=2, max_batch=4, queue_capacity=4, history=64)
+SHAPE = EnvShape(replicas=2, pools=3, tasks=2, max_batch=4, queue_capacity=4, history=64)
 
 # decode(b) = (1, 2, 4) x (10 + b) ms; prefill(p) = (1, 2, 4) x 0.1 ms x p.
 SIZES = np.array([1.0, 2.0, 4.0])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.estimates.reward import timeliness
-from besteffort.routers.prediction import least_loaded, predict_latency, predicted_value
+from besteffort.routers.prediction import picked, predict_latency, predicted_value
 
 IDLE = [[0, 0, 0], [0, 0, 0]]
 # Means over the tasks: 150 prompt and 16 output tokens.
@@ -19,7 +19,7 @@ ADMISSION = PREFILL[:, 150] / 16
 
 
 def test_least_loaded_instance_is_the_first_of_the_smallest() -> None:
-    replica, batch = least_loaded(observe([[3, 1, 2], [1, 1, 5]]))
+    replica, batch = picked(observe([[3, 1, 2], [1, 1, 5]]))
     assert replica.tolist() == [1, 0, 0]
     assert batch.tolist() == [1, 1, 2]
 

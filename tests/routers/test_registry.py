@@ -18,9 +18,9 @@ from besteffort.routers import TUNED, make_router, settings_at, steps_to
 from besteffort.routers.registry import dimensions
 from besteffort.simulator.types import EnvShape
 
-PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.models), 1 / 3), "head_room": 1.0}
+PLAN: dict[str, Any] = {"rates": [1.0, 2.0], "shares": np.full((2, SHAPE.tasks, SHAPE.pools), 1 / 3), "head_room": 1.0}
 
-VALUE: dict[str, Any] = {**UNTRAINED, "rates": [1.0, 2.0], "prices": np.zeros((2, SHAPE.models))}
+VALUE: dict[str, Any] = {**UNTRAINED, "rates": [1.0, 2.0], "prices": np.zeros((2, SHAPE.pools))}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_bad_settings_are_refused(name: str, numbers: dict[str, Any], message: s
 
 
 def shape_with(models: int) -> EnvShape:
-    return dataclasses.replace(SHAPE, models=models, max_batch=32, queue_capacity=16)
+    return dataclasses.replace(SHAPE, pools=models, max_batch=32, queue_capacity=16)
 
 
 STEPS = st.floats(-1e6, 1e6, allow_nan=False) | st.floats(-4.0, 4.0)

@@ -244,3 +244,16 @@ def test_the_path_of_a_profile_counts_from_its_configuration(tmp_path: Path, mon
     absolute = tmp_path / "a" / "mine.json"
     write_config(Path("a/b/u.yaml"), SituationConfig(str(absolute), (Task("piqa"),)))
     assert f"profile: {absolute}" in Path("a/b/u.yaml").read_text(encoding="utf-8")
+
+
+def test_the_path_of_hardware_counts_from_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    faster = dataclasses.replace(load_profile("opt-a100"), name="faster")
+    save_profile(faster, tmp_path / "a" / "faster.json")
+    pools = "pools: [{name: near, model: opt-125m}, {name: far, model: opt-125m, hardware: faster.json}]\n"
+    (tmp_path / "a" / "s.yaml").write_text(MINIMAL + pools, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("a/s.yaml", SituationConfig)
+    assert load_situation("a/s.yaml").hardware == config.build().hardware == (faster,)
+    write_config(Path("again.yaml"), config)
+    assert load_config("again.yaml", SituationConfig) == config

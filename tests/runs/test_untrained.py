@@ -56,7 +56,7 @@ def test_it_decides_alike_everywhere(models: int) -> None:
     situation = situation_of(models)
     policy = default_policy(situation)
     policy.check_fits(situation)
-    requests = sample_requests(situation, Poisson(1.5 * float(situation.capacity()[-1])), 150, seed=0)
+    requests = sample_requests(situation, Poisson(1.5 * situation.unit_load), 150, seed=0)
     router = learned_router(policy)
     played = simulate(requests, situation, router)
     assert len(np.unique(played.model)) >= min(models, 5)

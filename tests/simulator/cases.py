@@ -289,7 +289,7 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
         placement, timing, reward = jax.vmap(partial(_play, shape, node_types(routers)))(
             params, routers, arrivals, keys
         )
-        columns = [np.asarray(x) for x in (placement.model, placement.replica, *timing, reward)]
+        columns = [np.asarray(x) for x in (placement.pool, placement.replica, *timing, reward)]
     return [Played(*(column[lane] for column in columns)) for lane in range(len(cases))]
 
 

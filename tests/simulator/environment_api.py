@@ -21,7 +21,7 @@ def check_environment(environment: Environment, params: Any, steps: int = 12) ->
     """
     shape = environment.shape
     reset, step, outcomes = jax.jit(environment.reset), _traced_once(environment.step), jax.jit(environment.outcomes)
-    actions = jnp.arange(steps, dtype=jnp.int32) % shape.models
+    actions = jnp.arange(steps, dtype=jnp.int32) % shape.pools
 
     state, timestep = reset(jax.random.key(0), params)
     _check_timestep(environment, timestep)
@@ -62,9 +62,9 @@ def _check_timestep(environment: Environment, timestep: TimeStep) -> None:
     observation = timestep.observation
     wanted = {
         "task": ((), whole),
-        "batch_sizes": ((shape.models,), whole),
+        "batch_sizes": ((shape.pools,), whole),
         "arrival_rate": ((), real),
-        "instance_batch_sizes": ((shape.replicas, shape.models), whole),
+        "instance_batch_sizes": ((shape.replicas, shape.pools), whole),
         "deadline_s": ((), real),
         "since_change_s": ((), real),
     }

@@ -332,7 +332,7 @@ def test_jumps_and_iterations_agree_at_scale(router: Router) -> None:
     # The two dynamics share little code. With all slow-downs 1 they must give the same: the default situation, long
     # lists, from almost idle to hopelessly overloaded.
     situation = load_situation("paper")
-    capacity = float(situation.capacity()[-1])
+    capacity = situation.unit_load
     cases = []
     for seed, load in enumerate((0.3, 1.0, 2.0, 4.0, 10.0)):
         workload = synthetic(situation, Poisson(load * capacity))
@@ -352,6 +352,6 @@ def test_jumps_and_iterations_agree_at_scale(router: Router) -> None:
 
 
 def test_shapes_are_hashable_and_count_instances() -> None:
-    shape = EnvShape(replicas=2, models=3, tasks=1, max_batch=4, queue_capacity=0, history=8)
+    shape = EnvShape(replicas=2, pools=3, tasks=1, max_batch=4, queue_capacity=0, history=8)
     assert shape.instances == 6
     assert hash(shape) == hash(dataclasses.replace(shape))

@@ -64,9 +64,11 @@ def run(
     return simulate_reference(
         requests,
         tables,
-        cluster or Cluster(replicas=1, max_batch=4, queue_capacity=4),
+        (cluster or Cluster(replicas=1, max_batch=4, queue_capacity=4)).pools(
+            [f"model{m}" for m in range(tables.pools)]
+        ),
         route,
-        quality=np.linspace(0.5, 1.0, tables.models)[None],
+        quality=np.linspace(0.5, 1.0, tables.pools)[None],
         weight=np.array([2.0]),
         visible_deadline_s=np.array([3.0]),
         reward=reward or Reward(),
@@ -265,10 +267,10 @@ class TestErrors:
         with pytest.raises(InputError, match="`prefill` ends at 8 tokens, the longest prompt has 9"):
             run(make_requests([0.0], [9], [1]))
 
-    @pytest.mark.parametrize("model", [-1, 2])
-    def test_the_router_must_name_a_model(self, model: int) -> None:
-        with pytest.raises(InputError, match=f"chose model {model} for request 0"):
-            run(make_requests([0.0], [1], [1]), make_tables(2), route=by([model]))
+    @pytest.mark.parametrize("pool", [-1, 2])
+    def test_the_router_must_name_a_pool(self, pool: int) -> None:
+        with pytest.raises(InputError, match=f"chose pool {pool} for request 0"):
+            run(make_requests([0.0], [1], [1]), make_tables(2), route=by([pool]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,8 +355,8 @@ def test_every_accepted_request_is_served_once_and_in_order(case: Case) -> None:
     assert (steps[1] >= case.tables.prefill[result.model, result.prompt_tokens][served]).all()
     assert (steps[2] >= (result.output_tokens[served] - 1) * decode_alone).all()
     assert ((steps[2] == 0) == one_token).all()
-    for instance in range(case.cluster.replicas * case.tables.models):
-        mine = served & (result.replica * case.tables.models + result.model == instance)
+    for instance in range(case.cluster.replicas * case.tables.pools):
+        mine = served & (result.replica * case.tables.pools + result.model == instance)
         assert (np.diff(result.admission_s[mine]) >= 0).all()
 
 

@@ -1,0 +1,128 @@
+"""Random lists on random pools, in the kinds of `tests.simulator.cases`: those of a kind share their static shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from besteffort.pools import Pool
+from besteffort.profile import Profile
+from besteffort.situation import Cluster, Situation
+from tests.simulator.cases import LENGTH, Case, Kind, _draw_profile, _draw_router, draw_case
+
+DEVICES = (None, "other", "third")
+_EXTRAS: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            ("delay",),
+            ("slowdown",),
+            ("context", "delay"),
+            ("cache", "delay", "lag", "stale"),
+            ("slowdown", "context", "cache", "delay", "factors"),
+            (),
+        ),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolKind:
+    """What the lists of a kind have in common.
+
+    Attributes:
+      kind: tables, tasks and extras; its `replicas`, `max_batch` and `queue_capacity` are the most that a pool has.
+      pools: how many there are.
+    """
+
+    kind: Kind
+    pools: int
+
+    def __str__(self) -> str:
+        return f"{self.pools}of{self.kind}"
+
+
+def draw_pool_kinds(count: int) -> list[PoolKind]:
+    """Kinds with two to nine pools of one to four models, with combinations of extras on both grids."""
+    rng = np.random.default_rng(5)
+    return [
+        PoolKind(
+            Kind(
+                models=max(1 + i % 4, 2 if "slowdown" in _EXTRAS[i % len(_EXTRAS)] else 1),
+                replicas=2 + i % 3,
+                tasks=1 + i % 3,
+                max_batch=int(rng.choice([2, 3, 4, 8])),
+                queue_capacity=(1, 0, 5, 2, 16)[i % 5],
+                dyadic=(i + i // len(_EXTRAS)) % 2 == 0,
+                extras=_EXTRAS[i % len(_EXTRAS)],
+            ),
+            pools=(5, 4, 9, 3, 6, 2)[i % 6],
+        )
+        for i in range(count)
+    ]
+
+
+def draw_pool_case(kind: PoolKind, seed: int, length: int = LENGTH) -> Case:
+    """A list of requests on pools with their own models, hardware, sizes, limits and delays."""
+    base = kind.kind
+    plain = draw_case(base, seed)
+    rng = np.random.default_rng((seed, 1))
+    profile = plain.situation.profile
+    hardware = tuple(
+        dataclasses.replace(_draw_profile(rng, base), name=name, cache_output_share=profile.cache_output_share)
+        for name in DEVICES[1:]
+    )
+    pools = draw_pools(kind, profile, rng)
+    situation = dataclasses.replace(plain.situation, cluster=Cluster(), pools=pools, hardware=hardware)
+    rows = len(situation.fleet.layout.placed)
+    rate = len(plain.requests) / (float(plain.requests.arrival_s[-1]) + 1e-3)
+    router = _draw_router(rng, dataclasses.replace(base, models=kind.pools, replicas=rows), rate)
+    return Case(plain.requests.part(slice(0, length), 0.0), situation, router, seed)
+
+
+def draw_pools(kind: PoolKind, profile: Profile, rng: np.random.Generator) -> tuple[Pool, ...]:
+    """Random pools; the first has the most of everything, and what gives arrays their shape is that of the kind."""
+    base, names = kind.kind, profile.model_names
+    # Models slow each other down on shared GPUs, so these decide how many rows there are.
+    fixed = np.random.default_rng(zlib.crc32(str(kind).encode()))
+    shared = "slowdown" in base.extras
+    places: list[tuple[str, str | None, int, tuple[int, ...] | None]] = []
+    taken: set[tuple[int, str]] = set()
+    for index in range(kind.pools):
+        source = fixed if shared else rng
+        model, device = str(source.choice(names)), int(source.integers(len(DEVICES)))
+        replicas = base.replicas if index == 0 else int(source.integers(1, base.replicas + 1))
+        gpus = None
+        if shared:
+            # Each device has so many GPUs that there is one without the model for every replica.
+            free = [gpu for gpu in range(100 * device, 100 * device + 40) if (gpu, model) not in taken]
+            gpus = tuple(sorted(source.choice(free[: replicas + 2], replicas, replace=False).tolist()))
+            if index == 1:  # on GPUs of the first, so that there is something to slow down
+                ((other, on, most, those),) = places
+                assert those is not None
+                model, device = next(name for name in names if name != other), DEVICES.index(on)
+                replicas = min(replicas, most)
+                gpus = those[:replicas]
+            taken |= {(gpu, model) for gpu in gpus}
+        places.append((model, DEVICES[device], replicas, gpus))
+    return tuple(
+        Pool(
+            name=f"pool{index}",
+            model=model,
+            hardware=device,
+            replicas=replicas,
+            max_batch=base.max_batch if index == 0 else int(rng.integers(1, base.max_batch + 1)),
+            queue_capacity=base.queue_capacity if index == 0 else int(rng.integers(0, base.queue_capacity + 1)),
+            network_delay_s=float(rng.integers(0, 8)) / 64 if "delay" in base.extras else 0.0,
+            gpus=gpus,
+        )
+        for index, (model, device, replicas, gpus) in enumerate(places)
+    )
+
+
+def situations_of(cases: Sequence[Case]) -> list[Situation]:
+    """The situation of each case."""
+    return [case.situation for case in cases]
