@@ -42,6 +42,7 @@ class Listener(Protocol):
         prompt_tokens: int,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        origin: str | None = None,
         at: float | None = None,
     ) -> None: ...
 
@@ -126,6 +127,7 @@ def simulate_reference(
             instance_batch_sizes=seen_sizes.copy(),
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
+            origin=None if requests.origin is None else int(requests.origin[index]),
             takes=None if replicas.placed.all() else replicas.placed,
         )
         limit = None if limits is None else int(limits[index])
@@ -148,6 +150,7 @@ def simulate_reference(
                 prompt_tokens=request.prompt_tokens,
                 max_tokens=limit,
                 deadline_s=None if factor is None else observation.deadline_s,
+                origin=None if requests.origin is None else requests.origins[requests.origin[index]],
                 at=now,
             )
         request.pool = int(route(index, observation))
@@ -156,13 +159,14 @@ def simulate_reference(
                 f"The router chose pool {request.pool} for request {index}; "
                 f"it must return an index from 0 to {tables.pools - 1}."
             )
+        request.delay_s = _delay_s(requests, index, pools[request.pool])
         replicas.place(request, now)
     replicas.advance(math.inf)
 
     pool = np.array([request.pool for request in served])
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
-    delay_s = np.array([pools[request.pool].network_delay_s for request in served])
+    delay_s = np.array([request.delay_s for request in served])
     latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + delay_s)
     return Result.of(
         requests.columns,
@@ -183,6 +187,15 @@ def simulate_reference(
     )
 
 
+def _delay_s(requests: Requests, index: int, pool: Pool) -> float:
+    """Network delay of a pool's answer to a request."""
+    origin = None if requests.origin is None else requests.origins[requests.origin[index]]
+    for delay in pool.delays:
+        if delay.origin == origin:
+            return delay.network_delay_s
+    return pool.network_delay_s
+
+
 @dataclasses.dataclass(slots=True)
 class _Request:
     """A request and its progress so far; times in seconds."""
@@ -197,6 +210,7 @@ class _Request:
     token_s: list[float] = dataclasses.field(default_factory=list)
     fixed_s: float = math.inf  # see `besteffort.estimates.correction.fixed_s`
     pool: int = -1
+    delay_s: float = 0.0
     replica: int = -1
     admission_s: float = math.nan
     first_token_s: float = math.nan
@@ -445,7 +459,7 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
     size = (len(seen.rows), max(1, *map(len, seen.rows)))
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
     tokens, index = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    elapsed_s, seen_s = np.zeros(len(seen.rows)), np.zeros(size)
+    elapsed_s, seen_s, delay_s = np.zeros(len(seen.rows)), np.zeros(size), np.zeros(size)
     for row, (held, begins_s, ran) in enumerate(zip(seen.rows, seen.begins_s, seen.ran, strict=True)):
         shows = False
         for seat, (request, at) in enumerate(held):
@@ -454,12 +468,13 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
             eligible[row, seat] = request.first_iteration < np.searchsorted(begins_s, at, side="right")
             tokens[row, seat] = sum(moment <= at for moment in request.token_s)
             index[row, seat] = request.index
+            delay_s[row, seat] = request.delay_s
             seen_s[row, seat] = 0.0 if at == now else now - seen.others_s
             shows |= bool(running[row, seat]) and at == now
         at = now if shows else seen.others_s
         if shows or ran:
             elapsed_s[row] = at - begins_s[begins_s <= at][-1]
-    view = _view(requests, present, running, eligible, tokens, index, elapsed_s, now, terms)
+    view = _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
     return dataclasses.replace(view, seen_s=seen_s, unseen=seen.unseen)
 
 
@@ -485,7 +500,7 @@ def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms:
     size = (len(instances), terms.capacity)
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
     tokens, index = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    elapsed_s = np.zeros(len(instances))
+    elapsed_s, delay_s = np.zeros(len(instances)), np.zeros(size)
     for row, instance in enumerate(instances):
         held = [*instance.running, *instance.waiting]
         present[row, : len(held)] = True
@@ -493,8 +508,9 @@ def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms:
         eligible[row, : len(instance.running) + instance.passed_over] = True
         tokens[row, : len(instance.running)] = [request.generated for request in instance.running]
         index[row, : len(held)] = [request.index for request in held]
+        delay_s[row, : len(held)] = [request.delay_s for request in held]
         elapsed_s[row] = now - instance.begun_s
-    return _view(requests, present, running, eligible, tokens, index, elapsed_s, now, terms)
+    return _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
 
 
 def _view(
@@ -504,6 +520,7 @@ def _view(
     eligible: np.ndarray,
     tokens: np.ndarray,
     index: np.ndarray,
+    delay_s: np.ndarray,
     elapsed_s: np.ndarray,
     now: float,
     terms: Terms,
@@ -522,6 +539,7 @@ def _view(
         order=index if infers else None,
         output_limit=None if requests.output_limit is None else requests.output_limit[index],
         deadline_factor=None if requests.deadline_factor is None else requests.deadline_factor[index],
+        delay_s=None if requests.origin is None else delay_s,
         terms=terms,
     )
 
