@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from besteffort.workload.requests import Requests
 from besteffort.workload.resample import resample
 from besteffort.workload.sample import sample_requests, sample_workload
 from besteffort.workload.trace_workload import replay
+from besteffort.workload.traces import read_trace
 from tests.simulator.cases import make_profile
 
 PROFILE = make_profile(np.full((1, 4), 0.5), np.full((1, 8), 1.0))
@@ -85,6 +87,32 @@ def test_lists_as_workloads_keep_origins(how: str) -> None:
     np.testing.assert_array_equal(drawn.origin, drawn.prompt_tokens - 1)
     with jax.enable_x64(False):
         assert drawn.part(slice(3, 9), 0.0).origin.tolist() == drawn.origin[3:9].tolist()
+
+
+FILE = """\
+arrival_s,prompt_tokens,output_tokens,origin
+0.5,1,1,europe
+1.0,2,2,asia
+1.5,3,1,europe
+"""
+
+
+def test_a_trace_says_where_requests_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(FILE)
+    requests, _ = read_trace(path, SITUATION)
+    assert requests.origins == ("asia", "europe", "mars")
+    np.testing.assert_array_equal(requests.origin, [1, 0, 1])
+    nowhere = dataclasses.replace(
+        SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
+    )
+    assert read_trace(path, nowhere)[0].origin is None
+    path.write_text(FILE.replace("asia", "moon"))
+    with pytest.raises(InputError, match="origin `moon` is not an origin of the situation, which has asia, europe"):
+        read_trace(path, SITUATION)
+    path.write_text(FILE.replace("asia", ""))
+    with pytest.raises(InputError, match="`origin` is empty for 1 requests; say where from"):
+        read_trace(path, SITUATION)
 
 
 def test_live_own_counts_the_delay_from_the_origin() -> None:
