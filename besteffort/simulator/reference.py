@@ -128,7 +128,7 @@ def simulate_reference(
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
             origin=None if requests.origin is None else int(requests.origin[index]),
-            takes=None if replicas.placed.all() else replicas.placed,
+            takes=replicas.takes,
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
@@ -189,10 +189,11 @@ def simulate_reference(
 
 def _delay_s(requests: Requests, index: int, pool: Pool) -> float:
     """Network delay of a pool's answer to a request."""
-    origin = None if requests.origin is None else requests.origins[requests.origin[index]]
-    for delay in pool.delays:
-        if delay.origin == origin:
-            return delay.network_delay_s
+    if requests.origin is not None:
+        origin = requests.origins[requests.origin[index]]
+        for delay in pool.delays:
+            if delay.origin == origin:
+                return delay.network_delay_s
     return pool.network_delay_s
 
 
@@ -240,7 +241,7 @@ class _Replicas:
       instances: of each pool those of its replicas.
       beside: the instances on each GPU, by pool.
       batch_sizes: (rows, pools) running plus waiting requests, see `besteffort.pools.Layout`.
-      placed: (rows, pools) where there are replicas.
+      takes: (rows, pools) where there are replicas; None where they are everywhere.
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
@@ -257,9 +258,10 @@ class _Replicas:
         self._by_tables = by_tables
         self._streamed = streamed
         layout = Layout.of(pools, tables.slowdown)
-        self._row, self.placed = layout.rows, layout.placed
+        self._row = [np.array(rows) for rows in layout.rows]
+        self.takes = None if layout.placed.all() else layout.placed
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
-        self._answers = np.zeros((*self.placed.shape, 3))  # `Answers` since then
+        self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
         self._slowdown = tables.slowdown.tolist()
@@ -274,7 +276,7 @@ class _Replicas:
                 self.beside.setdefault(instance.gpu, {})[pool] = instance
         # Heap of (end, GPU, pool, replica) of the iterations in progress; a GPU has one replica of a pool at most.
         self._ends: list[tuple[float, int, int, int]] = []
-        self.batch_sizes = np.zeros(self.placed.shape, dtype=np.int64)
+        self.batch_sizes = np.zeros(layout.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
     def seen_by(self, index: int, now: float, view: View, gateway: Sequence[int]) -> _Seen:
@@ -291,7 +293,7 @@ class _Replicas:
         recent = [sum(at == now and one.sent_s > then for some in each for one, at in some) for each in held]
         sizes = np.zeros_like(self.batch_sizes)
         for pool, each in enumerate(held):
-            sizes[list(self._row[pool]), pool] = [len(some) for some in each]
+            sizes[self._row[pool], pool] = [len(some) for some in each]
         return _Seen(
             batch_sizes=sizes,
             rows=[held[pool][replica] for pool, replica in enumerate(picked)],
@@ -337,7 +339,7 @@ class _Replicas:
 
     def place(self, request: _Request, now: float) -> None:
         """Hands a request to the least loaded replica of its pool, or rejects it."""
-        pool, replica = request.pool, self.picked()[request.pool]
+        pool, replica = request.pool, self.picked(request.pool)
         row = self._row[pool][replica]
         full = self.batch_sizes[row, pool] >= self._pools[pool].places
         if full or request.cache_claim > self._cache_tokens[pool]:
@@ -364,10 +366,10 @@ class _Replicas:
         if not instance.busy:
             self._start_iteration(pool, replica, now)
 
-    def picked(self) -> list[int]:
-        """Of each pool the replica with the smallest batch, the first on a tie."""
-        sizes = [self.batch_sizes[list(rows), pool] for pool, rows in enumerate(self._row)]
-        return [int(each.argmin()) for each in sizes]
+    def picked(self, pool: int) -> int:
+        """The replica of a pool with the smallest batch, the first on a tie."""
+        rows = slice(None) if self.takes is None else self._row[pool]
+        return int(self.batch_sizes[rows, pool].argmin())
 
     def _end_iteration(self, pool: int, replica: int, now: float) -> None:
         """Gives every running request one more token; requests with all their tokens leave."""
@@ -480,7 +482,7 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    own = [replicas.instances[pool][replica] for pool, replica in enumerate(replicas.picked())]
+    own = [each[replicas.picked(pool)] for pool, each in enumerate(replicas.instances)]
     view = _rows(requests, own, now, terms)
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()
