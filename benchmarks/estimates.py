@@ -3,7 +3,8 @@
     python -m benchmarks.estimates [--out FILE] [--fast]
 
 Live: `InFlight.estimates` with 64 requests in flight on each instance, batches full and lines long, for the three
-models of the default profile and for twelve; with and without harm. Compiled: steps of the environment with random
+models of the default profile, for twelve, and for twelve pools on three kinds of hardware in two sites; with and
+without harm. Compiled: steps of the environment with random
 choices at load 0.9, as it is, with the requests in flight shown but not read, and with all estimates made at every
 step. One thread, processor time, cases in turn.
 """
@@ -26,12 +27,14 @@ from rich.table import Table
 
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speeds, machine, measure
+from besteffort.diagnosis.wrong_profiles import perturb_latency
 from besteffort.estimates.estimates import Newcomer, estimate
 from besteffort.in_flight import InFlight
+from besteffort.pools import Pool
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Situation
+from besteffort.situation import Cluster, Situation
 from besteffort.workload.config import Poisson
 from besteffort.workload.config import build as build_workload
 from experiments.more_models import made_up
@@ -60,32 +63,32 @@ class Size:
 FAST = Size(decisions=20, envs=4, steps=8, rounds=1)
 
 
-def live_case(models: int, size: Size, *, with_harm: bool) -> Case:
+def live_case(name: str, situation: Situation, size: Size, *, with_harm: bool) -> Case:
     """Estimates for one request, over and over."""
-    flight = full(_situation(models))
+    flight = full(situation)
 
     def run(number: int) -> None:
         del number
         for _ in range(size.decisions):
             flight.estimates("new", with_harm=with_harm)
 
-    return Case(f"live, {models} models", "with harm" if with_harm else "without harm", size.decisions, run)
+    return Case(f"live, {name}", "with harm" if with_harm else "without harm", size.decisions, run)
 
 
 def full(situation: Situation) -> InFlight:
     """Every instance with as many requests as its batch holds, and as many again that wait; one that has arrived."""
     rng = np.random.default_rng(0)
     flight = InFlight(situation, clock=lambda: 1.0)
-    names, slots = situation.task_names, situation.cluster.max_batch
-    for replica in range(situation.cluster.replicas):
-        for model in situation.profile.model_names:
+    names = situation.task_names
+    for pool in situation.fleet.pools:
+        for replica in range(pool.replicas):
             for number in range(_IN_FLIGHT):
-                request = (replica, model, number)
+                request = (replica, pool.name, number)
                 task, prompt = names[rng.integers(len(names))], int(rng.integers(64, 192))
                 flight.arrived(request, task=task, prompt_tokens=prompt, at=0.0)
-                flight.sent(request, model, replica, at=0.0)
-            for number in range(slots):
-                flight.tokens((replica, model, number), int(rng.integers(1, 20)), at=0.99)
+                flight.sent(request, pool.name, replica, at=0.0)
+            for number in range(pool.max_batch):
+                flight.tokens((replica, pool.name, number), int(rng.integers(1, 20)), at=0.99)
     flight.arrived("new", task=names[0], prompt_tokens=100, at=1.0)
     return flight
 
@@ -134,10 +137,34 @@ def _situation(models: int) -> Situation:
     return dataclasses.replace(situation, profile=made_up(situation.profile, models))
 
 
+def twelve_pools() -> Situation:
+    """The models of the default profile on three kinds of hardware in two sites."""
+    situation = load_situation("paper")
+    own = situation.profile
+    others = (
+        dataclasses.replace(perturb_latency(own, 0.3, "slower"), name="slower"),
+        dataclasses.replace(perturb_latency(own, 0.4, "faster"), name="faster"),
+    )
+    pools = [
+        Pool(
+            name=f"{model} {index}",
+            model=model,
+            hardware=(own, *others)[index % 3].name,
+            replicas=2 + index % 3,
+            network_delay_s=(0.0, 0.03)[index % 2],
+        )
+        for index, model in enumerate(own.model_names * 4)
+    ]
+    return dataclasses.replace(situation, cluster=Cluster(), pools=tuple(pools), hardware=others)
+
+
 def run(size: Size, console: Console) -> dict[str, Any]:
     """Measures everything and prints it; returns what the JSON file holds."""
     began, load_average = time.perf_counter(), os.getloadavg()[0]
-    cases = [live_case(models, size, with_harm=harm) for models in (3, 12) for harm in (True, False)]
+    found = {"3 models": _situation(3), "12 models": _situation(12), "12 pools": twelve_pools()}
+    cases = [
+        live_case(name, situation, size, with_harm=harm) for name, situation in found.items() for harm in (True, False)
+    ]
     cases += [compiled_case(name, size) for name in (OFF, SHOWN, ON)]
     speeds = measure(cases, size.rounds, console, time.process_time)
     console.print(_table(speeds))
@@ -171,13 +198,14 @@ def rows(result: dict[str, Any]) -> list[Row]:
     micros = result["microseconds"]
     return [
         Row(
-            f"Estimates of one request, {models} models, 64 in flight each",
-            f"{micros[f'live, {models} models']['with harm']:.0f} μs",
+            f"Estimates of one request, {name}, 64 in flight each",
+            f"{micros[f'live, {name}']['with harm']:.0f} μs",
             f"{wanted} μs wanted",
-            wanted / micros[f"live, {models} models"]["with harm"],
+            wanted / micros[f"live, {name}"]["with harm"],
             1.0,
         )
-        for models, wanted in ((3, 100), (12, 300))
+        for name, wanted in (("3 models", 100), ("12 models", 300), ("12 pools", 300))
+        if f"live, {name}" in micros
     ] + [
         Row(
             "A step of the simulator with all estimates",

@@ -52,6 +52,7 @@ from besteffort.estimates.estimates import (
     course_of,
     follow,
     harm,
+    own_delay_s,
     own_value,
     prospect,
     settled,
@@ -88,6 +89,7 @@ class _Request:
     max_tokens: int | None
     deadline_factor: float
     arrival_s: float
+    origin: int | None = None
     instance: int = -1
     seat: int = -1
     tokens: int = 0
@@ -154,6 +156,7 @@ class InFlight:
         self._placed = fleet.layout.placed
         self._takes = None if self._placed.all() else self._placed
         self._replicas = fleet.replicas
+        self._origins = {name: index for index, name in enumerate(situation.origin_names)}
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
         self._number = np.arange(len(self._pools))
         self._know(ServingParams.of(situation, rule=self._rule))
@@ -178,6 +181,7 @@ class InFlight:
         self._law = np.zeros(seats, np.int64)
         self._limit = np.full(seats, _NO_LIMIT)
         self._arrival_s, self._factor, self._added_s = np.zeros(seats), np.ones(seats), np.zeros(seats)
+        self._delay_s = np.zeros(seats)
         self._answers = np.zeros((instances, len(Answers._fields)))  # since the last arrival, not streamed
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
@@ -191,6 +195,7 @@ class InFlight:
         prompt_tokens: int,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        origin: str | None = None,
         at: float | None = None,
     ) -> None:
         """A request has come.
@@ -202,10 +207,11 @@ class InFlight:
           max_tokens: the client's limit on its output, if it states one.
           deadline_s: its deadline on the latency, in seconds, if it is not the task's: that of an answer of the task's
             mean length. Longer and shorter answers have proportionally more and less.
+          origin: where it comes from, if the situation has origins.
           at: when it came; now, by default.
 
         Raises:
-          InputError: if the name is taken, the task unknown, or a number out of range.
+          InputError: if the name is taken, the task or the origin unknown, or a number out of range.
         """
         if request in self._requests:
             raise InputError(f"Request {request!r} has arrived already; give every request a name of its own.")
@@ -215,6 +221,11 @@ class InFlight:
         _at_least_one(request, "prompt_tokens", prompt_tokens)
         if max_tokens is not None:
             _at_least_one(request, "max_tokens", max_tokens)
+        place = None if origin is None else self._origins.get(origin, -1)
+        if place == -1:
+            raise InputError(
+                f"Request {request!r}: unknown origin `{origin}`; choose from {', '.join(self._origins) or 'none'}."
+            )
         factor = 1.0
         if deadline_s is not None:
             if not (math.isfinite(deadline_s) and deadline_s > 0):
@@ -230,7 +241,7 @@ class InFlight:
         self._factors |= deadline_s is not None
         if prompt_tokens >= self._params.prefill.shape[1]:
             self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2, rule=self._rule))
-        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now)
+        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now, place)
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
         """A request goes to a pool, given by its name or index, and a replica of it.
@@ -276,6 +287,7 @@ class InFlight:
             known.arrival_s,
             known.deadline_factor,
         )
+        self._delay_s[here] = np.broadcast_to(own_delay_s(known.origin, params), len(self._pools))[index]
         self._limit[here] = _NO_LIMIT if known.max_tokens is None else known.max_tokens
         self._law[here] = task * params.priors.survival.shape[1]
         self._base_s[here] = params.deadline_base_s[task] * known.deadline_factor
@@ -410,6 +422,7 @@ class InFlight:
             deadline_s=self._visible_deadline_s[known.task] * known.deadline_factor,
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             takes=self._takes,
+            origin=known.origin,
             prompt_tokens=known.prompt_tokens,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
@@ -435,7 +448,7 @@ class InFlight:
         slowdown = self._slowdown
         how = self._softness if rule is None else rule_softness(rule, rate, params, observed_slowdown=slowdown)
         factor = known.deadline_factor if self._factors else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor)
+        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin)
         picked = self._picked()
         if self._incremental:
             line, course = self._follow(newcomer, picked, now)
@@ -519,6 +532,7 @@ class InFlight:
             prompt_tokens=None,
             age_s=now - self._arrival_s[rows],
             elapsed_s=None,
+            delay_s=self._delay_s[rows] if self._origins else None,
             terms=self._terms,
         )
 
@@ -539,6 +553,7 @@ class InFlight:
             order=self._order[rows] if infers else None,
             output_limit=self._limit[rows] if self._limits else None,
             deadline_factor=self._factor[rows] if self._factors else None,
+            delay_s=self._delay_s[rows] if self._origins else None,
             terms=self._terms,
         )
 

@@ -32,6 +32,7 @@ class Observation(NamedTuple):
       output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
       deadline_factor: () factor in force on the deadline; None likewise.
       takes: (rows, pools) where there are replicas; None where they are everywhere.
+      origin: () index of the request's origin; None where requests have none.
       in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
 
@@ -46,6 +47,7 @@ class Observation(NamedTuple):
     deadline_factor: Any = None
     in_flight: Any = None
     takes: Any = None
+    origin: Any = None
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:

@@ -370,7 +370,9 @@ def describe(policy: Policy) -> dict[str, Any]:
     data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
     # What came later and is off is not written, so that files stay what they were.
     data["situation"] = {
-        name: value for name, value in data["situation"].items() if value or name not in ("pools", "hardware")
+        name: value
+        for name, value in data["situation"].items()
+        if value or name not in ("pools", "hardware", "origins")
     }
     try:
         values: dict[str, Any] = json.loads(_canonical(data))

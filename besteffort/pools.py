@@ -25,6 +25,14 @@ _NOBODY = 2**30  # requests, more than any instance holds
 
 
 @dataclasses.dataclass(frozen=True)
+class OriginDelay:
+    """Network delay of the answers to requests from an origin, in seconds."""
+
+    origin: str
+    network_delay_s: NonNegative
+
+
+@dataclasses.dataclass(frozen=True)
 class Pool:
     """Replicas of one model on one kind of hardware in one place.
 
@@ -35,7 +43,8 @@ class Pool:
       replicas: instances of the model.
       max_batch: requests that run at once on a replica.
       queue_capacity: requests that may wait at a replica beyond `max_batch`.
-      network_delay_s: seconds added to every answer.
+      network_delay_s: seconds added to every answer, but for requests from origins that `delays` lists.
+      delays: origins that are nearer or farther.
       gpus: number of the GPU that each replica is on, ascending; None: each has a GPU of its own.
 
     Raises:
@@ -50,6 +59,7 @@ class Pool:
     queue_capacity: Places = 32
     network_delay_s: NonNegative = 0.0
     gpus: tuple[Places, ...] | None = None
+    delays: tuple[OriginDelay, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable():
@@ -58,6 +68,14 @@ class Pool:
             value = getattr(self, field)
             if not least <= value < np.inf:
                 raise InputError(f"Pool `{self.name}`: `{field}` is {value:g}; give at least {least}.")
+        for delay in self.delays:
+            if [each.origin for each in self.delays].count(delay.origin) > 1:
+                raise InputError(f"Pool `{self.name}`: `delays` lists `{brief(delay.origin)}` twice; list it once.")
+            if not 0 <= delay.network_delay_s < np.inf:
+                raise InputError(
+                    f"Pool `{self.name}`: the delay from `{brief(delay.origin)}` is {delay.network_delay_s:g}; give at "
+                    "least 0."
+                )
         if self.gpus is None:
             return
         if len(self.gpus) != self.replicas:
@@ -246,6 +264,18 @@ class Fleet:
     def network_delay_s(self) -> np.ndarray:
         """(pools,) seconds added to every answer."""
         return np.array([pool.network_delay_s for pool in self.pools])
+
+    def delay_table(self, origins: Sequence[str]) -> np.ndarray:
+        """(origins, pools) seconds added to the answer to a request from each origin."""
+        return np.array(
+            [
+                [
+                    {delay.origin: delay.network_delay_s for delay in pool.delays}.get(origin, pool.network_delay_s)
+                    for pool in self.pools
+                ]
+                for origin in origins
+            ]
+        ).reshape(len(origins), len(self.pools))
 
     @functools.cached_property
     def layout(self) -> Layout:

@@ -136,6 +136,19 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """A place that requests come from.
+
+    Attributes:
+      name: its name, by which pools state delays.
+      share: weight in the mix of origins of a synthetic workload; shares need not sum to one.
+    """
+
+    name: str
+    share: NonNegative = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
     """The reward of an answer: `weight x quality x timeliness`, see `besteffort.estimates.reward`.
 
@@ -207,7 +220,14 @@ class View:
 def as_text(value: Any) -> str:
     """`repr` of a situation or a part of it, without what came later and is off: it tells what was done before, too."""
     text = repr(value)
-    for off in (", slowdown_tau_s=0.0", ", gateways=1", ", gateway_delay_s=0.0", ", pools=()", ", hardware=()"):
+    for off in (
+        ", slowdown_tau_s=0.0",
+        ", gateways=1",
+        ", gateway_delay_s=0.0",
+        ", pools=()",
+        ", hardware=()",
+        ", origins=()",
+    ):
         text = text.replace(off, "")
     return text
 
@@ -225,6 +245,7 @@ class Situation:
       view: what the router sees.
       pools: what serves; none where that is the cluster.
       hardware: profiles of other devices, which pools name.
+      origins: where requests come from; none where that makes no difference.
 
     Raises:
       InputError: if a task is listed twice, all shares are zero, the profile lacks a task, pools do not fit the
@@ -238,6 +259,7 @@ class Situation:
     view: View = View()
     pools: tuple[Pool, ...] = ()
     hardware: tuple[Profile, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -253,7 +275,24 @@ class Situation:
             raise InputError("The situation states both `cluster` and `pools`; state one of them.")
         if len(self.pools) > MOST_POOLS:
             raise InputError(f"`pools` lists {len(self.pools):,}; list at most {MOST_POOLS}.")
+        self._check_origins()
         self._check_places()
+
+    def _check_origins(self) -> None:
+        names = self.origin_names
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"Origin `{brief(name)}` is listed twice under `origins`; list it once.")
+        if names and sum(origin.share for origin in self.origins) <= 0:
+            raise InputError("Every origin has `share` 0; give at least one a positive share.")
+        for pool in self.pools:
+            for delay in pool.delays:
+                if delay.origin not in names:
+                    known = f"choose from {', '.join(names)}" if names else "list it under `origins`"
+                    raise InputError(
+                        f"Pool `{pool.name}`: `delays` names the origin `{brief(delay.origin)}`, which the situation "
+                        f"lacks; {known}."
+                    )
 
     def _check_places(self) -> None:
         rows, pools = self.fleet.layout.placed.shape
@@ -278,6 +317,28 @@ class Situation:
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def origin_names(self) -> tuple[str, ...]:
+        """Names of the origins."""
+        return tuple(origin.name for origin in self.origins)
+
+    @property
+    def origin_shares(self) -> np.ndarray:
+        """(origins,) the mix of origins, summing to one."""
+        shares = np.array([origin.share for origin in self.origins], dtype=np.float64)
+        return shares / shares.sum()
+
+    @property
+    def origin_delay_s(self) -> np.ndarray | None:
+        """(origins, pools) network delays; None where there are no origins."""
+        return self.fleet.delay_table(self.origin_names) if self.origins else None
+
+    @property
+    def least_delay_s(self) -> np.ndarray:
+        """(pools,) network delay from the origin that is nearest to each pool, of those that requests come from."""
+        table = self.origin_delay_s
+        return self.fleet.network_delay_s if table is None else table[self.origin_shares > 0].min(axis=0)
 
     @property
     def shares(self) -> np.ndarray:

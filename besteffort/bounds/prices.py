@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, sparse
 
-from besteffort.bounds.realised import realised_work
+from besteffort.bounds.realised import delay_s, realised_work
 from besteffort.estimates.charges import gains, stretches
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
@@ -79,7 +79,7 @@ class Offers:
             task=requests.task,
             gain=gain.swapaxes(1, 2)[requests.task],
             charge_s=np.stack(charges, axis=2),
-            until_s=np.maximum(latest - situation.fleet.network_delay_s.min(), requests.arrival_s[:, None]),
+            until_s=np.maximum(latest - delay_s(situation, requests).min(axis=0)[:, None], requests.arrival_s[:, None]),
             forgone=float(weight[requests.task].sum() * situation.reward.miss_penalty),
             replicas=situation.fleet.replicas,
         )

@@ -55,7 +55,7 @@ class Work:
       late_costs: (pools,) whether every late answer costs; not where the cache rejects some requests for their size.
       tables: durations of iterations.
       batch_limit: (pools,) largest number of requests that can decode together.
-      network_delay_s: (pools,) part of every latency in which no instance works, seconds.
+      network_delay_s: (pools, kinds) part of the latency in which no instance works, seconds.
     """
 
     task: np.ndarray
@@ -87,7 +87,7 @@ class Work:
         batch = np.arange(1, self.batch_limit[pool] + 1)
         decode = self.tables.decode[pool, batch]
         pace, per_token = _envelope(decode + beside_s * (batch - 1), decode / batch)
-        slack = self.deadline_s[:, None] * stretch - self.network_delay_s[pool] - own[:, None]
+        slack = self.deadline_s[:, None] * stretch - self.network_delay_s[pool][:, None] - own[:, None]
         decodes = self.decodes[:, None]
         share = np.divide(slack, decodes, out=np.full(slack.shape, np.inf), where=decodes > 0)
         possible = self.fits[pool][:, None] & (slack >= -_ROUNDING) & (share >= pace[0] * (1 - _ROUNDING))
@@ -100,7 +100,8 @@ def typical_work(situation: Situation) -> Work:
 
     Where a task states quantiles of its output lengths, these are the lengths. Where it states a mean, lengths follow
     the maximum-entropy distribution with that mean on their range, which is uniform if the mean is the middle. For a
-    model whose cache rejects long prompts, all prompts count as the task's shortest.
+    model whose cache rejects long prompts, all prompts count as the task's shortest. Requests count as if all came from
+    the origin that is nearest to each pool, which only lowers their charges.
     """
     tasks = situation.tasks
     tables = Tables.of(situation.fleet, max(task.prompt_tokens[1] for task in tasks))
@@ -123,6 +124,7 @@ def typical_work(situation: Situation) -> Work:
         output=output,
         deadline_s=situation.deadlines(task, output),
         late_costs=late_costs,
+        delay_s=situation.least_delay_s[:, None],
     )
 
 
@@ -154,6 +156,7 @@ def work_of(
     output: Int[np.ndarray, " kinds"],
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
+    delay_s: np.ndarray,
 ) -> Work:
     """The costs of kinds of requests.
 
@@ -168,6 +171,7 @@ def work_of(
       prefill_s: (pools, kinds) duration of the prefill.
       deadline_s: (kinds,) deadline on the latency.
       late_costs: (pools,) see `Work`.
+      delay_s: (pools, kinds or 1) network delay of the answers.
     """
     claim = prompt + np.ceil(tables.cache_output_share * output)
     together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest
@@ -183,7 +187,7 @@ def work_of(
         late_costs=late_costs,
         tables=tables,
         batch_limit=np.clip(together, 1, situation.fleet.max_batch).astype(np.int64),
-        network_delay_s=situation.fleet.network_delay_s,
+        network_delay_s=np.broadcast_to(delay_s, prefill_s.shape),
     )
 
 

@@ -59,6 +59,7 @@ class Newcomer(NamedTuple):
       arrival_rate: () estimated arrival rate, requests per second.
       output_limit: () the client's limit on its output; None where clients state none.
       deadline_factor: () factor in force on its deadline; None where deadlines do not change.
+      origin: () index of its origin; None where requests have none.
     """
 
     task: Any
@@ -66,6 +67,7 @@ class Newcomer(NamedTuple):
     arrival_rate: Any
     output_limit: Any = None
     deadline_factor: Any = None
+    origin: Any = None
 
     @classmethod
     def of(cls, observation: Observation) -> Newcomer:
@@ -76,6 +78,7 @@ class Newcomer(NamedTuple):
             observation.arrival_rate,
             observation.output_limit,
             observation.deadline_factor,
+            observation.origin,
         )
 
 
@@ -361,7 +364,12 @@ def work_s(newcomer: Newcomer, course: Course, observed_slowdown: Any, params: A
 def completion_s(newcomer: Newcomer, course: Course, params: Any, xp: Any = np) -> Any:
     """(pools,) expected seconds until the last token, with the network delay."""
     length = expected_length(newcomer, params, xp)
-    return params.network_delay_s + course.first_token_s + (length - 1.0) * course.step_s
+    return own_delay_s(newcomer.origin, params) + course.first_token_s + (length - 1.0) * course.step_s
+
+
+def own_delay_s(origin: Any, params: Any) -> Any:
+    """() or (pools,) network delay of the answer to a request from an origin, or from none."""
+    return params.network_delay_s if origin is None else params.origin_delay_s[origin]
 
 
 class Prospect(NamedTuple):
@@ -394,7 +402,7 @@ def own_value(
     newcomer: Newcomer, ahead: Prospect, line: Line, course: Course, terms: Terms, params: Any, xp: Any = np
 ) -> Any:
     """(pools,) expected reward of the new request, over the law of its output length."""
-    base_s = params.network_delay_s + course.first_token_s - course.step_s
+    base_s = own_delay_s(newcomer.origin, params) + course.first_token_s - course.step_s
     latency_s = base_s[:, None] + course.step_s[:, None] * ahead.length[None]
     slack_s = ahead.deadline_s[None] - latency_s
     timely, met = _in_time(slack_s, ahead.steepness[None], ahead.deadline_s[None], params, terms, xp)
@@ -479,9 +487,12 @@ def harm(
     length = expected_length(newcomer, params, xp)
     apart_s = course.step_s - course.pace_s
     delay_s = (course.own_prefill_s * stretch - apart_s)[:, None] + xp.minimum(remainder, length) * apart_s[:, None]
-    until_s = params.network_delay_s + course.admission_s + line.waiting_s * stretch
+    until_s = course.admission_s + line.waiting_s * stretch
+    if view.delay_s is None:
+        until_s = params.network_delay_s + course.admission_s + line.waiting_s * stretch
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (then + remainder)
-    slack_s = deadline_s - (view.age_s + until_s[:, None]) - remaining_s
+    age_s = view.age_s if view.delay_s is None else view.age_s + view.delay_s
+    slack_s = deadline_s - (age_s + until_s[:, None]) - remaining_s
     steepness = 0.5 / (softness.in_flight * remaining_s + _SHORTEST_S)
     total = _total(still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, view.terms, xp), xp)
     if view.beside is None:
@@ -537,7 +548,8 @@ def _harm_beside(
     overlap_s = xp.maximum(xp.minimum(left_s, done_s[:, None, None]) - until_s[:, None, None], 0.0)
     delay_s = (params.slowdown.T - 1.0)[..., None] * overlap_s
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (tokens + remainder)
-    slack_s = deadline_s - _of_column(params.network_delay_s) - beside.age_s - left_s
+    network_s = _of_column(params.network_delay_s) if beside.delay_s is None else beside.delay_s
+    slack_s = deadline_s - network_s - beside.age_s - left_s
     steepness = 0.5 / (softness.in_flight * left_s + _SHORTEST_S)
     loss = _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, beside.terms, xp)
     return (loss * ~mine).sum((-1, -2))
@@ -557,7 +569,10 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.
     ahead = (view.order[..., None, :] <= view.order[..., :, None]) & hopes[..., None, :]
-    fits = ahead.sum(-1) <= (slots(params) - begun.sum(-1))[..., None]
+    most = slots(params)
+    if params.pools is not None:
+        most = most.reshape(*(1,) * (begun.ndim - 2), -1)
+    fits = ahead.sum(-1) <= (most - begun.sum(-1))[..., None]
     if view.terms.cache_limit:
         claim = _claim(view, params, xp)
         used = (claim * begun).sum(-1)
@@ -665,7 +680,7 @@ def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
 
 def _of_column(of_pools: Any) -> Any:
     """() as it is, or (pools,) values with axes so that they go with (pools, pools, seats), the second axis's."""
-    return of_pools[:, None] if of_pools.ndim else of_pools
+    return of_pools[None, :, None] if of_pools.ndim else of_pools
 
 
 def _along(of_pools: Any, like: Any) -> Any:

@@ -35,6 +35,7 @@ class ServingParams:
     priors: Priors
     rule: Rule | None = None
     pools: PoolNumbers | None = None
+    origin_delay_s: np.ndarray | None = None
 
     @classmethod
     def of(cls, situation: Situation, longest_prompt: int | None = None, *, rule: Rule | None = None) -> ServingParams:
@@ -61,4 +62,5 @@ class ServingParams:
             priors=Priors.of(situation),
             rule=rule,
             pools=None if fleet.uniform else fleet.numbers,
+            origin_delay_s=situation.origin_delay_s,
         )

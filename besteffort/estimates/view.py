@@ -80,6 +80,7 @@ class InFlightView:
         answers are not streamed.
       output_limit: (pools, seats) the client's limit on its output; None where clients state none.
       deadline_factor: (pools, seats) factor in force on its deadline; None where deadlines do not change.
+      delay_s: (pools, seats) network delay of its answer; None where requests have no origin.
       batch_sizes: (pools,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
         may have been read earlier.
       seen_s: (pools, seats) seconds since it was as this view says; None where all is as of now.
@@ -103,6 +104,7 @@ class InFlightView:
     order: Any = None
     output_limit: Any = None
     deadline_factor: Any = None
+    delay_s: Any = None
     batch_sizes: Any = None
     seen_s: Any = None
     share: Any = None

@@ -27,8 +27,8 @@ from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
-from besteffort.workload.requests import Requests
-from besteffort.workload.sample import as_requests, draw
+from besteffort.workload.requests import Requests, check_origins
+from besteffort.workload.sample import as_requests, draw, origins_of
 from besteffort.workload.synthetic_workload import spreads_rates, strata
 from besteffort.workload.types import Arrival
 
@@ -83,7 +83,7 @@ def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, 
     of_seeds = jax.vmap(partial(draw, n=n), in_axes=(None, 0))
     arrivals = jax.device_get(jax.vmap(of_seeds, in_axes=(0, None))(stacked, keys))
     return [
-        as_requests(jax.tree.map(lambda field, at=(i, j): field[at], arrivals), task_names)
+        as_requests(jax.tree.map(lambda field, at=(i, j): field[at], arrivals), task_names, origins_of(workloads[i]))
         for i, j in itertools.product(range(len(workloads)), range(len(seeds)))
     ]
 
@@ -238,6 +238,10 @@ def _play_together(
         fields["deadline_factor"] = np.stack([requests.deadline_factors for requests in lists])
     if any(requests.output_limit is not None for requests in lists):
         fields["output_limit"] = np.stack([requests.output_limits for requests in lists])
+    if "origin" in stacked:
+        for one in distinct:
+            check_origins(lists[0], one)
+        fields["origin"] = stacked["origin"]
     arrivals = jax.tree.map(jnp.asarray, Arrival(**fields))
     # Every rollout carries a router of each kind and follows its own.
     kinds = list(dict.fromkeys(rollout.kind for rollout in rollouts))
@@ -286,7 +290,14 @@ def _stack(lists: Sequence[Requests]) -> dict[str, np.ndarray]:
     lengths = {len(requests) for requests in lists}
     if len(lengths) != 1:
         raise InputError(f"The lists have {sorted(lengths)} requests; give lists of one length, or cut them to one.")
-    return {field: np.stack([getattr(requests, field) for requests in lists]) for field in ("arrival_s", *_FIELDS)}
+    fields = {field: np.stack([getattr(requests, field) for requests in lists]) for field in ("arrival_s", *_FIELDS)}
+    if len({requests.origins for requests in lists}) > 1 or len({requests.origin is None for requests in lists}) > 1:
+        raise InputError("The lists differ in their `origins`; give lists with the same, or without.")
+    return (
+        fields
+        if lists[0].origin is None
+        else fields | {"origin": np.stack([np.asarray(each.origin) for each in lists])}
+    )
 
 
 def _float(leaf: Any) -> Any:
@@ -346,8 +357,12 @@ def _result(
     arrival_s = requests["arrival_s"]
     delays_s = np.array([actual.fleet.network_delay_s for actual in actual_situations], np.float32)
     delay_s = np.take_along_axis(delays_s, placement.pool, axis=1)
+    if "origin" in requests:
+        tables = [actual.fleet.delay_table(actual.origin_names) for actual in actual_situations]
+        rows = zip(tables, requests["origin"], placement.pool, strict=True)
+        delay_s = np.array([table[origin, pool] for table, origin, pool in rows], np.float32)
     return Result.of(
-        requests,
+        {name: column for name, column in requests.items() if name != "origin"},
         model=placement.pool,
         replica=placement.replica,
         admission_s=arrival_s + timing.wait_s,

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from besteffort.estimates.estimates import Course, Newcomer, brought_up, completion_s, count, follow, settled, slots
+from besteffort.estimates.estimates import (
+    Course,
+    Newcomer,
+    brought_up,
+    completion_s,
+    count,
+    follow,
+    own_delay_s,
+    settled,
+    slots,
+)
 from besteffort.estimates.reward import timeliness
 from besteffort.observation import Observation
 from besteffort.pools import least_loaded, smallest
@@ -64,7 +74,9 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
     waiting = jnp.maximum(batch + 1 - most, 0) * output / most * iteration(most)
     first = _prefill(params, own_prompt) + decode(neighbours)
     further = (own_output - 1) * (decode(neighbours + 1) + neighbours * admission_s)
-    return (residual + waiting + first + further) * _stretch(observation, params, row) + params.network_delay_s
+    return (residual + waiting + first + further) * _stretch(observation, params, row) + own_delay_s(
+        observation.origin, params
+    )
 
 
 def course_ahead(observation: Observation, params: EnvParams) -> Course:

@@ -24,7 +24,7 @@ from besteffort.files import os_errors_as_input_errors, write_text
 from besteffort.pools import Pool
 from besteffort.profile import builtin_profiles, load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
-from besteffort.situation import Cluster, Reward, Situation, Task, View
+from besteffort.situation import Cluster, Origin, Reward, Situation, Task, View
 from besteffort.validation import as_data, did_you_mean, from_json
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ class SituationConfig:
         that file, elsewhere from the working directory.
       tasks: what is asked for.
       cluster: what serves, where all machines are alike.
+      origins: where requests come from, for pools that state `delays`.
       pools: what serves, where they are not; `hardware` of one is a profile, named like `profile`.
       reward: what counts.
       view: what the router sees.
@@ -50,6 +51,7 @@ class SituationConfig:
     reward: Reward = Reward()
     view: View = View()
     pools: tuple[Pool, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     def build(self) -> Situation:
         """The situation, with its profile loaded.
@@ -72,6 +74,7 @@ class SituationConfig:
             view=self.view,
             pools=pools,
             hardware=tuple(others),
+            origins=self.origins,
         )
 
 

@@ -133,6 +133,7 @@ def build(
         priors=jax.tree.map(numbers, Priors.of(situation, longest_output, uniform=not uneven)) if estimates else None,
         rule=None if rule is None else jax.tree.map(numbers, rule),
         pools=_differences(fleet) if uneven else None,
+        origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
     )
     return shape, _with_later_views(params, shape, situation)
 

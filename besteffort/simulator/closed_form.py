@@ -72,6 +72,7 @@ class Seats(NamedTuple):
       done_excess_s, admission_excess_s, first_token_excess_s: what has passed by then since the boundary, idle or not,
         less what would have by the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.Answers`; None unless answers are compared.
+      delay_s: network delay; None where requests have no origin.
     """
 
     index: Array  # type: ignore[assignment]
@@ -92,6 +93,7 @@ class Seats(NamedTuple):
     admission_excess_s: Any = None
     first_token_excess_s: Any = None
     fixed_s: Any = None
+    delay_s: Any = None
 
 
 class DeparturePlan(NamedTuple):
@@ -168,7 +170,7 @@ class Instances(NamedTuple):
 
 
 def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
-    """Idle instances, for requests that state what `like` states; needed with `EnvShape.estimates` only."""
+    """Idle instances, for requests that state what `like` states: origins, limits, factors; none by default."""
     one = (shape.instances,)
     estimates = shape.estimates is not None
     infers = shape.estimates is not None and shape.estimates.infers_admissions
@@ -189,6 +191,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         eligible=whole if infers else None,
         output_limit=whole if estimates and like and like.output_limit is not None else None,
         deadline_factor=real if estimates and like and like.deadline_factor is not None else None,
+        delay_s=real if like and like.origin is not None else None,
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
@@ -336,7 +339,7 @@ def _pool_of_each(shape: EnvShape) -> Array:
 
 def _values(shape: EnvShape, params: EnvParams, seats: Seats, pool: Array) -> Array:
     """Rewards of the requests if they depart as planned."""
-    return earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s)
+    return earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s, seats.delay_s)
 
 
 def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, pool: Array) -> Array:
@@ -402,6 +405,7 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
         order=seats.index if infers else None,
         output_limit=seats.output_limit,
         deadline_factor=seats.deadline_factor,
+        delay_s=seats.delay_s,
         seen_s=late_s,
         unseen=not_seen,
         terms=terms,
@@ -674,6 +678,7 @@ def _admit(
         admission_excess_s=insert(seats.admission_excess_s, 0.0),
         first_token_excess_s=insert(seats.first_token_excess_s, 0.0),
         fixed_s=insert(seats.fixed_s, request.fixed_s),
+        delay_s=insert(seats.delay_s, request.delay_s),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1

@@ -209,6 +209,7 @@ class ServingEnvironment:
             instance_batch_sizes=seen_sizes,
             deadline_s=visible_s,
             takes=takers(params),
+            origin=arrival.origin,
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
         if shape.estimates is not None:
@@ -268,6 +269,7 @@ class ServingEnvironment:
             fixed_s=fixed,
             output_limit=arrival.output_limit if shape.estimates else None,
             deadline_factor=arrival.deadline_factor if shape.estimates else None,
+            delay_s=None if arrival.origin is None else params.origin_delay_s[arrival.origin, pool],
         )
         instances, ledger, credit = self._dynamics.submit(
             shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept

@@ -101,6 +101,7 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
             fixed_s=real if compares_answers(shape) else None,
             output_limit=whole if estimates and like.output_limit is not None else None,
             deadline_factor=real if estimates and like.deadline_factor is not None else None,
+            delay_s=real if like.origin is not None else None,
         )
 
     none = jnp.zeros(one)
@@ -248,6 +249,7 @@ def _counted(shape: EnvShape, instances: Instances) -> InFlightView:
         order=request.index if infers else None,
         output_limit=request.output_limit,
         deadline_factor=request.deadline_factor,
+        delay_s=request.delay_s,
         terms=terms,
     )
 
@@ -279,7 +281,7 @@ def _end(
     departs = served & (tokens >= request.output_tokens)
     pool = (jnp.arange(shape.instances) % shape.pools)[:, None]
     service_s = now_s - request.arrival_s
-    value = earned(shape, params, pool, request.task, service_s, request.deadline_s)
+    value = earned(shape, params, pool, request.task, service_s, request.deadline_s, request.delay_s)
     timing = None
     if shape.record:
         timing = Timing(running.admission_s - request.arrival_s, first_token_s - request.arrival_s, service_s)

@@ -42,6 +42,7 @@ class Listener(Protocol):
         prompt_tokens: int,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        origin: str | None = None,
         at: float | None = None,
     ) -> None: ...
 
@@ -126,7 +127,8 @@ def simulate_reference(
             instance_batch_sizes=seen_sizes.copy(),
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
-            takes=None if replicas.placed.all() else replicas.placed,
+            origin=None if requests.origin is None else int(requests.origin[index]),
+            takes=replicas.takes,
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
@@ -148,6 +150,7 @@ def simulate_reference(
                 prompt_tokens=request.prompt_tokens,
                 max_tokens=limit,
                 deadline_s=None if factor is None else observation.deadline_s,
+                origin=None if requests.origin is None else requests.origins[requests.origin[index]],
                 at=now,
             )
         request.pool = int(route(index, observation))
@@ -156,13 +159,14 @@ def simulate_reference(
                 f"The router chose pool {request.pool} for request {index}; "
                 f"it must return an index from 0 to {tables.pools - 1}."
             )
+        request.delay_s = _delay_s(requests, index, pools[request.pool])
         replicas.place(request, now)
     replicas.advance(math.inf)
 
     pool = np.array([request.pool for request in served])
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
-    delay_s = np.array([pools[request.pool].network_delay_s for request in served])
+    delay_s = np.array([request.delay_s for request in served])
     latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + delay_s)
     return Result.of(
         requests.columns,
@@ -183,6 +187,16 @@ def simulate_reference(
     )
 
 
+def _delay_s(requests: Requests, index: int, pool: Pool) -> float:
+    """Network delay of a pool's answer to a request."""
+    if requests.origin is not None:
+        origin = requests.origins[requests.origin[index]]
+        for delay in pool.delays:
+            if delay.origin == origin:
+                return delay.network_delay_s
+    return pool.network_delay_s
+
+
 @dataclasses.dataclass(slots=True)
 class _Request:
     """A request and its progress so far; times in seconds."""
@@ -197,6 +211,7 @@ class _Request:
     token_s: list[float] = dataclasses.field(default_factory=list)
     fixed_s: float = math.inf  # see `besteffort.estimates.correction.fixed_s`
     pool: int = -1
+    delay_s: float = 0.0
     replica: int = -1
     admission_s: float = math.nan
     first_token_s: float = math.nan
@@ -226,7 +241,7 @@ class _Replicas:
       instances: of each pool those of its replicas.
       beside: the instances on each GPU, by pool.
       batch_sizes: (rows, pools) running plus waiting requests, see `besteffort.pools.Layout`.
-      placed: (rows, pools) where there are replicas.
+      takes: (rows, pools) where there are replicas; None where they are everywhere.
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
@@ -243,9 +258,10 @@ class _Replicas:
         self._by_tables = by_tables
         self._streamed = streamed
         layout = Layout.of(pools, tables.slowdown)
-        self._row, self.placed = layout.rows, layout.placed
+        self._row = [np.array(rows) for rows in layout.rows]
+        self.takes = None if layout.placed.all() else layout.placed
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
-        self._answers = np.zeros((*self.placed.shape, 3))  # `Answers` since then
+        self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
         self._slowdown = tables.slowdown.tolist()
@@ -260,7 +276,7 @@ class _Replicas:
                 self.beside.setdefault(instance.gpu, {})[pool] = instance
         # Heap of (end, GPU, pool, replica) of the iterations in progress; a GPU has one replica of a pool at most.
         self._ends: list[tuple[float, int, int, int]] = []
-        self.batch_sizes = np.zeros(self.placed.shape, dtype=np.int64)
+        self.batch_sizes = np.zeros(layout.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
     def seen_by(self, index: int, now: float, view: View, gateway: Sequence[int]) -> _Seen:
@@ -277,7 +293,7 @@ class _Replicas:
         recent = [sum(at == now and one.sent_s > then for some in each for one, at in some) for each in held]
         sizes = np.zeros_like(self.batch_sizes)
         for pool, each in enumerate(held):
-            sizes[list(self._row[pool]), pool] = [len(some) for some in each]
+            sizes[self._row[pool], pool] = [len(some) for some in each]
         return _Seen(
             batch_sizes=sizes,
             rows=[held[pool][replica] for pool, replica in enumerate(picked)],
@@ -323,7 +339,7 @@ class _Replicas:
 
     def place(self, request: _Request, now: float) -> None:
         """Hands a request to the least loaded replica of its pool, or rejects it."""
-        pool, replica = request.pool, self.picked()[request.pool]
+        pool, replica = request.pool, self.picked(request.pool)
         row = self._row[pool][replica]
         full = self.batch_sizes[row, pool] >= self._pools[pool].places
         if full or request.cache_claim > self._cache_tokens[pool]:
@@ -350,10 +366,10 @@ class _Replicas:
         if not instance.busy:
             self._start_iteration(pool, replica, now)
 
-    def picked(self) -> list[int]:
-        """Of each pool the replica with the smallest batch, the first on a tie."""
-        sizes = [self.batch_sizes[list(rows), pool] for pool, rows in enumerate(self._row)]
-        return [int(each.argmin()) for each in sizes]
+    def picked(self, pool: int) -> int:
+        """The replica of a pool with the smallest batch, the first on a tie."""
+        rows = slice(None) if self.takes is None else self._row[pool]
+        return int(self.batch_sizes[rows, pool].argmin())
 
     def _end_iteration(self, pool: int, replica: int, now: float) -> None:
         """Gives every running request one more token; requests with all their tokens leave."""
@@ -445,7 +461,7 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
     size = (len(seen.rows), max(1, *map(len, seen.rows)))
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
     tokens, index = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    elapsed_s, seen_s = np.zeros(len(seen.rows)), np.zeros(size)
+    elapsed_s, seen_s, delay_s = np.zeros(len(seen.rows)), np.zeros(size), np.zeros(size)
     for row, (held, begins_s, ran) in enumerate(zip(seen.rows, seen.begins_s, seen.ran, strict=True)):
         shows = False
         for seat, (request, at) in enumerate(held):
@@ -454,18 +470,19 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
             eligible[row, seat] = request.first_iteration < np.searchsorted(begins_s, at, side="right")
             tokens[row, seat] = sum(moment <= at for moment in request.token_s)
             index[row, seat] = request.index
+            delay_s[row, seat] = request.delay_s
             seen_s[row, seat] = 0.0 if at == now else now - seen.others_s
             shows |= bool(running[row, seat]) and at == now
         at = now if shows else seen.others_s
         if shows or ran:
             elapsed_s[row] = at - begins_s[begins_s <= at][-1]
-    view = _view(requests, present, running, eligible, tokens, index, elapsed_s, now, terms)
+    view = _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
     return dataclasses.replace(view, seen_s=seen_s, unseen=seen.unseen)
 
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    own = [replicas.instances[pool][replica] for pool, replica in enumerate(replicas.picked())]
+    own = [each[replicas.picked(pool)] for pool, each in enumerate(replicas.instances)]
     view = _rows(requests, own, now, terms)
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()
@@ -485,7 +502,7 @@ def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms:
     size = (len(instances), terms.capacity)
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
     tokens, index = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    elapsed_s = np.zeros(len(instances))
+    elapsed_s, delay_s = np.zeros(len(instances)), np.zeros(size)
     for row, instance in enumerate(instances):
         held = [*instance.running, *instance.waiting]
         present[row, : len(held)] = True
@@ -493,8 +510,9 @@ def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms:
         eligible[row, : len(instance.running) + instance.passed_over] = True
         tokens[row, : len(instance.running)] = [request.generated for request in instance.running]
         index[row, : len(held)] = [request.index for request in held]
+        delay_s[row, : len(held)] = [request.delay_s for request in held]
         elapsed_s[row] = now - instance.begun_s
-    return _view(requests, present, running, eligible, tokens, index, elapsed_s, now, terms)
+    return _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
 
 
 def _view(
@@ -504,6 +522,7 @@ def _view(
     eligible: np.ndarray,
     tokens: np.ndarray,
     index: np.ndarray,
+    delay_s: np.ndarray,
     elapsed_s: np.ndarray,
     now: float,
     terms: Terms,
@@ -522,6 +541,7 @@ def _view(
         order=index if infers else None,
         output_limit=None if requests.output_limit is None else requests.output_limit[index],
         deadline_factor=None if requests.deadline_factor is None else requests.deadline_factor[index],
+        delay_s=None if requests.origin is None else delay_s,
         terms=terms,
     )
 

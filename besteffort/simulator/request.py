@@ -27,6 +27,7 @@ class Request(NamedTuple):
       cache_tokens: tokens that it claims of the key-value cache; None unless `EnvShape.cache_limit`.
       prefill_excess_s: what its prefill takes beyond the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.fixed_s`; None unless whole answers are compared.
+      delay_s: network delay of its answer; None where requests have no origin: then it is that of the pool.
       output_limit, deadline_factor: as in `Arrival`; None unless `EnvShape.estimates`, and where requests have none.
     """
 
@@ -42,6 +43,7 @@ class Request(NamedTuple):
     fixed_s: Any = None
     output_limit: Array | None = None
     deadline_factor: Array | None = None
+    delay_s: Any = None
 
 
 def compares_iterations(shape: EnvShape) -> bool:
@@ -100,12 +102,23 @@ def takers(params: EnvParams) -> Array | None:
     return None if params.pools is None else params.pools.placed
 
 
-def earned(shape: EnvShape, params: EnvParams, pool: Array, task: Array, service_s: Array, deadline_s: Array) -> Array:
-    """Reward of answers by `pool` that took `service_s` plus the network delay; arguments broadcast."""
+def earned(
+    shape: EnvShape,
+    params: EnvParams,
+    pool: Array,
+    task: Array,
+    service_s: Array,
+    deadline_s: Array,
+    own_delay_s: Array | None = None,
+) -> Array:
+    """Reward of answers by `pool` that took `service_s` plus the network delay; arguments broadcast.
+
+    The delay is `own_delay_s`, or where that is None the pool's.
+    """
     return shape.reward_fn(
         _of_task(params.quality[:, pool], task),
         _of_task(params.weight, task),
-        service_s + delay_s(shape, params, pool),
+        service_s + (delay_s(shape, params, pool) if own_delay_s is None else own_delay_s),
         deadline_s,
         params.soft_span,
         params.miss_penalty,

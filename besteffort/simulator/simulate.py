@@ -22,7 +22,7 @@ from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
 from besteffort.situation import Deadline, Situation, Task
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import Requests, check_origins
 from besteffort.workload.types import Arrival
 
 Array = jax.Array
@@ -60,6 +60,7 @@ def simulate(
             f"The list's tasks are {', '.join(requests.tasks)}, the situation's {', '.join(situation.task_names)}; "
             "give the same names in the same order."
         )
+    check_origins(requests, situation)
     if backend not in ("jax", "reference"):
         raise InputError(f"Unknown backend `{backend}`; choose `jax` or `reference`.")
     with jax.enable_x64(True):
@@ -137,10 +138,14 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         deadline_s=jnp.asarray(requests.deadline_s, params.decode.dtype),
         deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
         output_limit=None if requests.output_limit is None else jnp.asarray(requests.output_limit),
+        origin=None if requests.origin is None else jnp.asarray(requests.origin),
     )
     played = _play(shape, node_types(router), params, router, arrivals, key)
     placement, timing, reward = jax.tree.map(np.asarray, played)
     delay_s = np.asarray(params.network_delay_s)
+    of_pool_s = delay_s[placement.pool] if shape.uneven else delay_s
+    if requests.origin is not None:
+        of_pool_s = np.asarray(params.origin_delay_s)[requests.origin, placement.pool]
     return Result.of(
         requests.columns,
         model=placement.pool,
@@ -148,7 +153,7 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         admission_s=requests.arrival_s + timing.wait_s,
         first_token_s=requests.arrival_s + timing.first_token_s,
         completion_s=requests.arrival_s + timing.service_s,
-        latency_s=timing.service_s + np.asarray(delay_s[placement.pool] if shape.uneven else delay_s, np.float64),
+        latency_s=timing.service_s + np.asarray(of_pool_s, np.float64),
         reward=reward,
     )
 

@@ -133,6 +133,8 @@ class EnvParams:
         `EnvShape.late_others`.
       gateway_delay_s: () how late one sees the requests of the others; None likewise.
       pools: how pools differ; None unless `EnvShape.uneven`.
+      origin_delay_s: (origins, pools) added to the latencies of requests from each origin; None where the situation has
+        no origins.
     """
 
     decode: Array
@@ -161,6 +163,7 @@ class EnvParams:
     gateways: Any = None
     gateway_delay_s: Any = None
     pools: PoolNumbers | None = None
+    origin_delay_s: Any = None
 
     @property
     def believed(self) -> EnvParams:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.situation import Situation
 
 NO_LIMIT = int(np.iinfo(np.int32).max)
 """The limit on output tokens of a request whose client states none."""
@@ -28,6 +29,9 @@ class Requests:
       output_limit: (n,) int32 limit on each request's output tokens that its client states, which routers may know; at
         least its output, because a limit cuts the answer. `NO_LIMIT` where a client states none, None where none does.
 
+      origin: (n,) index of each request's origin; None where requests have none.
+      origins: names of the origins; `origin` indexes into them.
+
     Raises:
       InputError: on an empty list, arrays of unequal length, unsorted or non-finite times, or values out of range.
     """
@@ -40,6 +44,8 @@ class Requests:
     deadline_s: np.ndarray
     deadline_factor: np.ndarray | None = None
     output_limit: np.ndarray | None = None
+    origin: np.ndarray | None = None
+    origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -91,6 +97,14 @@ class Requests:
                 )
             object.__setattr__(self, "output_limit", np.minimum(limit, NO_LIMIT).astype(np.int32))
 
+        if self.origin is not None:
+            origin = np.ascontiguousarray(self.origin, dtype=np.int32)
+            object.__setattr__(self, "origin", origin)
+            if origin.shape != (n,) or origin.min() < 0 or origin.max() >= len(self.origins):
+                raise InputError(
+                    f"Requests: `origin` must index one of the {len(self.origins)} `origins` for every request."
+                )
+
     def __len__(self) -> int:
         return len(self.arrival_s)
 
@@ -111,10 +125,23 @@ class Requests:
 
     def part(self, rows: slice, start_s: float) -> Requests:
         """The requests `rows`, with times counted from `start_s`."""
-        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit")}
+        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit", "origin")}
         columns = self.columns | {name: values for name, values in stated.items() if values is not None}
         columns = {name: values[rows] for name, values in columns.items()}
-        return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s})
+        return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s}, origins=self.origins)
+
+
+def check_origins(requests: Requests, situation: Situation) -> None:
+    """Checks that a list's origins, if it has any, are the situation's.
+
+    Raises:
+      InputError: if they are not.
+    """
+    if requests.origin is not None and requests.origins != situation.origin_names:
+        raise InputError(
+            f"The list's origins are {', '.join(requests.origins)}, the situation's "
+            f"{', '.join(situation.origin_names) or 'none'}; give the same names in the same order."
+        )
 
 
 _DTYPES = {

@@ -30,8 +30,9 @@ class ResampledWorkload:
 
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit: (n,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin: (n,) as in `Requests`.
       factors: factors on these deadlines, period by period; None if they do not change.
+      origins: names of the origins. Static.
     """
 
     arrivals: Any
@@ -42,6 +43,8 @@ class ResampledWorkload:
     deadline_factor: Any = None
     output_limit: Any = None
     factors: DeadlineFactors | None = None
+    origin: Any = None
+    origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def init(self, key: PRNGKeyArray) -> Any:
         if self.factors is None:
@@ -68,6 +71,7 @@ class ResampledWorkload:
             deadline_s=pick(self.deadline_s, float),
             deadline_factor=None if self.deadline_factor is None else pick(self.deadline_factor, float),
             output_limit=None if self.output_limit is None else pick(self.output_limit),
+            origin=None if self.origin is None else pick(self.origin),
         )
         if self.factors is None:
             return arrival, state
@@ -88,6 +92,8 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
         requests.deadline_factor,
         requests.output_limit,
         factors,
+        requests.origin,
+        requests.origins,
     )
 
 

@@ -44,14 +44,20 @@ def sample_workload(workload: Any, task_names: tuple[str, ...], n: int, seed: in
     The draws have the default float type of JAX; arrival times are summed in float64. A seed yields the same list every
     time, but a different list under `jax.enable_x64`.
     """
-    return as_requests(jax.device_get(draw(workload, jax.random.key(seed), n)), task_names)
+    return as_requests(jax.device_get(draw(workload, jax.random.key(seed), n)), task_names, origins_of(workload))
 
 
-def as_requests(arrivals: Arrival, task_names: tuple[str, ...]) -> Requests:
+def origins_of(workload: Any) -> tuple[str, ...]:
+    """Names of the origins of a workload's requests; of those without origins none."""
+    names: tuple[str, ...] = getattr(workload, "origins", ())
+    return names
+
+
+def as_requests(arrivals: Arrival, task_names: tuple[str, ...], origins: tuple[str, ...] = ()) -> Requests:
     """Arrivals, each field an (n,) array of NumPy, as a list."""
     columns = arrivals._asdict()
     gap_s = columns.pop("gap_s")
-    return Requests(tasks=task_names, arrival_s=np.cumsum(gap_s, dtype=np.float64), **columns)
+    return Requests(tasks=task_names, arrival_s=np.cumsum(gap_s, dtype=np.float64), **columns, origins=origins)
 
 
 def sample_requests(situation: Situation, process: Arrivals, n: int, seed: int = 0) -> Requests:

@@ -37,6 +37,8 @@ class SyntheticWorkload:
       prompt_tokens, output_tokens: (tasks, 2) smallest and largest length, both included.
       deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
       deadline_factors: factors on deadlines, period by period; None if they do not change.
+      origin_shares: (origins,) the mix of origins, summing to one; None where requests have none.
+      origins: names of the origins. Static.
     """
 
     arrivals: Any
@@ -46,6 +48,8 @@ class SyntheticWorkload:
     deadline_base_s: Any
     deadline_per_token_s: Any
     deadline_factors: DeadlineFactors | None = None
+    origin_shares: Any = None
+    origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def init(self, key: PRNGKeyArray) -> SyntheticState:
         arrivals_key, mix_key = jax.random.split(key)
@@ -74,6 +78,11 @@ class SyntheticWorkload:
         if self.deadline_factors is not None:
             factor, deadlines = self.deadline_factors.next(gap_s, state.deadlines)
             arrival = arrival._replace(deadline_s=factor * arrival.deadline_s, deadline_factor=factor)
+        if self.origin_shares is not None:
+            # A key of its own, so that the other draws are as without origins.
+            uniform = jax.random.uniform(jax.random.fold_in(request_key, 1))
+            origin = (uniform >= jnp.cumsum(jnp.asarray(self.origin_shares, float))[:-1]).sum(dtype=jnp.int32)
+            arrival = arrival._replace(origin=origin)
         return arrival, SyntheticState(arrivals, mix, deadlines)
 
 
@@ -102,6 +111,8 @@ def synthetic(
         deadline_base_s=np.array([task.deadline.base_s for task in tasks]),
         deadline_per_token_s=np.array([task.deadline.per_token_s for task in tasks]),
         deadline_factors=factors,
+        origin_shares=situation.origin_shares if situation.origins else None,
+        origins=situation.origin_names,
     )
 
 

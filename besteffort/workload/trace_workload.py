@@ -26,8 +26,9 @@ class ReplayWorkload:
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit: (n + 1,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin: (n + 1,) as in `Requests`.
       random_start: start at a random request instead of the first one. Static.
+      origins: names of the origins. Static.
     """
 
     gap_s: Any
@@ -37,7 +38,9 @@ class ReplayWorkload:
     deadline_s: Any
     deadline_factor: Any = None
     output_limit: Any = None
+    origin: Any = None
     random_start: bool = dataclasses.field(default=True, metadata={"static": True})
+    origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def length(self) -> int:
@@ -59,6 +62,7 @@ class ReplayWorkload:
             deadline_s=jnp.asarray(self.deadline_s, float)[state],
             deadline_factor=None if self.deadline_factor is None else jnp.asarray(self.deadline_factor, float)[state],
             output_limit=None if self.output_limit is None else jnp.asarray(self.output_limit)[state],
+            origin=None if self.origin is None else jnp.asarray(self.origin)[state],
         )
         return arrival, jnp.where(state == self.length, 1, state + 1)
 
@@ -152,5 +156,7 @@ def replay(requests: Requests, start: Literal["random", "first"] = "random") -> 
         deadline_s=ring(requests.deadline_s),
         deadline_factor=None if requests.deadline_factor is None else ring(requests.deadline_factor),
         output_limit=None if requests.output_limit is None else ring(requests.output_limit),
+        origin=None if requests.origin is None else ring(requests.origin),
         random_start=start == "random",
+        origins=requests.origins,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.situation import Situation
 from besteffort.workload.columns import Labels
 from besteffort.workload.readers import MafOptions, ServeGenOptions
@@ -163,6 +163,7 @@ class _Parts:
     prompt: np.ndarray | None
     output: np.ndarray | None
     limit: np.ndarray | None = None
+    origin: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -208,6 +209,8 @@ def _complete(
         output_tokens=fitting_outputs,
         deadline_s=situation.deadlines(task, fitting_outputs),
         output_limit=None if limit is None else np.where(np.isnan(limit), NO_LIMIT, limit),
+        origin=parts.origin,
+        origins=() if parts.origin is None else situation.origin_names,
     )
     rate = mean_rate(requests)
     doubt: tuple[str, ...] = ()
@@ -256,7 +259,9 @@ def _parts(found: Records, situation: Situation) -> _Parts:
             limit = np.where(low, np.nan, limit)
     label = found.labels.get("task")
     task = None if label is None else _situation_tasks(found.path, label, situation)
-    return _Parts(arrival_s, task, found.counts.get("prompt"), output, limit, (*found.notes, *notes))
+    label = found.labels.get("origin") if situation.origins else None
+    origin = None if label is None else _situation_origins(found.path, label, situation)
+    return _Parts(arrival_s, task, found.counts.get("prompt"), output, limit, origin, (*found.notes, *notes))
 
 
 def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndarray:
@@ -269,6 +274,19 @@ def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndar
                 f"{path}: task `{label.names[code]}` is not a task of the situation, which has {', '.join(known)}; "
                 "rename it in the file or add it to the situation. `besteffort quickstart --trace` takes the log's "
                 "tasks, and `besteffort profile fit` writes a situation with them."
+            )
+    return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]
+
+
+def _situation_origins(path: Path, label: Labels, situation: Situation) -> np.ndarray:
+    known = situation.origin_names
+    if (label.index < 0).any():
+        raise InputError(f"{path}: `{label.name}` is empty for {(label.index < 0).sum():,} requests; say where from.")
+    for code in np.unique(label.index).tolist():
+        if label.names[code] not in known:
+            raise InputError(
+                f"{path}: origin `{brief(label.names[code])}` is not an origin of the situation, which has "
+                f"{', '.join(known)}; rename it in the file or add it to the situation."
             )
     return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]
 

@@ -20,6 +20,7 @@ class Arrival(NamedTuple):
       deadline_factor: the factor in force on deadlines, included in `deadline_s`; None if they never change.
       output_limit: the client's limit on output tokens, at least `output_tokens`, as in
         `besteffort.workload.requests.Requests`; None if no client states one.
+      origin: index of its origin; None if requests have none.
     """
 
     gap_s: Array
@@ -29,6 +30,7 @@ class Arrival(NamedTuple):
     deadline_s: Array
     deadline_factor: Array | None = None
     output_limit: Array | None = None
+    origin: Array | None = None
 
 
 @runtime_checkable

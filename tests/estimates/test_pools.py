@@ -30,7 +30,7 @@ def marks(kind: PoolKind) -> list[pytest.MarkDecorator]:
     return [pytest.mark.optimised] if "slowdown" in kind.kind.extras else []
 
 
-@pytest.mark.parametrize("index", [pytest.param(i, marks=marks(KINDS[i]), id=str(KINDS[i])) for i in (0, 1, 2, 3)])
+@pytest.mark.parametrize("index", [pytest.param(i, marks=marks(KINDS[i]), id=str(KINDS[i])) for i in (0, 2, 3, 4)])
 def test_all_three_agree_at_every_decision(index: int) -> None:
     changes = {"streamed": index != 2, "slowdown_tau_s": 2.0 * (index in (0, 2))}
     cases = [draw_pool_list(KINDS[index], 10 * index + k, **changes) for k in range(LISTS)]

@@ -304,6 +304,7 @@ def stacked_lists(cases: Sequence[Case]) -> tuple[Arrival, Router, jax.Array]:
             r.deadline_s,
             r.deadline_factor,
             r.output_limit,
+            r.origin,
         )
         for r in (case.requests for case in cases)
     ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from besteffort.pools import Pool
+from besteffort.pools import OriginDelay, Pool
 from besteffort.profile import Profile
-from besteffort.situation import Cluster, Situation
+from besteffort.situation import Cluster, Origin, Situation
 from tests.simulator.cases import LENGTH, Case, Kind, _draw_profile, _draw_router, draw_case
 
 DEVICES = (None, "other", "third")
@@ -20,9 +20,9 @@ _EXTRAS: tuple[frozenset[str], ...] = tuple(
         (
             ("delay",),
             ("slowdown",),
-            ("context", "delay"),
-            ("cache", "delay", "lag", "stale"),
-            ("slowdown", "context", "cache", "delay", "factors"),
+            ("context", "delay", "origins"),
+            ("cache", "delay", "lag", "stale", "origins"),
+            ("slowdown", "context", "cache", "delay", "factors", "origins"),
             (),
         ),
     )
@@ -77,10 +77,24 @@ def draw_pool_case(kind: PoolKind, seed: int, length: int = LENGTH) -> Case:
     )
     pools = draw_pools(kind, profile, rng)
     situation = dataclasses.replace(plain.situation, cluster=Cluster(), pools=pools, hardware=hardware)
+    requests = plain.requests.part(slice(0, length), 0.0)
+    if "origins" in base.extras:
+        names = ("east", "west", "north")
+        origin = rng.integers(0, len(names), len(requests))
+        requests = dataclasses.replace(requests, origin=origin, origins=names)
+        delays = [
+            tuple(OriginDelay(name, float(rng.integers(0, 16)) / 64) for name in names if rng.random() < 0.7)
+            for _ in pools
+        ]
+        situation = dataclasses.replace(
+            situation,
+            origins=tuple(map(Origin, names)),
+            pools=tuple(dataclasses.replace(pool, delays=each) for pool, each in zip(pools, delays, strict=True)),
+        )
     rows = len(situation.fleet.layout.placed)
     rate = len(plain.requests) / (float(plain.requests.arrival_s[-1]) + 1e-3)
     router = _draw_router(rng, dataclasses.replace(base, models=kind.pools, replicas=rows), rate)
-    return Case(plain.requests.part(slice(0, length), 0.0), situation, router, seed)
+    return Case(requests, situation, router, seed)
 
 
 def draw_pools(kind: PoolKind, profile: Profile, rng: np.random.Generator) -> tuple[Pool, ...]:
@@ -93,7 +107,7 @@ def draw_pools(kind: PoolKind, profile: Profile, rng: np.random.Generator) -> tu
     taken: set[tuple[int, str]] = set()
     for index in range(kind.pools):
         source = fixed if shared else rng
-        model, device = str(source.choice(names)), int(source.integers(len(DEVICES)))
+        model, device = str(source.choice(names)), int(source.integers(2 if shared else len(DEVICES)))
         replicas = base.replicas if index == 0 else int(source.integers(1, base.replicas + 1))
         gpus = None
         if shared:

@@ -51,6 +51,8 @@ def test_the_lists_are_as_nasty_as_they_should_be() -> None:
         assert np.mean([np.ptp(getattr(fleet, name)) > 0 for fleet in fleets]) > 0.4
     assert np.mean([len({pool.hardware for pool in fleet.pools}) > 1 for fleet in fleets]) > 0.8
     assert np.mean([(np.diff(fleet.model) < 0).any() for fleet in fleets]) > 0.4
+    origins = [case.requests.origin is not None for index in range(len(KINDS)) for case, _ in lists(index)]
+    assert 0.4 < np.mean(origins) < 0.6
     assert np.mean([(fleet.slowdown != 1).any() for fleet in fleets]) > 0.3
     results = [truth for index in range(len(KINDS)) for _, truth in lists(index)]
     assert np.mean([truth.rejected.any() for truth in results]) > 0.4

@@ -92,6 +92,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "limit": Field(("output_limit", "max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")),
     "task": Field(("task", "task_name", "taskName")),
+    "origin": Field(("origin",)),
     "model": Field(("model", "model_name", "modelName", "Model")),
     "replica": Field(("replica", "instance")),
     "failed": Field(("error", "status", "failed", "error_message")),

@@ -1,7 +1,7 @@
 """This package's own format: per request its arrival in seconds, its lengths, perhaps its task and a limit.
 
-Columns `arrival_s`, `prompt_tokens`, `output_tokens`, and if you like `task` (a name) and `output_limit`, the most
-tokens that the client wants, empty where it states none. CSV or JSON lines; rows in order of arrival.
+Columns `arrival_s`, `prompt_tokens`, `output_tokens`, and if you like `task` and `origin` (names) and `output_limit`,
+the most tokens that the client wants, empty where it states none. CSV or JSON lines; rows in order of arrival.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ FIELDS = {
     "output": Field(("output_tokens",)),
     "limit": Field(("output_limit",)),
     "task": Field(("task",)),
+    "origin": Field(("origin",)),
 }
 
 

@@ -1,0 +1,158 @@
+"""Origins of requests: whose network delay counts, and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.in_flight import InFlight
+from besteffort.pools import OriginDelay, Pool
+from besteffort.simulator.simulate import simulate_by_reference
+from besteffort.situation import Cluster, Deadline, Origin, Situation, Task
+from besteffort.workload.arrivals import Poisson
+from besteffort.workload.requests import Requests
+from besteffort.workload.resample import resample
+from besteffort.workload.sample import sample_requests, sample_workload
+from besteffort.workload.trace_workload import replay
+from besteffort.workload.traces import read_trace
+from tests.simulator.cases import make_profile
+
+PROFILE = make_profile(np.full((1, 4), 0.5), np.full((1, 8), 1.0))
+TASK = Task("task0", prompt_tokens=(1, 8), output_tokens=(1, 3), deadline=Deadline(2.0, 0.0))
+POOLS = (
+    Pool("east", "model0", delays=(OriginDelay("asia", 0.25), OriginDelay("europe", 1.5))),
+    Pool("west", "model0", network_delay_s=0.5, delays=(OriginDelay("asia", 2.0),)),
+)
+SITUATION = Situation(
+    PROFILE, Cluster(), (TASK,), pools=POOLS, origins=(Origin("asia", 3.0), Origin("europe", 1.0), Origin("mars", 0.0))
+)
+
+
+def listed(origin: list[int] | None, origins: tuple[str, ...] = ("asia", "europe", "mars")) -> Requests:
+    """Requests that meet no other, each a prefill of a second."""
+    n = 4 if origin is None else len(origin)
+    return Requests(
+        tasks=("task0",),
+        arrival_s=10.0 * np.arange(n),
+        task=np.zeros(n),
+        prompt_tokens=np.ones(n),
+        output_tokens=np.ones(n),
+        deadline_s=np.full(n, 2.0),
+        origin=None if origin is None else np.array(origin),
+        origins=() if origin is None else origins,
+    )
+
+
+def test_the_delay_between_origin_and_pool_counts() -> None:
+    pools = [0, 0, 0, 1, 1, 1]
+    result = simulate_by_reference(listed([0, 1, 2, 0, 1, 2]), SITUATION, lambda index, _: pools[index])
+    np.testing.assert_array_equal(result.latency_s, [1.25, 2.5, 1.0, 3.0, 1.5, 1.5])
+    np.testing.assert_array_equal(result.met, [True, False, True, False, True, True])
+    np.testing.assert_array_equal(result.completion_s - result.arrival_s, np.ones(6))
+
+
+def test_requests_without_an_origin_have_the_delay_of_the_pool() -> None:
+    result = simulate_by_reference(listed(None), SITUATION, lambda index, _: index % 2)
+    np.testing.assert_array_equal(result.latency_s, [1.0, 1.5, 1.0, 1.5])
+
+
+def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() -> None:
+    requests = sample_requests(SITUATION, Poisson(100.0), 2000, seed=3)
+    assert requests.origins == ("asia", "europe", "mars")
+    assert requests.origin is not None
+    counts = np.bincount(requests.origin, minlength=3)
+    assert counts[2] == 0
+    assert 0.71 < counts[0] / 2000 < 0.79
+    nowhere = dataclasses.replace(
+        SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
+    )
+    without = sample_requests(nowhere, Poisson(100.0), 2000, seed=3)
+    assert without.origin is None
+    for name, column in without.columns.items():
+        np.testing.assert_array_equal(requests.columns[name], column)
+
+
+@pytest.mark.parametrize("how", ["replay", "resample"])
+def test_lists_as_workloads_keep_origins(how: str) -> None:
+    requests = listed([0, 1, 2, 1, 0, 2])
+    requests = dataclasses.replace(requests, prompt_tokens=np.array([1, 2, 3, 2, 1, 3]))
+    workload = replay(requests, "first") if how == "replay" else resample(requests, Poisson(1.0))
+    drawn = sample_workload(workload, requests.tasks, 20, seed=0)
+    assert drawn.origins == requests.origins
+    np.testing.assert_array_equal(drawn.origin, drawn.prompt_tokens - 1)
+    with jax.enable_x64(False):
+        assert drawn.part(slice(3, 9), 0.0).origin.tolist() == drawn.origin[3:9].tolist()
+
+
+FILE = """\
+arrival_s,prompt_tokens,output_tokens,origin
+0.5,1,1,europe
+1.0,2,2,asia
+1.5,3,1,europe
+"""
+
+
+def test_a_trace_says_where_requests_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(FILE)
+    requests, _ = read_trace(path, SITUATION)
+    assert requests.origins == ("asia", "europe", "mars")
+    np.testing.assert_array_equal(requests.origin, [1, 0, 1])
+    nowhere = dataclasses.replace(
+        SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
+    )
+    assert read_trace(path, nowhere)[0].origin is None
+    path.write_text(FILE.replace("asia", "moon"))
+    with pytest.raises(InputError, match="origin `moon` is not an origin of the situation, which has asia, europe"):
+        read_trace(path, SITUATION)
+    path.write_text(FILE.replace("asia", ""))
+    with pytest.raises(InputError, match="`origin` is empty for 1 requests; say where from"):
+        read_trace(path, SITUATION)
+
+
+def test_live_own_counts_the_delay_from_the_origin() -> None:
+    flight = InFlight(SITUATION)
+    found = {}
+    for origin in (None, "asia", "europe"):
+        flight.arrived(origin or "nowhere", task="task0", prompt_tokens=1, origin=origin, at=0.0)
+        found[origin] = flight.estimates(origin or "nowhere", at=0.0).completion_s
+    np.testing.assert_allclose(found["asia"] - found[None], [0.25, 1.5])
+    np.testing.assert_allclose(found["europe"] - found[None], [1.5, 0.0])
+    with pytest.raises(InputError, match="unknown origin `moon`; choose from asia, europe, mars"):
+        flight.arrived("new", task="task0", prompt_tokens=1, origin="moon")
+
+
+def test_other_origins_than_the_situations_are_refused() -> None:
+    from besteffort import simulate
+    from besteffort.routers import StaticRouter
+
+    with pytest.raises(InputError, match="The list's origins are asia, europe, the situation's asia, europe, mars"):
+        simulate(listed([0, 1], ("asia", "europe")), SITUATION, StaticRouter(0))
+    with pytest.raises(InputError, match="`origin` must index one of the 3 `origins`"):
+        listed([0, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"origins": ()}, "Pool `east`: `delays` names the origin `asia`, which the situation lacks; list it under"),
+        ({"origins": (Origin("asia"),)}, "`delays` names the origin `europe`, which the situation lacks; choose from"),
+        ({"origins": (Origin("asia"), Origin("asia"))}, "Origin `asia` is listed twice under `origins`; list it once"),
+        ({"origins": tuple(Origin(name, 0.0) for name in ("asia", "europe"))}, "Every origin has `share` 0; give"),
+    ],
+)
+def test_a_mistake_is_one_sentence(change: dict[str, tuple[Origin, ...]], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        dataclasses.replace(SITUATION, **change)
+
+
+def test_negative_and_repeated_delays_are_refused() -> None:
+    with pytest.raises(InputError, match="Pool `a`: the delay from `asia` is -1; give at least 0"):
+        Pool("a", "model0", delays=(OriginDelay("asia", -1.0),))
+    with pytest.raises(InputError, match="Pool `a`: `delays` lists `asia` twice; list it once"):
+        Pool("a", "model0", delays=(OriginDelay("asia", 1.0), OriginDelay("asia", 2.0)))
