@@ -487,9 +487,8 @@ def harm(
     length = expected_length(newcomer, params, xp)
     apart_s = course.step_s - course.pace_s
     delay_s = (course.own_prefill_s * stretch - apart_s)[:, None] + xp.minimum(remainder, length) * apart_s[:, None]
-    until_s = course.admission_s + line.waiting_s * stretch
-    if view.delay_s is None:
-        until_s = params.network_delay_s + course.admission_s + line.waiting_s * stretch
+    delay_of_all_s = params.network_delay_s if view.delay_s is None else 0.0
+    until_s = delay_of_all_s + course.admission_s + line.waiting_s * stretch
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (then + remainder)
     age_s = view.age_s if view.delay_s is None else view.age_s + view.delay_s
     slack_s = deadline_s - (age_s + until_s[:, None]) - remaining_s

@@ -265,28 +265,28 @@ def _parts(found: Records, situation: Situation) -> _Parts:
 
 
 def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndarray:
-    known = situation.task_names
-    if (label.index < 0).any():
-        raise InputError(f"{path}: `{label.name}` is empty for {(label.index < 0).sum():,} requests; name their tasks.")
-    for code in np.unique(label.index).tolist():
-        if label.names[code] not in known:
-            raise InputError(
-                f"{path}: task `{label.names[code]}` is not a task of the situation, which has {', '.join(known)}; "
-                "rename it in the file or add it to the situation. `besteffort quickstart --trace` takes the log's "
-                "tasks, and `besteffort profile fit` writes a situation with them."
-            )
-    return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]
+    makes = (
+        " `besteffort quickstart --trace` takes the log's tasks, and `besteffort profile fit` writes a situation with "
+        "them."
+    )
+    return _indices(path, label, situation.task_names, "a task", "name their tasks", makes)
 
 
 def _situation_origins(path: Path, label: Labels, situation: Situation) -> np.ndarray:
-    known = situation.origin_names
+    return _indices(path, label, situation.origin_names, "an origin", "say where from")
+
+
+def _indices(
+    path: Path, label: Labels, known: tuple[str, ...], what: str, remedy: str, further: str = ""
+) -> np.ndarray:
+    """(n,) indices into the names that a situation has of `what`; an empty label has its `remedy`."""
     if (label.index < 0).any():
-        raise InputError(f"{path}: `{label.name}` is empty for {(label.index < 0).sum():,} requests; say where from.")
+        raise InputError(f"{path}: `{label.name}` is empty for {(label.index < 0).sum():,} requests; {remedy}.")
     for code in np.unique(label.index).tolist():
         if label.names[code] not in known:
             raise InputError(
-                f"{path}: origin `{brief(label.names[code])}` is not an origin of the situation, which has "
-                f"{', '.join(known)}; rename it in the file or add it to the situation."
+                f"{path}: {what.split()[1]} `{brief(label.names[code])}` is not {what} of the situation, which has "
+                f"{', '.join(known)}; rename it in the file or add it to the situation.{further}"
             )
     return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]
 
