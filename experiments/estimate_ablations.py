@@ -11,21 +11,17 @@ judged, on the same lists. Networks are single ones, trained at all rates.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from besteffort.evaluation import metrics, plots
+from besteffort.evaluation import plots
 from besteffort.evaluation.formats import points
 from besteffort.evaluation.judging import EvaluationSet
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.learning.config import RuleTerm, SearchConfig
 from besteffort.observation import VALUE
-from besteffort.policy import Policy
-from besteffort.routers.learned import learned_router
-from besteffort.situation import Situation
 from experiments import methods, rivals
 from experiments.lab import Claim, Findings, Lab, main
 
@@ -94,7 +90,7 @@ def _rules(lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet) 
         without: methods.search(lab, f"{name}, without {without}", setting, judged, SearchConfig(without=left_out))
         for without, left_out in terms.items()
     }
-    return _played(judged, judged.situation, found)
+    return methods.performances(judged.situation, judged, found)
 
 
 def _networks(lab: Lab, judged: Mapping[str, EvaluationSet]) -> Performances:
@@ -109,20 +105,7 @@ def _networks(lab: Lab, judged: Mapping[str, EvaluationSet]) -> Performances:
         seen = dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
         policies = lab.train(seen, training, name=f"networks without {without}")
         for name, each in judged.items():
-            found[name] |= _played(each, seen, {without: policies})
-    return found
-
-
-def _played(
-    judged: EvaluationSet, situation: Situation, policies: Mapping[str, Sequence[Policy]]
-) -> dict[str, np.ndarray]:
-    """By variant (seeds,) the performance: policy `i` plays list `i`."""
-    lists = list(judged.judged[0])
-    found = {}
-    for name, each in policies.items():
-        routers = [learned_router(each[index % len(each)]) for index in range(len(lists))]
-        played = play_routers(situation, lists, {name: routers})[name]
-        found[name] = metrics.performance(played, warm_up_s=judged.warm_up_s)
+            found[name] |= methods.performances(seen, each, {without: policies})
     return found
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,22 +93,32 @@ def _judged(
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found | known
-    lists = list(judged.judged[0])
     searched = search(lab, name, setting, judged)
     policies = {"search": searched, "untrained": [default_policy(judged.situation)]}
     if setting.networks:
         policies["dqn"] = _trained(lab, name, setting, judged, searched)
-    routers = {
-        method: [learned_router(each[i % len(each)]) for i in range(len(lists))] for method, each in policies.items()
+    found = {
+        "learned": {name: values.tolist() for name, values in performances(judged.situation, judged, policies).items()}
     }
-    played = {method: play_routers(judged.situation, lists, {method: each})[method] for method, each in routers.items()}
-    performance = {
-        method: metrics.performance(result, warm_up_s=judged.warm_up_s).tolist() for method, result in played.items()
-    }
-    found = {"learned": performance}
     place.parent.mkdir(parents=True, exist_ok=True)
     write_text(place, json.dumps(found))
     return found | known
+
+
+def performances(
+    situation: Situation, judged: EvaluationSet, policies: Mapping[str, Sequence[Policy]]
+) -> dict[str, np.ndarray]:
+    """By name (lists,) the performance of policies on the lists of a set: policy `i` plays list `i`.
+
+    Each name is played by itself, in the `situation` whose features its policies read.
+    """
+    lists = list(judged.judged[0])
+    found = {}
+    for name, each in policies.items():
+        routers = [learned_router(each[index % len(each)]) for index in range(len(lists))]
+        played = play_routers(situation, lists, {name: routers})[name]
+        found[name] = metrics.performance(played, warm_up_s=judged.warm_up_s)
+    return found
 
 
 def search(
