@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
+
+from besteffort.errors import InputError
 
 HOSTILE: tuple[Any, ...] = (
     *(
@@ -53,6 +56,15 @@ HOSTILE: tuple[Any, ...] = (
         "1e5",
     ),
 )
+
+
+def refused(error: InputError, path: Path) -> None:
+    """Checks that an error is one sentence that begins with the file."""
+    said = str(error)
+    assert "\n" not in said
+    assert said.startswith(str(path))
+    assert said.endswith(".")
+    assert len(said) < 1500
 
 
 def change_somewhere(value: Any, chance: random.Random) -> None:

@@ -31,7 +31,7 @@ from besteffort.policy import load_policy, save_policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.papers import paper_policy
 from besteffort.runs.untrained import default_policy
-from tests.damage import change_somewhere
+from tests.damage import change_somewhere, refused
 
 IDENTITY = {"situation": "0123", "seeds": "0, 1"}
 STATE = {"online": jnp.arange(12.0).reshape(3, 4), "step": jnp.int32(7)}
@@ -55,14 +55,6 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
         save_policy(policy, path)
         written.append(path.read_bytes())
     return written
-
-
-def refused(error: InputError, path: Path) -> None:
-    said = str(error)
-    assert "\n" not in said
-    assert said.startswith(str(path))
-    assert said.endswith(".")
-    assert len(said) < 1500
 
 
 def damaged_bytes(content: bytes, chance: random.Random) -> bytes:

@@ -29,6 +29,7 @@ from besteffort.workload.types import Arrival
 
 LENGTH = 500
 LONGEST_PROMPT = 64
+TOLERANCE = 1e-9
 LOADS = (0.1, 5.0)
 """Offered load of the lists, in capacities of the largest model; in half of the lists, of all models together."""
 
@@ -346,6 +347,15 @@ def simulate_by_reference(case: Case) -> Result:
 def horizon_s(result: Result) -> float:
     """The moment of the last arrival or departure."""
     return float(np.nanmax(np.append(result.completion_s, result.arrival_s[-1])))
+
+
+def agree(cases: Sequence[Case], truths: Sequence[Result]) -> None:
+    """Checks that the compiled simulator plays cases of one shape as the reference did, in float64."""
+    for played, truth in zip(play_compiled(cases), truths, strict=True):
+        difference = compare(played, truth)
+        assert difference.outcomes == 0
+        assert difference.time <= TOLERANCE
+        assert difference.reward <= TOLERANCE
 
 
 def compare(played: Played, truth: Result) -> Difference:

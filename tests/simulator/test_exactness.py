@@ -19,17 +19,16 @@ from tests.simulator.cases import (
     Difference,
     Kind,
     Played,
+    agree,
     compare,
     draw_case,
     draw_kinds,
     make_profile,
-    play_compiled,
     simulate_by_reference,
 )
 
 KINDS = draw_kinds(22)
 LISTS = 15
-TOLERANCE = 1e-9
 """Of times, in horizons; of rewards, absolute: soft deadlines divide the error of a latency by the deadline."""
 
 
@@ -67,11 +66,7 @@ def test_the_comparison_sees_every_difference() -> None:
 @pytest.mark.parametrize("index", [pytest.param(i, marks=marks(kind), id=str(kind)) for i, kind in enumerate(KINDS)])
 def test_random_lists_are_played_as_by_the_reference(index: int) -> None:
     cases, truths = zip(*lists(index), strict=True)
-    for played, truth in zip(play_compiled(cases), truths, strict=True):
-        difference = compare(played, truth)
-        assert difference.outcomes == 0
-        assert difference.time <= TOLERANCE
-        assert difference.reward <= TOLERANCE
+    agree(cases, truths)
 
 
 def test_the_lists_are_as_nasty_as_they_should_be() -> None:

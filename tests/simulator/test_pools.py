@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from besteffort.simulator.result import Result
-from tests.simulator.cases import Case, compare, play_compiled, simulate_by_reference
+from tests.simulator.cases import TOLERANCE, Case, agree, compare, play_compiled, simulate_by_reference
 from tests.simulator.pool_cases import PoolKind, draw_pool_case, draw_pool_kinds
 
 KINDS = draw_pool_kinds(6)
 LISTS = 50
 LENGTH = 200
-TOLERANCE = 1e-9
 
 
 def marks(kind: PoolKind) -> list[pytest.MarkDecorator]:
@@ -36,11 +35,7 @@ def lists(index: int) -> tuple[tuple[Case, Result], ...]:
 @pytest.mark.parametrize("index", EACH)
 def test_random_lists_are_played_as_by_the_reference(index: int) -> None:
     cases, truths = zip(*lists(index), strict=True)
-    for played, truth in zip(play_compiled(cases), truths, strict=True):
-        difference = compare(played, truth)
-        assert difference.outcomes == 0
-        assert difference.time <= TOLERANCE
-        assert difference.reward <= TOLERANCE
+    agree(cases, truths)
 
 
 def test_the_lists_are_as_nasty_as_they_should_be() -> None:

@@ -13,7 +13,6 @@ import random
 import resource
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from besteffort.errors import InputError
 from besteffort.profiling.server_log import log_of
 from besteffort.workload.reading import Drawing, Reading, read
 from besteffort.workload.traces import Trace
-from tests.damage import HOSTILE, change_somewhere
+from tests.damage import HOSTILE, change_somewhere, refused
 from tests.workload.readers.written import FORMATS, csv, rows, vllm_bench
 
 SERVEGEN = "0,1.25,3.5,Gamma,0.0816,9.8\n600,0,0,,0,0\n1200,0.05,2.0,Weibull,0.54,1.15\n1800,0.25,1.0,Gamma,1.0,4.0\n"
@@ -156,14 +155,6 @@ def test_damaged_files(name: str, seed: int, tmp_path_factory: pytest.TempPathFa
         assert "\n" not in str(log) + "".join(log.notes)
         assert (log.last_token_s >= log.arrival_s - 1e-9).all()
         assert log.prompt_tokens.min() >= 1 <= log.output_tokens.min()
-
-
-def refused(error: InputError, path: Path) -> None:
-    said = str(error)
-    assert "\n" not in said
-    assert said.startswith(str(path))
-    assert said.endswith(".")
-    assert len(said) < 1500
 
 
 @given(seed=st.integers(0, 2**62))
