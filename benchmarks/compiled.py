@@ -106,6 +106,11 @@ class Rollouts:
         row += "" if devices == 1 else f"; {devices} devices, one per core"
         return Case(row, f"{environments:,}", steps * environments, run, compile_s)
 
+    def state_bytes(self, scenario: Scenario, router_name: str) -> int:
+        """Bytes of the state of one environment, of a scenario and router that there is a case of."""
+        state = self._warmed[scenario.name, router_name][0]
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // WARMED
+
     def _program(
         self,
         shape: EnvShape,

@@ -44,67 +44,81 @@ Timed = Callable[[], float]
 
 def ours(model: Model) -> dict[str, Timed]:
     """Our side's cases."""
-    context = PROMPT + STEPS
-    prompt = list(range(PROMPT))
-
-    def decode(batch: int) -> Timed:
-        runtime = Runtime(model, batch, context, Buckets((batch,), (PROMPT,), (context,)))
-
-        def run() -> float:
-            runtime.occupy([PROMPT] * batch)
-            return median_s(runtime.decode)
-
-        return run
-
-    def prefill() -> Timed:
-        runtime = Runtime(model, 1, context, Buckets((1,), (PROMPT,), (context,)))
-
-        def run() -> float:
-            start = time.perf_counter()
-            row, _ = runtime.prefill(prompt)
-            took = time.perf_counter() - start
-            runtime.release(row)
-            return took
-
-        return run
-
-    return {**{f"decode, batch {batch}": decode(batch) for batch in BATCHES}, f"prefill, {PROMPT} tokens": prefill()}
+    decodes = {f"decode, batch {batch}": our_decode(model, batch, PROMPT) for batch in BATCHES}
+    return {**decodes, f"prefill, {PROMPT} tokens": our_prefill(model, PROMPT)}
 
 
-def theirs(model: Model) -> dict[str, Timed]:
-    """The cases of transformers in PyTorch, eager, on the same weights."""
+def our_decode(model: Model, batch: int, held: int) -> Timed:
+    """A decode step of so many rows, which hold so many tokens each at first."""
+    context = held + STEPS
+    runtime = Runtime(model, batch, context, Buckets((batch,), (held,), (context,)))
+
+    def run() -> float:
+        runtime.occupy([held] * batch)
+        return median_s(runtime.decode)
+
+    return run
+
+
+def our_prefill(model: Model, tokens: int) -> Timed:
+    """The prefill of a prompt."""
+    context = max(2, tokens)
+    runtime = Runtime(model, 1, context, Buckets((1,), (tokens,), (context,)))
+    prompt = list(range(tokens))
+
+    def run() -> float:
+        start = time.perf_counter()
+        row, _ = runtime.prefill(prompt)
+        took = time.perf_counter() - start
+        runtime.release(row)
+        return took
+
+    return run
+
+
+def theirs(twin: Any) -> dict[str, Timed]:
+    """The cases of transformers in PyTorch, eager."""
+    decodes = {f"decode, batch {batch}": their_decode(twin, batch, PROMPT) for batch in BATCHES}
+    return {**decodes, f"prefill, {PROMPT} tokens": their_prefill(twin, PROMPT)}
+
+
+def their_decode(twin: Any, batch: int, held: int) -> Timed:
+    """The same as `our_decode`, on the device of `twin`."""
     import torch
 
-    torch.set_num_threads(cores())
-    twin = in_torch(model)
-    prompt = torch.arange(PROMPT)[None]
+    prompt = torch.arange(held, device=twin.device)[None]
+    with torch.inference_mode():
+        filled = twin(prompt.repeat(batch, 1), use_cache=True, logits_to_keep=1)
 
-    def decode(batch: int) -> Timed:
+    def run() -> float:
         with torch.inference_mode():
-            filled = twin(prompt.repeat(batch, 1), use_cache=True)
+            cache, token = filled.past_key_values, filled.logits[:, -1:].argmax(-1)
+            if cache.get_seq_length() > held:
+                cache.crop(held - cache.get_seq_length())  # a negative number removes so many tokens
 
-        def run() -> float:
-            with torch.inference_mode():
-                cache, token = filled.past_key_values, filled.logits[:, -1:].argmax(-1)
-                if cache.get_seq_length() > PROMPT:
-                    cache.crop(PROMPT - cache.get_seq_length())  # a negative number removes so many tokens
+            def step() -> None:
+                nonlocal token
+                token = twin(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                token.tolist()
 
-                def step() -> None:
-                    nonlocal token
-                    token = twin(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-                    token.tolist()
+            return median_s(step)
 
-                return median_s(step)
+    return run
 
-        return run
 
-    def prefill() -> float:
+def their_prefill(twin: Any, tokens: int) -> Timed:
+    """The same as `our_prefill`, on the device of `twin`."""
+    import torch
+
+    prompt = torch.arange(tokens, device=twin.device)[None]
+
+    def run() -> float:
         with torch.inference_mode():
             start = time.perf_counter()
             twin(prompt, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1).tolist()
             return time.perf_counter() - start
 
-    return {**{f"decode, batch {batch}": decode(batch) for batch in BATCHES}, f"prefill, {PROMPT} tokens": prefill}
+    return run
 
 
 def median_s(step: Callable[[], object]) -> float:
@@ -188,8 +202,11 @@ def main(arguments: Sequence[str] | None = None, model: Model | None = None) -> 
     cases = {case: {"flax": run} for case, run in ours(model).items()}
     packages = ["jax", "jaxlib", "flax"]
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        import torch
+
         packages += ["torch", "transformers"]
-        for case, run in theirs(model).items():
+        torch.set_num_threads(cores())
+        for case, run in theirs(in_torch(model)).items():
             cases[case]["pytorch"] = run
     else:
         console.print("PyTorch or transformers is not installed; only our side is measured.")
