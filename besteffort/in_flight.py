@@ -22,7 +22,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,6 +176,7 @@ class InFlight:
         seats = (instances, self._terms.capacity)
         self._instances = [_Instance(free=list(range(seats[1]))[::-1]) for _ in range(instances)]
         self.batch_sizes = np.zeros(self._placed.shape, np.int64)
+        self._open = np.ones(len(self._pools), bool)
         self._present, self._running, self._eligible = (np.zeros(seats, bool) for _ in range(3))
         self._task, self._prompt, self._tokens, self._order = (np.zeros(seats, np.int64) for _ in range(4))
         self._law = np.zeros(seats, np.int64)
@@ -239,8 +240,7 @@ class InFlight:
         self._last_arrival_s = now
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
-        if prompt_tokens >= self._params.prefill.shape[1]:
-            self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2, rule=self._rule))
+        self._know_prompt(prompt_tokens)
         self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now, place)
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
@@ -373,8 +373,103 @@ class InFlight:
 
     cancelled = failed
 
+    def returned(self, request: Hashable, *, at: float | None = None) -> None:
+        """The request left its instance without an answer, and may be sent again. It does not count as an arrival.
+
+        Raises:
+          InputError: if the request is not in flight.
+        """
+        known = self._sent_one(request)
+        self._advance(at)
+        self._leave(request, known)
+        self._requests[request] = _Request(
+            known.task, known.prompt_tokens, known.max_tokens, known.deadline_factor, known.arrival_s, known.origin
+        )
+
+    def use_only(self, available: np.ndarray) -> None:
+        """Says where requests may be sent from now on; everywhere unless told otherwise.
+
+        Decisions, and estimates with them, take the smallest batch among these. Requests elsewhere stay in the books.
+
+        Args:
+          available: (rows, pools) of bool, laid out as `Layout` of `besteffort.pools` has it.
+
+        Raises:
+          InputError: if the shape is another.
+        """
+        if available.shape != self.batch_sizes.shape:
+            raise InputError(f"`available` has the shape {available.shape}; give {self.batch_sizes.shape}.")
+        takes = available & self._placed
+        self._open = takes.any(axis=0)
+        # A pool that is not chosen is looked at as if all of it were available, so that what is seen of it is finite.
+        takes |= self._placed & ~self._open
+        self._takes = None if takes.all() else takes
+
+    def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> frozenset[Hashable]:
+        """Takes over the requests of other books and their rate, where a gateway changes its policy.
+
+        Of its tokens, a request had all when the other books were told of the last event, so what is estimated of it
+        is rough until more of them come.
+
+        Args:
+          other: books on the same clock. They stay as they are.
+          where: of a pool and replica there, those here. Requests elsewhere are left out.
+
+        Returns:
+          The requests that were taken over: those that are neither elsewhere nor of a task that is unknown here.
+
+        Raises:
+          InputError: if something has arrived here already.
+        """
+        if self._requests or self._rates:
+            raise InputError("These books have requests already; take over others with new ones.")
+        pools, tasks = tuple(other._pools), tuple(other._tasks)
+        origins = tuple(other._origins)
+        taken: dict[Hashable, _Request] = {}
+        # In the order of sending, and then those that wait to be sent.
+        for request, known in sorted(other._requests.items(), key=lambda item: (item[1].instance < 0, item[1].sent_s)):
+            row, pool = divmod(known.instance, len(pools))
+            place = where.get((pools[pool], other._row[pool].index(row))) if known.instance >= 0 else None
+            if tasks[known.task] not in self._tasks or (known.instance >= 0 and place is None):
+                continue
+            taken[request] = known
+            self._know_prompt(known.prompt_tokens)
+            self._limits |= known.max_tokens is not None
+            self._factors |= known.deadline_factor != 1.0
+            self._requests[request] = _Request(
+                self._tasks[tasks[known.task]],
+                known.prompt_tokens,
+                known.max_tokens,
+                known.deadline_factor,
+                known.arrival_s,
+                self._origins.get(origins[known.origin]) if known.origin is not None else None,
+            )
+            if place is not None:
+                self.sent(request, *place, at=known.sent_s)
+        for request, known in taken.items():
+            if known.tokens:
+                self.tokens(request, known.tokens, at=other._now_s)
+        self._rates.extend(other._rates)
+        self._last_arrival_s = other._last_arrival_s
+        # What the events above seem to tell of durations, they do not.
+        self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))
+        return frozenset(taken)
+
     def decide(self, request: Hashable, *, at: float | None = None) -> Decision:
         """Where a request that has arrived shall go. Nothing is booked before it is `sent`.
+
+        Raises:
+          InputError: if it has not arrived, there is no policy, or nothing is available.
+        """
+        if not self._open.any():
+            raise InputError(f"Request {request!r}: no replica is available; decide when one is.")
+        worth = np.where(self._open, self.values(request, at=at), -np.inf)
+        pool = int(worth.argmax())
+        row = int(least_loaded(self.batch_sizes, self._takes)[pool])
+        return Decision(tuple(self._pools)[pool], self._row[pool].index(row))
+
+    def values(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
+        """(pools,) what the policy thinks each pool is worth for a request that has arrived.
 
         Raises:
           InputError: if it has not arrived, or there is no policy.
@@ -397,14 +492,19 @@ class InFlight:
             given["smallest_batch"] = smallest(self.batch_sizes, self._takes)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
-        worth = policy.values(
+        return policy.values(
             task=self.situation.tasks[known.task].name,
             batch_sizes=self.batch_sizes.sum(axis=0).tolist(),
             arrival_rate=self._rate(),
             **given,
         )
-        pool = int(worth.argmax())
-        return Decision(policy.models[pool], int(self.batch_sizes[list(self._row[pool]), pool].argmin()))
+
+    def arrival_rate(self, *, at: float | None = None) -> float:
+        """The estimated rate that a request sees which arrives now, in requests per second."""
+        now = self._advance(at)
+        if not self._rates:
+            return 0.0
+        return float(next_rate(self._rates[-1], now - self._last_arrival_s, self.situation.view.rate_tau_s))
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
@@ -568,6 +668,11 @@ class InFlight:
             quality=self._quality[rows],
             penalty=self._penalty[rows],
         )
+
+    def _know_prompt(self, prompt_tokens: int) -> None:
+        """Extends the tables to a prompt that is longer than all before."""
+        if prompt_tokens >= self._params.prefill.shape[1]:
+            self._know(ServingParams.of(self.situation, prompt_tokens + prompt_tokens // 2, rule=self._rule))
 
     def _know(self, params: ServingParams) -> None:
         """Takes over numbers, in the forms in which they are read fast."""

@@ -201,3 +201,81 @@ def recounted(flight: InFlight, now: float) -> Estimates:
     rule = None if flight.policy is None else flight.policy.rule
     params = ServingParams.of(flight.situation, 400, rule=rule)
     return appraise(flight.observation("last", at=now), params)
+
+
+def test_a_request_that_returns_is_sent_again_and_counts_as_one_arrival() -> None:
+    flight, plain = filled(RULED), filled(RULED)
+    for books in (flight, plain):
+        books.arrived("again", task=TASK, prompt_tokens=50, at=0.07)
+    flight.sent("again", 0, 1, at=0.07)
+    flight.tokens("again", 2, at=0.08)
+    flight.returned("again", at=0.09)
+    assert (flight.batch_sizes == plain.batch_sizes).all()
+    assert flight.observation("again", at=0.1).arrival_rate == plain.observation("again", at=0.1).arrival_rate
+    flight.sent("again", 1, 0, at=0.1)
+    flight.done("again", at=0.2)
+    assert (flight.batch_sizes == plain.batch_sizes).all()
+    with pytest.raises(InputError, match="not known"):
+        flight.returned("again")
+
+
+def test_only_what_is_available_is_chosen_and_estimated() -> None:
+    flight = filled(RULED)
+    flight.arrived("a", task=TASK, prompt_tokens=50, at=0.07)
+    free = flight.decide("a", at=0.07)
+    models = list(SITUATION.profile.model_names)
+    available = np.ones(flight.batch_sizes.shape, bool)
+    available[:, models.index(free.model)] = False
+    flight.use_only(available)
+    assert flight.decide("a", at=0.07).model != free.model
+    # An instance that holds more is picked where the emptier one is out of use.
+    flight.use_only(np.ones_like(available))
+    for request in range(3):
+        flight.arrived(request, task=TASK, prompt_tokens=50, at=0.07)
+        flight.sent(request, 0, 0, at=0.07)
+    emptier = flight.estimates("a", at=0.07).first_token_s[0]
+    available = np.ones_like(available)
+    available[1:, 0] = False
+    flight.use_only(available)
+    assert flight.estimates("a", at=0.07).first_token_s[0] > emptier
+    flight.use_only(np.zeros_like(available))
+    with pytest.raises(InputError, match="no replica is available"):
+        flight.decide("a", at=0.07)
+    with pytest.raises(InputError, match="shape"):
+        flight.use_only(np.ones((1, 1), bool))
+
+
+def test_new_books_take_over_requests_and_rate() -> None:
+    old = filled(RULED)
+    old.arrived("waits", task=TASK, prompt_tokens=70, max_tokens=9, deadline_s=0.4, at=0.07)
+    new = InFlight(RULED)
+    models, replicas = SITUATION.profile.model_names, SITUATION.cluster.replicas
+    same = {(model, replica): (model, replica) for model in models for replica in range(replicas)}
+    assert new.take_over(old, same) == set(old._requests)
+    assert (new.batch_sizes == old.batch_sizes).all()
+    for books in (old, new):
+        books.arrived("new one", task=TASK, prompt_tokens=70, at=0.1)
+    found, known = (books.observation("new one", at=0.1) for books in (new, old))
+    assert found.arrival_rate == known.arrival_rate
+    assert (np.sort(found.in_flight.tokens, axis=None) == np.sort(known.in_flight.tokens, axis=None)).all()
+    assert (np.sort(found.in_flight.age_s, axis=None) == np.sort(known.in_flight.age_s, axis=None)).all()
+    for request in tuple(old._requests):
+        new.cancelled(request, at=0.2)
+    assert not new.batch_sizes.any()
+    with pytest.raises(InputError, match="already"):
+        new.take_over(old, same)
+
+
+def test_requests_of_unknown_tasks_and_missing_replicas_are_not_taken_over() -> None:
+    old = filled(SITUATION)
+    fewer = dataclasses.replace(SITUATION, tasks=tuple(t for t in SITUATION.tasks if t.name != TASK))
+    models = SITUATION.profile.model_names
+    first = {(model, 0): (model, 0) for model in models}
+    books = InFlight(fewer)
+    assert not books.take_over(old, first)
+    assert not books.batch_sizes.any()
+    # The second replica becomes the first one.
+    moved = InFlight(SITUATION)
+    moved.take_over(old, {(model, 1): (model, 0) for model in models})
+    assert (moved.batch_sizes[0] == old.batch_sizes[1]).all()
+    assert not moved.batch_sizes[1:].any()
