@@ -405,7 +405,7 @@ class InFlight:
         takes |= self._placed & ~self._open
         self._takes = None if takes.all() else takes
 
-    def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> frozenset[Hashable]:
+    def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
         """Takes over the requests of other books and their rate, where a gateway changes its policy.
 
         Of its tokens, a request had all when the other books were told of the last event, so what is estimated of it
@@ -413,10 +413,10 @@ class InFlight:
 
         Args:
           other: books on the same clock. They stay as they are.
-          where: of a pool and replica there, those here. Requests elsewhere are left out.
+          where: of a pool and replica there, those here. Requests elsewhere have arrived here, and were not sent.
 
         Returns:
-          The requests that were taken over: those that are neither elsewhere nor of a task that is unknown here.
+          Of the requests that were taken over, which are those of known tasks, whether they were sent.
 
         Raises:
           InputError: if something has arrived here already.
@@ -425,14 +425,14 @@ class InFlight:
             raise InputError("These books have requests already; take over others with new ones.")
         pools, tasks = tuple(other._pools), tuple(other._tasks)
         origins = tuple(other._origins)
-        taken: dict[Hashable, _Request] = {}
+        taken: dict[Hashable, bool] = {}
         # In the order of sending, and then those that wait to be sent.
         for request, known in sorted(other._requests.items(), key=lambda item: (item[1].instance < 0, item[1].sent_s)):
             row, pool = divmod(known.instance, len(pools))
             place = where.get((pools[pool], other._row[pool].index(row))) if known.instance >= 0 else None
-            if tasks[known.task] not in self._tasks or (known.instance >= 0 and place is None):
+            if tasks[known.task] not in self._tasks:
                 continue
-            taken[request] = known
+            taken[request] = place is not None
             self._know_prompt(known.prompt_tokens)
             self._limits |= known.max_tokens is not None
             self._factors |= known.deadline_factor != 1.0
@@ -446,14 +446,14 @@ class InFlight:
             )
             if place is not None:
                 self.sent(request, *place, at=known.sent_s)
-        for request, known in taken.items():
-            if known.tokens:
-                self.tokens(request, known.tokens, at=other._now_s)
+        for request, sent in taken.items():
+            if sent and (tokens := other._requests[request].tokens):
+                self.tokens(request, tokens, at=other._now_s)
         self._rates.extend(other._rates)
         self._last_arrival_s = other._last_arrival_s
         # What the events above seem to tell of durations, they do not.
         self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))
-        return frozenset(taken)
+        return taken
 
     def decide(self, request: Hashable, *, at: float | None = None) -> Decision:
         """Where a request that has arrived shall go. Nothing is booked before it is `sent`.

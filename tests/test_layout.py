@@ -29,6 +29,8 @@ sweep
 opt laptop
 profiling
 adapters
+gateway
+load
 console listing
 cli __main__
 """

@@ -251,7 +251,7 @@ def test_new_books_take_over_requests_and_rate() -> None:
     new = InFlight(RULED)
     models, replicas = SITUATION.profile.model_names, SITUATION.cluster.replicas
     same = {(model, replica): (model, replica) for model in models for replica in range(replicas)}
-    assert new.take_over(old, same) == set(old._requests)
+    assert new.take_over(old, same) == {name: known.instance >= 0 for name, known in old._requests.items()}
     assert (new.batch_sizes == old.batch_sizes).all()
     for books in (old, new):
         books.arrived("new one", task=TASK, prompt_tokens=70, at=0.1)
@@ -272,10 +272,12 @@ def test_requests_of_unknown_tasks_and_missing_replicas_are_not_taken_over() -> 
     models = SITUATION.profile.model_names
     first = {(model, 0): (model, 0) for model in models}
     books = InFlight(fewer)
-    assert not books.take_over(old, first)
+    assert books.take_over(old, first) == {}
     assert not books.batch_sizes.any()
     # The second replica becomes the first one.
     moved = InFlight(SITUATION)
-    moved.take_over(old, {(model, 1): (model, 0) for model in models})
+    taken = moved.take_over(old, {(model, 1): (model, 0) for model in models})
+    assert taken.keys() == old._requests.keys()
+    assert sum(taken.values()) == old.batch_sizes[1].sum()
     assert (moved.batch_sizes[0] == old.batch_sizes[1]).all()
     assert not moved.batch_sizes[1:].any()

@@ -1,0 +1,530 @@
+"""The gateway without transport: decides, counts, gives up and tries again, on a clock that is passed in.
+
+    ticket = core.arrive(ask, "id")
+    try:
+        while True:
+            claim = core.claim(ticket)            # decides and counts, in one step; raises RefusedError
+            ...                                   # send it to claim.place; core.token(claim) as tokens come
+            core.finished(claim, output_tokens=n) # or core.failed(claim, "...", retry=True), then perhaps once more
+    finally:
+        core.close(ticket, "...")                 # whatever happened: frees what is still claimed, and logs
+
+A claim is freed exactly once, by whichever comes first: its end, its failure, the ticket's end, or the end of its
+lease, which is for callers that are gone without a word. Not safe for threads; nothing in here waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from besteffort.gateway.pools import Place
+from besteffort.gateway.prompt_lengths import CharactersPerToken
+from besteffort.gateway.snapshot import Snapshot
+from besteffort.in_flight import InFlight
+from besteffort.situation import deadline_s
+
+Outcome = Literal["answered", "refused", "failed", "cancelled", "invalid", "lost"]
+
+_LONGEST_PROMPT = 2**17  # tokens; tables are worked out up to the longest prompt, which takes memory
+_LEAST_RETRY_S = 0.05
+_FULL_RETRY_S = 1.0  # until a full gateway is tried again
+_SPARE_RETRIES = 10.0
+
+
+class RefusedError(Exception):
+    """A request that is not sent anywhere.
+
+    Attributes:
+      code: `no_capacity`, `too_late`, `draining` or `too_many_requests`.
+      retry_after_s: when it may be tried again.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = max(retry_after_s, _LEAST_RETRY_S)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """What the core has to know of a request.
+
+    Attributes:
+      task: its task.
+      task_source: what said so.
+      characters: of the prompt.
+      prompt_tokens: where they are known; else they are estimated from the characters.
+      max_tokens: the client's limit on the output.
+      deadline_base_s, deadline_per_token_s: deadline of the client's own, if there is one.
+      deadline_factor: on the task's deadline.
+      patience_s: how long the client waits at most.
+      streamed: whether the answer comes token by token.
+      client: name of the client's key.
+    """
+
+    task: str
+    task_source: str = "default"
+    characters: int = 0
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    deadline_base_s: float | None = None
+    deadline_per_token_s: float = 0.0
+    deadline_factor: float = 1.0
+    patience_s: float | None = None
+    streamed: bool = False
+    client: str = ""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Claim:
+    """A request's place on a replica.
+
+    Attributes:
+      ticket: the request.
+      place: the replica.
+      trial: whether it tries a replica whose breaker is open.
+      sent_s: when it was claimed.
+      held: whether it counts still.
+    """
+
+    ticket: Ticket
+    place: Place
+    trial: bool
+    sent_s: float
+    held: bool = True
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Ticket:
+    """A request from its arrival to its end.
+
+    Attributes:
+      name: its id.
+      ask: what is known of it.
+      snapshot: what decides it, whatever is reloaded meanwhile.
+      flights: the books that know it, and whether it is on its place there.
+      arrived_s: on the core's clock.
+      arrived_at: seconds since 1970.
+      prompt_tokens: known or estimated, later as the server says.
+      deadline_s: on the latency, of an answer of the task's mean length.
+      expires_s: when its lease ends.
+      claim: its place, while it has one.
+      place: its last place.
+      tried: replicas that failed it.
+      attempts: times that it was sent.
+      first_s: when its first token came.
+      output_tokens: tokens that came.
+      why: what failed last.
+      open: whether it has not ended.
+    """
+
+    name: str
+    ask: Ask
+    snapshot: Snapshot
+    flights: dict[InFlight, bool]
+    arrived_s: float
+    arrived_at: float
+    prompt_tokens: int
+    deadline_s: float
+    expires_s: float
+    claim: Claim | None = None
+    place: Place | None = None
+    tried: list[Place] = dataclasses.field(default_factory=list)
+    attempts: int = 0
+    first_s: float | None = None
+    output_tokens: int = 0
+    why: str = ""
+    open: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """A request that has ended: a line of the request log, without prompt, answer or key.
+
+    Times are in seconds; those that are not known are None.
+    """
+
+    request_id: str
+    arrival_s: float
+    task: str
+    task_source: str
+    client: str
+    model: str
+    pool: str
+    replica: int | None
+    prompt_tokens: int
+    output_tokens: int
+    output_limit: int | None
+    streamed: bool
+    deadline_s: float
+    ttft_s: float | None
+    latency_s: float
+    in_time: bool
+    quality: float
+    attempts: int
+    snapshot: int
+    outcome: Outcome
+    error: str
+
+
+class Core:
+    """The decisions and counts of a gateway.
+
+    Attributes:
+      snapshot: what new requests are decided by.
+      draining: whether new requests are refused.
+      prompt_lengths: characters per token, as learned.
+      retries: times that requests were sent again.
+      expired: leases that ended.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        calendar: Callable[[], float] = time.time,
+        log: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        """Nothing in flight.
+
+        Args:
+          snapshot: what requests are decided by at first; its books are on the same clock.
+          clock: seconds.
+          calendar: seconds since 1970.
+          log: takes the record of every request that has ended.
+        """
+        self.snapshot = snapshot
+        self.draining = False
+        self.prompt_lengths = CharactersPerToken()
+        self.retries = self.expired = 0
+        self._clock, self._calendar, self._log = clock, calendar, log
+        self._tickets: dict[str, Ticket] = {}
+        self._leases: list[tuple[float, int, Ticket]] = []
+        self._numbers = itertools.count()
+        self._spare_retries = _SPARE_RETRIES
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have arrived and not ended."""
+        return len(self._tickets)
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """New requests are decided by another snapshot from now on, which takes over what is in flight."""
+        before, self.snapshot = self.snapshot, snapshot
+        for place in snapshot.places:
+            place.state.breaker.settings = snapshot.config.breaker
+        if snapshot.flight is before.flight:
+            return
+        taken = snapshot.flight.take_over(before.flight, snapshot.places.moved(before.places))
+        for name, sent in taken.items():
+            self._tickets[str(name)].flights[snapshot.flight] = sent
+
+    def arrive(self, ask: Ask, name: str) -> Ticket:
+        """A request has come; its task is one of the snapshot's.
+
+        Raises:
+          RefusedError: if the gateway is draining or full.
+        """
+        now, snapshot = self._clock(), self.snapshot
+        self.sweep(now)
+        if self.draining:
+            raise RefusedError("draining", "The gateway is shutting down; try another one.", _FULL_RETRY_S)
+        if len(self._tickets) >= snapshot.config.listen.requests:
+            raise RefusedError("too_many_requests", "The gateway has too many requests in work.", _FULL_RETRY_S)
+        while name in self._tickets:
+            name = f"{name}-{next(self._numbers)}"
+        tokens = ask.prompt_tokens if ask.prompt_tokens is not None else self.prompt_lengths.tokens(ask.characters)
+        tokens = min(max(tokens, 1), _LONGEST_PROMPT)
+        own_s, visible_s = _deadline_s(ask, snapshot)
+        ticket = Ticket(
+            name, ask, snapshot, {snapshot.flight: False}, now, self._calendar(), tokens, visible_s, math.inf
+        )
+        snapshot.flight.arrived(
+            name,
+            task=ask.task,
+            prompt_tokens=tokens,
+            max_tokens=ask.max_tokens,
+            deadline_s=own_s,
+            at=now,
+        )
+        self._tickets[name] = ticket
+        self._lease(ticket, now)
+        config = snapshot.config
+        self._spare_retries = min(self._spare_retries + config.retries.share, _SPARE_RETRIES)
+        return ticket
+
+    def claim(self, ticket: Ticket) -> Claim:
+        """Decides where a request goes, and counts it there.
+
+        Raises:
+          RefusedError: if there is no place for it, or it would be late and the operator wants that refused.
+        """
+        now = self._clock()
+        self.sweep(now)
+        if not ticket.flights or ticket.claim is not None:
+            raise RuntimeError(f"Request {ticket.name} has ended or has a place already.")
+        snapshot, flight = ticket.snapshot, ticket.snapshot.flight
+        able = self._able(ticket, now)
+        if not able.any():
+            raise RefusedError("no_capacity", "No server can take the request now.", self._next_chance_s(ticket, now))
+        flight.use_only(able)
+        if ticket.attempts or snapshot.config.when_late != "policy":
+            flight.use_only(self._in_time(ticket, able, now))
+        model, replica = flight.decide(ticket.name, at=now)
+        place = snapshot.places.by_model[snapshot.policy.models.index(model)][replica]
+        for books in ticket.flights:
+            ticket.flights[books] = self._sent(books, ticket, place, now)
+        place.state.in_flight += 1
+        claim = Claim(ticket, place, place.state.breaker.sent(now), now)
+        ticket.claim, ticket.place, ticket.first_s, ticket.output_tokens = claim, place, None, 0
+        ticket.attempts += 1
+        self._lease(ticket, now)
+        return claim
+
+    def token(self, claim: Claim, count: int = 1) -> None:
+        """So many tokens have come."""
+        if not claim.held:
+            return
+        now, ticket = self._clock(), claim.ticket
+        if ticket.first_s is None:
+            ticket.first_s = now
+            claim.place.state.breaker.succeeded(claim.trial)
+            claim.trial = False
+        else:
+            claim.place.state.breaker.alive()
+        ticket.output_tokens += count
+        for books, sent in ticket.flights.items():
+            if sent:
+                books.tokens(ticket.name, count, at=now)
+
+    def finished(self, claim: Claim, *, output_tokens: int | None = None, prompt_tokens: int | None = None) -> None:
+        """The answer is whole.
+
+        Args:
+          claim: its place.
+          output_tokens: its length as the server says; else what was counted.
+          prompt_tokens: length of the prompt as the server says.
+        """
+        ticket = claim.ticket
+        if not self._free(claim):
+            return
+        claim.place.state.breaker.succeeded(claim.trial)
+        if output_tokens is not None and output_tokens > 0:
+            ticket.output_tokens = output_tokens
+        if prompt_tokens is not None and prompt_tokens > 0:
+            self.prompt_lengths.learn(ticket.ask.characters, prompt_tokens)
+            ticket.prompt_tokens = prompt_tokens
+        now = self._clock()
+        for books, sent in ticket.flights.items():
+            if sent:
+                books.done(ticket.name, output_tokens=ticket.output_tokens or None, at=now)
+            else:
+                books.cancelled(ticket.name, at=now)
+        ticket.flights.clear()
+
+    def failed(self, claim: Claim, why: str, *, blame: bool = True) -> None:
+        """The replica failed the request, which may be claimed once more.
+
+        Args:
+          claim: its place.
+          why: a word for logs.
+          blame: whether it says something of the replica.
+        """
+        ticket, breaker = claim.ticket, claim.place.state.breaker
+        if not self._free(claim):
+            return
+        now = self._clock()
+        if blame:
+            breaker.failed(claim.trial, now)
+        else:
+            breaker.ended(claim.trial)
+        self._return(ticket, claim.place, why, now)
+
+    def busy(self, claim: Claim, retry_after_s: float) -> None:
+        """The replica refused the request for want of room, which may be claimed once more."""
+        if not self._free(claim):
+            return
+        now = self._clock()
+        claim.place.state.breaker.busy(claim.trial, retry_after_s, now)
+        self._return(claim.ticket, claim.place, "busy", now)
+
+    def may_retry(self, ticket: Ticket) -> bool:
+        """Whether a request that failed is worth another try; if so, it takes one from the budget."""
+        if not ticket.open or ticket.attempts > ticket.snapshot.config.retries.most or self._spare_retries < 1.0:
+            return False
+        now = self._clock()
+        if now - ticket.arrived_s >= ticket.deadline_s or not self._able(ticket, now).any():
+            return False
+        self._spare_retries -= 1.0
+        self.retries += 1
+        return True
+
+    def close(self, ticket: Ticket, outcome: Outcome, error: str = "") -> None:
+        """A request has ended; only the first of several calls counts. Frees its place, if it has one still."""
+        if not ticket.open:
+            return
+        ticket.open = False
+        if ticket.claim is not None:
+            claim = ticket.claim
+            self._free(claim)
+            claim.place.state.breaker.ended(claim.trial)
+        now = self._clock()
+        for books in ticket.flights:
+            books.cancelled(ticket.name, at=now)
+        ticket.flights.clear()
+        del self._tickets[ticket.name]
+        self._log(self._record(ticket, outcome, error or ticket.why, now))
+
+    def sweep(self, now: float | None = None) -> None:
+        """Ends requests whose lease is over."""
+        now = self._clock() if now is None else now
+        while self._leases and self._leases[0][0] <= now:
+            _, _, ticket = heapq.heappop(self._leases)
+            if not ticket.open:
+                continue
+            if ticket.expires_s > now:
+                heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
+                continue
+            self.expired += 1
+            self.close(ticket, "lost", "lease")
+
+    def now(self) -> float:
+        """Seconds on the core's clock."""
+        return self._clock()
+
+    def arrival_rate(self) -> float:
+        """Requests per second, as a request would see it that comes now."""
+        return self.snapshot.flight.arrival_rate()
+
+    def _lease(self, ticket: Ticket, now: float) -> None:
+        config = ticket.snapshot.config
+        waits_s = max(pool.timeouts.total_s + pool.timeouts.connect_s for pool in config.pools)
+        new = math.isinf(ticket.expires_s)
+        ticket.expires_s = now + waits_s + config.lease_s
+        if new:
+            heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
+
+    def _able(self, ticket: Ticket, now: float) -> np.ndarray:
+        """(replicas, models) whether a request may be sent there."""
+        places = ticket.snapshot.places
+        able = np.zeros(ticket.snapshot.flight.batch_sizes.shape, bool)
+        for place in places:
+            state = place.state
+            if state.in_flight < place.limit and state.breaker.allows(now) and place not in ticket.tried:
+                able[place.replica, place.model_index] = True
+        return able
+
+    def _in_time(self, ticket: Ticket, able: np.ndarray, now: float) -> np.ndarray:
+        """What remains where models are left out that would be late; if all would be, as the operator wants it.
+
+        Raises:
+          RefusedError: if the operator wants that.
+        """
+        config = ticket.snapshot.config
+        completion_s = ticket.snapshot.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
+        left_s = ticket.deadline_s - (now - ticket.arrived_s)
+        models = able.any(axis=0)
+        punctual = models & (completion_s <= left_s)
+        if punctual.any():
+            # The policy knows what a first try risks, but takes a later one for a request that has just come.
+            return able & punctual if ticket.attempts else able
+        if config.when_late == "refuse":
+            wait_s = float(completion_s[models].min()) - left_s
+            raise RefusedError("too_late", "No model is expected to answer in time.", wait_s)
+        only = np.zeros_like(able)
+        smallest = int(models.argmax())
+        only[:, smallest] = able[:, smallest]
+        return only
+
+    def _next_chance_s(self, ticket: Ticket, now: float) -> float:
+        """Seconds until a place may be free."""
+        full, waits_s = False, [_FULL_RETRY_S]
+        for place in ticket.snapshot.places:
+            wait_s = place.state.breaker.opens_in_s(now)
+            full |= wait_s == 0.0
+            waits_s.append(wait_s or _FULL_RETRY_S)
+        return _FULL_RETRY_S if full else min(waits_s)
+
+    def _sent(self, books: InFlight, ticket: Ticket, place: Place, now: float) -> bool:
+        """Tells books that a request was sent; whether they have its place."""
+        if books is ticket.snapshot.flight:
+            books.sent(ticket.name, place.model_index, place.replica, at=now)
+            return True
+        # Of snapshots in between nothing is asked any more.
+        for other in self.snapshot.places if books is self.snapshot.flight else ():
+            if other.state is place.state:
+                books.sent(ticket.name, other.model_index, other.replica, at=now)
+                return True
+        return False
+
+    def _free(self, claim: Claim) -> bool:
+        """Takes a claim from the counts; whether it was there."""
+        if not claim.held:
+            return False
+        claim.held = False
+        claim.ticket.claim = None
+        claim.place.state.in_flight -= 1
+        return True
+
+    def _return(self, ticket: Ticket, place: Place, why: str, now: float) -> None:
+        ticket.tried.append(place)
+        ticket.why = why
+        for books, sent in ticket.flights.items():
+            if sent:
+                books.returned(ticket.name, at=now)
+                ticket.flights[books] = False
+
+    def _record(self, ticket: Ticket, outcome: Outcome, error: str, now: float) -> Record:
+        ask, place, snapshot = ticket.ask, ticket.place, ticket.snapshot
+        latency_s = max(now - ticket.arrived_s, 0.0)
+        task = snapshot.tasks[ask.task]
+        due_s = ticket.deadline_s
+        if ticket.output_tokens:
+            visible_s = float(snapshot.policy.situation.visible_deadlines[task])
+            own_s = float(snapshot.policy.situation.deadlines(np.array([task]), np.array([ticket.output_tokens]))[0])
+            due_s *= own_s / visible_s
+        in_time = outcome == "answered" and latency_s <= due_s
+        return Record(
+            request_id=ticket.name,
+            arrival_s=ticket.arrived_at,
+            task=ask.task,
+            task_source=ask.task_source,
+            client=ask.client,
+            model="" if place is None else place.model,
+            pool="" if place is None else place.pool.name,
+            replica=None if place is None else place.replica,
+            prompt_tokens=ticket.prompt_tokens,
+            output_tokens=ticket.output_tokens,
+            output_limit=ask.max_tokens,
+            streamed=ask.streamed,
+            deadline_s=due_s,
+            ttft_s=None if ticket.first_s is None else max(ticket.first_s - ticket.arrived_s, 0.0),
+            latency_s=latency_s,
+            in_time=in_time,
+            quality=0.0 if place is None else float(snapshot.quality[task, place.model_index]),
+            attempts=ticket.attempts,
+            snapshot=snapshot.number,
+            outcome=outcome,
+            error="" if outcome == "answered" else error,
+        )
+
+
+def _deadline_s(ask: Ask, snapshot: Snapshot) -> tuple[float | None, float]:
+    """A request's own deadline, None if it is the task's, and the one that holds; of answers of mean length."""
+    situation, task = snapshot.policy.situation, snapshot.tasks[ask.task]
+    visible_s = float(situation.visible_deadlines[task])
+    own_s = visible_s * ask.deadline_factor
+    if ask.deadline_base_s is not None:
+        own_s = deadline_s(ask.deadline_base_s, ask.deadline_per_token_s, float(situation.mean_output_tokens[task]))
+    if ask.patience_s is not None:
+        own_s = min(own_s, ask.patience_s)
+    return (None, visible_s) if own_s == visible_s else (own_s, own_s)

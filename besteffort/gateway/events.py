@@ -1,0 +1,166 @@
+"""Server-sent events, read from bytes that are cut anywhere, and what a stream of an answer has in it.
+
+Only whole events go on, byte by byte as they came, so that an error can follow any of them. `AnswerStream` knows what
+the events of OpenAI's API mean: tokens, usage, the finish, errors, the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MOST_BYTES = 2**20
+"""Size of the largest event."""
+
+
+class EventTooLargeError(Exception):
+    """An event has more than `MOST_BYTES`."""
+
+
+class EventReader:
+    """Splits a stream into events. A blank line ends one; lines end with LF, CR LF or CR."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._looked = 0  # where the first line begins that was not looked at
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Whole events, each with the blank line at its end.
+
+        Raises:
+          EventTooLargeError: if one does not end.
+        """
+        self._held += chunk
+        while (end := self._end()) is not None:
+            event, self._held = self._held[:end], self._held[end:]
+            self._looked = 0
+            yield event
+        if len(self._held) > MOST_BYTES:
+            raise EventTooLargeError
+
+    def rest(self) -> bytes:
+        """What came after the last whole event."""
+        return self._held
+
+    def _end(self) -> int | None:
+        """Where the first event ends: after the first empty line."""
+        held = self._held
+        while (end := _line_end(held, self._looked)) is not None:
+            if end == len(held) and held.endswith(b"\r"):
+                return None  # an LF may follow
+            start, self._looked = self._looked, end
+            if held[start:end] in (b"\n", b"\r\n", b"\r"):
+                return end
+        return None
+
+
+def _line_end(held: bytes, start: int) -> int | None:
+    """Where the line that begins at `start` ends, its line break included."""
+    feed, back = held.find(b"\n", start), held.find(b"\r", start)
+    if back < 0 or 0 <= feed < back:
+        return feed + 1 if feed >= 0 else None
+    return back + 2 if feed == back + 1 else back + 1
+
+
+def data_of(event: bytes) -> bytes | None:
+    """The data of an event: its lines `data:`, joined; None if there are none, as in a comment."""
+    if event.startswith(b"data: ") and event.count(b"\n") == 2 and b"\r" not in event:
+        return event[6:-2]
+    found = []
+    for line in event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            found.append(value.removeprefix(b" "))
+    return b"\n".join(found) if found else None
+
+
+class Usage(NamedTuple):
+    """Tokens as a server counted them; None where it says nothing that can be."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def usage_of(answer: Any) -> Usage | None:
+    """The usage in an answer or a chunk of one; None if it has none, or null."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = (
+        value if type(value) is int and 0 <= value < 2**31 else None
+        for value in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    )
+    return Usage(prompt, output)
+
+
+class Event(NamedTuple):
+    """An event as the gateway sees it.
+
+    Attributes:
+      content: what goes to the client, nothing where it shall not.
+      tokens: whether it has a part of the answer.
+      error: whether the server says that it failed.
+    """
+
+    content: bytes
+    tokens: bool = False
+    error: bool = False
+
+
+class AnswerStream:
+    """Reads the events of a streamed answer.
+
+    Attributes:
+      usage: as the server said last.
+      finished: whether every choice that began has a `finish_reason`.
+      done: whether `[DONE]` came.
+    """
+
+    def __init__(self, *, keep_usage: bool) -> None:
+        self.usage: Usage | None = None
+        self.done = False
+        self._keep_usage = keep_usage
+        self._open: dict[int, bool] = {}  # per choice whether it lacks its end
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._open) and not any(self._open.values())
+
+    def read(self, event: bytes) -> Event:
+        """Takes notice of an event, and says what goes on."""
+        data = data_of(event)
+        if data is None:
+            return Event(event)
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return Event(event)
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            return Event(b"", error=True)
+        if not isinstance(chunk, dict) or chunk.get("error") is not None:
+            return Event(b"", error=True)
+        choices = chunk.get("choices")
+        tokens = False
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                tokens |= _has_content(choice)
+                index = choice.get("index")
+                self._open[index if isinstance(index, int) else 0] = choice.get("finish_reason") is None
+        found = usage_of(chunk)
+        if found is not None:
+            self.usage = found
+        if "usage" in chunk and not self._keep_usage:
+            if not choices:
+                return Event(b"")
+            del chunk["usage"]
+            return Event(b"data: " + json.dumps(chunk).encode() + b"\n\n", tokens)
+        return Event(event, tokens)
+
+
+def _has_content(choice: dict[str, Any]) -> bool:
+    if choice.get("text"):
+        return True
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and any(value for name, value in delta.items() if name not in ("role", "refusal"))

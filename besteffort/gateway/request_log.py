@@ -1,0 +1,94 @@
+"""The request log: a CSV file with a line per request, which `simulate`, `profile fit` and `--trace` read.
+
+It has lengths, times and outcomes, and no prompt, answer or key.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+from besteffort.errors import InputError
+from besteffort.files import os_errors_as_input_errors
+from besteffort.gateway.core import Record
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
+
+_EVERY = 64  # records between two writes
+
+
+class RequestLog:
+    """Appends records to a file; `flush` writes those that are held back.
+
+    Raises:
+      InputError: if the file cannot be written, or has other columns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with os_errors_as_input_errors(path):
+            self._file = path.open("a+b")
+            try:
+                self._begin()
+            except BaseException:
+                self._file.close()
+                raise
+        self._held: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        self._held.append(record)
+        if len(self._held) >= _EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held back.
+
+        Raises:
+          InputError: if the disk is full; what was held back is dropped.
+        """
+        if not self._held:
+            return
+        held, self._held = self._held, []
+        text = "".join(_line([_cell(getattr(record, name)) for name in COLUMNS]) for record in held)
+        with os_errors_as_input_errors(self.path):
+            self._file.write(text.encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _begin(self) -> None:
+        """Writes the header into a new file; drops a last line that a kill cut short."""
+        self._file.seek(0)
+        first = self._file.readline(2**16)
+        header = _line(COLUMNS).encode()
+        if not first.endswith(b"\n"):
+            self._file.truncate(0)
+            self._file.write(header)
+            self._file.flush()
+            return
+        if first != header:
+            raise InputError(f"{self.path}: the file is no request log of this version; name another one.")
+        size = self._file.seek(0, 2)
+        self._file.seek(max(size - 2**16, 0))
+        tail = self._file.read()
+        self._file.truncate(size - (len(tail) - tail.rfind(b"\n") - 1))
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def _line(cells: tuple[object, ...] | list[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

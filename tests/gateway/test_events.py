@@ -1,0 +1,116 @@
+"""Streams cut anywhere are read as if they were not, and say what they mean."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from besteffort.gateway.events import (
+    MOST_BYTES,
+    AnswerStream,
+    EventReader,
+    EventTooLargeError,
+    Usage,
+    data_of,
+    usage_of,
+)
+
+BREAKS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+TEXTS = st.lists(
+    st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=8), max_size=3
+)
+
+
+def chunk(**fields: object) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def choice(text: str = "", finish: str | None = None) -> dict[str, object]:
+    return {"index": 0, "text": text, "finish_reason": finish}
+
+
+@given(st.lists(st.tuples(TEXTS, BREAKS), max_size=5), st.lists(st.integers(0, 200), max_size=12), st.booleans())
+def test_cuts_at_any_byte_change_nothing(events: list[tuple[list[str], bytes]], cuts: list[int], comment: bool) -> None:
+    expected, raw = [], b": comment\n\n" if comment else b""
+    for lines, end in events:
+        if lines:
+            raw += b"".join(b"data: " + line.encode() + end for line in lines) + end
+            expected.append("\n".join(lines).encode())
+    whole = EventReader()
+    # The last carriage return may have a line feed to come.
+    once = [*whole.feed(raw), *([whole.rest()] if whole.rest() else [])]
+    reader = EventReader()
+    places = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
+    parts = [event for low, high in itertools.pairwise(places) for event in reader.feed(raw[low:high])]
+    parts += [reader.rest()] if reader.rest() else []
+    assert parts == once
+    assert b"".join(parts) == raw
+    assert [data for event in parts if (data := data_of(event)) is not None] == expected
+
+
+def test_an_event_has_a_largest_size() -> None:
+    reader = EventReader()
+    assert list(reader.feed(b"data: " + b"x" * (MOST_BYTES - 10))) == []
+    with pytest.raises(EventTooLargeError):
+        list(reader.feed(b"x" * 20))
+
+
+def test_tokens_and_the_finish_are_seen() -> None:
+    stream = AnswerStream(keep_usage=False)
+    role = chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+    assert stream.read(role) == (role, False, False)
+    first = chunk(choices=[{"index": 0, "delta": {"content": "é"}, "finish_reason": None}])
+    assert stream.read(first) == (first, True, False)
+    assert not stream.finished
+    last = chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    assert stream.read(last) == (last, False, False)
+    assert stream.finished
+    assert not stream.done
+    assert stream.read(b"data: [DONE]\n\n").content
+    assert stream.done
+    assert stream.read(b": ping\n\n").content == b": ping\n\n"
+
+
+def test_a_stream_of_two_choices_is_finished_when_both_are() -> None:
+    stream = AnswerStream(keep_usage=False)
+    for index, finish in ((0, None), (1, None), (1, "length")):
+        stream.read(chunk(choices=[{"index": index, "text": "a", "finish_reason": finish}]))
+    assert not stream.finished
+    stream.read(chunk(choices=[{"index": 0, "text": "", "finish_reason": "stop"}]))
+    assert stream.finished
+
+
+@pytest.mark.parametrize("event", [b"data: {\n\n", b"data: []\n\n", chunk(error={"message": "no"})])
+def test_what_is_no_chunk_is_an_error(event: bytes) -> None:
+    assert AnswerStream(keep_usage=True).read(event).error
+
+
+def test_usage_unasked_for_null_partial_or_next_to_the_finish() -> None:
+    """CLIProxyAPI PR#3221, llmgateway PR#2861, kthena PR#202."""
+    for keep in (False, True):
+        stream = AnswerStream(keep_usage=keep)
+        empty = chunk(choices=[choice("a")], usage=None)
+        assert (b"usage" in stream.read(empty).content) == keep
+        assert stream.usage is None
+        finish = chunk(choices=[choice("", "stop")], usage={"prompt_tokens": 3, "completion_tokens": "?"})
+        found = stream.read(finish)
+        assert (b"usage" in found.content) == keep
+        assert b'"finish_reason": "stop"' in found.content
+        assert stream.usage == Usage(3, None)
+        alone = chunk(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8})
+        assert stream.read(alone).content == (alone if keep else b"")
+        assert stream.usage == Usage(3, 5)
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, {"usage": None}, {"usage": 3}])
+def test_no_usage_is_none(answer: object) -> None:
+    assert usage_of(answer) is None
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**31, 1.5, True, None, "5"])
+def test_usage_that_cannot_be_is_none(tokens: object) -> None:
+    assert usage_of({"usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}) == Usage(None, None)

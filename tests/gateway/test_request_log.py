@@ -1,0 +1,97 @@
+"""The request log is whole after a kill, and is read as a log of requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.gateway.core import Record
+from besteffort.gateway.request_log import COLUMNS, RequestLog
+
+RECORD = Record(
+    request_id="r0",
+    arrival_s=1_764_000_000.25,
+    task="piqa",
+    task_source="header",
+    client="team",
+    model="opt-125m",
+    pool="small",
+    replica=1,
+    prompt_tokens=100,
+    output_tokens=20,
+    output_limit=None,
+    streamed=True,
+    deadline_s=0.4,
+    ttft_s=0.125,
+    latency_s=0.25,
+    in_time=True,
+    quality=0.5,
+    attempts=1,
+    snapshot=0,
+    outcome="answered",
+    error="",
+)
+
+
+def records(count: int) -> list[Record]:
+    return [
+        dataclasses.replace(RECORD, request_id=f"r{i}", arrival_s=RECORD.arrival_s + 0.1 * i, output_tokens=i + 1)
+        for i in range(count)
+    ]
+
+
+def test_a_file_is_taken_up_again_without_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    log = RequestLog(path)
+    for record in records(3):
+        log.add(record)
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"r9,17640000")
+    log = RequestLog(path)
+    log.add(RECORD)
+    log.close()
+    lines = path.read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert [line.split(",")[0] for line in lines[1:]] == ["r0", "r1", "r2", "r0"]
+    assert path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("cut", ["", "request_id,arr"])
+def test_a_header_that_a_kill_cut_short_is_written_again(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text(cut)
+    RequestLog(path).close()
+    assert path.read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no request log"):
+        RequestLog(path)
+    assert path.read_text() == "a,b\n1,2\n"
+    with pytest.raises(InputError, match="cannot write"):
+        RequestLog(tmp_path / "missing" / "requests.csv")
+
+
+def test_it_is_a_log_that_this_package_reads(tmp_path: Path) -> None:
+    reading = pytest.importorskip("besteffort.workload.reading")
+    path = tmp_path / "requests.csv"
+    log = RequestLog(path)
+    for record in records(5):
+        log.add(record)
+    late = dataclasses.replace(RECORD, request_id="lost", arrival_s=RECORD.arrival_s + 1)
+    log.add(dataclasses.replace(late, outcome="failed", error="reset", output_tokens=0))
+    log.close()
+    found = reading.read(path)
+    assert found.failed.tolist() == [False] * 5 + [True]
+    assert np.diff(found.time("arrival")[:5]) == pytest.approx(0.1, abs=1e-5)
+    assert found.time("ttft")[:5] == pytest.approx(0.125)
+    assert found.time("latency")[:5] == pytest.approx(0.25)
+    assert found.counts["output"][:5].tolist() == [1, 2, 3, 4, 5]
+    assert found.labels["task"].names == ("piqa",)
