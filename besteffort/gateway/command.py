@@ -1,0 +1,72 @@
+"""The command `serve`: checks, starts, prints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from besteffort.errors import InputError
+
+if TYPE_CHECKING:
+    from besteffort.gateway.snapshot import Snapshot
+
+
+def check(path_or_name: str) -> str:
+    """Reads and checks all that a gateway needs; returns what it would do, in a sentence.
+
+    Raises:
+      InputError: if something does not fit.
+    """
+    snapshot, _ = _prepared(path_or_name)
+    return f"{path_or_name} is in order: {describe(snapshot)}."
+
+
+def serve(path_or_name: str, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+      path_or_name: the configuration.
+      say: gets a sentence once the gateway listens.
+
+    Raises:
+      InputError: if something does not fit, or the gateway cannot listen.
+    """
+    snapshot, path = _prepared(path_or_name)
+    from besteffort.gateway import serve as serving
+
+    serving.set_up_logging()
+    serving.run(snapshot, path, ready=lambda address: say(f"Listening on {address}: {describe(snapshot)}."))
+
+
+def describe(snapshot: Snapshot) -> str:
+    """A snapshot in words."""
+    pools = (
+        f"{pool.name} ({pool.model}, {len(pool.urls)} replica{'s' if len(pool.urls) > 1 else ''})"
+        for pool in snapshot.config.pools
+    )
+    return f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
+
+
+@contextlib.contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Around imports of what only the extra `gateway` brings.
+
+    Raises:
+      InputError: if it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "besteffort":
+            raise
+        raise InputError(
+            f"`{name}` needs {error.name}, which is not installed; `pip install 'besteffort[gateway]'`."
+        ) from error
+
+
+def _prepared(path_or_name: str) -> tuple[Snapshot, Path]:
+    with needs_extra("serve"):
+        from besteffort.gateway.serve import prepare
+    return prepare(path_or_name)

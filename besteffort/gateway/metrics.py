@@ -1,0 +1,109 @@
+"""Figures for Prometheus, under `/metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from besteffort.gateway.core import Core, Record
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
+_DECISIONS_S = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 1e-2, 1e-1)
+_STATES = {"closed": 0, "half-open": 1, "open": 2}
+
+
+class Metrics:
+    """The figures of one gateway."""
+
+    def __init__(self, core: Core) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._core = core
+        self._requests = Counter(
+            "besteffort_requests", "Requests that ended.", ("task", "model", "outcome"), registry=registry
+        )
+        self._in_time = Counter(
+            "besteffort_requests_in_time", "Answers by their deadline.", ("task", "model"), registry=registry
+        )
+        self._quality = Counter(
+            "besteffort_quality_in_time", "Quality of answers by their deadline, summed.", ("task",), registry=registry
+        )
+        self._prompt = Counter("besteffort_prompt_tokens", "Tokens of prompts.", ("model",), registry=registry)
+        self._output = Counter("besteffort_generation_tokens", "Tokens of answers.", ("model",), registry=registry)
+        self._first = Histogram(
+            "besteffort_time_to_first_token_seconds",
+            "From arrival to the first token, of streams.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "besteffort_e2e_request_latency_seconds",
+            "From arrival to the end of the answer.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._decisions = Histogram(
+            "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=registry
+        )
+        self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=registry)
+        registry.register(self)
+
+    def record(self, record: Record) -> None:
+        """Counts a request that has ended."""
+        self._requests.labels(record.task, record.model, record.outcome).inc()
+        if record.outcome != "answered":
+            return
+        self._prompt.labels(record.model).inc(record.prompt_tokens)
+        self._output.labels(record.model).inc(record.output_tokens)
+        self._latency.labels(record.model).observe(record.latency_s)
+        if record.ttft_s is not None:
+            self._first.labels(record.model).observe(record.ttft_s)
+        if record.in_time:
+            self._in_time.labels(record.task, record.model).inc()
+            self._quality.labels(record.task).inc(record.quality)
+
+    def decided(self, seconds: float) -> None:
+        self._decisions.observe(seconds)
+
+    def reloaded(self, result: str) -> None:
+        self._reloads.labels(result).inc()
+
+    def text(self) -> tuple[bytes, str]:
+        """What a scrape gets, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Metric]:
+        """What is read off the core at a scrape."""
+        core = self._core
+        snapshot = core.snapshot
+        labels = ("pool", "model", "replica")
+        running = GaugeMetricFamily("besteffort_requests_in_flight", "Requests sent and not ended.", labels=labels)
+        limit = GaugeMetricFamily("besteffort_requests_limit", "Requests in flight at most.", labels=labels)
+        state = GaugeMetricFamily(
+            "besteffort_replica_state", "0 in use, 1 tried again, 2 left out after failures.", labels=labels
+        )
+        now = core.now()
+        for place in snapshot.places:
+            values = (place.pool.name, place.model, str(place.replica))
+            running.add_metric(values, place.state.in_flight)
+            limit.add_metric(values, place.limit)
+            state.add_metric(values, _STATES[place.state.breaker.state(now)])
+        yield from (running, limit, state)
+        for name, about, value in (
+            ("besteffort_open_requests", "Requests that have arrived and not ended.", core.open_requests),
+            ("besteffort_arrival_rate", "Requests per second, as the policy sees it.", core.arrival_rate()),
+            ("besteffort_snapshot", "Times that configuration or policy were replaced.", snapshot.number),
+        ):
+            yield GaugeMetricFamily(name, about, value=value)
+        yield CounterMetricFamily("besteffort_retries", "Times that requests were sent again.", value=core.retries)
+        yield CounterMetricFamily(
+            "besteffort_leases_expired", "Requests of which nothing more was heard.", value=core.expired
+        )
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: names are known once collected."""
+        return iter(())

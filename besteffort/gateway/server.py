@@ -1,0 +1,447 @@
+"""The gateway as an HTTP server: OpenAI's API in front, servers of the same API behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
+from besteffort.gateway.errors import ApiError
+from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
+from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
+from besteffort.gateway.metrics import Metrics
+from besteffort.gateway.upstream import InvalidRequestError, Upstream, UpstreamError, read_whole
+from besteffort.version import __version__
+
+LOGGER = logging.getLogger("besteffort.gateway")
+
+_SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
+_DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PASSED_ON = ("traceparent", "tracestate")  # of the client's headers; all others stay here
+_STATUS = {"no_capacity": 503, "too_late": 503, "draining": 503, "too_many_requests": 503}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """The handlers, over a core.
+
+    Attributes:
+      core: decides and counts.
+      upstream: the servers.
+      metrics: figures.
+    """
+
+    def __init__(self, core: Core, upstream: Upstream, metrics: Metrics) -> None:
+        self.core, self.upstream, self.metrics = core, upstream, metrics
+
+    def application(self) -> web.Application:
+        """The application; it limits bodies itself, since limits may change while it runs."""
+        app = web.Application(middlewares=[self._errors], client_max_size=2**30)
+        app.on_response_prepare.append(_hide_software)
+        app.router.add_post(COMPLETIONS, self._completions)
+        app.router.add_post(CHAT, self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model}", self._model)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors in OpenAI's shape."""
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return _error_response(error)
+        except web.HTTPException as error:
+            kind = "server_error" if error.status >= 500 else "invalid_request_error"
+            allowed = {"allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
+            return _error_response(ApiError(error.status, f"{error.reason}.", kind=kind), allowed)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            LOGGER.exception("A request failed inside the gateway.")
+            return _error_response(ApiError(500, "The gateway failed.", kind="server_error", code="internal_error"))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "version": __version__})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        core = self.core
+        now = core.now()
+        ready = not core.draining and any(place.state.breaker.allows(now) for place in core.snapshot.places)
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self._client(request)
+        text, kind = self.metrics.text()
+        return web.Response(body=text, headers={"content-type": kind})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self._client(request)
+        names = self.core.snapshot.model_names
+        return web.json_response({"object": "list", "data": [_model_entry(name) for name in names]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        self._client(request)
+        name = request.match_info["model"]
+        if name not in self.core.snapshot.model_names:
+            raise ApiError(404, "There is no such model; `/v1/models` lists what there is.", code="model_not_found")
+        return web.json_response(_model_entry(name))
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, COMPLETIONS)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, CHAT)
+
+    def _client(self, request: web.Request) -> str:
+        """Name of the client's key.
+
+        Raises:
+          ApiError: if keys are asked for, and it has none.
+        """
+        keys = self.core.snapshot.keys
+        if not keys:
+            return ""
+        scheme, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        name = keys.name_of(secret.strip()) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise ApiError(
+                401,
+                "The API key is missing or unknown; send `Authorization: Bearer KEY`.",
+                kind="authentication_error",
+                code="invalid_api_key",
+            )
+        return name
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body of a request.
+
+        Raises:
+          ApiError: if it is of another type, too large, or too slow.
+        """
+        # A page in a browser cannot send this type elsewhere without being asked first.
+        if "json" not in request.content_type:
+            raise ApiError(415, "The content type is to be application/json.")
+        if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            raise ApiError(415, "The body is not to be compressed.")
+        listen = self.core.snapshot.config.listen
+        too_large = ApiError(413, f"The body has more than {listen.body_bytes:,} bytes.", code="too_large")
+        if (request.content_length or 0) > listen.body_bytes:
+            raise too_large
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(listen.body_s):
+                async for part in request.content.iter_any():
+                    size += len(part)
+                    if size > listen.body_bytes:
+                        raise too_large
+                    parts.append(part)
+        except web.RequestPayloadError:
+            raise ApiError(400, "The body is not as its headers say.") from None
+        except TimeoutError:
+            raise ApiError(408, "The body came too slowly.", code="timeout", retry=False) from None
+        return b"".join(parts)
+
+    async def _answer(self, request: web.Request, path: str) -> web.StreamResponse:
+        core = self.core
+        client = self._client(request)
+        raw = await self._body(request)
+        # From here to the arrival nothing waits, so that one snapshot decides.
+        intake = read_request(raw, request.headers, path, client, core.snapshot)
+        stated = request.headers.get("x-request-id", "")
+        name = stated if _REQUEST_ID.fullmatch(stated) else f"req-{secrets.token_hex(12)}"
+        try:
+            ticket = core.arrive(intake.ask, name)
+        except RefusedError as refused:
+            raise _refusal(refused, name) from None
+        call = _Call(self, request, intake, path, ticket)
+        try:
+            response = await call.run()
+        except _EndedError as ended:
+            core.close(ticket, "invalid" if ended.error.status < 500 else "failed", ended.error.code or "")
+            return _error_response(ended.error, call.headers())
+        except RefusedError as refused:
+            core.close(ticket, "refused", refused.code)
+            return _error_response(_refusal(refused, name), call.headers())
+        except _ClientGoneError:
+            core.close(ticket, "cancelled", "client")
+            raise ConnectionResetError("The client has left.") from None
+        except asyncio.CancelledError:
+            core.close(ticket, "cancelled", "client")
+            raise
+        except BaseException:
+            core.close(ticket, "failed", "internal_error")
+            raise
+        core.close(ticket, "cancelled", "client")  # unless the call has closed it
+        return response
+
+
+class _EndedError(Exception):
+    """A request ends with an error before anything of its answer was sent."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _ClientGoneError(Exception):
+    """The client has left, or does not read its answer."""
+
+
+class _Call:
+    """One request on its way through servers."""
+
+    def __init__(self, server: Server, request: web.Request, intake: Intake, path: str, ticket: Ticket) -> None:
+        self._server, self._core, self._request = server, server.core, request
+        self._intake, self._path, self._ticket = intake, path, ticket
+        self._decided_s = 0.0
+        self._response: web.StreamResponse | None = None  # once a stream has begun
+        self._begun = False  # once a part of the answer was sent
+
+    def headers(self) -> dict[str, str]:
+        """What the client is told about the decision."""
+        ticket = self._ticket
+        found = {
+            "x-request-id": ticket.name,
+            "x-besteffort-task": quote(ticket.ask.task),
+            "x-besteffort-task-source": ticket.ask.task_source,
+            "server-timing": f"decide;dur={1e3 * self._decided_s:.3f}",
+            "cache-control": "no-store",
+        }
+        if ticket.place is not None:
+            found["x-besteffort-model"] = quote(ticket.place.model)
+            found["x-besteffort-pool"] = ticket.place.pool.name
+        return found
+
+    async def run(self) -> web.StreamResponse:
+        """Answers the request, by another server where one fails.
+
+        Raises:
+          RefusedError: if there is no place for it.
+          _EndedError: if it ends with an error.
+        """
+        core, ticket = self._core, self._ticket
+        last: UpstreamError | None = None
+        while True:
+            started = time.perf_counter()
+            try:
+                claim = core.claim(ticket)
+            except RefusedError:
+                if last is not None:
+                    return await self._give_up(last)
+                raise
+            seconds = time.perf_counter() - started
+            self._decided_s += seconds
+            self._server.metrics.decided(seconds)
+            try:
+                return await self._send(claim)
+            except InvalidRequestError as invalid:
+                core.failed(claim, "invalid", blame=False)
+                raise _EndedError(invalid.error) from invalid
+            except UpstreamError as failure:
+                last = failure
+                if failure.busy_s is not None:
+                    core.busy(claim, failure.busy_s)
+                else:
+                    core.failed(claim, failure.why, blame=failure.blame)
+                LOGGER.warning(
+                    "Request %s: pool %s, replica %d: %s.",
+                    ticket.name,
+                    claim.place.pool.name,
+                    claim.place.replica,
+                    failure.why,
+                )
+                if self._begun or not core.may_retry(ticket):
+                    return await self._give_up(failure)
+
+    async def _give_up(self, failure: UpstreamError) -> web.StreamResponse:
+        """Ends with the error of the last server: as an event, if the stream has begun."""
+        response = self._response
+        if response is None:
+            raise _EndedError(failure.error)
+        self._core.close(self._ticket, "failed", failure.why)
+        await self._write(failure.error.event())
+        return await self._close_stream()
+
+    async def _send(self, claim: Claim) -> web.StreamResponse:
+        headers = {"x-request-id": self._ticket.name}
+        for name in _PASSED_ON:
+            if name in self._request.headers:
+                headers[name] = self._request.headers[name]
+        how = self._stream if self._intake.streamed else self._whole
+        return await how(claim, headers)
+
+    async def _whole(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
+        place = claim.place
+        try:
+            async with (
+                asyncio.timeout(place.pool.timeouts.total_s),
+                self._server.upstream.post(place, self._path, self._intake.body, headers) as answer,
+            ):
+                raw = await read_whole(answer)
+        except TimeoutError:
+            raise UpstreamError("timeout", "The server took too long.", status=504) from None
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or found.get("error") is not None:
+            raise UpstreamError("not_json", "The server's answer is no JSON object, or says that it failed.")
+        usage = usage_of(found)
+        self._core.finished(
+            claim,
+            output_tokens=None if usage is None else usage.output_tokens,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+        )
+        self._core.close(self._ticket, "answered")
+        return web.Response(body=raw, headers=self.headers() | {"content-type": "application/json"})
+
+    async def _stream(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
+        loop, timeouts = asyncio.get_running_loop(), claim.place.pool.timeouts
+        end = loop.time() + timeouts.total_s
+        doing = "first_token"
+        stream = AnswerStream(keep_usage=self._intake.wants_usage)
+        reader = EventReader()
+        held: list[bytes] = []  # of the answer, before its first token
+        limit = min(loop.time() + timeouts.first_token_s, end)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout_at(limit):
+                    post = self._server.upstream.post(claim.place, self._path, self._intake.body, headers)
+                    answer = await stack.enter_async_context(post)
+                if "text/event-stream" not in answer.headers.get(hdrs.CONTENT_TYPE, ""):
+                    raise UpstreamError("no_stream", "The server did not stream its answer.")
+                while not stream.done:
+                    chunk = await self._read(answer.content, limit)
+                    if not chunk:
+                        break
+                    parts, tokens = [], 0
+                    for event in reader.feed(chunk):
+                        found = stream.read(event)
+                        if found.error:
+                            raise UpstreamError("error_event", "The server says that it failed.")
+                        tokens += found.tokens
+                        parts.append(found.content)
+                        if stream.done:
+                            break
+                    if tokens:
+                        doing = "between_tokens"
+                        self._core.token(claim, tokens)
+                    content = b"".join(parts)
+                    if not self._begun and not tokens and not stream.finished:
+                        held.append(content)
+                    else:
+                        doing, before = "client", doing
+                        async with asyncio.timeout_at(end):
+                            await self._write(b"".join((*held, content)))
+                        doing = before
+                        held.clear()
+                    limit = min(loop.time() + timeouts.between_tokens_s, end) if self._begun else limit
+                if not stream.finished and not stream.done:
+                    raise UpstreamError("cut_short", "The server ended the answer before it was whole.")
+                self._finish(claim, stream)
+                response = await self._end(stream, held)
+                with contextlib.suppress(Exception):
+                    # Read to its end, the connection serves the next request.
+                    async with asyncio.timeout(_DRAIN_READ_S):
+                        await answer.content.read()
+                return response
+        except TimeoutError:
+            if doing == "client":
+                raise _ClientGoneError from None
+            why = "timeout" if loop.time() >= end else f"{doing}_timeout"
+            raise UpstreamError(why, "The server took too long.", status=504, blame=why != "timeout") from None
+        except EventTooLargeError:
+            raise UpstreamError("too_large", "The server sent an event that is too large.") from None
+
+    async def _read(self, content: aiohttp.StreamReader, limit: float) -> bytes:
+        """The next bytes of a stream, none at its end; while they do not come, the client gets comments.
+
+        Raises:
+          TimeoutError: when the loop's time is `limit`.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            until = min(limit, loop.time() + _SILENCE_S)
+            try:
+                async with asyncio.timeout_at(until):
+                    return await content.readany()
+            except TimeoutError:
+                if loop.time() >= limit:
+                    raise
+            await self._write(b": waiting\n\n", begins=False)
+
+    async def _write(self, content: bytes, *, begins: bool = True) -> None:
+        """Writes to the client, whose response it begins.
+
+        Raises:
+          _ClientGoneError: if the client has left.
+        """
+        response = self._response
+        self._begun |= begins
+        try:
+            if response is None:
+                kind = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+                response = self._response = web.StreamResponse(headers=self.headers() | kind)
+                await response.prepare(self._request)
+            if content:
+                await response.write(content)
+        except ConnectionError as error:
+            # Not an error of a server, whose connection is in use around this.
+            raise _ClientGoneError from error
+
+    async def _close_stream(self) -> web.StreamResponse:
+        response = self._response
+        assert response is not None
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
+        return response
+
+    def _finish(self, claim: Claim, stream: AnswerStream) -> None:
+        usage = stream.usage
+        self._core.finished(
+            claim,
+            output_tokens=None if usage is None else usage.output_tokens,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+        )
+        self._core.close(self._ticket, "answered")
+
+    async def _end(self, stream: AnswerStream, held: list[bytes]) -> web.StreamResponse:
+        await self._write(b"".join((*held, b"" if stream.done else b"data: [DONE]\n\n")))
+        return await self._close_stream()
+
+
+async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = "besteffort"
+
+
+def _refusal(refused: RefusedError, name: str) -> ApiError:
+    return ApiError(
+        _STATUS[refused.code], str(refused), kind="server_error", code=refused.code, retry_after_s=refused.retry_after_s
+    )
+
+
+def _error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> web.Response:
+    response = web.json_response(error.body(), status=error.status, headers={**(headers or {}), **error.headers()})
+    if error.status in (408, 413):
+        response.force_close()  # what is left of the body is not waited for
+    return response
+
+
+def _model_entry(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "besteffort"}

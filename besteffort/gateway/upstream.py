@@ -1,0 +1,188 @@
+"""The servers behind the gateway, over HTTP: sends a request on, and tells failures by what they say of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from besteffort.errors import printable
+from besteffort.gateway.errors import ApiError
+from besteffort.gateway.pools import Place
+
+# uvicorn, which most servers run on, closes connections that are idle for 5 s; one that it closes as a request is on
+# its way would fail that.
+_KEEP_S = 3.0
+_MOST_BYTES = 2**26  # of an answer that is not streamed
+_LONGEST_MESSAGE = 500
+_CLIENTS_FAULT = (400, 413, 415, 422)
+_BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
+
+
+class UpstreamError(Exception):
+    """A server did not answer as it should.
+
+    Attributes:
+      why: a word for logs and metrics.
+      blame: whether it says something of the server.
+      busy_s: seconds that the server wants to be left alone, if it is only busy.
+      error: what the client gets unless another server answers.
+    """
+
+    def __init__(
+        self, why: str, message: str, *, status: int = 502, blame: bool = True, busy_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.why, self.blame, self.busy_s = why, blame, busy_s
+        self.error = ApiError(status, message, kind="server_error", code=why, retry_after_s=busy_s)
+
+
+class InvalidRequestError(Exception):
+    """A server says that the request is wrong.
+
+    Attributes:
+      error: what the client gets.
+    """
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Upstream:
+    """Connections to all servers."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            trust_env=False,
+            auto_decompress=False,
+            read_bufsize=2**16,
+            max_line_size=2**14,
+            max_field_size=2**14,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def post(
+        self, place: Place, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Sends a request, and yields an answer with status 200 that has begun.
+
+        Args:
+          place: where it goes.
+          path: from `/v1` on.
+          body: what is sent, but for the model's name.
+          headers: that the server may see, without its key.
+
+        Raises:
+          UpstreamError: if the server cannot be reached, breaks off, or says that it failed.
+          InvalidRequestError: if it says that the request is wrong.
+        """
+        payload = json.dumps({**body, "model": place.served_model}).encode()
+        sent = {"content-type": "application/json", "accept-encoding": "identity", **headers}
+        if place.api_key is not None:
+            sent["authorization"] = f"Bearer {place.api_key}"
+        timeouts = place.pool.timeouts
+        try:
+            async with self._session.post(
+                place.url + path.removeprefix("/v1"),
+                data=payload,
+                headers=sent,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s),
+            ) as response:
+                if response.status != 200:
+                    await _refused(response, place)
+                yield response
+        except (
+            aiohttp.ConnectionTimeoutError,
+            aiohttp.ClientConnectorError,
+            aiohttp.ClientSSLError,
+            ssl.SSLError,
+        ) as e:
+            raise UpstreamError("connect", "The server cannot be reached.") from e
+        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError, EOFError) as e:
+            raise UpstreamError("reset", "The server broke off its answer.") from e
+
+
+async def read_whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body of an answer that is not streamed.
+
+    Raises:
+      UpstreamError: if it is too large.
+    """
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > _MOST_BYTES:
+            raise UpstreamError("too_large", "The server's answer is too large.")
+    return b"".join(parts)
+
+
+async def _refused(response: aiohttp.ClientResponse, place: Place) -> None:
+    """Tells what another status than 200 means.
+
+    Raises:
+      UpstreamError: if it is the server's fault.
+      InvalidRequestError: if it is the client's.
+    """
+    status = response.status
+    busy_s = _retry_after_s(response.headers)
+    if status == 429 or (status == 503 and busy_s is not None):
+        raise UpstreamError(
+            "busy", "The server is busy.", status=429, blame=False, busy_s=_BUSY_S if busy_s is None else busy_s
+        )
+    if status not in _CLIENTS_FAULT:
+        # What it says may quote its key, or be about the gateway.
+        raise UpstreamError(f"status_{status}", f"The server answered with status {status}.")
+    raw = await response.content.read(2**16)
+    raise InvalidRequestError(_clients_error(status, raw, place))
+
+
+def _clients_error(status: int, raw: bytes, place: Place) -> ApiError:
+    """A server's error in OpenAI's shape; others than that are `{"error": "text"}` and `{"detail": ...}`."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = None
+    error = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+    if isinstance(found, dict) and isinstance(found.get("message"), str):
+        error = found
+    fields = error if isinstance(error, dict) else {}
+    message = fields.get("message") if fields else error
+    if not isinstance(message, str) or not message:
+        message = "The server refused the request."
+    code, kind, param = (fields.get(name) for name in ("code", "type", "param"))
+
+    def shown(text: str, most: int = 64) -> str:
+        return printable(text if place.api_key is None else text.replace(place.api_key, "***"))[:most]
+
+    return ApiError(
+        status,
+        shown(message, _LONGEST_MESSAGE),
+        kind=shown(kind) if isinstance(kind, str) else "invalid_request_error",
+        code=None if code is None else shown(str(code)),
+        param=shown(param) if isinstance(param, str) else None,
+    )
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = unit * float(headers[name])
+        except (KeyError, ValueError):
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None

@@ -1,0 +1,597 @@
+"""What goes wrong in front of real servers, by public reports, against real servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from besteffort.gateway.config import Breaker, Listen, Retries, Timeouts
+from tests.gateway.backends import DONE, USAGE, Call, answer, backend, completion, event, run, running, started
+from tests.gateway.policies import MODELS, config
+
+PLENTY = Retries(most=4, share=1.0)
+FAST = Timeouts(connect_s=1.0, first_token_s=1.0, between_tokens_s=0.3, total_s=2.0)
+
+
+async def unavailable(call: Call) -> None:
+    await call.respond(500, {"detail": "out of memory at 0xdeadbeef"})
+
+
+def with_timeouts(urls: list[list[str]], timeouts: Timeouts = FAST, **others: object) -> object:
+    given = config(urls, listen=Listen(port=0, drain_s=0.0), **others)
+    return dataclasses.replace(given, pools=tuple(dataclasses.replace(p, timeouts=timeouts) for p in given.pools))
+
+
+PATIENT = {"x-besteffort-deadline-ms": "60000"}
+
+
+# Counters
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_frees_its_count(tmp_path: Path, stream: bool) -> None:
+    """Error path without release (skypilot#10444)."""
+
+    async def scenario() -> None:
+        async with backend(unavailable) as (url, _), running(tmp_path, [[url]]) as found:
+            for _ in range(5):
+                status, body, _ = await found.post(stream=stream)
+                assert status in (502, 503)
+                assert body["error"]["type"] == "server_error"
+                assert "0xdeadbeef" not in json.dumps(body)
+                assert found.counts() == 0
+            assert {record.outcome for record in found.records} <= {"failed", "refused"}
+
+    run(scenario())
+
+
+def test_a_server_that_leaves_and_returns_is_never_counted_below_zero(tmp_path: Path) -> None:
+    """Endpoint leaves and returns, count negative (llm-d#1950)."""
+
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (url, made),
+            backend(answer) as (other, _),
+            running(tmp_path, [[url], [other]], retries=PLENTY, breaker=Breaker(open_s=0.05)) as found,
+        ):
+            for behaviour in (answer, unavailable, answer):
+                made.behaviour = behaviour
+                done = await asyncio.gather(*(found.post(headers=PATIENT) for _ in range(6)))
+                assert [status for status, _, _ in done] == [200] * 6
+                assert found.counts() == 0
+                await asyncio.sleep(0.1)
+
+    run(scenario())
+
+
+# Disconnects
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_server(tmp_path: Path, stream: bool) -> None:
+    """Upstream goes on generating (litellm#3341, vllm#54947); leaves a plain request."""
+    gone = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        if call.body.get("stream"):
+            await call.begin_stream()
+            await call.chunk(event("4"))
+        await call.left()
+        gone.set()
+
+    async def scenario() -> None:
+        async with backend(slow) as (url, made), running(tmp_path, [[url]]) as found:
+            task = asyncio.create_task(found.post(stream=stream))
+            while not made.calls:
+                await asyncio.sleep(0.005)
+            assert found.counts() == 2
+            task.cancel()
+            await asyncio.wait_for(gone.wait(), 5)
+            await found.settle()
+            (record,) = found.records
+            assert (record.outcome, record.error) == ("cancelled", "client")
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_while_connecting_frees_its_count(tmp_path: Path) -> None:
+    """Leaves between decision and connect."""
+
+    async def scenario() -> None:
+        # Its line of connections is full, so connecting waits.
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as stuck, contextlib.ExitStack() as line:
+            for _ in range(8):
+                waiting = line.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(stuck.getsockname())
+            async with running(tmp_path, [[f"http://127.0.0.1:{stuck.getsockname()[1]}/v1"]]) as found:
+                task = asyncio.create_task(found.post())
+                while not found.counts():
+                    await asyncio.sleep(0.001)
+                task.cancel()
+                await found.settle()
+                assert found.records[0].outcome == "cancelled"
+
+    run(scenario())
+
+
+# Servers
+
+
+def test_a_hung_server_is_left_out_and_its_requests_are_answered_elsewhere(tmp_path: Path) -> None:
+    """Healthy but hung (vllm#39863, Fastllm-proxy#19); one bad one blocks all (production-stack#749)."""
+
+    async def hung(call: Call) -> None:
+        if call.body.get("stream"):
+            await call.begin_stream()
+            await call.chunk(b'data: {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}\n\n')
+        await call.left()
+
+    async def scenario() -> None:
+        async with backend(hung) as (bad, made), backend(answer) as (good, _):
+            given = with_timeouts([[good], [bad]], retries=PLENTY, breaker=Breaker(failures=2, open_s=60.0))
+            async with started(given, tmp_path) as found:
+                for _ in range(6):
+                    async with found.session.post(
+                        f"{found.address}/v1/completions",
+                        json={"model": "besteffort", "prompt": "a", "stream": True},
+                        headers=PATIENT,
+                    ) as response:
+                        assert b'"text": "2"' in await response.read()
+                assert len(made.calls) == 2
+                assert found.counts() == 0
+                assert [record.attempts for record in found.records] == [2, 2, 1, 1, 1, 1]
+
+    run(scenario())
+
+
+def test_a_plain_request_to_a_hung_server_ends_with_its_time(tmp_path: Path) -> None:
+    """No time-out (production-stack#749)."""
+
+    async def hung(call: Call) -> None:
+        await call.left()
+
+    async def scenario() -> None:
+        async with backend(hung) as (url, _):
+            given = with_timeouts([[url]], dataclasses.replace(FAST, total_s=0.2))
+            async with started(given, tmp_path) as found:
+                status, body, _ = await found.post()
+                assert (status, body["error"]["code"]) == (504, "timeout")
+                assert found.counts() == 0
+
+    run(scenario())
+
+
+def test_a_server_that_dies_at_the_first_request_is_no_loss(tmp_path: Path) -> None:
+    async def dies(call: Call) -> None:
+        call.reset()
+
+    async def scenario() -> None:
+        async with (
+            backend(dies) as (bad, _),
+            backend(answer) as (good, _),
+            running(tmp_path, [[good], [bad]], retries=PLENTY) as found,
+        ):
+            for stream in (False, True):
+                body = {"model": "besteffort", "prompt": "a", "stream": stream}
+                async with found.session.post(
+                    f"{found.address}/v1/completions", json=body, headers=PATIENT
+                ) as response:
+                    assert response.status == 200
+                    assert response.headers["x-besteffort-model"] == MODELS[0]
+                    await response.read()
+
+    run(scenario())
+
+
+def test_a_server_that_is_not_there_is_no_loss(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (good, _),
+            running(tmp_path, [[good], ["http://127.0.0.1:9/v1"]], retries=PLENTY) as found,
+        ):
+            status, _, _ = await found.post(headers=PATIENT)
+            assert status == 200
+            assert found.records[0].attempts == 2
+
+    run(scenario())
+
+
+def test_a_server_recovers_after_failures(tmp_path: Path) -> None:
+    """Never recovers after a spike (litellm#30192)."""
+
+    async def scenario() -> None:
+        async with (
+            backend(unavailable) as (url, made),
+            running(tmp_path, [[url]], breaker=Breaker(failures=2)) as found,
+        ):
+            statuses = [(await found.post())[0] for _ in range(6)]
+            assert statuses == [502, 502, 503, 503, 503, 503]
+            assert len(made.calls) == 2
+            async with found.session.get(f"{found.address}/ready") as response:
+                assert response.status == 503
+            made.behaviour = answer
+            await asyncio.sleep(1.05)
+            done = await asyncio.gather(*(found.post() for _ in range(4)))
+            # One of them tried it, the others were refused meanwhile.
+            assert sorted({status for status, _, _ in done}) in ([200], [200, 503])
+            assert [(await found.post())[0] for _ in range(3)] == [200] * 3
+
+    run(scenario())
+
+
+def test_a_busy_server_is_left_alone_and_another_answers(tmp_path: Path) -> None:
+    """Retry-After of an hour parks a backend."""
+
+    async def busy(call: Call) -> None:
+        await call.respond(429, {"error": {"message": "slow down"}}, {"retry-after": "3600"})
+
+    async def scenario() -> None:
+        async with backend(busy) as (bad, made), backend(answer) as (good, _):
+            settings = {"retries": PLENTY, "breaker": Breaker(longest_s=0.2)}
+            async with running(tmp_path, [[good], [bad]], **settings) as found:
+                for _ in range(3):
+                    assert (await found.post(headers=PATIENT))[0] == 200
+                assert len(made.calls) == 1
+                made.behaviour = answer
+                await asyncio.sleep(0.25)
+                _, _, headers = await found.post(headers=PATIENT)
+                assert headers["x-besteffort-model"] == MODELS[1]
+
+    run(scenario())
+
+
+def test_a_wrong_request_is_not_tried_elsewhere_and_blames_nobody(tmp_path: Path) -> None:
+    async def refuses(call: Call) -> None:
+        await call.respond(400, {"detail": "temperature is out of range"})
+
+    async def scenario() -> None:
+        async with (
+            backend(refuses) as (url, made),
+            backend(answer) as (good, _),
+            running(tmp_path, [[good], [url]], breaker=Breaker(failures=1)) as found,
+        ):
+            for _ in range(3):
+                status, body, _ = await found.post()
+                assert status == 400
+                assert body["error"] == {
+                    "message": "temperature is out of range",
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": None,
+                }
+            assert len(made.calls) == 3
+            assert {record.outcome for record in found.records} == {"invalid"}
+
+    run(scenario())
+
+
+# Streams
+
+
+def test_events_and_letters_cut_at_any_byte(tmp_path: Path) -> None:
+    raw = event("Größe ") + event("€ 漢字") + event("", "stop") + USAGE + DONE
+
+    async def cut(call: Call) -> None:
+        await call.begin_stream()
+        for at in range(len(raw)):
+            await call.chunk(raw[at : at + 1])
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(cut) as (url, _), running(tmp_path, [[url]]) as found:
+            assert await found.stream() == raw.replace(USAGE, b"")
+            assert await found.stream(stream_options={"include_usage": True}) == raw
+            assert [record.output_tokens for record in found.records] == [2, 2]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "close"])
+def test_a_stream_that_breaks_becomes_an_error_event(tmp_path: Path, how: str) -> None:
+    """Reset becomes a clean end (open-webui#29628, litellm PR#33222); glued to half a line (codex-router PR#111)."""
+
+    async def breaks(call: Call) -> None:
+        if how == "close":
+            await call.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            await call.send(event("4") + b'data: {"choices": [{"ind')
+            call.writer.close()
+            return
+        await call.begin_stream()
+        await call.chunk(event("4"))
+        await call.chunk(b'data: {"choices": [{"ind')
+        await asyncio.sleep(0.05)
+        if how == "reset":
+            call.reset()
+        else:
+            await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(breaks) as (url, _), running(tmp_path, [[url]]) as found:
+            raw = await found.stream()
+            assert raw.startswith(event("4") + b"\n\ndata: ")
+            last = json.loads(raw.removeprefix(event("4")).strip().removeprefix(b"data: "))
+            assert last["error"]["code"] in ("reset", "cut_short")
+            assert b"[DONE]" not in raw
+            assert found.records[0].outcome == "failed"
+            assert found.counts() == 0
+
+    run(scenario())
+
+
+def test_a_stream_that_falls_silent_becomes_an_error_event(tmp_path: Path) -> None:
+    async def silent(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(event("4"))
+        await call.left()
+
+    async def scenario() -> None:
+        async with backend(silent) as (url, _), started(with_timeouts([[url]]), tmp_path) as found:
+            raw = await found.stream()
+            assert b'"code": "between_tokens_timeout"' in raw
+            await found.settle()
+
+    run(scenario())
+
+
+def test_an_error_event_before_the_first_token_goes_elsewhere(tmp_path: Path) -> None:
+    async def fails(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(b'data: {"error": {"message": "no memory"}}\n\n')
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with (
+            backend(fails) as (bad, _),
+            backend(answer) as (good, _),
+            running(tmp_path, [[good], [bad]], retries=PLENTY) as found,
+        ):
+            assert b'"text": "2"' in await found.stream()
+            assert found.records[0].attempts == 2
+
+    run(scenario())
+
+
+def test_a_missing_done_is_added(tmp_path: Path) -> None:
+    async def lacks(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(event("42") + event("", "stop"))
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(lacks) as (url, _), running(tmp_path, [[url]]) as found:
+            assert await found.stream() == event("42") + event("", "stop") + DONE
+            assert found.records[0].outcome == "answered"
+
+    run(scenario())
+
+
+def test_silence_is_filled_with_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long silence kills the stream."""
+    monkeypatch.setattr("besteffort.gateway.server._SILENCE_S", 0.05)
+
+    async def slow(call: Call) -> None:
+        await call.begin_stream()
+        await asyncio.sleep(0.15)
+        await call.chunk(event("4"))
+        await asyncio.sleep(0.15)
+        await call.chunk(event("", "stop") + DONE)
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(slow) as (url, _), running(tmp_path, [[url]]) as found:
+            raw = await found.stream()
+            assert raw.count(b": waiting\n\n") >= 2
+            assert raw.replace(b": waiting\n\n", b"") == event("4") + event("", "stop") + DONE
+
+    run(scenario())
+
+
+def test_a_server_that_does_not_stream_is_another_failure(tmp_path: Path) -> None:
+    async def plain(call: Call) -> None:
+        await call.respond(200, completion())
+
+    async def scenario() -> None:
+        async with backend(plain) as (url, _), running(tmp_path, [[url]]) as found:
+            status, body, _ = await found.post(stream=True)
+            assert (status, body["error"]["code"]) == (502, "no_stream")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"error": "no memory"}', b"\xff"])
+def test_an_answer_that_is_none_is_a_failure(tmp_path: Path, raw: bytes) -> None:
+    async def nonsense(call: Call) -> None:
+        await call.respond(200, raw)
+
+    async def scenario() -> None:
+        async with backend(nonsense) as (url, _), running(tmp_path, [[url]]) as found:
+            status, body, _ = await found.post()
+            assert (status, body["error"]["code"]) == (502, "not_json")
+
+    run(scenario())
+
+
+# Usage
+
+
+@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": None, "completion_tokens": -3}, [1], "many"])
+def test_usage_that_is_none_does_no_harm(tmp_path: Path, usage: object) -> None:
+    async def odd(call: Call) -> None:
+        await call.respond(200, completion(usage=usage))
+
+    async def scenario() -> None:
+        async with backend(odd) as (url, _), running(tmp_path, [[url]]) as found:
+            status, body, _ = await found.post()
+            assert (status, body["usage"]) == (200, usage)
+            assert found.records[0].output_tokens == 0
+
+    run(scenario())
+
+
+# Operations
+
+
+def test_many_requests_through_many_faults_lose_none(tmp_path: Path) -> None:
+    """Every request ends with an answer or an error, and all counts are 0 at the end."""
+    kinds = [answer, unavailable, answer, answer]
+
+    async def moody(call: Call) -> None:
+        seed = len(call.raw) + int(call.headers["x-request-id"][1:])
+        if seed % 7 == 0:
+            call.reset()
+        elif seed % 11 == 0:
+            await call.begin_stream()
+            await call.chunk(event("4"))
+            call.reset()
+        else:
+            await kinds[seed % 4](call)
+
+    async def scenario() -> None:
+        async with backend(moody) as (one, _), backend(moody) as (two, _), backend(answer) as (three, _):
+            settings = {"retries": PLENTY, "breaker": Breaker(failures=5, open_s=0.02, longest_s=0.05)}
+            async with running(tmp_path, [[one, two], [three]], **settings) as found:
+                ended = []
+
+                async def ask(number: int) -> None:
+                    body = {"model": "besteffort", "prompt": "a" * (number % 50), "stream": number % 2 == 0}
+                    headers = PATIENT | {"x-request-id": f"r{number}"}
+                    post = found.session.post(f"{found.address}/v1/completions", json=body, headers=headers)
+                    if number % 13 == 0:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(0.002), post as response:
+                                await response.read()
+                        return
+                    async with post as response:
+                        raw = await response.read()
+                        whole = b"[DONE]" in raw or b'"usage"' in raw
+                        ended.append((whole, b'"error"' in raw))
+
+                for start in range(0, 300, 20):
+                    await asyncio.gather(*(ask(number) for number in range(start, start + 20)))
+                await found.settle()
+                assert all(whole != error for whole, error in ended)
+                assert sum(whole for whole, _ in ended) > 150
+                assert found.gateway.core.expired == 0
+
+    run(scenario())
+
+
+def test_the_limit_of_connections_holds(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (url, _),
+            running(tmp_path, [[url]], listen=Listen(port=0, connections=2, drain_s=0.0)) as found,
+        ):
+            port = int(found.address.rpartition(":")[2])
+            pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            for _, other in (*pairs, (reader, writer)):
+                other.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /v1/completions HTT", b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nx-a: b"]
+)
+def test_half_a_header_holds_no_connection(tmp_path: Path, sent: bytes) -> None:
+    """Slow headers."""
+
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (url, _),
+            running(tmp_path, [[url]], listen=Listen(port=0, header_s=0.3, drain_s=0.0)) as found,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(found.address.rpartition(":")[2]))
+            writer.write(sent)
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+
+    run(scenario())
+
+
+def test_half_a_body_holds_no_connection_and_counts_nowhere(tmp_path: Path) -> None:
+    """Slow bodies."""
+
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (url, made),
+            running(tmp_path, [[url]], listen=Listen(port=0, body_s=0.2, drain_s=0.0)) as found,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(found.address.rpartition(":")[2]))
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            writer.write(head + b"content-length: 100\r\n\r\n{")
+            assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 408")
+            assert found.counts() == 0
+            assert not made.calls
+            writer.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 40\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"content-length: 2\r\ncontent-length: 40\r\n\r\n",
+        b"content-length: +2\r\n\r\n",
+        b"x-a: b\r\n folded\r\ncontent-length: 2\r\n\r\n",
+        b"content-length: 2\n\n",
+        b"x-large: " + b"a" * 20_000 + b"\r\n\r\n",
+    ],
+)
+def test_smuggled_requests_are_refused(tmp_path: Path, head: bytes) -> None:
+    """Smuggling (h11 CVE-2025-43859)."""
+
+    async def scenario() -> None:
+        async with backend(answer) as (url, made), running(tmp_path, [[url]]) as found:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(found.address.rpartition(":")[2]))
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + head)
+            writer.write(b"{}GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
+            raw = await asyncio.wait_for(reader.read(), 5)
+            assert raw.partition(b" ")[2].startswith(b"400")
+            assert (
+                json.loads(raw.rpartition(b"\r\n\r\n")[2])["error"]["message"] == "The request is no well-formed HTTP."
+            )
+            assert raw.count(b"HTTP/") == 1
+            assert not made.calls
+            writer.close()
+
+    run(scenario())
+
+
+def test_a_body_beyond_its_limit_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            backend(answer) as (url, made),
+            running(tmp_path, [[url]], listen=Listen(port=0, body_bytes=1000, drain_s=0.0)) as found,
+        ):
+            status, body, _ = await found.post(prompt="a" * 2000)
+            assert (status, body["error"]["code"]) == (413, "too_large")
+
+            async def parts() -> object:
+                for _ in range(100):
+                    yield b" " * 100
+
+            with contextlib.suppress(aiohttp.ClientError):
+                async with found.session.post(
+                    f"{found.address}/v1/completions",
+                    data=parts(),
+                    headers={"content-type": "application/json"},
+                ) as response:
+                    assert response.status == 413
+            assert not made.calls
+
+    run(scenario())

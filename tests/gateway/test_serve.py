@@ -1,0 +1,196 @@
+"""The process: starts, reloads under load, refuses what is broken, drains, and ends with a status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from besteffort.gateway.config import Listen
+from besteffort.policy import save_policy
+from tests.gateway.backends import Call, answer, backend, completion, run, running, started
+from tests.gateway.policies import MODELS, config, greedy
+
+
+def write(folder: Path, url: str, **others: object) -> Path:
+    """A configuration and its policy, as files."""
+    if not (folder / "policy.safetensors").exists():
+        save_policy(greedy(), folder / "policy.safetensors")
+    data = {
+        "policy": "policy.safetensors",
+        "pools": [{"name": "small", "model": MODELS[0], "urls": [url]}],
+        "listen": {"port": 0, "drain_s": 5.0},
+        **others,
+    }
+    path = folder / "gateway.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@asynccontextmanager
+async def process(path: Path, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A gateway in a process of its own, and its address; ended by its id."""
+    started = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "besteffort.gateway",
+        str(path),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert started.stdout is not None
+    try:
+        line = (await started.stdout.readline()).decode()
+        assert started.returncode is None or not line, line
+        yield started, line.split(" ")[2].rstrip(":") if line.startswith("Listening on ") else line
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+async def ask(session: aiohttp.ClientSession, address: str) -> int:
+    async with session.post(f"{address}/v1/completions", json={"model": "besteffort", "prompt": "a"}) as response:
+        await response.read()
+        return response.status
+
+
+def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await release.wait()
+        await call.respond(200, completion())
+
+    async def scenario() -> None:
+        async with backend(slow) as (url, made):
+            path = write(tmp_path, url, request_log="requests.csv")
+            async with process(path) as (gateway, address), aiohttp.ClientSession() as session:
+                first = asyncio.create_task(ask(session, address))
+                while not made.calls:
+                    await asyncio.sleep(0.01)
+                gateway.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.2)
+                async with session.get(f"{address}/ready") as response:
+                    assert response.status == 503
+                assert await ask(session, address) == 503
+                assert gateway.returncode is None
+                release.set()
+                assert await first == 200
+                assert await asyncio.wait_for(gateway.wait(), 20) == 0
+                assert gateway.stderr is not None
+                lines = [json.loads(line) for line in (await gateway.stderr.read()).splitlines()]
+                assert [line["message"].split(" ")[0] for line in lines] == ["Listening", "Ending:", "Ended."]
+        assert len((tmp_path / "requests.csv").read_text().splitlines()) == 2
+
+    run(scenario(), 120.0)
+
+
+def test_a_process_refuses_a_file_that_does_not_fit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = write(tmp_path, "http://127.0.0.1:9/v1", pools=[])
+        async with process(path) as (gateway, line):
+            assert line == ""
+            assert await gateway.wait() == 2
+            assert gateway.stderr is not None
+            said = (await gateway.stderr.read()).decode()
+            assert said.startswith(f"besteffort-gateway: {path}: `pools`")
+            assert said.count("\n") == 1
+
+    run(scenario(), 120.0)
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        path = write(tmp_path, "http://127.0.0.1:9/v1", listen={"port": port})
+        async with process(path) as (gateway, _):
+            assert await gateway.wait() == 2
+            assert gateway.stderr is not None
+            said = (await gateway.stderr.read()).decode()
+            assert f"port {port}: cannot listen there" in said
+            assert "Traceback" not in said
+        server.close()
+
+    run(scenario(), 120.0)
+
+
+def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    """Reload under load (litellm#20409, neurolink PR#1196)."""
+
+    async def scenario() -> None:
+        async with backend(answer) as (url, _), backend(answer) as (other, _):
+            path = write(tmp_path, url)
+            given = config([[url]], listen=Listen(port=0, drain_s=0.0))
+            async with started(given, tmp_path) as found:
+                gateway, statuses, over = found.gateway, [], asyncio.Event()
+
+                async def load() -> None:
+                    while not over.is_set():
+                        statuses.append((await found.post())[0])
+
+                tasks = [asyncio.create_task(load()) for _ in range(4)]
+                for turn in range(20):
+                    pools = [{"name": "small", "model": MODELS[turn % 2], "urls": [url, other][:: 1 - 2 * (turn % 2)]}]
+                    write(tmp_path, url, pools=pools)
+                    assert await gateway.reload()
+                before = gateway.core.snapshot
+                assert before.number == 20
+                for text in ("pools: [", "pools: []\npolicy: policy.safetensors", "a: 1", ""):
+                    path.write_text(text)
+                    assert not await gateway.reload()
+                path.unlink()
+                assert not await gateway.reload()
+                assert gateway.core.snapshot is before
+                over.set()
+                await asyncio.gather(*tasks)
+                assert set(statuses) == {200}
+                assert len(statuses) > 20
+                assert found.counts() == 0
+                assert {record.model for record in found.records} == {MODELS[0], MODELS[1]}
+
+    run(scenario(), 120.0)
+
+
+def test_files_that_change_are_read_again_and_others_are_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _):
+            path = write(tmp_path, url)
+            async with running(tmp_path, [[url]]) as found:
+                gateway = found.gateway
+                await gateway.tick()
+                assert gateway.core.snapshot.number == 0
+                write(tmp_path, url, when_late="refuse")
+                await gateway.tick()
+                await gateway.tick()
+                assert gateway.core.snapshot.number == 1
+                assert gateway.core.snapshot.config.when_late == "refuse"
+                # The same policy file is not read again.
+                policy = gateway.core.snapshot.policy
+                (tmp_path / "policy.safetensors").touch()
+                path.write_text(path.read_text() + "# no change\n")
+                await gateway.tick()
+                assert gateway.core.snapshot.policy is policy
+
+    run(scenario(), 120.0)
+
+
+def test_check_says_what_would_be_served(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with process(write(tmp_path, "http://127.0.0.1:9/v1"), "--check") as (gateway, line):
+            assert await gateway.wait() == 0
+            assert line.startswith(f"{tmp_path}/gateway.yaml is in order: tasks piqa, ")
+            assert f"small ({MODELS[0]}, 1 replica)" in line
+
+    run(scenario(), 120.0)

@@ -1,0 +1,327 @@
+"""The API as clients see it, through the real thing: headers, models, keys, the OpenAI SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from pathlib import Path
+
+import openai
+import pytest
+
+from besteffort.gateway.config import Breaker, Key, Listen, Pool, Retries
+from tests.gateway.backends import (
+    DONE,
+    USAGE,
+    WHOLE,
+    Call,
+    Running,
+    answer,
+    backend,
+    completion,
+    event,
+    run,
+    running,
+    started,
+)
+from tests.gateway.policies import MODELS, config
+
+SECRET, SERVERS = "sk-client-0123456789abcdef", "sk-server-fedcba9876543210"
+
+
+def client(found: Running, key: str = "none-is-needed", **settings: object) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{found.address}/v1", api_key=key, **{"max_retries": 0, **settings})
+
+
+async def chat(call: Call) -> None:
+    """Chat as a server should have it."""
+    if not call.body.get("stream"):
+        message = {"role": "assistant", "content": "42"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        await call.respond(200, {**completion(), "object": "chat.completion", "choices": [choice]})
+        return
+    await call.begin_stream()
+    for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": "42"}, None), ({}, "stop")):
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        await call.chunk(b"data: " + json.dumps({"id": "c", "choices": [choice]}).encode() + b"\n\n")
+    await call.chunk(USAGE + DONE)
+    await call.end_stream()
+
+
+def test_the_openai_sdk_gets_plain_answers_streams_and_errors(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(chat) as (url, made), running(tmp_path, [[url]]) as found, client(found) as sdk:
+            names = [model.id async for model in sdk.models.list()]
+            assert names[:2] == ["besteffort", "besteffort:piqa"]
+            messages = [{"role": "user", "content": "What is 40 + 2?"}]
+            plain = await sdk.chat.completions.create(model="besteffort:piqa", messages=messages, max_tokens=5)
+            assert plain.choices[0].message.content == "42"
+            assert plain.usage is not None
+            stream = await sdk.chat.completions.create(model="besteffort", messages=messages, stream=True)
+            chunks = [chunk async for chunk in stream]
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "42"
+            assert all(chunk.usage is None for chunk in chunks)
+            with pytest.raises(openai.NotFoundError) as missing:
+                await sdk.chat.completions.create(model="gpt-7", messages=messages)
+            assert missing.value.code == "model_not_found"
+            assert made.calls[0].body["model"] == MODELS[0]
+            assert made.calls[0].body["max_tokens"] == 5
+
+    run(scenario())
+
+
+def test_the_openai_sdk_sees_a_stream_that_breaks(tmp_path: Path) -> None:
+    async def breaks(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(event("4"))
+        call.reset()
+
+    async def scenario() -> None:
+        async with backend(breaks) as (url, _), running(tmp_path, [[url]]) as found, client(found) as sdk:
+            stream = await sdk.completions.create(model="besteffort", prompt="a", stream=True)
+            with pytest.raises(openai.APIError):
+                async for _ in stream:
+                    pass
+
+    run(scenario())
+
+
+def test_the_openai_sdk_tries_again_when_it_is_told_to(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async def fails_once(call: Call) -> None:
+            if len(made.calls) == 1:
+                await call.respond(500, {"detail": "not yet"})
+            else:
+                await answer(call)
+
+        async with (
+            backend(fails_once) as (url, made),
+            running(tmp_path, [[url]], retries=Retries(most=0), breaker=Breaker(failures=1, open_s=0.05)) as found,
+            client(found, max_retries=2) as sdk,
+        ):
+            answered = await sdk.completions.create(model="besteffort", prompt="a")
+            assert answered.choices[0].text == "42"
+            assert [record.outcome for record in found.records][:1] == ["failed"]
+
+    run(scenario())
+
+
+def test_a_request_that_the_sdk_gives_up_frees_its_count(tmp_path: Path) -> None:
+    async def hung(call: Call) -> None:
+        await call.left()
+
+    async def scenario() -> None:
+        async with backend(hung) as (url, _), running(tmp_path, [[url]]) as found, client(found, timeout=0.3) as sdk:
+            with pytest.raises(openai.APITimeoutError):
+                await sdk.completions.create(model="besteffort", prompt="a")
+            await found.settle()
+            (record,) = found.records
+            assert record.outcome == "cancelled"
+            assert record.deadline_s <= 0.4
+
+    run(scenario())
+
+
+def test_clients_are_told_what_was_decided_and_servers_nothing_else(tmp_path: Path) -> None:
+    async def leaks(call: Call) -> None:
+        await call.respond(200, completion(), {"set-cookie": "a=b", "server": "secret/1.0", "x-inner": "yes"})
+
+    async def scenario() -> None:
+        async with backend(leaks) as (url, made), running(tmp_path, [[url]]) as found:
+            sent = {
+                "authorization": "Bearer of-the-client",
+                "cookie": "session=1",
+                "x-besteffort-task": "arc_easy",
+                "x-besteffort-deadline-ms": "5000",
+                "x-request-id": "mine-1",
+                "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            }
+            status, _, headers = await found.post(headers=sent)
+            assert status == 200
+            assert headers["x-request-id"] == "mine-1"
+            assert headers["x-besteffort-model"] == MODELS[0]
+            assert headers["x-besteffort-pool"] == "pool-0"
+            assert headers["x-besteffort-task"] == "arc_easy"
+            assert headers["x-besteffort-task-source"] == "header"
+            assert re.fullmatch(r"decide;dur=[0-9.]+", headers["server-timing"])
+            assert not {"set-cookie", "x-inner"} & {name.lower() for name in headers}
+            assert "secret" not in headers.get("server", "")
+            (call,) = made.calls
+            assert set(call.headers) <= {
+                *("host", "accept", "accept-encoding", "content-type", "content-length", "user-agent"),
+                *("x-request-id", "traceparent"),
+            }
+            assert call.headers["x-request-id"] == "mine-1"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stated", ["", "a b", "x" * 200, "é"])
+def test_a_request_id_that_is_none_is_replaced(tmp_path: Path, stated: str) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _), running(tmp_path, [[url]]) as found:
+            _, _, headers = await found.post(headers={"x-request-id": stated})
+            assert re.fullmatch("req-[0-9a-f]{24}", headers["x-request-id"])
+
+    run(scenario())
+
+
+def test_keys_are_asked_for_where_there_are_some(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _):
+            given = config([[url]], listen=Listen(port=0, drain_s=0.0), keys=(Key("team", env="TEAM"),))
+            async with started(given, tmp_path, {"TEAM": SECRET}) as found:
+                for sent in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {SECRET}"}):
+                    for path in ("/v1/models", "/metrics"):
+                        async with found.session.get(found.address + path, headers=sent) as response:
+                            assert response.status == 401
+                    status, body, _ = await found.post(headers=sent)
+                    assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+                for path in ("/health", "/ready"):
+                    async with found.session.get(found.address + path) as response:
+                        assert response.status == 200
+                status, _, _ = await found.post(headers={"authorization": f"Bearer {SECRET}"})
+                assert status == 200
+                assert found.records[0].client == "team"
+
+    run(scenario())
+
+
+def test_other_paths_methods_and_types_are_errors_in_the_same_shape(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _), running(tmp_path, [[url]]) as found:
+            for method, path, expected in (
+                ("GET", "/v1/completions", 405),
+                ("POST", "/v1/embeddings", 404),
+                ("GET", "/v1/models/gpt-7", 404),
+                ("POST", "/v1/completions", 415),
+            ):
+                async with found.session.request(method, found.address + path, data="a") as response:
+                    assert response.status == expected
+                    assert set((await response.json())["error"]) == {"message", "type", "param", "code"}
+            async with found.session.get(f"{found.address}/v1/models/besteffort:piqa") as response:
+                assert (await response.json())["id"] == "besteffort:piqa"
+
+    run(scenario())
+
+
+def test_metrics_count_what_happened(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, made), running(tmp_path, [[url]]) as found:
+            for stream in (False, True):
+                body = {"model": "besteffort", "prompt": "a", "stream": stream}
+                async with found.session.post(f"{found.address}/v1/completions", json=body) as response:
+                    await response.read()
+            async with found.session.get(f"{found.address}/metrics") as response:
+                text = await response.text()
+            model = f'model="{MODELS[0]}"'
+            assert f'besteffort_requests_total{{{model},outcome="answered",task="piqa"}} 2.0' in text
+            assert f'besteffort_requests_in_flight{{{model},pool="pool-0",replica="0"}} 0.0' in text
+            assert f"besteffort_generation_tokens_total{{{model}}} 4.0" in text
+            assert f"besteffort_time_to_first_token_seconds_count{{{model}}} 1.0" in text
+            assert "besteffort_decision_seconds_count 2.0" in text
+            assert len(made.calls) == 2
+
+    run(scenario())
+
+
+def test_no_key_is_written_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys in logs (litellm#7603, semantic-router#2132)."""
+    written: list[str] = []
+
+    async def quotes_keys(call: Call) -> None:
+        assert call.headers["authorization"] == f"Bearer {SERVERS}"
+        stated = call.body["prompt"]
+        status = {"400": 400, "401": 401, "500": 500}.get(stated)
+        if status is not None:
+            await call.respond(status, {"error": {"message": f"wrong key {SERVERS}", "code": SERVERS, "type": SERVERS}})
+        elif stated == "reset":
+            call.reset()
+        elif stated == "break":
+            await call.begin_stream()
+            await call.chunk(event("4"))
+            call.reset()
+        else:
+            await answer(call)
+
+    async def scenario() -> None:
+        async with backend(quotes_keys) as (url, _):
+            pool = Pool("pool", MODELS[0], (url,), api_key_env="SERVERS")
+            given = config(
+                [[url]],
+                pools=(pool,),
+                listen=Listen(port=0, drain_s=0.0),
+                keys=(Key("team", env="TEAM"),),
+                breaker=Breaker(failures=100),
+                request_log="requests.csv",
+            )
+            async with started(given, tmp_path, {"TEAM": SECRET, "SERVERS": SERVERS}) as found:
+                for prompt in ("fine", "400", "401", "500", "reset", "break", f"my key is {SECRET}"):
+                    for key in (SECRET, f"{SECRET}x"):
+                        async with found.session.post(
+                            f"{found.address}/v1/completions",
+                            json={"model": "besteffort", "prompt": prompt, "stream": prompt == "break"},
+                            headers={"authorization": f"Bearer {key}"},
+                        ) as response:
+                            written.append(f"{response.headers} {await response.text()}")
+                async with found.session.get(
+                    f"{found.address}/metrics", headers={"authorization": f"Bearer {SECRET}"}
+                ) as response:
+                    written.append(await response.text())
+                port = int(found.address.rpartition(":")[2])
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(f"POST /v1/models HTTP/1.1\r\nhost: a\r\nauthorization : Bearer {SECRET}\r\n\r\n".encode())
+                written.append((await reader.read()).decode())
+                assert " 400 " in written[-1]
+                writer.close()
+                written.append(repr(found.gateway.core.snapshot))
+                written.append(repr(vars(found.gateway)))
+
+    with caplog.at_level(logging.DEBUG):
+        run(scenario())
+    written.append(caplog.text)
+    written += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 18
+    assert "requests.csv" in {path.name for path in tmp_path.iterdir()}
+    for text in written:
+        assert SECRET not in text
+        assert SERVERS not in text
+
+
+def test_backends_come_from_the_file_only(tmp_path: Path) -> None:
+    """SSRF by `api_base` in a body (litellm#24952, #37053), and by redirects."""
+
+    async def redirects(call: Call) -> None:
+        await call.respond(307, b"", {"location": f"{evil_url}/completions"})
+
+    async def scenario() -> None:
+        nonlocal evil_url
+        async with (
+            backend(answer) as (evil_url, evil),
+            backend(answer) as (url, made),
+            running(tmp_path, [[url]]) as found,
+        ):
+            status, _, _ = await found.post(api_base=evil_url, base_url=evil_url, headers={"x-api-base": evil_url})
+            assert status == 200
+            made.behaviour = redirects
+            status, _, headers = await found.post()
+            assert status == 502
+            assert "location" not in headers
+            assert len(made.calls) == 2
+            assert not evil.calls
+
+    evil_url = ""
+    run(scenario())
+
+
+def test_one_connection_serves_many_streams(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, made), running(tmp_path, [[url]]) as found:
+            for _ in range(5):
+                assert await found.stream(stream_options={"include_usage": True}) == WHOLE
+            assert len({id(call.writer) for call in made.calls}) == 1
+            await asyncio.sleep(0)
+
+    run(scenario())
