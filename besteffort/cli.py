@@ -846,6 +846,90 @@ def profile_fit(
     return answer
 
 
+def serve(
+    config: tyro.conf.Positional[Annotated[str, _metavar("CONFIG")]],
+    check: Flag = False,
+    output: SharedOutput = Output(),
+) -> Answer | None:
+    """Serve OpenAI's API, and let a policy choose which of your servers answers each request.
+
+    Args:
+      config: YAML file that names pools of servers, a policy, and where to listen.
+      check: read and check everything, and end.
+      output: options on what is printed.
+    """
+    from besteffort.gateway import command
+
+    answer = Answer("serve", output)
+    if check:
+        answer.line(command.check(config))
+        return answer
+    command.serve(config, answer.line)
+    return None
+
+
+def load(
+    url: tyro.conf.Positional[Annotated[str, _metavar("URL")]],
+    requests: tyro.conf.Positional[Annotated[Path, _metavar("REQUESTS")]],
+    out: Directory,
+    config: Config = "paper",
+    model: Annotated[str, _metavar("MODEL")] = "besteffort",
+    api_key_env: Annotated[str | None, _optional("VARIABLE")] = None,
+    plain: Flag = False,
+    load: MaybeLoad = None,
+    seed: Annotated[int, _metavar("N"), Interval(ge=0, le=2**31 - 1)] = 0,
+    part: SharedPart = PartOfLog(),
+    changes: SharedChanges = Changes(),
+    output: SharedOutput = Output(),
+) -> Answer:
+    """Play a list of requests to a gateway or server in real time, and measure what comes back.
+
+    Args:
+      url: address of a server with OpenAI's API, up to and including `/v1`.
+      requests: log or trace: its format is recognised by its content; see docs/logs.md.
+      out: new directory for `requests.csv` and `summary.json`, as of `simulate`.
+      config: situation, which says what answers are worth: a name or a YAML file.
+      model: what to ask the server for.
+      api_key_env: environment variable that holds the server's key.
+      plain: ask for whole answers instead of streams.
+      load: mean load to scale the list to, in multiples of the largest model's capacity for it; by default as it is.
+      seed: of tasks that the file does not name.
+      part: options on how to read a log, and which part of it.
+      changes: options that change the situation.
+      output: options on what is printed.
+    """
+    from besteffort.files import check_run_directory, create_run_directory
+    from besteffort.gateway.command import needs_extra
+    from besteffort.runs.config import load_situation
+    from besteffort.runs.playing import read_list, write_result
+
+    with needs_extra("load"):
+        from besteffort.gateway.config import secret_of
+        from besteffort.load.play import Target, play
+    check_run_directory(out, "load")
+    answer = Answer("load", output)
+    known = load_situation(config, **changes.arguments())
+    key = None if api_key_env is None else secret_of("`--api-key-env`", api_key_env)
+    with answer.status("Reading"):
+        listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
+    create_run_directory(out)
+    with answer.status("Playing") as say:
+        played = play(
+            listed,
+            situation,
+            Target(url.rstrip("/"), model, key, not plain),
+            lambda sent, done: say(f"Playing; {sent:,} of {len(listed.task):,} sent, {done:,} ended"),
+        )
+    answer.table(write_result(played.result, situation, model, out))
+    answer.note(str(info))
+    for reason, count in played.failures.most_common():
+        answer.note(f"{count:,} of {len(listed.task):,} requests failed: {reason}.")
+    answer.note(f"Requests were sent at most {1e3 * played.late_s:.0f} ms after their times.")
+    answer.file("per_request", out / "requests.csv")
+    answer.file("summary", out / "summary.json")
+    return answer
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A command, and a line that shows how it is called.
@@ -866,6 +950,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(evaluate, "besteffort evaluate first-run/policy.safetensors --out judged"),
     "diagnose": Command(diagnose, "besteffort diagnose first-run/policy.safetensors --out diagnosis"),
     "simulate": Command(simulate, "besteffort simulate my_log.csv --router deadline --load 2 --out replay"),
+    "serve": Command(serve, "besteffort serve gateway.yaml"),
+    "load": Command(load, "besteffort load http://127.0.0.1:8080/v1 my_log.csv --load 2 --out played"),
     "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
     "list": Command(list_names, "besteffort list configurations"),
     "policy": Command(policy, "besteffort policy show first-run/policy.safetensors"),

@@ -489,9 +489,8 @@ class Core:
         task = snapshot.tasks[ask.task]
         due_s = ticket.deadline_s
         if ticket.output_tokens:
-            visible_s = float(snapshot.policy.situation.visible_deadlines[task])
-            own_s = float(snapshot.policy.situation.deadlines(np.array([task]), np.array([ticket.output_tokens]))[0])
-            due_s *= own_s / visible_s
+            base_s, per_token_s = snapshot.deadline_base_s[task], snapshot.deadline_per_token_s[task]
+            due_s *= deadline_s(base_s, per_token_s, ticket.output_tokens) / snapshot.visible_deadline_s[task]
         in_time = outcome == "answered" and latency_s <= due_s
         return Record(
             request_id=ticket.name,
@@ -520,11 +519,11 @@ class Core:
 
 def _deadline_s(ask: Ask, snapshot: Snapshot) -> tuple[float | None, float]:
     """A request's own deadline, None if it is the task's, and the one that holds; of answers of mean length."""
-    situation, task = snapshot.policy.situation, snapshot.tasks[ask.task]
-    visible_s = float(situation.visible_deadlines[task])
+    task = snapshot.tasks[ask.task]
+    visible_s = snapshot.visible_deadline_s[task]
     own_s = visible_s * ask.deadline_factor
     if ask.deadline_base_s is not None:
-        own_s = deadline_s(ask.deadline_base_s, ask.deadline_per_token_s, float(situation.mean_output_tokens[task]))
+        own_s = deadline_s(ask.deadline_base_s, ask.deadline_per_token_s, snapshot.mean_output_tokens[task])
     if ask.patience_s is not None:
         own_s = min(own_s, ask.patience_s)
     return (None, visible_s) if own_s == visible_s else (own_s, own_s)

@@ -34,6 +34,7 @@ class Snapshot:
       tasks: per task its index.
       default_task: of requests that say nothing.
       quality: (tasks, models) of the policy's profile.
+      deadline_base_s, deadline_per_token_s, mean_output_tokens, visible_deadline_s: per task.
     """
 
     number: int
@@ -45,6 +46,10 @@ class Snapshot:
     tasks: Mapping[str, int]
     default_task: str
     quality: np.ndarray
+    deadline_base_s: tuple[float, ...]
+    deadline_per_token_s: tuple[float, ...]
+    mean_output_tokens: tuple[float, ...]
+    visible_deadline_s: tuple[float, ...]
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -110,4 +115,8 @@ def make_snapshot(
         tasks,
         default,
         situation.profile.quality_table(situation.task_names),
+        tuple(float(task.deadline.base_s) for task in situation.tasks),
+        tuple(float(task.deadline.per_token_s) for task in situation.tasks),
+        tuple(situation.mean_output_tokens.tolist()),
+        tuple(situation.visible_deadlines.tolist()),
     )

@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from besteffort.gateway.config import Listen
@@ -36,12 +37,14 @@ def write(folder: Path, url: str, **others: object) -> Path:
 
 
 @asynccontextmanager
-async def process(path: Path, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def process(
+    path: Path, *arguments: str, command: Sequence[str] = ("besteffort.gateway",)
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A gateway in a process of its own, and its address; ended by its id."""
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "besteffort.gateway",
+        *command,
         str(path),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
@@ -65,7 +68,17 @@ async def ask(session: aiohttp.ClientSession, address: str) -> int:
         return response.status
 
 
-def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (("besteffort.gateway",), signal.SIGTERM),
+        (("besteffort", "serve"), signal.SIGTERM),
+        (("besteffort", "serve"), signal.SIGINT),
+    ],
+)
+def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(
+    tmp_path: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
     release = asyncio.Event()
 
     async def slow(call: Call) -> None:
@@ -75,11 +88,11 @@ def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(tmp_path: P
     async def scenario() -> None:
         async with backend(slow) as (url, made):
             path = write(tmp_path, url, request_log="requests.csv")
-            async with process(path) as (gateway, address), aiohttp.ClientSession() as session:
+            async with process(path, command=command) as (gateway, address), aiohttp.ClientSession() as session:
                 first = asyncio.create_task(ask(session, address))
                 while not made.calls:
                     await asyncio.sleep(0.01)
-                gateway.send_signal(signal.SIGTERM)
+                gateway.send_signal(number)
                 await asyncio.sleep(0.2)
                 async with session.get(f"{address}/ready") as response:
                     assert response.status == 503
@@ -141,12 +154,12 @@ def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(tm
                         statuses.append((await found.post())[0])
 
                 tasks = [asyncio.create_task(load()) for _ in range(4)]
-                for turn in range(20):
+                for turn in range(8):
                     pools = [{"name": "small", "model": MODELS[turn % 2], "urls": [url, other][:: 1 - 2 * (turn % 2)]}]
                     write(tmp_path, url, pools=pools)
                     assert await gateway.reload()
                 before = gateway.core.snapshot
-                assert before.number == 20
+                assert before.number == 8
                 for text in ("pools: [", "pools: []\npolicy: policy.safetensors", "a: 1", ""):
                     path.write_text(text)
                     assert not await gateway.reload()

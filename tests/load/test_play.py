@@ -1,0 +1,118 @@
+"""A list is played at its times, and what came back is counted: answers, lengths, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from besteffort.errors import InputError
+from besteffort.load.play import Target, play
+from besteffort.workload.requests import Requests
+from tests.gateway.backends import Call, answer, backend, event, running
+from tests.gateway.policies import greedy
+
+SITUATION = greedy().situation
+
+
+def listed(count: int, gap_s: float = 0.02) -> Requests:
+    task = np.arange(count) % 2
+    output = np.full(count, 3)
+    return Requests(
+        SITUATION.task_names,
+        arrival_s=gap_s * np.arange(count),
+        task=task,
+        prompt_tokens=np.full(count, 10),
+        output_tokens=output,
+        deadline_s=SITUATION.deadlines(task, output),
+    )
+
+
+@contextmanager
+def serving(folder: Path, behaviour: Any) -> Iterator[tuple[str, Any, Any]]:
+    """A gateway in front of a server, in a thread of its own: its address, the server and the gateway."""
+    ready, over = threading.Event(), None
+    found: dict[str, Any] = {}
+
+    async def scenario() -> None:
+        nonlocal over
+        async with backend(behaviour) as (url, made), running(folder, [[url]]) as gateway:
+            over, found["loop"] = asyncio.Event(), asyncio.get_running_loop()
+            found["all"] = (f"{gateway.address}/v1", made, gateway)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(scenario(),))
+    thread.start()
+    assert ready.wait(60)
+    try:
+        yield found["all"]
+    finally:
+        found["loop"].call_soon_threadsafe(over.set)
+        thread.join()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_requests_go_out_at_their_times_with_task_deadline_and_lengths(tmp_path: Path, streamed: bool) -> None:
+    with serving(tmp_path, answer) as (url, made, gateway):
+        played = play(listed(6), SITUATION, Target(url, streamed=streamed))
+        result = played.result
+        assert not played.failures
+        assert (result.arrival_s >= 0.02 * np.arange(6) - 1e-3).all()
+        assert result.output_tokens.tolist() == [2] * 6  # as the server says
+        assert result.prompt_tokens.tolist() == [3] * 6
+        assert result.deadline_s == pytest.approx(SITUATION.deadlines(result.task, result.output_tokens))
+        assert result.model.tolist() == [0] * 6
+        quality = SITUATION.profile.quality_table(SITUATION.task_names)[result.task, 0]
+        assert result.reward == pytest.approx(np.where(result.met, quality, 0.0))
+        assert [call.body["max_tokens"] for call in made.calls] == [3] * 6
+        assert made.calls[0].body["prompt"].split() == ["hello"] * 10
+        assert sorted({record.task for record in gateway.records}) == sorted(SITUATION.task_names[:2])
+        assert {round(ticket.deadline_s, 3) for ticket in gateway.records} == {0.13}
+
+
+def test_failures_are_counted_and_earn_nothing(tmp_path: Path) -> None:
+    async def moody(call: Call) -> None:
+        number = len(made.calls)
+        if number % 3 == 0:
+            await call.respond(400, {"error": {"message": "no"}})
+        elif number % 3 == 1:
+            await call.begin_stream()
+            await call.chunk(event("4"))
+            call.reset()
+        else:
+            await answer(call)
+
+    with serving(tmp_path, moody) as (url, made, _):
+        played = play(listed(6, 0.1), SITUATION, Target(url))
+    assert played.failures == {"status 400": 2, "error event": 2}
+    assert played.result.rejected.sum() == 4
+    assert np.isinf(played.result.latency_s[played.result.rejected]).all()
+    assert not played.result.reward[played.result.rejected].any()
+
+
+def test_a_server_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no server answers"):
+        play(listed(1), SITUATION, Target("http://127.0.0.1:9/v1"))
+    with serving(tmp_path, answer) as (url, _, _):
+        with pytest.raises(InputError, match="no model `gpt-7`; choose from besteffort"):
+            play(listed(1), SITUATION, Target(url, model="gpt-7"))
+        with pytest.raises(InputError, match="status 404"):
+            play(listed(1), SITUATION, Target(url.removesuffix("/v1")))
+
+
+def test_slow_answers_hold_nobody_up(tmp_path: Path) -> None:
+    async def slow(call: Call) -> None:
+        await asyncio.sleep(0.5)
+        await answer(call)
+
+    with serving(tmp_path, slow) as (url, _, _):
+        played = play(listed(8, 0.01), SITUATION, Target(url))
+    assert played.result.arrival_s[-1] < 0.5
+    assert (played.result.latency_s >= 0.5).all()
