@@ -79,6 +79,8 @@ class Pool:
       served_model: what the servers call the model; `model` unless stated.
       api_key_env: environment variable that holds the key of these servers.
       limit: requests in flight per replica; `max_batch` + `queue_capacity` of the policy's situation unless stated.
+      assemble: whether answers that clients want whole are streamed from the servers and put together here, so that
+        their tokens are seen; only where they are text and no more.
       timeouts: how long to wait.
     """
 
@@ -88,6 +90,7 @@ class Pool:
     served_model: str | None = None
     api_key_env: str | None = None
     limit: Few | None = None
+    assemble: bool = True
     timeouts: Timeouts = Timeouts()
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ the events of OpenAI's API mean: tokens, usage, the finish, errors, the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 MOST_BYTES = 2**20
@@ -113,13 +113,21 @@ class AnswerStream:
 
     Attributes:
       usage: as the server said last.
+      begun: whether a part of the answer came.
       finished: whether every choice that began has a `finish_reason`.
       done: whether `[DONE]` came.
     """
 
-    def __init__(self, *, keep_usage: bool) -> None:
+    def __init__(self, *, keep_usage: bool, take: Callable[[dict[str, Any]], None] = lambda chunk: None) -> None:
+        """Nothing read.
+
+        Args:
+          keep_usage: whether usage goes on.
+          take: gets every chunk.
+        """
         self.usage: Usage | None = None
-        self.done = False
+        self.begun = self.done = False
+        self._take = take
         self._keep_usage = keep_usage
         self._open: dict[int, bool] = {}  # per choice whether it lacks its end
 
@@ -141,6 +149,7 @@ class AnswerStream:
             return Event(b"", error=True)
         if not isinstance(chunk, dict) or chunk.get("error") is not None:
             return Event(b"", error=True)
+        self._take(chunk)
         choices = chunk.get("choices")
         tokens = False
         for choice in choices if isinstance(choices, list) else ():
@@ -148,6 +157,7 @@ class AnswerStream:
                 tokens |= _has_content(choice)
                 index = choice.get("index")
                 self._open[index if isinstance(index, int) else 0] = choice.get("finish_reason") is None
+        self.begun |= tokens
         found = usage_of(chunk)
         if found is not None:
             self.usage = found

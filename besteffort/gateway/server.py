@@ -9,18 +9,20 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from besteffort.gateway.assembly import Assembly, can_assemble
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
-from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
+from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.metrics import Metrics
-from besteffort.gateway.upstream import InvalidRequestError, Upstream, UpstreamError, read_whole
+from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
 from besteffort.version import __version__
 
 LOGGER = logging.getLogger("besteffort.gateway")
@@ -283,10 +285,14 @@ class _Call:
         for name in _PASSED_ON:
             if name in self._request.headers:
                 headers[name] = self._request.headers[name]
-        how = self._stream if self._intake.streamed else self._whole
-        return await how(claim, headers)
+        if self._intake.streamed:
+            return await self._stream(claim, headers)
+        if claim.place.pool.assemble and can_assemble(self._intake.body):
+            return await self._assembled(claim, headers)
+        return await self._whole(claim, headers)
 
     async def _whole(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
+        """An answer that comes in one piece."""
         place = claim.place
         try:
             async with (
@@ -302,27 +308,64 @@ class _Call:
             found = None
         if not isinstance(found, dict) or found.get("error") is not None:
             raise UpstreamError("not_json", "The server's answer is no JSON object, or says that it failed.")
-        usage = usage_of(found)
-        self._core.finished(
-            claim,
-            output_tokens=None if usage is None else usage.output_tokens,
-            prompt_tokens=None if usage is None else usage.prompt_tokens,
-        )
-        self._core.close(self._ticket, "answered")
+        self._finish(claim, usage_of(found))
         return web.Response(body=raw, headers=self.headers() | {"content-type": "application/json"})
 
+    async def _assembled(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
+        """An answer that comes in pieces and goes on in one."""
+        assembly = Assembly(chat=self._path == CHAT)
+        stream = AnswerStream(keep_usage=True, take=assembly.add)
+        body = {**self._intake.body, "stream": True, "stream_options": {"include_usage": True}}
+        size = 0
+        async with contextlib.aclosing(self._events(claim, body, headers, stream)) as events:
+            async for content in events:
+                size += len(content or b"")
+                if size > MOST_ANSWER_BYTES:
+                    raise UpstreamError("too_large", "The server's answer is too large.")
+        self._finish(claim, stream.usage)
+        return web.json_response(assembly.whole(), headers=self.headers())
+
     async def _stream(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
+        """An answer that goes on in pieces as they come."""
+        end = asyncio.get_running_loop().time() + claim.place.pool.timeouts.total_s
+        stream = AnswerStream(keep_usage=self._intake.wants_usage)
+        held: list[bytes] = []  # of the answer, before its first token
+        async with contextlib.aclosing(self._events(claim, self._intake.body, headers, stream)) as events:
+            async for content in events:
+                if content is not None:
+                    held.append(content)
+                    if not (self._begun or stream.begun or stream.finished):
+                        continue
+                else:
+                    self._finish(claim, stream.usage)
+                    held.append(b"" if stream.done else b"data: [DONE]\n\n")
+                try:
+                    async with asyncio.timeout_at(end):
+                        await self._write(b"".join(held))
+                except TimeoutError:
+                    raise _ClientGoneError from None
+                held.clear()
+                if content is None:
+                    await self._close_stream()
+        assert self._response is not None
+        return self._response
+
+    async def _events(
+        self, claim: Claim, body: Mapping[str, Any], headers: dict[str, str], stream: AnswerStream
+    ) -> AsyncGenerator[bytes | None, None]:
+        """What the events of an answer say to the client, as they come; None once it is whole.
+
+        Raises:
+          UpstreamError: if it breaks, says that it failed, or takes too long.
+        """
         loop, timeouts = asyncio.get_running_loop(), claim.place.pool.timeouts
         end = loop.time() + timeouts.total_s
-        doing = "first_token"
-        stream = AnswerStream(keep_usage=self._intake.wants_usage)
-        reader = EventReader()
-        held: list[bytes] = []  # of the answer, before its first token
         limit = min(loop.time() + timeouts.first_token_s, end)
+        reader = EventReader()
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout_at(limit):
-                    post = self._server.upstream.post(claim.place, self._path, self._intake.body, headers)
+                    post = self._server.upstream.post(claim.place, self._path, body, headers)
                     answer = await stack.enter_async_context(post)
                 if "text/event-stream" not in answer.headers.get(hdrs.CONTENT_TYPE, ""):
                     raise UpstreamError("no_stream", "The server did not stream its answer.")
@@ -330,47 +373,37 @@ class _Call:
                     chunk = await self._read(answer.content, limit)
                     if not chunk:
                         break
-                    parts, tokens = [], 0
+                    parts, tokens, failed = [], 0, False
                     for event in reader.feed(chunk):
                         found = stream.read(event)
-                        if found.error:
-                            raise UpstreamError("error_event", "The server says that it failed.")
                         tokens += found.tokens
                         parts.append(found.content)
-                        if stream.done:
+                        failed = found.error
+                        if failed or stream.done:
                             break
                     if tokens:
-                        doing = "between_tokens"
                         self._core.token(claim, tokens)
-                    content = b"".join(parts)
-                    if not self._begun and not tokens and not stream.finished:
-                        held.append(content)
-                    else:
-                        doing, before = "client", doing
-                        async with asyncio.timeout_at(end):
-                            await self._write(b"".join((*held, content)))
-                        doing = before
-                        held.clear()
-                    limit = min(loop.time() + timeouts.between_tokens_s, end) if self._begun else limit
+                    yield b"".join(parts)
+                    if failed:
+                        raise UpstreamError("error_event", "The server says that it failed.")
+                    if stream.begun:
+                        limit = min(loop.time() + timeouts.between_tokens_s, end)
                 if not stream.finished and not stream.done:
                     raise UpstreamError("cut_short", "The server ended the answer before it was whole.")
-                self._finish(claim, stream)
-                response = await self._end(stream, held)
+                yield None
                 with contextlib.suppress(Exception):
                     # Read to its end, the connection serves the next request.
                     async with asyncio.timeout(_DRAIN_READ_S):
                         await answer.content.read()
-                return response
         except TimeoutError:
-            if doing == "client":
-                raise _ClientGoneError from None
-            why = "timeout" if loop.time() >= end else f"{doing}_timeout"
+            waited = "between_tokens_timeout" if stream.begun else "first_token_timeout"
+            why = "timeout" if loop.time() >= end else waited
             raise UpstreamError(why, "The server took too long.", status=504, blame=why != "timeout") from None
         except EventTooLargeError:
             raise UpstreamError("too_large", "The server sent an event that is too large.") from None
 
     async def _read(self, content: aiohttp.StreamReader, limit: float) -> bytes:
-        """The next bytes of a stream, none at its end; while they do not come, the client gets comments.
+        """The next bytes of a stream, none at its end; while they do not come, a client of streams gets comments.
 
         Raises:
           TimeoutError: when the loop's time is `limit`.
@@ -384,7 +417,8 @@ class _Call:
             except TimeoutError:
                 if loop.time() >= limit:
                     raise
-            await self._write(b": waiting\n\n", begins=False)
+            if self._intake.streamed:
+                await self._write(b": waiting\n\n", begins=False)
 
     async def _write(self, content: bytes, *, begins: bool = True) -> None:
         """Writes to the client, whose response it begins.
@@ -412,18 +446,10 @@ class _Call:
             await response.write_eof()
         return response
 
-    def _finish(self, claim: Claim, stream: AnswerStream) -> None:
-        usage = stream.usage
-        self._core.finished(
-            claim,
-            output_tokens=None if usage is None else usage.output_tokens,
-            prompt_tokens=None if usage is None else usage.prompt_tokens,
-        )
+    def _finish(self, claim: Claim, usage: Usage | None) -> None:
+        usage = usage or Usage()
+        self._core.finished(claim, output_tokens=usage.output_tokens, prompt_tokens=usage.prompt_tokens)
         self._core.close(self._ticket, "answered")
-
-    async def _end(self, stream: AnswerStream, held: list[bytes]) -> web.StreamResponse:
-        await self._write(b"".join((*held, b"" if stream.done else b"data: [DONE]\n\n")))
-        return await self._close_stream()
 
 
 async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:

@@ -18,7 +18,8 @@ from besteffort.gateway.pools import Place
 # uvicorn, which most servers run on, closes connections that are idle for 5 s; one that it closes as a request is on
 # its way would fail that.
 _KEEP_S = 3.0
-_MOST_BYTES = 2**26  # of an answer that is not streamed
+MOST_ANSWER_BYTES = 2**26
+"""Size of the largest answer that is held here as a whole."""
 _LONGEST_MESSAGE = 500
 _CLIENTS_FAULT = (400, 413, 415, 422)
 _BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
@@ -125,7 +126,7 @@ async def read_whole(response: aiohttp.ClientResponse) -> bytes:
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
-        if size > _MOST_BYTES:
+        if size > MOST_ANSWER_BYTES:
             raise UpstreamError("too_large", "The server's answer is too large.")
     return b"".join(parts)
 

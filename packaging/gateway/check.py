@@ -37,6 +37,7 @@ def use(folder: Path) -> None:
     import numpy as np
 
     import besteffort
+    from besteffort.gateway import command
     from besteffort.in_flight import InFlight
     from besteffort.observation import default_features, input_size
     from besteffort.policy import save_policy
@@ -76,7 +77,19 @@ def use(folder: Path) -> None:
     assert decided[0] == models[-1], f"decided for {decided[0]} while all was idle"
     assert decided[-1] != models[-1], f"decided for {decided[-1]}, which was full"
 
+    served = folder / "gateway.yaml"
+    pool = f"{{name: small, model: {models[0]}, urls: [http://127.0.0.1:8101/v1]}}"
+    served.write_text(f"policy: policy.safetensors\npools: [{pool}]\n")
+    said = command.check(str(served))
+    assert f"small ({models[0]}, 1 replica)" in said, said
+    served.write_text(f"situation: paper\npools: [{pool}]\n")
     sentences = {}
+    try:
+        command.check(str(served))
+    except besteffort.InputError as error:
+        sentences["situation"] = str(error)
+    assert "full package" in sentences.pop("situation"), "the untrained policy was there"
+
     for name in besteffort.__all__:
         try:
             getattr(besteffort, name)

@@ -201,6 +201,21 @@ DONE = b"data: [DONE]\n\n"
 WHOLE = event("4") + event("2") + event("", "stop") + USAGE + DONE
 
 
+async def answer_chat(call: Call) -> None:
+    """As a server should answer chat."""
+    if not call.body.get("stream"):
+        message = {"role": "assistant", "content": "42"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        await call.respond(200, {**completion(), "object": "chat.completion", "choices": [choice]})
+        return
+    await call.begin_stream()
+    for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": "42"}, None), ({}, "stop")):
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        await call.chunk(b"data: " + json.dumps({"id": "c", "choices": [choice]}).encode() + b"\n\n")
+    await call.chunk(USAGE + DONE)
+    await call.end_stream()
+
+
 async def answer(call: Call) -> None:
     """As a server should: plain or streamed."""
     if not call.body.get("stream"):

@@ -33,9 +33,9 @@ def greedy() -> Policy:
 def config(
     urls: Sequence[Sequence[str]] = (("http://a/v1", "http://b/v1"), ("http://c/v1",)), **others: Any
 ) -> GatewayConfig:
-    """A pool per list of addresses, of the smallest model, the next one, and so on."""
+    """A pool per list of addresses, of the smallest model, the next one, and so on; answers come as clients ask."""
     names = greedy().models
-    pools = tuple(Pool(f"pool-{i}", names[i], tuple(each)) for i, each in enumerate(urls) if each)
+    pools = tuple(Pool(f"pool-{i}", names[i], tuple(each), assemble=False) for i, each in enumerate(urls) if each)
     return GatewayConfig(**{"pools": pools, "policy": "policy.safetensors", **others})
 
 

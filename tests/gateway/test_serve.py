@@ -27,7 +27,7 @@ def write(folder: Path, url: str, **others: object) -> Path:
         save_policy(greedy(), folder / "policy.safetensors")
     data = {
         "policy": "policy.safetensors",
-        "pools": [{"name": "small", "model": MODELS[0], "urls": [url]}],
+        "pools": [{"name": "small", "model": MODELS[0], "urls": [url], "assemble": False}],
         "listen": {"port": 0, "drain_s": 5.0},
         **others,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from pathlib import Path
@@ -13,12 +12,11 @@ import pytest
 
 from besteffort.gateway.config import Breaker, Key, Listen, Pool, Retries
 from tests.gateway.backends import (
-    DONE,
-    USAGE,
     WHOLE,
     Call,
     Running,
     answer,
+    answer_chat,
     backend,
     completion,
     event,
@@ -35,24 +33,9 @@ def client(found: Running, key: str = "none-is-needed", **settings: object) -> o
     return openai.AsyncOpenAI(base_url=f"{found.address}/v1", api_key=key, **{"max_retries": 0, **settings})
 
 
-async def chat(call: Call) -> None:
-    """Chat as a server should have it."""
-    if not call.body.get("stream"):
-        message = {"role": "assistant", "content": "42"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        await call.respond(200, {**completion(), "object": "chat.completion", "choices": [choice]})
-        return
-    await call.begin_stream()
-    for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": "42"}, None), ({}, "stop")):
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        await call.chunk(b"data: " + json.dumps({"id": "c", "choices": [choice]}).encode() + b"\n\n")
-    await call.chunk(USAGE + DONE)
-    await call.end_stream()
-
-
 def test_the_openai_sdk_gets_plain_answers_streams_and_errors(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with backend(chat) as (url, made), running(tmp_path, [[url]]) as found, client(found) as sdk:
+        async with backend(answer_chat) as (url, made), running(tmp_path, [[url]]) as found, client(found) as sdk:
             names = [model.id async for model in sdk.models.list()]
             assert names[:2] == ["besteffort", "besteffort:piqa"]
             messages = [{"role": "user", "content": "What is 40 + 2?"}]
