@@ -43,8 +43,9 @@ def serve(path_or_name: str, say: Callable[[str], None]) -> None:
 def describe(snapshot: Snapshot) -> str:
     """A snapshot in words."""
     pools = (
-        f"{pool.name} ({pool.model}, {len(pool.urls)} replica{'s' if len(pool.urls) > 1 else ''})"
-        for pool in snapshot.config.pools
+        f"{places[0].pool.name} ({places[0].model}, {len(places)} replica{'s' if len(places) > 1 else ''})"
+        for places in snapshot.places.by_pool
+        if places
     )
     return f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
 

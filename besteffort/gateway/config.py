@@ -73,20 +73,20 @@ class Pool:
     """Servers of one model: the same hardware, the same place.
 
     Attributes:
-      name: of the pool, in metrics and logs.
-      model: name of the model in the policy.
+      name: of the pool, in metrics and logs; where the policy's situation states pools, the name of one of them.
+      model: name of the model in the policy; `name` unless stated. Where the situation states pools, they say it.
       urls: one per replica, up to and including `/v1`.
-      served_model: what the servers call the model; `model` unless stated.
+      served_model: what the servers call the model; its name in the policy unless stated.
       api_key_env: environment variable that holds the key of these servers.
-      limit: requests in flight per replica; `max_batch` + `queue_capacity` of the policy's situation unless stated.
+      limit: requests in flight per replica; `max_batch` + `queue_capacity` that the policy knows unless stated.
       assemble: whether answers that clients want whole are streamed from the servers and put together here, so that
         their tokens are seen; only where they are text and no more.
       timeouts: how long to wait.
     """
 
     name: str
-    model: str
     urls: Annotated[tuple[str, ...], Len(1, 256)]
+    model: str | None = None
     served_model: str | None = None
     api_key_env: str | None = None
     limit: Few | None = None
@@ -188,7 +188,7 @@ class GatewayConfig:
     """A gateway as a file states it. Paths are from the file's directory.
 
     Attributes:
-      pools: where requests may go, one pool per model.
+      pools: where requests may go, one per model, or per pool where the policy's situation states pools.
       policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
       situation: name of a configuration or a YAML file: profile, tasks, deadlines.
       listen: where and how much.
@@ -223,10 +223,6 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         for field in ("pools", "keys", "tiers"):
             _check_once(field, (each.name for each in getattr(self, field)))
-        models = [pool.model for pool in self.pools]
-        for model in models:
-            if models.count(model) > 1:
-                raise InputError(f"`pools`: two of them serve `{brief(model)}`; give one pool all its `urls`.")
         urls = [url.rstrip("/") for pool in self.pools for url in pool.urls]
         for url in urls:
             if urls.count(url) > 1:

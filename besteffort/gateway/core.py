@@ -279,8 +279,8 @@ class Core:
         flight.use_only(able)
         if ticket.attempts or snapshot.config.when_late != "policy":
             flight.use_only(self._in_time(ticket, able, now))
-        model, replica = flight.decide(ticket.name, at=now)
-        place = snapshot.places.by_model[snapshot.policy.models.index(model)][replica]
+        pool, replica = flight.decide(ticket.name, at=now)
+        place = snapshot.places.by_pool[snapshot.policy.models.index(pool)][replica]
         for books in ticket.flights:
             ticket.flights[books] = self._sent(books, ticket, place, now)
         place.state.in_flight += 1
@@ -414,17 +414,17 @@ class Core:
             heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
 
     def _able(self, ticket: Ticket, now: float) -> np.ndarray:
-        """(replicas, models) whether a request may be sent there."""
+        """(rows, pools) whether a request may be sent there."""
         places = ticket.snapshot.places
         able = np.zeros(ticket.snapshot.flight.batch_sizes.shape, bool)
         for place in places:
             state = place.state
             if state.in_flight < place.limit and state.breaker.allows(now) and place not in ticket.tried:
-                able[place.replica, place.model_index] = True
+                able[place.row, place.index] = True
         return able
 
     def _in_time(self, ticket: Ticket, able: np.ndarray, now: float) -> np.ndarray:
-        """What remains where models are left out that would be late; if all would be, as the operator wants it.
+        """What remains where pools are left out that would be late; if all would be, as the operator wants it.
 
         Raises:
           RefusedError: if the operator wants that.
@@ -432,16 +432,17 @@ class Core:
         config = ticket.snapshot.config
         completion_s = ticket.snapshot.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
         left_s = ticket.deadline_s - (now - ticket.arrived_s)
-        models = able.any(axis=0)
-        punctual = models & (completion_s <= left_s)
+        pools = able.any(axis=0)
+        punctual = pools & (completion_s <= left_s)
         if punctual.any():
             # The policy knows what a first try risks, but takes a later one for a request that has just come.
             return able & punctual if ticket.attempts else able
         if config.when_late == "refuse":
-            wait_s = float(completion_s[models].min()) - left_s
+            wait_s = float(completion_s[pools].min()) - left_s
             raise RefusedError("too_late", "No model is expected to answer in time.", wait_s)
         only = np.zeros_like(able)
-        smallest = int(models.argmax())
+        size = ticket.snapshot.policy.situation.fleet.model
+        smallest = min(np.flatnonzero(pools).tolist(), key=size.tolist().__getitem__)
         only[:, smallest] = able[:, smallest]
         return only
 
@@ -457,12 +458,12 @@ class Core:
     def _sent(self, books: InFlight, ticket: Ticket, place: Place, now: float) -> bool:
         """Tells books that a request was sent; whether they have its place."""
         if books is ticket.snapshot.flight:
-            books.sent(ticket.name, place.model_index, place.replica, at=now)
+            books.sent(ticket.name, place.index, place.replica, at=now)
             return True
         # Of snapshots in between nothing is asked any more.
         for other in self.snapshot.places if books is self.snapshot.flight else ():
             if other.state is place.state:
-                books.sent(ticket.name, other.model_index, other.replica, at=now)
+                books.sent(ticket.name, other.index, other.replica, at=now)
                 return True
         return False
 
@@ -509,7 +510,7 @@ class Core:
             ttft_s=None if ticket.first_s is None else max(ticket.first_s - ticket.arrived_s, 0.0),
             latency_s=latency_s,
             in_time=in_time,
-            quality=0.0 if place is None else float(snapshot.quality[task, place.model_index]),
+            quality=0.0 if place is None else float(snapshot.quality[task, place.index]),
             attempts=ticket.attempts,
             snapshot=snapshot.number,
             outcome=outcome,

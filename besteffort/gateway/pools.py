@@ -1,14 +1,16 @@
-"""How the pools of a configuration are the models and replicas of a policy. Nothing else knows both."""
+"""Which pools of a policy those of a configuration are. Nothing else knows both."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from besteffort.errors import InputError, brief
+from besteffort.gateway import config
 from besteffort.gateway.breaker import CircuitBreaker
-from besteffort.gateway.config import GatewayConfig, Pool, secret_of
 from besteffort.policy import Policy
+from besteffort.situation import Cluster, Situation
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,10 +31,12 @@ class Place:
     """A replica that requests may be sent to.
 
     Attributes:
-      pool: its pool.
+      pool: its pool, as the configuration states it.
+      known_as: name of the pool in the policy.
+      index: of the pool in the policy.
+      row: of the replica in the policy's books, see `Layout` of `besteffort.pools`.
+      replica: number in the pool.
       model: name of the model.
-      model_index: of the model in the policy.
-      replica: index in the pool.
       url: address, without a slash at its end.
       served_model: what it calls the model.
       api_key: key of the server.
@@ -40,10 +44,12 @@ class Place:
       state: what changes.
     """
 
-    pool: Pool
-    model: str
-    model_index: int
+    pool: config.Pool
+    known_as: str
+    index: int
+    row: int
     replica: int
+    model: str
     url: str
     served_model: str
     api_key: str | None = dataclasses.field(repr=False)
@@ -52,37 +58,36 @@ class Place:
 
     @property
     def key(self) -> tuple[str, str]:
+        """What it is recognised by after a reload."""
         return self.model, self.url
 
 
 class Places:
-    """All replicas of a configuration, by model of the policy and index."""
+    """All replicas of a configuration, by pool of the policy and number."""
 
-    def __init__(self, by_model: Sequence[Sequence[Place]]) -> None:
-        self.by_model = tuple(tuple(places) for places in by_model)
+    def __init__(self, by_pool: Sequence[Sequence[Place]]) -> None:
+        self.by_pool = tuple(tuple(places) for places in by_pool)
 
     def __iter__(self) -> Iterator[Place]:
-        for places in self.by_model:
+        for places in self.by_pool:
             yield from places
 
-    @property
-    def replicas(self) -> int:
-        """Of the model that has most."""
-        return max(len(places) for places in self.by_model)
-
     def moved(self, earlier: Places) -> dict[tuple[str, int], tuple[str, int]]:
-        """Of a model and index in earlier places those of the same replica here."""
-        here = {place.key: (place.model, place.replica) for place in self}
-        return {(place.model, place.replica): here[place.key] for place in earlier if place.key in here}
+        """Of a pool and number in earlier places those of the same replica here."""
+        here = {place.key: (place.known_as, place.replica) for place in self}
+        return {(place.known_as, place.replica): here[place.key] for place in earlier if place.key in here}
 
 
 def place_pools(
-    config: GatewayConfig, policy: Policy, environment: Mapping[str, str] | None = None, earlier: Places | None = None
+    given: config.GatewayConfig,
+    policy: Policy,
+    environment: Mapping[str, str] | None = None,
+    earlier: Places | None = None,
 ) -> tuple[Places, Policy]:
-    """Finds the model of every pool.
+    """Finds every pool of a configuration among those of a policy.
 
     Args:
-      config: the configuration.
+      given: the configuration.
       policy: the policy.
       environment: variables that hold keys; those of the process unless given.
       earlier: places whose states go on.
@@ -91,36 +96,82 @@ def place_pools(
       the places, and the policy for as many replicas as there are.
 
     Raises:
-      InputError: if the policy does not know a pool's model, or a key is missing.
+      InputError: if the policy does not know a pool, or a key is missing.
     """
     kept = {} if earlier is None else {place.key: place.state for place in earlier}
-    cluster = policy.situation.cluster
-    by_model: list[list[Place]] = [[] for _ in policy.models]
-    for pool in config.pools:
-        if pool.model not in policy.models:
+    pools: dict[int, config.Pool] = {}
+    for pool in given.pools:
+        index = _index(pool, policy.situation)
+        if index in pools:
             raise InputError(
-                f"Pool `{pool.name}`: the policy has no model `{brief(pool.model)}`; its models are "
-                f"{', '.join(policy.models)}."
+                f"`pools`: two of them serve `{policy.models[index]}`; give one pool all its `urls`, or name a "
+                "situation that states `pools`."
             )
-        index = policy.models.index(pool.model)
-        key = None if pool.api_key_env is None else secret_of(f"Pool `{pool.name}`", pool.api_key_env, environment)
+        pools[index] = pool
+    policy = _with_replicas(policy, {index: len(pool.urls) for index, pool in pools.items()})
+    fleet = policy.situation.fleet
+    by_pool: list[list[Place]] = [[] for _ in fleet.pools]
+    for index, pool in pools.items():
+        model = fleet.pools[index].model
+        key = None
+        if pool.api_key_env is not None:
+            key = config.secret_of(f"Pool `{pool.name}`", pool.api_key_env, environment)
         for replica, url in enumerate(address.rstrip("/") for address in pool.urls):
-            state = kept.get((pool.model, url)) or ReplicaState(CircuitBreaker(config.breaker))
-            by_model[index].append(
+            by_pool[index].append(
                 Place(
-                    pool,
-                    pool.model,
-                    index,
-                    replica,
-                    url,
-                    pool.served_model or pool.model,
-                    key,
-                    pool.limit or cluster.max_batch + cluster.queue_capacity,
-                    state,
+                    pool=pool,
+                    known_as=fleet.names[index],
+                    index=index,
+                    row=fleet.layout.rows[index][replica],
+                    replica=replica,
+                    model=model,
+                    url=url,
+                    served_model=pool.served_model or model,
+                    api_key=key,
+                    limit=pool.limit or fleet.pools[index].places,
+                    state=kept.get((model, url)) or ReplicaState(CircuitBreaker(given.breaker)),
                 )
             )
-    places = Places(by_model)
-    if places.replicas != cluster.replicas:
-        cluster = dataclasses.replace(cluster, replicas=places.replicas)
-        policy = dataclasses.replace(policy, situation=dataclasses.replace(policy.situation, cluster=cluster))
-    return places, policy
+    return Places(by_pool), policy
+
+
+def _index(pool: config.Pool, situation: Situation) -> int:
+    """Number of a pool in the policy."""
+    names, where = situation.fleet.names, f"Pool `{pool.name}`"
+    if not situation.pools:
+        model = pool.model or pool.name
+        if model not in names:
+            raise InputError(f"{where}: the policy has no model `{brief(model)}`; its models are {', '.join(names)}.")
+        return names.index(model)
+    if pool.name not in names:
+        raise InputError(f"{where}: the policy has no pool of this name; its pools are {', '.join(names)}.")
+    index = names.index(pool.name)
+    model = situation.pools[index].model
+    if pool.model not in (None, model):
+        raise InputError(
+            f"{where} serves `{model}` in the policy, not `{brief(pool.model)}`; leave `model` out, or mend it."
+        )
+    return index
+
+
+def _with_replicas(policy: Policy, counts: Mapping[int, int]) -> Policy:
+    """The policy where pools have so many replicas; the others stay as they are."""
+    situation = policy.situation
+    pools = situation.fleet.pools
+    if all(pools[index].replicas == count for index, count in counts.items()):
+        return policy
+    if not situation.pools and len(set(counts.values())) == 1:
+        cluster = dataclasses.replace(situation.cluster, replicas=min(counts.values()))
+        return dataclasses.replace(policy, situation=dataclasses.replace(situation, cluster=cluster))
+    spare = itertools.count(1 + max((max(pool.gpus) for pool in pools if pool.gpus), default=-1))
+    resized = []
+    for index, pool in enumerate(pools):
+        count = counts.get(index, pool.replicas)
+        gpus = pool.gpus
+        if gpus is not None:
+            # Replica i of every pool is on GPU i where all machines are alike; else those beyond have their own.
+            further = itertools.count(len(gpus)) if not situation.pools else spare
+            gpus = (*gpus[:count], *itertools.islice(further, max(count - len(gpus), 0)))
+        resized.append(dataclasses.replace(pool, replicas=count, gpus=gpus))
+    situation = dataclasses.replace(situation, cluster=Cluster(), pools=tuple(resized))
+    return dataclasses.replace(policy, situation=situation)

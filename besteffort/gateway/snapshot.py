@@ -33,7 +33,7 @@ class Snapshot:
       keys: of clients.
       tasks: per task its index.
       default_task: of requests that say nothing.
-      quality: (tasks, models) of the policy's profile.
+      quality: (tasks, pools) of the policy's situation.
       deadline_base_s, deadline_per_token_s, mean_output_tokens, visible_deadline_s: per task.
     """
 
@@ -114,7 +114,7 @@ def make_snapshot(
         KeyRing(config.keys, environment),
         tasks,
         default,
-        situation.profile.quality_table(situation.task_names),
+        situation.quality,
         tuple(float(task.deadline.base_s) for task in situation.tasks),
         tuple(float(task.deadline.per_token_s) for task in situation.tasks),
         tuple(situation.mean_output_tokens.tolist()),

@@ -55,7 +55,7 @@ class Played:
     """What came back.
 
     Attributes:
-      result: per request, as of a simulation. Failed ones count as rejected; their model is -1 unless the server said.
+      result: per request, as of a simulation. Failed ones count as rejected; their pool is -1 unless the server said.
       failures: how many requests failed, by reason.
       late_s: seconds by which a request was sent later than the list says, at most.
     """
@@ -72,7 +72,7 @@ class _Answer:
     end_s: float = math.nan
     output_tokens: int = 0
     prompt_tokens: int = 0
-    model: str = ""
+    pool: str = ""
     failure: str = ""
 
 
@@ -86,7 +86,8 @@ def play(
 
     Args:
       requests: the list, of the situation's tasks.
-      situation: says what answers are worth; its models are found by the names that the server gives.
+      situation: says what answers are worth; its pools, or the models of its cluster, are found by the names
+        that the server gives.
       target: the server.
       progress: gets the numbers of requests that were sent and answered.
 
@@ -179,7 +180,8 @@ async def _ask(
     answer = _Answer(loop.time() - start)
     try:
         async with session.post(f"{target.url}/completions", json=body, headers=headers) as response:
-            answer.model = unquote(response.headers.get("x-besteffort-model", ""))
+            said = "x-besteffort-pool" if situation.pools else "x-besteffort-model"
+            answer.pool = unquote(response.headers.get(said, ""))
             if response.status != 200:
                 answer.failure = f"status {response.status}"
             elif target.streamed:
@@ -227,9 +229,9 @@ def _read_whole(raw: bytes, answer: _Answer) -> None:
 
 def _result(requests: Requests, situation: Situation, answers: list[_Answer]) -> Result:
     """As of a simulation; what a server does not say is as the list has it."""
-    names = situation.profile.model_names
+    names = situation.fleet.names
     failed = np.array([bool(answer.failure) for answer in answers])
-    model = np.array([names.index(a.model) if a.model in names else -1 for a in answers], np.int32)
+    pool = np.array([names.index(a.pool) if a.pool in names else -1 for a in answers], np.int32)
     output = np.array([a.output_tokens or listed for a, listed in zip(answers, requests.output_tokens, strict=True)])
     prompt = np.array([a.prompt_tokens or listed for a, listed in zip(answers, requests.prompt_tokens, strict=True)])
     factor = 1.0 if requests.deadline_factor is None else requests.deadline_factor
@@ -239,7 +241,7 @@ def _result(requests: Requests, situation: Situation, answers: list[_Answer]) ->
     first_s = np.array([answer.first_s for answer in answers])
     first_s = np.where(failed, np.nan, np.where(np.isnan(first_s), end_s, first_s))
     latency_s = np.where(failed, np.inf, end_s - sent_s)
-    quality = situation.profile.quality_table(situation.task_names)[requests.task, np.maximum(model, 0)]
+    quality = situation.quality[requests.task, np.maximum(pool, 0)]
     columns = {
         "arrival_s": sent_s,
         "task": requests.task,
@@ -249,14 +251,14 @@ def _result(requests: Requests, situation: Situation, answers: list[_Answer]) ->
     }
     return Result.of(
         columns,
-        model=model,
+        model=pool,
         replica=np.where(failed, -1, 0).astype(np.int32),
         admission_s=np.where(failed, np.nan, sent_s),
         first_token_s=first_s,
         completion_s=end_s,
         latency_s=latency_s,
         reward=reward(
-            np.where(model < 0, 0.0, quality),
+            np.where(pool < 0, 0.0, quality),
             situation.weights[requests.task],
             latency_s,
             deadline_s,

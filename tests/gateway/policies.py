@@ -35,7 +35,7 @@ def config(
 ) -> GatewayConfig:
     """A pool per list of addresses, of the smallest model, the next one, and so on; answers come as clients ask."""
     names = greedy().models
-    pools = tuple(Pool(f"pool-{i}", names[i], tuple(each), assemble=False) for i, each in enumerate(urls) if each)
+    pools = tuple(Pool(f"pool-{i}", tuple(each), names[i], assemble=False) for i, each in enumerate(urls) if each)
     return GatewayConfig(**{"pools": pools, "policy": "policy.safetensors", **others})
 
 

@@ -45,7 +45,6 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         ({"pools": [{**POOL, "urls": ["http://h/v1", "http://h/v1/"]}]}, "one address twice"),
         ({"pools": [{**POOL, "name": "a b"}]}, "`name` is to have"),
         ({"pools": [POOL, {**POOL, "model": MODELS[1]}]}, "`pools` has `small` twice"),
-        ({"pools": [POOL, {**POOL, "name": "other"}]}, f"serve `{MODELS[0]}`"),
         ({"pools": [POOL, {**POOL, "name": "other", "model": MODELS[1]}]}, "stands in two of them"),
         ({"pools": [{**POOL, "limit": 0}]}, "`pools[0].limit`"),
         ({"pools": [{**POOL, "api_key": SECRET}]}, "`pools[0].api_key` is not a known field"),
@@ -111,7 +110,7 @@ def test_what_the_policy_does_not_know_is_refused() -> None:
     with pytest.raises(InputError, match="no task `chess`"):
         make_snapshot(config([["http://a/v1"]], default_task="chess"), greedy())
     (pool,) = given.pools
-    other = type(pool)(pool.name, "gpt", pool.urls)
+    other = type(pool)(pool.name, pool.urls, "gpt")
     with pytest.raises(InputError, match="no model `gpt`"):
         make_snapshot(type(given)((other,), policy="p"), greedy())
 

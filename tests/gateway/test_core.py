@@ -104,7 +104,7 @@ class Counts(RuleBasedStateMachine):
             # A replica that was left out and came back starts anew.
             mine = sum(claim.place.state is place.state for claim in held)
             assert place.state.in_flight == mine
-            assert self.core.snapshot.flight.batch_sizes[place.replica, place.model_index] == mine
+            assert self.core.snapshot.flight.batch_sizes[place.row, place.index] == mine
         assert self.core.open_requests == sum(ticket.open for ticket in self.tickets)
         assert len(self.records) == self.arrived - self.core.open_requests
 
@@ -309,7 +309,7 @@ def test_a_reload_keeps_counts_rate_and_breakers() -> None:
     assert new.snapshot is after
     assert made.claim(new).place.url != "http://c/v1"  # its breaker is still open
     for place in after.places:
-        assert after.flight.batch_sizes[place.replica, place.model_index] == place.state.in_flight
+        assert after.flight.batch_sizes[place.row, place.index] == place.state.in_flight
     for ticket in (*tickets, new):
         made.close(ticket, "answered")
     assert counts(made) == 0

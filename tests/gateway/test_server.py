@@ -231,7 +231,7 @@ def test_no_key_is_written_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFix
 
     async def scenario() -> None:
         async with backend(quotes_keys) as (url, _):
-            pool = Pool("pool", MODELS[0], (url,), api_key_env="SERVERS")
+            pool = Pool("pool", (url,), MODELS[0], api_key_env="SERVERS")
             given = config(
                 [[url]],
                 pools=(pool,),
