@@ -30,7 +30,7 @@ opt laptop
 profiling
 adapters
 gateway
-load
+load plugins
 console listing
 cli __main__
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from besteffort.errors import brief
@@ -173,7 +173,12 @@ def _prompt(body: Mapping[str, Any], path: str) -> tuple[int, int | None]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
         raise ApiError(400, "`messages` is to be a list of objects, with at least one.", param="messages")
-    return sum(_characters(each.get("content")) + _MESSAGE_CHARACTERS for each in messages), None
+    return message_characters(messages), None
+
+
+def message_characters(messages: Iterable[Mapping[str, Any]]) -> int:
+    """Characters of a chat, with those that a template adds."""
+    return sum(_characters(each.get("content")) + _MESSAGE_CHARACTERS for each in messages)
 
 
 def _characters(content: Any) -> int:
