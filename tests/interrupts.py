@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -141,10 +142,21 @@ def run(command: Sequence[str], out: Path, name: str, at_s: float | None) -> Out
 def digests(out: Path) -> dict[str, str]:
     """What every file of a directory holds, but for what tells of the day."""
     return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(out)): hashlib.sha256(_content(path)).hexdigest()
         for path in sorted(out.rglob("*"))
         if path.is_file() and not any(part in _OF_THE_DAY for part in path.relative_to(out).parts)
     }
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; of an experiment's record all but how long it took."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return content
+    found = json.loads(content)
+    if isinstance(found, dict) and "experiment" in found:
+        del found["seconds"]
+    return json.dumps(found).encode()
 
 
 def interrupted(
