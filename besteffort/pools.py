@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from annotated_types import Interval, Len
@@ -22,6 +22,30 @@ from besteffort.ranges import Few, NonNegative
 Places = Annotated[int, Interval(ge=0, le=2**16)]
 _LONGEST_NAME = 200
 _NOBODY = 2**30  # requests, more than any instance holds
+_MOST_EVENTS = 2**16
+
+What = Literal["start", "drain", "fail"]
+START, DRAIN, FAIL = range(len(get_args(What)))
+"""Numbers of what happens to replicas, see `ReplicaEvent`."""
+
+_CHANGES_NOTHING = {("start", "start"), ("drain", "drain"), ("fail", "fail"), ("fail", "drain")}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaEvent:
+    """What happens to a replica of a pool, and when.
+
+    Attributes:
+      time_s: seconds since the start of the list or the episode.
+      replica: its number in the pool, from 0.
+      what: `start`: it is up after the pool's `start_s`, or at once if it still drains; one whose first event this is
+        was down before. `drain`: it takes no new requests, and is down when it has none. `fail`: it is down at once,
+        and loses the requests that it has.
+    """
+
+    time_s: NonNegative
+    replica: Places
+    what: What
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +70,12 @@ class Pool:
       network_delay_s: seconds added to every answer, but for requests from origins that `delays` lists.
       delays: origins that are nearer or farther.
       gpus: number of the GPU that each replica is on, ascending; None: each has a GPU of its own.
+      start_s: seconds from the start of a replica until it is up.
+      events: when replicas start, drain and fail; without any, all are up all the time.
 
     Raises:
-      InputError: if there is no replica, a number is negative, or the GPUs are not one for each replica, ascending.
+      InputError: if there is no replica, a number is negative, the GPUs are not one for each replica, ascending, or an
+        event is of a replica that does not exist, or changes nothing.
     """
 
     name: Annotated[str, Len(1, _LONGEST_NAME)]
@@ -60,14 +87,18 @@ class Pool:
     network_delay_s: NonNegative = 0.0
     gpus: tuple[Places, ...] | None = None
     delays: tuple[OriginDelay, ...] = ()
+    start_s: NonNegative = 0.0
+    events: Annotated[tuple[ReplicaEvent, ...], Len(0, _MOST_EVENTS)] = ()
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable():
             raise InputError(f"`pools` has the name `{brief(self.name)}`; give printable characters.")
-        for field, least in (("replicas", 1), ("max_batch", 1), ("queue_capacity", 0), ("network_delay_s", 0)):
+        least_of = {"replicas": 1, "max_batch": 1, "queue_capacity": 0, "network_delay_s": 0, "start_s": 0}
+        for field, least in least_of.items():
             value = getattr(self, field)
             if not least <= value < np.inf:
                 raise InputError(f"Pool `{self.name}`: `{field}` is {value:g}; give at least {least}.")
+        self._check_events()
         for delay in self.delays:
             if [each.origin for each in self.delays].count(delay.origin) > 1:
                 raise InputError(f"Pool `{self.name}`: `delays` lists `{brief(delay.origin)}` twice; list it once.")
@@ -85,10 +116,61 @@ class Pool:
         if any(later <= gpu for gpu, later in itertools.pairwise(self.gpus)):
             raise InputError(f"Pool `{self.name}`: `gpus` is {brief(list(self.gpus))}; list each once, ascending.")
 
+    def _check_events(self) -> None:
+        where = f"Pool `{self.name}`: `events`"
+        before: dict[int, str] = {}
+        for event in self.sorted_events:
+            if not 0 <= event.time_s < np.inf:
+                raise InputError(f"{where} has `time_s` {event.time_s:g}; give at least 0.")
+            if not 0 <= event.replica < self.replicas:
+                raise InputError(
+                    f"{where} names replica {event.replica}; there are {self.replicas}, numbered from 0; name one of "
+                    "them or raise `replicas`."
+                )
+            last = before.get(event.replica)
+            if (last, event.what) in _CHANGES_NOTHING:
+                raise InputError(
+                    f"{where}: at {event.time_s:g} s replica {event.replica} has `{event.what}` after `{last}`, which "
+                    "changes nothing; leave it out."
+                )
+            before[event.replica] = event.what
+
+    @property
+    def sorted_events(self) -> list[ReplicaEvent]:
+        """The events by time, in their order where times are equal."""
+        return sorted(self.events, key=lambda event: event.time_s)
+
+    @property
+    def up_first(self) -> tuple[bool, ...]:
+        """Whether each replica is up at first: not if the first that happens to it is that it starts."""
+        first = {event.replica: event.what for event in reversed(self.sorted_events)}
+        return tuple(first.get(replica) != "start" for replica in range(self.replicas))
+
     @property
     def places(self) -> int:
         """Requests that a replica holds, running and waiting."""
         return self.max_batch + self.queue_capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """When replicas start, drain and fail; leaves may carry batch axes under `vmap`.
+
+    Attributes:
+      time_s: (events,) seconds since the start, ascending; infinite for events that do not happen.
+      instance: (events,) number of the replica, `row x pools + pool`, see `Layout`.
+      what: (events,) `START`, `DRAIN` or `FAIL`.
+      up_first: (rows, pools) which replicas are up at the start.
+      start_s: (pools,) seconds from the start of a replica until it is up.
+      rounded_s: (events,) what `time_s` lacks because it was rounded; 0 in float64.
+    """
+
+    time_s: Any
+    instance: Any
+    what: Any
+    up_first: Any
+    start_s: Any
+    rounded_s: Any = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,15 +371,44 @@ class Fleet:
 
     @functools.cached_property
     def uniform(self) -> bool:
-        """Whether there is one pool per model, from the smallest to the largest, all alike but for their tables."""
+        """Whether there is one pool per model, from the smallest to the largest, all alike but for their tables.
+
+        And nothing happens to their replicas.
+        """
         alike = (self.replicas, self.max_batch, self.places, self.network_delay_s)
         in_order = bool((np.diff(self.model) > 0).all())
-        return in_order and bool(self.layout.placed.all()) and all(np.ptp(each) == 0 for each in alike)
+        return (
+            self.events == 0
+            and in_order
+            and bool(self.layout.placed.all())
+            and all(np.ptp(each) == 0 for each in alike)
+        )
 
     @functools.cached_property
     def numbers(self) -> PoolNumbers:
         """How the pools differ."""
         return PoolNumbers(self.max_batch, self.places, self.layout.placed, self.model)
+
+    @functools.cached_property
+    def events(self) -> int:
+        """How many events there are in the life of all replicas."""
+        return sum(len(pool.events) for pool in self.pools)
+
+    def life(self, count: int) -> Life:
+        """When replicas start, drain and fail, as arrays of so many events, or more if there are more."""
+        told = [(event.time_s, pool, event) for pool, one in enumerate(self.pools) for event in one.sorted_events]
+        told.sort(key=lambda each: each[:2])
+        rows = self.layout.rows
+        time_s = np.full(max(count, len(told)), np.inf)
+        instance, what = np.zeros((2, len(time_s)), np.int64)
+        for number, (at_s, pool, event) in enumerate(told):
+            time_s[number] = at_s
+            instance[number] = rows[pool][event.replica] * len(self.pools) + pool
+            what[number] = get_args(What).index(event.what)
+        up_first = np.zeros_like(self.layout.placed)
+        for pool, one in enumerate(self.pools):
+            up_first[list(rows[pool]), pool] = one.up_first
+        return Life(time_s, instance, what, up_first, np.array([pool.start_s for pool in self.pools]))
 
     def decode_table(self) -> np.ndarray:
         """(pools, largest `max_batch` + 1) seconds of a decode by batch size, see `Profile.decode_table`."""
@@ -363,6 +474,20 @@ class Fleet:
                 for pool, profile in zip(self.pools, self._profiles, strict=True)
             ]
         )
+
+
+def taking(takes: Any, ready_s: Any, xp: Any = np) -> Any:
+    """(rows, pools) between which replicas the load balancer chooses: those up, or else the one that is up first.
+
+    Args:
+      takes: (rows, pools) replicas that are up, or are to be.
+      ready_s: (rows, pools) seconds until they are up; 0 or less for those that are.
+      xp: the array module, `numpy` or `jax.numpy`.
+    """
+    up = takes & (ready_s <= 0)
+    first = xp.where(takes, ready_s, np.inf).argmin(axis=0)
+    coming = takes & (xp.arange(takes.shape[0])[:, None] == first[None])
+    return xp.where(up.any(axis=0)[None], up, coming)
 
 
 def least_loaded(sizes: Any, placed: Any = None, xp: Any = np) -> Any:

@@ -227,6 +227,8 @@ def as_text(value: Any) -> str:
         ", pools=()",
         ", hardware=()",
         ", origins=()",
+        ", start_s=0.0",
+        ", events=()",
     ):
         text = text.replace(off, "")
     return text

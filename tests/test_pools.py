@@ -13,7 +13,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.observation import Observation, default_features, encode
 from besteffort.policy import describe, load_policy, save_policy
-from besteffort.pools import Fleet, Layout, Pool, least_loaded, smallest
+from besteffort.pools import DRAIN, FAIL, START, Fleet, Layout, Pool, ReplicaEvent, least_loaded, smallest
 from besteffort.profile import Profile
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy
@@ -258,3 +258,50 @@ def test_batch_sizes_are_encoded_by_what_each_pool_holds() -> None:
     )
     values = linear.values(batch_sizes=[16, 1], task="task0", arrival_rate=1.0)
     np.testing.assert_array_equal(values, [4.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("events", "sentence"),
+    [
+        ([(-1.0, 0, "fail")], "`events` has `time_s` -1; give at least 0"),
+        ([(float("inf"), 0, "fail")], "`events` has `time_s` inf; give at least 0"),
+        ([(1.0, 2, "fail")], "`events` names replica 2; there are 2, numbered from 0"),
+        ([(1.0, -1, "fail")], "`events` names replica -1; there are 2, numbered from 0"),
+        (
+            [(2.0, 1, "start"), (1.0, 1, "start")],
+            "at 2 s replica 1 has `start` after `start`, which changes nothing; leave it",
+        ),
+        ([(1.0, 0, "fail"), (2.0, 1, "drain"), (3.0, 0, "drain")], "replica 0 has `drain` after `fail`, which changes"),
+    ],
+)
+def test_a_mistake_in_events_is_one_sentence(events: list[Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as caught:
+        Pool("a", "model0", replicas=2, events=tuple(ReplicaEvent(*event) for event in events))
+    assert str(caught.value).startswith("Pool `a`: `events`")
+    assert str(caught.value).endswith(".")
+
+
+def test_the_first_event_says_who_is_up_before() -> None:
+    events = (ReplicaEvent(5.0, 1, "drain"), ReplicaEvent(2.0, 1, "start"), ReplicaEvent(1.0, 2, "fail"))
+    pool = Pool("a", "model0", replicas=3, start_s=4.0, events=events)
+    assert pool.up_first == (True, False, True)
+    found = fleet(Pool("b", "model1"), pool)
+    life = found.life(5)
+    np.testing.assert_array_equal(life.time_s, [1.0, 2.0, 5.0, np.inf, np.inf])
+    assert life.what.tolist()[:3] == [FAIL, START, DRAIN]
+    assert life.instance.tolist()[:3] == [5, 3, 3]  # rows of two pools
+    np.testing.assert_array_equal(life.up_first, [[True, True], [False, False], [False, True]])
+    assert found.events == 3
+    assert not found.uniform
+
+
+def test_a_file_states_events(tmp_path: Path) -> None:
+    text = FILE.replace("HARDWARE", "opt-a100")
+    text += "  start_s: 2\n  replicas: 2\n  events: [{time_s: 3, replica: 1, what: drain}]\n"
+    text = text.replace("- {name: near, model: opt-125m}", "- name: near\n  model: opt-125m")
+    situation = stated(tmp_path, text)
+    assert situation.pools[1] == Pool(
+        "near", "opt-125m", replicas=2, start_s=2.0, events=(ReplicaEvent(3.0, 1, "drain"),)
+    )
+    save_policy(default_policy(situation), tmp_path / "policy.safetensors")
+    assert load_policy(tmp_path / "policy.safetensors").situation.pools == situation.pools

@@ -16,7 +16,7 @@ from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import needs_in_flight
-from besteffort.pools import Fleet, PoolNumbers
+from besteffort.pools import Fleet, Life, PoolNumbers
 from besteffort.pytrees import node_types
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
@@ -26,6 +26,11 @@ _NOT_LATE = (
     "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down; set "
     "`view.gateways` to 1, or take a profile without `slowdown`."
 )
+_NO_EVENTS = {
+    "slowdown": "models do not slow each other down; give the pools GPUs of their own",
+    "late_others": "there is one gateway; set `view.gateways` to 1",
+    "estimates": "routers do not read the requests in flight; choose one by batch sizes",
+}
 
 
 def build(
@@ -41,6 +46,7 @@ def build(
     rule: Rule | None = None,
     assumed: Situation | None = None,
     uneven: bool | None = None,
+    events: int | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -56,13 +62,14 @@ def build(
       rule: values models, for the feature `value`.
       assumed: what routers and learners take for granted, if it is not `situation`: see `EnvParams.assumed`.
       uneven: whether pools may differ in what the program reads as numbers; by default where they are not uniform.
+      events: room for so many events in the life of replicas; by default for as many as there are.
 
     Returns:
       The static shape, and parameters in the default float type.
 
     Raises:
-      InputError: if the assumed situation differs from the actual one in more than numbers, or other gateways are seen
-        late where models slow each other down.
+      InputError: if the assumed situation differs from the actual one in more than numbers, other gateways are seen
+        late where models slow each other down, or replicas have events where either is so.
     """
     if assumed is not None:
         shape, (params, believed) = build_alike(
@@ -78,6 +85,7 @@ def build(
         return shape, dataclasses.replace(params, workload=workload, assumed=believed)
     fleet, tasks = situation.fleet, situation.tasks
     uneven = not fleet.uniform if uneven is None else uneven
+    events = fleet.events if events is None else events
     if estimates is None:
         estimates = needs_in_flight(situation.view.features)
     if longest_prompt is None:
@@ -92,6 +100,7 @@ def build(
         history=history,
         horizon=horizon,
         uneven=uneven,
+        life=events > 0,
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
@@ -104,8 +113,7 @@ def build(
         workload=node_types(workload),
     )
 
-    if shape.slowdown and shape.late_others:
-        raise InputError(_NOT_LATE)
+    _check(shape)
 
     def numbers(values: Any) -> Any:
         return jnp.asarray(np.asarray(values, np.float64), dtype=float)
@@ -134,8 +142,33 @@ def build(
         rule=None if rule is None else jax.tree.map(numbers, rule),
         pools=_differences(fleet) if uneven else None,
         origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
+        life=_life(fleet, events) if events else None,
     )
     return shape, _with_later_views(params, shape, situation)
+
+
+def _check(shape: EnvShape) -> None:
+    """Raises `InputError` if a shape has switches that exclude each other."""
+    if shape.slowdown and shape.late_others:
+        raise InputError(_NOT_LATE)
+    for name, reason in _NO_EVENTS.items():
+        if shape.life and getattr(shape, name):
+            raise InputError(f"`events` of pools are simulated only where {reason}, or leave `events` out.")
+
+
+def _life(fleet: Fleet, events: int) -> Life:
+    """What happens to the replicas, as arrays of so many events."""
+    life, kind = fleet.life(events), jnp.asarray(0.0, float).dtype
+    time_s = np.asarray(life.time_s, kind)
+    lacking_s = np.subtract(life.time_s, time_s, out=np.zeros(len(time_s)), where=np.isfinite(time_s))
+    return Life(
+        time_s=jnp.asarray(time_s),
+        instance=jnp.asarray(life.instance, jnp.int32),
+        what=jnp.asarray(life.what, jnp.int32),
+        up_first=jnp.asarray(life.up_first),
+        start_s=jnp.asarray(life.start_s, kind),
+        rounded_s=jnp.asarray(lacking_s, kind),
+    )
 
 
 def _differences(fleet: Fleet) -> PoolNumbers:
@@ -198,6 +231,7 @@ def build_alike(
         estimates = any(needs_in_flight(situation.view.features) for situation in situations)
     longest = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     uneven = not all(situation.fleet.uniform for situation in situations)
+    events = max(situation.fleet.events for situation in situations)
     built = [
         build(
             situation,
@@ -209,6 +243,7 @@ def build_alike(
             longest_output=longest_output or longest,
             rule=rule,
             uneven=uneven,
+            events=events,
         )
         for situation in situations
     ]
@@ -217,8 +252,6 @@ def build_alike(
     widest: dict[str, Any] = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
     if estimates:
         widest["estimates"] = Terms.together(situations)
-    if widest["slowdown"] and widest["late_others"]:
-        raise InputError(_NOT_LATE)
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
         raise InputError(
@@ -226,6 +259,7 @@ def build_alike(
             "`max_batch` or `queue_capacity`; give situations that differ in numbers only."
         )
     shape = alike.pop()
+    _check(shape)
     return shape, [
         _with_later_views(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
     ]

@@ -16,6 +16,7 @@ from besteffort.estimates.view import InFlightView
 from besteffort.pools import least_loaded
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger, Timing
+from besteffort.simulator.life import LifeState
 from besteffort.simulator.request import (
     Request,
     answers_by_tables,
@@ -202,14 +203,16 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
     return ledger
 
 
-def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
+def in_flight(
+    shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array, life: LifeState | None
+) -> InFlightView:
     """What can be counted of the requests on the instance of each pool that gets the next request.
 
     `sizes` are the batch sizes, (rows, pools).
     """
     del index
     pools = jnp.arange(shape.pools)
-    picked = least_loaded(sizes, takers(params), jnp)
+    picked = least_loaded(sizes, takers(params, life), jnp)
     rows = picked * shape.pools + pools
     everything = _counted(shape, instances)
     own: InFlightView = jax.tree.map(lambda field: field[rows], everything)

@@ -73,7 +73,8 @@ def simulate_reference(
     """Serves a list of requests until the last answer, in float64.
 
     At one instant all iterations that are due end first; then the next ones start, in order of (GPU, pool); then
-    requests arrive in list order, each one seeing those before it.
+    replicas start, drain and fail, in order of (pool, list); then requests arrive in list order, each one seeing those
+    before it.
 
     Args:
       requests: the requests that arrive; their clock starts at time 0.
@@ -128,7 +129,7 @@ def simulate_reference(
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
             origin=None if requests.origin is None else int(requests.origin[index]),
-            takes=replicas.takes,
+            takes=replicas.takes(now),
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
@@ -167,7 +168,7 @@ def simulate_reference(
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
     delay_s = np.array([request.delay_s for request in served])
-    latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + delay_s)
+    latency_s = np.where(np.isnan(completion_s), np.inf, completion_s - requests.arrival_s + delay_s)
     return Result.of(
         requests.columns,
         model=pool,
@@ -216,6 +217,7 @@ class _Request:
     admission_s: float = math.nan
     first_token_s: float = math.nan
     completion_s: float = math.nan
+    lost_s: float = math.inf  # when its replica failed
 
 
 @dataclasses.dataclass(slots=True)
@@ -228,6 +230,8 @@ class _Instance:
     busy: bool = False
     begun_s: float = 0.0
     passed_over: int = 0  # requests that the iteration in progress left waiting
+    takes: bool = True  # new requests: it is up, or starting
+    ready_s: float = 0.0  # when it is up, or was
     sent: list[_Request] = dataclasses.field(default_factory=list)  # all that ever were
     begins_s: list[float] = dataclasses.field(default_factory=list)  # of all iterations
     assumed_s: float = 0.0  # what the iteration in progress takes by the tables that observed times are compared with
@@ -241,7 +245,6 @@ class _Replicas:
       instances: of each pool those of its replicas.
       beside: the instances on each GPU, by pool.
       batch_sizes: (rows, pools) running plus waiting requests, see `besteffort.pools.Layout`.
-      takes: (rows, pools) where there are replicas; None where they are everywhere.
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
@@ -259,7 +262,7 @@ class _Replicas:
         self._streamed = streamed
         layout = Layout.of(pools, tables.slowdown)
         self._row = [np.array(rows) for rows in layout.rows]
-        self.takes = None if layout.placed.all() else layout.placed
+        self._placed = layout.placed
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
         self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
@@ -276,6 +279,13 @@ class _Replicas:
                 self.beside.setdefault(instance.gpu, {})[pool] = instance
         # Heap of (end, GPU, pool, replica) of the iterations in progress; a GPU has one replica of a pool at most.
         self._ends: list[tuple[float, int, int, int]] = []
+        # Heap of (time, pool, place in its list, replica, what) of the lives of replicas.
+        self._life: list[tuple[float, int, int, int, str]] = []
+        for pool, one in enumerate(pools):
+            for place, event in enumerate(one.events):
+                heapq.heappush(self._life, (event.time_s, pool, place, event.replica, event.what))
+            for instance, up in zip(self.instances[pool], one.up_first, strict=True):
+                instance.takes = up
         self.batch_sizes = np.zeros(layout.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
@@ -326,9 +336,16 @@ class _Replicas:
         return lambda number: known.decode[pool, number] + held_s * number
 
     def advance(self, until: float) -> None:
-        """Ends every iteration that is due up to and including time `until`, and starts those that follow."""
-        while self._ends and self._ends[0][0] <= until:
-            now = self._ends[0][0]
+        """All that happens up to and including time `until`: iterations end and start; replicas start, drain, fail."""
+        while self._ends or self._life:
+            end_s = self._ends[0][0] if self._ends else math.inf
+            life_s = self._life[0][0] if self._life else math.inf
+            now = min(end_s, life_s)
+            if now > until:
+                return
+            if life_s < end_s:
+                self._live(now)
+                continue
             ended = []
             while self._ends and self._ends[0][0] == now:
                 _, _, pool, replica = heapq.heappop(self._ends)
@@ -337,12 +354,47 @@ class _Replicas:
             for pool, replica in ended:
                 self._start_iteration(pool, replica, now)
 
+    def _live(self, now: float) -> None:
+        """What happens next to a replica."""
+        _, pool, place, replica, what = heapq.heappop(self._life)
+        instance = self.instances[pool][replica]
+        if what == "ready":
+            # Unless it has failed, and waits for a later start.
+            if instance.ready_s == now and instance.waiting and not instance.busy:
+                self._start_iteration(pool, replica, now)
+        elif what == "drain":
+            instance.takes = False
+        elif what == "fail":
+            instance.takes = False
+            self._lose(pool, replica, now)
+        elif not instance.takes:
+            instance.takes = True
+            if not (instance.running or instance.waiting):  # else it still drains
+                instance.ready_s = now + self._pools[pool].start_s
+                heapq.heappush(self._life, (instance.ready_s, pool, place, replica, "ready"))
+
+    def _lose(self, pool: int, replica: int, now: float) -> None:
+        """A replica fails: the requests that it has get no answer."""
+        instance = self.instances[pool][replica]
+        lost = [*instance.running, *instance.waiting]
+        instance.running, instance.busy = [], False
+        instance.waiting.clear()
+        self._ends = [end for end in self._ends if end[2:] != (pool, replica)]
+        heapq.heapify(self._ends)
+        self.batch_sizes[self._row[pool][replica], pool] -= len(lost)
+        if lost:
+            self.last_change_s = now
+        for request in lost:
+            request.lost_s = now
+            if self._listener is not None:
+                self._listener.failed(request.index, at=now)
+
     def place(self, request: _Request, now: float) -> None:
-        """Hands a request to the least loaded replica of its pool, or rejects it."""
-        pool, replica = request.pool, self.picked(request.pool)
-        row = self._row[pool][replica]
-        full = self.batch_sizes[row, pool] >= self._pools[pool].places
-        if full or request.cache_claim > self._cache_tokens[pool]:
+        """Hands a request to a replica of its pool, or rejects it."""
+        pool, replica = request.pool, self.picked(request.pool, now)
+        row = -1 if replica is None else self._row[pool][replica]
+        full = replica is None or self.batch_sizes[row, pool] >= self._pools[pool].places
+        if replica is None or full or request.cache_claim > self._cache_tokens[pool]:
             if self._listener is not None:
                 self._listener.failed(request.index, at=now)
             return
@@ -363,13 +415,29 @@ class _Replicas:
             decode = self._decode_of(pool)
             request.fixed_s = fixed_s(prefill_s, request.output_tokens, number, decode, slots, scalars)
         self.last_change_s = now
-        if not instance.busy:
+        if not instance.busy and instance.ready_s <= now:
             self._start_iteration(pool, replica, now)
 
-    def picked(self, pool: int) -> int:
-        """The replica of a pool with the smallest batch, the first on a tie."""
-        rows = slice(None) if self.takes is None else self._row[pool]
-        return int(self.batch_sizes[rows, pool].argmin())
+    def takes(self, now: float) -> np.ndarray | None:
+        """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+        if self._placed.all() and not any(pool.events for pool in self._pools):
+            return None
+        takes = np.zeros_like(self._placed)
+        for pool, rows in enumerate(self._row):
+            takes[rows[self._candidates(pool, now)], pool] = True
+        return takes
+
+    def picked(self, pool: int, now: float) -> int | None:
+        """The replica of a pool that gets the next request: that with the smallest batch, the first on a tie."""
+        rows = self._row[pool]
+        candidates = self._candidates(pool, now)
+        return min(candidates, key=lambda replica: self.batch_sizes[rows[replica], pool], default=None)
+
+    def _candidates(self, pool: int, now: float) -> list[int]:
+        """The replicas that are up, or else the one that is up first, or none."""
+        coming = [replica for replica, instance in enumerate(self.instances[pool]) if instance.takes]
+        up = [replica for replica in coming if self.instances[pool][replica].ready_s <= now]
+        return up or sorted(coming, key=lambda replica: self.instances[pool][replica].ready_s)[:1]
 
     def _end_iteration(self, pool: int, replica: int, now: float) -> None:
         """Gives every running request one more token; requests with all their tokens leave."""
@@ -482,7 +550,7 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    own = [each[replicas.picked(pool)] for pool, each in enumerate(replicas.instances)]
+    own = [each[replicas.picked(pool, now) or 0] for pool, each in enumerate(replicas.instances)]
     view = _rows(requests, own, now, terms)
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()

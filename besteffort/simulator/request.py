@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.estimates.correction import Answers, steps_s
+from besteffort.pools import taking
+from besteffort.simulator.life import LifeState
 from besteffort.simulator.types import EnvParams, EnvShape
 
 Array = jax.Array
@@ -29,6 +31,7 @@ class Request(NamedTuple):
       fixed_s: see `besteffort.estimates.correction.fixed_s`; None unless whole answers are compared.
       delay_s: network delay of its answer; None where requests have no origin: then it is that of the pool.
       output_limit, deadline_factor: as in `Arrival`; None unless `EnvShape.estimates`, and where requests have none.
+      ready_s: seconds until its instance is up; None unless `EnvShape.life`.
     """
 
     index: Array  # type: ignore[assignment]
@@ -44,6 +47,7 @@ class Request(NamedTuple):
     output_limit: Array | None = None
     deadline_factor: Array | None = None
     delay_s: Any = None
+    ready_s: Any = None
 
 
 def compares_iterations(shape: EnvShape) -> bool:
@@ -97,9 +101,12 @@ def slots(shape: EnvShape, params: EnvParams, pool: Array) -> Any:
     return shape.max_batch if params.pools is None else params.pools.max_batch[pool]
 
 
-def takers(params: EnvParams) -> Array | None:
-    """(rows, pools) where there are replicas to take requests; None where they are everywhere."""
-    return None if params.pools is None else params.pools.placed
+def takers(params: EnvParams, life: LifeState | None) -> Array | None:
+    """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+    if params.pools is None or life is None:
+        return None if params.pools is None else params.pools.placed
+    grid = params.pools.placed.shape
+    return jnp.asarray(taking(life.takes.reshape(grid), life.ready_s.reshape(grid), jnp))
 
 
 def earned(

@@ -17,7 +17,7 @@ from besteffort.estimates.priors import Priors
 from besteffort.estimates.rule import Rule
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
-from besteffort.pools import PoolNumbers
+from besteffort.pools import Life, PoolNumbers
 
 Array = jax.Array
 
@@ -25,6 +25,7 @@ Array = jax.Array
 jax.tree_util.register_dataclass(Priors)
 jax.tree_util.register_dataclass(Rule)
 jax.tree_util.register_dataclass(PoolNumbers)
+jax.tree_util.register_dataclass(Life)
 jax.tree_util.register_dataclass(
     InFlightView,
     data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
@@ -49,6 +50,7 @@ class EnvShape:
       history: decisions whose outcome the state keeps; at least the number of requests that can be in flight.
       horizon: decisions per episode, after which the environment truncates; 0 means never.
       uneven: pools are not uniform, see `besteffort.pools.Fleet` (`EnvParams.pools` applies).
+      life: replicas start, drain and fail (`EnvParams.life` applies); only with `uneven`.
       slowdown: instances on one GPU slow each other down (`EnvParams.slowdown` applies).
       context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
@@ -72,6 +74,7 @@ class EnvShape:
     history: int
     horizon: int = 0
     uneven: bool = False
+    life: bool = False
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False
@@ -135,6 +138,7 @@ class EnvParams:
       pools: how pools differ; None unless `EnvShape.uneven`.
       origin_delay_s: (origins, pools) added to the latencies of requests from each origin; None where the situation has
         no origins.
+      life: when replicas start, drain and fail; None unless `EnvShape.life`.
     """
 
     decode: Array
@@ -164,6 +168,7 @@ class EnvParams:
     gateway_delay_s: Any = None
     pools: PoolNumbers | None = None
     origin_delay_s: Any = None
+    life: Life | None = None
 
     @property
     def believed(self) -> EnvParams:
@@ -211,8 +216,8 @@ class TimeStep:
       index: number of the pending decision in this episode, from 0.
       credit: change that the last decision made in the planned sum of all requests' rewards, if no other request
         arrives: the reward of its own request, less the loss of the requests in flight that it delays beyond their
-        deadlines. Over an episode that is drained, credits and rewards have the same sum. None where instances are
-        coupled.
+        deadlines. Over an episode that is drained, credits and rewards have the same sum, but for what is lost with
+        replicas that fail. None where instances are coupled.
       gap_s: seconds between the last decision and this one; None where the environment has no clock.
     """
 
