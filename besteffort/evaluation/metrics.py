@@ -69,8 +69,13 @@ def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarra
     return mean_over(result.rejected, _counted(result, warm_up_s))
 
 
+def loss_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Share of the requests that were lost with a replica that failed."""
+    return mean_over(result.lost, _counted(result, warm_up_s))
+
+
 def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:
-    """Share of all requests that each model served, smallest first, and as last entry the share that was rejected."""
+    """Share of all requests that each model got, smallest first, and as last entry the share that was rejected."""
     counted = _counted(result, warm_up_s)
     outcome = np.where(result.rejected, models, result.model)
     return np.stack([mean_over(outcome == index, counted) for index in range(models + 1)], axis=-1)
@@ -130,9 +135,9 @@ def latency_percentiles(
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Percentiles (0 to 100) of the end-to-end latency in seconds over answered requests, late ones included.
 
-    Rejected requests have no latency and are left out: read these figures with `rejection_rate`.
+    Rejected and lost requests have no latency and are left out: read these figures with `rejection_rate`, `loss_rate`.
     """
-    return _percentiles(result.latency_s, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+    return _percentiles(result.latency_s, _answered(result, warm_up_s), percentiles)
 
 
 def ttft_percentiles(
@@ -140,7 +145,7 @@ def ttft_percentiles(
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Like `latency_percentiles`, of the time to first token: the network delay is part of it."""
     ttft = result.latency_s - (result.completion_s - result.first_token_s)
-    return _percentiles(ttft, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+    return _percentiles(ttft, _answered(result, warm_up_s), percentiles)
 
 
 def sustained_rate(
@@ -174,7 +179,10 @@ def sustained_rate(
 
 
 def batch_sizes_found(result: Result, layout: Layout) -> Int[np.ndarray, "n rows pools"]:
-    """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived."""
+    """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived.
+
+    Of lost requests no one knows when they left, so there must be none.
+    """
     sizes = np.zeros((len(result.arrival_s), *layout.placed.shape), dtype=np.int64)
     places = ((pool, replica, row) for pool, rows in enumerate(layout.rows) for replica, row in enumerate(rows))
     for pool, replica, row in places:
@@ -214,6 +222,10 @@ def _first_arrival(result: Result) -> Float[np.ndarray, "*lanes 1"]:
 
 def _counted(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
     return after_warm_up(result.arrival_s, warm_up_s)
+
+
+def _answered(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
+    return _counted(result, warm_up_s) & ~result.rejected & ~result.lost
 
 
 def _percentiles(

@@ -22,11 +22,13 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import jsonable, write_text
+from besteffort.pools import Pool
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation
 
 _BETWEEN = 2  # characters between the columns of a terminal's table
+_HAPPENS = {"start": "started", "drain": "drained", "fail": "failed"}
 
 Kind = Literal["percent", "points", "milliseconds", "number", "text"]
 Cell = Interval | float | str | None
@@ -262,6 +264,7 @@ def shown_measures(
         (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
+        *([(Column("Lost (%)"), counted(metrics.loss_rate))] * (situation.fleet.events > 0)),
     ]
 
 
@@ -364,9 +367,19 @@ def _pool_lines(situation: Situation) -> dict[str, str]:
         f"Pool {pool.name}": (
             f"{pool.model} on {pool.hardware or situation.profile.name}, {pool.replicas} replicas; {pool.max_batch} "
             f"requests run and {pool.queue_capacity} wait; network delay {1000 * pool.network_delay_s:g} ms"
+            f"{_events_words(pool)}"
         )
         for pool in situation.pools
     }
+
+
+def _events_words(pool: Pool) -> str:
+    """What happens to the replicas of a pool, in numbers."""
+    what: list[str] = [event.what for event in pool.events]
+    if not what:
+        return ""
+    counts = ", ".join(f"{what.count(each)} {words}" for each, words in _HAPPENS.items())
+    return f"; replicas: {counts}; {pool.start_s:g} s to start"
 
 
 def _task_table(situation: Situation) -> str:

@@ -158,3 +158,13 @@ def test_binned_counts_and_averages_arrivals(make_result):
 def test_accuracy_is_raw(make_situation):
     situation = make_situation([((1, 1.0),)] * 2, [1.0, 1.0], [(30.0, 60.0)])
     np.testing.assert_allclose(metrics.accuracy_table(situation.fleet, situation.task_names), [[0.3, 0.6]])
+
+
+def test_lost_requests_have_no_latency_and_are_no_rejections(make_result):
+    result = make_result([0.0, 1.0, 2.0, 3.0], latency_s=[0.5, np.inf, 9.0, 0.7], rejected=[False, False, True, False])
+    completion_s = np.array(result.completion_s)
+    completion_s[1] = np.nan
+    result = dataclasses.replace(result, completion_s=completion_s)
+    assert result.lost.tolist() == [False, True, False, False]
+    assert metrics.loss_rate(result) == metrics.rejection_rate(result) == 0.25
+    assert metrics.latency_percentiles(result, (100.0,)) == 0.7

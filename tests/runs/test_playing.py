@@ -37,6 +37,28 @@ def test_both_backends_write_the_same(small: Path, listed: Path, tmp_path: Path)
         assert float(ours["completion_s"]) == pytest.approx(float(theirs["completion_s"]), abs=1e-9)
 
 
+def test_requests_that_a_failing_replica_loses_are_told(listed: Path, tmp_path: Path) -> None:
+    config = tmp_path / "failing.yaml"
+    config.write_text(
+        "profile: opt-a100\ntasks: [{name: piqa}, {name: arc_easy}]\npools:\n- {name: near, model: opt-1.3b, "
+        "events: [{time_s: 0.15, replica: 0, what: fail}]}\n",
+        encoding="utf-8",
+    )
+    for backend in ("jax", "reference"):
+        out = tmp_path / backend
+        arguments = ["simulate", str(listed), "--router", "near", "--config", str(config), "--backend", backend]
+        assert main([*arguments, "--out", str(out)]) == 0
+        rows = list(csv.DictReader((out / "requests.csv").read_text(encoding="utf-8").splitlines()))
+        assert [(row["replica"], row["lost"], row["met"]) for row in rows] == [
+            ("0", "0", "1"),
+            ("0", "1", "0"),
+            ("-1", "0", "0"),
+        ]
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert summary["lost"] == summary["rejected"] == pytest.approx(1 / 3)
+        assert summary["latency_p99_s"] < 0.15
+
+
 def test_names_of_routers(small: Path, trained: Path) -> None:
     _, situation = load_run(small)
     assert isinstance(router_named("opt-6.7b", situation), StaticRouter)
