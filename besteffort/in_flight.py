@@ -64,7 +64,7 @@ from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import VALUE, Observation, next_rate
 from besteffort.policy import Policy
-from besteffort.pools import least_loaded, smallest
+from besteffort.pools import least_loaded, shown_among, smallest, taking
 from besteffort.situation import Situation, deadline_s
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -154,7 +154,12 @@ class InFlight:
         self._pools = {name: index for index, name in enumerate(fleet.names)}
         self._row = fleet.layout.rows
         self._placed = fleet.layout.placed
-        self._takes = None if self._placed.all() else self._placed
+        self._full = bool(self._placed.all())
+        up_first = fleet.life(0).up_first
+        # Which replicas are up, or are to be, and when; None as long as nothing happens to any of them.
+        self._alive = None if not fleet.events else up_first
+        self._ready_s = np.full(self._placed.shape, -math.inf)
+        self._starting: dict[int, float] = {}  # instances that have requests, and are up then
         self._replicas = fleet.replicas
         self._origins = {name: index for index, name in enumerate(situation.origin_names)}
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
@@ -254,10 +259,8 @@ class InFlight:
             raise InputError(f"Request {request!r} was sent already; send it once.")
         index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
         if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
-            there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
             raise InputError(
-                f"Request {request!r}: there is no replica {replica} of `{pool}`; there are, with how many replicas, "
-                f"{', '.join(there)}."
+                f"Request {request!r}: there is no replica {replica} of `{pool}`; {self._replicas_told()}."
             )
         now = self._advance(at)
         row = self._row[index][replica]
@@ -268,7 +271,10 @@ class InFlight:
         if not instance.free:
             self._widen()
         seat = instance.free.pop()
-        idle = not (instance.running or instance.waiting)
+        up_s = float(self._ready_s[row, index])
+        idle = not (instance.running or instance.waiting) and up_s <= now
+        if up_s > now:
+            self._starting[number] = up_s
         known.instance, known.seat = number, seat
         known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
         known.sent_s = now
@@ -373,6 +379,59 @@ class InFlight:
 
     cancelled = failed
 
+    def started(
+        self, pool: str | int, replica: int = 0, *, up_in_s: float | None = None, at: float | None = None
+    ) -> None:
+        """A replica starts; one that still has requests, since it drains, takes new ones at once.
+
+        Args:
+          pool: its pool, by name or index.
+          replica: its number in the pool.
+          up_in_s: seconds until it is up; the pool's `start_s` by default.
+          at: when; now, by default.
+
+        Raises:
+          InputError: if there is no such pool or replica, or the time is no number of seconds.
+        """
+        row, index = self._place_of(pool, replica)
+        later_s = self.situation.fleet.pools[index].start_s if up_in_s is None else up_in_s
+        if not 0 <= later_s < math.inf:
+            raise InputError(f"`up_in_s` is {later_s:g}; give a number of seconds, at least 0.")
+        now, alive = self._advance(at), self._life()
+        if alive[row, index] or not self.batch_sizes[row, index]:
+            self._ready_s[row, index] = now + later_s
+            number = row * len(self._pools) + index
+            if number in self._starting:
+                self._starting[number] = now + later_s
+                self._wake(now)
+        alive[row, index] = True
+
+    def drained(self, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
+        """A replica takes no new requests from now on; those that it has go on.
+
+        Raises:
+          InputError: if there is no such pool or replica.
+        """
+        row, index = self._place_of(pool, replica)
+        self._advance(at)
+        self._life()[row, index] = False
+
+    def failed_replica(self, pool: str | int, replica: int = 0, *, at: float | None = None) -> list[Hashable]:
+        """A replica is down. Returns the requests that it had, which have ended without an answer.
+
+        Raises:
+          InputError: if there is no such pool or replica.
+        """
+        row, index = self._place_of(pool, replica)
+        self._advance(at)
+        self._life()[row, index] = False
+        number = row * len(self._pools) + index
+        lost = [request for request, known in self._requests.items() if known.instance == number]
+        for request in lost:
+            self._leave(request, self._requests[request])
+        self._starting.pop(number, None)
+        return lost
+
     def decide(self, request: Hashable, *, at: float | None = None) -> Decision:
         """Where a request that has arrived shall go. Nothing is booked before it is `sent`.
 
@@ -394,7 +453,8 @@ class InFlight:
         if "since_change_s" in names:
             given["since_change_s"] = now - self._changed_s if math.isfinite(self._changed_s) else 0.0
         if "smallest_batch" in names:
-            given["smallest_batch"] = smallest(self.batch_sizes, self._takes)
+            size = smallest(self.batch_sizes, self._takes)
+            given["smallest_batch"] = size if self._alive is None else np.where(self._takes.any(axis=0), size, 0)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
         worth = policy.values(
@@ -403,8 +463,11 @@ class InFlight:
             arrival_rate=self._rate(),
             **given,
         )
+        if self._alive is not None:
+            worth = np.where(self._takes.any(axis=0), worth, -math.inf)
         pool = int(worth.argmax())
-        return Decision(policy.models[pool], int(self.batch_sizes[list(self._row[pool]), pool].argmin()))
+        row = int(self._picked()[pool]) // len(self._pools)
+        return Decision(policy.models[pool], self._row[pool].index(row))
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
@@ -423,6 +486,7 @@ class InFlight:
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             takes=self._takes,
             origin=known.origin,
+            ready_s=self._until_up(self._picked()),
             prompt_tokens=known.prompt_tokens,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
@@ -483,9 +547,11 @@ class InFlight:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
         rows = []
         prefill_s = self._params.prefill[:, newcomer.prompt_tokens].tolist()
+        until_up_s = self._until_up(picked)
+        ready_s = [0.0] * len(prefill_s) if until_up_s is None else until_up_s.tolist()
         stretches = [None] * len(prefill_s) if self._slowdown is None else self._slowdown.tolist()
-        for own_prefill_s, costs, number, stretch in zip(
-            prefill_s, self._costs, picked.tolist(), stretches, strict=True
+        for own_prefill_s, costs, number, stretch, up_s in zip(
+            prefill_s, self._costs, picked.tolist(), stretches, ready_s, strict=True
         ):
             instance = self._instances[number]
             if instance.boundary:
@@ -501,16 +567,60 @@ class InFlight:
                 None,
                 now - instance.begun_s,
                 stretch,
+                up_s,
             )
             course = course_of(line, own_prefill_s, 0.0, costs, self._terms, scalars)
             rows.append((line.running, line.waiting, line.waiting_s, *course))
         running, waiting, waiting_s, *course_s = np.array(rows).T
-        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown)
+        takes = None if self._alive is None else self._takes.any(axis=0)
+        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown, takes=takes)
         return line, Course(*course_s)
 
+    @property
+    def _takes(self) -> Any:
+        """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+        if self._alive is None:
+            return None if self._full else self._placed
+        return taking(self._alive, self._ready_s - self._now_s)
+
     def _picked(self) -> np.ndarray:
-        """(pools,) the instances that the load balancer would pick."""
-        return least_loaded(self.batch_sizes, self._takes) * len(self._pools) + self._number
+        """(pools,) the instances that the load balancer would pick, or else stand for their pools."""
+        takes = self._takes
+        among = takes if self._alive is None else shown_among(takes, self._placed)
+        return least_loaded(self.batch_sizes, among) * len(self._pools) + self._number
+
+    def _until_up(self, picked: np.ndarray) -> np.ndarray | None:
+        """(pools,) seconds until these instances are up; None where nothing happens to replicas."""
+        return None if self._alive is None else np.maximum(self._ready_s.reshape(-1)[picked] - self._now_s, 0.0)
+
+    def _life(self) -> np.ndarray:
+        """(rows, pools) which replicas are up, or are to be."""
+        if self._alive is None:
+            self._alive = self._placed.copy()
+        return self._alive
+
+    def _wake(self, now: float) -> None:
+        """Instances that are up meanwhile have begun with those who waited."""
+        for number in [number for number, up_s in self._starting.items() if up_s <= now]:
+            instance = self._instances[number]
+            instance.begun_s = instance.ended_s = self._starting.pop(number)
+            if instance.waiting:
+                self._settle(number)
+
+    def _place_of(self, pool: str | int, replica: int) -> tuple[int, int]:
+        """Row and pool of a replica.
+
+        Raises:
+          InputError: if there is none.
+        """
+        index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
+        if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
+            raise InputError(f"There is no replica {replica} of `{pool}`; {self._replicas_told()}.")
+        return self._row[index][replica], index
+
+    def _replicas_told(self) -> str:
+        there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
+        return f"there are, with how many replicas, {', '.join(there)}"
 
     def _rate(self) -> float:
         return self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0
@@ -520,6 +630,8 @@ class InFlight:
         if self._slows_down:
             row = picked - self._number
             view = dataclasses.replace(view, beside=self._rows(row[:, None] + self._number, now))
+        if self._alive is not None:
+            view = dataclasses.replace(view, ready_s=self._until_up(picked), takes=self._takes.any(axis=0))
         return dataclasses.replace(view, batch_sizes=self.batch_sizes.sum(axis=0), observed_slowdown=self._slowdown)
 
     def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
@@ -729,6 +841,8 @@ class InFlight:
         if not math.isfinite(now):
             raise InputError(f"`at` is {now}; give a finite number of seconds.")
         self._now_s = max(self._now_s, now)
+        if self._starting:
+            self._wake(self._now_s)
         return self._now_s
 
     def _widen(self) -> None:

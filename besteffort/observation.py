@@ -31,7 +31,9 @@ class Observation(NamedTuple):
       prompt_tokens: () length of the request's prompt; None where routers do not estimate.
       output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
       deadline_factor: () factor in force on the deadline; None likewise.
-      takes: (rows, pools) where there are replicas; None where they are everywhere.
+      takes: (rows, pools) between which replicas the load balancer chooses, of a pool that takes no requests none; None
+        where that is all of a full array.
+      ready_s: (pools,) seconds until the replica is up that would get the request; None where nothing happens to them.
       origin: () index of the request's origin; None where requests have none.
       in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
@@ -48,6 +50,12 @@ class Observation(NamedTuple):
     in_flight: Any = None
     takes: Any = None
     origin: Any = None
+    ready_s: Any = None
+
+    @property
+    def open(self) -> Any:
+        """(pools,) which pools take requests; None where nothing happens to replicas: then all do."""
+        return None if self.ready_s is None else self.takes.any(axis=-2)
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:
@@ -173,7 +181,8 @@ def value_of(name: str, observation: Observation, estimates: Any = None, xp: Any
       InputError: if the observation or the estimates lack it.
     """
     if name == "smallest_batch":
-        return smallest(observation.instance_batch_sizes, observation.takes, xp)
+        value = smallest(observation.instance_batch_sizes, observation.takes, xp)
+        return value if observation.open is None else xp.where(observation.open, value, 0)
     value = getattr(estimates if name in ESTIMATES else observation, name, None)
     if value is None and name == VALUE and estimates is not None:
         raise InputError(

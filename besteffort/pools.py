@@ -490,6 +490,17 @@ def taking(takes: Any, ready_s: Any, xp: Any = np) -> Any:
     return xp.where(up.any(axis=0)[None], up, coming)
 
 
+def shown_among(among: Any, placed: Any, xp: Any = np) -> Any:
+    """(rows, pools) replicas of which the one with the smallest batch stands for its pool: if none takes requests, all.
+
+    Args:
+      among: (rows, pools) see `taking`.
+      placed: (rows, pools) where there are replicas.
+      xp: the array module, `numpy` or `jax.numpy`.
+    """
+    return xp.where(among.any(axis=0)[None], among, placed)
+
+
 def least_loaded(sizes: Any, placed: Any = None, xp: Any = np) -> Any:
     """(pools,) row of the replica of each pool with the smallest batch, the first on a tie.
 

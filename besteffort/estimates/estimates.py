@@ -95,6 +95,7 @@ class Line(NamedTuple):
       claimed: tokens that all are expected to claim of the cache; None unless it is limited.
       elapsed_s: seconds since the iteration in progress began.
       stretch: slow-down by other models on the replica, times that which was observed; None where there is neither.
+      ready_s, takes: as in `InFlightView`.
     """
 
     decoding: Any
@@ -107,6 +108,8 @@ class Line(NamedTuple):
     claimed: Any
     elapsed_s: Any
     stretch: Any
+    ready_s: Any = None
+    takes: Any = None
 
 
 class Course(NamedTuple):
@@ -237,6 +240,8 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
         claimed=claimed,
         elapsed_s=view.elapsed_s,
         stretch=_stretch(view, params, xp),
+        ready_s=view.ready_s,
+        takes=view.takes,
     )
     return line if view.unseen is None else _with_unseen(line, view.unseen, params, xp)
 
@@ -339,7 +344,7 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
     short = (lacking > 0) & busy
     boundaries = xp.where(busy, xp.maximum(lacking / xp.maximum(line.leaving, _TIE), 1.0), 0.0)
     full_s = xp.maximum(boundaries - 1.0, 0.0) * stretched(decode(running))
-    admission_s = xp.where(busy, rest_s + full_s, 0.0)
+    admission_s = xp.where(busy, rest_s + full_s, 0.0 if line.ready_s is None else line.ready_s)
     stay = running - xp.minimum(line.leaving, running)
     before = xp.where(short, running - 1, stay)
     peers = xp.where(short, running, xp.minimum(stay + line.waiting + 1, costs.slots))
@@ -418,6 +423,8 @@ def own_value(
         else ((quality + penalty * share) * met.sum(-1))
     )
     served = line.running + line.waiting < (terms.capacity if params.pools is None else params.pools.places)
+    if line.takes is not None:
+        served = served & line.takes
     return params.weight[newcomer.task] * (value * served - penalty)
 
 
@@ -558,12 +565,14 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
     """The view with `running` inferred where no one can see what the iteration in progress admitted.
 
     Requests with tokens run, and of the others those that were there when it began, in order of arrival, while the
-    batch has a place and, by expected claims, the cache has room.
+    batch has a place and, by expected claims, the cache has room. Nobody runs on an instance that is not up.
     """
     if view.running is not None:
         return view
     begun = view.present & (view.tokens > 0)
     hopes = view.present & ~begun
+    if view.ready_s is not None:
+        hopes = hopes & (view.ready_s <= 0)[:, None]
     if view.terms.streamed:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.

@@ -87,6 +87,8 @@ class InFlightView:
       share: (pools, seats) chance that it is there still; None where that is certain.
       unseen: (pools,) requests that are expected to have been sent to the instance without being seen yet, a fraction;
         None where all is as of now.
+      ready_s: (pools,) seconds until the instance is up, 0 if it is; None where nothing happens to replicas.
+      takes: (pools,) whether any replica of the pool takes requests; None likewise.
       observed_slowdown: (pools,) see `besteffort.estimates.correction`; None where times are not compared.
       beside: where models slow each other down, all requests on the replica that each model's row stands for: a view
         whose fields have the shape (pools, pools, seats), and an `elapsed_s` that is not used; else None.
@@ -109,6 +111,8 @@ class InFlightView:
     seen_s: Any = None
     share: Any = None
     unseen: Any = None
+    ready_s: Any = None
+    takes: Any = None
     observed_slowdown: Any = None
     beside: Any = None
     terms: Terms = Terms(1)

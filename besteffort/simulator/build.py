@@ -29,7 +29,7 @@ _NOT_LATE = (
 _NO_EVENTS = {
     "slowdown": "models do not slow each other down; give the pools GPUs of their own",
     "late_others": "there is one gateway; set `view.gateways` to 1",
-    "estimates": "routers do not read the requests in flight; choose one by batch sizes",
+    "compare_times": "times are not compared with the tables; set `view.slowdown_tau_s` to 0",
 }
 
 

@@ -30,7 +30,7 @@ from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.batching import batched_over_vmap
 from besteffort.simulator.gateways import gateway_of, unseen
 from besteffort.simulator.ledger import Ledger, Timing
-from besteffort.simulator.life import LifeState
+from besteffort.simulator.life import LifeState, shown
 from besteffort.simulator.request import (
     Request,
     answers_by_tables,
@@ -293,7 +293,11 @@ def submit(
         marked = plan._replace(
             mark_s=jnp.where(idle, at_s, progress.start_s), mark=jnp.where(idle, clock, progress.clock)
         )
-        eligible = jnp.where(idle, 0, progress.clock + 1 - clock)
+        eligible = progress.clock + 1 - clock
+        if request.ready_s is not None:
+            # The first iteration may admit all who come before the instance is up.
+            eligible = eligible - (request.ready_s > 0)
+        eligible = jnp.where(idle, 0, eligible)
         if progress.excess_s is not None:
             # Idle time is not compared.
             marked = marked._replace(
@@ -395,7 +399,14 @@ def in_flight(
     terms = shape.estimates
     assert terms is not None
     pools = jnp.arange(shape.pools)
-    rows = least_loaded(sizes, takers(params, life), jnp) * shape.pools + pools
+    there = takers(params, life)
+    ready_s = takes = None
+    if life is None or there is None or params.pools is None:
+        picked_rows = least_loaded(sizes, there, jnp)
+    else:
+        picked_rows, ready_s = shown(life, sizes, params.pools.placed)
+        takes = there.any(axis=0)
+    rows = picked_rows * shape.pools + pools
     infers = terms.infers_admissions
     needless: dict[str, Any] = {"deadline_s": None, "cache_tokens": None} | (
         {} if infers else {"eligible": None} if shape.late_others else {"index": None, "eligible": None}
@@ -440,6 +451,8 @@ def in_flight(
         delay_s=seats.delay_s,
         seen_s=late_s,
         unseen=not_seen,
+        ready_s=ready_s,
+        takes=takes,
         terms=terms,
     )
 

@@ -223,6 +223,7 @@ class ServingEnvironment:
             deadline_s=visible_s,
             takes=takers(params, life),
             origin=arrival.origin,
+            ready_s=None if life is None or params.pools is None else lives.shown(life, sizes, params.pools.placed)[1],
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
         if shape.estimates is not None:

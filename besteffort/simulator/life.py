@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from besteffort.pools import FAIL, START, Life
+from besteffort.pools import FAIL, START, Life, least_loaded, shown_among, taking
 from besteffort.simulator.types import EnvShape
 
 Array = jax.Array
@@ -42,6 +42,17 @@ def empty(shape: EnvShape) -> LifeState:
 def begun(life: Life, state: LifeState, first: Array) -> LifeState:
     """The state at an arrival; at the `first` of all, replicas are as they are at the start."""
     return state._replace(takes=jnp.where(first, life.up_first.reshape(-1), state.takes))
+
+
+def among(state: LifeState, grid: tuple[int, ...]) -> Array:
+    """(rows, pools) between which replicas the load balancer chooses, see `besteffort.pools.taking`."""
+    return jnp.asarray(taking(state.takes.reshape(grid), state.ready_s.reshape(grid), jnp))
+
+
+def shown(state: LifeState, sizes: Array, placed: Array) -> tuple[Array, Array]:
+    """(pools,) the row of the replica that stands for each pool, and the seconds until it is up."""
+    rows = least_loaded(sizes, shown_among(among(state, placed.shape), placed, jnp), jnp)
+    return rows, state.ready_s.reshape(placed.shape)[rows, jnp.arange(placed.shape[1])]
 
 
 def live(shape: EnvShape, life: Life, state: LifeState, busy_s: Array, gap_s: Array) -> tuple[LifeState, Array]:

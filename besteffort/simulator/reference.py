@@ -54,6 +54,14 @@ class Listener(Protocol):
 
     def failed(self, request: Any, *, at: float | None = None) -> None: ...
 
+    def started(
+        self, pool: int | str, replica: int = 0, *, up_in_s: float | None = None, at: float | None = None
+    ) -> None: ...
+
+    def drained(self, pool: int | str, replica: int = 0, *, at: float | None = None) -> None: ...
+
+    def failed_replica(self, pool: int | str, replica: int = 0, *, at: float | None = None) -> Any: ...
+
 
 def simulate_reference(
     requests: Requests,
@@ -130,6 +138,7 @@ def simulate_reference(
             since_change_s=now - replicas.last_change_s,
             origin=None if requests.origin is None else int(requests.origin[index]),
             takes=replicas.takes(now),
+            ready_s=replicas.ready_s(now),
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
@@ -217,7 +226,6 @@ class _Request:
     admission_s: float = math.nan
     first_token_s: float = math.nan
     completion_s: float = math.nan
-    lost_s: float = math.inf  # when its replica failed
 
 
 @dataclasses.dataclass(slots=True)
@@ -263,6 +271,7 @@ class _Replicas:
         layout = Layout.of(pools, tables.slowdown)
         self._row = [np.array(rows) for rows in layout.rows]
         self._placed = layout.placed
+        self._alive = any(pool.events for pool in pools)
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
         self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
@@ -364,10 +373,16 @@ class _Replicas:
                 self._start_iteration(pool, replica, now)
         elif what == "drain":
             instance.takes = False
+            if self._listener is not None:
+                self._listener.drained(pool, replica, at=now)
         elif what == "fail":
             instance.takes = False
             self._lose(pool, replica, now)
+            if self._listener is not None:
+                self._listener.failed_replica(pool, replica, at=now)
         elif not instance.takes:
+            if self._listener is not None:
+                self._listener.started(pool, replica, at=now)
             instance.takes = True
             if not (instance.running or instance.waiting):  # else it still drains
                 instance.ready_s = now + self._pools[pool].start_s
@@ -384,10 +399,6 @@ class _Replicas:
         self.batch_sizes[self._row[pool][replica], pool] -= len(lost)
         if lost:
             self.last_change_s = now
-        for request in lost:
-            request.lost_s = now
-            if self._listener is not None:
-                self._listener.failed(request.index, at=now)
 
     def place(self, request: _Request, now: float) -> None:
         """Hands a request to a replica of its pool, or rejects it."""
@@ -420,12 +431,30 @@ class _Replicas:
 
     def takes(self, now: float) -> np.ndarray | None:
         """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
-        if self._placed.all() and not any(pool.events for pool in self._pools):
+        if self._placed.all() and not self._alive:
             return None
         takes = np.zeros_like(self._placed)
         for pool, rows in enumerate(self._row):
             takes[rows[self._candidates(pool, now)], pool] = True
         return takes
+
+    def shown(self, now: float) -> list[int]:
+        """For each pool the replica that stands for it: that which gets the next request, or else any has least."""
+        each = enumerate(self._row)
+        return [
+            min(
+                self._candidates(pool, now) or range(len(rows)),
+                key=lambda replica, pool=pool, rows=rows: self.batch_sizes[rows[replica], pool],
+            )
+            for pool, rows in each
+        ]
+
+    def ready_s(self, now: float) -> np.ndarray | None:
+        """(pools,) seconds until that replica is up; None where nothing happens to replicas."""
+        if not self._alive:
+            return None
+        shown = (each[replica] for each, replica in zip(self.instances, self.shown(now), strict=True))
+        return np.array([max(instance.ready_s - now, 0.0) for instance in shown])
 
     def picked(self, pool: int, now: float) -> int | None:
         """The replica of a pool that gets the next request: that with the smallest batch, the first on a tie."""
@@ -550,8 +579,11 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    own = [each[replicas.picked(pool, now) or 0] for pool, each in enumerate(replicas.instances)]
+    own = [each[replica] for each, replica in zip(replicas.instances, replicas.shown(now), strict=True)]
     view = _rows(requests, own, now, terms)
+    ready_s, takes = replicas.ready_s(now), replicas.takes(now)
+    if ready_s is not None and takes is not None:
+        view = dataclasses.replace(view, ready_s=ready_s, takes=takes.any(axis=0))
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()
         together = [replicas.beside[instance.gpu] for instance in own]

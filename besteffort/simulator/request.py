@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.estimates.correction import Answers, steps_s
-from besteffort.pools import taking
-from besteffort.simulator.life import LifeState
+from besteffort.simulator.life import LifeState, among
 from besteffort.simulator.types import EnvParams, EnvShape
 
 Array = jax.Array
@@ -105,8 +104,7 @@ def takers(params: EnvParams, life: LifeState | None) -> Array | None:
     """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
     if params.pools is None or life is None:
         return None if params.pools is None else params.pools.placed
-    grid = params.pools.placed.shape
-    return jnp.asarray(taking(life.takes.reshape(grid), life.ready_s.reshape(grid), jnp))
+    return among(life, params.pools.placed.shape)
 
 
 def earned(

@@ -22,8 +22,8 @@ from besteffort.simulator.life import LifeState, empty, live
 from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvShape
-from besteffort.situation import Reward, View
-from tests.simulator.cases import TOLERANCE, Case, agree, simulate_by_reference, stacked_lists
+from besteffort.situation import Cluster, Reward, Situation, Task, View
+from tests.simulator.cases import TOLERANCE, Case, agree, make_profile, simulate_by_reference, stacked_lists
 from tests.simulator.pool_cases import draw_life_kinds, draw_pool_case
 from tests.simulator.test_reference import make_requests, make_tables
 
@@ -242,5 +242,13 @@ def test_what_cannot_be_simulated_is_one_sentence() -> None:
     late = dataclasses.replace(case.situation, view=View(gateways=2, gateway_delay_s=0.1))
     with pytest.raises(InputError, match="`events` of pools are simulated only where there is one gateway"):
         build(late, None, history=8, estimates=False)
-    with pytest.raises(InputError, match="`events` of pools are simulated only where routers do not read"):
-        build(case.situation, None, history=8, estimates=True)
+    compared = dataclasses.replace(case.situation, view=View(slowdown_tau_s=2.0))
+    with pytest.raises(InputError, match="`events` of pools are simulated only where times are not compared"):
+        build(compared, None, history=8, estimates=True)
+    models = make_profile(np.ones((2, 32)), np.ones((2, 8)), slowdown=np.array([[1.0, 2.0], [2.0, 1.0]]))
+    pools = tuple(
+        dataclasses.replace(pool_of(1, (1.0, 0, "fail")), name=f"p{m}", model=f"model{m}", gpus=(0,)) for m in range(2)
+    )
+    coupled = Situation(models, Cluster(), (Task("task0"),), pools=pools)
+    with pytest.raises(InputError, match="`events` of pools are simulated only where models do not slow each other"):
+        build(coupled, None, history=8)
