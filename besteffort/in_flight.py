@@ -394,7 +394,7 @@ class InFlight:
           InputError: if there is no such pool or replica, or the time is no number of seconds.
         """
         row, index = self._place_of(pool, replica)
-        later_s = self.situation.fleet.pools[index].start_s if up_in_s is None else up_in_s
+        later_s = float(self.situation.fleet.start_s[index]) if up_in_s is None else up_in_s
         if not 0 <= later_s < math.inf:
             raise InputError(f"`up_in_s` is {later_s:g}; give a number of seconds, at least 0.")
         now, alive = self._advance(at), self._life()

@@ -42,6 +42,7 @@ from besteffort.observation import (
     input_size,
     needs_in_flight,
 )
+from besteffort.profile.types import stated_only
 from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
@@ -369,11 +370,13 @@ def describe(policy: Policy) -> dict[str, Any]:
     # The settings are JSON values of any type, of which pydantic would make null where they are not finite.
     data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
     # What came later and is off is not written, so that files stay what they were.
-    data["situation"] = {
-        name: value
-        for name, value in data["situation"].items()
-        if value or name not in ("pools", "hardware", "origins")
-    }
+    data["situation"] = stated_only(
+        {
+            name: value
+            for name, value in data["situation"].items()
+            if value or name not in ("pools", "hardware", "origins")
+        }
+    )
     try:
         values: dict[str, Any] = json.loads(_canonical(data))
     except ValueError as error:

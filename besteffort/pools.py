@@ -70,7 +70,8 @@ class Pool:
       network_delay_s: seconds added to every answer, but for requests from origins that `delays` lists.
       delays: origins that are nearer or farther.
       gpus: number of the GPU that each replica is on, ascending; None: each has a GPU of its own.
-      start_s: seconds from the start of a replica until it is up.
+      start_s: seconds from the start of a replica until it is up; None: what loading its weights takes, where the
+        profile states that, else 0.
       events: when replicas start, drain and fail; without any, all are up all the time.
 
     Raises:
@@ -87,7 +88,7 @@ class Pool:
     network_delay_s: NonNegative = 0.0
     gpus: tuple[Places, ...] | None = None
     delays: tuple[OriginDelay, ...] = ()
-    start_s: NonNegative = 0.0
+    start_s: NonNegative | None = None
     events: Annotated[tuple[ReplicaEvent, ...], Len(0, _MOST_EVENTS)] = ()
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Pool:
         least_of = {"replicas": 1, "max_batch": 1, "queue_capacity": 0, "network_delay_s": 0, "start_s": 0}
         for field, least in least_of.items():
             value = getattr(self, field)
-            if not least <= value < np.inf:
+            if value is not None and not least <= value < np.inf:
                 raise InputError(f"Pool `{self.name}`: `{field}` is {value:g}; give at least {least}.")
         self._check_events()
         for delay in self.delays:
@@ -250,8 +251,8 @@ class Fleet:
       hardware: profiles of other devices.
 
     Raises:
-      InputError: if a name is given twice or unknown, a GPU is of two kinds or has a model twice, or profiles count
-        outputs differently against the cache.
+      InputError: if a name is given twice or unknown, a GPU is of two kinds or has a model twice, what is loaded on it
+        does not fit its memory, or profiles count outputs differently against the cache.
     """
 
     pools: tuple[Pool, ...]
@@ -278,6 +279,7 @@ class Fleet:
                         f"{', '.join(profile.model_names)}."
                     )
         self._check_gpus()
+        self._check_memory()
         shares = {profile.cache_output_share for profile in self._profiles if np.isfinite(profile.cache_tokens).any()}
         if len(shares) > 1:
             raise InputError(
@@ -305,6 +307,64 @@ class Fleet:
                         f"GPU {gpu} has model `{brief(model)}` twice, of {len(here)} pools; put each replica of a "
                         "model on a GPU of its own."
                     )
+
+    def _check_memory(self) -> None:
+        """What is loaded on a GPU at any time has to fit; a replica that drains is loaded until it fails."""
+        numbers = iter(range(-1, -1 - sum(pool.replicas for pool in self.pools), -1))
+        on: dict[int, list[tuple[int, int]]] = {}  # pool and replica by GPU; those of their own have negative numbers
+        for index, pool in enumerate(self.pools):
+            for replica in range(pool.replicas):
+                on.setdefault(next(numbers) if pool.gpus is None else pool.gpus[replica], []).append((index, replica))
+        for here in on.values():
+            profile = self._profiles[here[0][0]]
+            if profile.memory_gb is None:
+                continue
+            size_gb = dict(zip(profile.model_names, profile.weights_gb.tolist(), strict=True))
+            events = sorted(
+                (event.time_s, event.what != "fail", place, event.what)
+                for place in here
+                for event in self.pools[place[0]].sorted_events
+                if event.replica == place[1]
+            )
+            loaded = {place for place in here if self.pools[place[0]].up_first[place[1]]}
+            for time_s, _, place, what in [(0.0, False, here[0], ""), *events]:
+                if what == "start":
+                    loaded.add(place)
+                elif what == "fail":
+                    loaded.discard(place)
+                taken_gb = sum(size_gb[self.pools[index].model] for index, _ in loaded)
+                if taken_gb > profile.memory_gb:
+                    self._refuse_memory(sorted(loaded), taken_gb, profile, time_s)
+
+    def _refuse_memory(self, loaded: list[tuple[int, int]], taken_gb: float, profile: Profile, time_s: float) -> None:
+        pools = [self.pools[index] for index, _ in loaded]
+        names = ", ".join(f"`{pool.name}`" for pool in pools)
+        when = f" at {time_s:g} s" if time_s else ""
+        if len(pools) == 1:
+            raise InputError(
+                f"Pool {names}: the weights of {pools[0].model} take {taken_gb:g} GB, and a GPU of profile "
+                f"`{profile.name}` has {profile.memory_gb:g} GB for them; choose a smaller model or other `hardware`."
+            )
+        raise InputError(
+            f"Pools {names} share a GPU, and their weights take {taken_gb:g} of {profile.memory_gb:g} GB{when}; give "
+            "them GPUs of their own, or let one fail before the other starts."
+        )
+
+    @functools.cached_property
+    def start_s(self) -> np.ndarray:
+        """(pools,) seconds from the start of a replica until it is up."""
+        load_s = self._of_pools(lambda profile: profile.load_s)
+        return np.array(
+            [each if pool.start_s is None else pool.start_s for pool, each in zip(self.pools, load_s, strict=True)]
+        )
+
+    @functools.cached_property
+    def served(self) -> tuple[Pool, ...]:
+        """The pools, each with the `start_s` that it has."""
+        return tuple(
+            dataclasses.replace(pool, start_s=start_s)
+            for pool, start_s in zip(self.pools, self.start_s.tolist(), strict=True)
+        )
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -408,7 +468,7 @@ class Fleet:
         up_first = np.zeros_like(self.layout.placed)
         for pool, one in enumerate(self.pools):
             up_first[list(rows[pool]), pool] = one.up_first
-        return Life(time_s, instance, what, up_first, np.array([pool.start_s for pool in self.pools]))
+        return Life(time_s, instance, what, up_first, self.start_s)
 
     def decode_table(self) -> np.ndarray:
         """(pools, largest `max_batch` + 1) seconds of a decode by batch size, see `Profile.decode_table`."""

@@ -227,8 +227,11 @@ def as_text(value: Any) -> str:
         ", pools=()",
         ", hardware=()",
         ", origins=()",
-        ", start_s=0.0",
+        ", start_s=None",
         ", events=()",
+        ", weights_gb=None",
+        ", memory_gb=None",
+        ", load_gb_per_s=None",
     ):
         text = text.replace(off, "")
     return text

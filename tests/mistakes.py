@@ -219,9 +219,10 @@ def profiles(directory: Path) -> Iterator[Mistake]:
     two = profile.select(profile.model_names[:2])
     two = dataclasses.replace(two, tasks=two.tasks[:1])
     short = tuple(
-        dataclasses.replace(m, decode=m.decode[:2], prefill=m.prefill[:2], cache_tokens=9) for m in two.models
+        dataclasses.replace(m, decode=m.decode[:2], prefill=m.prefill[:2], cache_tokens=9, weights_gb=2.5)
+        for m in two.models
     )
-    data = as_data(dataclasses.replace(two, models=short))
+    data = as_data(dataclasses.replace(two, models=short, memory_gb=24.0, load_gb_per_s=1.5))
     yield from in_files(data, ".json", directory, load_profile, json.dumps)
 
 

@@ -49,6 +49,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
             slowdown=tuple(1.0 if k == i else 1 + rng.random() / 3 for k in range(count)),
             context_cost_s=rng.random() * 1e-6,
             cache_tokens=None if i == 1 else 40_000 - i,
+            weights_gb=1.25 + i,
         )
         for i, name in enumerate(MODELS)
     )
@@ -72,7 +73,18 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
         for i, name in enumerate(TASKS)
     )
     return Situation(
-        profile=Profile(1, "mine", "A100", models, qualities, provenance, rng.random(), context_tokens=900),
+        profile=Profile(
+            1,
+            "mine",
+            "A100",
+            models,
+            qualities,
+            provenance,
+            rng.random(),
+            context_tokens=900,
+            memory_gb=80.0,
+            load_gb_per_s=2.5,
+        ),
         cluster=dataclasses.replace(CLUSTER, network_delay_s=rng.random() / 100),
         tasks=tasks,
         reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),

@@ -13,8 +13,8 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.observation import Observation, default_features, encode
 from besteffort.policy import describe, load_policy, save_policy
-from besteffort.pools import DRAIN, FAIL, START, Fleet, Layout, Pool, ReplicaEvent, least_loaded, smallest
-from besteffort.profile import Profile
+from besteffort.pools import DRAIN, FAIL, START, Fleet, Layout, Pool, ReplicaEvent, What, least_loaded, smallest
+from besteffort.profile import Profile, load_profile, save_profile
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Cluster, Situation, Task
@@ -305,3 +305,75 @@ def test_a_file_states_events(tmp_path: Path) -> None:
     )
     save_policy(default_policy(situation), tmp_path / "policy.safetensors")
     assert load_policy(tmp_path / "policy.safetensors").situation.pools == situation.pools
+
+
+def heavy(memory_gb: float | None = 24.0, load_gb_per_s: float | None = 2.0) -> Profile:
+    """Models with 2, 4 and 26 GB of weights."""
+    models = tuple(
+        dataclasses.replace(model, weights_gb=size) for model, size in zip(FAST.models, (2.0, 4.0, 26.0), strict=True)
+    )
+    return dataclasses.replace(FAST, models=models, memory_gb=memory_gb, load_gb_per_s=load_gb_per_s)
+
+
+def event(time_s: float, what: What) -> tuple[ReplicaEvent, ...]:
+    return (ReplicaEvent(time_s, 0, what),)
+
+
+@pytest.mark.parametrize(
+    ("pools", "sentence"),
+    [
+        (
+            [Pool("a", "model0"), Pool("b", "model2")],
+            "Pool `b`: the weights of model2 take 26 GB, and a GPU of profile `fast` has 24 GB for them; choose a",
+        ),
+        (
+            [Pool(name, f"model{index}", gpus=(0,)) for index, name in enumerate("ab")],
+            "Pools `a`, `b` share a GPU, and their weights take 6 of 5 GB; give them GPUs of their own, or let one",
+        ),
+        (
+            [
+                Pool("a", "model0", gpus=(0,), events=event(3.0, "drain")),
+                Pool("b", "model1", gpus=(0,), events=event(9.0, "start")),
+            ],
+            "Pools `a`, `b` share a GPU, and their weights take 6 of 5 GB at 9 s; give",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_gpu_is_one_sentence(pools: list[Pool], sentence: str) -> None:
+    memory_gb = 5.0 if "5 GB" in sentence else 24.0
+    with pytest.raises(InputError, match=sentence) as caught:
+        Fleet(tuple(pools), heavy(memory_gb))
+    assert str(caught.value).endswith(".")
+    Fleet(tuple(pools), heavy(None))
+
+
+def test_a_model_starts_where_another_has_failed() -> None:
+    swapped = (
+        Pool("a", "model0", gpus=(0,), events=(ReplicaEvent(3.0, 0, "drain"), ReplicaEvent(9.0, 0, "fail"))),
+        Pool("b", "model1", gpus=(0,), events=event(9.0, "start")),
+    )
+    assert Fleet(swapped, heavy(5.0)).start_s.tolist() == [1.0, 2.0]
+
+
+def test_a_start_takes_as_long_as_loading_unless_stated() -> None:
+    pools = (Pool("a", "model1"), Pool("b", "model1", start_s=7.0), Pool("c", "model0", "slow"))
+    found = Fleet(pools, heavy(), (SLOW,))
+    assert found.start_s.tolist() == [2.0, 7.0, 0.0]
+    assert [pool.start_s for pool in found.served] == [2.0, 7.0, 0.0]
+    assert Fleet(pools, heavy(load_gb_per_s=None), (SLOW,)).start_s.tolist() == [0.0, 7.0, 0.0]
+    np.testing.assert_array_equal(found.life(0).start_s, [2.0, 7.0, 0.0])
+
+
+def test_weights_survive_files_and_are_written_only_where_stated(tmp_path: Path) -> None:
+    profile = heavy()
+    save_profile(profile, tmp_path / "heavy.json")
+    assert load_profile(tmp_path / "heavy.json") == profile
+    assert profile.digest() != FAST.digest()
+    policy = default_policy(Situation(profile, Cluster(), (Task("task0"),), pools=(Pool("a", "model0"),)))
+    save_policy(policy, tmp_path / "heavy.safetensors")
+    assert load_policy(tmp_path / "heavy.safetensors").situation.profile == profile
+    save_profile(FAST, tmp_path / "fast.json")
+    words = (tmp_path / "fast.json").read_text() + str(
+        describe(default_policy(Situation(FAST, Cluster(), (Task("task0"),))))
+    )
+    assert not any(name in words for name in ("weights_gb", "memory_gb", "load_gb_per_s"))

@@ -59,7 +59,9 @@ def clairvoyant_bound(situation: Situation, requests: Requests, *, bin_s: float 
     if not situation.fleet.events:
         return offers.bound(first, last, bin_s)
     edges_s = start_s + bin_s * np.arange(int(last.max()) + 2)
-    return offers.bound(first, last, _room_s(situation.fleet.pools, requests.arrival_s, offers.until_s.max(1), edges_s))
+    return offers.bound(
+        first, last, _room_s(situation.fleet.served, requests.arrival_s, offers.until_s.max(1), edges_s)
+    )
 
 
 def _room_s(
@@ -102,6 +104,6 @@ def _spans(
             spans.append((begins_s, min(drains_s, event.time_s)))
             begins_s, drains_s = event.time_s, np.inf
         else:
-            begins_s = event.time_s + pool.start_s
+            begins_s = event.time_s + (pool.start_s or 0.0)
     spans.append((begins_s, drains_s))
     return spans

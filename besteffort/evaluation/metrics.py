@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from besteffort.errors import InputError
-from besteffort.pools import Fleet, Layout
+from besteffort.pools import Fleet, Layout, Pool
 from besteffort.simulator.result import Result
 
 # Rewards come from float32 simulations too: a window that misses its threshold by rounding alone reaches it.
@@ -72,6 +72,56 @@ def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarra
 def loss_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
     """Share of the requests that were lost with a replica that failed."""
     return mean_over(result.lost, _counted(result, warm_up_s))
+
+
+def gpu_seconds(result: Result, fleet: Fleet, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes pools"]:
+    """Seconds that the replicas of each pool held a GPU, from their start until they were down, summed over replicas.
+
+    Counted is the time from the end of the warm-up to the last arrival. A replica that drains is down when the last of
+    its requests has left. A GPU that several pools share counts for each.
+    """
+    n = result.arrival_s.shape[-1]
+    columns = (result.arrival_s, result.completion_s, result.model, result.replica)
+    lanes = zip(*(column.reshape(-1, n) for column in columns), strict=True)
+    seconds = [
+        [_held_s(pool, index, *lane, warm_up_s=warm_up_s) for index, pool in enumerate(fleet.pools)] for lane in lanes
+    ]
+    return np.array(seconds).reshape(*result.arrival_s.shape[:-1], len(fleet.pools))
+
+
+def _held_s(
+    pool: Pool,
+    index: int,
+    arrival_s: Float[np.ndarray, " n"],
+    completion_s: Float[np.ndarray, " n"],
+    pool_of: Int[np.ndarray, " n"],
+    replica_of: Int[np.ndarray, " n"],
+    *,
+    warm_up_s: float,
+) -> float:
+    """Seconds that all replicas of a pool held a GPU, see `gpu_seconds`."""
+    first_s, last_s = float(arrival_s[0]) + warm_up_s, float(arrival_s[-1])
+
+    def counted(begins_s: float, ends_s: float) -> float:
+        return max(min(ends_s, last_s) - max(begins_s, first_s), 0.0)
+
+    total_s = 0.0
+    for replica, up in enumerate(pool.up_first):
+        begins_s, ends_s = (-np.inf if up else np.inf), np.inf
+        for event in pool.sorted_events:
+            if event.replica != replica:
+                continue
+            if event.what == "drain":
+                there = (pool_of == index) & (replica_of == replica) & (arrival_s < event.time_s)
+                ends_s = max(event.time_s, float(np.nanmax(completion_s[there], initial=-np.inf)))
+                continue
+            if event.what == "start" and begins_s < np.inf and event.time_s < ends_s:
+                ends_s = np.inf  # it still drained
+                continue
+            total_s += counted(begins_s, min(ends_s, event.time_s))
+            begins_s, ends_s = (event.time_s if event.what == "start" else np.inf), np.inf
+        total_s += counted(begins_s, ends_s)
+    return total_s
 
 
 def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:

@@ -22,7 +22,7 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import jsonable, write_text
-from besteffort.pools import Pool
+from besteffort.pools import Fleet, Pool
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation
@@ -264,7 +264,24 @@ def shown_measures(
         (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
-        *([(Column("Lost (%)"), counted(metrics.loss_rate))] * (situation.fleet.events > 0)),
+        *(_measures_of_life(situation.fleet, counted) if situation.fleet.events else []),
+    ]
+
+
+def _measures_of_life(
+    fleet: Fleet, counted: Callable[..., Callable[[Result], np.ndarray]]
+) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
+    """Columns that say something only where replicas start, drain and fail."""
+
+    def held(index: int) -> Callable[[Result], np.ndarray]:
+        return lambda result: counted(metrics.gpu_seconds, fleet)(result)[..., index]
+
+    return [
+        (Column("Lost (%)"), counted(metrics.loss_rate)),
+        *(
+            (Column(f"GPU-seconds of {name}", "number", 0, key=f"gpu_seconds_{name}"), held(index))
+            for index, name in enumerate(fleet.names)
+        ),
     ]
 
 
@@ -369,7 +386,7 @@ def _pool_lines(situation: Situation) -> dict[str, str]:
             f"requests run and {pool.queue_capacity} wait; network delay {1000 * pool.network_delay_s:g} ms"
             f"{_events_words(pool)}"
         )
-        for pool in situation.pools
+        for pool in situation.fleet.served
     }
 
 

@@ -87,7 +87,7 @@ def simulate_reference(
     Args:
       requests: the requests that arrive; their clock starts at time 0.
       tables: durations of iterations; `prefill` covers the longest prompt of the list.
-      pools: what serves; their models are not read.
+      pools: what serves, each with a `start_s`; their models are not read.
       route: the router: `route(index of the request, observation)` returns the index of a pool.
       quality: (tasks, pools) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
@@ -385,7 +385,7 @@ class _Replicas:
                 self._listener.started(pool, replica, at=now)
             instance.takes = True
             if not (instance.running or instance.waiting):  # else it still drains
-                instance.ready_s = now + self._pools[pool].start_s
+                instance.ready_s = now + (self._pools[pool].start_s or 0.0)
                 heapq.heappush(self._life, (instance.ready_s, pool, place, replica, "ready"))
 
     def _lose(self, pool: int, replica: int, now: float) -> None:

@@ -110,7 +110,7 @@ def simulate_by_reference(
     return reference.simulate_reference(
         requests,
         tables,
-        situation.fleet.pools,
+        situation.fleet.served,
         route,
         quality=situation.quality,
         weight=situation.weights,

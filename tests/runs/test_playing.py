@@ -57,6 +57,7 @@ def test_requests_that_a_failing_replica_loses_are_told(listed: Path, tmp_path: 
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         assert summary["lost"] == summary["rejected"] == pytest.approx(1 / 3)
         assert summary["latency_p99_s"] < 0.15
+        assert summary["gpu_seconds_near"] == pytest.approx(0.15)  # of 0.2 s
 
 
 def test_names_of_routers(small: Path, trained: Path) -> None:
