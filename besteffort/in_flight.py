@@ -155,9 +155,9 @@ class InFlight:
         self._row = fleet.layout.rows
         self._placed = fleet.layout.placed
         self._full = bool(self._placed.all())
-        up_first = fleet.life(0).up_first
+        up_first = fleet.life((0, 0, 0)).up_first
         # Which replicas are up, or are to be, and when; None as long as nothing happens to any of them.
-        self._alive = None if not fleet.events else up_first
+        self._alive = up_first if fleet.alive else None
         self._ready_s = np.full(self._placed.shape, -math.inf)
         self._starting: dict[int, float] = {}  # instances that have requests, and are up then
         self._replicas = fleet.replicas

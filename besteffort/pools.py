@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from annotated_types import Interval, Len
 
+from besteffort.autoscaler import Autoscaler, Scaling
 from besteffort.errors import InputError, brief
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative
@@ -73,10 +74,12 @@ class Pool:
       start_s: seconds from the start of a replica until it is up; None: what loading its weights takes, where the
         profile states that, else 0.
       events: when replicas start, drain and fail; without any, all are up all the time.
+      autoscaler: starts and drains replicas.
 
     Raises:
-      InputError: if there is no replica, a number is negative, the GPUs are not one for each replica, ascending, or an
-        event is of a replica that does not exist, or changes nothing.
+      InputError: if there is no replica, a number is negative, the GPUs are not one for each replica, ascending, an
+        event is of a replica that does not exist, or changes nothing, or there is an autoscaler, too, or that has more
+        replicas than there are.
     """
 
     name: Annotated[str, Len(1, _LONGEST_NAME)]
@@ -90,6 +93,7 @@ class Pool:
     delays: tuple[OriginDelay, ...] = ()
     start_s: NonNegative | None = None
     events: Annotated[tuple[ReplicaEvent, ...], Len(0, _MOST_EVENTS)] = ()
+    autoscaler: Autoscaler | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable():
@@ -100,6 +104,7 @@ class Pool:
             if value is not None and not least <= value < np.inf:
                 raise InputError(f"Pool `{self.name}`: `{field}` is {value:g}; give at least {least}.")
         self._check_events()
+        self._check_autoscaler()
         for delay in self.delays:
             if [each.origin for each in self.delays].count(delay.origin) > 1:
                 raise InputError(f"Pool `{self.name}`: `delays` lists `{brief(delay.origin)}` twice; list it once.")
@@ -136,6 +141,19 @@ class Pool:
                 )
             before[event.replica] = event.what
 
+    def _check_autoscaler(self) -> None:
+        if self.autoscaler is None:
+            return
+        if self.events:
+            raise InputError(f"Pool `{self.name}` states both `events` and `autoscaler`; state one of them.")
+        for name in ("min_replicas", "max_replicas"):
+            value = getattr(self.autoscaler, name)
+            if value is not None and value > self.replicas:
+                raise InputError(
+                    f"Pool `{self.name}`: `autoscaler` has `{name}` {value}, and there are {self.replicas}; raise "
+                    "`replicas`."
+                )
+
     @property
     def sorted_events(self) -> list[ReplicaEvent]:
         """The events by time, in their order where times are equal."""
@@ -143,7 +161,12 @@ class Pool:
 
     @property
     def up_first(self) -> tuple[bool, ...]:
-        """Whether each replica is up at first: not if the first that happens to it is that it starts."""
+        """Whether each replica is up at first: not if the first that happens to it is that it starts.
+
+        With an autoscaler its `min_replicas` are.
+        """
+        if self.autoscaler is not None:
+            return tuple(replica < self.autoscaler.min_replicas for replica in range(self.replicas))
         first = {event.replica: event.what for event in reversed(self.sorted_events)}
         return tuple(first.get(replica) != "start" for replica in range(self.replicas))
 
@@ -164,6 +187,7 @@ class Life:
       up_first: (rows, pools) which replicas are up at the start.
       start_s: (pools,) seconds from the start of a replica until it is up.
       rounded_s: (events,) what `time_s` lacks because it was rounded; 0 in float64.
+      scaling: the autoscalers; None where there are none.
     """
 
     time_s: Any
@@ -172,6 +196,7 @@ class Life:
     up_first: Any
     start_s: Any
     rounded_s: Any = 0.0
+    scaling: Scaling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +351,8 @@ class Fleet:
                 for event in self.pools[place[0]].sorted_events
                 if event.replica == place[1]
             )
-            loaded = {place for place in here if self.pools[place[0]].up_first[place[1]]}
+            scaled = {place for place in here if self.pools[place[0]].autoscaler is not None}
+            loaded = {place for place in here if self.pools[place[0]].up_first[place[1]]} | scaled
             for time_s, _, place, what in [(0.0, False, here[0], ""), *events]:
                 if what == "start":
                     loaded.add(place)
@@ -438,10 +464,7 @@ class Fleet:
         alike = (self.replicas, self.max_batch, self.places, self.network_delay_s)
         in_order = bool((np.diff(self.model) > 0).all())
         return (
-            self.events == 0
-            and in_order
-            and bool(self.layout.placed.all())
-            and all(np.ptp(each) == 0 for each in alike)
+            not self.alive and in_order and bool(self.layout.placed.all()) and all(np.ptp(each) == 0 for each in alike)
         )
 
     @functools.cached_property
@@ -450,12 +473,53 @@ class Fleet:
         return PoolNumbers(self.max_batch, self.places, self.layout.placed, self.model)
 
     @functools.cached_property
-    def events(self) -> int:
-        """How many events there are in the life of all replicas."""
-        return sum(len(pool.events) for pool in self.pools)
+    def alive(self) -> bool:
+        """Whether replicas start, drain or fail."""
+        return any(self.life_size)
 
-    def life(self, count: int) -> Life:
-        """When replicas start, drain and fail, as arrays of so many events, or more if there are more."""
+    @functools.cached_property
+    def life_size(self) -> tuple[int, int, int]:
+        """How many events there are in the life of all replicas, looks in the longest window, steps in a schedule."""
+        scalers = [pool.autoscaler for pool in self.pools if pool.autoscaler is not None]
+        return (
+            sum(len(pool.events) for pool in self.pools),
+            max((each.window for each in scalers), default=0),
+            max((len(each.schedule) for each in scalers), default=0),
+        )
+
+    def _scaling(self, steps: int) -> Scaling:
+        """The autoscalers, with room for so many steps."""
+        count = len(self.pools)
+        found = Scaling(
+            interval_s=np.full(count, np.inf),
+            least=np.ones(count, np.int64),
+            most=self.replicas.copy(),
+            target=np.zeros(count),
+            beyond=np.zeros(count, np.int64),
+            tolerance=np.zeros(count),
+            up_window_s=np.zeros(count),
+            down_window_s=np.zeros(count),
+            step_s=np.full((count, steps), np.inf),
+            step=np.zeros((count, steps), np.int64),
+        )
+        for index, pool in enumerate(self.pools):
+            scaler = pool.autoscaler
+            if scaler is None:
+                continue
+            found.interval_s[index] = scaler.interval_s
+            found.least[index] = scaler.min_replicas
+            found.most[index] = scaler.max_replicas or pool.replicas
+            found.target[index] = scaler.in_flight or scaler.waiting or 0.0
+            found.beyond[index] = pool.max_batch if scaler.waiting is not None else 0
+            found.tolerance[index] = scaler.tolerance
+            found.up_window_s[index], found.down_window_s[index] = scaler.up_window_s, scaler.down_window_s
+            for number, step in enumerate(scaler.schedule):
+                found.step_s[index, number], found.step[index, number] = step.time_s, step.replicas
+        return found
+
+    def life(self, size: tuple[int, int, int]) -> Life:
+        """When replicas start, drain and fail, as arrays with room for what `life_size` says, or more."""
+        count, looks, steps = size
         told = [(event.time_s, pool, event) for pool, one in enumerate(self.pools) for event in one.sorted_events]
         told.sort(key=lambda each: each[:2])
         rows = self.layout.rows
@@ -468,7 +532,8 @@ class Fleet:
         up_first = np.zeros_like(self.layout.placed)
         for pool, one in enumerate(self.pools):
             up_first[list(rows[pool]), pool] = one.up_first
-        return Life(time_s, instance, what, up_first, self.start_s)
+        scaling = self._scaling(steps) if looks else None
+        return Life(time_s, instance, what, up_first, self.start_s, scaling=scaling)
 
     def decode_table(self) -> np.ndarray:
         """(pools, largest `max_batch` + 1) seconds of a decode by batch size, see `Profile.decode_table`."""

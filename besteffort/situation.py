@@ -229,6 +229,7 @@ def as_text(value: Any) -> str:
         ", origins=()",
         ", start_s=None",
         ", events=()",
+        ", autoscaler=None",
         ", weights_gb=None",
         ", memory_gb=None",
         ", load_gb_per_s=None",

@@ -59,6 +59,10 @@ pools:
   delays: [{origin: near, network_delay_s: 0.01}]
   start_s: 30.0
   events: [{time_s: 10.0, replica: 0, what: fail}, {time_s: 11.0, replica: 0, what: start}]
+- name: scaled
+  model: opt-125m
+  replicas: 3
+  autoscaler: {interval_s: 15.0, min_replicas: 2, max_replicas: 3, schedule: [{time_s: 60.0, replicas: 3}]}
 """
 SWEEP = """
 base: {base}

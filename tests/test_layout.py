@@ -14,7 +14,7 @@ import pytest
 LAYERS = """
 errors ranges version lazy digests files documents validation device interrupts pytrees
 profile
-pools situation observation weights
+autoscaler pools situation observation weights
 estimates
 policy in_flight
 workload

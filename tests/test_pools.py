@@ -286,12 +286,12 @@ def test_the_first_event_says_who_is_up_before() -> None:
     pool = Pool("a", "model0", replicas=3, start_s=4.0, events=events)
     assert pool.up_first == (True, False, True)
     found = fleet(Pool("b", "model1"), pool)
-    life = found.life(5)
+    life = found.life((5, 0, 0))
     np.testing.assert_array_equal(life.time_s, [1.0, 2.0, 5.0, np.inf, np.inf])
     assert life.what.tolist()[:3] == [FAIL, START, DRAIN]
     assert life.instance.tolist()[:3] == [5, 3, 3]  # rows of two pools
     np.testing.assert_array_equal(life.up_first, [[True, True], [False, False], [False, True]])
-    assert found.events == 3
+    assert found.life_size == (3, 0, 0)
     assert not found.uniform
 
 
@@ -361,7 +361,7 @@ def test_a_start_takes_as_long_as_loading_unless_stated() -> None:
     assert found.start_s.tolist() == [2.0, 7.0, 0.0]
     assert [pool.start_s for pool in found.served] == [2.0, 7.0, 0.0]
     assert Fleet(pools, heavy(load_gb_per_s=None), (SLOW,)).start_s.tolist() == [0.0, 7.0, 0.0]
-    np.testing.assert_array_equal(found.life(0).start_s, [2.0, 7.0, 0.0])
+    np.testing.assert_array_equal(found.life((0, 0, 0)).start_s, [2.0, 7.0, 0.0])
 
 
 def test_weights_survive_files_and_are_written_only_where_stated(tmp_path: Path) -> None:

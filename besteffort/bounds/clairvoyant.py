@@ -12,8 +12,8 @@ are a feasible allotment of room, with the gains that it really earns, and late 
 nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed about
 prefills, tables, mixes or arrivals.
 
-Where replicas start, drain and fail, a bin has the time in it during which replicas are up, or can still answer one of
-the requests that came before they were drained in time.
+Where replicas start, drain and fail at stated times, a bin has the time in it during which replicas are up, or can
+still answer one of the requests that came before they were drained in time. Where there is an autoscaler, all are up.
 
 What it leaves out, and why it cannot be reached: requests are divisible in time, prefills of other requests delay none,
 batches are as full as each request's own deadline allows, whatever the other requests are, and choices are made with
@@ -56,7 +56,7 @@ def clairvoyant_bound(situation: Situation, requests: Requests, *, bin_s: float 
     first = np.floor((requests.arrival_s - start_s) / bin_s).astype(np.int64)
     # A request whose deadline touches the edge of a bin, up to rounding, may use that bin.
     last = np.floor((offers.until_s - start_s) / bin_s + 1e-6).astype(np.int64)
-    if not situation.fleet.events:
+    if not situation.fleet.life_size[0]:
         return offers.bound(first, last, bin_s)
     edges_s = start_s + bin_s * np.arange(int(last.max()) + 2)
     return offers.bound(
@@ -88,6 +88,8 @@ def _spans(
     pool: Pool, replica: int, arrival_s: Float[np.ndarray, " n"], latest_s: Float[np.ndarray, " n"]
 ) -> list[tuple[float, float]]:
     """Spans of time, apart from each other, in which a replica may be at work on answers in time."""
+    if pool.autoscaler is not None:
+        return [(-np.inf, np.inf)]
     spans: list[tuple[float, float]] = []
     begins_s = -np.inf if pool.up_first[replica] else np.inf
     drains_s = np.inf  # when it will have nothing left that could be in time

@@ -215,10 +215,10 @@ def diagnose(
       InputError: if lists end within the warm-up, the load is not positive, replicas have events, or a file cannot be
         written.
     """
-    if situation.fleet.events:
+    if situation.fleet.alive:
         raise InputError(
-            "`events` of pools cannot be diagnosed, since who was lost when is not kept; leave them out, or use "
-            "`besteffort evaluate`."
+            "`events` and `autoscaler` of pools cannot be diagnosed, since who was lost when is not kept; leave them "
+            "out, or use `besteffort evaluate`."
         )
     config = dataclasses.replace(
         config,

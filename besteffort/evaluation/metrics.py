@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from besteffort.autoscaler import Autoscaler, Looks
 from besteffort.errors import InputError
-from besteffort.pools import Fleet, Layout, Pool
+from besteffort.pools import Fleet, Layout, Pool, ReplicaEvent
 from besteffort.simulator.result import Result
 
 # Rewards come from float32 simulations too: a window that misses its threshold by rounding alone reaches it.
@@ -101,6 +102,11 @@ def _held_s(
 ) -> float:
     """Seconds that all replicas of a pool held a GPU, see `gpu_seconds`."""
     first_s, last_s = float(arrival_s[0]) + warm_up_s, float(arrival_s[-1])
+    events = pool.sorted_events
+    if pool.autoscaler is not None:
+        events = _orders(
+            pool, pool.autoscaler, last_s, arrival_s, completion_s, np.where(pool_of == index, replica_of, -1)
+        )
 
     def counted(begins_s: float, ends_s: float) -> float:
         return max(min(ends_s, last_s) - max(begins_s, first_s), 0.0)
@@ -108,7 +114,7 @@ def _held_s(
     total_s = 0.0
     for replica, up in enumerate(pool.up_first):
         begins_s, ends_s = (-np.inf if up else np.inf), np.inf
-        for event in pool.sorted_events:
+        for event in events:
             if event.replica != replica:
                 continue
             if event.what == "drain":
@@ -122,6 +128,32 @@ def _held_s(
             begins_s, ends_s = (event.time_s if event.what == "start" else np.inf), np.inf
         total_s += counted(begins_s, ends_s)
     return total_s
+
+
+def _orders(
+    pool: Pool,
+    autoscaler: Autoscaler,
+    last_s: float,
+    arrival_s: Float[np.ndarray, " n"],
+    completion_s: Float[np.ndarray, " n"],
+    replica_of: Int[np.ndarray, " n"],
+) -> list[ReplicaEvent]:
+    """What an autoscaler did until `last_s`, which follows from where requests were, and when."""
+    looks = Looks(autoscaler, pool.replicas, pool.max_batch)
+    mine = [replica_of == replica for replica in range(pool.replicas)]
+    came_s, left_s = ([np.sort(times[each]) for each in mine] for times in (arrival_s, completion_s))
+    takes, events = list(pool.up_first), list[ReplicaEvent]()
+    while (now_s := looks.next_s) <= last_s:
+        sizes = [
+            int(np.searchsorted(came, now_s, side="left") - np.searchsorted(left, now_s, side="right"))
+            for came, left in zip(came_s, left_s, strict=True)
+        ]
+        starts, drains = looks.look(takes, sizes)
+        events += [ReplicaEvent(now_s, replica, "start") for replica in starts]
+        events += [ReplicaEvent(now_s, replica, "drain") for replica in drains]
+        for replica in (*starts, *drains):
+            takes[replica] = not takes[replica]
+    return events
 
 
 def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:

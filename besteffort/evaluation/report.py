@@ -264,7 +264,7 @@ def shown_measures(
         (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
-        *(_measures_of_life(situation.fleet, counted) if situation.fleet.events else []),
+        *(_measures_of_life(situation.fleet, counted) if situation.fleet.alive else []),
     ]
 
 
@@ -392,6 +392,12 @@ def _pool_lines(situation: Situation) -> dict[str, str]:
 
 def _events_words(pool: Pool) -> str:
     """What happens to the replicas of a pool, in numbers."""
+    scaler = pool.autoscaler
+    if scaler is not None:
+        return (
+            f"; autoscaler: {scaler.min_replicas} to {scaler.max_replicas or pool.replicas} replicas, looks every "
+            f"{scaler.interval_s:g} s; {pool.start_s:g} s to start"
+        )
     what: list[str] = [event.what for event in pool.events]
     if not what:
         return ""

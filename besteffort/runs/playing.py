@@ -118,7 +118,7 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
         **({"pool": [pools[pool] for pool in result.model.tolist()]} if situation.pools else {}),
         "replica": result.replica.tolist(),
         "met": result.met.astype(int).tolist(),
-        **({"lost": result.lost.astype(int).tolist()} if fleet.events else {}),
+        **({"lost": result.lost.astype(int).tolist()} if fleet.alive else {}),
         **{field: getattr(result, field).tolist() for field in _PER_REQUEST},
     }
     text = io.StringIO()

@@ -46,7 +46,7 @@ def build(
     rule: Rule | None = None,
     assumed: Situation | None = None,
     uneven: bool | None = None,
-    events: int | None = None,
+    life: tuple[int, int, int] | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -62,7 +62,7 @@ def build(
       rule: values models, for the feature `value`.
       assumed: what routers and learners take for granted, if it is not `situation`: see `EnvParams.assumed`.
       uneven: whether pools may differ in what the program reads as numbers; by default where they are not uniform.
-      events: room for so many events in the life of replicas; by default for as many as there are.
+      life: room for what `Fleet.life_size` says; by default of the situation's own.
 
     Returns:
       The static shape, and parameters in the default float type.
@@ -85,7 +85,7 @@ def build(
         return shape, dataclasses.replace(params, workload=workload, assumed=believed)
     fleet, tasks = situation.fleet, situation.tasks
     uneven = not fleet.uniform if uneven is None else uneven
-    events = fleet.events if events is None else events
+    life = fleet.life_size if life is None else life
     if estimates is None:
         estimates = needs_in_flight(situation.view.features)
     if longest_prompt is None:
@@ -100,7 +100,8 @@ def build(
         history=history,
         horizon=horizon,
         uneven=uneven,
-        life=events > 0,
+        life=any(life),
+        looks=life[1],
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
@@ -142,7 +143,7 @@ def build(
         rule=None if rule is None else jax.tree.map(numbers, rule),
         pools=_differences(fleet) if uneven else None,
         origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
-        life=_life(fleet, events) if events else None,
+        life=_life(fleet, life) if any(life) else None,
     )
     return shape, _with_later_views(params, shape, situation)
 
@@ -153,12 +154,19 @@ def _check(shape: EnvShape) -> None:
         raise InputError(_NOT_LATE)
     for name, reason in _NO_EVENTS.items():
         if shape.life and getattr(shape, name):
-            raise InputError(f"`events` of pools are simulated only where {reason}, or leave `events` out.")
+            raise InputError(
+                f"`events` and `autoscaler` of pools are simulated only where {reason}, or leave `events` and "
+                "`autoscaler` out."
+            )
 
 
-def _life(fleet: Fleet, events: int) -> Life:
-    """What happens to the replicas, as arrays of so many events."""
-    life, kind = fleet.life(events), jnp.asarray(0.0, float).dtype
+def _life(fleet: Fleet, size: tuple[int, int, int]) -> Life:
+    """What happens to the replicas, as arrays with room for that much."""
+    life, kind = fleet.life(size), jnp.asarray(0.0, float).dtype
+
+    def number(values: Any) -> Any:
+        return jnp.asarray(values, kind if np.issubdtype(values.dtype, np.floating) else jnp.int32)
+
     time_s = np.asarray(life.time_s, kind)
     lacking_s = np.subtract(life.time_s, time_s, out=np.zeros(len(time_s)), where=np.isfinite(time_s))
     return Life(
@@ -168,6 +176,7 @@ def _life(fleet: Fleet, events: int) -> Life:
         up_first=jnp.asarray(life.up_first),
         start_s=jnp.asarray(life.start_s, kind),
         rounded_s=jnp.asarray(lacking_s, kind),
+        scaling=jax.tree.map(number, life.scaling),
     )
 
 
@@ -231,7 +240,8 @@ def build_alike(
         estimates = any(needs_in_flight(situation.view.features) for situation in situations)
     longest = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     uneven = not all(situation.fleet.uniform for situation in situations)
-    events = max(situation.fleet.events for situation in situations)
+    sizes = zip(*(situation.fleet.life_size for situation in situations), strict=True)
+    events, looks, steps = map(max, sizes)
     built = [
         build(
             situation,
@@ -243,7 +253,7 @@ def build_alike(
             longest_output=longest_output or longest,
             rule=rule,
             uneven=uneven,
-            events=events,
+            life=(events, looks, steps),
         )
         for situation in situations
     ]

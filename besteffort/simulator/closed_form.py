@@ -237,9 +237,9 @@ def last_departure_s(instances: Instances) -> Array:
     return jnp.min(jnp.where(done_s <= age_s, age_s - done_s, jnp.inf))
 
 
-def busy_s(instances: Instances) -> Array:
-    """(instances,) seconds until the last request that is there leaves, 0 or less where none is."""
-    return jnp.max(instances.seats.done_s, axis=1) - instances.plan.age_s
+def leave_s(instances: Instances) -> Array:
+    """(instances, seats) seconds until each request leaves, 0 or less where it has or none is."""
+    return instances.seats.done_s - instances.plan.age_s[:, None]
 
 
 def lose(instances: Instances, fails_s: Array) -> Instances:

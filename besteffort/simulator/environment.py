@@ -163,9 +163,10 @@ class ServingEnvironment:
     def _advance(self, state: EnvState, gap_s: Array, params: EnvParams) -> tuple[EnvState, Array]:
         """What happens on the instances within `gap_s`, and the summed reward of the requests that leave meanwhile."""
         shape, dynamics, instances, life = self.shape, self._dynamics, state.instances, state.life
-        if params.life is not None and life is not None:
+        if params.life is not None and life is not None and params.pools is not None:
             life = lives.begun(params.life, life, state.index < 0)
-            life, fails_s = lives.live(shape, params.life, life, dynamics.busy_s(instances), gap_s)
+            leave_s = dynamics.leave_s(instances)
+            life, fails_s = lives.live(shape, params.life, params.pools.placed, life, leave_s, gap_s)
             instances = dynamics.lose(instances, fails_s)
         instances, ledger, reward = dynamics.advance(shape, params, instances, state.ledger, state.index, gap_s)
         return state._replace(instances=instances, ledger=ledger, life=life), reward

@@ -15,6 +15,7 @@ from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import numpy as np
 
+from besteffort.autoscaler import Looks
 from besteffort.errors import InputError
 from besteffort.estimates import scalars
 from besteffort.estimates.correction import Comparison, compared, fixed_s, observed_slowdown, steps_s
@@ -81,8 +82,8 @@ def simulate_reference(
     """Serves a list of requests until the last answer, in float64.
 
     At one instant all iterations that are due end first; then the next ones start, in order of (GPU, pool); then
-    replicas start, drain and fail, in order of (pool, list); then requests arrive in list order, each one seeing those
-    before it.
+    replicas start, drain and fail, in order of (pool, list), and autoscalers look; then requests arrive in list order,
+    each one seeing those before it.
 
     Args:
       requests: the requests that arrive; their clock starts at time 0.
@@ -271,7 +272,7 @@ class _Replicas:
         layout = Layout.of(pools, tables.slowdown)
         self._row = [np.array(rows) for rows in layout.rows]
         self._placed = layout.placed
-        self._alive = any(pool.events for pool in pools)
+        self._alive = any(pool.events or pool.autoscaler for pool in pools)
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
         self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
@@ -295,6 +296,13 @@ class _Replicas:
                 heapq.heappush(self._life, (event.time_s, pool, place, event.replica, event.what))
             for instance, up in zip(self.instances[pool], one.up_first, strict=True):
                 instance.takes = up
+        self._looks = {
+            pool: Looks(one.autoscaler, one.replicas, one.max_batch)
+            for pool, one in enumerate(pools)
+            if one.autoscaler is not None
+        }
+        for pool, looks in self._looks.items():
+            heapq.heappush(self._life, (looks.next_s, pool, 0, 0, "look"))
         self.batch_sizes = np.zeros(layout.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
@@ -353,7 +361,7 @@ class _Replicas:
             if now > until:
                 return
             if life_s < end_s:
-                self._live(now)
+                self._live(now, last=math.isinf(until))
                 continue
             ended = []
             while self._ends and self._ends[0][0] == now:
@@ -363,9 +371,27 @@ class _Replicas:
             for pool, replica in ended:
                 self._start_iteration(pool, replica, now)
 
-    def _live(self, now: float) -> None:
-        """What happens next to a replica."""
+    def _live(self, now: float, *, last: bool) -> None:
+        """What happens next to a replica; after the last arrival no autoscaler looks any more."""
         _, pool, place, replica, what = heapq.heappop(self._life)
+        if what == "look":
+            if not last:
+                self._look(pool, now)
+        else:
+            self._happen(pool, place, replica, what, now)
+
+    def _look(self, pool: int, now: float) -> None:
+        """The autoscaler of a pool looks at it."""
+        each, looks = self.instances[pool], self._looks[pool]
+        sizes = [len(instance.running) + len(instance.waiting) for instance in each]
+        starts, drains = looks.look([instance.takes for instance in each], sizes)
+        for what, replicas in (("start", starts), ("drain", drains)):
+            for replica in replicas:
+                self._happen(pool, 0, replica, what, now)
+        heapq.heappush(self._life, (looks.next_s, pool, 0, 0, "look"))
+
+    def _happen(self, pool: int, place: int, replica: int, what: str, now: float) -> None:
+        """What happens to a replica."""
         instance = self.instances[pool][replica]
         if what == "ready":
             # Unless it has failed, and waits for a later start.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from besteffort.autoscaler import Scaling
 from besteffort.estimates import reward
 from besteffort.estimates.priors import Priors
 from besteffort.estimates.rule import Rule
@@ -26,6 +27,7 @@ jax.tree_util.register_dataclass(Priors)
 jax.tree_util.register_dataclass(Rule)
 jax.tree_util.register_dataclass(PoolNumbers)
 jax.tree_util.register_dataclass(Life)
+jax.tree_util.register_dataclass(Scaling)
 jax.tree_util.register_dataclass(
     InFlightView,
     data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
@@ -51,6 +53,7 @@ class EnvShape:
       horizon: decisions per episode, after which the environment truncates; 0 means never.
       uneven: pools are not uniform, see `besteffort.pools.Fleet` (`EnvParams.pools` applies).
       life: replicas start, drain and fail (`EnvParams.life` applies); only with `uneven`.
+      looks: looks in the longest window of an autoscaler; 0 where there is none.
       slowdown: instances on one GPU slow each other down (`EnvParams.slowdown` applies).
       context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
@@ -75,6 +78,7 @@ class EnvShape:
     horizon: int = 0
     uneven: bool = False
     life: bool = False
+    looks: int = 0
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False

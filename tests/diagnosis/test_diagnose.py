@@ -129,6 +129,6 @@ def test_replicas_with_events_are_not_diagnosed(policy: Path, tmp_path: Path) ->
         dataclasses.replace(pool, events=(ReplicaEvent(1.0, 0, "fail"),)) for pool in loaded.situation.fleet.pools
     )
     failing = dataclasses.replace(loaded.situation, cluster=Cluster(), pools=pools)
-    with pytest.raises(InputError, match="`events` of pools cannot be diagnosed"):
+    with pytest.raises(InputError, match="`events` and `autoscaler` of pools cannot be diagnosed"):
         diagnose.diagnose(loaded, failing, EvaluationConfig(), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -16,13 +16,13 @@ from besteffort.situation import Cluster, Situation, Task
 from tests.estimates.lists import LENGTH, Seen, compiled, draw_rule, known, reference
 from tests.estimates.test_agreement import check_agreement
 from tests.simulator.cases import Case
-from tests.simulator.pool_cases import draw_life_kinds, draw_pool_case
+from tests.simulator.pool_cases import draw_life_kinds, draw_pool_case, draw_scaled_kinds
 from tests.test_pools import FAST
 
-KINDS = draw_life_kinds(6)
-LISTS = 16
+KINDS = [*draw_life_kinds(5), draw_scaled_kinds(2)[1]]
+LISTS = 12
 # By kind whether answers are streamed; without tokens, and with a cache, admissions are inferred.
-STREAMED = (True, True, True, True, False)
+STREAMED = (True, True, True, True, False, True)
 
 
 def draw(index: int, seed: int) -> Case:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from besteffort.autoscaler import Autoscaler, Step
 from besteffort.observation import Observation
 from besteffort.pools import OriginDelay, Pool, ReplicaEvent, What
 from besteffort.profile import Profile
@@ -38,6 +39,17 @@ _LIVES: tuple[frozenset[str], ...] = tuple(
             ("life", "context", "delay", "origins"),
             ("life", "cache", "lag", "stale"),
             ("life", "factors"),
+        ),
+    )
+)
+_SCALED: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            ("scaled", "delay"),
+            ("scaled", "life", "context", "origins"),
+            ("scaled", "cache", "lag", "stale"),
+            ("scaled", "life", "factors"),
         ),
     )
 )
@@ -83,6 +95,11 @@ def draw_pool_kinds(count: int) -> list[PoolKind]:
 def draw_life_kinds(count: int) -> list[PoolKind]:
     """The same where replicas start, drain and fail."""
     return _draw_kinds(count, _LIVES, seed=6)
+
+
+def draw_scaled_kinds(count: int) -> list[PoolKind]:
+    """The same with autoscalers, and in some kinds pools with events next to them."""
+    return _draw_kinds(count, _SCALED, seed=7)
 
 
 def _draw_kinds(count: int, extras: Sequence[frozenset[str]], seed: int) -> list[PoolKind]:
@@ -133,9 +150,15 @@ def draw_pool_case(kind: PoolKind, seed: int, length: int = LENGTH) -> Case:
     rows = len(situation.fleet.layout.placed)
     rate = len(plain.requests) / (float(plain.requests.arrival_s[-1]) + 1e-3)
     router = _draw_router(rng, dataclasses.replace(base, models=kind.pools, replicas=rows), rate)
-    if "life" in base.extras:
+    if base.extras & {"life", "scaled"}:
         last_s = float(requests.arrival_s[-1])
         pools = tuple(_alive(pool, last_s, base.dyadic, rng) for pool in situation.pools)
+        if "scaled" in base.extras:
+            both = "life" in base.extras
+            pools = tuple(
+                pool if both and index % 2 else _scaled(pool, last_s, base.dyadic, rng)
+                for index, pool in enumerate(pools)
+            )
         situation = dataclasses.replace(situation, pools=pools)
         router = WatchfulRouter(**vars(router), there=rng.normal(0, 0.3, router.places.shape))
     return Case(requests, situation, router, seed)
@@ -162,6 +185,28 @@ def _alive(pool: Pool, last_s: float, dyadic: bool, rng: np.random.Generator) ->
     start_s = round(float(rng.choice([0, 0.02, 0.1, 0.3])) * last_s * 128) / 128
     order = sorted(events, key=lambda event: (event.replica % 2, event.time_s))  # no order that matters
     return dataclasses.replace(pool, start_s=start_s, events=tuple(order))
+
+
+def _scaled(pool: Pool, last_s: float, dyadic: bool, rng: np.random.Generator) -> Pool:
+    """The pool with an autoscaler in place of events, which looks between ten and two hundred times."""
+    unit_s = 1 / 128 if dyadic else 1e-9
+    interval_s = max(round(float(last_s / rng.integers(10, 200)) / unit_s), 1) * unit_s
+    least = int(rng.integers(1, pool.replicas + 1))
+    kind = int(rng.integers(3))
+    times_s = np.unique(np.round(rng.uniform(0, last_s, 5) / unit_s) * unit_s).tolist()
+    steps = tuple(Step(time_s, int(rng.integers(1, pool.replicas + 2))) for time_s in times_s)
+    scaler = Autoscaler(
+        interval_s=interval_s,
+        min_replicas=least if rng.random() < 0.3 else 1,
+        max_replicas=None if rng.random() < 0.7 else max(least, pool.replicas - 1),
+        in_flight=float(rng.choice([0.5, 1, 2, 3.7])) if kind == 0 else None,
+        waiting=float(rng.choice([0.25, 0.5, 1])) if kind == 1 else None,
+        schedule=steps if kind == 2 else (),
+        tolerance=float(rng.choice([0, 0.1, 0.5])),
+        up_window_s=interval_s * int(rng.choice([0, 0, 3])),
+        down_window_s=interval_s * int(rng.choice([0, 2, 7])),
+    )
+    return dataclasses.replace(pool, events=(), autoscaler=scaler)
 
 
 def draw_pools(kind: PoolKind, profile: Profile, rng: np.random.Generator) -> tuple[Pool, ...]:

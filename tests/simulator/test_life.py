@@ -229,7 +229,8 @@ def test_times_of_events_stay_sharp_for_days_in_float32() -> None:
     shape = EnvShape(replicas=1, pools=1, tasks=1, max_batch=1, queue_capacity=0, history=1, uneven=True, life=True)
 
     def step(state: LifeState, _: None) -> tuple[LifeState, jax.Array]:
-        state, fails_s = live(shape, life, state, jnp.ones(1), jnp.float32(gap_s))
+        one = jnp.ones((1, 1))
+        state, fails_s = live(shape, life, one > 0, state, one, jnp.float32(gap_s))
         return state, fails_s[0]
 
     _, fails_s = jax.jit(lambda: jax.lax.scan(step, empty(shape), None, length=number))()
@@ -240,15 +241,21 @@ def test_times_of_events_stay_sharp_for_days_in_float32() -> None:
 def test_what_cannot_be_simulated_is_one_sentence() -> None:
     case, _ = lists(0)[0]
     late = dataclasses.replace(case.situation, view=View(gateways=2, gateway_delay_s=0.1))
-    with pytest.raises(InputError, match="`events` of pools are simulated only where there is one gateway"):
+    with pytest.raises(
+        InputError, match="`events` and `autoscaler` of pools are simulated only where there is one gateway"
+    ):
         build(late, None, history=8, estimates=False)
     compared = dataclasses.replace(case.situation, view=View(slowdown_tau_s=2.0))
-    with pytest.raises(InputError, match="`events` of pools are simulated only where times are not compared"):
+    with pytest.raises(
+        InputError, match="`events` and `autoscaler` of pools are simulated only where times are not compared"
+    ):
         build(compared, None, history=8, estimates=True)
     models = make_profile(np.ones((2, 32)), np.ones((2, 8)), slowdown=np.array([[1.0, 2.0], [2.0, 1.0]]))
     pools = tuple(
         dataclasses.replace(pool_of(1, (1.0, 0, "fail")), name=f"p{m}", model=f"model{m}", gpus=(0,)) for m in range(2)
     )
     coupled = Situation(models, Cluster(), (Task("task0"),), pools=pools)
-    with pytest.raises(InputError, match="`events` of pools are simulated only where models do not slow each other"):
+    with pytest.raises(
+        InputError, match="`events` and `autoscaler` of pools are simulated only where models do not slow each other"
+    ):
         build(coupled, None, history=8)
