@@ -556,7 +556,8 @@ def simulate(
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
-    answer.table(write_result(result, situation, router, out))
+    for table in write_result(result, situation, router, out):
+        answer.table(table)
     answer.note(str(info))
     answer.file("per_request", out / "requests.csv")
     answer.file("summary", out / "summary.json")
@@ -920,7 +921,8 @@ def load(
             Target(url.rstrip("/"), model, key, not plain),
             lambda sent, done: say(f"Playing; {sent:,} of {len(listed.task):,} sent, {done:,} ended"),
         )
-    answer.table(write_result(played.result, situation, model, out))
+    for table in write_result(played.result, situation, model, out):
+        answer.table(table)
     answer.note(str(info))
     for reason, count in played.failures.most_common():
         answer.note(f"{count:,} of {len(listed.task):,} requests failed: {reason}.")

@@ -87,17 +87,22 @@ def run(lab: Lab) -> Findings:
 
 
 def judged(
-    lab: Lab, name: str, setting: rivals.Setting, made: EvaluationSet, training: TrainingConfig
+    lab: Lab,
+    name: str,
+    setting: rivals.Setting,
+    made: EvaluationSet,
+    training: TrainingConfig,
+    searching: SearchConfig | None = None,
 ) -> dict[str, Any]:
     """Performance of the policies on each list of a setting, found again where it was done before.
 
-    `training` is that of the networks, where the setting has them.
+    `training` is that of the networks, where the setting has them, `searching` how rules are found.
     """
     place = lab.kept("methods", name, made)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         return found
-    searched = search(lab, name, setting, made)
+    searched = search(lab, name, setting, made, searching)
     policies = {"search": searched, "untrained": [default_policy(made.situation)]}
     if setting.networks:
         policies["dqn"] = _trained(lab, name, setting, made, searched, training)

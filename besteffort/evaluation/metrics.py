@@ -2,7 +2,8 @@
 
 Every function takes a `Result` whose arrays have the shape (*lanes, n) and returns one figure per lane: an array of
 shape (*lanes,), `nan` where a lane has no request that counts. Requests that arrive in the first `warm_up_s` seconds
-after a lane's first arrival do not count, so that an initially empty cluster does not flatter the figures.
+after a lane's first arrival do not count, so that an initially empty cluster does not flatter the figures. Some take
+`among`, (*lanes, n), the only requests that count.
 """
 
 from __future__ import annotations
@@ -32,14 +33,25 @@ def mean_over(values: np.ndarray, counted: Bool[np.ndarray, "*lanes n"]) -> Floa
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def performance(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+def performance(
+    result: Result, *, warm_up_s: float = 0.0, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Float[np.ndarray, "*lanes"]:
     """Mean reward over all requests that arrived, rejected ones included."""
-    return mean_over(result.reward, _counted(result, warm_up_s))
+    return mean_over(result.reward, _counted(result, warm_up_s, among))
 
 
-def slo_attainment(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+def slo_attainment(
+    result: Result, *, warm_up_s: float = 0.0, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Float[np.ndarray, "*lanes"]:
     """Share of all requests that arrived, rejected ones included, that were answered by their deadline."""
-    return mean_over(result.met, _counted(result, warm_up_s))
+    return mean_over(result.met, _counted(result, warm_up_s, among))
+
+
+def share_of(
+    result: Result, among: Bool[np.ndarray, "*lanes n"], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Share of the requests that are among some."""
+    return mean_over(among, _counted(result, warm_up_s))
 
 
 def effective_accuracy(
@@ -126,13 +138,17 @@ def peak_performance(
 
 
 def latency_percentiles(
-    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
+    result: Result,
+    percentiles: Sequence[float],
+    *,
+    warm_up_s: float = 0.0,
+    among: Bool[np.ndarray, "*lanes n"] | None = None,
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Percentiles (0 to 100) of the end-to-end latency in seconds over answered requests, late ones included.
 
     Rejected requests have no latency and are left out: read these figures with `rejection_rate`.
     """
-    return _percentiles(result.latency_s, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+    return _percentiles(result.latency_s, _counted(result, warm_up_s, among) & ~result.rejected, percentiles)
 
 
 def ttft_percentiles(
@@ -212,8 +228,11 @@ def _first_arrival(result: Result) -> Float[np.ndarray, "*lanes 1"]:
     return result.arrival_s[..., :1]
 
 
-def _counted(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
-    return after_warm_up(result.arrival_s, warm_up_s)
+def _counted(
+    result: Result, warm_up_s: float, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Bool[np.ndarray, "*lanes n"]:
+    counted = after_warm_up(result.arrival_s, warm_up_s)
+    return counted if among is None else counted & among
 
 
 def _percentiles(

@@ -186,6 +186,16 @@ def format_cell(cell: Cell, column: Column) -> str:
     return f"{text} ± {scale * half_width:.{column.digits}f}" if math.isfinite(half_width) else text
 
 
+ORIGIN_COLUMNS = (
+    Column("Share of requests (%)", brief=True),
+    Column("Performance (%)", digits=2, brief=True),
+    Column("SLO attainment (%)", brief=True),
+    Column("P50 latency (ms)", "milliseconds", 0, brief=True, key="latency_p50_s"),
+    Column("P99 latency (ms)", "milliseconds", 0, brief=True, key="latency_p99_s"),
+)
+"""What is shown of the requests of an origin."""
+
+
 def comparison_table(
     title: str,
     results: Mapping[str, Result],
@@ -263,6 +273,44 @@ def shown_measures(
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
     ]
+
+
+def by_origin(
+    result: Result, situation: Situation, *, warm_up_s: float = 0.0
+) -> list[tuple[str, tuple[Interval, ...]]]:
+    """Of each origin its name and the figures of `ORIGIN_COLUMNS`; none where requests have no origins."""
+    rows = []
+    for index, name in enumerate(situation.origin_names if result.origin is not None else ()):
+        mine = np.asarray(result.origin == index)
+        latency_s = metrics.latency_percentiles(result, (50.0, 99.0), warm_up_s=warm_up_s, among=mine)
+        figures = (
+            metrics.share_of(result, mine, warm_up_s=warm_up_s),
+            metrics.performance(result, warm_up_s=warm_up_s, among=mine),
+            metrics.slo_attainment(result, warm_up_s=warm_up_s, among=mine),
+            latency_s[..., 0],
+            latency_s[..., 1],
+        )
+        rows.append((name, tuple(map(mean_interval, figures))))
+    return rows
+
+
+def origin_table(
+    title: str,
+    results: Mapping[str, Result],
+    situation: Situation,
+    *,
+    warm_up_s: float = 0.0,
+) -> Table | None:
+    """How the requests of each origin fare; None where requests have none. Arguments as of `comparison_table`."""
+    rows = [
+        (origin if len(results) == 1 else f"{name}, {origin}", cells)
+        for name, result in results.items()
+        for origin, cells in by_origin(result, situation, warm_up_s=warm_up_s)
+    ]
+    if not rows:
+        return None
+    head = "Origin" if len(results) == 1 else "Router, origin"
+    return Table(f"{title}, by origin", head, ORIGIN_COLUMNS, tuple(rows), note="Latencies over answered requests.")
 
 
 @dataclasses.dataclass(frozen=True)

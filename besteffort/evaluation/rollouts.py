@@ -362,7 +362,7 @@ def _result(
         rows = zip(tables, requests["origin"], placement.pool, strict=True)
         delay_s = np.array([table[origin, pool] for table, origin, pool in rows], np.float32)
     return Result.of(
-        {name: column for name, column in requests.items() if name != "origin"},
+        requests,
         model=placement.pool,
         replica=placement.replica,
         admission_s=arrival_s + timing.wait_s,

@@ -242,9 +242,8 @@ def _result(requests: Requests, situation: Situation, answers: list[_Answer]) ->
     first_s = np.where(failed, np.nan, np.where(np.isnan(first_s), end_s, first_s))
     latency_s = np.where(failed, np.inf, end_s - sent_s)
     quality = situation.quality[requests.task, np.maximum(pool, 0)]
-    columns = {
+    columns = requests.columns | {
         "arrival_s": sent_s,
-        "task": requests.task,
         "prompt_tokens": prompt.astype(np.int32),
         "output_tokens": output.astype(np.int32),
         "deadline_s": deadline_s,

@@ -25,6 +25,7 @@ class Result:
       latency_s: end-to-end latency, network delay included; inf if rejected.
       met: whether it was answered by its deadline.
       reward: its own-request reward.
+      origin: index of its origin; None where requests have none.
     """
 
     arrival_s: np.ndarray
@@ -40,6 +41,7 @@ class Result:
     latency_s: np.ndarray
     met: np.ndarray
     reward: np.ndarray
+    origin: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -72,9 +74,9 @@ class Result:
             reward=reward,
         )
 
-    def lanes(self, rows: slice | int) -> Result:
-        """The given rows of the leading axis; an integer drops that axis."""
-        return Result(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+    def lanes(self, rows: slice | int | None) -> Result:
+        """The given rows of the leading axis; an integer drops that axis, None puts another before it."""
+        return Result(**{name: values[rows] for name, values in vars(self).items() if values is not None})
 
     @property
     def rejected(self) -> np.ndarray:

@@ -120,12 +120,13 @@ class Requests:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by name, which a `besteffort.simulator.result.Result` repeats."""
-        return {name: getattr(self, name) for name in _DTYPES}
+        """The arrays by name, which a `besteffort.simulator.result.Result` repeats; `origin` where it is stated."""
+        stated = {} if self.origin is None else {"origin": self.origin}
+        return {name: getattr(self, name) for name in _DTYPES} | stated
 
     def part(self, rows: slice, start_s: float) -> Requests:
         """The requests `rows`, with times counted from `start_s`."""
-        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit", "origin")}
+        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit")}
         columns = self.columns | {name: values for name, values in stated.items() if values is not None}
         columns = {name: values[rows] for name, values in columns.items()}
         return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s}, origins=self.origins)

@@ -9,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from besteffort import simulate
 from besteffort.errors import InputError
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.in_flight import InFlight
 from besteffort.pools import OriginDelay, Pool
+from besteffort.routers import StaticRouter
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Origin, Situation, Task
 from besteffort.workload.arrivals import Poisson
@@ -54,11 +57,13 @@ def test_the_delay_between_origin_and_pool_counts() -> None:
     np.testing.assert_array_equal(result.latency_s, [1.25, 2.5, 1.0, 3.0, 1.5, 1.5])
     np.testing.assert_array_equal(result.met, [True, False, True, False, True, True])
     np.testing.assert_array_equal(result.completion_s - result.arrival_s, np.ones(6))
+    np.testing.assert_array_equal(result.origin, [0, 1, 2, 0, 1, 2])
 
 
 def test_requests_without_an_origin_have_the_delay_of_the_pool() -> None:
     result = simulate_by_reference(listed(None), SITUATION, lambda index, _: index % 2)
     np.testing.assert_array_equal(result.latency_s, [1.0, 1.5, 1.0, 1.5])
+    assert result.origin is None
 
 
 def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() -> None:
@@ -73,8 +78,18 @@ def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() 
     )
     without = sample_requests(nowhere, Poisson(100.0), 2000, seed=3)
     assert without.origin is None
+    assert without.columns.keys() | {"origin"} == requests.columns.keys()
     for name, column in without.columns.items():
         np.testing.assert_array_equal(requests.columns[name], column)
+
+
+def test_many_rollouts_repeat_the_origins_of_each_list() -> None:
+    lists = [listed([0, 1, 2, 0]), listed([1, 1, 0, 2])]
+    for name, played in play_routers(SITUATION, lists, {"east": [StaticRouter(0)] * 2}).items():
+        assert name == "east"
+        np.testing.assert_array_equal(played.origin, [each.origin for each in lists])
+        np.testing.assert_array_equal(played.latency_s[0], [1.25, 2.5, 1.0, 1.25])
+        assert played.lanes(1).origin.tolist() == [1, 1, 0, 2]
 
 
 @pytest.mark.parametrize("how", ["replay", "resample"])
@@ -128,9 +143,6 @@ def test_live_own_counts_the_delay_from_the_origin() -> None:
 
 
 def test_other_origins_than_the_situations_are_refused() -> None:
-    from besteffort import simulate
-    from besteffort.routers import StaticRouter
-
     with pytest.raises(InputError, match="The list's origins are asia, europe, the situation's asia, europe, mars"):
         simulate(listed([0, 1], ("asia", "europe")), SITUATION, StaticRouter(0))
     with pytest.raises(InputError, match="`origin` must index one of the 3 `origins`"):
