@@ -62,7 +62,7 @@ from besteffort.estimates.estimates import (
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.estimates.view import InFlightView, Terms
-from besteffort.observation import VALUE, Observation, next_rate
+from besteffort.observation import ORIGIN, VALUE, Observation, next_rate
 from besteffort.policy import Policy
 from besteffort.pools import least_loaded, smallest
 from besteffort.situation import Situation, deadline_s
@@ -492,6 +492,8 @@ class InFlight:
             given["smallest_batch"] = smallest(self.batch_sizes, self._takes)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
+        if ORIGIN in names:
+            given[ORIGIN] = None if known.origin is None else self.situation.origin_names[known.origin]
         return policy.values(
             task=self.situation.tasks[known.task].name,
             batch_sizes=self.batch_sizes.sum(axis=0).tolist(),

@@ -89,7 +89,10 @@ ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s", VAL
 IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
 """Features that routers have only where observations show the requests in flight."""
 
-FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT)
+ORIGIN = "origin"
+"""The feature that says where a request comes from; all zeros for one that has no origin."""
+
+FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT, ORIGIN)
 
 PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 """Features with a value for each pool."""
@@ -97,7 +100,10 @@ PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 SIGNED = ("own", "harm", VALUE)
 """Features that may be below 0: a miss and a place may cost something, and `harm` is a sum of rounded differences."""
 
-EXOGENOUS = ("task", "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
+ONE_HOT = ("task", ORIGIN)
+"""Features that are one of several; their number is an index."""
+
+EXOGENOUS = (*ONE_HOT, "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
 """Features that do not depend on the router's choices."""
 
 
@@ -117,6 +123,7 @@ def default_features(
     typical_deadline_s: float = 0.5,
     typical_prompt_tokens: float = 128.0,
     largest_weight: float = 1.0,
+    origins: int = 0,
 ) -> tuple[Feature, ...]:
     """Features by name with normalisers that keep them of order one.
 
@@ -131,9 +138,10 @@ def default_features(
       typical_deadline_s: seconds at which the logarithms of predicted times bend.
       typical_prompt_tokens: length at which the logarithm of the prompt length bends.
       largest_weight: unit of rewards, in which `own` and `harm` count.
+      origins: how many there are.
 
     Raises:
-      InputError: on an unknown or repeated name.
+      InputError: on an unknown or repeated name, or `origin` where there are none.
     """
     known = {
         "task": Feature("task", tasks, "one_hot"),
@@ -151,12 +159,15 @@ def default_features(
         "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
         VALUE: Feature(VALUE, pools, "linear", 1.0),
         OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, pools, "log1p", 1.0),
+        ORIGIN: Feature(ORIGIN, origins, "one_hot"),
     }
     for name in names:
         if name not in known:
             raise InputError(f"Unknown feature `{name}`; choose from {', '.join(FEATURES)}.")
     if len(set(names)) != len(names):
         raise InputError("A feature is named twice; name each once.")
+    if ORIGIN in names and not origins:
+        raise InputError(f"The feature `{ORIGIN}` needs origins; give their number.")
     return tuple(known[name] for name in names)
 
 
@@ -209,7 +220,7 @@ def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np
     for feature in features:
         value = value_of(feature.name, observation, estimates, xp)
         if feature.transform == "one_hot":
-            part = (xp.arange(feature.size) == value) * 1.0
+            part = (xp.arange(feature.size) == (-1 if value is None else value)) * 1.0
         else:
             scale = xp.asarray(feature.scale) if isinstance(feature.scale, tuple) else feature.scale
             part = xp.atleast_1d(xp.asarray(value) / scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -13,8 +14,12 @@ from besteffort import simulate
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.in_flight import InFlight
+from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.pools import OriginDelay, Pool
 from besteffort.routers import StaticRouter
+from besteffort.routers.learned import learned_router
+from besteffort.runs.experiment import TrainingConfig
+from besteffort.runs.training import make_policy, make_training_problem
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Origin, Situation, Task
 from besteffort.workload.arrivals import Poisson
@@ -140,6 +145,30 @@ def test_live_own_counts_the_delay_from_the_origin() -> None:
     np.testing.assert_allclose(found["europe"] - found[None], [1.5, 0.0])
     with pytest.raises(InputError, match="unknown origin `moon`; choose from asia, europe, mars"):
         flight.arrived("new", task="task0", prompt_tokens=1, origin="moon")
+
+
+def by_origin() -> Policy:
+    """A policy that only reads origins: asia's requests go east, europe's west, others by the bias, east."""
+    view = dataclasses.replace(SITUATION.view, features=("origin", "arrival_rate"))
+    problem = make_training_problem(dataclasses.replace(SITUATION, view=view), TrainingConfig())
+    kernel = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    return make_policy(problem, ((kernel, np.array([0.5, 0.0])),), {})
+
+
+@pytest.mark.parametrize("backend", ["jax", "reference"])
+def test_a_network_reads_the_origin(backend: Literal["jax", "reference"]) -> None:
+    router = learned_router(by_origin())
+    result = simulate(listed([0, 1, 2, 1, 0]), SITUATION, router, backend=backend)
+    np.testing.assert_array_equal(result.model, [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(simulate(listed(None), SITUATION, router, backend=backend).model, np.zeros(4))
+
+
+def test_a_gateway_tells_a_policy_the_origin(tmp_path: Path) -> None:
+    save_policy(by_origin(), tmp_path / "policy.safetensors")
+    flight = InFlight(load_policy(tmp_path / "policy.safetensors", SITUATION))
+    for origin, pool in (("asia", "east"), ("europe", "west"), (None, "east")):
+        flight.arrived(origin, task="task0", prompt_tokens=1, origin=origin, at=0.0)
+        assert flight.decide(origin, at=0.0).model == pool
 
 
 def test_other_origins_than_the_situations_are_refused() -> None:
