@@ -259,8 +259,13 @@ def _parts(found: Records, situation: Situation) -> _Parts:
             limit = np.where(low, np.nan, limit)
     label = found.labels.get("task")
     task = None if label is None else _situation_tasks(found.path, label, situation)
-    label = found.labels.get("origin") if situation.origins else None
-    origin = None if label is None else _situation_origins(found.path, label, situation)
+    label, origin = found.labels.get("origin"), None
+    if label is not None and situation.origins:
+        origin = _situation_origins(found.path, label, situation)
+    elif label is not None:
+        notes.append(f"`{label.name}` is not read, because the situation lists no `origins`")
+    elif situation.origins:
+        notes.append("it does not say where requests come from, so they have the delay `network_delay_s` of each pool")
     return _Parts(arrival_s, task, found.counts.get("prompt"), output, limit, origin, (*found.notes, *notes))
 
 

@@ -120,13 +120,22 @@ arrival_s,prompt_tokens,output_tokens,origin
 def test_a_trace_says_where_requests_come_from(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(FILE)
-    requests, _ = read_trace(path, SITUATION)
+    requests, info = read_trace(path, SITUATION)
+    assert "origin" not in str(info)
     assert requests.origins == ("asia", "europe", "mars")
     np.testing.assert_array_equal(requests.origin, [1, 0, 1])
     nowhere = dataclasses.replace(
         SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
     )
-    assert read_trace(path, nowhere)[0].origin is None
+    requests, info = read_trace(path, nowhere)
+    assert requests.origin is None
+    assert str(info).endswith("; `origin` is not read, because the situation lists no `origins`")
+    path.write_text("\n".join(line.rpartition(",")[0] for line in FILE.splitlines()) + "\n")
+    requests, info = read_trace(path, SITUATION)
+    assert requests.origin is None
+    assert "it does not say where requests come from, so they have the delay `network_delay_s` of each pool" in str(
+        info
+    )
     path.write_text(FILE.replace("asia", "moon"))
     with pytest.raises(InputError, match="origin `moon` is not an origin of the situation, which has asia, europe"):
         read_trace(path, SITUATION)
