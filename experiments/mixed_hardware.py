@@ -14,6 +14,7 @@ interruption.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,17 @@ def run(lab: Lab) -> Findings:
         made, title = setting.make(), f"mixed hardware, {name}"
         learned = methods.judged(lab, title, setting, made, training, searching)
         data[name] = learned | rivals.judged(lab, title, made, judging)
-    rows = {name: methods.compared(found) for name, found in data.items()}
+    return findings_of(data)
+
+
+def findings_of(data: Mapping[str, Mapping[str, Any]]) -> Findings:
+    """What the performances of all routers on each list say, setting by setting.
+
+    Args:
+      data: by setting `learned` and `performance`, the performance of policies and other routers on each list, and
+        `bound`, that of each list.
+    """
+    rows = {name: methods.compared(dict(found)) for name, found in data.items()}
     order = sorted(rows, key=lambda name: min(float(rows[name][f"{one}, ahead"].mean) for one in methods.METHODS))
     table = Table(
         title="A fleet of six pools on three kinds of GPUs at two sites",
