@@ -650,6 +650,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
                 f"{cluster.queue_capacity}"
             }
         ),
+        **({"origins": ", ".join(situation.origin_names)} if situation.origins else {}),
         "rate estimate": f"over {loaded.rate_tau_s:g} s",
         "profile": f"{profile.name} ({profile.digest()})",
         "written by": f"besteffort {loaded.version}",
@@ -669,6 +670,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
             if situation.pools
             else {"cluster": dataclasses.asdict(cluster)}
         ),
+        **({"origins": situation.origin_names} if situation.origins else {}),
         rate_tau_s=loaded.rate_tau_s,
         profile={"name": profile.name, "digest": profile.digest()},
         written_by=loaded.version,

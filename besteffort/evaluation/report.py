@@ -394,6 +394,7 @@ def _settings(situation: Situation) -> dict[str, str]:
         "Device": situation.profile.device,
         "Models": ", ".join(situation.profile.model_names),
         **(_pool_lines(situation) if situation.pools else {"Cluster": _cluster_line(situation.cluster)}),
+        **_origin_line(situation),
         "Load 1": f"{situation.unit_load:.1f} requests/s, the largest model's capacity",
         "Deadlines": deadlines,
         "Penalty for a miss": f"{reward.miss_penalty:g}",
@@ -412,9 +413,17 @@ def _pool_lines(situation: Situation) -> dict[str, str]:
         f"Pool {pool.name}": (
             f"{pool.model} on {pool.hardware or situation.profile.name}, {pool.replicas} replicas; {pool.max_batch} "
             f"requests run and {pool.queue_capacity} wait; network delay {1000 * pool.network_delay_s:g} ms"
+            + "".join(f", {1000 * delay.network_delay_s:g} ms from {delay.origin}" for delay in pool.delays)
         )
         for pool in situation.pools
     }
+
+
+def _origin_line(situation: Situation) -> dict[str, str]:
+    if not situation.origins:
+        return {}
+    shares = zip(situation.origin_names, situation.origin_shares, strict=True)
+    return {"Origins": ", ".join(f"{name} {share:.0%}" for name, share in shares)}
 
 
 def _task_table(situation: Situation) -> str:

@@ -28,7 +28,6 @@ class Requests:
         `Observation.deadline_s`. None where deadlines do not change with time.
       output_limit: (n,) int32 limit on each request's output tokens that its client states, which routers may know; at
         least its output, because a limit cuts the answer. `NO_LIMIT` where a client states none, None where none does.
-
       origin: (n,) index of each request's origin; None where requests have none.
       origins: names of the origins; `origin` indexes into them.
 

@@ -12,14 +12,20 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet
 from besteffort.evaluation.results import figures_of, write_outcome
-from besteffort.situation import Origin
+from besteffort.pools import OriginDelay, Pool
+from besteffort.situation import Cluster, Origin
 from besteffort.workload.requests import Requests
 
 
 @pytest.fixture
 def evaluation(make_situation, make_result):
     situation = make_situation([((1, 1.0),)] * 2, [1.0, 2.0], [(30.0, 60.0)])
-    situation = dataclasses.replace(situation, origins=(Origin("near"), Origin("far")))
+    pools = (
+        Pool("here", "model0", network_delay_s=0.02, delays=(OriginDelay("near", 0.001),)),
+        Pool("there", "model1"),
+    )
+    origins = (Origin("near", 3.0), Origin("far"))
+    situation = dataclasses.replace(situation, cluster=Cluster(), pools=pools, origins=origins)
     arrival_s = np.arange(4.0)
     one = np.ones(4)
     requests = Requests(situation.task_names, arrival_s, 0 * one, one, one, one)
@@ -62,6 +68,9 @@ def test_the_report_has_a_table_by_origin_for_each_load(evaluation, tmp_path):
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for load in (1, 2):
         assert f"### Some load, mean load {load}, by origin" in text
+    assert "| Origins | near 75%, far 25% |" in text
+    assert "32 wait; network delay 20 ms, 1 ms from near |" in text
+    assert "32 wait; network delay 0 ms |" in text
     assert "| always model0, far | 50.0 ± 0.0 | 0.00 ± 0.00 | 0.0 ± 0.0 | 2,000 ± 0 | 2,000 ± 0 |" in text
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))[0]["loads"][0]["rows"]
     write_outcome(tmp_path, "Title", [without_origins(evaluation)], EvaluationConfig(), (), {})
