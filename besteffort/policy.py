@@ -42,6 +42,7 @@ from besteffort.observation import (
     input_size,
     needs_in_flight,
 )
+from besteffort.profile.types import stated
 from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
@@ -374,6 +375,9 @@ def describe(policy: Policy) -> dict[str, Any]:
         for name, value in data["situation"].items()
         if value or name not in ("pools", "hardware", "origins")
     }
+    data["situation"]["profile"] = stated(data["situation"]["profile"])
+    if hardware := data["situation"].get("hardware"):
+        data["situation"]["hardware"] = [stated(profile) for profile in hardware]
     try:
         values: dict[str, Any] = json.loads(_canonical(data))
     except ValueError as error:

@@ -323,6 +323,11 @@ class Fleet:
         return self._of_pools(lambda profile: profile.cache_tokens)
 
     @property
+    def chunk_tokens(self) -> np.ndarray:
+        """(pools,) tokens that an iteration works on at most; infinite where prompts are read whole."""
+        return self._of_pools(lambda profile: profile.chunk_tokens)
+
+    @property
     def cache_output_share(self) -> float:
         """Share of a request's output tokens counted against the cache at admission, the same for all pools."""
         limited = (profile for profile in self._profiles if np.isfinite(profile.cache_tokens).any())

@@ -49,6 +49,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
             slowdown=tuple(1.0 if k == i else 1 + rng.random() / 3 for k in range(count)),
             context_cost_s=rng.random() * 1e-6,
             cache_tokens=None if i == 1 else 40_000 - i,
+            chunk_tokens=None if i == 1 else 512 + i,
         )
         for i, name in enumerate(MODELS)
     )

@@ -83,6 +83,8 @@ class ModelProfile:
         one in progress on the same replica; empty means 1 for all. Its own entry is 1.
       context_cost_s: seconds added to an iteration per token held by the requests that ran before.
       cache_tokens: tokens that fit an instance's key-value cache; none means no limit.
+      chunk_tokens: tokens that an iteration works on at most, so that longer prompts are read in several; none means
+        that prompts are read whole.
 
     Raises:
       InputError: on tables that do not start at 1, are unsorted, not positive, not finite or decreasing, and on other
@@ -97,6 +99,7 @@ class ModelProfile:
     slowdown: tuple[float, ...] = ()
     context_cost_s: float = 0.0
     cache_tokens: int | None = None
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check_points(self.name, "decode", "batch size", self.decode)
@@ -112,11 +115,13 @@ class ModelProfile:
                 f"Model `{self.name}`: `context_cost_s` is {self.context_cost_s:g}; give seconds per token, at least 0 "
                 f"and at most {_LONGEST_S:g}."
             )
-        if self.cache_tokens is not None and not 1 <= self.cache_tokens <= _MOST_TOKENS:
-            raise InputError(
-                f"Model `{self.name}`: `cache_tokens` is {brief(self.cache_tokens)}; give a positive number of at most "
-                f"{_MOST_TOKENS:,}, or null for no limit."
-            )
+        for field, off in (("cache_tokens", "no limit"), ("chunk_tokens", "prompts that are read whole")):
+            tokens = getattr(self, field)
+            if tokens is not None and not 1 <= tokens <= _MOST_TOKENS:
+                raise InputError(
+                    f"Model `{self.name}`: `{field}` is {brief(tokens)}; give a positive number of at most "
+                    f"{_MOST_TOKENS:,}, or null for {off}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +270,15 @@ class Profile:
         tokens = [math.inf if model.cache_tokens is None else model.cache_tokens for model in self.models]
         return np.array(tokens, dtype=np.float64)
 
+    @property
+    def chunk_tokens(self) -> np.ndarray:
+        """(models,) tokens that an iteration works on at most; infinite where prompts are read whole."""
+        tokens = [math.inf if model.chunk_tokens is None else model.chunk_tokens for model in self.models]
+        return np.array(tokens, dtype=np.float64)
+
     def digest(self) -> str:
         """SHA-256 of the content in hexadecimal, independent of the file's formatting."""
-        counted = {name: value for name, value in dataclasses.asdict(self).items() if name != "context_tokens"}
+        counted = {name: value for name, value in stated(self).items() if name != "context_tokens"}
         content = json.dumps(_canonical(counted), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -294,6 +305,19 @@ class Profile:
             models=tuple(dataclasses.replace(m, slowdown=pick(m.slowdown) if m.slowdown else ()) for m in kept),
             tasks=tuple(dataclasses.replace(t, quality_percent=pick(t.quality_percent)) for t in self.tasks),
         )
+
+
+def stated(profile: Profile | dict[str, Any]) -> dict[str, Any]:
+    """The content of a profile, or of its fields by name, as files have it: what came later and is off is left out.
+
+    So files, and digests, stay what they were.
+    """
+    content = dataclasses.asdict(profile) if isinstance(profile, Profile) else profile
+    models = [
+        {name: value for name, value in model.items() if value is not None or name != "chunk_tokens"}
+        for model in content["models"]
+    ]
+    return content | {"models": models}
 
 
 def _interpolate(points: Points, last: int) -> np.ndarray:
