@@ -53,6 +53,7 @@ from besteffort.estimates.estimates import (
     follow,
     harm,
     own_delay_s,
+    own_reading,
     own_value,
     prospect,
     settled,
@@ -90,6 +91,7 @@ class _Request:
     deadline_factor: float
     arrival_s: float
     origin: int | None = None
+    cached_tokens: int = 0
     instance: int = -1
     seat: int = -1
     tokens: int = 0
@@ -109,6 +111,8 @@ class _Instance:
     running: int = 0
     joining_s: float = 0.0
     waiting_s: float = 0.0
+    waiting_tokens: int = 0
+    waiting_leaving: float = 0.0
     leaving: float = 0.0
     held: int = 0
     begun_s: float = 0.0
@@ -163,6 +167,9 @@ class InFlight:
         self._slows_down = bool((self._params.slowdown != 1).any())
         # Where admissions are inferred, or models slow each other down, sums do not follow from single events.
         self._incremental = not (self._terms.infers_admissions or self._slows_down)
+        # Nobody sees which prompts are being read in chunks.
+        budgets = fleet.chunk_tokens if self._terms.streamed else np.full(len(self._pools), np.inf)
+        self._in_chunks = np.isfinite(budgets).tolist()
         self._requests: dict[Hashable, _Request] = {}
         self._now_s = self._last_arrival_s = self._changed_s = -math.inf
         self._tau_s = situation.view.slowdown_tau_s
@@ -183,10 +190,11 @@ class InFlight:
         self._limit = np.full(seats, _NO_LIMIT)
         self._arrival_s, self._factor, self._added_s = np.zeros(seats), np.ones(seats), np.zeros(seats)
         self._delay_s = np.zeros(seats)
+        self._cached = np.zeros(seats, np.int64)
         self._answers = np.zeros((instances, len(Answers._fields)))  # since the last arrival, not streamed
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
-        self._limits = self._factors = False
+        self._limits = self._factors = self._founds = False
 
     def arrived(
         self,
@@ -194,6 +202,7 @@ class InFlight:
         *,
         task: str,
         prompt_tokens: int,
+        cached_tokens: int = 0,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
@@ -205,6 +214,7 @@ class InFlight:
           request: names it in later events.
           task: its task.
           prompt_tokens: length of its prompt.
+          cached_tokens: how much of it, from its beginning, is in the server's prefix cache, if that is known.
           max_tokens: the client's limit on its output, if it states one.
           deadline_s: its deadline on the latency, in seconds, if it is not the task's: that of an answer of the task's
             mean length. Longer and shorter answers have proportionally more and less.
@@ -220,6 +230,11 @@ class InFlight:
         if index < 0:
             raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
         _at_least_one(request, "prompt_tokens", prompt_tokens)
+        if not 0 <= cached_tokens <= prompt_tokens:
+            raise InputError(
+                f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
+                f"`prompt_tokens`, {prompt_tokens}."
+            )
         if max_tokens is not None:
             _at_least_one(request, "max_tokens", max_tokens)
         place = None if origin is None else self._origins.get(origin, -1)
@@ -240,8 +255,11 @@ class InFlight:
         self._last_arrival_s = now
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
+        self._founds |= cached_tokens > 0
         self._know_prompt(prompt_tokens)
-        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now, place)
+        self._requests[request] = _Request(
+            index, prompt_tokens, max_tokens, factor, now, place, min(cached_tokens, prompt_tokens - 1)
+        )
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
         """A request goes to a pool, given by its name or index, and a replica of it.
@@ -270,7 +288,8 @@ class InFlight:
         seat = instance.free.pop()
         idle = not (instance.running or instance.waiting)
         known.instance, known.seat = number, seat
-        known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
+        prefill = self._params.prefill[index]
+        known.prefill_s = float(prefill[known.prompt_tokens] - prefill[known.cached_tokens])
         known.sent_s = now
         self._sent += 1
         self.batch_sizes[row, index] += 1
@@ -282,6 +301,7 @@ class InFlight:
         here, params, task = (number, seat), self._params, known.task
         self._present[here], self._running[here], self._eligible[here] = True, False, idle
         self._task[here], self._prompt[here], self._tokens[here] = task, known.prompt_tokens, 0
+        self._cached[here] = known.cached_tokens
         self._order[here], self._arrival_s[here], self._factor[here] = (
             self._sent,
             known.arrival_s,
@@ -296,9 +316,14 @@ class InFlight:
         self._penalty[here] = params.weight[task] * params.miss_penalty
         instance.waiting_s += known.prefill_s
         instance.waiting[request] = known
+        if self._terms.chunks:
+            known.leaving = self._leaving(known)
+            instance.waiting_tokens += known.prompt_tokens - known.cached_tokens
+            instance.waiting_leaving += known.leaving
         if idle:
             instance.begun_s = instance.ended_s = now
-            self._admit(instance, request)
+            if not self._in_chunks[index]:
+                self._admit(instance, request)
 
     def first_token(self, request: Hashable, *, at: float | None = None) -> None:
         """The first token has come.
@@ -383,7 +408,13 @@ class InFlight:
         self._advance(at)
         self._leave(request, known)
         self._requests[request] = _Request(
-            known.task, known.prompt_tokens, known.max_tokens, known.deadline_factor, known.arrival_s, known.origin
+            known.task,
+            known.prompt_tokens,
+            known.max_tokens,
+            known.deadline_factor,
+            known.arrival_s,
+            known.origin,
+            known.cached_tokens,
         )
 
     def use_only(self, available: np.ndarray) -> None:
@@ -436,6 +467,7 @@ class InFlight:
             self._know_prompt(known.prompt_tokens)
             self._limits |= known.max_tokens is not None
             self._factors |= known.deadline_factor != 1.0
+            self._founds |= known.cached_tokens > 0
             self._requests[request] = _Request(
                 self._tasks[tasks[known.task]],
                 known.prompt_tokens,
@@ -443,6 +475,7 @@ class InFlight:
                 known.deadline_factor,
                 known.arrival_s,
                 self._origins.get(origins[known.origin]) if known.origin is not None else None,
+                known.cached_tokens,
             )
             if place is not None:
                 self.sent(request, *place, at=known.sent_s)
@@ -524,6 +557,7 @@ class InFlight:
             takes=self._takes,
             origin=known.origin,
             prompt_tokens=known.prompt_tokens,
+            cached_tokens=known.cached_tokens if self._founds else None,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
             in_flight=self._view(self._picked(), now),
@@ -548,7 +582,8 @@ class InFlight:
         slowdown = self._slowdown
         how = self._softness if rule is None else rule_softness(rule, rate, params, observed_slowdown=slowdown)
         factor = known.deadline_factor if self._factors else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin)
+        found = known.cached_tokens if self._founds else None
+        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, found)
         picked = self._picked()
         if self._incremental:
             line, course = self._follow(newcomer, picked, now)
@@ -564,7 +599,7 @@ class InFlight:
         lost = np.zeros(len(picked))
         if with_harm and view is not None:
             lost = harm(newcomer, self._stakes(picked), line, course, view, params, how)
-        found = Estimates(
+        estimates = Estimates(
             own=own_value(newcomer, ahead, line, course, self._terms, params),
             harm=lost,
             work=work_s(newcomer, course, slowdown, params),
@@ -574,15 +609,16 @@ class InFlight:
             observed_slowdown=slowdown,
         )
         if rule is None or not with_harm:
-            return found
+            return estimates
         occupancy = self.batch_sizes.sum(axis=0) / (self._slots * self._replicas)
         visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
-        return found._replace(value=rule_values(rule, found, known.task, rate, occupancy, visible_s, params))
+        return estimates._replace(value=rule_values(rule, estimates, known.task, rate, occupancy, visible_s, params))
 
     def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
         rows = []
-        prefill_s = self._params.prefill[:, newcomer.prompt_tokens].tolist()
+        own_prefill, own_tokens = own_reading(newcomer, self._params)
+        prefill_s = own_prefill.tolist()
         stretches = [None] * len(prefill_s) if self._slowdown is None else self._slowdown.tolist()
         for own_prefill_s, costs, number, stretch in zip(
             prefill_s, self._costs, picked.tolist(), stretches, strict=True
@@ -601,8 +637,10 @@ class InFlight:
                 None,
                 now - instance.begun_s,
                 stretch,
+                instance.waiting_tokens,
+                instance.waiting_leaving,
             )
-            course = course_of(line, own_prefill_s, 0.0, costs, self._terms, scalars)
+            course = course_of(line, own_prefill_s, own_tokens, 0.0, costs, self._terms, scalars)
             rows.append((line.running, line.waiting, line.waiting_s, *course))
         running, waiting, waiting_s, *course_s = np.array(rows).T
         line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown)
@@ -647,6 +685,7 @@ class InFlight:
             tokens=self._tokens[rows],
             task=self._task[rows],
             prompt_tokens=self._prompt[rows],
+            cached_tokens=self._cached[rows] if self._founds else None,
             age_s=now - self._arrival_s[rows],
             elapsed_s=now - np.array([self._instances[number].begun_s for number in rows.flat]).reshape(rows.shape),
             eligible=self._eligible[rows] if infers else None,
@@ -678,16 +717,18 @@ class InFlight:
         """Takes over numbers, in the forms in which they are read fast."""
         self._params = params
         held_s = (params.context_cost_s * params.priors.held_each).tolist()
+        chunks = np.full(len(self._pools), np.inf) if params.chunk_tokens is None else params.chunk_tokens
         self._slots = slots(params)
         self._slots_of = np.broadcast_to(self._slots, len(self._pools)).tolist()
         self._costs = [
-            Costs(_interpolation(row), most, follower_s, of_held_s, of_context_s, math.inf)
-            for row, most, follower_s, of_held_s, of_context_s in zip(
+            Costs(_interpolation(row), most, follower_s, of_held_s, of_context_s, math.inf, chunk_tokens)
+            for row, most, follower_s, of_held_s, of_context_s, chunk_tokens in zip(
                 params.decode.tolist(),
                 self._slots_of,
                 params.priors.follower_s.tolist(),
                 held_s,
                 params.context_cost_s.tolist(),
+                chunks.tolist(),
                 strict=True,
             )
         ]
@@ -774,20 +815,30 @@ class InFlight:
         instance = self._instances[number]
         instance.boundary = False
         self._eligible[number] = self._present[number]
-        most = self._slots_of[number % len(self._pools)]
+        pool = number % len(self._pools)
+        if self._in_chunks[pool]:
+            return
+        most = self._slots_of[pool]
         while instance.waiting and instance.running < most:
             self._admit(instance, next(iter(instance.waiting)))
 
     def _admit(self, instance: _Instance, request: Hashable) -> None:
         known = instance.waiting.pop(request)
+        self._forget_waiting(instance, known)
         known.running = True
         known.iteration = instance.iterations
         self._running[known.instance, known.seat] = True
         instance.running += 1
-        instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
         instance.joining_s += known.prefill_s
         known.leaving = self._leaving(known)
         instance.leaving += known.leaving
+
+    def _forget_waiting(self, instance: _Instance, known: _Request) -> None:
+        """Takes a request that waits no longer off the sums over those that do."""
+        instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+        if self._terms.chunks:
+            instance.waiting_tokens -= known.prompt_tokens - known.cached_tokens
+            instance.waiting_leaving = instance.waiting_leaving - known.leaving if instance.waiting else 0.0
 
     def _leave(self, request: Hashable, known: _Request) -> None:
         del self._requests[request]
@@ -804,7 +855,7 @@ class InFlight:
             instance.joining_s = instance.joining_s - known.prefill_s * (not known.tokens) if joining else 0.0
         else:
             del instance.waiting[request]
-            instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+            self._forget_waiting(instance, known)
         if not instance.running:
             # Sums of nothing are nothing, whatever was rounded on the way.
             instance.leaving = 0.0

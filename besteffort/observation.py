@@ -29,6 +29,8 @@ class Observation(NamedTuple):
         factor in force where deadlines change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
       prompt_tokens: () length of the request's prompt; None where routers do not estimate.
+      cached_tokens: () how much of it is found in a prefix cache; None where requests state none, or routers do not
+        estimate.
       output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
       deadline_factor: () factor in force on the deadline; None likewise.
       takes: (rows, pools) where there are replicas; None where they are everywhere.
@@ -48,6 +50,7 @@ class Observation(NamedTuple):
     in_flight: Any = None
     takes: Any = None
     origin: Any = None
+    cached_tokens: Any = None
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:

@@ -5,11 +5,12 @@ A linear programme over time, bounded by prices (`besteffort.bounds.prices`). Ti
 deadline, or within a step of a soft one, is charged at least the time in `besteffort.estimates.charges`.
 
 Why it is a bound. Spread the charges of an iteration evenly over its duration. At any time the charges of all requests
-on an instance then add up to at most one second per second, so in every bin the charges of all requests on a model add
-up to at most its room. The charges of a request lie within its own iterations, hence between its arrival and its latest
-completion, deadline less network delay: in the bins from the first to the last of these. So the actions of any router
-are a feasible allotment of room, with the gains that it really earns, and late answers and rejections gain and need
-nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed about
+on an instance then add up to at most one second per second, also where an iteration reads parts of prompts, whose
+increments of the prefill table are charged to their requests; so in every bin the charges of all requests on a model
+add up to at most its room. The charges of a request lie within its own iterations, hence between its arrival and its
+latest completion, deadline less network delay: in the bins from the first to the last of these. So the actions of any
+router are a feasible allotment of room, with the gains that it really earns, and late answers and rejections gain and
+need nothing. The router may know all arrivals and lengths, and may choose the replica, too. Nothing is assumed about
 prefills, tables, mixes or arrivals.
 
 What it leaves out, and why it cannot be reached: requests are divisible in time, prefills of other requests delay none,

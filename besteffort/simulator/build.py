@@ -23,8 +23,8 @@ from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
 
 _NOT_LATE = (
-    "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down; set "
-    "`view.gateways` to 1, or take a profile without `slowdown`."
+    "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down and "
+    "prompts are read whole; set `view.gateways` to 1, or take a profile without `slowdown` and `chunk_tokens`."
 )
 
 
@@ -62,7 +62,7 @@ def build(
 
     Raises:
       InputError: if the assumed situation differs from the actual one in more than numbers, or other gateways are seen
-        late where models slow each other down.
+        late where models slow each other down or prompts are read in chunks.
     """
     if assumed is not None:
         shape, (params, believed) = build_alike(
@@ -95,6 +95,7 @@ def build(
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
+        chunks=tables.chunk_tokens is not None,
         rate_memory=situation.view.rate_lag,
         stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
@@ -104,7 +105,7 @@ def build(
         workload=node_types(workload),
     )
 
-    if shape.slowdown and shape.late_others:
+    if shape.stepwise and shape.late_others:
         raise InputError(_NOT_LATE)
 
     def numbers(values: Any) -> Any:
@@ -135,7 +136,7 @@ def build(
         pools=_differences(fleet) if uneven else None,
         origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
     )
-    return shape, _with_later_views(params, shape, situation)
+    return shape, _with_switches(params, shape, situation)
 
 
 def _differences(fleet: Fleet) -> PoolNumbers:
@@ -149,9 +150,11 @@ def _differences(fleet: Fleet) -> PoolNumbers:
     )
 
 
-def _with_later_views(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
-    """The parameters with the numbers of those ways to see that are on in the program, be they off in the situation."""
+def _with_switches(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
+    """The parameters with the numbers of what is on in the program, be it off in the situation."""
     view = situation.view
+    if shape.chunks:
+        params = dataclasses.replace(params, chunk_tokens=jnp.asarray(situation.fleet.chunk_tokens, float))
     if shape.compare_times:
         # Over infinitely long, nothing is observed.
         params = dataclasses.replace(params, slowdown_tau_s=jnp.asarray(view.slowdown_tau_s or np.inf, float))
@@ -177,7 +180,8 @@ def build_alike(
     """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
     One compiled program can then simulate them together. A switch that any situation turns on is on for all of them;
-    the others have numbers that make it a no-op. If one situation has slow-downs, all advance iteration by iteration.
+    the others have numbers that make it a no-op. If one situation has slow-downs or chunks, all advance iteration by
+    iteration.
 
     Args:
       situations: at least one.
@@ -190,7 +194,7 @@ def build_alike(
 
     Raises:
       InputError: if they differ in the number of pools, tasks or replicas, or in what an instance holds, or other
-        gateways are seen late in one of them while models slow each other down in one.
+        gateways are seen late in one of them while models slow each other down, or prompts are read in chunks, in one.
     """
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
@@ -213,11 +217,14 @@ def build_alike(
         for situation in situations
     ]
     shapes = [shape for shape, _ in built]
-    switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes", "compare_times", "late_others")
+    switches = (
+        *("slowdown", "context_cost", "cache_limit", "chunks"),
+        *("rate_memory", "stale_sizes", "compare_times", "late_others"),
+    )
     widest: dict[str, Any] = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
     if estimates:
         widest["estimates"] = Terms.together(situations)
-    if widest["slowdown"] and widest["late_others"]:
+    if (widest["slowdown"] or widest["chunks"]) and widest["late_others"]:
         raise InputError(_NOT_LATE)
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
@@ -227,7 +234,7 @@ def build_alike(
         )
     shape = alike.pop()
     return shape, [
-        _with_later_views(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
+        _with_switches(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
     ]
 
 

@@ -37,6 +37,7 @@ from besteffort.simulator.request import (
     compares_iterations,
     earned,
     of_pools,
+    read_s,
     slots,
     takers,
 )
@@ -73,6 +74,7 @@ class Seats(NamedTuple):
         less what would have by the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.Answers`; None unless answers are compared.
       delay_s: network delay; None where requests have no origin.
+      cached_tokens: None unless `EnvShape.estimates`, and where requests state none.
     """
 
     index: Array  # type: ignore[assignment]
@@ -94,6 +96,7 @@ class Seats(NamedTuple):
     first_token_excess_s: Any = None
     fixed_s: Any = None
     delay_s: Any = None
+    cached_tokens: Any = None
 
 
 class DeparturePlan(NamedTuple):
@@ -192,6 +195,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         output_limit=whole if estimates and like and like.output_limit is not None else None,
         deadline_factor=real if estimates and like and like.deadline_factor is not None else None,
         delay_s=real if like and like.origin is not None else None,
+        cached_tokens=whole if estimates and like and like.cached_tokens is not None else None,
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
@@ -284,7 +288,8 @@ def submit(
             )
     if seats.fixed_s is not None:
         # Its prefill comes in between for those that are there.
-        others = seats._replace(fixed_s=seats.fixed_s + params.believed.prefill[pool, request.prompt_tokens])
+        added_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
+        others = seats._replace(fixed_s=seats.fixed_s + added_s)
     new = _admit(shape, params, pool, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
     credit = _planned(shape, params, *new, pool) - _planned(shape, params, seats, plan, pool)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
@@ -399,6 +404,7 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
         tokens=jnp.where(started, clock - seats.admitted, 0) * terms.streamed,
         task=seats.task,
         prompt_tokens=seats.prompt_tokens,
+        cached_tokens=seats.cached_tokens,
         age_s=age_s - seats.arrival_s,
         elapsed_s=elapsed_s,
         eligible=seats.eligible <= clock if infers else None,
@@ -679,6 +685,7 @@ def _admit(
         first_token_excess_s=insert(seats.first_token_excess_s, 0.0),
         fixed_s=insert(seats.fixed_s, request.fixed_s),
         delay_s=insert(seats.delay_s, request.delay_s),
+        cached_tokens=insert(seats.cached_tokens, request.cached_tokens),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1

@@ -32,6 +32,8 @@ from besteffort.simulator.request import (
     compares_answers,
     compares_iterations,
     mean_decode_s,
+    needs_prompts,
+    read_s,
     refused,
     slots,
     takers,
@@ -102,7 +104,7 @@ class ServingEnvironment:
         init_key, next_key = jax.random.split(key)
         arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
         state, step = self.arrive(self.start(arrival)._replace(workload=workload), arrival, params)
-        credit = None if self.shape.slowdown else jnp.zeros_like(step.reward)
+        credit = None if self.shape.stepwise else jnp.zeros_like(step.reward)
         return state, dataclasses.replace(step, credit=credit)
 
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
@@ -215,6 +217,7 @@ class ServingEnvironment:
         if shape.estimates is not None:
             observation = observation._replace(
                 prompt_tokens=arrival.prompt_tokens,
+                cached_tokens=arrival.cached_tokens,
                 output_limit=arrival.output_limit,
                 deadline_factor=arrival.deadline_factor,
                 in_flight=dataclasses.replace(
@@ -243,13 +246,13 @@ class ServingEnvironment:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
             accept &= cache_tokens <= params.cache_tokens[pool]
         believed, number = params.believed, column[row] + 1
-        prefill_s = params.prefill[pool, arrival.prompt_tokens]
+        prefill_s = read_s(params, pool, arrival.prompt_tokens, arrival.cached_tokens)
         excess_s = fixed = None
         if compares_iterations(shape):
-            excess_s = prefill_s - believed.prefill[pool, arrival.prompt_tokens]
+            excess_s = prefill_s - read_s(believed, pool, arrival.prompt_tokens, arrival.cached_tokens)
         if compares_answers(shape):
             fixed = fixed_s(
-                believed.prefill[pool, arrival.prompt_tokens],
+                read_s(believed, pool, arrival.prompt_tokens, arrival.cached_tokens),
                 arrival.output_tokens,
                 number,
                 lambda many: mean_decode_s(shape, believed, pool, many),
@@ -263,13 +266,14 @@ class ServingEnvironment:
             prefill_s=prefill_s,
             arrival_s=jnp.zeros_like(arrival.gap_s),
             deadline_s=arrival.deadline_s,
-            prompt_tokens=arrival.prompt_tokens if shape.context_cost or shape.estimates else None,
+            prompt_tokens=arrival.prompt_tokens if needs_prompts(shape) else None,
             cache_tokens=cache_tokens,
             prefill_excess_s=excess_s,
             fixed_s=fixed,
             output_limit=arrival.output_limit if shape.estimates else None,
             deadline_factor=arrival.deadline_factor if shape.estimates else None,
             delay_s=None if arrival.origin is None else params.origin_delay_s[arrival.origin, pool],
+            cached_tokens=arrival.cached_tokens if shape.chunks or shape.estimates else None,
         )
         instances, ledger, credit = self._dynamics.submit(
             shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept
@@ -288,4 +292,4 @@ class ServingEnvironment:
 
     @property
     def _dynamics(self) -> Any:
-        return iterative if self.shape.slowdown else closed_form
+        return iterative if self.shape.stepwise else closed_form

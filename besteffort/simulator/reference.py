@@ -40,6 +40,7 @@ class Listener(Protocol):
         *,
         task: str,
         prompt_tokens: int,
+        cached_tokens: int = 0,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
@@ -98,7 +99,7 @@ def simulate_reference(
     """
     _check_cover(requests, tables, pools)
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
-    columns = (requests.prompt_tokens, requests.output_tokens, claims)
+    columns = (requests.prompt_tokens, requests.output_tokens, claims, requests.found_tokens)
     served = [_Request(i, *row) for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))]
     factors, limits = requests.deadline_factors, requests.output_limit
     gateway = gateway_of(np.arange(len(requests)), view.gateways).tolist()
@@ -135,6 +136,7 @@ def simulate_reference(
         if terms is not None:
             observation = observation._replace(
                 prompt_tokens=request.prompt_tokens,
+                cached_tokens=None if requests.cached_tokens is None else request.cached_tokens,
                 output_limit=limit,
                 deadline_factor=factor,
                 in_flight=dataclasses.replace(
@@ -148,6 +150,7 @@ def simulate_reference(
                 index,
                 task=requests.tasks[task],
                 prompt_tokens=request.prompt_tokens,
+                cached_tokens=request.cached_tokens,
                 max_tokens=limit,
                 deadline_s=None if factor is None else observation.deadline_s,
                 origin=None if requests.origin is None else requests.origins[requests.origin[index]],
@@ -205,6 +208,8 @@ class _Request:
     prompt_tokens: int
     output_tokens: int
     cache_claim: float  # tokens for which the cache must have room at admission
+    cached_tokens: int  # of the prompt, found in the prefix cache
+    read: int = 0  # tokens of the prompt that are read by the end of the iteration in progress, or were found
     generated: int = 0
     sent_s: float = math.nan
     first_iteration: int = 0  # number of the first iteration of its instance that might admit it
@@ -217,6 +222,11 @@ class _Request:
     first_token_s: float = math.nan
     completion_s: float = math.nan
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the whole prompt is read by the end of the iteration in progress."""
+        return self.read == self.prompt_tokens
+
 
 @dataclasses.dataclass(slots=True)
 class _Instance:
@@ -226,10 +236,11 @@ class _Instance:
     waiting: deque[_Request] = dataclasses.field(default_factory=deque)
     running: list[_Request] = dataclasses.field(default_factory=list)
     busy: bool = False
-    begun_s: float = 0.0
+    begun_s: float = 0.0  # of the iteration in progress, or of the first of several that give no one a token
     passed_over: int = 0  # requests that the iteration in progress left waiting
     sent: list[_Request] = dataclasses.field(default_factory=list)  # all that ever were
     begins_s: list[float] = dataclasses.field(default_factory=list)  # of all iterations
+    shows: bool = True  # the last iteration gave someone a token, or the instance was idle
     assumed_s: float = 0.0  # what the iteration in progress takes by the tables that observed times are compared with
 
 
@@ -264,6 +275,8 @@ class _Replicas:
         self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
+        unlimited = np.full(tables.pools, math.inf)
+        self._chunk_tokens = (unlimited if tables.chunk_tokens is None else tables.chunk_tokens).tolist()
         self._slowdown = tables.slowdown.tolist()
         self.slows_down = bool((tables.slowdown != 1).any())
         self._context_cost_s = tables.context_cost_s.tolist()
@@ -325,6 +338,12 @@ class _Replicas:
         held_s = known.context_cost_s[pool] * known.priors.held_each
         return lambda number: known.decode[pool, number] + held_s * number
 
+    def _assumed_prefill_s(self, pool: int, request: _Request) -> float:
+        """Assumed seconds of reading what was not found of a prompt."""
+        assert self._by_tables is not None
+        table = self._by_tables.prefill[pool]
+        return float(table[request.prompt_tokens] - table[request.cached_tokens])
+
     def advance(self, until: float) -> None:
         """Ends every iteration that is due up to and including time `until`, and starts those that follow."""
         while self._ends and self._ends[0][0] <= until:
@@ -356,7 +375,7 @@ class _Replicas:
         request.first_iteration = len(instance.begins_s)
         self.batch_sizes[row, pool] += 1
         if self._by_tables is not None:
-            prefill_s = self._by_tables.prefill[pool, request.prompt_tokens]
+            prefill_s = self._assumed_prefill_s(pool, request)
             for other in (*instance.running, *instance.waiting):
                 other.fixed_s += prefill_s  # it comes in between
             number, slots = int(self.batch_sizes[row, pool]), self._pools[pool].max_batch
@@ -372,13 +391,17 @@ class _Replicas:
         return int(self.batch_sizes[rows, pool].argmin())
 
     def _end_iteration(self, pool: int, replica: int, now: float) -> None:
-        """Gives every running request one more token; requests with all their tokens leave."""
+        """Gives every running request whose prompt is read one more token; those with all their tokens leave."""
         instance, row = self.instances[pool][replica], self._row[pool][replica]
         instance.busy = False
-        if self._streamed:
+        instance.shows = any(request.is_read for request in instance.running)
+        if self._streamed and instance.shows:
             self._seconds[:, pool] += now - instance.begun_s, instance.assumed_s
         staying = []
         for request in instance.running:
+            if not request.is_read:
+                staying.append(request)
+                continue
             request.generated += 1
             request.token_s.append(now)
             if request.generated == 1:
@@ -400,17 +423,20 @@ class _Replicas:
     def _start_iteration(self, pool: int, replica: int, now: float) -> None:
         """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
         instance = self.instances[pool][replica]
-        tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
-        duration = self._decode[pool][len(instance.running)] + self._context_cost_s[pool] * tokens_held
+        decoding = [request for request in instance.running if request.is_read]
+        tokens_held = sum(request.prompt_tokens + request.generated for request in decoding)
+        duration = self._decode[pool][len(decoding)] + self._context_cost_s[pool] * tokens_held
         known = self._by_tables
         if known is not None:
-            instance.assumed_s = known.decode[pool, len(instance.running)] + known.context_cost_s[pool] * tokens_held
-        for request in self._admit(instance, pool):
-            request.admission_s = now
-            duration += self._prefill[pool][request.prompt_tokens]
-            if known is not None:
-                instance.assumed_s += known.prefill[pool, request.prompt_tokens]
+            instance.assumed_s = known.decode[pool, len(decoding)] + known.context_cost_s[pool] * tokens_held
+        for request, tokens in self._read(instance, pool, self._chunk_tokens[pool] - len(decoding), now):
+            duration += self._prefill[pool][request.read + tokens] - self._prefill[pool][request.read]
+            request.read += tokens
+            if known is not None and request.is_read:
+                # From outside, reading shows by the first token alone.
+                instance.assumed_s += self._assumed_prefill_s(pool, request)
         if not instance.running:
+            instance.shows = True
             return
         for other, neighbour in self.beside[instance.gpu].items():
             if other != pool and neighbour.busy:
@@ -418,20 +444,36 @@ class _Replicas:
                 if known is not None:
                     instance.assumed_s *= known.slowdown[pool, other]
         instance.begins_s.append(now)
-        instance.busy, instance.begun_s, instance.passed_over = True, now, len(instance.waiting)
+        instance.busy, instance.passed_over = True, len(instance.waiting)
+        if instance.shows:
+            instance.begun_s = now
         heapq.heappush(self._ends, (now + duration, instance.gpu, pool, replica))
 
-    def _admit(self, instance: _Instance, pool: int) -> list[_Request]:
-        """Moves waiting requests to the running ones, in order of arrival, until the batch or the cache is full."""
-        admitted = []
+    def _read(self, instance: _Instance, pool: int, room: float, now: float) -> list[tuple[_Request, int]]:
+        """Prompts that the next iteration reads, in order of arrival, each with how many of its tokens.
+
+        While there is room for tokens, reading goes on where the last iteration left it, then waiting requests are
+        admitted until the batch or the cache is full.
+        """
+        reads = []
         claimed = sum(request.cache_claim for request in instance.running)
-        while instance.waiting and len(instance.running) < self._pools[pool].max_batch:
-            claimed += instance.waiting[0].cache_claim
-            if claimed > self._cache_tokens[pool]:
+        begun = [request for request in instance.running if not request.is_read]  # one at most
+        while room > 0:
+            if begun:
+                request = begun.pop()
+            elif instance.waiting and len(instance.running) < self._pools[pool].max_batch:
+                claimed += instance.waiting[0].cache_claim
+                if claimed > self._cache_tokens[pool]:
+                    break
+                request = instance.waiting.popleft()
+                request.admission_s, request.read = now, request.cached_tokens
+                instance.running.append(request)
+            else:
                 break
-            admitted.append(instance.waiting.popleft())
-            instance.running.append(admitted[-1])
-        return admitted
+            tokens = int(min(request.prompt_tokens - request.read, room))
+            reads.append((request, tokens))
+            room -= tokens
+        return reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -535,6 +577,7 @@ def _view(
         tokens=tokens * terms.streamed,
         task=requests.task[index],
         prompt_tokens=requests.prompt_tokens[index],
+        cached_tokens=None if requests.cached_tokens is None else requests.cached_tokens[index],
         age_s=now - requests.arrival_s[index],
         elapsed_s=elapsed_s,
         eligible=eligible if infers else None,

@@ -52,6 +52,7 @@ class EnvShape:
       slowdown: instances on one GPU slow each other down (`EnvParams.slowdown` applies).
       context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
+      chunks: prompts are read within a budget of tokens per iteration (`EnvParams.chunk_tokens` applies).
       rate_memory: largest lag of the router's rate estimate, in arrivals (`EnvParams.rate_lag` applies); 0 means that
         it has none.
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
@@ -75,6 +76,7 @@ class EnvShape:
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False
+    chunks: bool = False
     rate_memory: int = 0
     stale_sizes: bool = False
     record: bool = False
@@ -93,6 +95,11 @@ class EnvShape:
         return self.max_batch + self.queue_capacity + (LEFT if self.late_others else 0)
 
     @property
+    def stepwise(self) -> bool:
+        """Whether time advances iteration by iteration, see `besteffort.simulator.iterative`."""
+        return self.slowdown or self.chunks
+
+    @property
     def instances(self) -> int:
         """Instances are numbered `row x pools + pool`, whether there is one or not."""
         return self.replicas * self.pools
@@ -105,7 +112,7 @@ class EnvParams:
 
     Attributes:
       decode: (pools, max_batch + 1) duration of a decode iteration by batch size; entry 0 is 0.
-      prefill: (pools, longest prompt + 1) duration of a prefill by prompt length; entry 0 is unused.
+      prefill: (pools, longest prompt + 1) duration of a prefill by prompt length; entry 0 is 0.
       slowdown: (pools, pools) factor on an iteration of the row's pool while the column's has one in progress on its
         GPU.
       context_cost_s: (pools,) seconds per token held by the requests that ran before.
@@ -122,6 +129,8 @@ class EnvParams:
       rate_lag: () lag of the router's rate estimate in arrivals, an integer up to `EnvShape.rate_memory`.
       batch_refresh_s: () age at which the router's batch sizes are read again.
       priors: what estimates know of requests beforehand; None unless `EnvShape.estimates`.
+      chunk_tokens: (pools,) tokens that an iteration works on at most, infinite where prompts are read whole; None
+        unless `EnvShape.chunks`.
       workload: a `Workload`, the source of arrivals.
       rule: values models by estimates, for routers that learn on top of it; None for all others.
       assumed: what routers and learners take for granted, where it is not this: `EnvParams` of another situation, of
@@ -164,6 +173,7 @@ class EnvParams:
     gateway_delay_s: Any = None
     pools: PoolNumbers | None = None
     origin_delay_s: Any = None
+    chunk_tokens: Any = None
 
     @property
     def believed(self) -> EnvParams:
