@@ -682,6 +682,7 @@ def profile_measure(
     max_batch: Annotated[int, _metavar("N"), FEW] = 32,
     context: Annotated[int, _metavar("N"), Interval(ge=1, le=2**22)] = 512,
     repeats: Annotated[int, _metavar("N"), FEW] = 15,
+    chunk_tokens: Annotated[int | None, _optional("N")] = None,
     qualities: Annotated[str | None, _optional("FILE")] = None,
     resume: Flag = False,
     output: SharedOutput = Output(),
@@ -696,6 +697,7 @@ def profile_measure(
       max_batch: largest batch of a decode step.
       context: longest sequence, prompt and answer.
       repeats: iterations that a figure is the median of.
+      chunk_tokens: read prompts in parts, so that an iteration works on so many tokens at most.
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
       output: options on what is printed.
@@ -706,7 +708,7 @@ def profile_measure(
 
     check_new_file(out)
     answer = Answer("profile measure", output)
-    plan = MeasurementPlan(models, dtype, max_batch, context, repeats)
+    plan = MeasurementPlan(models, dtype, max_batch, context, repeats, chunk_tokens)
     known = read_qualities(plan.names, qualities)
     interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
     answer.note(f"Device: {device_name()}")

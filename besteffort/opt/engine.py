@@ -2,9 +2,10 @@
 
 An instance follows the serving model (`ARCHITECTURE.md`, points 1 to 3): it works in iterations. When one starts, it
 admits waiting requests in order of arrival while fewer than `max_batch` run, reads their prompts and decodes one token
-for every request that ran before. At its end each request has one more token, and complete requests leave. An instance
-that holds `max_batch + queue_capacity` requests rejects. Each model computes in its own thread, so several may have an
-iteration in progress on the device.
+for every request that ran before. At its end each request has one more token, and complete requests leave. With
+`chunk_tokens` it works on so many tokens at most, one for each request that decodes, the rest of prompts (point 5). An
+instance that holds `max_batch + queue_capacity` requests rejects. Each model computes in its own thread, so several may
+have an iteration in progress on the device.
 
     async with Engine({"small": small, "large": large}, max_batch=8, queue_capacity=8, context=512) as engine:
         await engine.warm_up()
@@ -119,6 +120,7 @@ class Engine:
       models: names of the models, in the given order.
       max_batch: requests of a model that run at once.
       queue_capacity: requests of a model that may wait beyond these.
+      chunk_tokens: tokens that an iteration works on at most; None: prompts are read whole.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Engine:
         queue_capacity: int,
         context: int | None = None,
         buckets: Buckets | None = None,
+        chunk_tokens: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Makes a cache for each model.
@@ -139,6 +142,7 @@ class Engine:
           queue_capacity: requests of a model that may wait beyond these.
           context: longest sequence in tokens, prompt and answer; by default each model's limit.
           buckets: see `Runtime`.
+          chunk_tokens: tokens that an iteration works on at most; by default prompts are read whole.
           clock: returns the current time of answers, in seconds.
 
         Raises:
@@ -151,8 +155,9 @@ class Engine:
         self.models = tuple(models)
         self.max_batch = max_batch
         self.queue_capacity = queue_capacity
+        self.chunk_tokens = chunk_tokens
         self._instances = {
-            name: Instance(Runtime(model, max_batch, context, buckets), max_batch + queue_capacity, clock)
+            name: Instance(Runtime(model, max_batch, context, buckets, chunk_tokens), max_batch + queue_capacity, clock)
             for name, model in models.items()
         }
         self._tasks: list[asyncio.Task[None]] = []
@@ -236,6 +241,22 @@ class Engine:
         return answer
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class _Reading:
+    """A prompt that is being read.
+
+    Attributes:
+      answer: its request.
+      row: its row of the cache; None before the first part.
+      read, upto: tokens that are read, and are to be by the end of the iteration in progress.
+    """
+
+    answer: Answer
+    row: int | None = None
+    read: int = 0
+    upto: int = 0
+
+
 class Instance:
     """One model of an engine. Its state belongs to the event loop; its own thread computes iterations.
 
@@ -250,14 +271,14 @@ class Instance:
         self._clock = clock
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by row of the cache
-        self._admitted: list[Answer] = []  # in the iteration in progress, without a row yet
+        self._reading: list[_Reading] = []  # admitted, without a token yet; between iterations one at most
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"serve {runtime.model.name}")
 
     @property
     def batch_size(self) -> int:
         """Requests running or waiting; a cancelled one counts until its slot is free."""
-        return len(self._waiting) + len(self._running) + len(self._admitted)
+        return len(self._waiting) + len(self._running) + len(self._reading)
 
     def place(self, answer: Answer) -> None:
         """Puts a request into the queue, or raises `OverloadedError`."""
@@ -289,7 +310,7 @@ class Instance:
         try:
             while True:
                 await self._arrival.wait()
-                while self._running or self._waiting:
+                while self.batch_size:
                     await self.iterate()
                 self._arrival.clear()
         except Exception as error:
@@ -306,39 +327,59 @@ class Instance:
     def adopt(self, answers: Sequence[Answer], held: int) -> None:
         """Runs these requests as if each already held `held` tokens; for timing only, as their tokens mean nothing."""
         self._running = dict(zip(self.runtime.occupy([held] * len(answers)), answers, strict=True))
+        self._reading = []
 
     async def iterate(self) -> None:
         """One iteration: admits requests, computes in the thread, hands out tokens, and releases complete requests."""
-        now = self._clock()
-        while self._waiting and len(self._running) + len(self._admitted) < self.runtime.max_batch:
-            self._admitted.append(self._waiting.popleft())
-            self._admitted[-1].admission_s = now
+        self._admit(self._clock())
         loop = asyncio.get_running_loop()
-        computing = loop.run_in_executor(self._thread, self._compute, list(self._admitted))
+        computing = loop.run_in_executor(self._thread, self._compute, list(self._reading))
         try:
-            moved, tokens, rows = await asyncio.shield(computing)
+            moved, tokens = await asyncio.shield(computing)
         except asyncio.CancelledError:
             await asyncio.wait([computing])  # the thread must be idle before other code uses the device's cache
             raise
         self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
-        self._running |= dict(zip(rows, self._admitted, strict=True))
-        self._admitted = []
+        for each in self._reading:
+            if each.read == len(each.answer.prompt) and each.row is not None:
+                self._running[each.row] = each.answer
+            elif each.answer.cancelled and each.row is not None:
+                self.runtime.release(each.row)
+        self._reading = [
+            each for each in self._reading if each.read < len(each.answer.prompt) and not each.answer.cancelled
+        ]
         now = self._clock()
         for row, token in tokens.items():
             if self._hand_over(self._running[row], token, now):
                 del self._running[row]
                 self.runtime.release(row)
 
-    def _compute(self, admitted: list[Answer]) -> tuple[dict[int, int], dict[int, int], list[int]]:
-        """Compacts rows, decodes, and reads prompts; returns moved rows, tokens by row and rows of the admitted."""
+    def _admit(self, now: float) -> None:
+        """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""
+        budget = self.runtime.chunk_tokens
+        room = math.inf if budget is None else budget - len(self._running)
+        for each in self._reading:
+            each.upto = int(max(each.read, min(len(each.answer.prompt), each.read + room)))
+            room -= each.upto - each.read
+        while self._waiting and room > 0 and len(self._running) + len(self._reading) < self.runtime.max_batch:
+            answer = self._waiting.popleft()
+            answer.admission_s = now
+            self._reading.append(_Reading(answer, upto=int(min(len(answer.prompt), room))))
+            room -= self._reading[-1].upto
+
+    def _compute(self, reading: list[_Reading]) -> tuple[dict[int, int], dict[int, int]]:
+        """Compacts rows, decodes, and reads prompts; returns moved rows and tokens by row."""
         moved = self.runtime.compact()
         tokens = self.runtime.decode()
-        rows = []
-        for answer in admitted:
-            row, token = self.runtime.prefill(answer.prompt, answer.sampling, answer.key)
-            tokens[row] = token
-            rows.append(row)
-        return moved, tokens, rows
+        for each in reading:
+            if each.upto == each.read:
+                continue
+            answer, count = each.answer, each.upto - each.read
+            each.row, token = self.runtime.read(answer.prompt, each.read, count, each.row, answer.sampling, answer.key)
+            each.read = each.upto
+            if token is not None:
+                tokens[each.row] = token
+        return moved, tokens
 
     def _hand_over(self, answer: Answer, token: int, now: float) -> bool:
         """Gives a request its token; returns whether the request then leaves."""
@@ -354,10 +395,10 @@ class Instance:
 
     def _abandon(self, failure: BaseException) -> None:
         """Fails all remaining requests."""
-        for answer in (*self._waiting, *self._admitted, *self._running.values()):
+        for answer in (*self._waiting, *(each.answer for each in self._reading), *self._running.values()):
             if not answer.done:
                 answer._failure = failure
                 answer._changed.set()
         self._waiting.clear()
-        self._admitted.clear()
+        self._reading.clear()
         self._running.clear()
