@@ -423,6 +423,7 @@ class _Replicas:
     def _start_iteration(self, pool: int, replica: int, now: float) -> None:
         """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
         instance = self.instances[pool][replica]
+        instance.shows |= not instance.running
         decoding = [request for request in instance.running if request.is_read]
         tokens_held = sum(request.prompt_tokens + request.generated for request in decoding)
         duration = self._decode[pool][len(decoding)] + self._context_cost_s[pool] * tokens_held
@@ -436,7 +437,6 @@ class _Replicas:
                 # From outside, reading shows by the first token alone.
                 instance.assumed_s += self._assumed_prefill_s(pool, request)
         if not instance.running:
-            instance.shows = True
             return
         for other, neighbour in self.beside[instance.gpu].items():
             if other != pool and neighbour.busy:

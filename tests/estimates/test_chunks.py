@@ -152,3 +152,22 @@ def test_live_takes_no_more_found_tokens_than_the_prompt_has() -> None:
         InputError, match=r"Request 'a': `cached_tokens` is 9; give at least 0 and at most its `prompt_to"
     ):
         flight.arrived("a", task="task0", prompt_tokens=8, cached_tokens=9)
+
+
+def test_books_that_are_handed_on_keep_what_was_found() -> None:
+    case = draw(0, 0)
+    old, new = InFlight(case.situation), InFlight(case.situation)
+    old.arrived("a", task="task0", prompt_tokens=40, cached_tokens=39, at=0.0)
+    old.sent("a", 0, at=0.0)
+    old.returned("a", at=0.0)
+    old.sent("a", 0, at=0.0)
+    (name,) = case.situation.fleet.names
+    new.take_over(old, {(name, 0): (name, 0)})
+    for flight in (old, new):
+        flight.arrived("b", task="task0", prompt_tokens=8, at=0.0)
+    found = [float(flight.estimates("b", at=0.0).first_token_s[0]) for flight in (old, new)]
+    read = InFlight(case.situation)
+    read.arrived("a", task="task0", prompt_tokens=40, at=0.0)
+    read.sent("a", 0, at=0.0)
+    read.arrived("b", task="task0", prompt_tokens=8, at=0.0)
+    assert found[0] == found[1] < float(read.estimates("b", at=0.0).first_token_s[0])
