@@ -34,9 +34,11 @@ def serve(path_or_name: str, say: Callable[[str], None]) -> None:
       InputError: if something does not fit, or the gateway cannot listen.
     """
     snapshot, path = _prepared(path_or_name)
+    from besteffort.gateway import process
     from besteffort.gateway import serve as serving
+    from besteffort.gateway.server import LOGGER
 
-    serving.set_up_logging()
+    process.log_to_stderr(LOGGER)
     serving.run(snapshot, path, ready=lambda address: say(f"Listening on {address}: {describe(snapshot)}."))
 
 

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import json
-import logging
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from aiohttp import web
 
 from besteffort.errors import InputError
+from besteffort.gateway import process
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
-from besteffort.gateway.errors import ApiError
+from besteffort.gateway.http import Listener
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
 from besteffort.gateway.snapshot import Snapshot, make_policy, make_snapshot
 from besteffort.gateway.upstream import Upstream
 from besteffort.policy import Policy
-
-_TICK_S = 1.0  # between looks at leases and files
-_BACKLOG = 512
-_CUT_OFF_S = 0.05  # that requests have to end once they are cut off
-
-# aiohttp would log lines that it cannot read, and a key may be in these.
-_SILENT = logging.getLogger("besteffort.gateway.http")
-_SILENT.setLevel(logging.CRITICAL + 1)
 
 
 def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
@@ -59,17 +44,7 @@ def run(snapshot: Snapshot, path: Path, *, ready: Callable[[str], None] = lambda
     Raises:
       InputError: if the address is taken, or the request log cannot be written.
     """
-    runner = asyncio.run if sys.platform == "win32" else _uvloop_or_asyncio()
-    runner(_serve(snapshot, path, ready))
-
-
-def set_up_logging() -> None:
-    """One JSON object per line on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    process.run(_serve(snapshot, path, ready))
 
 
 class Gateway:
@@ -81,17 +56,25 @@ class Gateway:
       listeners: get the record of every request that has ended.
     """
 
-    def __init__(self, snapshot: Snapshot, path: Path) -> None:
+    def __init__(self, snapshot: Snapshot, path: Path | None) -> None:
+        """Does not listen yet.
+
+        Args:
+          snapshot: what requests are decided by at first.
+          path: file of the configuration, which is read again when it changes; None if it is in none.
+        """
         self.core = Core(snapshot, log=self._log)
         self.metrics = Metrics(self.core)
         self.listeners: list[Callable[[Record], None]] = [self.metrics.record]
         self._path = path
-        self._digest = _digest(path, snapshot.config)
+        self._digest = "" if path is None else _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
-        self._server: asyncio.Server | None = None
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._upstream: Upstream | None = None
-        self._policy: tuple[str, Policy] = (_policy_digest(path, snapshot.config), snapshot.policy)
+        self._policy: tuple[str, Policy] = (
+            "" if path is None else _policy_digest(path, snapshot.config),
+            snapshot.policy,
+        )
 
     async def start(self) -> str:
         """Listens; returns the address.
@@ -101,54 +84,29 @@ class Gateway:
         """
         config = self.core.snapshot.config
         if config.request_log is not None:
-            self._request_log = RequestLog(self._path.parent / config.request_log)
-        listen = config.listen
+            folder = Path() if self._path is None else self._path.parent
+            self._request_log = RequestLog(folder / config.request_log)
         self._upstream = Upstream()
-        application = Server(self.core, self._upstream, self.metrics).application()
-        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=_CUT_OFF_S)
-        await self._runner.setup()
-        server, loop = self._runner.server, asyncio.get_running_loop()
-        assert server is not None
-
-        def protocol() -> asyncio.Protocol:
-            if len(server.connections) >= self.core.snapshot.config.listen.connections:
-                return _Full()
-            return _Connection(
-                server,
-                loop=loop,
-                # Also ends connections whose headers are not whole by then.
-                keepalive_timeout=listen.header_s,
-                access_log=_SILENT,
-                max_line_size=listen.header_bytes,
-                max_field_size=listen.header_bytes,
-                lingering_time=1.0,
-                logger=_SILENT,
-            )
-
-        try:
-            self._server = await loop.create_server(protocol, listen.host, listen.port, backlog=_BACKLOG)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(
-                f"`listen` is {listen.host}, port {listen.port}: cannot listen there, {reason}; name another one."
-            ) from error
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = Server(self.core, self._upstream, self.metrics).application()
+        self._listener = Listener(app, config.listen, lambda: self.core.snapshot.config.listen.connections)
+        return await self._listener.start()
 
     async def tick(self) -> None:
         """What is due from time to time: leases, the request log, files that changed."""
         self.core.sweep()
         self._flush()
-        config = self.core.snapshot.config
-        if await asyncio.to_thread(_digest, self._path, config) != self._digest:
+        path, config = self._path, self.core.snapshot.config
+        if path is not None and await asyncio.to_thread(_digest, path, config) != self._digest:
             await self.reload()
 
     async def reload(self) -> bool:
         """Reads configuration and policy again; whether they are in use. If they do not fit, those before stay."""
-        before = self.core.snapshot
-        self._digest = await asyncio.to_thread(_digest, self._path, before.config)
+        before, path = self.core.snapshot, self._path
+        if path is None:
+            return False
+        self._digest = await asyncio.to_thread(_digest, path, before.config)
         try:
-            snapshot = await asyncio.to_thread(self._read_again, before)
+            snapshot = await asyncio.to_thread(self._read_again, path, before)
         except InputError as error:
             LOGGER.error("Not reloaded, the last one stays in use: %s", error)
             self.metrics.reloaded("refused")
@@ -159,7 +117,7 @@ class Gateway:
         ):
             LOGGER.warning("`listen.host`, `listen.port` and `request_log` change with a restart only.")
         self.core.replace(snapshot)
-        self._digest = await asyncio.to_thread(_digest, self._path, snapshot.config)
+        self._digest = await asyncio.to_thread(_digest, path, snapshot.config)
         self.metrics.reloaded("done")
         LOGGER.info("Reloaded: snapshot %d.", snapshot.number)
         return True
@@ -176,20 +134,16 @@ class Gateway:
 
     async def stop(self) -> None:
         """Closes all connections."""
-        if self._server is not None:
-            self._server.close()
-        if self._runner is not None:
-            if self._runner.server is not None:
-                await self._runner.server.shutdown(_CUT_OFF_S)
-            await self._runner.cleanup()
+        if self._listener is not None:
+            await self._listener.stop()
         if self._upstream is not None:
             await self._upstream.close()
         if self._request_log is not None:
             self._request_log.close()
 
-    def _read_again(self, before: Snapshot) -> Snapshot:
-        config, path = load_gateway(self._path)
-        digest = _policy_digest(self._path, config)
+    def _read_again(self, path: Path, before: Snapshot) -> Snapshot:
+        config, path = load_gateway(path)
+        digest = _policy_digest(path, config)
         if digest != self._policy[0]:
             self._policy = (digest, _policy(config, path))
         return _snapshot(config, path, self._policy[1], before)
@@ -213,23 +167,14 @@ class Gateway:
 
 async def _serve(snapshot: Snapshot, path: Path, ready: Callable[[str], None]) -> None:
     gateway = Gateway(snapshot, path)
-    ended, asked = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
     try:
         address = await gateway.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        loop.add_signal_handler(signal.SIGHUP, asked.set)
-        LOGGER.info("Listening on %s.", address)
-        ready(address)
-        while not ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _TICK_S)
-            if asked.is_set():
-                asked.clear()
-                await gateway.reload()
-            else:
-                await gateway.tick()
+
+        def say() -> None:
+            LOGGER.info("Listening on %s.", address)
+            ready(address)
+
+        await process.until_told(say, gateway.tick, gateway.reload)
         LOGGER.info("Ending: %d requests in work.", gateway.core.open_requests)
         await gateway.drain()
     finally:
@@ -266,52 +211,3 @@ def _file_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _uvloop_or_asyncio() -> Callable[[Any], None]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run
-    run: Callable[[Any], None] = uvloop.run
-    return run
-
-
-class _Connection(web.RequestHandler):
-    """A connection that answers what is no HTTP as all else, and does not repeat it."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        error = ApiError(status, "The request is no well-formed HTTP.")
-        if status >= 500:
-            error = ApiError(status, "The gateway failed.", kind="server_error", code="internal_error")
-        if request.writer.output_size > 0:
-            raise ConnectionError("A part of the answer was sent.")
-        response = web.json_response(error.body(), status=status)
-        response.force_close()
-        return response
-
-
-class _Full(asyncio.Protocol):
-    """Closes a connection beyond the limit."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
-
-
-class _JsonLines(logging.Formatter):
-    """Log records as JSON objects."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line)

@@ -9,13 +9,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from besteffort.gateway import http
 from besteffort.gateway.assembly import Assembly, can_assemble
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
@@ -33,8 +34,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PASSED_ON = ("traceparent", "tracestate")  # of the client's headers; all others stay here
 _STATUS = {"no_capacity": 503, "too_late": 503, "draining": 503, "too_many_requests": 503}
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 class Server:
     """The handlers, over a core.
@@ -49,9 +48,8 @@ class Server:
         self.core, self.upstream, self.metrics = core, upstream, metrics
 
     def application(self) -> web.Application:
-        """The application; it limits bodies itself, since limits may change while it runs."""
-        app = web.Application(middlewares=[self._errors], client_max_size=2**30)
-        app.on_response_prepare.append(_hide_software)
+        """The application."""
+        app = http.application(LOGGER, "The gateway")
         app.router.add_post(COMPLETIONS, self._completions)
         app.router.add_post(CHAT, self._chat)
         app.router.add_get("/v1/models", self._models)
@@ -60,23 +58,6 @@ class Server:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
         return app
-
-    @web.middleware
-    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Errors in OpenAI's shape."""
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return _error_response(error)
-        except web.HTTPException as error:
-            kind = "server_error" if error.status >= 500 else "invalid_request_error"
-            allowed = {"allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
-            return _error_response(ApiError(error.status, f"{error.reason}.", kind=kind), allowed)
-        except (asyncio.CancelledError, ConnectionError):
-            raise
-        except Exception:
-            LOGGER.exception("A request failed inside the gateway.")
-            return _error_response(ApiError(500, "The gateway failed.", kind="server_error", code="internal_error"))
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok", "version": __version__})
@@ -95,14 +76,14 @@ class Server:
     async def _models(self, request: web.Request) -> web.Response:
         self._client(request)
         names = self.core.snapshot.model_names
-        return web.json_response({"object": "list", "data": [_model_entry(name) for name in names]})
+        return web.json_response({"object": "list", "data": [http.model_entry(name) for name in names]})
 
     async def _model(self, request: web.Request) -> web.Response:
         self._client(request)
         name = request.match_info["model"]
         if name not in self.core.snapshot.model_names:
             raise ApiError(404, "There is no such model; `/v1/models` lists what there is.", code="model_not_found")
-        return web.json_response(_model_entry(name))
+        return web.json_response(http.model_entry(name))
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, COMPLETIONS)
@@ -130,39 +111,10 @@ class Server:
             )
         return name
 
-    async def _body(self, request: web.Request) -> bytes:
-        """The body of a request.
-
-        Raises:
-          ApiError: if it is of another type, too large, or too slow.
-        """
-        # A page in a browser cannot send this type elsewhere without being asked first.
-        if "json" not in request.content_type:
-            raise ApiError(415, "The content type is to be application/json.")
-        if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-            raise ApiError(415, "The body is not to be compressed.")
-        listen = self.core.snapshot.config.listen
-        too_large = ApiError(413, f"The body has more than {listen.body_bytes:,} bytes.", code="too_large")
-        if (request.content_length or 0) > listen.body_bytes:
-            raise too_large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(listen.body_s):
-                async for part in request.content.iter_any():
-                    size += len(part)
-                    if size > listen.body_bytes:
-                        raise too_large
-                    parts.append(part)
-        except web.RequestPayloadError:
-            raise ApiError(400, "The body is not as its headers say.") from None
-        except TimeoutError:
-            raise ApiError(408, "The body came too slowly.", code="timeout", retry=False) from None
-        return b"".join(parts)
-
     async def _answer(self, request: web.Request, path: str) -> web.StreamResponse:
         core = self.core
         client = self._client(request)
-        raw = await self._body(request)
+        raw = await http.read_body(request, core.snapshot.config.listen)
         # From here to the arrival nothing waits, so that one snapshot decides.
         intake = read_request(raw, request.headers, path, client, core.snapshot)
         stated = request.headers.get("x-request-id", "")
@@ -176,10 +128,10 @@ class Server:
             response = await call.run()
         except _EndedError as ended:
             core.close(ticket, "invalid" if ended.error.status < 500 else "failed", ended.error.code or "")
-            return _error_response(ended.error, call.headers())
+            return http.error_response(ended.error, call.headers())
         except RefusedError as refused:
             core.close(ticket, "refused", refused.code)
-            return _error_response(_refusal(refused, name), call.headers())
+            return http.error_response(_refusal(refused, name), call.headers())
         except _ClientGoneError:
             core.close(ticket, "cancelled", "client")
             raise ConnectionResetError("The client has left.") from None
@@ -452,22 +404,7 @@ class _Call:
         self._core.close(self._ticket, "answered")
 
 
-async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[hdrs.SERVER] = "besteffort"
-
-
 def _refusal(refused: RefusedError, name: str) -> ApiError:
     return ApiError(
         _STATUS[refused.code], str(refused), kind="server_error", code=refused.code, retry_after_s=refused.retry_after_s
     )
-
-
-def _error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> web.Response:
-    response = web.json_response(error.body(), status=error.status, headers={**(headers or {}), **error.headers()})
-    if error.status in (408, 413):
-        response.force_close()  # what is left of the body is not waited for
-    return response
-
-
-def _model_entry(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "besteffort"}
