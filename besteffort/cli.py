@@ -122,6 +122,7 @@ SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
 SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
 
 FEW = Interval(ge=1, le=2**16)
+PORT = Interval(ge=0, le=65_535)
 LOAD = Interval(ge=1e-6, le=1e6)
 
 Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _metavar("TRACKER"), tyro.conf.UseAppendAction]
@@ -868,6 +869,58 @@ def serve(
     return None
 
 
+def engine(
+    models: tyro.conf.Positional[Models],
+    host: Annotated[str, _metavar("ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, _metavar("N"), PORT] = 8000,
+    api_key_env: Annotated[str | None, _optional("VARIABLE")] = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    max_batch: Annotated[int, _metavar("N"), FEW] = 16,
+    queue_capacity: Annotated[int, _metavar("N"), Interval(ge=0, le=2**16)] = 64,
+    context: MaybeCount = None,
+    output: SharedOutput = Output(),
+) -> None:
+    """Serve OPT models with OpenAI's API on this device, all in one process.
+
+    Args:
+      models: models of the laptop tier (`laptop-1m`), directories with weights and tokenizer, or names on the Hugging
+        Face Hub.
+      host: address to listen on; any other than of this machine needs `--api-key-env`.
+      port: port to listen on; 0 takes a free one.
+      api_key_env: environment variable with a key that clients need.
+      dtype: number format of weights and cache.
+      max_batch: requests of a model that run at once.
+      queue_capacity: requests of a model that may wait beyond these; further ones are refused.
+      context: longest sequence in tokens, prompt and answer; by default each model's limit.
+      output: options on what is printed.
+    """
+    from besteffort.engine import command
+    from besteffort.gateway.command import needs_extra
+
+    with needs_extra("engine"):
+        import aiohttp  # noqa: F401
+    answer = Answer("engine", output)
+    listen, keys = command.check_listen(host, port, api_key_env)
+    with contextlib.ExitStack() as starting:
+        say = starting.enter_context(answer.status("Loading"))
+        loaded = command.load_models(models, dtype)
+
+        def ready(address: str) -> None:
+            starting.close()
+            answer.line(f"Listening on {address}: models {', '.join(loaded.models)}.")
+
+        command.serve(
+            loaded,
+            listen,
+            keys,
+            max_batch=max_batch,
+            queue_capacity=queue_capacity,
+            context=context,
+            status=say,
+            ready=ready,
+        )
+
+
 def load(
     url: tyro.conf.Positional[Annotated[str, _metavar("URL")]],
     requests: tyro.conf.Positional[Annotated[Path, _metavar("REQUESTS")]],
@@ -951,6 +1004,7 @@ COMMANDS: dict[str, Command] = {
     "diagnose": Command(diagnose, "besteffort diagnose first-run/policy.safetensors --out diagnosis"),
     "simulate": Command(simulate, "besteffort simulate my_log.csv --router deadline --load 2 --out replay"),
     "serve": Command(serve, "besteffort serve gateway.yaml"),
+    "engine": Command(engine, "besteffort engine laptop-1m laptop-5m"),
     "load": Command(load, "besteffort load http://127.0.0.1:8080/v1 my_log.csv --load 2 --out played"),
     "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
     "list": Command(list_names, "besteffort list configurations"),

@@ -30,7 +30,7 @@ opt laptop
 profiling
 adapters
 gateway
-load plugins
+engine load plugins
 console listing
 cli __main__
 """

@@ -34,6 +34,10 @@ from besteffort.opt.runtime import NEEDS_KEY, Buckets, Runtime
 from besteffort.opt.sampling import GREEDY, Sampling
 from besteffort.opt.weights import Model
 
+Pace = Callable[[int, Sequence[int]], float]
+"""Seconds that an iteration takes at least, from the number of requests that ran before, and the lengths of the prompts
+that it reads."""
+
 
 class OverloadedError(RuntimeError):
     """The instance is full; the request was rejected."""
@@ -41,6 +45,9 @@ class OverloadedError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """The engine stopped, or its device failed, before the answer was complete."""
+
+
+_LATE_S = 0.005  # that a paced iteration may be late and the next one make up for
 
 
 @dataclasses.dataclass(eq=False)
@@ -130,6 +137,7 @@ class Engine:
         context: int | None = None,
         buckets: Buckets | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        paces: Mapping[str, Pace] | None = None,
     ) -> None:
         """Makes a cache for each model.
 
@@ -140,6 +148,7 @@ class Engine:
           context: longest sequence in tokens, prompt and answer; by default each model's limit.
           buckets: see `Runtime`.
           clock: returns the current time of answers, in seconds.
+          paces: of models that are to be slower than they are, as on another device.
 
         Raises:
           InputError: if there is no model, a number is out of range, or the caches do not fit in memory.
@@ -152,7 +161,9 @@ class Engine:
         self.max_batch = max_batch
         self.queue_capacity = queue_capacity
         self._instances = {
-            name: Instance(Runtime(model, max_batch, context, buckets), max_batch + queue_capacity, clock)
+            name: Instance(
+                Runtime(model, max_batch, context, buckets), max_batch + queue_capacity, clock, (paces or {}).get(name)
+            )
             for name, model in models.items()
         }
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,6 +207,20 @@ class Engine:
         """Requests running or waiting, by model."""
         return {name: instance.batch_size for name, instance in self._instances.items()}
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Those of them that wait, by model."""
+        return {name: instance.waiting for name, instance in self._instances.items()}
+
+    @property
+    def serving(self) -> bool:
+        """Whether it runs, and all its models do."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def context(self, model: str) -> int:
+        """Longest sequence of a model in tokens, prompt and answer."""
+        return self._instances[model].runtime.context
+
     def submit(
         self,
         model: str,
@@ -226,7 +251,7 @@ class Engine:
         instance.runtime.check(prompt, max_new_tokens)
         if sampling.temperature > 0 and key is None:
             raise InputError(NEEDS_KEY)
-        if not self._tasks or any(task.done() for task in self._tasks):
+        if not self.serving:
             raise StoppedError("The engine is not running; use it inside `async with`.")
         stop = instance.runtime.model.config.stop_tokens if stop_tokens is None else stop_tokens
         answer = Answer(
@@ -244,10 +269,18 @@ class Instance:
       capacity: largest number of requests that it holds.
     """
 
-    def __init__(self, runtime: Runtime, capacity: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        capacity: int,
+        clock: Callable[[], float] = time.perf_counter,
+        pace: Pace | None = None,
+    ) -> None:
         self.runtime = runtime
         self.capacity = capacity
         self._clock = clock
+        self._pace = pace
+        self._due_s = -math.inf  # when the last iteration was to end
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by row of the cache
         self._admitted: list[Answer] = []  # in the iteration in progress, without a row yet
@@ -258,6 +291,11 @@ class Instance:
     def batch_size(self) -> int:
         """Requests running or waiting; a cancelled one counts until its slot is free."""
         return len(self._waiting) + len(self._running) + len(self._admitted)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no iteration has admitted."""
+        return len(self._waiting)
 
     def place(self, answer: Answer) -> None:
         """Puts a request into the queue, or raises `OverloadedError`."""
@@ -314,12 +352,19 @@ class Instance:
             self._admitted.append(self._waiting.popleft())
             self._admitted[-1].admission_s = now
         loop = asyncio.get_running_loop()
+        if self._pace is not None:
+            # From when the last one was to end, if this one follows at once, so that delays do not add up.
+            begun_s = self._due_s if self._running else now
+            self._due_s = begun_s + self._pace(len(self._running), [len(one.prompt) for one in self._admitted])
         computing = loop.run_in_executor(self._thread, self._compute, list(self._admitted))
         try:
             moved, tokens, rows = await asyncio.shield(computing)
         except asyncio.CancelledError:
             await asyncio.wait([computing])  # the thread must be idle before other code uses the device's cache
             raise
+        if self._pace is not None:
+            await asyncio.sleep(self._due_s - self._clock())
+            self._due_s = max(self._due_s, self._clock() - _LATE_S)
         self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
         self._running |= dict(zip(rows, self._admitted, strict=True))
         self._admitted = []
