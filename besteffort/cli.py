@@ -848,8 +848,10 @@ def profile_fit(
 
 
 def serve(
-    config: tyro.conf.Positional[Annotated[str, _metavar("CONFIG")]],
+    config: tyro.conf.Positional[Annotated[str | None, _optional("CONFIG")]] = None,
     check: Flag = False,
+    demo: Flag = False,
+    port: Annotated[int | None, _optional("N"), PORT] = None,
     output: SharedOutput = Output(),
 ) -> Answer | None:
     """Serve OpenAI's API, and let a policy choose which of your servers answers each request.
@@ -857,16 +859,43 @@ def serve(
     Args:
       config: YAML file that names pools of servers, a policy, and where to listen.
       check: read and check everything, and end.
+      demo: serve three small models that come with the package, in the same process; no configuration is needed.
+      port: port of the demo, 8080 unless given; its engine listens on the next one.
       output: options on what is printed.
     """
     from besteffort.gateway import command
 
     answer = Answer("serve", output)
+    if demo:
+        if config is not None or check:
+            raise InputError("`serve --demo` needs no configuration; leave it and `--check` out.")
+        _serve_demo(answer, port)
+        return None
+    if config is None:
+        raise InputError("`serve` needs a configuration, `besteffort serve gateway.yaml`, or `--demo`.")
+    if port is not None:
+        raise InputError("`--port` is of the demo; set `listen.port` in the configuration.")
     if check:
         answer.line(command.check(config))
         return answer
     command.serve(config, answer.line)
     return None
+
+
+def _serve_demo(answer: Answer, port: int | None) -> None:
+    from besteffort.gateway.command import needs_extra
+
+    with needs_extra("serve --demo"):
+        from besteffort.demo import serve as demo
+    with contextlib.ExitStack() as starting:
+        say = starting.enter_context(answer.status("Starting"))
+
+        def ready(address: str, engine: str) -> None:
+            starting.close()
+            answer.line(f"Listening on {address}, with three models behind it on {engine}.")
+            answer.line("In another shell: `besteffort load --demo`.")
+
+        demo.run(demo.PORT if port is None else port, say, ready)
 
 
 def engine(
@@ -922,9 +951,10 @@ def engine(
 
 
 def load(
-    url: tyro.conf.Positional[Annotated[str, _metavar("URL")]],
-    requests: tyro.conf.Positional[Annotated[Path, _metavar("REQUESTS")]],
-    out: Directory,
+    url: tyro.conf.Positional[Annotated[str | None, _optional("URL")]] = None,
+    requests: tyro.conf.Positional[Annotated[Path | None, _optional("REQUESTS")]] = None,
+    out: Annotated[Path | None, _optional("DIR")] = None,
+    demo: Flag = False,
     config: Config = "paper",
     model: Annotated[str, _metavar("MODEL")] = "besteffort",
     api_key_env: Annotated[str | None, _optional("VARIABLE")] = None,
@@ -941,6 +971,8 @@ def load(
       url: address of a server with OpenAI's API, up to and including `/v1`.
       requests: log or trace: its format is recognised by its content; see docs/logs.md.
       out: new directory for `requests.csv` and `summary.json`, as of `simulate`.
+      demo: ask `besteffort serve --demo` for answers that are known, in bursts, and count the right ones in time; then
+        ask each model alone.
       config: situation, which says what answers are worth: a name or a YAML file.
       model: what to ask the server for.
       api_key_env: environment variable that holds the server's key.
@@ -959,8 +991,19 @@ def load(
     with needs_extra("load"):
         from besteffort.gateway.config import secret_of
         from besteffort.load.play import Target, play
-    check_run_directory(out, "load")
     answer = Answer("load", output)
+    if demo:
+        if requests is not None or out is not None:
+            raise InputError(
+                "`load --demo` has its own requests and writes no files; leave `REQUESTS` and `--out` out."
+            )
+        return _load_demo(answer, url, seed)
+    if url is None or requests is None or out is None:
+        raise InputError(
+            "`load` needs an address, a log or trace, and `--out`: "
+            "`besteffort load http://127.0.0.1:8080/v1 my_log.csv --out played`; or `--demo`."
+        )
+    check_run_directory(out, "load")
     known = load_situation(config, **changes.arguments())
     key = None if api_key_env is None else secret_of("`--api-key-env`", api_key_env)
     with answer.status("Reading"):
@@ -980,6 +1023,25 @@ def load(
     answer.note(f"Requests were sent at most {1e3 * played.late_s:.0f} ms after their times.")
     answer.file("per_request", out / "requests.csv")
     answer.file("summary", out / "summary.json")
+    return answer
+
+
+def _load_demo(answer: Answer, url: str | None, seed: int) -> Answer:
+    from besteffort.demo import play as demo
+
+    asked = demo.ask(seed)
+    played = {}
+    with answer.status("Playing") as say:
+        for name, target in demo.targets(url or demo.URL).items():
+
+            def progress(sent: int, done: int, name: str = name) -> None:
+                say(f"Asking {name}; {sent:,} of {len(asked.in_burst):,} sent, {done:,} ended")
+
+            played[name] = demo.play_demo(asked, target, progress)
+    answer.table(demo.table(asked, played))
+    for name, each in played.items():
+        for reason, count in each.failures.most_common():
+            answer.note(f"{name}: {count:,} requests failed, {reason}.")
     return answer
 
 

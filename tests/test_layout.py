@@ -31,6 +31,7 @@ profiling
 adapters
 gateway
 engine load plugins
+demo
 console listing
 cli __main__
 """
