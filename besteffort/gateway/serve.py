@@ -12,6 +12,7 @@ from besteffort.gateway import process
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
 from besteffort.gateway.http import Listener
+from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
@@ -53,6 +54,7 @@ class Gateway:
     Attributes:
       core: decides and counts.
       metrics: figures.
+      live: what the page shows.
       listeners: get the record of every request that has ended.
     """
 
@@ -65,7 +67,8 @@ class Gateway:
         """
         self.core = Core(snapshot, log=self._log)
         self.metrics = Metrics(self.core)
-        self.listeners: list[Callable[[Record], None]] = [self.metrics.record]
+        self.live = Live(self.core)
+        self.listeners: list[Callable[[Record], None]] = [self.metrics.record, self.live.record]
         self._path = path
         self._digest = "" if path is None else _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
@@ -87,7 +90,7 @@ class Gateway:
             folder = Path() if self._path is None else self._path.parent
             self._request_log = RequestLog(folder / config.request_log)
         self._upstream = Upstream()
-        app = Server(self.core, self._upstream, self.metrics).application()
+        app = Server(self.core, self._upstream, self.metrics, self.live).application()
         self._listener = Listener(app, config.listen, lambda: self.core.snapshot.config.listen.connections)
         return await self._listener.start()
 

@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
+from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
 from besteffort.version import __version__
@@ -31,6 +33,21 @@ LOGGER = logging.getLogger("besteffort.gateway")
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_FOLDER = Path(__file__).parent / "page"
+_PAGE = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+_MOST_VIEWERS = 16
+_LOOK_S = 0.5  # between two events of the page
 _PASSED_ON = ("traceparent", "tracestate")  # of the client's headers; all others stay here
 _STATUS = {"no_capacity": 503, "too_late": 503, "draining": 503, "too_many_requests": 503}
 
@@ -42,10 +59,12 @@ class Server:
       core: decides and counts.
       upstream: the servers.
       metrics: figures.
+      live: what the page shows.
     """
 
-    def __init__(self, core: Core, upstream: Upstream, metrics: Metrics) -> None:
-        self.core, self.upstream, self.metrics = core, upstream, metrics
+    def __init__(self, core: Core, upstream: Upstream, metrics: Metrics, live: Live) -> None:
+        self.core, self.upstream, self.metrics, self.live = core, upstream, metrics, live
+        self._viewers = 0
 
     def application(self) -> web.Application:
         """The application."""
@@ -57,6 +76,9 @@ class Server:
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/", self._page)
+        app.router.add_get("/page/{name}", self._page)
+        app.router.add_get("/events", self._events)
         return app
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -72,6 +94,34 @@ class Server:
         self._client(request)
         text, kind = self.metrics.text()
         return web.Response(body=text, headers={"content-type": kind})
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", "index.html")
+        if name not in _PAGE:
+            raise web.HTTPNotFound
+        return web.Response(body=(_FOLDER / name).read_bytes(), headers={"content-type": _PAGE[name], **_PAGE_HEADERS})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """What the page shows, as events, until the viewer leaves or the gateway ends."""
+        self._client(request)
+        if self._viewers >= _MOST_VIEWERS:
+            raise ApiError(503, "Too many are looking at the page.", kind="server_error", retry_after_s=10.0)
+        self._viewers += 1
+        try:
+            response = web.StreamResponse(
+                headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
+            )
+            await response.prepare(request)
+            last = 0
+            while True:
+                now = time.time()
+                seconds = self.live.seconds(last, now)
+                last = max((second["at"] for second in seconds), default=last)
+                message = {"seconds": seconds, "state": self.live.state(now)}
+                await response.write(b"data: " + json.dumps(message).encode() + b"\n\n")
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            self._viewers -= 1
 
     async def _models(self, request: web.Request) -> web.Response:
         self._client(request)
