@@ -83,8 +83,8 @@ class Backend:
             while (call := await self._read(reader, writer)) is not None:
                 self.calls.append(call)
                 await self.behaviour(call)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # `stop` cancels
         finally:
             self.open -= 1
             self._tasks.discard(task)
