@@ -119,8 +119,7 @@ def judge(status: int, raw: bytes, streamed: bool) -> str:
     """`whole` or `error`; else what is wrong with an answer."""
     error = b'"error"' in raw
     if status != 200:
-        found = json.loads(raw)
-        return "error" if error and found["error"]["message"] else f"status {status} without an error"
+        return "error" if error and json.loads(raw)["error"]["message"] else f"status {status} without an error"
     texts = re.findall(rb'"(?:text|content)": ?"([^"]*)"', raw)
     right = b"".join(texts) == b"42"
     if not streamed:

@@ -23,6 +23,7 @@ from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
+from besteffort.gateway.lag import Lag
 from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
@@ -46,6 +47,7 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_OWN_FAULT = 0.25  # of the time that a server was waited for, in which the gateway itself stood still
 _MOST_VIEWERS = 16
 _LOOK_S = 0.5  # between two events of the page
 _PASSED_ON = ("traceparent", "tracestate")  # of the client's headers; all others stay here
@@ -60,10 +62,12 @@ class Server:
       upstream: the servers.
       metrics: figures.
       live: what the page shows.
+      lag: how late the gateway itself is.
     """
 
     def __init__(self, core: Core, upstream: Upstream, metrics: Metrics, live: Live) -> None:
         self.core, self.upstream, self.metrics, self.live = core, upstream, metrics, live
+        self.lag = Lag()
         self._viewers = 0
 
     def application(self) -> web.Application:
@@ -79,6 +83,7 @@ class Server:
         app.router.add_get("/", self._page)
         app.router.add_get("/page/{name}", self._page)
         app.router.add_get("/events", self._events)
+        app.cleanup_ctx.append(self.lag.watched)
         return app
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -262,7 +267,7 @@ class _Call:
                 if failure.busy_s is not None:
                     core.busy(claim, failure.busy_s)
                 else:
-                    core.failed(claim, failure.why, blame=failure.blame)
+                    core.failed(claim, failure.why, blame=failure.blame and not self._own_fault(failure))
                 LOGGER.warning(
                     "Request %s: pool %s, replica %d: %s.",
                     ticket.name,
@@ -272,6 +277,11 @@ class _Call:
                 )
                 if self._begun or not core.may_retry(ticket):
                     return await self._give_up(failure)
+
+    def _own_fault(self, failure: UpstreamError) -> bool:
+        """Whether a server may have been silent only because nobody listened."""
+        waited_s = failure.waited_s
+        return waited_s is not None and self._server.lag.share(waited_s) >= _OWN_FAULT
 
     async def _give_up(self, failure: UpstreamError) -> web.StreamResponse:
         """Ends with the error of the last server: as an event, if the stream has begun."""
@@ -400,7 +410,13 @@ class _Call:
         except TimeoutError:
             waited = "between_tokens_timeout" if stream.begun else "first_token_timeout"
             why = "timeout" if loop.time() >= end else waited
-            raise UpstreamError(why, "The server took too long.", status=504, blame=why != "timeout") from None
+            raise UpstreamError(
+                why,
+                "The server took too long.",
+                status=504,
+                blame=why != "timeout",
+                waited_s=timeouts.between_tokens_s if stream.begun else timeouts.first_token_s,
+            ) from None
         except EventTooLargeError:
             raise UpstreamError("too_large", "The server sent an event that is too large.") from None
 
