@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from besteffort.cli import main
@@ -54,8 +57,8 @@ def test_bursts_are_beyond_all_models_but_the_smallest() -> None:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Address of a demo in a thread of its own."""
+def serving() -> Iterator[tuple[str, str]]:
+    """Addresses of a demo's gateway and engine, in a thread of its own."""
     found: dict[str, Any] = {}
     ready = threading.Event()
 
@@ -70,9 +73,9 @@ def serving() -> Iterator[str]:
 
     thread = threading.Thread(target=asyncio.run, args=(scenario(),))
     thread.start()
-    assert ready.wait(120)
+    assert ready.wait(600)
     try:
-        yield found["address"]
+        yield found["address"], found["engine"]
     finally:
         found["loop"].call_soon_threadsafe(found["over"].set)
         thread.join()
@@ -84,9 +87,31 @@ def few(count: int) -> Asked:
     return dataclasses.replace(asked, cases=cases, in_burst=np.arange(count) >= count // 2)
 
 
+def stream_and_leave(address: str, engine: str) -> None:
+    """By OpenAI's client: tokens come one by one, and a client that leaves frees its slot in the engine."""
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        fields: dict[str, Any] = {"model": "besteffort:addition", "temperature": 0, "stream": True}
+        texts = [chunk.choices[0].text for chunk in client.completions.create(prompt="012+034=", **fields)]
+        assert texts[:4] == list("0046")
+        chat = client.chat.completions.create(messages=[{"role": "user", "content": "012+034="}], **fields)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chat) == "0046"
+        with client.completions.create(prompt="012+034=", **fields) as stream:
+            next(iter(stream))
+    until_s = time.monotonic() + 20.0
+    while True:
+        with urllib.request.urlopen(f"{engine}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        running = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running")]
+        if any('finished_reason="abort"' in line for line in lines) and not any(running):
+            return
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
 def test_answers_are_those_of_the_models_that_are_named() -> None:
     asked = few(36)
-    with serving() as address:
+    with serving() as (address, engine):
+        stream_and_leave(address, engine)
         played = play_demo(asked, Target(f"{address}/v1"), lambda sent, done: None)
     assert not played.failures
     model = played.result.model
