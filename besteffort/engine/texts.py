@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from besteffort.laptop import tokenizer as characters
 from besteffort.opt.hub import load_tokenizer
@@ -11,6 +11,7 @@ from besteffort.opt.hub import load_tokenizer
 _INCOMPLETE = "\ufffd"  # what decoders put for bytes that are no character yet
 
 
+@runtime_checkable
 class Texts(Protocol):
     """How a model's texts are tokens."""
 
