@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 
 import jax
@@ -215,3 +215,23 @@ async def test_one_sentence_for_each_mistake(models: dict[str, Model]) -> None:
         engine_of({})
     with pytest.raises(InputError, match="`queue_capacity` is -1"):
         engine_of(models, queue_capacity=-1)
+
+
+@asynchronous
+async def test_a_paced_engine_takes_as_long_as_it_is_told(models: dict[str, Model]) -> None:
+    told: list[tuple[int, list[int]]] = []
+
+    def pace(decoding: int, prompts: Sequence[int]) -> float:
+        told.append((decoding, list(prompts)))
+        return 0.1 if prompts else 0.02
+
+    async with engine_of(models, paces={"one": pace}) as engine:
+        await engine.warm_up()
+        answer = engine.submit("one", PROMPTS[3], 6, stop_tokens=())
+        other = engine.submit("two", PROMPTS[3], 6, stop_tokens=())
+        await answer.complete()
+        assert len(await other.complete()) == 6
+    assert told == [(0, [len(PROMPTS[3])])] + [(1, [])] * 5
+    assert answer.first_token_s - answer.admission_s >= 0.1
+    # An iteration may make up for 5 ms by which the last one was late.
+    assert answer.completion_s - answer.admission_s >= 0.1 + 5 * 0.02 - 0.005
