@@ -47,7 +47,10 @@ def describe(snapshot: Snapshot) -> str:
         for places in snapshot.places.by_pool
         if places
     )
-    return f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
+    said = f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
+    if snapshot.config.canary is not None:
+        said += f"; a canary decides {snapshot.config.canary.share:.1%}"
+    return said if snapshot.shadow is None else f"{said}; with a shadow"
 
 
 @contextlib.contextmanager

@@ -184,6 +184,40 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shadow:
+    """A policy that decides every request, too, and is not followed.
+
+    Attributes:
+      policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
+      situation: name of a configuration or a YAML file.
+    """
+
+    policy: str | None = None
+    situation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_source("`shadow`: give", self.policy, self.situation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canary:
+    """A policy that decides a share of the requests.
+
+    Attributes:
+      share: of the requests, by a hash of their ids: an id is on the same side always.
+      policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
+      situation: name of a configuration or a YAML file.
+    """
+
+    share: Share
+    policy: str | None = None
+    situation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_source("`canary`: give", self.policy, self.situation)
+
+
+@dataclasses.dataclass(frozen=True)
 class GatewayConfig:
     """A gateway as a file states it. Paths are from the file's directory.
 
@@ -191,6 +225,8 @@ class GatewayConfig:
       pools: where requests may go, one per model, or per pool where the policy's situation states pools.
       policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
       situation: name of a configuration or a YAML file: profile, tasks, deadlines.
+      shadow: a policy to compare with.
+      canary: a policy to try on a share of the requests.
       listen: where and how much.
       default_task: task of requests that say nothing; the first of the policy unless stated.
       rules: further ways to tell the task.
@@ -208,6 +244,8 @@ class GatewayConfig:
     pools: Annotated[tuple[Pool, ...], Len(1, 64)]
     policy: str | None = None
     situation: str | None = None
+    shadow: Shadow | None = None
+    canary: Canary | None = None
     listen: Listen = Listen()
     default_task: str | None = None
     rules: tuple[Rule, ...] = ()
@@ -227,8 +265,7 @@ class GatewayConfig:
         for url in urls:
             if urls.count(url) > 1:
                 raise InputError(f"`pools`: {brief(url)} stands in two of them; name each replica once.")
-        if (self.policy is None) == (self.situation is None):
-            raise InputError("Give one of `policy`, a policy file, and `situation`, for the untrained policy.")
+        _check_source("Give", self.policy, self.situation)
         known = {key.name for key in self.keys}
         for rule in self.rules:
             if rule.key is not None and rule.key not in known:
@@ -315,6 +352,11 @@ def secret_of(where: str, variable: str, environment: Mapping[str, str] | None =
 
 def _hashed(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
+
+
+def _check_source(give: str, policy: str | None, situation: str | None) -> None:
+    if (policy is None) == (situation is None):
+        raise InputError(f"{give} one of `policy`, a policy file, and `situation`, for the untrained policy.")
 
 
 def _check_once(field: str, names: Iterable[str]) -> None:

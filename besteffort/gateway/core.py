@@ -25,9 +25,9 @@ from typing import Literal
 
 import numpy as np
 
-from besteffort.gateway.pools import Place
+from besteffort.gateway.pools import Place, ReplicaState
 from besteffort.gateway.prompt_lengths import CharactersPerToken
-from besteffort.gateway.snapshot import Snapshot
+from besteffort.gateway.snapshot import Arm, Snapshot
 from besteffort.in_flight import InFlight
 from besteffort.situation import deadline_s
 
@@ -110,6 +110,7 @@ class Ticket:
       name: its id.
       ask: what is known of it.
       snapshot: what decides it, whatever is reloaded meanwhile.
+      arm: the policy of it that does.
       flights: the books that know it, and whether it is on its place there.
       arrived_s: on the core's clock.
       arrived_at: seconds since 1970.
@@ -120,6 +121,8 @@ class Ticket:
       place: its last place.
       tried: replicas that failed it.
       attempts: times that it was sent.
+      shadow_pool: where the shadow would have sent it first; empty without one.
+      shadow_s: seconds that this took.
       first_s: when its first token came.
       output_tokens: tokens that came.
       why: what failed last.
@@ -129,6 +132,7 @@ class Ticket:
     name: str
     ask: Ask
     snapshot: Snapshot
+    arm: Arm
     flights: dict[InFlight, bool]
     arrived_s: float
     arrived_at: float
@@ -137,8 +141,10 @@ class Ticket:
     expires_s: float
     claim: Claim | None = None
     place: Place | None = None
-    tried: list[Place] = dataclasses.field(default_factory=list)
+    tried: list[ReplicaState] = dataclasses.field(default_factory=list)
     attempts: int = 0
+    shadow_pool: str = ""
+    shadow_s: float = 0.0
     first_s: float | None = None
     output_tokens: int = 0
     why: str = ""
@@ -171,6 +177,8 @@ class Record:
     quality: float
     attempts: int
     snapshot: int
+    arm: str
+    shadow_pool: str
     outcome: Outcome
     error: str
 
@@ -224,9 +232,10 @@ class Core:
             place.state.breaker.settings = snapshot.config.breaker
         if snapshot.flight is before.flight:
             return
-        taken = snapshot.flight.take_over(before.flight, snapshot.places.moved(before.places))
-        for name, sent in taken.items():
-            self._tickets[str(name)].flights[snapshot.flight] = sent
+        for arm in snapshot.arms:
+            taken = arm.flight.take_over(before.flight, arm.places.moved(before.places))
+            for name, sent in taken.items():
+                self._tickets[str(name)].flights[arm.flight] = sent
 
     def arrive(self, ask: Ask, name: str) -> Ticket:
         """A request has come; its task is one of the snapshot's.
@@ -240,22 +249,25 @@ class Core:
             raise RefusedError("draining", "The gateway is shutting down; try another one.", _FULL_RETRY_S)
         if len(self._tickets) >= snapshot.config.listen.requests:
             raise RefusedError("too_many_requests", "The gateway has too many requests in work.", _FULL_RETRY_S)
+        arm = snapshot.arm_for(name)
         while name in self._tickets:
             name = f"{name}-{next(self._numbers)}"
         tokens = ask.prompt_tokens if ask.prompt_tokens is not None else self.prompt_lengths.tokens(ask.characters)
         tokens = min(max(tokens, 1), _LONGEST_PROMPT)
-        own_s, visible_s = _deadline_s(ask, snapshot)
-        ticket = Ticket(
-            name, ask, snapshot, {snapshot.flight: False}, now, self._calendar(), tokens, visible_s, math.inf
-        )
-        snapshot.flight.arrived(
-            name,
-            task=ask.task,
-            prompt_tokens=tokens,
-            max_tokens=ask.max_tokens,
-            deadline_s=own_s,
-            at=now,
-        )
+        visible_s = _deadline_s(ask, snapshot)
+        ticket = Ticket(name, ask, snapshot, arm, {}, now, self._calendar(), tokens, visible_s, math.inf)
+        for each in snapshot.arms:
+            # One of the client's own, or of a situation that has others than the main one.
+            own = each.visible_deadline_s[ask.task] != visible_s
+            each.flight.arrived(
+                name,
+                task=ask.task,
+                prompt_tokens=tokens,
+                max_tokens=ask.max_tokens,
+                deadline_s=visible_s if own else None,
+                at=now,
+            )
+            ticket.flights[each.flight] = False
         self._tickets[name] = ticket
         self._lease(ticket, now)
         config = snapshot.config
@@ -272,15 +284,9 @@ class Core:
         self.sweep(now)
         if not ticket.flights or ticket.claim is not None:
             raise RuntimeError(f"Request {ticket.name} has ended or has a place already.")
-        snapshot, flight = ticket.snapshot, ticket.snapshot.flight
-        able = self._able(ticket, now)
-        if not able.any():
-            raise RefusedError("no_capacity", "No server can take the request now.", self._next_chance_s(ticket, now))
-        flight.use_only(able)
-        if ticket.attempts or snapshot.config.when_late != "policy":
-            flight.use_only(self._in_time(ticket, able, now))
-        pool, replica = flight.decide(ticket.name, at=now)
-        place = snapshot.places.by_pool[snapshot.policy.models.index(pool)][replica]
+        place = self._choose(ticket, ticket.arm, now)
+        if ticket.arm is ticket.snapshot.main and not ticket.attempts:
+            self._ask_shadow(ticket, now)
         for books in ticket.flights:
             ticket.flights[books] = self._sent(books, ticket, place, now)
         place.state.in_flight += 1
@@ -362,7 +368,7 @@ class Core:
         if not ticket.open or ticket.attempts > ticket.snapshot.config.retries.most or self._spare_retries < 1.0:
             return False
         now = self._clock()
-        if now - ticket.arrived_s >= ticket.deadline_s or not self._able(ticket, now).any():
+        if now - ticket.arrived_s >= ticket.deadline_s or not self._able(ticket, ticket.arm, now).any():
             return False
         self._spare_retries -= 1.0
         self.retries += 1
@@ -413,24 +419,52 @@ class Core:
         if new:
             heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
 
-    def _able(self, ticket: Ticket, now: float) -> np.ndarray:
-        """(rows, pools) whether a request may be sent there."""
-        places = ticket.snapshot.places
-        able = np.zeros(ticket.snapshot.flight.batch_sizes.shape, bool)
-        for place in places:
+    def _choose(self, ticket: Ticket, arm: Arm, now: float) -> Place:
+        """Where an arm would send a request, as the main policy numbers it.
+
+        Raises:
+          RefusedError: if there is no place for it, or it would be late and the operator wants that refused.
+        """
+        able = self._able(ticket, arm, now)
+        if not able.any():
+            raise RefusedError("no_capacity", "No server can take the request now.", self._next_chance_s(ticket, now))
+        arm.flight.use_only(able)
+        if ticket.attempts or ticket.snapshot.config.when_late != "policy":
+            arm.flight.use_only(self._in_time(ticket, arm, able, now))
+        pool, replica = arm.flight.decide(ticket.name, at=now)
+        place = ticket.snapshot.places.same(arm.places.by_pool[arm.policy.models.index(pool)][replica])
+        assert place is not None
+        return place
+
+    def _ask_shadow(self, ticket: Ticket, now: float) -> None:
+        """Notes where the shadow would send a request, on the observation that the main policy had."""
+        shadow = ticket.snapshot.shadow
+        if shadow is None:
+            return
+        started = time.perf_counter()
+        try:
+            ticket.shadow_pool = self._choose(ticket, shadow, now).pool.name
+        except RefusedError as refused:
+            ticket.shadow_pool = refused.code
+        ticket.shadow_s = time.perf_counter() - started
+
+    def _able(self, ticket: Ticket, arm: Arm, now: float) -> np.ndarray:
+        """(rows, pools) whether a request may be sent there, as an arm numbers them."""
+        able = np.zeros(arm.flight.batch_sizes.shape, bool)
+        for place in arm.places:
             state = place.state
-            if state.in_flight < place.limit and state.breaker.allows(now) and place not in ticket.tried:
+            if state.in_flight < place.limit and state.breaker.allows(now) and state not in ticket.tried:
                 able[place.row, place.index] = True
         return able
 
-    def _in_time(self, ticket: Ticket, able: np.ndarray, now: float) -> np.ndarray:
+    def _in_time(self, ticket: Ticket, arm: Arm, able: np.ndarray, now: float) -> np.ndarray:
         """What remains where pools are left out that would be late; if all would be, as the operator wants it.
 
         Raises:
           RefusedError: if the operator wants that.
         """
         config = ticket.snapshot.config
-        completion_s = ticket.snapshot.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
+        completion_s = arm.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
         left_s = ticket.deadline_s - (now - ticket.arrived_s)
         pools = able.any(axis=0)
         punctual = pools & (completion_s <= left_s)
@@ -441,7 +475,7 @@ class Core:
             wait_s = float(completion_s[pools].min()) - left_s
             raise RefusedError("too_late", "No model is expected to answer in time.", wait_s)
         only = np.zeros_like(able)
-        size = ticket.snapshot.policy.situation.fleet.model
+        size = arm.policy.situation.fleet.model
         smallest = min(np.flatnonzero(pools).tolist(), key=size.tolist().__getitem__)
         only[:, smallest] = able[:, smallest]
         return only
@@ -457,13 +491,10 @@ class Core:
 
     def _sent(self, books: InFlight, ticket: Ticket, place: Place, now: float) -> bool:
         """Tells books that a request was sent; whether they have its place."""
-        if books is ticket.snapshot.flight:
-            books.sent(ticket.name, place.index, place.replica, at=now)
-            return True
         # Of snapshots in between nothing is asked any more.
-        for other in self.snapshot.places if books is self.snapshot.flight else ():
-            if other.state is place.state:
-                books.sent(ticket.name, other.index, other.replica, at=now)
+        for arm in (*ticket.snapshot.arms, *self.snapshot.arms):
+            if arm.flight is books and (here := arm.places.same(place)) is not None:
+                books.sent(ticket.name, here.index, here.replica, at=now)
                 return True
         return False
 
@@ -477,7 +508,7 @@ class Core:
         return True
 
     def _return(self, ticket: Ticket, place: Place, why: str, now: float) -> None:
-        ticket.tried.append(place)
+        ticket.tried.append(place.state)
         ticket.why = why
         for books, sent in ticket.flights.items():
             if sent:
@@ -513,18 +544,19 @@ class Core:
             quality=0.0 if place is None else float(snapshot.quality[task, place.index]),
             attempts=ticket.attempts,
             snapshot=snapshot.number,
+            arm=ticket.arm.name,
+            shadow_pool=ticket.shadow_pool,
             outcome=outcome,
             error="" if outcome == "answered" else error,
         )
 
 
-def _deadline_s(ask: Ask, snapshot: Snapshot) -> tuple[float | None, float]:
-    """A request's own deadline, None if it is the task's, and the one that holds; of answers of mean length."""
+def _deadline_s(ask: Ask, snapshot: Snapshot) -> float:
+    """The deadline that holds for a request, of an answer of mean length."""
     task = snapshot.tasks[ask.task]
-    visible_s = snapshot.visible_deadline_s[task]
-    own_s = visible_s * ask.deadline_factor
+    own_s = snapshot.visible_deadline_s[task] * ask.deadline_factor
     if ask.deadline_base_s is not None:
         own_s = deadline_s(ask.deadline_base_s, ask.deadline_per_token_s, snapshot.mean_output_tokens[task])
     if ask.patience_s is not None:
         own_s = min(own_s, ask.patience_s)
-    return (None, visible_s) if own_s == visible_s else (own_s, own_s)
+    return own_s

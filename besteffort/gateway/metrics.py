@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from besteffort.gateway.core import Core, Record
+from besteffort.gateway.core import Claim, Core, Record
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _DECISIONS_S = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 1e-2, 1e-1)
@@ -50,11 +50,39 @@ class Metrics:
             "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=registry
         )
         self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=registry)
+        self._arm_requests = Counter(
+            "besteffort_arm_requests",
+            "Requests that ended, by the policy that decided them.",
+            ("arm", "task", "outcome"),
+            registry=registry,
+        )
+        self._arm_in_time = Counter(
+            "besteffort_arm_requests_in_time",
+            "Answers by their deadline, by the policy that decided.",
+            ("arm", "task"),
+            registry=registry,
+        )
+        self._arm_quality = Counter(
+            "besteffort_arm_quality_in_time",
+            "Quality of answers by their deadline, summed, by the policy that decided.",
+            ("arm", "task"),
+            registry=registry,
+        )
+        self._compared = Counter(
+            "besteffort_shadow_decisions", "Decisions that the shadow made, too.", ("task",), registry=registry
+        )
+        self._disagreed = Counter(
+            "besteffort_shadow_disagreements",
+            "Decisions that the shadow would have made otherwise.",
+            ("task", "pool", "shadow_pool"),
+            registry=registry,
+        )
         registry.register(self)
 
     def record(self, record: Record) -> None:
         """Counts a request that has ended."""
         self._requests.labels(record.task, record.model, record.outcome).inc()
+        self._arm_requests.labels(record.arm, record.task, record.outcome).inc()
         if record.outcome != "answered":
             return
         self._prompt.labels(record.model).inc(record.prompt_tokens)
@@ -65,9 +93,19 @@ class Metrics:
         if record.in_time:
             self._in_time.labels(record.task, record.model).inc()
             self._quality.labels(record.task).inc(record.quality)
+            self._arm_in_time.labels(record.arm, record.task).inc()
+            self._arm_quality.labels(record.arm, record.task).inc(record.quality)
 
-    def decided(self, seconds: float) -> None:
-        self._decisions.observe(seconds)
+    def decided(self, claim: Claim, seconds: float) -> None:
+        """Counts a decision, which took so long, with what the shadow did."""
+        ticket, pool = claim.ticket, claim.place.pool.name
+        if ticket.attempts > 1 or not ticket.shadow_pool:
+            self._decisions.observe(seconds)
+            return
+        self._decisions.observe(max(seconds - ticket.shadow_s, 0.0))
+        self._compared.labels(ticket.ask.task).inc()
+        if ticket.shadow_pool != pool:
+            self._disagreed.labels(ticket.ask.task, pool, ticket.shadow_pool).inc()
 
     def reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()

@@ -13,7 +13,7 @@ from besteffort.policy import Policy
 from besteffort.situation import Cluster, Situation
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class ReplicaState:
     """What changes of a replica; it outlives a change of the configuration.
 
@@ -67,10 +67,16 @@ class Places:
 
     def __init__(self, by_pool: Sequence[Sequence[Place]]) -> None:
         self.by_pool = tuple(tuple(places) for places in by_pool)
+        self._by_key = {place.key: place for place in self}
 
     def __iter__(self) -> Iterator[Place]:
         for places in self.by_pool:
             yield from places
+
+    def same(self, place: Place) -> Place | None:
+        """The replica of other places here, if it is here; one that was left out in between is another one."""
+        here = self._by_key.get(place.key)
+        return here if here is not None and here.state is place.state else None
 
     def moved(self, earlier: Places) -> dict[tuple[str, int], tuple[str, int]]:
         """Of a pool and number in earlier places those of the same replica here."""

@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from besteffort.gateway.errors import ApiError
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
-from besteffort.gateway.snapshot import Snapshot, make_policy, make_snapshot
+from besteffort.gateway.snapshot import ArmName, Snapshot, Source, make_policy, make_snapshot, sources
 from besteffort.gateway.upstream import Upstream
 from besteffort.policy import Policy
 
@@ -45,7 +45,7 @@ def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
       InputError: if something does not fit.
     """
     config, path = load_gateway(path_or_name)
-    return _snapshot(config, path, _policy(config, path), None), path
+    return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None), path
 
 
 def run(snapshot: Snapshot, path: Path, *, ready: Callable[[str], None] = lambda address: None) -> None:
@@ -91,7 +91,8 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._runner: web.AppRunner | None = None
         self._upstream: Upstream | None = None
-        self._policy: tuple[str, Policy] = (_policy_digest(path, snapshot.config), snapshot.policy)
+        named = sources(snapshot.config)
+        self._policies = {_policy_digest(path, named[arm.name]): arm.policy for arm in snapshot.arms}
 
     async def start(self) -> str:
         """Listens; returns the address.
@@ -189,10 +190,15 @@ class Gateway:
 
     def _read_again(self, before: Snapshot) -> Snapshot:
         config, path = load_gateway(self._path)
-        digest = _policy_digest(self._path, config)
-        if digest != self._policy[0]:
-            self._policy = (digest, _policy(config, path))
-        return _snapshot(config, path, self._policy[1], before)
+        read: dict[str, Policy] = {}
+        policies: dict[ArmName, Policy] = {}
+        for arm, source in sources(config).items():
+            digest = _policy_digest(self._path, source)
+            known = read.get(digest) or self._policies.get(digest)
+            policies[arm] = read[digest] = _policy(source, path) if known is None else known
+        snapshot = _snapshot(config, path, policies, before)
+        self._policies = read
+        return snapshot
 
     def _log(self, record: Record) -> None:
         for listener in self.listeners:
@@ -237,27 +243,31 @@ async def _serve(snapshot: Snapshot, path: Path, ready: Callable[[str], None]) -
     LOGGER.info("Ended.")
 
 
-def _policy(config: GatewayConfig, path: Path) -> Policy:
+def _policy(source: Source, path: Path) -> Policy:
     try:
-        return make_policy(config, path.parent)
+        return make_policy(source, path.parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _snapshot(config: GatewayConfig, path: Path, policy: Policy, earlier: Snapshot | None) -> Snapshot:
+def _snapshot(
+    config: GatewayConfig, path: Path, policies: Mapping[ArmName, Policy], earlier: Snapshot | None
+) -> Snapshot:
     try:
-        return make_snapshot(config, policy, earlier=earlier)
+        canary, shadow = policies.get("canary"), policies.get("shadow")
+        return make_snapshot(config, policies["policy"], canary=canary, shadow=shadow, earlier=earlier)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def _digest(path: Path, config: GatewayConfig) -> str:
     """Of the files that a reload would read."""
-    return "\n".join((_file_digest(path), _policy_digest(path, config)))
+    policies = (_policy_digest(path, source) for source in sources(config).values())
+    return "\n".join((_file_digest(path), *policies))
 
 
-def _policy_digest(path: Path, config: GatewayConfig) -> str:
-    named = config.policy or config.situation
+def _policy_digest(path: Path, source: Source) -> str:
+    named = source.policy or source.situation
     return f"{named}\n{_file_digest(path.parent / str(named))}"
 
 

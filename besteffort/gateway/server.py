@@ -249,7 +249,7 @@ class _Call:
                 raise
             seconds = time.perf_counter() - started
             self._decided_s += seconds
-            self._server.metrics.decided(seconds)
+            self._server.metrics.decided(claim, seconds)
             try:
                 return await self._send(claim)
             except InvalidRequestError as invalid:

@@ -51,3 +51,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@functools.cache
+def contrary() -> Policy:
+    """The model of which least is to be expected."""
+    policy = greedy()
+    return dataclasses.replace(policy, weights=((-np.eye(len(policy.models)), np.zeros(len(policy.models))),))

@@ -32,6 +32,8 @@ RECORD = Record(
     quality=0.5,
     attempts=1,
     snapshot=0,
+    arm="policy",
+    shadow_pool="",
     outcome="answered",
     error="",
 )
