@@ -849,6 +849,7 @@ def profile_fit(
 def serve(
     config: tyro.conf.Positional[Annotated[str, _metavar("CONFIG")]],
     check: Flag = False,
+    workers: int = 1,
     output: SharedOutput = Output(),
 ) -> Answer | None:
     """Serve OpenAI's API, and let a policy choose which of your servers answers each request.
@@ -856,6 +857,7 @@ def serve(
     Args:
       config: YAML file that names pools of servers, a policy, and where to listen.
       check: read and check everything, and end.
+      workers: processes that share the work on this host.
       output: options on what is printed.
     """
     from besteffort.gateway import command
@@ -864,7 +866,7 @@ def serve(
     if check:
         answer.line(command.check(config))
         return answer
-    command.serve(config, answer.line)
+    command.serve(config, answer.line, workers)
     return None
 
 

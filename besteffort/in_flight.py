@@ -187,6 +187,15 @@ class InFlight:
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
         self._limits = self._factors = False
+        self._latest: tuple[Hashable, float, Estimates] | None = None  # until something happens
+        self.others: Callable[[float], float] | None = None
+        """Of a time the rate of the requests that come to other gateways, which is added to the own one."""
+        self._seen_rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)  # with those of others
+
+    @property
+    def observed_slowdown(self) -> np.ndarray | None:
+        """(pools,) factor on the times of the tables that was observed; None where times are not compared."""
+        return self._slowdown
 
     def arrived(
         self,
@@ -235,6 +244,7 @@ class InFlight:
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
         self._rates.append(float(next_rate(self._rates[-1], gap_s, tau_s)) if self._rates else 0.0)
+        self._seen_rates.append(self._rates[-1] + (self.others(now) if self.others is not None else 0.0))
         if self._tau_s:
             self._compare(gap_s)
         self._last_arrival_s = now
@@ -300,6 +310,51 @@ class InFlight:
             instance.begun_s = instance.ended_s = now
             self._admit(instance, request)
 
+    def sent_elsewhere(
+        self,
+        request: Hashable,
+        pool: str | int,
+        replica: int,
+        *,
+        task: str,
+        prompt_tokens: int,
+        arrived_s: float,
+        max_tokens: int | None = None,
+        deadline_s: float | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Another gateway has sent a request to a replica of this one's. It is no arrival here, see `others` for these.
+
+        Tell its tokens and its end as of any other. Arguments and errors as of `arrived` and `sent`.
+
+        Args:
+          request: names it in later events.
+          pool: its pool.
+          replica: its replica.
+          task: its task.
+          prompt_tokens: length of its prompt.
+          arrived_s: when it came, in seconds of the same clock.
+          max_tokens: the client's limit on its output.
+          deadline_s: its deadline, if it is not the task's.
+          at: when it was sent; now, by default.
+        """
+        if request in self._requests:
+            raise InputError(f"Request {request!r} is known already; give every request a name of its own.")
+        index = self._tasks.get(task, -1)
+        if index < 0:
+            raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
+        _at_least_one(request, "prompt_tokens", prompt_tokens)
+        factor = 1.0 if deadline_s is None else deadline_s / self._visible_deadline_s[index]
+        self._limits |= max_tokens is not None
+        self._factors |= deadline_s is not None
+        self._know_prompt(prompt_tokens)
+        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, arrived_s)
+        try:
+            self.sent(request, pool, replica, at=at)
+        except InputError:
+            del self._requests[request]
+            raise
+
     def first_token(self, request: Hashable, *, at: float | None = None) -> None:
         """The first token has come.
 
@@ -338,13 +393,21 @@ class InFlight:
         instance.leaving += leaving - known.leaving
         known.leaving = leaving
 
-    def done(self, request: Hashable, *, output_tokens: int | None = None, at: float | None = None) -> None:
+    def done(
+        self,
+        request: Hashable,
+        *,
+        output_tokens: int | None = None,
+        last_token: bool = True,
+        at: float | None = None,
+    ) -> None:
         """The last token has come.
 
         Args:
           request: its name.
           output_tokens: length of the answer. Needed only to compare times with the tables where answers are not
             streamed; an answer without it is not compared.
+          last_token: whether it comes with this; not where `tokens` has told it.
           at: when; now, by default.
 
         Raises:
@@ -354,9 +417,11 @@ class InFlight:
         if output_tokens is not None:
             _at_least_one(request, "output_tokens", output_tokens)
         now = self._advance(at)
-        self._begin(known.instance, now)
+        if last_token:
+            self._begin(known.instance, now)
         if self._tau_s and self._terms.streamed:
-            self._observe(known, 1, now)
+            if last_token:
+                self._observe(known, 1, now)
         elif self._tau_s and output_tokens is not None:
             self._hear_of(known, output_tokens, now)
         self._leave(request, known)
@@ -400,13 +465,15 @@ class InFlight:
         if available.shape != self.batch_sizes.shape:
             raise InputError(f"`available` has the shape {available.shape}; give {self.batch_sizes.shape}.")
         takes = available & self._placed
-        self._open = takes.any(axis=0)
+        self._open, self._latest = takes.any(axis=0), None
         # A pool that is not chosen is looked at as if all of it were available, so that what is seen of it is finite.
         takes |= self._placed & ~self._open
         self._takes = None if takes.all() else takes
 
     def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
         """Takes over the requests of other books and their rate, where a gateway changes its policy.
+
+        Where pools and tables are the same, how observed times compare with these, too.
 
         Of its tokens, a request had all when the other books were told of the last event, so what is estimated of it
         is rough until more of them come.
@@ -450,7 +517,13 @@ class InFlight:
             if sent and (tokens := other._requests[request].tokens):
                 self.tokens(request, tokens, at=other._now_s)
         self._rates.extend(other._rates)
+        self._seen_rates.extend(other._seen_rates)
         self._last_arrival_s = other._last_arrival_s
+        mine, its = self.situation, other.situation
+        if self._tau_s and (self._tau_s, self._pools, mine.profile, mine.hardware) == (
+            *(other._tau_s, other._pools, its.profile, its.hardware),
+        ):
+            self._comparison, self._slowdown = other._comparison, other._slowdown
         # What the events above seem to tell of durations, they do not.
         self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))
         return taken
@@ -502,9 +575,18 @@ class InFlight:
     def arrival_rate(self, *, at: float | None = None) -> float:
         """The estimated rate that a request sees which arrives now, in requests per second."""
         now = self._advance(at)
+        others = self.others(now) if self.others is not None else 0.0
         if not self._rates:
-            return 0.0
-        return float(next_rate(self._rates[-1], now - self._last_arrival_s, self.situation.view.rate_tau_s))
+            return others
+        tau_s = self.situation.view.rate_tau_s
+        return others + float(next_rate(self._rates[-1], now - self._last_arrival_s, tau_s))
+
+    def own_rate(self) -> tuple[float, float]:
+        """The estimate at the last arrival here, and when that was; of these alone. Without one, 0 and minus infinity.
+
+        The rates of several gateways add up, see `besteffort.gateway.peers`.
+        """
+        return (self._rates[-1] if self._rates else 0.0), self._last_arrival_s
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
@@ -573,11 +655,24 @@ class InFlight:
             completion_s=completion_s(newcomer, course, params),
             observed_slowdown=slowdown,
         )
+        self._latest = (request, now, found)
         if rule is None or not with_harm:
             return found
         occupancy = self.batch_sizes.sum(axis=0) / (self._slots * self._replicas)
         visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
         return found._replace(value=rule_values(rule, found, known.task, rate, occupancy, visible_s, params))
+
+    def completion_s(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
+        """(pools,) seconds that an answer of each pool is expected to take; costs nothing after a decision on them.
+
+        Raises:
+          InputError: if it has not arrived.
+        """
+        known = self._latest
+        now = self._advance(at)
+        if known is None or known[0] != request or known[1] != now:
+            return np.asarray(self.estimates(request, at=now, with_harm=False).completion_s)
+        return np.asarray(known[2].completion_s)
 
     def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
@@ -613,7 +708,7 @@ class InFlight:
         return least_loaded(self.batch_sizes, self._takes) * len(self._pools) + self._number
 
     def _rate(self) -> float:
-        return self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0
+        return self._seen_rates[0] if len(self._seen_rates) == self._seen_rates.maxlen else 0.0
 
     def _view(self, picked: np.ndarray, now: float) -> InFlightView:
         view = self._rows(picked, now)
@@ -834,6 +929,7 @@ class InFlight:
         if not math.isfinite(now):
             raise InputError(f"`at` is {now}; give a finite number of seconds.")
         self._now_s = max(self._now_s, now)
+        self._latest = None
         return self._now_s
 
     def _widen(self) -> None:

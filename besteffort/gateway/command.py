@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from besteffort.errors import InputError
 
+MOST_WORKERS = 64
+
 if TYPE_CHECKING:
     from besteffort.gateway.snapshot import Snapshot
 
@@ -23,12 +25,13 @@ def check(path_or_name: str) -> str:
     return f"{path_or_name} is in order: {describe(snapshot)}."
 
 
-def serve(path_or_name: str, say: Callable[[str], None]) -> None:
+def serve(path_or_name: str, say: Callable[[str], None], workers: int = 1) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
       path_or_name: the configuration.
       say: gets a sentence once the gateway listens.
+      workers: processes that share the work.
 
     Raises:
       InputError: if something does not fit, or the gateway cannot listen.
@@ -36,7 +39,16 @@ def serve(path_or_name: str, say: Callable[[str], None]) -> None:
     snapshot, path = _prepared(path_or_name)
     from besteffort.gateway import serve as serving
 
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"`--workers` is {workers}; give 1 to {MOST_WORKERS}.")
     serving.set_up_logging()
+    if workers > 1:
+        from besteffort.gateway.workers import run_workers
+
+        run_workers(
+            snapshot, path, workers, lambda at: say(f"Listening on {at}: {describe(snapshot)}; {workers} workers.")
+        )
+        return
     serving.run(snapshot, path, ready=lambda address: say(f"Listening on {address}: {describe(snapshot)}."))
 
 

@@ -218,6 +218,27 @@ class Canary:
 
 
 @dataclasses.dataclass(frozen=True)
+class DriftLimits:
+    """From when on requests and servers count as others than the policy was made for.
+
+    Attributes:
+      window_s: time constant in seconds over which averages forget.
+      least: requests that an average rests on before it counts.
+      mix: share of the requests that would have to be of another task for the policy's mix.
+      outside: share of lengths outside the policy's range, and of the time at more than its highest rate.
+      means: times that a mean length is longer or shorter.
+      times: times that answers take longer or shorter than predicted.
+    """
+
+    window_s: Seconds = 300.0
+    least: Few = 100
+    mix: Share = 0.2
+    outside: Share = 0.1
+    means: Annotated[float, Interval(ge=1, le=1000)] = 1.5
+    times: Annotated[float, Interval(ge=1, le=1000)] = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
 class GatewayConfig:
     """A gateway as a file states it. Paths are from the file's directory.
 
@@ -227,6 +248,7 @@ class GatewayConfig:
       situation: name of a configuration or a YAML file: profile, tasks, deadlines.
       shadow: a policy to compare with.
       canary: a policy to try on a share of the requests.
+      drift: when requests and servers are no longer what the policy was made for.
       listen: where and how much.
       default_task: task of requests that say nothing; the first of the policy unless stated.
       rules: further ways to tell the task.
@@ -246,6 +268,7 @@ class GatewayConfig:
     situation: str | None = None
     shadow: Shadow | None = None
     canary: Canary | None = None
+    drift: DriftLimits = DriftLimits()
     listen: Listen = Listen()
     default_task: str | None = None
     rules: tuple[Rule, ...] = ()

@@ -20,10 +20,17 @@ class ReplicaState:
     Attributes:
       breaker: whether it gets requests.
       in_flight: requests that were sent to it and have not ended.
+      elsewhere: those of other gateways.
     """
 
     breaker: CircuitBreaker
     in_flight: int = 0
+    elsewhere: int = 0
+
+    @property
+    def busy(self) -> int:
+        """All requests that it has."""
+        return self.in_flight + self.elsewhere
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from besteffort.errors import InputError
+from besteffort.gateway.board import BEAT_S, Board
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
 from besteffort.gateway.errors import ApiError
@@ -48,19 +50,28 @@ def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
     return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None), path
 
 
-def run(snapshot: Snapshot, path: Path, *, ready: Callable[[str], None] = lambda address: None) -> None:
+def run(
+    snapshot: Snapshot,
+    path: Path,
+    *,
+    ready: Callable[[str], None] = lambda address: None,
+    board: Board | None = None,
+    port: int | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is in work.
 
     Args:
       snapshot: as from `prepare`.
       path: file of the configuration.
       ready: gets the address once the gateway listens.
+      board: shared with the other workers of this host, if there are any; it ends with the process that began it.
+      port: of all workers.
 
     Raises:
       InputError: if the address is taken, or the request log cannot be written.
     """
     runner = asyncio.run if sys.platform == "win32" else _uvloop_or_asyncio()
-    runner(_serve(snapshot, path, ready))
+    runner(_serve(Gateway(snapshot, path, board=board, port=port), ready))
 
 
 def set_up_logging() -> None:
@@ -81,10 +92,13 @@ class Gateway:
       listeners: get the record of every request that has ended.
     """
 
-    def __init__(self, snapshot: Snapshot, path: Path) -> None:
-        self.core = Core(snapshot, log=self._log)
+    def __init__(self, snapshot: Snapshot, path: Path, *, board: Board | None = None, port: int | None = None) -> None:
+        """A gateway that does not listen yet; arguments as of `run`."""
+        self.core = Core(snapshot, log=self._log, board=board)
+        self._port = snapshot.config.listen.port if port is None else port
         self.metrics = Metrics(self.core)
         self.listeners: list[Callable[[Record], None]] = [self.metrics.record]
+        self._left_out: dict[str, str] = {}
         self._path = path
         self._digest = _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
@@ -102,7 +116,7 @@ class Gateway:
         """
         config = self.core.snapshot.config
         if config.request_log is not None:
-            self._request_log = RequestLog(self._path.parent / config.request_log)
+            self._request_log = RequestLog(self._path.parent / config.request_log, begun=self.core.board is not None)
         listen = config.listen
         self._upstream = Upstream()
         application = Server(self.core, self._upstream, self.metrics).application()
@@ -127,12 +141,15 @@ class Gateway:
             )
 
         try:
-            self._server = await loop.create_server(protocol, listen.host, listen.port, backlog=_BACKLOG)
+            self._server = await loop.create_server(
+                protocol, listen.host, self._port, backlog=_BACKLOG, reuse_port=self.core.board is not None or None
+            )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise InputError(
-                f"`listen` is {listen.host}, port {listen.port}: cannot listen there, {reason}; name another one."
+                f"`listen` is {listen.host}, port {self._port}: cannot listen there, {reason}; name another one."
             ) from error
+        self._watch()
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -140,6 +157,7 @@ class Gateway:
         """What is due from time to time: leases, the request log, files that changed."""
         self.core.sweep()
         self._flush()
+        self._watch()
         config = self.core.snapshot.config
         if await asyncio.to_thread(_digest, self._path, config) != self._digest:
             await self.reload()
@@ -188,6 +206,16 @@ class Gateway:
         if self._request_log is not None:
             self._request_log.close()
 
+    def _watch(self) -> None:
+        """Says what has come to differ from what the policy was made for."""
+        drift = self.metrics.drift
+        for sentence in drift.look():
+            LOGGER.warning("%s", sentence)
+        if drift.left_out != self._left_out:
+            self._left_out = dict(drift.left_out)
+            for measure, why in drift.left_out.items():
+                LOGGER.info("Drift of %s is not watched: %s.", measure, why)
+
     def _read_again(self, before: Snapshot) -> Snapshot:
         config, path = load_gateway(self._path)
         read: dict[str, Policy] = {}
@@ -217,10 +245,18 @@ class Gateway:
                 LOGGER.error("%s", error)
 
 
-async def _serve(snapshot: Snapshot, path: Path, ready: Callable[[str], None]) -> None:
-    gateway = Gateway(snapshot, path)
+async def _beat(core: Core) -> None:
+    """Signs of life to other workers."""
+    while True:
+        core.totals()
+        core.sync()
+        await asyncio.sleep(BEAT_S)
+
+
+async def _serve(gateway: Gateway, ready: Callable[[str], None]) -> None:
     ended, asked = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
+    loop, parent = asyncio.get_running_loop(), os.getppid()
+    beating = loop.create_task(_beat(gateway.core)) if gateway.core.board is not None else None
     try:
         address = await gateway.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -236,9 +272,13 @@ async def _serve(snapshot: Snapshot, path: Path, ready: Callable[[str], None]) -
                 await gateway.reload()
             else:
                 await gateway.tick()
+            if beating is not None and os.getppid() != parent:
+                break
         LOGGER.info("Ending: %d requests in work.", gateway.core.open_requests)
         await gateway.drain()
     finally:
+        if beating is not None:
+            beating.cancel()
         await gateway.stop()
     LOGGER.info("Ended.")
 

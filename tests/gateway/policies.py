@@ -39,8 +39,9 @@ def config(
     return GatewayConfig(**{"pools": pools, "policy": "policy.safetensors", **others})
 
 
-def snapshot(given: GatewayConfig | None = None, **others: Any) -> Snapshot:
-    return make_snapshot(config() if given is None else given, greedy(), **{"environment": {}, **others})
+def snapshot(given: GatewayConfig | None = None, policy: Policy | None = None, **others: Any) -> Snapshot:
+    policy = greedy() if policy is None else policy
+    return make_snapshot(config() if given is None else given, policy, **{"environment": {}, **others})
 
 
 class Clock:

@@ -23,10 +23,13 @@ ASK = Ask(task="piqa", characters=400)
 SHADOW, CANARY = Shadow("other.safetensors"), Canary(0.25, "other.safetensors")
 
 
-def snapshot(given: GatewayConfig, other: Policy | None = None, **others: object) -> Snapshot:
+def snapshot(
+    given: GatewayConfig, other: Policy | None = None, main: Policy | None = None, **others: object
+) -> Snapshot:
     other = contrary() if other is None else other
     canary, shadow = (None if stated is None else other for stated in (given.canary, given.shadow))
-    return make_snapshot(given, greedy(), canary=canary, shadow=shadow, environment={}, **others)
+    main = greedy() if main is None else main
+    return make_snapshot(given, main, canary=canary, shadow=shadow, environment={}, **others)
 
 
 def core(**stated: object) -> tuple[Core, Clock, list[Record]]:
@@ -188,9 +191,9 @@ def test_a_reload_moves_the_share(tmp_path: Path) -> None:
                     decided = {(record.arm, record.model) for record in found.records}
                     here = {0.0: {("policy", greedy().models[1])}, 1.0: {("canary", greedy().models[0])}}
                     assert decided == here.get(share, here[0.0] | here[1.0])
-                    policies.append(found.gateway.core.snapshot.arms[1].policy)
+                    policies.append(found.gateway.core.snapshot.arms[1].policy.weights[0][0])
                     assert found.gateway.core.snapshot.number == len(policies)
-                # The file has not changed, so it was read once.
+                # The file has not changed, so it was read once, and its arrays are the same.
                 assert policies[0] is policies[1] is policies[2]
                 save_policy(greedy(), tmp_path / "other.safetensors")
                 await found.gateway.tick()
