@@ -184,6 +184,42 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True)
+class Redis:
+    """Where gateways on several hosts, in front of the same servers, tell each other what they have in flight.
+
+    Attributes:
+      url: address, such as `redis://10.0.0.5:6379/0`; `rediss` for TLS.
+      username: of Redis.
+      password_env: environment variable that holds its password.
+      name: of the gateways that tell each other, among others that use the same Redis.
+      every_s: seconds between two exchanges.
+      lease_s: seconds without one after which a gateway's requests count no more.
+    """
+
+    url: str
+    username: str | None = None
+    password_env: str | None = None
+    name: str = "besteffort"
+    every_s: Annotated[float, Interval(ge=0.005, le=10)] = 0.05
+    lease_s: Annotated[float, Interval(ge=0.1, le=600)] = 2.0
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError("`redis.name` is to have 1 to 64 letters, digits, `.`, `_` and `-`; change it.")
+        if "@" in self.url:
+            raise InputError("`redis.url` has a password; put it into a variable that `redis.password_env` names.")
+        try:
+            parts = urlsplit(self.url)
+            fits = parts.port != 0 and parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+        except ValueError:
+            fits = False
+        if not fits or parts.query or parts.fragment or not re.fullmatch(r"(/[0-9]{0,4})?", parts.path):
+            raise InputError(f"`redis.url` is {brief(self.url)}; write redis://HOST:PORT, with /DATABASE if need be.")
+        if self.lease_s < 4 * self.every_s:
+            raise InputError("`redis.lease_s` is to be at least 4 times `redis.every_s`; raise it.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Shadow:
     """A policy that decides every request, too, and is not followed.
 
@@ -249,6 +285,7 @@ class GatewayConfig:
       shadow: a policy to compare with.
       canary: a policy to try on a share of the requests.
       drift: when requests and servers are no longer what the policy was made for.
+      redis: where gateways on several hosts tell each other what they have in flight.
       listen: where and how much.
       default_task: task of requests that say nothing; the first of the policy unless stated.
       rules: further ways to tell the task.
@@ -269,6 +306,7 @@ class GatewayConfig:
     shadow: Shadow | None = None
     canary: Canary | None = None
     drift: DriftLimits = DriftLimits()
+    redis: Redis | None = None
     listen: Listen = Listen()
     default_task: str | None = None
     rules: tuple[Rule, ...] = ()

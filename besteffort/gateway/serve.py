@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from besteffort.gateway.board import BEAT_S, Board
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
 from besteffort.gateway.errors import ApiError
+from besteffort.gateway.hosts import Hosts
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
@@ -99,6 +101,10 @@ class Gateway:
         self.metrics = Metrics(self.core)
         self.listeners: list[Callable[[Record], None]] = [self.metrics.record]
         self._left_out: dict[str, str] = {}
+        redis = snapshot.config.redis
+        group = secrets.token_hex(8) if board is None else board.group
+        self._hosts = None if redis is None else Hosts(self.core, redis, group)
+        self._sharing: asyncio.Task[None] | None = None
         self._path = path
         self._digest = _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
@@ -149,6 +155,8 @@ class Gateway:
             raise InputError(
                 f"`listen` is {listen.host}, port {self._port}: cannot listen there, {reason}; name another one."
             ) from error
+        if self._hosts is not None:
+            self._sharing = loop.create_task(self._hosts.keep(LOGGER.warning))
         self._watch()
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -175,8 +183,9 @@ class Gateway:
         if snapshot.config.listen.host != before.config.listen.host or (
             snapshot.config.listen.port != before.config.listen.port
             or snapshot.config.request_log != before.config.request_log
+            or snapshot.config.redis != before.config.redis
         ):
-            LOGGER.warning("`listen.host`, `listen.port` and `request_log` change with a restart only.")
+            LOGGER.warning("`listen.host`, `listen.port`, `redis` and `request_log` change with a restart only.")
         self.core.replace(snapshot)
         self._digest = await asyncio.to_thread(_digest, self._path, snapshot.config)
         self.metrics.reloaded("done")
@@ -201,6 +210,10 @@ class Gateway:
             if self._runner.server is not None:
                 await self._runner.server.shutdown(_CUT_OFF_S)
             await self._runner.cleanup()
+        if self._sharing is not None and self._hosts is not None:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
+            await self._hosts.close()
         if self._upstream is not None:
             await self._upstream.close()
         if self._request_log is not None:
