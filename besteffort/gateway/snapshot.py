@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -92,7 +93,7 @@ class Snapshot:
         """Where requests may go, as the main policy numbers them."""
         return self.main.places
 
-    @property
+    @functools.cached_property
     def arms(self) -> tuple[Arm, ...]:
         """All arms, the main one first."""
         return tuple(arm for arm in (self.main, self.canary, self.shadow) if arm is not None)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import numpy as np
+
+from besteffort.estimates.correction import PRIOR
 from besteffort.estimates.params import ServingParams
 from besteffort.policy import Policy
 from tests.gateway.backends import DONE, USAGE, Call, event
@@ -53,6 +56,16 @@ class BatchingServer:
                     queues.remove(mine)
         await call.chunk(event("", "length") + USAGE + DONE)
         await call.end_stream()
+
+    def slowdown(self) -> float:
+        """Its iterations over the tables, as the policy's comparison is defined.
+
+        What is long ago counts less, and a little is taken to have been seen as in the tables always.
+        """
+        ended_s, took_s, tables_s = np.array(self.iterations).T
+        tau_s = self.policy.situation.view.slowdown_tau_s
+        kept = np.exp((ended_s - ended_s[-1]) / tau_s)
+        return float(1.0 + kept @ (took_s - tables_s) / (kept @ tables_s + PRIOR * tau_s))
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

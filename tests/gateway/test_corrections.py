@@ -7,10 +7,12 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 
-from besteffort.estimates.correction import PRIOR
+from besteffort.gateway.board import Board, make_board
+from besteffort.gateway.config import Listen
 from besteffort.gateway.serve import Gateway
 from besteffort.gateway.snapshot import make_snapshot
 from besteffort.policy import Policy
@@ -66,17 +68,50 @@ def test_estimates_follow_a_server_that_is_slower_than_its_tables(tmp_path: Path
             flight = core.snapshot.flight
             flight.arrived("probe", task="piqa", prompt_tokens=PROMPT, max_tokens=TOKENS)
             seen = flight.estimates("probe").observed_slowdown[0]
-            # What is long ago counts less, and a little is taken to have been seen as in the tables always.
-            ended_s, took_s, tables_s = np.array(server.iterations).T
-            kept = np.exp((ended_s - ended_s[-1]) / TAU_S)
-            true = 1.0 + kept @ (took_s - tables_s) / (kept @ tables_s + PRIOR * TAU_S)
-            assert seen == pytest.approx(true, rel=0.15)
+            assert seen == pytest.approx(server.slowdown(), rel=0.15)
             assert seen > 0.5 * factor
             assert flight.estimates("probe").completion_s[0] == pytest.approx(
                 seen * (policy().situation.profile.models[0].prefill[0][1] + (TOKENS - 1) * 0.02), rel=0.15
             )
             assert f'besteffort_observed_slowdown{{pool="pool-0"}} {seen}' in found.gateway.metrics.text()[0].decode()
             flight.cancelled("probe")
+
+    run(scenario())
+
+
+def test_workers_that_share_a_server_observe_what_it_really_takes(tmp_path: Path) -> None:
+    """Each sees the tokens of its own requests come, and those of the other a little later."""
+
+    async def scenario() -> None:
+        server = BatchingServer(policy(), 0, 2.0, PROMPT)
+        make_board(tmp_path / "board", 2, 64)
+        async with backend(server) as (url, _), aiohttp.ClientSession() as session:
+            given = config([[url]], listen=Listen(port=0, drain_s=0.0))
+            gateways = [
+                Gateway(
+                    make_snapshot(given, policy(), environment={}),
+                    tmp_path / "gateway.yaml",
+                    board=Board(tmp_path / "board", number),
+                )
+                for number in range(2)
+            ]
+            addresses = [await gateway.start() for gateway in gateways]
+
+            async def ask(address: str) -> None:
+                body = {"model": "besteffort", "prompt": [1] * PROMPT, "max_tokens": TOKENS, "stream": True}
+                for _ in range(4):
+                    async with session.post(f"{address}/v1/completions", json=body) as response:
+                        assert (await response.read()).endswith(b"[DONE]\n\n")
+
+            await asyncio.gather(*(ask(address) for address in addresses * 2))
+            true = server.slowdown()
+            for gateway in gateways:
+                flight = gateway.core.snapshot.flight
+                gateway.core.sync()
+                flight.arrived("probe", task="piqa", prompt_tokens=PROMPT)
+                assert flight.observed_slowdown is not None
+                assert flight.observed_slowdown[0] == pytest.approx(true, rel=0.2)
+                await gateway.stop()
 
     run(scenario())
 

@@ -103,6 +103,19 @@ def test_what_is_told_is_what_is_in_flight_on_any_clock() -> None:
     assert counts(other) == 0
 
 
+def test_a_request_that_cannot_be_placed_is_left_out_as_far_as_it_is_unknown() -> None:
+    made, other = core(), core()
+    made.shares = True
+    made.claim(made.arrive(ASK, "r0"))
+    (held,) = made.shown().values()
+    other.peers.replace("redis a.b", {1: held._replace(place=1), 2: held._replace(number=2, task=1)}, None)
+    # A replica that is not in the file here counts nothing; a task that is unknown counts on its replica only.
+    assert sum(place.state.busy for place in other.snapshot.places) == 1
+    assert not other.snapshot.flight.batch_sizes.any()
+    other.peers.forget("redis a.b")
+    assert counts(other) == 0
+
+
 def test_what_is_broken_or_of_another_version_tells_nothing() -> None:
     made = core()
     made.shares = True
