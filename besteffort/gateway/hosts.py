@@ -102,7 +102,7 @@ class Hosts:
         self._core, self._settings = core, settings
         self._group = f"{short_hash(group):x}"
         self._name = f"{self._group}.{secrets.token_hex(8)}"
-        self._client = _client(settings)
+        self._client = make_client(settings)
         self._round = self._client.register_script(_ROUND)
         self._heard_s = core.now()
 
@@ -172,7 +172,12 @@ class Hosts:
                 self._core.peers.forget(gateway)
 
 
-def _client(settings: Redis) -> Any:
+def make_client(settings: Redis) -> Any:
+    """A client that is not connected yet.
+
+    Raises:
+      InputError: if its library is not installed, or the variable with the password not set.
+    """
     try:
         from redis.asyncio import Redis as Client
         from redis.asyncio.retry import Retry

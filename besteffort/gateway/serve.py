@@ -22,7 +22,7 @@ from besteffort.gateway.board import BEAT_S, Board
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
 from besteffort.gateway.errors import ApiError
-from besteffort.gateway.hosts import Hosts
+from besteffort.gateway.hosts import Hosts, make_client
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
@@ -49,6 +49,8 @@ def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
       InputError: if something does not fit.
     """
     config, path = load_gateway(path_or_name)
+    if config.redis is not None:
+        make_client(config.redis)
     return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None), path
 
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from besteffort.errors import InputError
@@ -74,13 +74,14 @@ class _Workers:
         self._port, self._number = port, workers
         self._environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(board.parent)}
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._listening: set[int] = set()
         self._ending = asyncio.Event()
 
     async def run(self, ready: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
-        loop.add_signal_handler(signal.SIGHUP, self._send, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         listening = [loop.create_future() for _ in range(self._number)]
         tasks = [loop.create_task(self._keep(worker, each)) for worker, each in enumerate(listening)]
         addresses = await asyncio.gather(*listening)
@@ -105,10 +106,13 @@ class _Workers:
                 process.terminate()
             assert process.stdout is not None
             address = (await process.stdout.readline()).decode().strip()
+            if address:
+                self._listening.add(worker)
             first = not listening.done()
             if first:
                 listening.set_result(address)
             status = await process.wait()
+            self._listening.discard(worker)
             if self._ending.is_set() or (first and not address):
                 return
             LOGGER.error("Worker %d has ended with status %d; it is started again.", worker, status)
@@ -117,10 +121,14 @@ class _Workers:
 
     def _end(self) -> None:
         self._ending.set()
-        self._send(signal.SIGTERM)
+        self._send(signal.SIGTERM, self._processes)
 
-    def _send(self, number: signal.Signals) -> None:
-        for process in self._processes.values():
+    def _reload(self) -> None:
+        # One that is being started does not know the signal, which would end it; it reads the files anyway.
+        self._send(signal.SIGHUP, self._listening)
+
+    def _send(self, number: signal.Signals, workers: Iterable[int]) -> None:
+        for process in (self._processes[worker] for worker in workers):
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)

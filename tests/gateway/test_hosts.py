@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from besteffort.errors import InputError
 from besteffort.gateway.config import Redis, Retries
 from besteffort.gateway.core import Ask, Core
 from besteffort.gateway.hosts import Hosts, pack, unpack
+from besteffort.gateway.serve import prepare
 from tests.gateway.backends import Call, Running, backend, completion, run, running
 from tests.gateway.policies import Clock, config, snapshot
+from tests.gateway.test_serve import write
 
 ASK = Ask(task="piqa", prompt_tokens=100, max_tokens=30)
 SERVER = shutil.which("redis-server")
@@ -139,6 +142,18 @@ def test_what_is_broken_or_of_another_version_tells_nothing() -> None:
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Redis(**settings)
+
+
+def test_a_missing_library_or_password_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "http://127.0.0.1:9/v1", redis={"url": "redis://127.0.0.1", "password_env": "NO_SUCH"})
+    with monkeypatch.context() as without:
+        for name in ("redis", "redis.asyncio"):
+            without.setitem(sys.modules, name, None)
+        with pytest.raises(InputError, match=r"^`redis` needs redis\S*, which is not installed; `pip install"):
+            prepare(path)
+    pytest.importorskip("redis")
+    with pytest.raises(InputError, match="`NO_SUCH` is not set"):
+        prepare(path)
 
 
 @needs_redis

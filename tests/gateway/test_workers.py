@@ -226,6 +226,11 @@ def test_counts_are_right_again_when_a_worker_was_killed(tmp_path: Path) -> None
                     await asyncio.sleep(0.3)
                     for _ in range(6):
                         assert (await scrape(address))["besteffort_requests_in_flight"] == 24
+                    write(tmp_path, url, pools=pools, request_log="requests.csv", when_late="refuse")
+                    gateway.send_signal(signal.SIGHUP)
+                    while min([(await scrape(address))["besteffort_snapshot"] for _ in range(8)]) < 1:
+                        await asyncio.sleep(0.05)
+                    assert (await scrape(address))["besteffort_requests_in_flight"] == 24
                     killed, kept = children(gateway.pid)
                     os.kill(killed, signal.SIGKILL)
                     at = asyncio.get_running_loop().time()
@@ -249,10 +254,7 @@ def test_counts_are_right_again_when_a_worker_was_killed(tmp_path: Path) -> None
                         assert found["besteffort_requests_in_flight"] == 0
                         # Those of the killed one that ended before would count, too; none had.
                         assert found["besteffort_requests_total"] == 24 - cut_off
-                    write(tmp_path, url, pools=pools, request_log="requests.csv", when_late="refuse")
-                    gateway.send_signal(signal.SIGHUP)
-                    while (await scrape(address)).get("besteffort_reloads_total") != 2:
-                        await asyncio.sleep(0.05)
+                        assert found["besteffort_reloads_total"] >= 2
                     gateway.send_signal(signal.SIGTERM)
                     assert await asyncio.wait_for(gateway.wait(), 30) == 0
         lines = (tmp_path / "requests.csv").read_text().splitlines()
