@@ -115,7 +115,7 @@ class Drift:
 
         def enough(key: Key, mean: _Mean) -> bool:
             # Half of it will do for what was shown already, so that nothing comes and goes.
-            return mean.weight >= limits.least * (0.5 if key in self.measures else 1.0)
+            return mean.rests_on(now, limits.window_s) >= limits.least * (0.5 if key in self.measures else 1.0)
 
         found: dict[Key, tuple[float, float]] = {}
         shares = {name: self._means[key] for name in self._tasks if (key := ("share", name)) in self._means}
@@ -185,7 +185,7 @@ class _Expected:
 
 
 class _Mean:
-    """A mean that forgets exponentially; `weight` is what it rests on."""
+    """A mean that forgets exponentially."""
 
     __slots__ = ("_at", "value", "weight")
 
@@ -193,8 +193,12 @@ class _Mean:
         self.value = self.weight = 0.0
         self._at = now
 
+    def rests_on(self, now: float, window_s: float) -> float:
+        """What is left of the weight."""
+        return self.weight * math.exp(-max(now - self._at, 0.0) / window_s)
+
     def add(self, value: float, now: float, weight: float, window_s: float) -> None:
-        kept = self.weight * math.exp(-max(now - self._at, 0.0) / window_s)
+        kept = self.rests_on(now, window_s)
         self._at = max(self._at, now)
         self.weight = kept + weight
         if self.weight > 0:

@@ -128,6 +128,15 @@ def test_few_requests_say_nothing() -> None:
     assert {measure for measure, _ in world.drift.measures} == {"in_flight"}
 
 
+def test_a_drift_of_requests_that_come_no_more_ends() -> None:
+    world = World()
+    world.play(300, task=TASKS[0].name)
+    assert ("task_mix", "") in world.active()
+    world.clock.now += 2 * LIMITS.window_s
+    assert world.drift.look() == ["Drift ends: task_mix, which rests on too few requests now."]
+    assert world.drift.look() == []
+
+
 @functools.cache
 def with_rates(highest: float, loads: bool = False) -> Policy:
     """`greedy` by a rule, which has prices up to a rate, or with a training that states loads."""
