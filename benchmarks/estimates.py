@@ -4,9 +4,8 @@
 
 Live: `InFlight.estimates` with 64 requests in flight on each instance, batches full and lines long, for the three
 models of the default profile, for twelve, and for twelve pools on three kinds of hardware in two sites; with and
-without harm. Compiled: steps of the environment with random
-choices at load 0.9, as it is, with the requests in flight shown but not read, and with all estimates made at every
-step. One thread, processor time, cases in turn.
+without harm. Compiled: steps of the environment with random choices at load 0.9, as it is, with the requests in flight
+shown but not read, and with all estimates made at every step. One thread, processor time, cases in turn.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Columns:
 
     Attributes:
       columns: where a log states what, such as `arrival=ts:ms,prompt=n_in,output=n_out`; also `first`, `last`, `ttft`,
-        `latency`, `task`, `model`, `limit`; in place of single columns of a known format, or all of an unknown one.
-        A unit is `s`, `ms`, `us` or `ns`.
+        `latency`, `task`, `model`, `limit`, `cached`; in place of single columns of a known format, or all of an
+        unknown one. A unit is `s`, `ms`, `us` or `ns`.
       limit: read only so many rows of a log.
     """
 
@@ -122,6 +122,7 @@ SharedOutput = Annotated[Output, tyro.conf.arg(name="")]
 SharedChanges = Annotated[Changes, tyro.conf.arg(name="")]
 
 FEW = Interval(ge=1, le=2**16)
+PORT = Interval(ge=0, le=65_535)
 LOAD = Interval(ge=1e-6, le=1e6)
 
 Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], _metavar("TRACKER"), tyro.conf.UseAppendAction]
@@ -556,7 +557,8 @@ def simulate(
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)
-    answer.table(write_result(result, situation, router, out))
+    for table in write_result(result, situation, router, out):
+        answer.table(table)
     answer.note(str(info))
     answer.file("per_request", out / "requests.csv")
     answer.file("summary", out / "summary.json")
@@ -649,6 +651,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
                 f"{cluster.queue_capacity}"
             }
         ),
+        **({"origins": ", ".join(situation.origin_names)} if situation.origins else {}),
         "rate estimate": f"over {loaded.rate_tau_s:g} s",
         "profile": f"{profile.name} ({profile.digest()})",
         "written by": f"besteffort {loaded.version}",
@@ -668,6 +671,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
             if situation.pools
             else {"cluster": dataclasses.asdict(cluster)}
         ),
+        **({"origins": situation.origin_names} if situation.origins else {}),
         rate_tau_s=loaded.rate_tau_s,
         profile={"name": profile.name, "digest": profile.digest()},
         written_by=loaded.version,
@@ -682,6 +686,7 @@ def profile_measure(
     max_batch: Annotated[int, _metavar("N"), FEW] = 32,
     context: Annotated[int, _metavar("N"), Interval(ge=1, le=2**22)] = 512,
     repeats: Annotated[int, _metavar("N"), FEW] = 15,
+    chunk_tokens: Annotated[int | None, _optional("N")] = None,
     qualities: Annotated[str | None, _optional("FILE")] = None,
     resume: Flag = False,
     output: SharedOutput = Output(),
@@ -696,6 +701,7 @@ def profile_measure(
       max_batch: largest batch of a decode step.
       context: longest sequence, prompt and answer.
       repeats: iterations that a figure is the median of.
+      chunk_tokens: read prompts in parts, so that an iteration works on so many tokens at most.
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
       output: options on what is printed.
@@ -706,7 +712,7 @@ def profile_measure(
 
     check_new_file(out)
     answer = Answer("profile measure", output)
-    plan = MeasurementPlan(models, dtype, max_batch, context, repeats)
+    plan = MeasurementPlan(models, dtype, max_batch, context, repeats, chunk_tokens)
     known = read_qualities(plan.names, qualities)
     interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
     answer.note(f"Device: {device_name()}")
@@ -847,8 +853,11 @@ def profile_fit(
 
 
 def serve(
-    config: tyro.conf.Positional[Annotated[str, _metavar("CONFIG")]],
+    config: tyro.conf.Positional[Annotated[str | None, _optional("CONFIG")]] = None,
     check: Flag = False,
+    demo: Flag = False,
+    port: Annotated[int | None, _optional("N"), PORT] = None,
+    workers: int = 1,
     output: SharedOutput = Output(),
 ) -> Answer | None:
     """Serve OpenAI's API, and let a policy choose which of your servers answers each request.
@@ -856,22 +865,103 @@ def serve(
     Args:
       config: YAML file that names pools of servers, a policy, and where to listen.
       check: read and check everything, and end.
+      demo: serve three small models that come with the package, in the same process; no configuration is needed.
+      port: port of the demo, 8080 unless given; its engine listens on the next one.
+      workers: processes that share the work on this host.
       output: options on what is printed.
     """
     from besteffort.gateway import command
 
     answer = Answer("serve", output)
+    if demo:
+        if config is not None or check or workers != 1:
+            raise InputError("`serve --demo` needs no configuration; leave it, `--check` and `--workers` out.")
+        _serve_demo(answer, port)
+        return None
+    if config is None:
+        raise InputError("`serve` needs a configuration, `besteffort serve gateway.yaml`, or `--demo`.")
+    if port is not None:
+        raise InputError("`--port` is of the demo; set `listen.port` in the configuration.")
     if check:
         answer.line(command.check(config))
         return answer
-    command.serve(config, answer.line)
+    command.serve(config, answer.line, workers)
     return None
 
 
+def _serve_demo(answer: Answer, port: int | None) -> None:
+    from besteffort.gateway.command import needs_extra
+
+    with needs_extra("serve --demo"):
+        from besteffort.demo import serve as demo
+    with contextlib.ExitStack() as starting:
+        say = starting.enter_context(answer.status("Starting"))
+
+        def ready(address: str, engine: str) -> None:
+            starting.close()
+            answer.line(f"Listening on {address}, with three models behind it on {engine}.")
+            answer.line("In another shell: `besteffort load --demo`.")
+
+        demo.run(demo.PORT if port is None else port, say, ready)
+
+
+def engine(
+    models: tyro.conf.Positional[Models],
+    host: Annotated[str, _metavar("ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, _metavar("N"), PORT] = 8000,
+    api_key_env: Annotated[str | None, _optional("VARIABLE")] = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    max_batch: Annotated[int, _metavar("N"), FEW] = 16,
+    queue_capacity: Annotated[int, _metavar("N"), Interval(ge=0, le=2**16)] = 64,
+    context: MaybeCount = None,
+    output: SharedOutput = Output(),
+) -> None:
+    """Serve OPT models with OpenAI's API on this device, all in one process.
+
+    Args:
+      models: models of the laptop tier (`laptop-1m`), directories with weights and tokenizer, or names on the Hugging
+        Face Hub.
+      host: address to listen on; any other than of this machine needs `--api-key-env`.
+      port: port to listen on; 0 takes a free one.
+      api_key_env: environment variable with a key that clients need.
+      dtype: number format of weights and cache.
+      max_batch: requests of a model that run at once.
+      queue_capacity: requests of a model that may wait beyond these; further ones are refused.
+      context: longest sequence in tokens, prompt and answer; by default each model's limit.
+      output: options on what is printed.
+    """
+    from besteffort.engine import command
+    from besteffort.gateway.command import needs_extra
+
+    with needs_extra("engine"):
+        import aiohttp  # noqa: F401
+    answer = Answer("engine", output)
+    listen, keys = command.check_listen(host, port, api_key_env)
+    with contextlib.ExitStack() as starting:
+        say = starting.enter_context(answer.status("Loading"))
+        loaded = command.load_models(models, dtype)
+
+        def ready(address: str) -> None:
+            starting.close()
+            answer.line(f"Listening on {address}: models {', '.join(loaded.models)}.")
+
+        command.serve(
+            loaded,
+            listen,
+            keys,
+            max_batch=max_batch,
+            queue_capacity=queue_capacity,
+            context=context,
+            status=say,
+            ready=ready,
+        )
+
+
 def load(
-    url: tyro.conf.Positional[Annotated[str, _metavar("URL")]],
-    requests: tyro.conf.Positional[Annotated[Path, _metavar("REQUESTS")]],
-    out: Directory,
+    url: tyro.conf.Positional[Annotated[str | None, _optional("URL")]] = None,
+    requests: tyro.conf.Positional[Annotated[Path | None, _optional("REQUESTS")]] = None,
+    out: Annotated[Path | None, _optional("DIR")] = None,
+    demo: Flag = False,
     config: Config = "paper",
     model: Annotated[str, _metavar("MODEL")] = "besteffort",
     api_key_env: Annotated[str | None, _optional("VARIABLE")] = None,
@@ -888,6 +978,8 @@ def load(
       url: address of a server with OpenAI's API, up to and including `/v1`.
       requests: log or trace: its format is recognised by its content; see docs/logs.md.
       out: new directory for `requests.csv` and `summary.json`, as of `simulate`.
+      demo: ask `besteffort serve --demo` for answers that are known, in bursts, and count the right ones in time; then
+        ask each model alone.
       config: situation, which says what answers are worth: a name or a YAML file.
       model: what to ask the server for.
       api_key_env: environment variable that holds the server's key.
@@ -906,8 +998,19 @@ def load(
     with needs_extra("load"):
         from besteffort.gateway.config import secret_of
         from besteffort.load.play import Target, play
-    check_run_directory(out, "load")
     answer = Answer("load", output)
+    if demo:
+        if requests is not None or out is not None:
+            raise InputError(
+                "`load --demo` has its own requests and writes no files; leave `REQUESTS` and `--out` out."
+            )
+        return _load_demo(answer, url, seed)
+    if url is None or requests is None or out is None:
+        raise InputError(
+            "`load` needs an address, a log or trace, and `--out`: "
+            "`besteffort load http://127.0.0.1:8080/v1 my_log.csv --out played`; or `--demo`."
+        )
+    check_run_directory(out, "load")
     known = load_situation(config, **changes.arguments())
     key = None if api_key_env is None else secret_of("`--api-key-env`", api_key_env)
     with answer.status("Reading"):
@@ -920,13 +1023,33 @@ def load(
             Target(url.rstrip("/"), model, key, not plain),
             lambda sent, done: say(f"Playing; {sent:,} of {len(listed.task):,} sent, {done:,} ended"),
         )
-    answer.table(write_result(played.result, situation, model, out))
+    for table in write_result(played.result, situation, model, out):
+        answer.table(table)
     answer.note(str(info))
     for reason, count in played.failures.most_common():
         answer.note(f"{count:,} of {len(listed.task):,} requests failed: {reason}.")
     answer.note(f"Requests were sent at most {1e3 * played.late_s:.0f} ms after their times.")
     answer.file("per_request", out / "requests.csv")
     answer.file("summary", out / "summary.json")
+    return answer
+
+
+def _load_demo(answer: Answer, url: str | None, seed: int) -> Answer:
+    from besteffort.demo import play as demo
+
+    asked = demo.ask(seed)
+    played = {}
+    with answer.status("Playing") as say:
+        for name, target in demo.targets(url or demo.URL).items():
+
+            def progress(sent: int, done: int, name: str = name) -> None:
+                say(f"Asking {name}; {sent:,} of {len(asked.in_burst):,} sent, {done:,} ended")
+
+            played[name] = demo.play_demo(asked, target, progress)
+    answer.table(demo.table(asked, played))
+    for name, each in played.items():
+        for reason, count in each.failures.most_common():
+            answer.note(f"{name}: {count:,} requests failed, {reason}.")
     return answer
 
 
@@ -951,6 +1074,7 @@ COMMANDS: dict[str, Command] = {
     "diagnose": Command(diagnose, "besteffort diagnose first-run/policy.safetensors --out diagnosis"),
     "simulate": Command(simulate, "besteffort simulate my_log.csv --router deadline --load 2 --out replay"),
     "serve": Command(serve, "besteffort serve gateway.yaml"),
+    "engine": Command(engine, "besteffort engine laptop-1m laptop-5m"),
     "load": Command(load, "besteffort load http://127.0.0.1:8080/v1 my_log.csv --load 2 --out played"),
     "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
     "list": Command(list_names, "besteffort list configurations"),

@@ -53,6 +53,7 @@ from besteffort.estimates.estimates import (
     follow,
     harm,
     own_delay_s,
+    own_reading,
     own_value,
     prospect,
     settled,
@@ -62,9 +63,9 @@ from besteffort.estimates.estimates import (
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.rule import rule_softness, rule_values
 from besteffort.estimates.view import InFlightView, Terms
-from besteffort.observation import VALUE, Observation, next_rate
+from besteffort.observation import ORIGIN, VALUE, Observation, next_rate
 from besteffort.policy import Policy
-from besteffort.pools import least_loaded, smallest
+from besteffort.pools import least_loaded, shown_among, smallest, taking
 from besteffort.situation import Situation, deadline_s
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -90,6 +91,7 @@ class _Request:
     deadline_factor: float
     arrival_s: float
     origin: int | None = None
+    cached_tokens: int = 0
     instance: int = -1
     seat: int = -1
     tokens: int = 0
@@ -109,6 +111,8 @@ class _Instance:
     running: int = 0
     joining_s: float = 0.0
     waiting_s: float = 0.0
+    waiting_tokens: int = 0
+    waiting_leaving: float = 0.0
     leaving: float = 0.0
     held: int = 0
     begun_s: float = 0.0
@@ -154,7 +158,14 @@ class InFlight:
         self._pools = {name: index for index, name in enumerate(fleet.names)}
         self._row = fleet.layout.rows
         self._placed = fleet.layout.placed
-        self._takes = None if self._placed.all() else self._placed
+        self._full = bool(self._placed.all())
+        up_first = fleet.life((0, 0, 0)).up_first
+        # Which replicas are up, or are to be, and when; None as long as nothing happens to any of them.
+        self._alive = up_first if fleet.alive else None
+        # Where requests may be sent, see `use_only`; None where everywhere.
+        self._available: np.ndarray | None = None
+        self._ready_s = np.full(self._placed.shape, -math.inf)
+        self._starting: dict[int, float] = {}  # instances that have requests, and are up then
         self._replicas = fleet.replicas
         self._origins = {name: index for index, name in enumerate(situation.origin_names)}
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
@@ -163,6 +174,9 @@ class InFlight:
         self._slows_down = bool((self._params.slowdown != 1).any())
         # Where admissions are inferred, or models slow each other down, sums do not follow from single events.
         self._incremental = not (self._terms.infers_admissions or self._slows_down)
+        # Nobody sees which prompts are being read in chunks.
+        budgets = fleet.chunk_tokens if self._terms.streamed else np.full(len(self._pools), np.inf)
+        self._in_chunks = np.isfinite(budgets).tolist()
         self._requests: dict[Hashable, _Request] = {}
         self._now_s = self._last_arrival_s = self._changed_s = -math.inf
         self._tau_s = situation.view.slowdown_tau_s
@@ -176,17 +190,26 @@ class InFlight:
         seats = (instances, self._terms.capacity)
         self._instances = [_Instance(free=list(range(seats[1]))[::-1]) for _ in range(instances)]
         self.batch_sizes = np.zeros(self._placed.shape, np.int64)
-        self._open = np.ones(len(self._pools), bool)
         self._present, self._running, self._eligible = (np.zeros(seats, bool) for _ in range(3))
         self._task, self._prompt, self._tokens, self._order = (np.zeros(seats, np.int64) for _ in range(4))
         self._law = np.zeros(seats, np.int64)
         self._limit = np.full(seats, _NO_LIMIT)
         self._arrival_s, self._factor, self._added_s = np.zeros(seats), np.ones(seats), np.zeros(seats)
         self._delay_s = np.zeros(seats)
+        self._cached = np.zeros(seats, np.int64)
         self._answers = np.zeros((instances, len(Answers._fields)))  # since the last arrival, not streamed
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
-        self._limits = self._factors = False
+        self._limits = self._factors = self._founds = False
+        self._latest: tuple[Hashable, float, Estimates] | None = None  # until something happens
+        self.others: Callable[[float], float] | None = None
+        """Of a time the rate of the requests that come to other gateways, which is added to the own one."""
+        self._seen_rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)  # with those of others
+
+    @property
+    def observed_slowdown(self) -> np.ndarray | None:
+        """(pools,) factor on the times of the tables that was observed; None where times are not compared."""
+        return self._slowdown
 
     def arrived(
         self,
@@ -194,6 +217,7 @@ class InFlight:
         *,
         task: str,
         prompt_tokens: int,
+        cached_tokens: int = 0,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
@@ -205,6 +229,7 @@ class InFlight:
           request: names it in later events.
           task: its task.
           prompt_tokens: length of its prompt.
+          cached_tokens: how much of it, from its beginning, is in the server's prefix cache, if that is known.
           max_tokens: the client's limit on its output, if it states one.
           deadline_s: its deadline on the latency, in seconds, if it is not the task's: that of an answer of the task's
             mean length. Longer and shorter answers have proportionally more and less.
@@ -220,6 +245,11 @@ class InFlight:
         if index < 0:
             raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
         _at_least_one(request, "prompt_tokens", prompt_tokens)
+        if not 0 <= cached_tokens <= prompt_tokens:
+            raise InputError(
+                f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
+                f"`prompt_tokens`, {prompt_tokens}."
+            )
         if max_tokens is not None:
             _at_least_one(request, "max_tokens", max_tokens)
         place = None if origin is None else self._origins.get(origin, -1)
@@ -235,13 +265,17 @@ class InFlight:
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
         self._rates.append(float(next_rate(self._rates[-1], gap_s, tau_s)) if self._rates else 0.0)
+        self._seen_rates.append(self._rates[-1] + (self.others(now) if self.others is not None else 0.0))
         if self._tau_s:
             self._compare(gap_s)
         self._last_arrival_s = now
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
+        self._founds |= cached_tokens > 0
         self._know_prompt(prompt_tokens)
-        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, now, place)
+        self._requests[request] = _Request(
+            index, prompt_tokens, max_tokens, factor, now, place, min(cached_tokens, prompt_tokens - 1)
+        )
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
         """A request goes to a pool, given by its name or index, and a replica of it.
@@ -254,10 +288,8 @@ class InFlight:
             raise InputError(f"Request {request!r} was sent already; send it once.")
         index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
         if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
-            there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
             raise InputError(
-                f"Request {request!r}: there is no replica {replica} of `{pool}`; there are, with how many replicas, "
-                f"{', '.join(there)}."
+                f"Request {request!r}: there is no replica {replica} of `{pool}`; {self._replicas_told()}."
             )
         now = self._advance(at)
         row = self._row[index][replica]
@@ -268,9 +300,13 @@ class InFlight:
         if not instance.free:
             self._widen()
         seat = instance.free.pop()
-        idle = not (instance.running or instance.waiting)
+        up_s = float(self._ready_s[row, index])
+        idle = not (instance.running or instance.waiting) and up_s <= now
+        if up_s > now:
+            self._starting[number] = up_s
         known.instance, known.seat = number, seat
-        known.prefill_s = float(self._params.prefill[index, known.prompt_tokens])
+        prefill = self._params.prefill[index]
+        known.prefill_s = float(prefill[known.prompt_tokens] - prefill[known.cached_tokens])
         known.sent_s = now
         self._sent += 1
         self.batch_sizes[row, index] += 1
@@ -282,6 +318,7 @@ class InFlight:
         here, params, task = (number, seat), self._params, known.task
         self._present[here], self._running[here], self._eligible[here] = True, False, idle
         self._task[here], self._prompt[here], self._tokens[here] = task, known.prompt_tokens, 0
+        self._cached[here] = known.cached_tokens
         self._order[here], self._arrival_s[here], self._factor[here] = (
             self._sent,
             known.arrival_s,
@@ -296,9 +333,59 @@ class InFlight:
         self._penalty[here] = params.weight[task] * params.miss_penalty
         instance.waiting_s += known.prefill_s
         instance.waiting[request] = known
+        if self._terms.chunks:
+            known.leaving = self._leaving(known)
+            instance.waiting_tokens += known.prompt_tokens - known.cached_tokens
+            instance.waiting_leaving += known.leaving
         if idle:
             instance.begun_s = instance.ended_s = now
-            self._admit(instance, request)
+            if not self._in_chunks[index]:
+                self._admit(instance, request)
+
+    def sent_elsewhere(
+        self,
+        request: Hashable,
+        pool: str | int,
+        replica: int,
+        *,
+        task: str,
+        prompt_tokens: int,
+        arrived_s: float,
+        max_tokens: int | None = None,
+        deadline_s: float | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Another gateway has sent a request to a replica of this one's. It is no arrival here, see `others` for these.
+
+        Tell its tokens and its end as of any other. Arguments and errors as of `arrived` and `sent`.
+
+        Args:
+          request: names it in later events.
+          pool: its pool.
+          replica: its replica.
+          task: its task.
+          prompt_tokens: length of its prompt.
+          arrived_s: when it came, in seconds of the same clock.
+          max_tokens: the client's limit on its output.
+          deadline_s: its deadline, if it is not the task's.
+          at: when it was sent; now, by default.
+        """
+        if request in self._requests:
+            raise InputError(f"Request {request!r} is known already; give every request a name of its own.")
+        index = self._tasks.get(task, -1)
+        if index < 0:
+            raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
+        _at_least_one(request, "prompt_tokens", prompt_tokens)
+        factor = 1.0 if deadline_s is None else deadline_s / self._visible_deadline_s[index]
+        self._limits |= max_tokens is not None
+        self._factors |= deadline_s is not None
+        self._know_prompt(prompt_tokens)
+        self._requests[request] = _Request(index, prompt_tokens, max_tokens, factor, arrived_s)
+        try:
+            self.sent(request, pool, replica, at=at)
+        except InputError:
+            del self._requests[request]
+            raise
 
     def first_token(self, request: Hashable, *, at: float | None = None) -> None:
         """The first token has come.
@@ -338,13 +425,21 @@ class InFlight:
         instance.leaving += leaving - known.leaving
         known.leaving = leaving
 
-    def done(self, request: Hashable, *, output_tokens: int | None = None, at: float | None = None) -> None:
+    def done(
+        self,
+        request: Hashable,
+        *,
+        output_tokens: int | None = None,
+        last_token: bool = True,
+        at: float | None = None,
+    ) -> None:
         """The last token has come.
 
         Args:
           request: its name.
           output_tokens: length of the answer. Needed only to compare times with the tables where answers are not
             streamed; an answer without it is not compared.
+          last_token: whether it comes with this; not where `tokens` has told it.
           at: when; now, by default.
 
         Raises:
@@ -354,9 +449,11 @@ class InFlight:
         if output_tokens is not None:
             _at_least_one(request, "output_tokens", output_tokens)
         now = self._advance(at)
-        self._begin(known.instance, now)
+        if last_token:
+            self._begin(known.instance, now)
         if self._tau_s and self._terms.streamed:
-            self._observe(known, 1, now)
+            if last_token:
+                self._observe(known, 1, now)
         elif self._tau_s and output_tokens is not None:
             self._hear_of(known, output_tokens, now)
         self._leave(request, known)
@@ -383,7 +480,13 @@ class InFlight:
         self._advance(at)
         self._leave(request, known)
         self._requests[request] = _Request(
-            known.task, known.prompt_tokens, known.max_tokens, known.deadline_factor, known.arrival_s, known.origin
+            known.task,
+            known.prompt_tokens,
+            known.max_tokens,
+            known.deadline_factor,
+            known.arrival_s,
+            known.origin,
+            known.cached_tokens,
         )
 
     def use_only(self, available: np.ndarray) -> None:
@@ -399,14 +502,12 @@ class InFlight:
         """
         if available.shape != self.batch_sizes.shape:
             raise InputError(f"`available` has the shape {available.shape}; give {self.batch_sizes.shape}.")
-        takes = available & self._placed
-        self._open = takes.any(axis=0)
-        # A pool that is not chosen is looked at as if all of it were available, so that what is seen of it is finite.
-        takes |= self._placed & ~self._open
-        self._takes = None if takes.all() else takes
+        self._available, self._latest = None if (available | ~self._placed).all() else available, None
 
     def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
         """Takes over the requests of other books and their rate, where a gateway changes its policy.
+
+        Where pools and tables are the same, how observed times compare with these, too.
 
         Of its tokens, a request had all when the other books were told of the last event, so what is estimated of it
         is rough until more of them come.
@@ -436,6 +537,7 @@ class InFlight:
             self._know_prompt(known.prompt_tokens)
             self._limits |= known.max_tokens is not None
             self._factors |= known.deadline_factor != 1.0
+            self._founds |= known.cached_tokens > 0
             self._requests[request] = _Request(
                 self._tasks[tasks[known.task]],
                 known.prompt_tokens,
@@ -443,6 +545,7 @@ class InFlight:
                 known.deadline_factor,
                 known.arrival_s,
                 self._origins.get(origins[known.origin]) if known.origin is not None else None,
+                known.cached_tokens,
             )
             if place is not None:
                 self.sent(request, *place, at=known.sent_s)
@@ -450,10 +553,69 @@ class InFlight:
             if sent and (tokens := other._requests[request].tokens):
                 self.tokens(request, tokens, at=other._now_s)
         self._rates.extend(other._rates)
+        self._seen_rates.extend(other._seen_rates)
         self._last_arrival_s = other._last_arrival_s
+        mine, its = self.situation, other.situation
+        if self._tau_s and (self._tau_s, self._pools, mine.profile, mine.hardware) == (
+            *(other._tau_s, other._pools, its.profile, its.hardware),
+        ):
+            self._comparison, self._slowdown = other._comparison, other._slowdown
         # What the events above seem to tell of durations, they do not.
         self._observed_s, self._assumed_s = np.zeros((2, len(self._pools)))
         return taken
+
+    def started(
+        self, pool: str | int, replica: int = 0, *, up_in_s: float | None = None, at: float | None = None
+    ) -> None:
+        """A replica starts; one that still has requests, since it drains, takes new ones at once.
+
+        Args:
+          pool: its pool, by name or index.
+          replica: its number in the pool.
+          up_in_s: seconds until it is up; the pool's `start_s` by default.
+          at: when; now, by default.
+
+        Raises:
+          InputError: if there is no such pool or replica, or the time is no number of seconds.
+        """
+        row, index = self._place_of(pool, replica)
+        later_s = float(self.situation.fleet.start_s[index]) if up_in_s is None else up_in_s
+        if not 0 <= later_s < math.inf:
+            raise InputError(f"`up_in_s` is {later_s:g}; give a number of seconds, at least 0.")
+        now, alive = self._advance(at), self._life()
+        if alive[row, index] or not self.batch_sizes[row, index]:
+            self._ready_s[row, index] = now + later_s
+            number = row * len(self._pools) + index
+            if number in self._starting:
+                self._starting[number] = now + later_s
+                self._wake(now)
+        alive[row, index] = True
+
+    def drained(self, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
+        """A replica takes no new requests from now on; those that it has go on.
+
+        Raises:
+          InputError: if there is no such pool or replica.
+        """
+        row, index = self._place_of(pool, replica)
+        self._advance(at)
+        self._life()[row, index] = False
+
+    def failed_replica(self, pool: str | int, replica: int = 0, *, at: float | None = None) -> list[Hashable]:
+        """A replica is down. Returns the requests that it had, which have ended without an answer.
+
+        Raises:
+          InputError: if there is no such pool or replica.
+        """
+        row, index = self._place_of(pool, replica)
+        self._advance(at)
+        self._life()[row, index] = False
+        number = row * len(self._pools) + index
+        lost = [request for request, known in self._requests.items() if known.instance == number]
+        for request in lost:
+            self._leave(request, self._requests[request])
+        self._starting.pop(number, None)
+        return lost
 
     def decide(self, request: Hashable, *, at: float | None = None) -> Decision:
         """Where a request that has arrived shall go. Nothing is booked before it is `sent`.
@@ -461,11 +623,13 @@ class InFlight:
         Raises:
           InputError: if it has not arrived, there is no policy, or nothing is available.
         """
-        if not self._open.any():
-            raise InputError(f"Request {request!r}: no replica is available; decide when one is.")
-        worth = np.where(self._open, self.values(request, at=at), -np.inf)
+        worth = self.values(request, at=at)
+        if (takes := self._pools_that_take) is not None:
+            if self._available is not None and not takes.any():
+                raise InputError(f"Request {request!r}: no replica is available; decide when one is.")
+            worth = np.where(takes, worth, -math.inf)
         pool = int(worth.argmax())
-        row = int(least_loaded(self.batch_sizes, self._takes)[pool])
+        row = int(self._picked()[pool]) // len(self._pools)
         return Decision(tuple(self._pools)[pool], self._row[pool].index(row))
 
     def values(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
@@ -489,9 +653,12 @@ class InFlight:
         if "since_change_s" in names:
             given["since_change_s"] = now - self._changed_s if math.isfinite(self._changed_s) else 0.0
         if "smallest_batch" in names:
-            given["smallest_batch"] = smallest(self.batch_sizes, self._takes)
+            size, takes = smallest(self.batch_sizes, self._takes), self._pools_that_take
+            given["smallest_batch"] = size if takes is None else np.where(takes, size, 0)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
+        if ORIGIN in names:
+            given[ORIGIN] = None if known.origin is None else self.situation.origin_names[known.origin]
         return policy.values(
             task=self.situation.tasks[known.task].name,
             batch_sizes=self.batch_sizes.sum(axis=0).tolist(),
@@ -502,9 +669,18 @@ class InFlight:
     def arrival_rate(self, *, at: float | None = None) -> float:
         """The estimated rate that a request sees which arrives now, in requests per second."""
         now = self._advance(at)
+        others = self.others(now) if self.others is not None else 0.0
         if not self._rates:
-            return 0.0
-        return float(next_rate(self._rates[-1], now - self._last_arrival_s, self.situation.view.rate_tau_s))
+            return others
+        tau_s = self.situation.view.rate_tau_s
+        return others + float(next_rate(self._rates[-1], now - self._last_arrival_s, tau_s))
+
+    def own_rate(self) -> tuple[float, float]:
+        """The estimate at the last arrival here, and when that was; of these alone. Without one, 0 and minus infinity.
+
+        The rates of several gateways add up, see `besteffort.gateway.peers`.
+        """
+        return (self._rates[-1] if self._rates else 0.0), self._last_arrival_s
 
     def observation(self, request: Hashable, *, at: float | None = None) -> Observation:
         """What a router sees of a request that has arrived.
@@ -523,7 +699,9 @@ class InFlight:
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             takes=self._takes,
             origin=known.origin,
+            ready_s=self._until_up(self._picked()),
             prompt_tokens=known.prompt_tokens,
+            cached_tokens=known.cached_tokens if self._founds else None,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
             in_flight=self._view(self._picked(), now),
@@ -548,7 +726,8 @@ class InFlight:
         slowdown = self._slowdown
         how = self._softness if rule is None else rule_softness(rule, rate, params, observed_slowdown=slowdown)
         factor = known.deadline_factor if self._factors else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin)
+        found = known.cached_tokens if self._founds else None
+        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, found)
         picked = self._picked()
         if self._incremental:
             line, course = self._follow(newcomer, picked, now)
@@ -564,7 +743,7 @@ class InFlight:
         lost = np.zeros(len(picked))
         if with_harm and view is not None:
             lost = harm(newcomer, self._stakes(picked), line, course, view, params, how)
-        found = Estimates(
+        estimates = Estimates(
             own=own_value(newcomer, ahead, line, course, self._terms, params),
             harm=lost,
             work=work_s(newcomer, course, slowdown, params),
@@ -573,19 +752,35 @@ class InFlight:
             completion_s=completion_s(newcomer, course, params),
             observed_slowdown=slowdown,
         )
+        self._latest = (request, now, estimates)
         if rule is None or not with_harm:
-            return found
+            return estimates
         occupancy = self.batch_sizes.sum(axis=0) / (self._slots * self._replicas)
         visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
-        return found._replace(value=rule_values(rule, found, known.task, rate, occupancy, visible_s, params))
+        return estimates._replace(value=rule_values(rule, estimates, known.task, rate, occupancy, visible_s, params))
+
+    def completion_s(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
+        """(pools,) seconds that an answer of each pool is expected to take; costs nothing after a decision on them.
+
+        Raises:
+          InputError: if it has not arrived.
+        """
+        known = self._latest
+        now = self._advance(at)
+        if known is None or known[0] != request or known[1] != now:
+            return np.asarray(self.estimates(request, at=now, with_harm=False).completion_s)
+        return np.asarray(known[2].completion_s)
 
     def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
         """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
         rows = []
-        prefill_s = self._params.prefill[:, newcomer.prompt_tokens].tolist()
+        own_prefill, own_tokens = own_reading(newcomer, self._params)
+        prefill_s = own_prefill.tolist()
+        until_up_s = self._until_up(picked)
+        ready_s = [0.0] * len(prefill_s) if until_up_s is None else until_up_s.tolist()
         stretches = [None] * len(prefill_s) if self._slowdown is None else self._slowdown.tolist()
-        for own_prefill_s, costs, number, stretch in zip(
-            prefill_s, self._costs, picked.tolist(), stretches, strict=True
+        for own_prefill_s, costs, number, stretch, up_s in zip(
+            prefill_s, self._costs, picked.tolist(), stretches, ready_s, strict=True
         ):
             instance = self._instances[number]
             if instance.boundary:
@@ -601,25 +796,86 @@ class InFlight:
                 None,
                 now - instance.begun_s,
                 stretch,
+                instance.waiting_tokens,
+                instance.waiting_leaving,
+                up_s,
             )
-            course = course_of(line, own_prefill_s, 0.0, costs, self._terms, scalars)
+            course = course_of(line, own_prefill_s, own_tokens, 0.0, costs, self._terms, scalars)
             rows.append((line.running, line.waiting, line.waiting_s, *course))
         running, waiting, waiting_s, *course_s = np.array(rows).T
-        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown)
+        takes = None if self._alive is None else self._pools_that_take
+        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown, takes=takes)
         return line, Course(*course_s)
 
+    @property
+    def _takes(self) -> Any:
+        """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+        available = self._available
+        if self._alive is not None:
+            alive = self._alive if available is None else self._alive & available
+            return taking(alive, self._ready_s - self._now_s)
+        if available is not None:
+            return self._placed & available
+        return None if self._full else self._placed
+
+    @property
+    def _pools_that_take(self) -> np.ndarray | None:
+        """(pools,) which pools have a replica that takes requests; None where all have."""
+        if self._alive is None and self._available is None:
+            return None
+        takes: np.ndarray = self._takes.any(axis=0)
+        return takes
+
     def _picked(self) -> np.ndarray:
-        """(pools,) the instances that the load balancer would pick."""
-        return least_loaded(self.batch_sizes, self._takes) * len(self._pools) + self._number
+        """(pools,) the instances that the load balancer would pick, or else stand for their pools."""
+        takes = self._takes
+        # A pool that takes none is looked at as if all of it did, so that what is seen of it is finite.
+        among = takes if self._pools_that_take is None else shown_among(takes, self._placed)
+        return least_loaded(self.batch_sizes, among) * len(self._pools) + self._number
+
+    def _until_up(self, picked: np.ndarray) -> np.ndarray | None:
+        """(pools,) seconds until these instances are up; None where nothing happens to replicas."""
+        return None if self._alive is None else np.maximum(self._ready_s.reshape(-1)[picked] - self._now_s, 0.0)
+
+    def _life(self) -> np.ndarray:
+        """(rows, pools) which replicas are up, or are to be."""
+        if self._alive is None:
+            self._alive = self._placed.copy()
+        return self._alive
+
+    def _wake(self, now: float) -> None:
+        """Instances that are up meanwhile have begun with those who waited."""
+        for number in [number for number, up_s in self._starting.items() if up_s <= now]:
+            instance = self._instances[number]
+            instance.begun_s = instance.ended_s = self._starting.pop(number)
+            if instance.waiting:
+                self._settle(number)
+
+    def _place_of(self, pool: str | int, replica: int) -> tuple[int, int]:
+        """Row and pool of a replica.
+
+        Raises:
+          InputError: if there is none.
+        """
+        index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
+        if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
+            raise InputError(f"There is no replica {replica} of `{pool}`; {self._replicas_told()}.")
+        return self._row[index][replica], index
+
+    def _replicas_told(self) -> str:
+        there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
+        return f"there are, with how many replicas, {', '.join(there)}"
 
     def _rate(self) -> float:
-        return self._rates[0] if len(self._rates) == self._rates.maxlen else 0.0
+        return self._seen_rates[0] if len(self._seen_rates) == self._seen_rates.maxlen else 0.0
 
     def _view(self, picked: np.ndarray, now: float) -> InFlightView:
         view = self._rows(picked, now)
         if self._slows_down:
             row = picked - self._number
             view = dataclasses.replace(view, beside=self._rows(row[:, None] + self._number, now))
+        if self._alive is not None:
+            view = dataclasses.replace(view, ready_s=self._until_up(picked), takes=self._pools_that_take)
         return dataclasses.replace(view, batch_sizes=self.batch_sizes.sum(axis=0), observed_slowdown=self._slowdown)
 
     def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
@@ -647,6 +903,7 @@ class InFlight:
             tokens=self._tokens[rows],
             task=self._task[rows],
             prompt_tokens=self._prompt[rows],
+            cached_tokens=self._cached[rows] if self._founds else None,
             age_s=now - self._arrival_s[rows],
             elapsed_s=now - np.array([self._instances[number].begun_s for number in rows.flat]).reshape(rows.shape),
             eligible=self._eligible[rows] if infers else None,
@@ -678,16 +935,18 @@ class InFlight:
         """Takes over numbers, in the forms in which they are read fast."""
         self._params = params
         held_s = (params.context_cost_s * params.priors.held_each).tolist()
+        chunks = np.full(len(self._pools), np.inf) if params.chunk_tokens is None else params.chunk_tokens
         self._slots = slots(params)
         self._slots_of = np.broadcast_to(self._slots, len(self._pools)).tolist()
         self._costs = [
-            Costs(_interpolation(row), most, follower_s, of_held_s, of_context_s, math.inf)
-            for row, most, follower_s, of_held_s, of_context_s in zip(
+            Costs(_interpolation(row), most, follower_s, of_held_s, of_context_s, math.inf, chunk_tokens)
+            for row, most, follower_s, of_held_s, of_context_s, chunk_tokens in zip(
                 params.decode.tolist(),
                 self._slots_of,
                 params.priors.follower_s.tolist(),
                 held_s,
                 params.context_cost_s.tolist(),
+                chunks.tolist(),
                 strict=True,
             )
         ]
@@ -774,20 +1033,30 @@ class InFlight:
         instance = self._instances[number]
         instance.boundary = False
         self._eligible[number] = self._present[number]
-        most = self._slots_of[number % len(self._pools)]
+        pool = number % len(self._pools)
+        if self._in_chunks[pool]:
+            return
+        most = self._slots_of[pool]
         while instance.waiting and instance.running < most:
             self._admit(instance, next(iter(instance.waiting)))
 
     def _admit(self, instance: _Instance, request: Hashable) -> None:
         known = instance.waiting.pop(request)
+        self._forget_waiting(instance, known)
         known.running = True
         known.iteration = instance.iterations
         self._running[known.instance, known.seat] = True
         instance.running += 1
-        instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
         instance.joining_s += known.prefill_s
         known.leaving = self._leaving(known)
         instance.leaving += known.leaving
+
+    def _forget_waiting(self, instance: _Instance, known: _Request) -> None:
+        """Takes a request that waits no longer off the sums over those that do."""
+        instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+        if self._terms.chunks:
+            instance.waiting_tokens -= known.prompt_tokens - known.cached_tokens
+            instance.waiting_leaving = instance.waiting_leaving - known.leaving if instance.waiting else 0.0
 
     def _leave(self, request: Hashable, known: _Request) -> None:
         del self._requests[request]
@@ -804,7 +1073,7 @@ class InFlight:
             instance.joining_s = instance.joining_s - known.prefill_s * (not known.tokens) if joining else 0.0
         else:
             del instance.waiting[request]
-            instance.waiting_s = instance.waiting_s - known.prefill_s if instance.waiting else 0.0
+            self._forget_waiting(instance, known)
         if not instance.running:
             # Sums of nothing are nothing, whatever was rounded on the way.
             instance.leaving = 0.0
@@ -834,6 +1103,9 @@ class InFlight:
         if not math.isfinite(now):
             raise InputError(f"`at` is {now}; give a finite number of seconds.")
         self._now_s = max(self._now_s, now)
+        if self._starting:
+            self._wake(self._now_s)
+        self._latest = None
         return self._now_s
 
     def _widen(self) -> None:

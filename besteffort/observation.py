@@ -29,9 +29,13 @@ class Observation(NamedTuple):
         factor in force where deadlines change with time.
       since_change_s: () seconds since any batch size last changed, before this request.
       prompt_tokens: () length of the request's prompt; None where routers do not estimate.
+      cached_tokens: () how much of it is found in a prefix cache; None where requests state none, or routers do not
+        estimate.
       output_limit: () the client's limit on the output; None where clients state none, or routers do not estimate.
       deadline_factor: () factor in force on the deadline; None likewise.
-      takes: (rows, pools) where there are replicas; None where they are everywhere.
+      takes: (rows, pools) between which replicas the load balancer chooses, of a pool that takes no requests none; None
+        where that is all of a full array.
+      ready_s: (pools,) seconds until the replica is up that would get the request; None where nothing happens to them.
       origin: () index of the request's origin; None where requests have none.
       in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
@@ -48,6 +52,13 @@ class Observation(NamedTuple):
     in_flight: Any = None
     takes: Any = None
     origin: Any = None
+    cached_tokens: Any = None
+    ready_s: Any = None
+
+    @property
+    def open(self) -> Any:
+        """(pools,) which pools take requests; None where nothing happens to replicas: then all do."""
+        return None if self.ready_s is None else self.takes.any(axis=-2)
 
 
 def next_rate(rate: Any, gap_s: Any, tau_s: Any, xp: Any = np) -> Any:
@@ -89,7 +100,10 @@ ESTIMATES = ("own", "harm", "work", "load", "first_token_s", "completion_s", VAL
 IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
 """Features that routers have only where observations show the requests in flight."""
 
-FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT)
+ORIGIN = "origin"
+"""The feature that says where a request comes from; all zeros for one that has no origin."""
+
+FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT, ORIGIN)
 
 PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 """Features with a value for each pool."""
@@ -97,7 +111,10 @@ PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 SIGNED = ("own", "harm", VALUE)
 """Features that may be below 0: a miss and a place may cost something, and `harm` is a sum of rounded differences."""
 
-EXOGENOUS = ("task", "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
+ONE_HOT = ("task", ORIGIN)
+"""Features that are one of several; their number is an index."""
+
+EXOGENOUS = (*ONE_HOT, "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
 """Features that do not depend on the router's choices."""
 
 
@@ -117,6 +134,7 @@ def default_features(
     typical_deadline_s: float = 0.5,
     typical_prompt_tokens: float = 128.0,
     largest_weight: float = 1.0,
+    origins: int = 0,
 ) -> tuple[Feature, ...]:
     """Features by name with normalisers that keep them of order one.
 
@@ -131,9 +149,10 @@ def default_features(
       typical_deadline_s: seconds at which the logarithms of predicted times bend.
       typical_prompt_tokens: length at which the logarithm of the prompt length bends.
       largest_weight: unit of rewards, in which `own` and `harm` count.
+      origins: how many there are.
 
     Raises:
-      InputError: on an unknown or repeated name.
+      InputError: on an unknown or repeated name, or `origin` where there are none.
     """
     known = {
         "task": Feature("task", tasks, "one_hot"),
@@ -151,12 +170,15 @@ def default_features(
         "prompt_tokens": Feature("prompt_tokens", 1, "log1p", typical_prompt_tokens),
         VALUE: Feature(VALUE, pools, "linear", 1.0),
         OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, pools, "log1p", 1.0),
+        ORIGIN: Feature(ORIGIN, origins, "one_hot"),
     }
     for name in names:
         if name not in known:
             raise InputError(f"Unknown feature `{name}`; choose from {', '.join(FEATURES)}.")
     if len(set(names)) != len(names):
         raise InputError("A feature is named twice; name each once.")
+    if ORIGIN in names and not origins:
+        raise InputError(f"The feature `{ORIGIN}` needs origins; give their number.")
     return tuple(known[name] for name in names)
 
 
@@ -173,7 +195,8 @@ def value_of(name: str, observation: Observation, estimates: Any = None, xp: Any
       InputError: if the observation or the estimates lack it.
     """
     if name == "smallest_batch":
-        return smallest(observation.instance_batch_sizes, observation.takes, xp)
+        value = smallest(observation.instance_batch_sizes, observation.takes, xp)
+        return value if observation.open is None else xp.where(observation.open, value, 0)
     value = getattr(estimates if name in ESTIMATES else observation, name, None)
     if value is None and name == VALUE and estimates is not None:
         raise InputError(
@@ -209,7 +232,7 @@ def encode(observation: Observation, features: tuple[Feature, ...], xp: Any = np
     for feature in features:
         value = value_of(feature.name, observation, estimates, xp)
         if feature.transform == "one_hot":
-            part = (xp.arange(feature.size) == value) * 1.0
+            part = (xp.arange(feature.size) == (-1 if value is None else value)) * 1.0
         else:
             scale = xp.asarray(feature.scale) if isinstance(feature.scale, tuple) else feature.scale
             part = xp.atleast_1d(xp.asarray(value) / scale)

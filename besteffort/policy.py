@@ -34,6 +34,8 @@ from besteffort.files import write_bytes
 from besteffort.observation import (
     ESTIMATES,
     OBSERVED_SLOWDOWN,
+    ONE_HOT,
+    ORIGIN,
     PER_MODEL,
     SIGNED,
     VALUE,
@@ -42,6 +44,7 @@ from besteffort.observation import (
     input_size,
     needs_in_flight,
 )
+from besteffort.profile.types import stated_only
 from besteffort.situation import Situation
 from besteffort.version import __version__
 from besteffort.weights import Weights, split
@@ -86,8 +89,8 @@ class Policy:
     version: str = __version__
 
     # Derived for speed. Every layer has one more unit, which is always 1, so that biases are rows of the kernels; the
-    # first kernel is per task, with the task's row in its bias.
-    _first: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
+    # first kernel is per task and origin, with their rows in its bias.
+    _first: dict[str | None, dict[str, np.ndarray]] = dataclasses.field(init=False, repr=False)
     _rest: tuple[np.ndarray, ...] = dataclasses.field(init=False, repr=False)
     _inputs: tuple[tuple[str, bool, float, float, bool, float | tuple[float, ...]], ...] = dataclasses.field(
         init=False, repr=False
@@ -99,14 +102,17 @@ class Policy:
         object.__setattr__(self, "weights", weights)
         self._check()
         kernel, bias = weights[0]
-        task_bias = dict.fromkeys(self.tasks, bias)
+        of_task = dict.fromkeys(self.tasks, np.zeros_like(bias))
+        of_origin: dict[str | None, np.ndarray] = {None: np.zeros_like(bias)}
         rows = []
         inputs = []
         start = 0
         for feature in self.features:
             stop = start + feature.size
             if feature.name == "task":
-                task_bias = {task: bias + kernel[start + i] for i, task in enumerate(self.tasks)}
+                of_task = dict(zip(self.tasks, kernel[start:stop], strict=True))
+            elif feature.name == ORIGIN:
+                of_origin |= dict(zip(self.situation.origin_names, kernel[start:stop], strict=True))
             else:
                 rows.append(kernel[start:stop])
                 highest = min(_LARGEST * np.min(feature.scale), sys.float_info.max)
@@ -116,7 +122,11 @@ class Policy:
             start = stop
         first = np.concatenate(rows) if rows else np.zeros((0, len(bias)), np.float32)
         last = len(weights) == 1
-        object.__setattr__(self, "_first", {task: _with_one(first, row, last) for task, row in task_bias.items()})
+        kernels = {
+            origin: {task: _with_one(first, bias + row + more, last) for task, row in of_task.items()}
+            for origin, more in of_origin.items()
+        }
+        object.__setattr__(self, "_first", kernels)
         rest = (_with_one(*layer, i == len(weights) - 1) for i, layer in enumerate(weights[1:], start=1))
         object.__setattr__(self, "_rest", tuple(rest))
         object.__setattr__(self, "_inputs", tuple(inputs))
@@ -148,14 +158,14 @@ class Policy:
           batch_sizes: per model, by name or in the order of `models`, the requests running and waiting on all replicas,
             without this one.
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
-          **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model); see
-            `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates (per
-            model) and `prompt_tokens`, for which `besteffort.in_flight.InFlight` keeps the books; its
-            `decide` passes all of them.
+          **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model), and
+            `origin` (its name, or None); see `besteffort.observation.Observation`. Those of
+            `besteffort.observation.IN_FLIGHT`, too: estimates (per model) and `prompt_tokens`, for which
+            `besteffort.in_flight.InFlight` keeps the books; its `decide` passes all of them.
 
         Raises:
-          InputError: on an unknown task, a value that is missing, no number, not finite or absurdly large, or negative
-            where it cannot be, or a feature that is not its.
+          InputError: on an unknown task or origin, a value that is missing, no number, not finite or absurdly large, or
+            negative where it cannot be, or a feature that is not its.
         """
         return self.models[
             self.values(task=task, batch_sizes=batch_sizes, arrival_rate=arrival_rate, **further).argmax()
@@ -168,11 +178,9 @@ class Policy:
         if further.keys() != self._further:
             raise self._wrong_features(further)
         try:
-            first = self._first[task]
+            first = self._first[further.get(ORIGIN)][task]
         except (KeyError, TypeError):
-            raise InputError(
-                f"The policy does not know the task `{brief(task)}`; it was trained for {', '.join(self.tasks)}."
-            ) from None
+            raise self._unknown(task, further.get(ORIGIN)) from None
         further["batch_sizes"] = batch_sizes
         further["arrival_rate"] = arrival_rate
         hidden: np.ndarray = self._encode(further).dot(first)
@@ -181,13 +189,22 @@ class Policy:
             hidden = hidden.dot(kernel)
         return hidden
 
+    def _unknown(self, task: Any, origin: Any) -> InputError:
+        what, name, known = "task", task, self.tasks
+        if task in self.tasks:
+            what, name, known = "origin", origin, self.situation.origin_names
+        return InputError(
+            f"The policy does not know the {what} `{brief(name)}`; it was trained for {', '.join(known)}."
+        )
+
     def check_fits(self, situation: Situation) -> None:
         """Checks that the policy can route in a situation.
 
         What gives the network's inputs and outputs their meaning has to be as in its own situation: the names of pools
         (where there is a cluster, of models) and tasks, in the same order, and the time constant of the rate estimate.
         Of a policy with estimates also `view.streamed`, since tokens that nobody counts are estimated otherwise. Where
-        it reads the observed slow-down, times have to be compared with the tables.
+        it reads the observed slow-down, times have to be compared with the tables, and where it reads the origin, the
+        names of origins have to be the same, in the same order.
 
         All else may differ: latency tables, slow-downs and qualities, replicas and their limits, shares, lengths,
         deadlines and weights of the tasks, the reward, and how late the view is; `view.features`, which names what is
@@ -200,15 +217,19 @@ class Policy:
         Raises:
           InputError: if the situation has other models or tasks (or an other order of these), or another time constant
             of the rate estimate, or the policy has estimates and tokens are counted in one of the two only, or
-            it reads the observed slow-down and times are not compared.
+            it reads the observed slow-down and times are not compared, or it reads the origin and origins differ.
         """
         models, tasks = situation.fleet.names, situation.task_names
         kind = "pools" if self.situation.pools else "models"
-        for what, own, other in ((kind, self.models, models), ("tasks", self.tasks, tasks)):
+        pairs = [(kind, self.models, models), ("tasks", self.tasks, tasks)]
+        if ORIGIN in self._further:
+            pairs.append(("origins", self.situation.origin_names, situation.origin_names))
+        for what, own, other in pairs:
             if own != other:
                 raise InputError(
-                    f"The policy was trained for the {what} {', '.join(own)} in this order, not {', '.join(other)}; "
-                    f"train one for these {what} or choose a situation that has the policy's."
+                    f"The policy was trained for the {what} {', '.join(own)} in this order, not "
+                    f"{', '.join(other) or 'for none'}; train one for these {what} or choose a situation that has the "
+                    "policy's."
                 )
         if self.rate_tau_s != situation.view.rate_tau_s:
             raise InputError(
@@ -275,10 +296,11 @@ class Policy:
         return InputError(f"`{unknown}` is no feature of this policy, leave it out; its features are {names}.")
 
     def _check(self) -> None:
-        sizes = {"task": len(self.tasks), **dict.fromkeys(PER_MODEL, len(self.models))}
+        origins = len(self.situation.origins)
+        sizes = {"task": len(self.tasks), ORIGIN: origins, **dict.fromkeys(PER_MODEL, len(self.models))}
         for feature in self.features:
             check_feature(feature, "Policy")
-            if feature.size != sizes.get(feature.name, 1) or (feature.name == "task") != (
+            if feature.size != sizes.get(feature.name, 1) or (feature.name in ONE_HOT) != (
                 feature.transform == "one_hot"
             ):
                 raise InputError(
@@ -369,11 +391,13 @@ def describe(policy: Policy) -> dict[str, Any]:
     # The settings are JSON values of any type, of which pydantic would make null where they are not finite.
     data = as_data(_About(**about | {"training": {}})) | {"training": dict(policy.training)}
     # What came later and is off is not written, so that files stay what they were.
-    data["situation"] = {
-        name: value
-        for name, value in data["situation"].items()
-        if value or name not in ("pools", "hardware", "origins")
-    }
+    data["situation"] = stated_only(
+        {
+            name: value
+            for name, value in data["situation"].items()
+            if value or name not in ("pools", "hardware", "origins")
+        }
+    )
     try:
         values: dict[str, Any] = json.loads(_canonical(data))
     except ValueError as error:

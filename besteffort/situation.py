@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Interval, Len
 
 from besteffort.errors import InputError, brief
-from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN
+from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN, ORIGIN
 from besteffort.pools import Fleet, Places, Pool
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative, Positive, Tokens
@@ -227,6 +227,12 @@ def as_text(value: Any) -> str:
         ", pools=()",
         ", hardware=()",
         ", origins=()",
+        ", start_s=None",
+        ", events=()",
+        ", autoscaler=None",
+        ", weights_gb=None",
+        ", memory_gb=None",
+        ", load_gb_per_s=None",
     ):
         text = text.replace(off, "")
     return text
@@ -285,6 +291,11 @@ class Situation:
                 raise InputError(f"Origin `{brief(name)}` is listed twice under `origins`; list it once.")
         if names and sum(origin.share for origin in self.origins) <= 0:
             raise InputError("Every origin has `share` 0; give at least one a positive share.")
+        if ORIGIN in self.view.features and not names:
+            raise InputError(
+                f"`view.features` names `{ORIGIN}`, but the situation has no origins; list them under `origins`, or "
+                "leave the feature out."
+            )
         for pool in self.pools:
             for delay in pool.delays:
                 if delay.origin not in names:

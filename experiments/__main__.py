@@ -40,6 +40,7 @@ EXPERIMENTS = (
     "where_it_pays",
     "rivals",
     "methods",
+    "mixed_hardware",
     "any_profile",
     "estimate_quality",
     "ablations",
@@ -53,6 +54,7 @@ _LONG = (
     *(
         "methods",
         "any_profile",
+        "mixed_hardware",
         "where_it_pays",
         "rivals",
         "more_models",

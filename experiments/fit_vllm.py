@@ -58,7 +58,8 @@ def replayed(log: RequestLog, found: Fitted) -> Result:
     cluster = Cluster(1, found.max_batch, queue_capacity=len(log), network_delay_s=found.delay_s)
     n = len(log)
     requests = Requests(
-        ("requests",), log.arrival_s, np.zeros(n), log.prompt_tokens, log.output_tokens, np.full(n, 1e3)
+        *(("requests",), log.arrival_s, np.zeros(n), log.prompt_tokens, log.output_tokens, np.full(n, 1e3)),
+        cached_tokens=log.cached_tokens,
     )
     situation = Situation(profile, cluster, (Task("requests"),))
     shape, _ = build(situation, None, history=1)

@@ -5,7 +5,8 @@
     python -m experiments.laptop_tier measure
 
 `train` writes the checkpoints into the package, `judge` their model cards and results/laptop_tier.json with the share
-of right answers per task, `measure` the built-in profile `laptop` with these qualities and this machine's latencies.
+of right answers per task, `measure` the built-in profile `laptop` with these qualities and this machine's latencies,
+and `demo` from it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from besteffort.demo.fleet import slowed
 from besteffort.device import device_name
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import mean_interval
@@ -35,7 +37,7 @@ from besteffort.laptop.tasks import CONTEXT, HELD_OUT, TASKS, draw
 from besteffort.laptop.training import Recipe, train
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import load_model
-from besteffort.profile import Source, TaskQuality
+from besteffort.profile import Source, TaskQuality, load_profile, save_profile
 from besteffort.profiling.measure import (
     MeasurementPlan,
     Qualities,
@@ -229,7 +231,9 @@ def measure_models(console: Console, repeats: int) -> None:
     out = RESULTS / "laptop.json"
     figures_file(out).unlink(missing_ok=True)
     report = measure_profile(plan, read_qualities(plan.names, QUALITIES), out)
-    out.replace(ROOT / "besteffort" / "profile" / "builtin" / "laptop.json")
+    builtin = ROOT / "besteffort" / "profile" / "builtin"
+    out.replace(builtin / "laptop.json")
+    save_profile(slowed(load_profile("laptop")), builtin / "demo.json")
     for table in tables(report):
         console.print(table.terminal())
     for remark in report.remarks:

@@ -187,7 +187,7 @@ async def play(
 
 def save(played: Played, right: np.ndarray, lone_s: np.ndarray, origin: dict[str, str], file: Path) -> None:
     """Keeps the results of a list and of the lone requests around it, and what it was played with."""
-    columns = {field.name: getattr(played.result, field.name) for field in dataclasses.fields(Result)}
+    columns = {name: values for name, values in vars(played.result).items() if values is not None}
     extra = {"right": right, "lone_s": lone_s, "lateness_s": played.lateness_s, "routing_s": played.routing_s}
     content = io.BytesIO()
     entries: dict[str, Any] = {**columns, **extra, **origin}
@@ -244,7 +244,7 @@ def compare(situation: Situation, policy: Path, runs: Path, console: Console) ->
     rows: dict[str, Any] = {}
     pictured: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for setting, kept in plays.items():
-        real = [Result(**{f.name: one[f.name] for f in dataclasses.fields(Result)}) for one in kept]
+        real = [Result(**{f.name: one[f.name] for f in dataclasses.fields(Result) if f.name in one}) for one in kept]
         model = simulated(setting, lists[setting.load], situation, policy)
         measured = [{LONELY: float(np.median(one["lone_s"])), **measures(r)} for one, r in zip(kept, real, strict=True)]
         expected = {LONELY: float(np.median(lone)), **measures(model)}

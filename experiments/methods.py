@@ -50,9 +50,10 @@ def run(lab: Lab) -> Findings:
     for name, setting in rivals.settings(lab, judging).items():
         lab.log(name)
         made = setting.make()
-        data[name] = _judged(lab, name, setting, made, rivals.judged(lab, name, made, judging))
-    rows = {name: _compared(found) for name, found in data.items()}
-    claims = [_claim(method, rows) for method in METHODS]
+        training = lab.training(variant=True)
+        data[name] = judged(lab, name, setting, made, training) | rivals.judged(lab, name, made, judging)
+    rows = {name: compared(found) for name, found in data.items()}
+    claims = [claim(method, rows) for method in METHODS]
     table = Table(
         title="Learned on what a gateway knows, against the best rival in hindsight",
         head="Setting",
@@ -85,24 +86,32 @@ def run(lab: Lab) -> Findings:
     return Findings({"settings": data, "compared": rows}, claims, [table], {"": figure})
 
 
-def _judged(
-    lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, known: dict[str, Any]
+def judged(
+    lab: Lab,
+    name: str,
+    setting: rivals.Setting,
+    made: EvaluationSet,
+    training: TrainingConfig,
+    searching: SearchConfig | None = None,
 ) -> dict[str, Any]:
-    """Performance of the policies on each list of a setting, found again where it was done before."""
-    place = lab.kept("methods", name, judged)
+    """Performance of the policies on each list of a setting, found again where it was done before.
+
+    `training` is that of the networks, where the setting has them, `searching` how rules are found.
+    """
+    place = lab.kept("methods", name, made)
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        return found | known
-    searched = search(lab, name, setting, judged)
-    policies = {"search": searched, "untrained": [default_policy(judged.situation)]}
+        return found
+    searched = search(lab, name, setting, made, searching)
+    policies = {"search": searched, "untrained": [default_policy(made.situation)]}
     if setting.networks:
-        policies["dqn"] = _trained(lab, name, setting, judged, searched)
+        policies["dqn"] = _trained(lab, name, setting, made, searched, training)
     found = {
-        "learned": {name: values.tolist() for name, values in performances(judged.situation, judged, policies).items()}
+        "learned": {name: values.tolist() for name, values in performances(made.situation, made, policies).items()}
     }
     place.parent.mkdir(parents=True, exist_ok=True)
     write_text(place, json.dumps(found))
-    return found | known
+    return found
 
 
 def performances(
@@ -137,16 +146,22 @@ def search(
 
 
 def _trained(
-    lab: Lab, name: str, setting: rivals.Setting, judged: EvaluationSet, searched: list[Policy]
+    lab: Lab,
+    name: str,
+    setting: rivals.Setting,
+    made: EvaluationSet,
+    searched: list[Policy],
+    training: TrainingConfig,
 ) -> list[Policy]:
     """An ensemble of networks for each seed, which adds to the rule that was found.
 
     Networks learn at all rates, with the lengths of a trace's first half. How much of what they add is kept, the lists
     decide that there are to learn on, or else those that rivals are tuned on.
     """
-    situation, training = seeing(setting.situation), lab.training(variant=True)
-    selection = setting.tuning or tuple(judged.tuning)
-    return lab.train(situation, training, name=name, start=searched, lengths=setting.lengths, selection=selection)
+    selection = setting.tuning or tuple(made.tuning)
+    return lab.train(
+        seeing(setting.situation), training, name=name, start=searched, lengths=setting.lengths, selection=selection
+    )
 
 
 def seeing(situation: Situation) -> Situation:
@@ -155,20 +170,21 @@ def seeing(situation: Situation) -> Situation:
     return dataclasses.replace(situation, view=dataclasses.replace(situation.view, features=features))
 
 
-def _compared(found: dict[str, Any]) -> dict[str, Interval]:
-    """The best rival of all and of those on the paper's inputs, and paired differences to both."""
+def compared(found: dict[str, Any]) -> dict[str, Interval]:
+    """The best rival of all, that on the paper's inputs and the best static router, and paired differences to them."""
     performance = {name: np.array(values) for name, values in found["performance"].items()}
     paper, both = rivals.best_rivals(performance)
     static = max((name for name in performance if name.startswith("always ")), key=lambda one: performance[one].mean())
-    compared = {
+    row = {
         "rival": mean_interval(performance[both]),
         "static": mean_interval(performance[static]),
     }
     for method, values in found["learned"].items():
-        compared[method] = mean_interval(np.array(values))
-        compared[f"{method}, ahead"] = paired_difference(np.array(values), performance[both])
-        compared[f"{method}, ahead of the paper's inputs"] = paired_difference(np.array(values), performance[paper])
-    return compared
+        row[method] = mean_interval(np.array(values))
+        row[f"{method}, ahead"] = paired_difference(np.array(values), performance[both])
+        row[f"{method}, ahead of the paper's inputs"] = paired_difference(np.array(values), performance[paper])
+        row[f"{method}, ahead of static"] = paired_difference(np.array(values), performance[static])
+    return row
 
 
 def _labels(setting: str) -> tuple[str, str]:
@@ -184,7 +200,8 @@ def _worst(row: dict[str, Interval]) -> float:
     return float(row["search, ahead"].mean)
 
 
-def _claim(method: str, rows: dict[str, dict[str, Interval]]) -> Claim:
+def claim(method: str, rows: dict[str, dict[str, Interval]]) -> Claim:
+    """In how many settings a method is ahead of the best rival, or not behind."""
     ahead = {name: row[f"{method}, ahead"] for name, row in rows.items() if method in row}
     worst = min(ahead, key=lambda name: float(ahead[name].mean))
     return Claim(

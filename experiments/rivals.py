@@ -133,8 +133,7 @@ def _settings(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
     steady = dataclasses.replace(how, warm_up_s=min(2.0, how.warm_up_s))
     yield "bursts", Setting(situation, partial(burst_set, situation, how), how.burst, networks=True)
     for load in how.loads:
-        make = partial(_steady_set, situation, steady, load)
-        yield f"steady, load {load:g}", Setting(situation, make, Poisson(load=load), load in STEADY_WITH_NETWORKS)
+        yield f"steady, load {load:g}", constant(situation, steady, load, networks=load in STEADY_WITH_NETWORKS)
     yield from _on_counts(lab, situation, how)
     for name, loads in TRACE_LOADS.items():
         yield from _on_trace(lab, situation, how, name, loads)
@@ -165,9 +164,12 @@ def _with_deadlines(situation: Situation, how: EvaluationConfig) -> Iterator[tup
     yield "other deadlines: stricter at peak hours", _bursty(situation, how, peaks)
 
 
-def _steady_set(situation: Situation, judging: EvaluationConfig, load: float) -> EvaluationSet:
+def constant(situation: Situation, how: EvaluationConfig, load: float, *, networks: bool = False) -> Setting:
+    """Poisson arrivals at one load."""
+    arrivals = Poisson(load=load)
     title = f"Poisson arrivals, load {load:g}"
-    return synthetic_set("steady", title, situation, judging, (load,), [Poisson(load=load)])
+    make = partial(synthetic_set, "steady", title, situation, how, (load,), [arrivals])
+    return Setting(situation, make, arrivals, networks)
 
 
 def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:

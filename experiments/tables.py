@@ -133,6 +133,11 @@ def methods() -> str:
     return written("methods.md", "Learned on what a gateway knows, against the best rival in hindsight")
 
 
+def mixed_hardware() -> str:
+    """Policies on a fleet of pools."""
+    return written("mixed_hardware.md", "A fleet of six pools on three kinds of GPUs at two sites")
+
+
 def any_profile() -> str:
     """The rule against the best rivals of random situations."""
     return written("any_profile.md", "Random situations: points ahead of the best rival in hindsight")
@@ -353,6 +358,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         where_it_pays,
         rivals,
         methods,
+        mixed_hardware,
         any_profile,
         estimates,
         estimate_costs,

@@ -47,6 +47,23 @@ training:
 evaluation:
   burst: {kind: markov, loads: [0.5, 4.0], dwell_s: [4.0, 2.0]}
 """
+POOLS = """
+profile: opt-a100
+tasks: [{name: piqa}]
+origins: [{name: near}]
+pools:
+- name: large
+  model: opt-1.3b
+  replicas: 2
+  gpus: [0, 1]
+  delays: [{origin: near, network_delay_s: 0.01}]
+  start_s: 30.0
+  events: [{time_s: 10.0, replica: 0, what: fail}, {time_s: 11.0, replica: 0, what: start}]
+- name: scaled
+  model: opt-125m
+  replicas: 3
+  autoscaler: {interval_s: 15.0, min_replicas: 2, max_replicas: 3, schedule: [{time_s: 60.0, replicas: 3}]}
+"""
 SWEEP = """
 base: {base}
 axes:
@@ -194,14 +211,22 @@ def configurations(directory: Path) -> Iterator[Mistake]:
             )
 
 
+def pools(directory: Path) -> Iterator[Mistake]:
+    path = directory / "good.yaml"
+    path.write_text(POOLS, encoding="utf-8")
+    data = {name: as_data(load_run(path)[0])[name] for name in yaml.safe_load(POOLS)}
+    yield from in_files(data, ".yaml", directory, load_run, lambda data: yaml.safe_dump(data, allow_unicode=True))
+
+
 def profiles(directory: Path) -> Iterator[Mistake]:
     profile = load_profile("opt-a100")
     two = profile.select(profile.model_names[:2])
     two = dataclasses.replace(two, tasks=two.tasks[:1])
     short = tuple(
-        dataclasses.replace(m, decode=m.decode[:2], prefill=m.prefill[:2], cache_tokens=9) for m in two.models
+        dataclasses.replace(m, decode=m.decode[:2], prefill=m.prefill[:2], cache_tokens=9, weights_gb=2.5)
+        for m in two.models
     )
-    data = as_data(dataclasses.replace(two, models=short))
+    data = as_data(dataclasses.replace(two, models=short, memory_gb=24.0, load_gb_per_s=1.5))
     yield from in_files(data, ".json", directory, load_profile, json.dumps)
 
 
@@ -324,6 +349,7 @@ def paths(directory: Path) -> Iterator[Mistake]:
 
 GROUPS: dict[str, Callable[[Path], Iterator[Mistake]]] = {
     "configurations": configurations,
+    "pools": pools,
     "profiles": profiles,
     "policies": signed_policies,
     "sweeps": sweeps,
@@ -349,7 +375,7 @@ def complaint(mistake: Mistake) -> tuple[str, str]:
     words = [part for part in mistake.field.split(".") if part and not part.isdigit()]
     if words and not any(word.rstrip("s") in said for word in words[-2:]):
         return said, "does not name the field"
-    if ";" not in said and "should be" not in said:
+    if ";" not in said and "should be" not in said and "should have" not in said:
         return said, "names no remedy"
     return said, ""
 

@@ -38,7 +38,7 @@ from besteffort.routers import ROUTERS
 from besteffort.runs import quickstart
 from besteffort.runs.config import load_situation, parse_changes
 from besteffort.runs.experiment import load_run
-from besteffort.situation import Situation
+from besteffort.situation import Origin, Situation
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import load_sweep
 from besteffort.version import __version__
@@ -575,6 +575,16 @@ def test_json_of_policy(policy: Path, situation: Situation, capsys: pytest.Captu
     assert found["deadlines"]["piqa"] == {"base_s": 0.1, "per_token_s": 0.015}
     assert found["cluster"]["replicas"] == 4
     assert found["profile"] == {"name": "opt-a100", "digest": situation.profile.digest()}
+    assert "origins" not in found
+
+
+def test_a_policy_shows_its_origins(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "policy.safetensors"
+    save_policy(random_policy(dataclasses.replace(situation, origins=(Origin("near"), Origin("far")))), path)
+    assert main(["policy", "show", str(path)]) == 0
+    assert re.search(r"^origins +near, far$", capsys.readouterr().out, re.M)
+    assert main(["policy", "show", str(path), "--json"]) == 0
+    assert document(capsys)["origins"] == ["near", "far"]
 
 
 @pytest.fixture

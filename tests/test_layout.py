@@ -14,7 +14,7 @@ import pytest
 LAYERS = """
 errors ranges version lazy digests files documents validation device interrupts pytrees
 profile
-pools situation observation weights
+autoscaler pools situation observation weights
 estimates
 policy in_flight
 workload
@@ -30,7 +30,8 @@ opt laptop
 profiling
 adapters
 gateway
-load plugins
+engine load plugins
+demo
 console listing
 cli __main__
 """

@@ -18,7 +18,15 @@ from besteffort.cli import COMMANDS, main
 from tests.mistakes import CONFIG, GROUPS, SWEEP, complaint
 
 EACH = {"configurations": 4}  # one in so many, to save time; `python -m tests.mistakes` meets all
-LEAST = {"configurations": 800, "profiles": 100, "policies": 250, "sweeps": 60, "run directories": 18, "paths": 15}
+LEAST = {
+    "configurations": 800,
+    "pools": 200,
+    "profiles": 100,
+    "policies": 250,
+    "sweeps": 60,
+    "run directories": 18,
+    "paths": 15,
+}
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:

@@ -24,7 +24,7 @@ from besteffort.estimates.rule import Rule
 from besteffort.observation import ESTIMATES, FEATURES, VALUE, Observation, default_features, encode, input_size
 from besteffort.policy import FORMAT, Policy, load_policy, save_policy
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile
-from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
+from besteffort.situation import Cluster, Deadline, Origin, Reward, Situation, Task, View
 from besteffort.weights import merge
 from tests.made_up import make_rule
 
@@ -49,6 +49,8 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
             slowdown=tuple(1.0 if k == i else 1 + rng.random() / 3 for k in range(count)),
             context_cost_s=rng.random() * 1e-6,
             cache_tokens=None if i == 1 else 40_000 - i,
+            chunk_tokens=None if i == 1 else 512 + i,
+            weights_gb=1.25 + i,
         )
         for i, name in enumerate(MODELS)
     )
@@ -72,10 +74,22 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
         for i, name in enumerate(TASKS)
     )
     return Situation(
-        profile=Profile(1, "mine", "A100", models, qualities, provenance, rng.random(), context_tokens=900),
+        profile=Profile(
+            1,
+            "mine",
+            "A100",
+            models,
+            qualities,
+            provenance,
+            rng.random(),
+            context_tokens=900,
+            memory_gb=80.0,
+            load_gb_per_s=2.5,
+        ),
         cluster=dataclasses.replace(CLUSTER, network_delay_s=rng.random() / 100),
         tasks=tasks,
         reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),
+        origins=(Origin("near", rng.random()), Origin("far", rng.random())),
         view=View(
             names,
             rate_tau_s=rng.random(),
@@ -90,7 +104,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
 
 
 def make_policy(names: tuple[str, ...] = FEATURES[:3], hidden: tuple[int, ...] = (64, 64), seed: int = 0) -> Policy:
-    features = default_features(len(TASKS), len(MODELS), 4, 32, 50.0, names)
+    features = default_features(len(TASKS), len(MODELS), 4, 32, 50.0, names, origins=2)
     rng = np.random.default_rng(seed)
     sizes = (input_size(features), *hidden, len(MODELS))
     weights = tuple(
@@ -218,7 +232,7 @@ def test_the_situation_of_the_round_trip_states_every_field() -> None:
 
     def stated_elsewhere(names: list[str]) -> list[str]:
         """Pools exclude a cluster; `test_pools_survive_a_policy_file` has them."""
-        return [name for name in names if name not in ("Situation.pools", "Situation.hardware", "Situation.origins")]
+        return [name for name in names if name not in ("Situation.pools", "Situation.hardware")]
 
     situation = make_situation(FEATURES)
     profile = situation.profile
@@ -496,6 +510,7 @@ def test_decide_is_the_argmax_of_jax_on_ten_thousand_states(policy: Policy, tmp_
 @given(
     names=st.permutations(FEATURES).flatmap(lambda p: st.integers(1, len(p)).map(lambda n: tuple(p[:n]))),
     task=st.integers(0, 3),
+    origin=st.sampled_from([None, "near", "far"]),
     instances=st.lists(st.lists(st.integers(0, 64), min_size=3, max_size=3), min_size=4, max_size=4),
     numbers=st.tuples(*[st.floats(0, 1e4)] * 4),
     per_model=st.tuples(*[st.tuples(*[st.floats(0, 9)] * 3)] * len(ESTIMATES)),
@@ -504,6 +519,7 @@ def test_decide_is_the_argmax_of_jax_on_ten_thousand_states(policy: Policy, tmp_
 def test_any_features_in_any_order_are_read_as_in_simulation(
     names: tuple[str, ...],
     task: int,
+    origin: str | None,
     instances: list[list[int]],
     numbers: tuple[float, ...],
     per_model: tuple[tuple[float, ...], ...],
@@ -513,12 +529,14 @@ def test_any_features_in_any_order_are_read_as_in_simulation(
     rate, deadline, since, prompt = numbers
     counts = np.array(instances)
     seen = Observation(task, counts.sum(axis=0), rate, counts, deadline, since, prompt_tokens=prompt)
+    seen = seen._replace(origin=None if origin is None else policy.situation.origin_names.index(origin))
     estimates = Estimates(*(np.array(values) for values in per_model))
     estimates = estimates._replace(own=sign * estimates.own)
     x = encode(seen, policy.features, estimates=estimates).astype(np.float32)
     (first, bias), (last, last_bias) = policy.weights
     expected = np.maximum(x @ first + bias, 0) @ last + last_bias
     further: dict[str, Any] = {"deadline_s": deadline, "since_change_s": since, "prompt_tokens": prompt}
+    further["origin"] = origin
     further["smallest_batch"] = counts.min(axis=0).tolist()
     further |= {name: dict(zip(MODELS, getattr(estimates, name), strict=True)) for name in ESTIMATES}
     got = policy.values(
@@ -660,6 +678,34 @@ def test_estimates_must_come_from_tokens_that_are_counted_alike() -> None:
     policy.check_fits(dataclasses.replace(policy.situation, cluster=Cluster(replicas=9)))
     with pytest.raises(InputError, match=r"trained with `view.streamed` false, which its estimates depend on"):
         policy.check_fits(other)
+
+
+def test_origins_must_be_the_policys_where_it_reads_them() -> None:
+    policy = make_policy((*FEATURES[:3], "origin"))
+    assert policy.situation.origin_names == ("near", "far")
+    turned = dataclasses.replace(policy.situation, origins=policy.situation.origins[::-1])
+    nowhere = dataclasses.replace(policy.situation, origins=(), view=View(("task",), policy.rate_tau_s))
+    make_policy().check_fits(turned)
+    for other, names in ((turned, "far, near"), (nowhere, "for none")):
+        with pytest.raises(InputError, match=f"trained for the origins near, far in this order, not {names}; train"):
+            policy.check_fits(dataclasses.replace(other, view=dataclasses.replace(other.view, streamed=False)))
+    state: dict[str, Any] = {"task": "PIQA", "batch_sizes": [1, 2, 3], "arrival_rate": 5.0}
+    with pytest.raises(InputError, match=r"does not know the origin `moon`; it was trained for near, far\.$"):
+        policy.decide(**state, origin="moon")
+    with pytest.raises(InputError, match="does not know the task `moon`"):
+        policy.decide(**state | {"task": "moon"}, origin="moon")
+    with pytest.raises(InputError, match="also needs `origin`; pass it by name"):
+        policy.decide(**state)
+    assert not np.array_equal(policy.values(**state, origin="near"), policy.values(**state, origin=None))
+
+
+def test_a_situation_without_origins_has_no_feature_of_them() -> None:
+    with pytest.raises(
+        InputError, match=r"names `origin`, but the situation has no origins; list them under `origins`"
+    ):
+        dataclasses.replace(make_situation((*FEATURES[:3], "origin")), origins=())
+    with pytest.raises(InputError, match="`origin` needs origins; give their number"):
+        default_features(2, 3, 4, 32, 50.0, ("origin",))
 
 
 def test_how_many_networks_it_holds_must_be_true(policy: Policy) -> None:

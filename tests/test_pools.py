@@ -13,8 +13,8 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.observation import Observation, default_features, encode
 from besteffort.policy import describe, load_policy, save_policy
-from besteffort.pools import Fleet, Layout, Pool, least_loaded, smallest
-from besteffort.profile import Profile
+from besteffort.pools import DRAIN, FAIL, START, Fleet, Layout, Pool, ReplicaEvent, What, least_loaded, smallest
+from besteffort.profile import Profile, load_profile, save_profile
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Cluster, Situation, Task
@@ -258,3 +258,122 @@ def test_batch_sizes_are_encoded_by_what_each_pool_holds() -> None:
     )
     values = linear.values(batch_sizes=[16, 1], task="task0", arrival_rate=1.0)
     np.testing.assert_array_equal(values, [4.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("events", "sentence"),
+    [
+        ([(-1.0, 0, "fail")], "`events` has `time_s` -1; give at least 0"),
+        ([(float("inf"), 0, "fail")], "`events` has `time_s` inf; give at least 0"),
+        ([(1.0, 2, "fail")], "`events` names replica 2; there are 2, numbered from 0"),
+        ([(1.0, -1, "fail")], "`events` names replica -1; there are 2, numbered from 0"),
+        (
+            [(2.0, 1, "start"), (1.0, 1, "start")],
+            "at 2 s replica 1 has `start` after `start`, which changes nothing; leave it",
+        ),
+        ([(1.0, 0, "fail"), (2.0, 1, "drain"), (3.0, 0, "drain")], "replica 0 has `drain` after `fail`, which changes"),
+    ],
+)
+def test_a_mistake_in_events_is_one_sentence(events: list[Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as caught:
+        Pool("a", "model0", replicas=2, events=tuple(ReplicaEvent(*event) for event in events))
+    assert str(caught.value).startswith("Pool `a`: `events`")
+    assert str(caught.value).endswith(".")
+
+
+def test_the_first_event_says_who_is_up_before() -> None:
+    events = (ReplicaEvent(5.0, 1, "drain"), ReplicaEvent(2.0, 1, "start"), ReplicaEvent(1.0, 2, "fail"))
+    pool = Pool("a", "model0", replicas=3, start_s=4.0, events=events)
+    assert pool.up_first == (True, False, True)
+    found = fleet(Pool("b", "model1"), pool)
+    life = found.life((5, 0, 0))
+    np.testing.assert_array_equal(life.time_s, [1.0, 2.0, 5.0, np.inf, np.inf])
+    assert life.what.tolist()[:3] == [FAIL, START, DRAIN]
+    assert life.instance.tolist()[:3] == [5, 3, 3]  # rows of two pools
+    np.testing.assert_array_equal(life.up_first, [[True, True], [False, False], [False, True]])
+    assert found.life_size == (3, 0, 0)
+    assert not found.uniform
+
+
+def test_a_file_states_events(tmp_path: Path) -> None:
+    text = FILE.replace("HARDWARE", "opt-a100")
+    text += "  start_s: 2\n  replicas: 2\n  events: [{time_s: 3, replica: 1, what: drain}]\n"
+    text = text.replace("- {name: near, model: opt-125m}", "- name: near\n  model: opt-125m")
+    situation = stated(tmp_path, text)
+    assert situation.pools[1] == Pool(
+        "near", "opt-125m", replicas=2, start_s=2.0, events=(ReplicaEvent(3.0, 1, "drain"),)
+    )
+    save_policy(default_policy(situation), tmp_path / "policy.safetensors")
+    assert load_policy(tmp_path / "policy.safetensors").situation.pools == situation.pools
+
+
+def heavy(memory_gb: float | None = 24.0, load_gb_per_s: float | None = 2.0) -> Profile:
+    """Models with 2, 4 and 26 GB of weights."""
+    models = tuple(
+        dataclasses.replace(model, weights_gb=size) for model, size in zip(FAST.models, (2.0, 4.0, 26.0), strict=True)
+    )
+    return dataclasses.replace(FAST, models=models, memory_gb=memory_gb, load_gb_per_s=load_gb_per_s)
+
+
+def event(time_s: float, what: What) -> tuple[ReplicaEvent, ...]:
+    return (ReplicaEvent(time_s, 0, what),)
+
+
+@pytest.mark.parametrize(
+    ("pools", "sentence"),
+    [
+        (
+            [Pool("a", "model0"), Pool("b", "model2")],
+            "Pool `b`: the weights of model2 take 26 GB, and a GPU of profile `fast` has 24 GB for them; choose a",
+        ),
+        (
+            [Pool(name, f"model{index}", gpus=(0,)) for index, name in enumerate("ab")],
+            "Pools `a`, `b` share a GPU, and their weights take 6 of 5 GB; give them GPUs of their own, or let one",
+        ),
+        (
+            [
+                Pool("a", "model0", gpus=(0,), events=event(3.0, "drain")),
+                Pool("b", "model1", gpus=(0,), events=event(9.0, "start")),
+            ],
+            "Pools `a`, `b` share a GPU, and their weights take 6 of 5 GB at 9 s; give",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_gpu_is_one_sentence(pools: list[Pool], sentence: str) -> None:
+    memory_gb = 5.0 if "5 GB" in sentence else 24.0
+    with pytest.raises(InputError, match=sentence) as caught:
+        Fleet(tuple(pools), heavy(memory_gb))
+    assert str(caught.value).endswith(".")
+    Fleet(tuple(pools), heavy(None))
+
+
+def test_a_model_starts_where_another_has_failed() -> None:
+    swapped = (
+        Pool("a", "model0", gpus=(0,), events=(ReplicaEvent(3.0, 0, "drain"), ReplicaEvent(9.0, 0, "fail"))),
+        Pool("b", "model1", gpus=(0,), events=event(9.0, "start")),
+    )
+    assert Fleet(swapped, heavy(5.0)).start_s.tolist() == [1.0, 2.0]
+
+
+def test_a_start_takes_as_long_as_loading_unless_stated() -> None:
+    pools = (Pool("a", "model1"), Pool("b", "model1", start_s=7.0), Pool("c", "model0", "slow"))
+    found = Fleet(pools, heavy(), (SLOW,))
+    assert found.start_s.tolist() == [2.0, 7.0, 0.0]
+    assert [pool.start_s for pool in found.served] == [2.0, 7.0, 0.0]
+    assert Fleet(pools, heavy(load_gb_per_s=None), (SLOW,)).start_s.tolist() == [0.0, 7.0, 0.0]
+    np.testing.assert_array_equal(found.life((0, 0, 0)).start_s, [2.0, 7.0, 0.0])
+
+
+def test_weights_survive_files_and_are_written_only_where_stated(tmp_path: Path) -> None:
+    profile = heavy()
+    save_profile(profile, tmp_path / "heavy.json")
+    assert load_profile(tmp_path / "heavy.json") == profile
+    assert profile.digest() != FAST.digest()
+    policy = default_policy(Situation(profile, Cluster(), (Task("task0"),), pools=(Pool("a", "model0"),)))
+    save_policy(policy, tmp_path / "heavy.safetensors")
+    assert load_policy(tmp_path / "heavy.safetensors").situation.profile == profile
+    save_profile(FAST, tmp_path / "fast.json")
+    words = (tmp_path / "fast.json").read_text() + str(
+        describe(default_policy(Situation(FAST, Cluster(), (Task("task0"),))))
+    )
+    assert not any(name in words for name in ("weights_gb", "memory_gb", "load_gb_per_s"))

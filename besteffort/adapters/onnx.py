@@ -8,6 +8,7 @@
 | `smallest_batch` | int64 | (batch, pools) | the same on the least loaded instance of each model |
 | `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
 | `prompt_tokens` | int64 | (batch,) | length of the request's prompt |
+| `origin` | int64 | (batch,) | index of the request's origin, in the order of the metadata; their number for none |
 | `own`, `harm`, `work`, `load`, `value` | double | (batch, pools) | estimates, see below |
 | `first_token_s`, `completion_s` | double | (batch, pools) | estimates, see below |
 
@@ -32,7 +33,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.files import check_new_file, write_bytes
-from besteffort.observation import PER_MODEL, Feature
+from besteffort.observation import ONE_HOT, ORIGIN, PER_MODEL, Feature
 from besteffort.policy import Policy, describe
 
 try:
@@ -45,7 +46,7 @@ OPSET = 17
 """Version of the operators, supported by ONNX Runtime since 1.12 (2022)."""
 
 _IR_VERSION = 8
-_COUNTS = ("task", "batch_sizes", "smallest_batch", "prompt_tokens")
+_COUNTS = (*ONE_HOT, "batch_sizes", "smallest_batch", "prompt_tokens")
 
 
 def to_onnx(policy: Policy) -> onnx.ModelProto:
@@ -65,8 +66,9 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
         """(batch, size) float32 part of the network's input."""
         name = feature.name
         if feature.transform == "one_hot":
-            # Rows of the unit matrix: unlike `OneHot`, this fails on an invalid index.
-            return node("Gather", [constant("tasks", np.eye(feature.size, dtype=np.float32)), name], f"{name}_encoded")
+            # Rows of the unit matrix: unlike `OneHot`, this fails on an invalid index. Origins have one more, for none.
+            rows = np.eye(feature.size + (name == ORIGIN), feature.size, dtype=np.float32)
+            return node("Gather", [constant(f"{name}s", rows), name], f"{name}_encoded")
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
         if name not in PER_MODEL:
             value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")

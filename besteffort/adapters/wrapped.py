@@ -53,10 +53,10 @@ class WrappedEnv:
     credit: Credit = "marginal"
 
     def __post_init__(self) -> None:
-        if self.credit == "marginal" and self.env.shape.slowdown:
+        if self.credit == "marginal" and self.env.shape.stepwise:
             raise InputError(
-                "`credit` is `marginal`, which this environment does not know, because models slow each other down; "
-                "choose `own` or `step`."
+                "`credit` is `marginal`, which this environment does not know, because models slow each other "
+                "down or read prompts in chunks; choose `own` or `step`."
             )
         needing = [feature.name for feature in self.features if needs_in_flight([feature.name])]
         if needing and self.env.shape.estimates is None:

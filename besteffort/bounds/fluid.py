@@ -13,6 +13,8 @@ time. Prompt lengths enter by their mean, which by the convexity of G only lower
 
 The dual of the programme prices an instance-second of each pool: what the best use of one more of them would earn.
 
+Replicas that start, drain or fail count as up all the time: for a stationary load there is no other sense.
+
 It bounds the long-run performance of a router that does not see the lengths of single requests.
 `besteffort.bounds.clairvoyant` bounds any router on a list, including one that knows the whole list in advance.
 """

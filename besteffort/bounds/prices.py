@@ -84,10 +84,13 @@ class Offers:
             replicas=situation.fleet.replicas,
         )
 
-    def bound(self, first: Int[np.ndarray, " n"], last: Int[np.ndarray, "n steps"], room_s: float) -> Bound:
-        """Bound where request i is answered between its bins `first` and `last`, each with `room_s` per instance."""
+    def bound(self, first: Int[np.ndarray, " n"], last: Int[np.ndarray, "n steps"], room_s: Any) -> Bound:
+        """Bound where request i is answered between its bins `first` and `last`.
+
+        `room_s` are the seconds that each instance has in a bin, or (bins, pools) those of all instances of each pool.
+        """
         even = np.ptp(self.replicas) == 0
-        of_pools_s = (self.replicas[0] if even else self.replicas) * room_s
+        of_pools_s = (self.replicas[0] if even else self.replicas) * room_s if np.ndim(room_s) == 0 else room_s
         in_time = slice(0, 1)
         earned = _most(self.task, self.gain, self.charge_s, first, last, of_pools_s)
         once = np.ones_like(self.gain[:, in_time])
@@ -108,6 +111,8 @@ def _most(
 
     Good prices are those of classes of similar requests, and where nearly all can be answered, they may bound worse.
     """
+    if np.ndim(room_s) == 2:
+        room_s = room_s[: int(last.max()) + 1]
     prices = _good_prices(task, gain, charge_s, first, last, room_s)
     return min(value(each, gain, charge_s, first, last, room_s) for each in (prices, np.zeros_like(prices)))
 
@@ -128,7 +133,7 @@ def value(
       charge_s: least instance-seconds that the answer takes, infinite where impossible.
       first: bin of the request's arrival.
       last: bin of the latest completion.
-      room_s: instance-seconds of every pool in each bin; a number, or (pools,) of them.
+      room_s: instance-seconds of every pool in each bin; a number, or (pools,) or (bins, pools) of them.
     """
     possible = np.isfinite(charge_s)
     cost = np.where(possible, charge_s, 0.0) * _lowest(price, first, last)
@@ -188,8 +193,9 @@ def _good_prices(
         low, high = max(0, start - longest), min(bins, start + block + longest)
         inside = (first >= low) & (last[:, -1] < high)
         part = (gain[inside], charge_s[inside], first[inside] - low, last[inside] - low, count[inside], high - low)
-        if not _all_fit(*part, room_s):
-            price[start : start + block] = _solve(*part, room_s)[start - low : start - low + block]
+        room_of_part_s = room_s[low:high] if np.ndim(room_s) == 2 else room_s
+        if not _all_fit(*part, room_of_part_s):
+            price[start : start + block] = _solve(*part, room_of_part_s)[start - low : start - low + block]
     return price
 
 
@@ -211,7 +217,7 @@ def _all_fit(
     change = np.zeros((bins + 1, gain.shape[1]))
     np.add.at(change, (first, model), rate)
     np.add.at(change, (last[:, 0] + 1, model), -rate)
-    return bool((change.cumsum(axis=0) <= room_s).all())
+    return bool((change.cumsum(axis=0)[:-1] <= room_s).all())
 
 
 def _solve(
@@ -251,7 +257,9 @@ def _solve(
         price = column(model, stretch, begin)
         rows.add(surplus + which, -1.0, price, -charge_s[which, step, model], -gain[which, step, model])
     cost = np.zeros(surplus + len(gain))
-    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = np.reshape(room_s, (-1, 1))
+    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = (
+        room_s.T if np.ndim(room_s) == 2 else np.reshape(room_s, (-1, 1))
+    )
     cost[surplus:] = count
     matrix, limit = rows.matrix(len(cost))
     solution = optimize.linprog(cost, A_ub=matrix, b_ub=limit, bounds=(0, None), method="highs-ds")

@@ -28,7 +28,7 @@ def realised_work(situation: Situation, requests: Requests) -> Work:
         count=np.ones(len(requests)),
         prompt=requests.prompt_tokens,
         held=requests.prompt_tokens[None],
-        prefill_s=tables.prefill[:, requests.prompt_tokens],
+        prefill_s=tables.prefill[:, requests.prompt_tokens] - tables.prefill[:, requests.found_tokens],
         output=requests.output_tokens,
         deadline_s=requests.deadline_s,
         delay_s=delay_s(situation, requests),

@@ -24,6 +24,7 @@ from besteffort.diagnosis.perturbations import (
     judge_perturbations,
     standard_perturbations,
 )
+from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import (
@@ -211,8 +212,14 @@ def diagnose(
       load: mean load of the trace, in multiples of the largest model's capacity.
 
     Raises:
-      InputError: if lists end within the warm-up, the load is not positive, or a file cannot be written.
+      InputError: if lists end within the warm-up, the load is not positive, replicas have events, or a file cannot be
+        written.
     """
+    if situation.fleet.alive:
+        raise InputError(
+            "`events` and `autoscaler` of pools cannot be diagnosed, since who was lost when is not kept; leave them "
+            "out, or use `besteffort evaluate`."
+        )
     config = dataclasses.replace(
         config,
         requests=min(config.requests, REQUESTS),

@@ -237,6 +237,8 @@ def _predicted(params: EnvParams, task: Int[Array, " n"], sizes: Int[Array, "n r
     zero = jnp.zeros(())
 
     def one(task: Array, sizes: Array) -> Array:
-        return predict_latency(Observation(task, sizes.sum(0), zero, sizes, zero, zero, takes=takers(params)), params)
+        return predict_latency(
+            Observation(task, sizes.sum(0), zero, sizes, zero, zero, takes=takers(params, None)), params
+        )
 
     return jax.vmap(one)(task, sizes)

@@ -14,6 +14,13 @@ The least charge (1) under (2) is `prefill(p) + (n - 1) G((slack - prefill(p)) /
 envelope of the points `(decode(b), decode(b) / b)` over the batches that fit, constant beyond the lowest of them: by
 Jensen's inequality no sequence of batches does better. A late answer is charged at least `prefill(p) + (n - 1) min G`.
 
+It holds as well where a prompt is read in chunks: then an iteration lasts as long as the increments of the prefill
+table that it reads, in place of whole prefills, and `decode(b)` of those that decode. The increments of a prompt add up
+to its prefill, both as its charge and as time before its first token; b excludes who is being read, so it is no larger;
+and decodes in between only make the answer later. Where part of a prompt is found in a prefix cache, a list's requests
+(`besteffort.bounds.realised`) are charged what is read of it, `prefill(p) - prefill(found)`; tasks know no prefix
+cache, so the fluid bound is one for requests whose prompts are read in full.
+
 This holds for every single request, whatever the router knows. Waiting, the iteration in progress at the arrival,
 decodes during the request's own first iteration, prefills of other requests and slow-down between models only make
 answers later or dearer. Context cost of the request's own tokens counts like prefill; that of other requests is left

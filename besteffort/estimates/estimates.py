@@ -14,6 +14,12 @@ have just joined and some wait, and `p` the prompt of the new one:
 Where times are compared with the tables, all of these last as much longer as was observed, see
 `besteffort.estimates.correction`.
 
+Where prompts are read in chunks (`Terms.chunks`), nobody outside sees how much of one was read, so those with tokens
+decode and all others wait with whole prompts. With `B` the budget of an iteration and `W` the tokens that wait to be
+read, the first token comes after the rest of the iteration in progress (what it took beyond its decode went into the
+reading), the reading of what waits and of the own prompt, and one decode for each of the `(W + p) / (B - b)` iterations
+that this takes. Tokens that were found in a prefix cache are not read.
+
 Departures are expected, never planned: the next boundary frees `sum of 1 / E[n - g | n > g]` places. Values are
 softened, since no one knows who else will come.
 """
@@ -60,6 +66,7 @@ class Newcomer(NamedTuple):
       output_limit: () the client's limit on its output; None where clients state none.
       deadline_factor: () factor in force on its deadline; None where deadlines do not change.
       origin: () index of its origin; None where requests have none.
+      cached_tokens: () tokens of its prompt that are found in a prefix cache; None where requests state none.
     """
 
     task: Any
@@ -68,6 +75,7 @@ class Newcomer(NamedTuple):
     output_limit: Any = None
     deadline_factor: Any = None
     origin: Any = None
+    cached_tokens: Any = None
 
     @classmethod
     def of(cls, observation: Observation) -> Newcomer:
@@ -79,6 +87,7 @@ class Newcomer(NamedTuple):
             observation.output_limit,
             observation.deadline_factor,
             observation.origin,
+            observation.cached_tokens,
         )
 
 
@@ -95,6 +104,9 @@ class Line(NamedTuple):
       claimed: tokens that all are expected to claim of the cache; None unless it is limited.
       elapsed_s: seconds since the iteration in progress began.
       stretch: slow-down by other models on the replica, times that which was observed; None where there is neither.
+      waiting_tokens: tokens to be read of those that wait; None unless prompts are read in chunks.
+      waiting_leaving: what those that wait will add to `leaving`; None likewise.
+      ready_s, takes: as in `InFlightView`.
     """
 
     decoding: Any
@@ -107,6 +119,10 @@ class Line(NamedTuple):
     claimed: Any
     elapsed_s: Any
     stretch: Any
+    waiting_tokens: Any = None
+    waiting_leaving: Any = None
+    ready_s: Any = None
+    takes: Any = None
 
 
 class Course(NamedTuple):
@@ -214,7 +230,7 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
     """Counts the requests of a view that is `settled`, see `Line`."""
     present, running, terms, tokens = view.present, view.running, view.terms, view.tokens
     remainder = expected_remainder(view, tokens, params, xp)
-    prefill_s = _prefill(params, view.prompt_tokens, xp)
+    prefill_s = _prefill(params, view, xp)
     decoding = running & (tokens > 0) if terms.streamed else running
     joining, waiting = running & ~decoding, present & ~running
     if view.share is not None:
@@ -225,6 +241,10 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
         held = ((view.prompt_tokens + tokens) * decoding).sum(-1)
     if terms.cache_limit:
         claimed = (_claim(view, params, xp) * present).sum(-1)
+    unread = later = None
+    if terms.chunks:
+        tokens_to_read = view.prompt_tokens if view.cached_tokens is None else view.prompt_tokens - view.cached_tokens
+        unread, later = (tokens_to_read * waiting).sum(-1), _total(waiting / remainder, xp)
     number = running.sum(-1)
     line = Line(
         decoding=decoding.sum(-1),
@@ -237,6 +257,10 @@ def count(view: InFlightView, params: Any, xp: Any = np) -> Line:
         claimed=claimed,
         elapsed_s=view.elapsed_s,
         stretch=_stretch(view, params, xp),
+        waiting_tokens=unread,
+        waiting_leaving=later,
+        ready_s=view.ready_s,
+        takes=view.takes,
     )
     return line if view.unseen is None else _with_unseen(line, view.unseen, params, xp)
 
@@ -286,6 +310,8 @@ class Costs(NamedTuple):
       held_s: seconds per decode for the tokens that a request holds on average.
       context_cost_s: seconds per token held.
       cache_tokens: tokens that fit the cache.
+      chunk_tokens: tokens that an iteration works on at most, infinite where prompts are read whole; None unless
+        `Terms.chunks`.
     """
 
     decode: Callable[[Any], Any]
@@ -294,6 +320,7 @@ class Costs(NamedTuple):
     held_s: Any
     context_cost_s: Any
     cache_tokens: Any
+    chunk_tokens: Any = None
 
 
 def follow(newcomer: Newcomer, line: Line, view: InFlightView, params: Any, xp: Any = np) -> Course:
@@ -308,12 +335,25 @@ def follow(newcomer: Newcomer, line: Line, view: InFlightView, params: Any, xp: 
         held_s=params.context_cost_s * params.priors.held_each,
         context_cost_s=params.context_cost_s,
         cache_tokens=params.cache_tokens,
+        chunk_tokens=params.chunk_tokens,
     )
-    return course_of(line, params.prefill[:, newcomer.prompt_tokens], claim, costs, view.terms, xp)
+    own_prefill_s, own_tokens = own_reading(newcomer, params)
+    return course_of(line, own_prefill_s, own_tokens, claim, costs, view.terms, xp)
 
 
-def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: Terms, xp: Any = np) -> Course:
-    """The same from counts, the new request's prefill and claim of the cache, and costs.
+def own_reading(newcomer: Newcomer, params: Any) -> tuple[Any, Any]:
+    """(pools,) seconds of reading what was not found of the new request's prompt, and () tokens of it."""
+    whole_s = params.prefill[:, newcomer.prompt_tokens]
+    if newcomer.cached_tokens is None:
+        return whole_s, newcomer.prompt_tokens
+    found = newcomer.cached_tokens
+    return whole_s - params.prefill[:, found], newcomer.prompt_tokens - found
+
+
+def course_of(
+    line: Line, own_prefill_s: Any, own_tokens: Any, claim: Any, costs: Costs, terms: Terms, xp: Any = np
+) -> Course:
+    """The same from counts, the new request's prefill, tokens to be read and claim of the cache, and costs.
 
     Of one model with `besteffort.estimates.scalars` as `xp`, or of all.
     """
@@ -326,29 +366,56 @@ def course_of(line: Line, own_prefill_s: Any, claim: Any, costs: Costs, terms: T
         return seconds if line.stretch is None else seconds * line.stretch
 
     running, busy = line.running, line.running > 0
+    if terms.chunks:
+        busy = running + line.waiting > 0
     length_s = costs.decode(line.decoding) + line.joining_s
     if terms.context_cost:
         length_s = length_s + costs.context_cost_s * line.held
     length_s = stretched(length_s)
-    rest_s = xp.maximum(length_s - line.elapsed_s, 0.0) if terms.streamed else length_s / 2
+    least_s: Any = 0.0
+    if terms.chunks:
+        least_s = xp.where(xp.isinf(costs.chunk_tokens), 0.0, -stretched(line.waiting_s))
+    rest_s = xp.maximum(length_s - line.elapsed_s, least_s) if terms.streamed else length_s / 2
     lacking = xp.maximum(running + line.waiting + 1 - costs.slots, 0)
     if terms.cache_limit:
         excess = line.claimed + claim - costs.cache_tokens
         each = line.claimed / xp.maximum(running + line.waiting, 1)
         lacking = xp.maximum(lacking, xp.where(excess > _TIE, excess / xp.maximum(each, 1.0), 0.0))
     short = (lacking > 0) & busy
-    boundaries = xp.where(busy, xp.maximum(lacking / xp.maximum(line.leaving, _TIE), 1.0), 0.0)
-    full_s = xp.maximum(boundaries - 1.0, 0.0) * stretched(decode(running))
-    admission_s = xp.where(busy, rest_s + full_s, 0.0)
+    together, leaving = running, line.leaving
+    if terms.chunks:
+        # Those that wait and have room are read meanwhile, and then decode.
+        joining = xp.minimum(xp.maximum(line.waiting + 1 - lacking, 0), line.waiting)
+        joining = xp.where(xp.isinf(costs.chunk_tokens), 0, joining)
+        together = running + joining
+        leaving = leaving + line.waiting_leaving * (joining / xp.maximum(line.waiting, 1))
+    boundaries = xp.where(busy, xp.maximum(lacking / xp.maximum(leaving, _TIE), 1.0), 0.0)
+    full_s = xp.maximum(boundaries - 1.0, 0.0) * stretched(decode(together))
+    admission_s = xp.where(busy, rest_s + full_s, 0.0 if line.ready_s is None else line.ready_s)
     stay = running - xp.minimum(line.leaving, running)
-    before = xp.where(short, running - 1, stay)
-    peers = xp.where(short, running, xp.minimum(stay + line.waiting + 1, costs.slots))
+    before = xp.where(short, together - 1, stay)
+    iterations: Any = None  # that read the own prompt, if not one
+    if terms.chunks:
+        # Of the iterations that read what waits and the own prompt, all but those until it is admitted come after.
+        room = xp.maximum(costs.chunk_tokens - line.decoding, 1)
+        ahead = xp.floor(line.waiting_tokens / room)
+        every = xp.maximum(xp.ceil((line.waiting_tokens + own_tokens) / room), ahead + 1)
+        until = xp.maximum(boundaries - 1.0, 0.0)
+        more = xp.where(busy, xp.maximum(ahead - until, 0.0), 0.0)
+        boundaries = boundaries + more
+        admission_s = admission_s + more * stretched(decode(before))
+        iterations = xp.maximum(every - (until + more), 1)
+    peers = xp.where(short, together, xp.minimum(stay + line.waiting + 1, costs.slots))
     others = peers - 1
     others_s = others * costs.follower_s
+
+    def decodes(number: Any) -> Any:
+        return decode(number) if iterations is None else iterations * decode(number)
+
     return Course(
         admission_s=admission_s,
         boundaries=boundaries,
-        first_token_s=admission_s + stretched(line.waiting_s + own_prefill_s + decode(before)),
+        first_token_s=admission_s + stretched(line.waiting_s + own_prefill_s + decodes(before)),
         step_s=stretched(decode(peers) + others_s),
         pace_s=stretched(decode(others) + others_s),
         own_prefill_s=own_prefill_s,
@@ -418,6 +485,8 @@ def own_value(
         else ((quality + penalty * share) * met.sum(-1))
     )
     served = line.running + line.waiting < (terms.capacity if params.pools is None else params.pools.places)
+    if line.takes is not None:
+        served = served & line.takes
     return params.weight[newcomer.task] * (value * served - penalty)
 
 
@@ -503,7 +572,7 @@ def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
     """(pools, seats) tokens received; where answers are not streamed, as many as its age allows at today's pace."""
     if view.terms.streamed:
         return view.tokens
-    prefill_s = _prefill(params, view.prompt_tokens, xp)
+    prefill_s = _prefill(params, view, xp)
     if view.observed_slowdown is not None:
         prefill_s = prefill_s * _along(view.observed_slowdown, prefill_s)
     decoding_s = view.age_s - prefill_s
@@ -538,7 +607,7 @@ def _harm_beside(
     place = _place(at_stake, tokens, params, xp)
     remainder = _remainder(at_stake, place, None, params, xp)
     left_s = remainder * pace_s[..., None] + xp.where(
-        beside.running, 0.0, _prefill(params, beside.prompt_tokens, xp) * slowed[..., None]
+        beside.running, 0.0, _prefill(params, beside, xp) * slowed[..., None]
     )
     mine = ~other[..., None]
     until_s = xp.max(xp.where(mine & beside.present, left_s, 0.0), axis=(-1, -2))
@@ -558,12 +627,20 @@ def settled(view: InFlightView, params: Any, xp: Any = np) -> InFlightView:
     """The view with `running` inferred where no one can see what the iteration in progress admitted.
 
     Requests with tokens run, and of the others those that were there when it began, in order of arrival, while the
-    batch has a place and, by expected claims, the cache has room.
+    batch has a place and, by expected claims, the cache has room. Where prompts are read in chunks and answers are
+    streamed, only requests with tokens run, for it cannot be seen which prompts are being read. Nobody runs on an
+    instance that is not up.
     """
+    if view.terms.chunks and view.terms.streamed:
+        whole = settled(dataclasses.replace(view, terms=dataclasses.replace(view.terms, chunks=False)), params, xp)
+        runs = whole.running & ((view.tokens > 0) | _along(xp.isinf(params.chunk_tokens), view.tokens))
+        return dataclasses.replace(view, running=runs)
     if view.running is not None:
         return view
     begun = view.present & (view.tokens > 0)
     hopes = view.present & ~begun
+    if view.ready_s is not None:
+        hopes = hopes & (view.ready_s <= 0)[:, None]
     if view.terms.streamed:
         hopes = hopes & view.eligible
     # [i, j]: j is i or came before it.
@@ -671,10 +748,11 @@ def _of_task(table: Any, task: Any, xp: Any, column: Any = None) -> Any:
     return value
 
 
-def _prefill(params: Any, prompt_tokens: Any, xp: Any) -> Any:
-    """(pools, seats) seconds of each prompt on the model of its row."""
-    rows = xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1]
-    return _take(params.prefill, _along(rows, prompt_tokens) + prompt_tokens)
+def _prefill(params: Any, view: InFlightView, xp: Any) -> Any:
+    """(pools, seats) seconds of reading what was not found of each prompt, on the model of its row."""
+    rows = _along(xp.arange(params.prefill.shape[0]) * params.prefill.shape[-1], view.prompt_tokens)
+    whole_s = _take(params.prefill, rows + view.prompt_tokens)
+    return whole_s if view.cached_tokens is None else whole_s - _take(params.prefill, rows + view.cached_tokens)
 
 
 def _of_column(of_pools: Any) -> Any:

@@ -36,6 +36,7 @@ class ServingParams:
     rule: Rule | None = None
     pools: PoolNumbers | None = None
     origin_delay_s: np.ndarray | None = None
+    chunk_tokens: np.ndarray | None = None
 
     @classmethod
     def of(cls, situation: Situation, longest_prompt: int | None = None, *, rule: Rule | None = None) -> ServingParams:
@@ -63,4 +64,5 @@ class ServingParams:
             rule=rule,
             pools=None if fleet.uniform else fleet.numbers,
             origin_delay_s=situation.origin_delay_s,
+            chunk_tokens=tables.chunk_tokens,
         )

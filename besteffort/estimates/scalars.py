@@ -5,10 +5,14 @@ A few dozen operations on three numbers take NumPy longer than Python.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 minimum = min
 maximum = max
+floor = math.floor
+ceil = math.ceil
+isinf = math.isinf
 
 
 def where(condition: bool, value: Any, other: Any) -> Any:

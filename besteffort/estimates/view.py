@@ -22,6 +22,7 @@ class Terms:
       soft: deadlines are soft.
       context_cost: iterations take longer the more tokens are held.
       cache_limit: admission needs room in the key-value cache.
+      chunks: prompts are read within a budget of tokens per iteration.
     """
 
     capacity: int
@@ -29,6 +30,7 @@ class Terms:
     soft: bool = False
     context_cost: bool = False
     cache_limit: bool = False
+    chunks: bool = False
 
     @classmethod
     def of(cls, situation: Situation) -> Terms:
@@ -40,6 +42,7 @@ class Terms:
             soft=situation.reward.soft_span > 0,
             context_cost=bool(fleet.context_cost_s.any()),
             cache_limit=bool(np.isfinite(fleet.cache_tokens).any()),
+            chunks=bool(np.isfinite(fleet.chunk_tokens).any()),
         )
 
     @classmethod
@@ -52,7 +55,7 @@ class Terms:
         every = [cls.of(situation) for situation in situations]
         if len({(terms.capacity, terms.streamed) for terms in every}) > 1:
             raise InputError("The situations differ in `view.streamed` or in what an instance holds; give equal ones.")
-        switches = ("soft", "context_cost", "cache_limit")
+        switches = ("soft", "context_cost", "cache_limit", "chunks")
         return dataclasses.replace(every[0], **{name: any(getattr(one, name) for one in every) for name in switches})
 
     @property
@@ -70,14 +73,17 @@ class InFlightView:
     Attributes:
       present: (pools, seats) whether the seat holds a request.
       running: (pools, seats) whether the iteration in progress works on it, others wait; None where that is inferred.
+        Where prompts are read in chunks, it says nothing of requests without a token: see
+        `besteffort.estimates.estimates.settled`.
       eligible: (pools, seats) whether it was there when that iteration began; None where `running` is given.
       order: (pools, seats) rises in order of arrival; None where `running` is given.
       tokens: (pools, seats) tokens received, 0 before the first.
       task: (pools, seats) index of its task.
       prompt_tokens: (pools, seats) length of its prompt.
+      cached_tokens: (pools, seats) how much of it was found in a prefix cache; None where requests state none.
       age_s: (pools, seats) seconds since its arrival.
-      elapsed_s: (pools,) seconds since the iteration in progress began; of no meaning where nothing runs, and where
-        answers are not streamed.
+      elapsed_s: (pools,) seconds since the iteration in progress began, or the first of several that give no one a
+        token; of no meaning where nothing runs, and where answers are not streamed.
       output_limit: (pools, seats) the client's limit on its output; None where clients state none.
       deadline_factor: (pools, seats) factor in force on its deadline; None where deadlines do not change.
       delay_s: (pools, seats) network delay of its answer; None where requests have no origin.
@@ -87,6 +93,8 @@ class InFlightView:
       share: (pools, seats) chance that it is there still; None where that is certain.
       unseen: (pools,) requests that are expected to have been sent to the instance without being seen yet, a fraction;
         None where all is as of now.
+      ready_s: (pools,) seconds until the instance is up, 0 if it is; None where nothing happens to replicas.
+      takes: (pools,) whether any replica of the pool takes requests; None likewise.
       observed_slowdown: (pools,) see `besteffort.estimates.correction`; None where times are not compared.
       beside: where models slow each other down, all requests on the replica that each model's row stands for: a view
         whose fields have the shape (pools, pools, seats), and an `elapsed_s` that is not used; else None.
@@ -109,6 +117,9 @@ class InFlightView:
     seen_s: Any = None
     share: Any = None
     unseen: Any = None
+    ready_s: Any = None
+    takes: Any = None
     observed_slowdown: Any = None
     beside: Any = None
+    cached_tokens: Any = None
     terms: Terms = Terms(1)

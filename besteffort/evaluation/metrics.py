@@ -2,7 +2,8 @@
 
 Every function takes a `Result` whose arrays have the shape (*lanes, n) and returns one figure per lane: an array of
 shape (*lanes,), `nan` where a lane has no request that counts. Requests that arrive in the first `warm_up_s` seconds
-after a lane's first arrival do not count, so that an initially empty cluster does not flatter the figures.
+after a lane's first arrival do not count, so that an initially empty cluster does not flatter the figures. Some take
+`among`, (*lanes, n), the only requests that count.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from besteffort.autoscaler import Autoscaler, Looks
 from besteffort.errors import InputError
-from besteffort.pools import Fleet, Layout
+from besteffort.pools import Fleet, Layout, Pool, ReplicaEvent
 from besteffort.simulator.result import Result
 
 # Rewards come from float32 simulations too: a window that misses its threshold by rounding alone reaches it.
@@ -32,14 +34,25 @@ def mean_over(values: np.ndarray, counted: Bool[np.ndarray, "*lanes n"]) -> Floa
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def performance(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+def performance(
+    result: Result, *, warm_up_s: float = 0.0, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Float[np.ndarray, "*lanes"]:
     """Mean reward over all requests that arrived, rejected ones included."""
-    return mean_over(result.reward, _counted(result, warm_up_s))
+    return mean_over(result.reward, _counted(result, warm_up_s, among))
 
 
-def slo_attainment(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+def slo_attainment(
+    result: Result, *, warm_up_s: float = 0.0, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Float[np.ndarray, "*lanes"]:
     """Share of all requests that arrived, rejected ones included, that were answered by their deadline."""
-    return mean_over(result.met, _counted(result, warm_up_s))
+    return mean_over(result.met, _counted(result, warm_up_s, among))
+
+
+def share_of(
+    result: Result, among: Bool[np.ndarray, "*lanes n"], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Share of the requests that are among some."""
+    return mean_over(among, _counted(result, warm_up_s))
 
 
 def effective_accuracy(
@@ -69,8 +82,94 @@ def rejection_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarra
     return mean_over(result.rejected, _counted(result, warm_up_s))
 
 
+def loss_rate(result: Result, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Share of the requests that were lost with a replica that failed."""
+    return mean_over(result.lost, _counted(result, warm_up_s))
+
+
+def gpu_seconds(result: Result, fleet: Fleet, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes pools"]:
+    """Seconds that the replicas of each pool held a GPU, from their start until they were down, summed over replicas.
+
+    Counted is the time from the end of the warm-up to the last arrival. A replica that drains is down when the last of
+    its requests has left. A GPU that several pools share counts for each.
+    """
+    n = result.arrival_s.shape[-1]
+    columns = (result.arrival_s, result.completion_s, result.model, result.replica)
+    lanes = zip(*(column.reshape(-1, n) for column in columns), strict=True)
+    seconds = [
+        [_held_s(pool, index, *lane, warm_up_s=warm_up_s) for index, pool in enumerate(fleet.pools)] for lane in lanes
+    ]
+    return np.array(seconds).reshape(*result.arrival_s.shape[:-1], len(fleet.pools))
+
+
+def _held_s(
+    pool: Pool,
+    index: int,
+    arrival_s: Float[np.ndarray, " n"],
+    completion_s: Float[np.ndarray, " n"],
+    pool_of: Int[np.ndarray, " n"],
+    replica_of: Int[np.ndarray, " n"],
+    *,
+    warm_up_s: float,
+) -> float:
+    """Seconds that all replicas of a pool held a GPU, see `gpu_seconds`."""
+    first_s, last_s = float(arrival_s[0]) + warm_up_s, float(arrival_s[-1])
+    events = pool.sorted_events
+    if pool.autoscaler is not None:
+        events = _orders(
+            pool, pool.autoscaler, last_s, arrival_s, completion_s, np.where(pool_of == index, replica_of, -1)
+        )
+
+    def counted(begins_s: float, ends_s: float) -> float:
+        return max(min(ends_s, last_s) - max(begins_s, first_s), 0.0)
+
+    total_s = 0.0
+    for replica, up in enumerate(pool.up_first):
+        begins_s, ends_s = (-np.inf if up else np.inf), np.inf
+        for event in events:
+            if event.replica != replica:
+                continue
+            if event.what == "drain":
+                there = (pool_of == index) & (replica_of == replica) & (arrival_s < event.time_s)
+                ends_s = max(event.time_s, float(np.nanmax(completion_s[there], initial=-np.inf)))
+                continue
+            if event.what == "start" and begins_s < np.inf and event.time_s < ends_s:
+                ends_s = np.inf  # it still drained
+                continue
+            total_s += counted(begins_s, min(ends_s, event.time_s))
+            begins_s, ends_s = (event.time_s if event.what == "start" else np.inf), np.inf
+        total_s += counted(begins_s, ends_s)
+    return total_s
+
+
+def _orders(
+    pool: Pool,
+    autoscaler: Autoscaler,
+    last_s: float,
+    arrival_s: Float[np.ndarray, " n"],
+    completion_s: Float[np.ndarray, " n"],
+    replica_of: Int[np.ndarray, " n"],
+) -> list[ReplicaEvent]:
+    """What an autoscaler did until `last_s`, which follows from where requests were, and when."""
+    looks = Looks(autoscaler, pool.replicas, pool.max_batch)
+    mine = [replica_of == replica for replica in range(pool.replicas)]
+    came_s, left_s = ([np.sort(times[each]) for each in mine] for times in (arrival_s, completion_s))
+    takes, events = list(pool.up_first), list[ReplicaEvent]()
+    while (now_s := looks.next_s) <= last_s:
+        sizes = [
+            int(np.searchsorted(came, now_s, side="left") - np.searchsorted(left, now_s, side="right"))
+            for came, left in zip(came_s, left_s, strict=True)
+        ]
+        starts, drains = looks.look(takes, sizes)
+        events += [ReplicaEvent(now_s, replica, "start") for replica in starts]
+        events += [ReplicaEvent(now_s, replica, "drain") for replica in drains]
+        for replica in (*starts, *drains):
+            takes[replica] = not takes[replica]
+    return events
+
+
 def routing_mix(result: Result, models: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes outcomes"]:
-    """Share of all requests that each model served, smallest first, and as last entry the share that was rejected."""
+    """Share of all requests that each model got, smallest first, and as last entry the share that was rejected."""
     counted = _counted(result, warm_up_s)
     outcome = np.where(result.rejected, models, result.model)
     return np.stack([mean_over(outcome == index, counted) for index in range(models + 1)], axis=-1)
@@ -126,13 +225,17 @@ def peak_performance(
 
 
 def latency_percentiles(
-    result: Result, percentiles: Sequence[float], *, warm_up_s: float = 0.0
+    result: Result,
+    percentiles: Sequence[float],
+    *,
+    warm_up_s: float = 0.0,
+    among: Bool[np.ndarray, "*lanes n"] | None = None,
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Percentiles (0 to 100) of the end-to-end latency in seconds over answered requests, late ones included.
 
-    Rejected requests have no latency and are left out: read these figures with `rejection_rate`.
+    Rejected and lost requests have no latency and are left out: read these figures with `rejection_rate`, `loss_rate`.
     """
-    return _percentiles(result.latency_s, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+    return _percentiles(result.latency_s, _answered(result, warm_up_s, among), percentiles)
 
 
 def ttft_percentiles(
@@ -140,7 +243,7 @@ def ttft_percentiles(
 ) -> Float[np.ndarray, "*lanes percentiles"]:
     """Like `latency_percentiles`, of the time to first token: the network delay is part of it."""
     ttft = result.latency_s - (result.completion_s - result.first_token_s)
-    return _percentiles(ttft, _counted(result, warm_up_s) & ~result.rejected, percentiles)
+    return _percentiles(ttft, _answered(result, warm_up_s), percentiles)
 
 
 def sustained_rate(
@@ -174,7 +277,10 @@ def sustained_rate(
 
 
 def batch_sizes_found(result: Result, layout: Layout) -> Int[np.ndarray, "n rows pools"]:
-    """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived."""
+    """Requests running or waiting at every instance when each request of a list, arrays of shape (n,), arrived.
+
+    Of lost requests no one knows when they left, so there must be none.
+    """
     sizes = np.zeros((len(result.arrival_s), *layout.placed.shape), dtype=np.int64)
     places = ((pool, replica, row) for pool, rows in enumerate(layout.rows) for replica, row in enumerate(rows))
     for pool, replica, row in places:
@@ -212,8 +318,17 @@ def _first_arrival(result: Result) -> Float[np.ndarray, "*lanes 1"]:
     return result.arrival_s[..., :1]
 
 
-def _counted(result: Result, warm_up_s: float) -> Bool[np.ndarray, "*lanes n"]:
-    return after_warm_up(result.arrival_s, warm_up_s)
+def _counted(
+    result: Result, warm_up_s: float, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Bool[np.ndarray, "*lanes n"]:
+    counted = after_warm_up(result.arrival_s, warm_up_s)
+    return counted if among is None else counted & among
+
+
+def _answered(
+    result: Result, warm_up_s: float, among: Bool[np.ndarray, "*lanes n"] | None = None
+) -> Bool[np.ndarray, "*lanes n"]:
+    return _counted(result, warm_up_s, among) & ~result.rejected & ~result.lost
 
 
 def _percentiles(

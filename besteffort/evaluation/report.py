@@ -22,11 +22,13 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.files import jsonable, write_text
+from besteffort.pools import Fleet, Pool
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation
 
 _BETWEEN = 2  # characters between the columns of a terminal's table
+_HAPPENS = {"start": "started", "drain": "drained", "fail": "failed"}
 
 Kind = Literal["percent", "points", "milliseconds", "number", "text"]
 Cell = Interval | float | str | None
@@ -186,6 +188,16 @@ def format_cell(cell: Cell, column: Column) -> str:
     return f"{text} ± {scale * half_width:.{column.digits}f}" if math.isfinite(half_width) else text
 
 
+ORIGIN_COLUMNS = (
+    Column("Share of requests (%)", brief=True),
+    Column("Performance (%)", digits=2, brief=True),
+    Column("SLO attainment (%)", brief=True),
+    Column("P50 latency (ms)", "milliseconds", 0, brief=True, key="latency_p50_s"),
+    Column("P99 latency (ms)", "milliseconds", 0, brief=True, key="latency_p99_s"),
+)
+"""What is shown of the requests of an origin."""
+
+
 def comparison_table(
     title: str,
     results: Mapping[str, Result],
@@ -262,7 +274,63 @@ def shown_measures(
         (Column("P99 latency (ms)", "milliseconds", 0, key="latency_p99_s"), one(metrics.latency_percentiles, 99.0)),
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
+        *(_measures_of_life(situation.fleet, counted) if situation.fleet.alive else []),
     ]
+
+
+def _measures_of_life(
+    fleet: Fleet, counted: Callable[..., Callable[[Result], np.ndarray]]
+) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
+    """Columns that say something only where replicas start, drain and fail."""
+
+    def held(index: int) -> Callable[[Result], np.ndarray]:
+        return lambda result: counted(metrics.gpu_seconds, fleet)(result)[..., index]
+
+    return [
+        (Column("Lost (%)"), counted(metrics.loss_rate)),
+        *(
+            (Column(f"GPU-seconds of {name}", "number", 0, key=f"gpu_seconds_{name}"), held(index))
+            for index, name in enumerate(fleet.names)
+        ),
+    ]
+
+
+def by_origin(
+    result: Result, situation: Situation, *, warm_up_s: float = 0.0
+) -> list[tuple[str, tuple[Interval, ...]]]:
+    """Of each origin its name and the figures of `ORIGIN_COLUMNS`; none where requests have no origins."""
+    rows = []
+    for index, name in enumerate(situation.origin_names if result.origin is not None else ()):
+        mine = np.asarray(result.origin == index)
+        latency_s = metrics.latency_percentiles(result, (50.0, 99.0), warm_up_s=warm_up_s, among=mine)
+        figures = (
+            metrics.share_of(result, mine, warm_up_s=warm_up_s),
+            metrics.performance(result, warm_up_s=warm_up_s, among=mine),
+            metrics.slo_attainment(result, warm_up_s=warm_up_s, among=mine),
+            latency_s[..., 0],
+            latency_s[..., 1],
+        )
+        rows.append((name, tuple(map(mean_interval, figures))))
+    return rows
+
+
+def origin_table(
+    title: str,
+    results: Mapping[str, Result],
+    situation: Situation,
+    *,
+    warm_up_s: float = 0.0,
+) -> Table | None:
+    """How the requests of each origin fare; None where requests have none. Arguments as of `comparison_table`."""
+    rows = [
+        (origin if len(results) == 1 else f"{name}, {origin}", cells)
+        for name, result in results.items()
+        for origin, cells in by_origin(result, situation, warm_up_s=warm_up_s)
+    ]
+    if not rows:
+        return None
+    head = "Origin" if len(results) == 1 else "Router, origin"
+    return Table(f"{title}, by origin", head, ORIGIN_COLUMNS, tuple(rows), note="Latencies over answered requests.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,6 +414,7 @@ def _settings(situation: Situation) -> dict[str, str]:
         "Device": situation.profile.device,
         "Models": ", ".join(situation.profile.model_names),
         **(_pool_lines(situation) if situation.pools else {"Cluster": _cluster_line(situation.cluster)}),
+        **_origin_line(situation),
         "Load 1": f"{situation.unit_load:.1f} requests/s, the largest model's capacity",
         "Deadlines": deadlines,
         "Penalty for a miss": f"{reward.miss_penalty:g}",
@@ -364,9 +433,33 @@ def _pool_lines(situation: Situation) -> dict[str, str]:
         f"Pool {pool.name}": (
             f"{pool.model} on {pool.hardware or situation.profile.name}, {pool.replicas} replicas; {pool.max_batch} "
             f"requests run and {pool.queue_capacity} wait; network delay {1000 * pool.network_delay_s:g} ms"
+            + "".join(f", {1000 * delay.network_delay_s:g} ms from {delay.origin}" for delay in pool.delays)
+            + _events_words(pool)
         )
-        for pool in situation.pools
+        for pool in situation.fleet.served
     }
+
+
+def _events_words(pool: Pool) -> str:
+    """What happens to the replicas of a pool, in numbers."""
+    scaler = pool.autoscaler
+    if scaler is not None:
+        return (
+            f"; autoscaler: {scaler.min_replicas} to {scaler.max_replicas or pool.replicas} replicas, looks every "
+            f"{scaler.interval_s:g} s; {pool.start_s:g} s to start"
+        )
+    what: list[str] = [event.what for event in pool.events]
+    if not what:
+        return ""
+    counts = ", ".join(f"{what.count(each)} {words}" for each, words in _HAPPENS.items())
+    return f"; replicas: {counts}; {pool.start_s:g} s to start"
+
+
+def _origin_line(situation: Situation) -> dict[str, str]:
+    if not situation.origins:
+        return {}
+    shares = zip(situation.origin_names, situation.origin_shares, strict=True)
+    return {"Origins": ", ".join(f"{name} {share:.0%}" for name, share in shares)}
 
 
 def _task_table(situation: Situation) -> str:

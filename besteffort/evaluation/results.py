@@ -16,7 +16,17 @@ from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, TraceHalves, burst_set, grid_set, judge, trace_set
-from besteffort.evaluation.report import Column, Picture, Report, Table, comparison_table, write_report
+from besteffort.evaluation.report import (
+    ORIGIN_COLUMNS,
+    Column,
+    Picture,
+    Report,
+    Table,
+    by_origin,
+    comparison_table,
+    origin_table,
+    write_report,
+)
 from besteffort.evaluation.statistics import Interval, best_mean, mean_interval
 from besteffort.evaluation.tuning import static_name
 from besteffort.files import jsonable, write_json
@@ -79,13 +89,8 @@ def evaluate(
 def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfig) -> Table:
     """All measures of all routers at one load of an evaluation set."""
     evaluation_set = evaluation.set
-    title = (
-        evaluation_set.title
-        if len(evaluation_set.loads) == 1
-        else f"{evaluation_set.title}, mean load {evaluation_set.loads[index]:g}"
-    )
     return comparison_table(
-        title,
+        _title(evaluation, index),
         evaluation.results[index],
         evaluation_set.situation,
         width_s=config.window_s,
@@ -93,6 +98,23 @@ def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfi
         bound=evaluation.bounds[index],
         focus=LEARNED,
     )
+
+
+def by_origin_table(evaluation: EvaluationResult, index: int) -> Table | None:
+    """How the requests of each origin fare with each router, at one load of an evaluation set; None without origins."""
+    evaluation_set = evaluation.set
+    return origin_table(
+        _title(evaluation, index),
+        evaluation.results[index],
+        evaluation_set.situation,
+        warm_up_s=evaluation_set.warm_up_s,
+    )
+
+
+def _title(evaluation: EvaluationResult, index: int) -> str:
+    evaluation_set = evaluation.set
+    load = f", mean load {evaluation_set.loads[index]:g}" if len(evaluation_set.loads) > 1 else ""
+    return f"{evaluation_set.title}{load}"
 
 
 def performance_table(evaluations: Sequence[EvaluationResult], config: EvaluationConfig, *, intervals: bool) -> Table:
@@ -247,6 +269,7 @@ def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[s
                 "requests_per_s": load * evaluation_set.capacity_per_s,
                 "rows": {
                     name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)}
+                    | _of_origins(evaluation, index, name)
                     for name, cells in table.rows
                 },
             }
@@ -259,6 +282,17 @@ def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[s
         "tuned": evaluation.tuned,
         "loads": groups,
     }
+
+
+def _of_origins(evaluation: EvaluationResult, index: int, router: str) -> dict[str, Any]:
+    """The figures of each origin with a router, under one key; nothing where there are none, as for the bound."""
+    results, evaluation_set = evaluation.results[index], evaluation.set
+    if router not in results:
+        return {}
+    rows = by_origin(results[router], evaluation_set.situation, warm_up_s=evaluation_set.warm_up_s)
+    keys = [column.name for column in ORIGIN_COLUMNS]
+    named = {name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)} for name, cells in rows}
+    return {"origins": named} if named else {}
 
 
 def write_outcome(
@@ -303,6 +337,12 @@ def write_outcome(
                 full_table(evaluation, i, config)
                 for evaluation in evaluations
                 for i in range(len(evaluation.set.loads))
+            ),
+            *(
+                table
+                for evaluation in evaluations
+                for i in range(len(evaluation.set.loads))
+                if (table := by_origin_table(evaluation, i)) is not None
             ),
         ),
         pictures=tuple(pictures),

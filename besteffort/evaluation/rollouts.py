@@ -238,6 +238,8 @@ def _play_together(
         fields["deadline_factor"] = np.stack([requests.deadline_factors for requests in lists])
     if any(requests.output_limit is not None for requests in lists):
         fields["output_limit"] = np.stack([requests.output_limits for requests in lists])
+    if any(requests.cached_tokens is not None for requests in lists):
+        fields["cached_tokens"] = np.stack([requests.found_tokens for requests in lists])
     if "origin" in stacked:
         for one in distinct:
             check_origins(lists[0], one)
@@ -362,7 +364,7 @@ def _result(
         rows = zip(tables, requests["origin"], placement.pool, strict=True)
         delay_s = np.array([table[origin, pool] for table, origin, pool in rows], np.float32)
     return Result.of(
-        {name: column for name, column in requests.items() if name != "origin"},
+        requests,
         model=placement.pool,
         replica=placement.replica,
         admission_s=arrival_s + timing.wait_s,

@@ -17,12 +17,13 @@ def main() -> int:
     )
     parser.add_argument("config", help="YAML file that names pools of servers, a policy, and where to listen")
     parser.add_argument("--check", action="store_true", help="read and check everything, and end")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     given = parser.parse_args()
     try:
         if given.check:
             _say(command.check(given.config))
         else:
-            command.serve(given.config, _say)
+            command.serve(given.config, _say, given.workers)
     except InputError as error:
         sys.stderr.write(f"besteffort-gateway: {error}\n")
         return 2

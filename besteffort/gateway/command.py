@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from besteffort.errors import InputError
 
+MOST_WORKERS = 64
+
 if TYPE_CHECKING:
     from besteffort.gateway.snapshot import Snapshot
 
@@ -23,20 +25,32 @@ def check(path_or_name: str) -> str:
     return f"{path_or_name} is in order: {describe(snapshot)}."
 
 
-def serve(path_or_name: str, say: Callable[[str], None]) -> None:
+def serve(path_or_name: str, say: Callable[[str], None], workers: int = 1) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
       path_or_name: the configuration.
       say: gets a sentence once the gateway listens.
+      workers: processes that share the work.
 
     Raises:
       InputError: if something does not fit, or the gateway cannot listen.
     """
     snapshot, path = _prepared(path_or_name)
+    from besteffort.gateway import process
     from besteffort.gateway import serve as serving
+    from besteffort.gateway.server import LOGGER
 
-    serving.set_up_logging()
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"`--workers` is {workers}; give 1 to {MOST_WORKERS}.")
+    process.log_to_stderr(LOGGER)
+    if workers > 1:
+        from besteffort.gateway.workers import run_workers
+
+        run_workers(
+            snapshot, path, workers, lambda at: say(f"Listening on {at}: {describe(snapshot)}; {workers} workers.")
+        )
+        return
     serving.run(snapshot, path, ready=lambda address: say(f"Listening on {address}: {describe(snapshot)}."))
 
 
@@ -47,7 +61,10 @@ def describe(snapshot: Snapshot) -> str:
         for places in snapshot.places.by_pool
         if places
     )
-    return f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
+    said = f"tasks {', '.join(snapshot.tasks)}; pools {', '.join(pools)}"
+    if snapshot.config.canary is not None:
+        said += f"; a canary decides {snapshot.config.canary.share:.1%}"
+    return said if snapshot.shadow is None else f"{said}; with a shadow"
 
 
 @contextlib.contextmanager

@@ -184,6 +184,97 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True)
+class Redis:
+    """Where gateways on several hosts, in front of the same servers, tell each other what they have in flight.
+
+    Attributes:
+      url: address, such as `redis://10.0.0.5:6379/0`; `rediss` for TLS.
+      username: of Redis.
+      password_env: environment variable that holds its password.
+      name: of the gateways that tell each other, among others that use the same Redis.
+      every_s: seconds between two exchanges.
+      lease_s: seconds without one after which a gateway's requests count no more.
+    """
+
+    url: str
+    username: str | None = None
+    password_env: str | None = None
+    name: str = "besteffort"
+    every_s: Annotated[float, Interval(ge=0.005, le=10)] = 0.05
+    lease_s: Annotated[float, Interval(ge=0.1, le=600)] = 2.0
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError("`redis.name` is to have 1 to 64 letters, digits, `.`, `_` and `-`; change it.")
+        if "@" in self.url:
+            raise InputError("`redis.url` has a password; put it into a variable that `redis.password_env` names.")
+        try:
+            parts = urlsplit(self.url)
+            fits = parts.port != 0 and parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+        except ValueError:
+            fits = False
+        if not fits or parts.query or parts.fragment or not re.fullmatch(r"(/[0-9]{0,4})?", parts.path):
+            raise InputError(f"`redis.url` is {brief(self.url)}; write redis://HOST:PORT, with /DATABASE if need be.")
+        if self.lease_s < 4 * self.every_s:
+            raise InputError("`redis.lease_s` is to be at least 4 times `redis.every_s`; raise it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shadow:
+    """A policy that decides every request, too, and is not followed.
+
+    Attributes:
+      policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
+      situation: name of a configuration or a YAML file.
+    """
+
+    policy: str | None = None
+    situation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_source("`shadow`: give", self.policy, self.situation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canary:
+    """A policy that decides a share of the requests.
+
+    Attributes:
+      share: of the requests, by a hash of their ids: an id is on the same side always.
+      policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
+      situation: name of a configuration or a YAML file.
+    """
+
+    share: Share
+    policy: str | None = None
+    situation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_source("`canary`: give", self.policy, self.situation)
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftLimits:
+    """From when on requests and servers count as others than the policy was made for.
+
+    Attributes:
+      window_s: time constant in seconds over which averages forget.
+      least: requests that an average rests on before it counts.
+      mix: share of the requests that would have to be of another task for the policy's mix.
+      outside: share of lengths outside the policy's range, and of the time at more than its highest rate.
+      means: times that a mean length is longer or shorter.
+      times: times that answers take longer or shorter than predicted.
+    """
+
+    window_s: Seconds = 300.0
+    least: Few = 100
+    mix: Share = 0.2
+    outside: Share = 0.1
+    means: Annotated[float, Interval(ge=1, le=1000)] = 1.5
+    times: Annotated[float, Interval(ge=1, le=1000)] = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
 class GatewayConfig:
     """A gateway as a file states it. Paths are from the file's directory.
 
@@ -191,6 +282,10 @@ class GatewayConfig:
       pools: where requests may go, one per model, or per pool where the policy's situation states pools.
       policy: policy file; the policy that needs no training unless stated, for which `situation` is needed.
       situation: name of a configuration or a YAML file: profile, tasks, deadlines.
+      shadow: a policy to compare with.
+      canary: a policy to try on a share of the requests.
+      drift: when requests and servers are no longer what the policy was made for.
+      redis: where gateways on several hosts tell each other what they have in flight.
       listen: where and how much.
       default_task: task of requests that say nothing; the first of the policy unless stated.
       rules: further ways to tell the task.
@@ -208,6 +303,10 @@ class GatewayConfig:
     pools: Annotated[tuple[Pool, ...], Len(1, 64)]
     policy: str | None = None
     situation: str | None = None
+    shadow: Shadow | None = None
+    canary: Canary | None = None
+    drift: DriftLimits = DriftLimits()
+    redis: Redis | None = None
     listen: Listen = Listen()
     default_task: str | None = None
     rules: tuple[Rule, ...] = ()
@@ -227,8 +326,7 @@ class GatewayConfig:
         for url in urls:
             if urls.count(url) > 1:
                 raise InputError(f"`pools`: {brief(url)} stands in two of them; name each replica once.")
-        if (self.policy is None) == (self.situation is None):
-            raise InputError("Give one of `policy`, a policy file, and `situation`, for the untrained policy.")
+        _check_source("Give", self.policy, self.situation)
         known = {key.name for key in self.keys}
         for rule in self.rules:
             if rule.key is not None and rule.key not in known:
@@ -315,6 +413,11 @@ def secret_of(where: str, variable: str, environment: Mapping[str, str] | None =
 
 def _hashed(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
+
+
+def _check_source(give: str, policy: str | None, situation: str | None) -> None:
+    if (policy is None) == (situation is None):
+        raise InputError(f"{give} one of `policy`, a policy file, and `situation`, for the untrained policy.")
 
 
 def _check_once(field: str, names: Iterable[str]) -> None:

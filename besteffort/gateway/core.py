@@ -25,9 +25,11 @@ from typing import Literal
 
 import numpy as np
 
-from besteffort.gateway.pools import Place
+from besteffort.gateway.board import Board, Totals
+from besteffort.gateway.peers import Held, Peers, Rate, short_hash
+from besteffort.gateway.pools import Place, ReplicaState
 from besteffort.gateway.prompt_lengths import CharactersPerToken
-from besteffort.gateway.snapshot import Snapshot
+from besteffort.gateway.snapshot import Arm, Snapshot
 from besteffort.in_flight import InFlight
 from besteffort.situation import deadline_s
 
@@ -37,6 +39,7 @@ _LONGEST_PROMPT = 2**17  # tokens; tables are worked out up to the longest promp
 _LEAST_RETRY_S = 0.05
 _FULL_RETRY_S = 1.0  # until a full gateway is tried again
 _SPARE_RETRIES = 10.0
+_SYNC_S = 0.002  # between two looks at what other workers do, while nothing is decided
 
 
 class RefusedError(Exception):
@@ -93,6 +96,7 @@ class Claim:
       trial: whether it tries a replica whose breaker is open.
       sent_s: when it was claimed.
       held: whether it counts still.
+      shown: as other gateways are told of it; None where there are none.
     """
 
     ticket: Ticket
@@ -100,6 +104,7 @@ class Claim:
     trial: bool
     sent_s: float
     held: bool = True
+    shown: Held | None = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -110,6 +115,7 @@ class Ticket:
       name: its id.
       ask: what is known of it.
       snapshot: what decides it, whatever is reloaded meanwhile.
+      arm: the policy of it that does.
       flights: the books that know it, and whether it is on its place there.
       arrived_s: on the core's clock.
       arrived_at: seconds since 1970.
@@ -120,6 +126,9 @@ class Ticket:
       place: its last place.
       tried: replicas that failed it.
       attempts: times that it was sent.
+      expected_s: latency that was predicted when it was sent first.
+      shadow_pool: where the shadow would have sent it first; empty without one.
+      shadow_s: seconds that this took.
       first_s: when its first token came.
       output_tokens: tokens that came.
       why: what failed last.
@@ -129,6 +138,7 @@ class Ticket:
     name: str
     ask: Ask
     snapshot: Snapshot
+    arm: Arm
     flights: dict[InFlight, bool]
     arrived_s: float
     arrived_at: float
@@ -137,8 +147,11 @@ class Ticket:
     expires_s: float
     claim: Claim | None = None
     place: Place | None = None
-    tried: list[Place] = dataclasses.field(default_factory=list)
+    tried: list[ReplicaState] = dataclasses.field(default_factory=list)
     attempts: int = 0
+    expected_s: float | None = None
+    shadow_pool: str = ""
+    shadow_s: float = 0.0
     first_s: float | None = None
     output_tokens: int = 0
     why: str = ""
@@ -167,10 +180,13 @@ class Record:
     deadline_s: float
     ttft_s: float | None
     latency_s: float
+    expected_s: float | None
     in_time: bool
     quality: float
     attempts: int
     snapshot: int
+    arm: str
+    shadow_pool: str
     outcome: Outcome
     error: str
 
@@ -181,6 +197,9 @@ class Core:
     Attributes:
       snapshot: what new requests are decided by.
       draining: whether new requests are refused.
+      peers: other gateways in front of the same servers.
+      board: what this worker and others of its host tell each other; None where it is alone.
+      shares: whether others are told of requests.
       prompt_lengths: characters per token, as learned.
       retries: times that requests were sent again.
       expired: leases that ended.
@@ -193,6 +212,7 @@ class Core:
         clock: Callable[[], float] = time.monotonic,
         calendar: Callable[[], float] = time.time,
         log: Callable[[Record], None] = lambda record: None,
+        board: Board | None = None,
     ) -> None:
         """Nothing in flight.
 
@@ -201,9 +221,14 @@ class Core:
           clock: seconds.
           calendar: seconds since 1970.
           log: takes the record of every request that has ended.
+          board: shared with other workers of this host.
         """
         self.snapshot = snapshot
         self.draining = False
+        self.peers = Peers(snapshot, clock)
+        self.board = board
+        self.shares = board is not None
+        self._synced_s = -math.inf
         self.prompt_lengths = CharactersPerToken()
         self.retries = self.expired = 0
         self._clock, self._calendar, self._log = clock, calendar, log
@@ -224,9 +249,12 @@ class Core:
             place.state.breaker.settings = snapshot.config.breaker
         if snapshot.flight is before.flight:
             return
-        taken = snapshot.flight.take_over(before.flight, snapshot.places.moved(before.places))
-        for name, sent in taken.items():
-            self._tickets[str(name)].flights[snapshot.flight] = sent
+        self.peers.leave()
+        for arm in snapshot.arms:
+            taken = arm.flight.take_over(before.flight, arm.places.moved(before.places))
+            for name, sent in taken.items():
+                self._tickets[str(name)].flights[arm.flight] = sent
+        self.peers.enter(snapshot)
 
     def arrive(self, ask: Ask, name: str) -> Ticket:
         """A request has come; its task is one of the snapshot's.
@@ -238,24 +266,31 @@ class Core:
         self.sweep(now)
         if self.draining:
             raise RefusedError("draining", "The gateway is shutting down; try another one.", _FULL_RETRY_S)
-        if len(self._tickets) >= snapshot.config.listen.requests:
+        most = snapshot.config.listen.requests
+        if len(self._tickets) >= (most if self.board is None else min(most, self.board.slots)):
             raise RefusedError("too_many_requests", "The gateway has too many requests in work.", _FULL_RETRY_S)
+        arm = snapshot.arm_for(name)
         while name in self._tickets:
             name = f"{name}-{next(self._numbers)}"
         tokens = ask.prompt_tokens if ask.prompt_tokens is not None else self.prompt_lengths.tokens(ask.characters)
         tokens = min(max(tokens, 1), _LONGEST_PROMPT)
-        own_s, visible_s = _deadline_s(ask, snapshot)
-        ticket = Ticket(
-            name, ask, snapshot, {snapshot.flight: False}, now, self._calendar(), tokens, visible_s, math.inf
-        )
-        snapshot.flight.arrived(
-            name,
-            task=ask.task,
-            prompt_tokens=tokens,
-            max_tokens=ask.max_tokens,
-            deadline_s=own_s,
-            at=now,
-        )
+        self.sync(now)
+        visible_s = _deadline_s(ask, snapshot)
+        ticket = Ticket(name, ask, snapshot, arm, {}, now, self._calendar(), tokens, visible_s, math.inf)
+        for each in snapshot.arms:
+            # One of the client's own, or of a situation that has others than the main one.
+            own = each.visible_deadline_s[ask.task] != visible_s
+            each.flight.arrived(
+                name,
+                task=ask.task,
+                prompt_tokens=tokens,
+                max_tokens=ask.max_tokens,
+                deadline_s=visible_s if own else None,
+                at=now,
+            )
+            ticket.flights[each.flight] = False
+        if self.board is not None:
+            self.board.tell_rate(self.rate())
         self._tickets[name] = ticket
         self._lease(ticket, now)
         config = snapshot.config
@@ -272,21 +307,20 @@ class Core:
         self.sweep(now)
         if not ticket.flights or ticket.claim is not None:
             raise RuntimeError(f"Request {ticket.name} has ended or has a place already.")
-        snapshot, flight = ticket.snapshot, ticket.snapshot.flight
-        able = self._able(ticket, now)
-        if not able.any():
-            raise RefusedError("no_capacity", "No server can take the request now.", self._next_chance_s(ticket, now))
-        flight.use_only(able)
-        if ticket.attempts or snapshot.config.when_late != "policy":
-            flight.use_only(self._in_time(ticket, able, now))
-        pool, replica = flight.decide(ticket.name, at=now)
-        place = snapshot.places.by_pool[snapshot.policy.models.index(pool)][replica]
+        self.sync(now)
+        place = self._choose(ticket, ticket.arm, now)
+        if not ticket.attempts:
+            flight, index = ticket.arm.flight, _here(ticket.arm, place).index
+            ticket.expected_s = float(flight.completion_s(ticket.name, at=now)[index]) + now - ticket.arrived_s
+            if ticket.arm is ticket.snapshot.main:
+                self._ask_shadow(ticket, now)
         for books in ticket.flights:
             ticket.flights[books] = self._sent(books, ticket, place, now)
         place.state.in_flight += 1
         claim = Claim(ticket, place, place.state.breaker.sent(now), now)
         ticket.claim, ticket.place, ticket.first_s, ticket.output_tokens = claim, place, None, 0
         ticket.attempts += 1
+        self._show(claim, now)
         self._lease(ticket, now)
         return claim
 
@@ -302,6 +336,9 @@ class Core:
         else:
             claim.place.state.breaker.alive()
         ticket.output_tokens += count
+        if now - self._synced_s >= _SYNC_S:
+            self.sync(now)
+        self._show(claim, now)
         for books, sent in ticket.flights.items():
             if sent:
                 books.tokens(ticket.name, count, at=now)
@@ -318,6 +355,7 @@ class Core:
         if not self._free(claim):
             return
         claim.place.state.breaker.succeeded(claim.trial)
+        seen = ticket.output_tokens > 0
         if output_tokens is not None and output_tokens > 0:
             ticket.output_tokens = output_tokens
         if prompt_tokens is not None and prompt_tokens > 0:
@@ -326,7 +364,8 @@ class Core:
         now = self._clock()
         for books, sent in ticket.flights.items():
             if sent:
-                books.done(ticket.name, output_tokens=ticket.output_tokens or None, at=now)
+                tokens = ticket.output_tokens or None
+                books.done(ticket.name, output_tokens=tokens, last_token=not seen, at=now)
             else:
                 books.cancelled(ticket.name, at=now)
         ticket.flights.clear()
@@ -362,7 +401,7 @@ class Core:
         if not ticket.open or ticket.attempts > ticket.snapshot.config.retries.most or self._spare_retries < 1.0:
             return False
         now = self._clock()
-        if now - ticket.arrived_s >= ticket.deadline_s or not self._able(ticket, now).any():
+        if now - ticket.arrived_s >= ticket.deadline_s or not self._able(ticket, ticket.arm, now).any():
             return False
         self._spare_retries -= 1.0
         self.retries += 1
@@ -397,6 +436,31 @@ class Core:
             self.expired += 1
             self.close(ticket, "lost", "lease")
 
+    def sync(self, now: float | None = None) -> None:
+        """Looks at what other workers of this host do."""
+        if self.board is not None:
+            self._synced_s = self._clock() if now is None else now
+            self.board.sync(self.peers)
+
+    def shown(self) -> dict[int, Held]:
+        """The requests in flight, as other gateways are told of them."""
+        claims = (ticket.claim for ticket in self._tickets.values())
+        found = (claim.shown for claim in claims if claim is not None)
+        return {held.number: held for held in found if held is not None}
+
+    def rate(self) -> Rate:
+        """The own arrivals, as other gateways are told of them."""
+        flight = self.snapshot.flight
+        return Rate(*flight.own_rate(), flight.situation.view.rate_tau_s)
+
+    def totals(self) -> Totals:
+        """Figures of all workers of this host."""
+        own = Totals(self.open_requests, self.retries, self.expired)
+        if self.board is None:
+            return own
+        self.board.beat(own)
+        return self.board.totals()
+
     def now(self) -> float:
         """Seconds on the core's clock."""
         return self._clock()
@@ -413,24 +477,50 @@ class Core:
         if new:
             heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
 
-    def _able(self, ticket: Ticket, now: float) -> np.ndarray:
-        """(rows, pools) whether a request may be sent there."""
-        places = ticket.snapshot.places
-        able = np.zeros(ticket.snapshot.flight.batch_sizes.shape, bool)
-        for place in places:
+    def _choose(self, ticket: Ticket, arm: Arm, now: float) -> Place:
+        """Where an arm would send a request, as the main policy numbers it.
+
+        Raises:
+          RefusedError: if there is no place for it, or it would be late and the operator wants that refused.
+        """
+        able = self._able(ticket, arm, now)
+        if not able.any():
+            raise RefusedError("no_capacity", "No server can take the request now.", self._next_chance_s(ticket, now))
+        arm.flight.use_only(able)
+        if ticket.attempts or ticket.snapshot.config.when_late != "policy":
+            arm.flight.use_only(self._in_time(ticket, arm, able, now))
+        pool, replica = arm.flight.decide(ticket.name, at=now)
+        return _here(ticket.snapshot.main, arm.places.by_pool[arm.policy.models.index(pool)][replica])
+
+    def _ask_shadow(self, ticket: Ticket, now: float) -> None:
+        """Notes where the shadow would send a request, on the observation that the main policy had."""
+        shadow = ticket.snapshot.shadow
+        if shadow is None:
+            return
+        started = time.perf_counter()
+        try:
+            ticket.shadow_pool = self._choose(ticket, shadow, now).pool.name
+        except RefusedError as refused:
+            ticket.shadow_pool = refused.code
+        ticket.shadow_s = time.perf_counter() - started
+
+    def _able(self, ticket: Ticket, arm: Arm, now: float) -> np.ndarray:
+        """(rows, pools) whether a request may be sent there, as an arm numbers them."""
+        able = np.zeros(arm.flight.batch_sizes.shape, bool)
+        for place in arm.places:
             state = place.state
-            if state.in_flight < place.limit and state.breaker.allows(now) and place not in ticket.tried:
+            if state.busy < place.limit and state.breaker.allows(now) and state not in ticket.tried:
                 able[place.row, place.index] = True
         return able
 
-    def _in_time(self, ticket: Ticket, able: np.ndarray, now: float) -> np.ndarray:
+    def _in_time(self, ticket: Ticket, arm: Arm, able: np.ndarray, now: float) -> np.ndarray:
         """What remains where pools are left out that would be late; if all would be, as the operator wants it.
 
         Raises:
           RefusedError: if the operator wants that.
         """
         config = ticket.snapshot.config
-        completion_s = ticket.snapshot.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
+        completion_s = arm.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
         left_s = ticket.deadline_s - (now - ticket.arrived_s)
         pools = able.any(axis=0)
         punctual = pools & (completion_s <= left_s)
@@ -441,7 +531,7 @@ class Core:
             wait_s = float(completion_s[pools].min()) - left_s
             raise RefusedError("too_late", "No model is expected to answer in time.", wait_s)
         only = np.zeros_like(able)
-        size = ticket.snapshot.policy.situation.fleet.model
+        size = arm.policy.situation.fleet.model
         smallest = min(np.flatnonzero(pools).tolist(), key=size.tolist().__getitem__)
         only[:, smallest] = able[:, smallest]
         return only
@@ -457,27 +547,51 @@ class Core:
 
     def _sent(self, books: InFlight, ticket: Ticket, place: Place, now: float) -> bool:
         """Tells books that a request was sent; whether they have its place."""
-        if books is ticket.snapshot.flight:
-            books.sent(ticket.name, place.index, place.replica, at=now)
-            return True
         # Of snapshots in between nothing is asked any more.
-        for other in self.snapshot.places if books is self.snapshot.flight else ():
-            if other.state is place.state:
-                books.sent(ticket.name, other.index, other.replica, at=now)
+        for arm in (*ticket.snapshot.arms, *self.snapshot.arms):
+            if arm.flight is books and (here := arm.places.same(place)) is not None:
+                books.sent(ticket.name, here.index, here.replica, at=now)
                 return True
         return False
+
+    def _held(self, claim: Claim, now: float) -> Held:
+        ticket = claim.ticket
+        return Held(
+            number=next(self._numbers) + 1,
+            place=short_hash(*claim.place.key),
+            task=short_hash(ticket.ask.task),
+            prompt_tokens=ticket.prompt_tokens,
+            max_tokens=ticket.ask.max_tokens or 0,
+            tokens=ticket.output_tokens,
+            deadline_s=ticket.deadline_s,
+            arrived_s=ticket.arrived_s,
+            sent_s=claim.sent_s,
+            heard_s=now,
+        )
+
+    def _show(self, claim: Claim, now: float) -> None:
+        """Tells others of a claim and its tokens."""
+        if not self.shares:
+            return
+        shown = claim.shown
+        tokens = claim.ticket.output_tokens
+        claim.shown = self._held(claim, now) if shown is None else shown._replace(tokens=tokens, heard_s=now)
+        if self.board is not None:
+            self.board.put(claim.ticket.name, claim.shown)
 
     def _free(self, claim: Claim) -> bool:
         """Takes a claim from the counts; whether it was there."""
         if not claim.held:
             return False
+        if self.board is not None:
+            self.board.drop(claim.ticket.name)
         claim.held = False
         claim.ticket.claim = None
         claim.place.state.in_flight -= 1
         return True
 
     def _return(self, ticket: Ticket, place: Place, why: str, now: float) -> None:
-        ticket.tried.append(place)
+        ticket.tried.append(place.state)
         ticket.why = why
         for books, sent in ticket.flights.items():
             if sent:
@@ -509,22 +623,31 @@ class Core:
             deadline_s=due_s,
             ttft_s=None if ticket.first_s is None else max(ticket.first_s - ticket.arrived_s, 0.0),
             latency_s=latency_s,
+            expected_s=ticket.expected_s,
             in_time=in_time,
             quality=0.0 if place is None else float(snapshot.quality[task, place.index]),
             attempts=ticket.attempts,
             snapshot=snapshot.number,
+            arm=ticket.arm.name,
+            shadow_pool=ticket.shadow_pool,
             outcome=outcome,
             error="" if outcome == "answered" else error,
         )
 
 
-def _deadline_s(ask: Ask, snapshot: Snapshot) -> tuple[float | None, float]:
-    """A request's own deadline, None if it is the task's, and the one that holds; of answers of mean length."""
+def _here(arm: Arm, place: Place) -> Place:
+    """A replica of the same snapshot as an arm numbers it."""
+    found = arm.places.same(place)
+    assert found is not None
+    return found
+
+
+def _deadline_s(ask: Ask, snapshot: Snapshot) -> float:
+    """The deadline that holds for a request, of an answer of mean length."""
     task = snapshot.tasks[ask.task]
-    visible_s = snapshot.visible_deadline_s[task]
-    own_s = visible_s * ask.deadline_factor
+    own_s = snapshot.visible_deadline_s[task] * ask.deadline_factor
     if ask.deadline_base_s is not None:
         own_s = deadline_s(ask.deadline_base_s, ask.deadline_per_token_s, snapshot.mean_output_tokens[task])
     if ask.patience_s is not None:
         own_s = min(own_s, ask.patience_s)
-    return (None, visible_s) if own_s == visible_s else (own_s, own_s)
+    return own_s

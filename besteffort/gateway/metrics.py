@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from besteffort.gateway.core import Core, Record
+from besteffort.gateway.core import Claim, Core, Record
+from besteffort.gateway.drift import Drift
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _DECISIONS_S = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 1e-2, 1e-1)
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus-client keeps the figures of several processes
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
 class Metrics:
-    """The figures of one gateway."""
+    """The figures of one gateway.
+
+    Attributes:
+      drift: how requests and servers compare with what the policy was made for.
+    """
 
     def __init__(self, core: Core) -> None:
         self._registry = registry = CollectorRegistry()
         self._core = core
+        self.drift = Drift(core)
         self._requests = Counter(
             "besteffort_requests", "Requests that ended.", ("task", "model", "outcome"), registry=registry
         )
@@ -50,11 +59,44 @@ class Metrics:
             "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=registry
         )
         self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=registry)
+        self._arm_requests = Counter(
+            "besteffort_arm_requests",
+            "Requests that ended, by the policy that decided them.",
+            ("arm", "task", "outcome"),
+            registry=registry,
+        )
+        self._arm_in_time = Counter(
+            "besteffort_arm_requests_in_time",
+            "Answers by their deadline, by the policy that decided.",
+            ("arm", "task"),
+            registry=registry,
+        )
+        self._arm_quality = Counter(
+            "besteffort_arm_quality_in_time",
+            "Quality of answers by their deadline, summed, by the policy that decided.",
+            ("arm", "task"),
+            registry=registry,
+        )
+        self._compared = Counter(
+            "besteffort_shadow_decisions", "Decisions that the shadow made, too.", ("task",), registry=registry
+        )
+        self._disagreed = Counter(
+            "besteffort_shadow_disagreements",
+            "Decisions that the shadow would have made otherwise.",
+            ("task", "pool", "shadow_pool"),
+            registry=registry,
+        )
+        if (folder := os.environ.get(_FOLDER)) is not None:
+            # Those above write there; what is read is the sum over all workers, also of those that have ended.
+            self._registry = registry = CollectorRegistry()
+            MultiProcessCollector(registry, folder)
         registry.register(self)
 
     def record(self, record: Record) -> None:
         """Counts a request that has ended."""
+        self.drift.record(record)
         self._requests.labels(record.task, record.model, record.outcome).inc()
+        self._arm_requests.labels(record.arm, record.task, record.outcome).inc()
         if record.outcome != "answered":
             return
         self._prompt.labels(record.model).inc(record.prompt_tokens)
@@ -65,15 +107,26 @@ class Metrics:
         if record.in_time:
             self._in_time.labels(record.task, record.model).inc()
             self._quality.labels(record.task).inc(record.quality)
+            self._arm_in_time.labels(record.arm, record.task).inc()
+            self._arm_quality.labels(record.arm, record.task).inc(record.quality)
 
-    def decided(self, seconds: float) -> None:
-        self._decisions.observe(seconds)
+    def decided(self, claim: Claim, seconds: float) -> None:
+        """Counts a decision, which took so long, with what the shadow did."""
+        ticket, pool = claim.ticket, claim.place.pool.name
+        if ticket.attempts > 1 or not ticket.shadow_pool:
+            self._decisions.observe(seconds)
+            return
+        self._decisions.observe(max(seconds - ticket.shadow_s, 0.0))
+        self._compared.labels(ticket.ask.task).inc()
+        if ticket.shadow_pool != pool:
+            self._disagreed.labels(ticket.ask.task, pool, ticket.shadow_pool).inc()
 
     def reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()
 
     def text(self) -> tuple[bytes, str]:
-        """What a scrape gets, and its content type."""
+        """What a scrape gets, and its content type; of several workers their sum."""
+        self._core.sync()
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
@@ -89,20 +142,42 @@ class Metrics:
         now = core.now()
         for place in snapshot.places:
             values = (place.pool.name, place.model, str(place.replica))
-            running.add_metric(values, place.state.in_flight)
+            running.add_metric(values, place.state.busy)
             limit.add_metric(values, place.limit)
             state.add_metric(values, _STATES[place.state.breaker.state(now)])
         yield from (running, limit, state)
+        yield from self._comparisons()
+        totals = core.totals()
         for name, about, value in (
-            ("besteffort_open_requests", "Requests that have arrived and not ended.", core.open_requests),
+            ("besteffort_open_requests", "Requests that have arrived and not ended.", totals.open_requests),
             ("besteffort_arrival_rate", "Requests per second, as the policy sees it.", core.arrival_rate()),
             ("besteffort_snapshot", "Times that configuration or policy were replaced.", snapshot.number),
         ):
             yield GaugeMetricFamily(name, about, value=value)
-        yield CounterMetricFamily("besteffort_retries", "Times that requests were sent again.", value=core.retries)
+        yield CounterMetricFamily("besteffort_retries", "Times that requests were sent again.", value=totals.retries)
         yield CounterMetricFamily(
-            "besteffort_leases_expired", "Requests of which nothing more was heard.", value=core.expired
+            "besteffort_leases_expired", "Requests of which nothing more was heard.", value=totals.expired
         )
+
+    def _comparisons(self) -> Iterator[Metric]:
+        """How what comes compares with what the policy was made for."""
+        slowdown = GaugeMetricFamily(
+            "besteffort_observed_slowdown", "Observed times over those of the policy's tables.", labels=("pool",)
+        )
+        snapshot = self._core.snapshot
+        observed = snapshot.flight.observed_slowdown
+        for places in snapshot.places.by_pool if observed is not None else ():
+            if places and observed is not None:
+                slowdown.add_metric((places[0].pool.name,), float(observed[places[0].index]))
+        labels = ("measure", "of")
+        value = GaugeMetricFamily("besteffort_drift", "How far it is from what the policy was made for.", labels=labels)
+        limit = GaugeMetricFamily("besteffort_drift_limit", "Above which it is a drift.", labels=labels)
+        active = GaugeMetricFamily("besteffort_drift_active", "1 while it is a drift.", labels=labels)
+        for key, measure in self.drift.measures.items():
+            value.add_metric(key, measure.value)
+            limit.add_metric(key, measure.limit)
+            active.add_metric(key, measure.active)
+        yield from (slowdown, value, limit, active)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: names are known once collected."""

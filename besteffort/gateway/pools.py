@@ -13,17 +13,24 @@ from besteffort.policy import Policy
 from besteffort.situation import Cluster, Situation
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class ReplicaState:
     """What changes of a replica; it outlives a change of the configuration.
 
     Attributes:
       breaker: whether it gets requests.
       in_flight: requests that were sent to it and have not ended.
+      elsewhere: those of other gateways.
     """
 
     breaker: CircuitBreaker
     in_flight: int = 0
+    elsewhere: int = 0
+
+    @property
+    def busy(self) -> int:
+        """All requests that it has."""
+        return self.in_flight + self.elsewhere
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,10 +74,16 @@ class Places:
 
     def __init__(self, by_pool: Sequence[Sequence[Place]]) -> None:
         self.by_pool = tuple(tuple(places) for places in by_pool)
+        self._by_key = {place.key: place for place in self}
 
     def __iter__(self) -> Iterator[Place]:
         for places in self.by_pool:
             yield from places
+
+    def same(self, place: Place) -> Place | None:
+        """The replica of other places here, if it is here; one that was left out in between is another one."""
+        here = self._by_key.get(place.key)
+        return here if here is not None and here.state is place.state else None
 
     def moved(self, earlier: Places) -> dict[tuple[str, int], tuple[str, int]]:
         """Of a pool and number in earlier places those of the same replica here."""

@@ -20,18 +20,25 @@ _EVERY = 64  # records between two writes
 
 
 class RequestLog:
-    """Appends records to a file; `flush` writes those that are held back.
+    """Appends records to a file; `flush` writes those that are held back, in one piece.
 
     Raises:
       InputError: if the file cannot be written, or has other columns.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, begun: bool = False) -> None:
+        """Opens a file.
+
+        Args:
+          path: the file.
+          begun: whether it is in order, and others write to it, too.
+        """
         self.path = path
         with os_errors_as_input_errors(path):
-            self._file = path.open("a+b")
+            self._file = path.open("a+b", buffering=0)
             try:
-                self._begin()
+                if not begun:
+                    self._begin()
             except BaseException:
                 self._file.close()
                 raise
@@ -53,14 +60,17 @@ class RequestLog:
         held, self._held = self._held, []
         text = "".join(_line([_cell(getattr(record, name)) for name in COLUMNS]) for record in held)
         with os_errors_as_input_errors(self.path):
-            self._file.write(text.encode())
-            self._file.flush()
+            self._write(text.encode())
 
     def close(self) -> None:
         try:
             self.flush()
         finally:
             self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        while content:
+            content = content[self._file.write(content) or 0 :]
 
     def _begin(self) -> None:
         """Writes the header into a new file; drops a last line that a kill cut short."""
@@ -69,14 +79,13 @@ class RequestLog:
         header = _line(COLUMNS).encode()
         if not first.endswith(b"\n"):
             self._file.truncate(0)
-            self._file.write(header)
-            self._file.flush()
+            self._write(header)
             return
         if first != header:
             raise InputError(f"{self.path}: the file is no request log of this version; name another one.")
         size = self._file.seek(0, 2)
         self._file.seek(max(size - 2**16, 0))
-        tail = self._file.read()
+        tail = self._file.read(2**16)
         self._file.truncate(size - (len(tail) - tail.rfind(b"\n") - 1))
 
 

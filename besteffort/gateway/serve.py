@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import json
-import logging
-import signal
-import sys
-from collections.abc import Callable
+import os
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from aiohttp import web
 
 from besteffort.errors import InputError
+from besteffort.gateway import process
+from besteffort.gateway.board import BEAT_S, Board
 from besteffort.gateway.config import GatewayConfig, load_gateway
 from besteffort.gateway.core import Core, Record
-from besteffort.gateway.errors import ApiError
+from besteffort.gateway.hosts import Hosts, make_client
+from besteffort.gateway.http import Listener
+from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER, Server
-from besteffort.gateway.snapshot import Snapshot, make_policy, make_snapshot
+from besteffort.gateway.snapshot import ArmName, Snapshot, Source, make_policy, make_snapshot, sources
 from besteffort.gateway.upstream import Upstream
 from besteffort.policy import Policy
-
-_TICK_S = 1.0  # between looks at leases and files
-_BACKLOG = 512
-_CUT_OFF_S = 0.05  # that requests have to end once they are cut off
-
-# aiohttp would log lines that it cannot read, and a key may be in these.
-_SILENT = logging.getLogger("besteffort.gateway.http")
-_SILENT.setLevel(logging.CRITICAL + 1)
 
 
 def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
@@ -45,31 +35,32 @@ def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
       InputError: if something does not fit.
     """
     config, path = load_gateway(path_or_name)
-    return _snapshot(config, path, _policy(config, path), None), path
+    if config.redis is not None:
+        make_client(config.redis)
+    return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None), path
 
 
-def run(snapshot: Snapshot, path: Path, *, ready: Callable[[str], None] = lambda address: None) -> None:
+def run(
+    snapshot: Snapshot,
+    path: Path,
+    *,
+    ready: Callable[[str], None] = lambda address: None,
+    board: Board | None = None,
+    port: int | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is in work.
 
     Args:
       snapshot: as from `prepare`.
       path: file of the configuration.
       ready: gets the address once the gateway listens.
+      board: shared with the other workers of this host, if there are any; it ends with the process that began it.
+      port: of all workers.
 
     Raises:
       InputError: if the address is taken, or the request log cannot be written.
     """
-    runner = asyncio.run if sys.platform == "win32" else _uvloop_or_asyncio()
-    runner(_serve(snapshot, path, ready))
-
-
-def set_up_logging() -> None:
-    """One JSON object per line on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    process.run(_serve(Gateway(snapshot, path, board=board, port=port), ready))
 
 
 class Gateway:
@@ -78,20 +69,40 @@ class Gateway:
     Attributes:
       core: decides and counts.
       metrics: figures.
+      live: what the page shows.
       listeners: get the record of every request that has ended.
     """
 
-    def __init__(self, snapshot: Snapshot, path: Path) -> None:
-        self.core = Core(snapshot, log=self._log)
+    def __init__(
+        self, snapshot: Snapshot, path: Path | None, *, board: Board | None = None, port: int | None = None
+    ) -> None:
+        """Does not listen yet.
+
+        Args:
+          snapshot: what requests are decided by at first.
+          path: file of the configuration, which is read again when it changes; None if it is in none.
+          board: as of `run`.
+          port: as of `run`.
+        """
+        self.core = Core(snapshot, log=self._log, board=board)
+        self._port = port
         self.metrics = Metrics(self.core)
-        self.listeners: list[Callable[[Record], None]] = [self.metrics.record]
+        self.live = Live(self.core)
+        self.listeners: list[Callable[[Record], None]] = [self.metrics.record, self.live.record]
+        self._left_out: dict[str, str] = {}
+        redis = snapshot.config.redis
+        group = secrets.token_hex(8) if board is None else board.group
+        self._hosts = None if redis is None else Hosts(self.core, redis, group)
+        self._sharing: asyncio.Task[None] | None = None
         self._path = path
-        self._digest = _digest(path, snapshot.config)
+        self._digest = "" if path is None else _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
-        self._server: asyncio.Server | None = None
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._upstream: Upstream | None = None
-        self._policy: tuple[str, Policy] = (_policy_digest(path, snapshot.config), snapshot.policy)
+        self._policies: dict[str, Policy] = {}
+        if path is not None:
+            named = sources(snapshot.config)
+            self._policies = {_policy_digest(path, named[arm.name]): arm.policy for arm in snapshot.arms}
 
     async def start(self) -> str:
         """Listens; returns the address.
@@ -101,54 +112,40 @@ class Gateway:
         """
         config = self.core.snapshot.config
         if config.request_log is not None:
-            self._request_log = RequestLog(self._path.parent / config.request_log)
-        listen = config.listen
+            folder = Path() if self._path is None else self._path.parent
+            self._request_log = RequestLog(folder / config.request_log, begun=self.core.board is not None)
         self._upstream = Upstream()
-        application = Server(self.core, self._upstream, self.metrics).application()
-        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=_CUT_OFF_S)
-        await self._runner.setup()
-        server, loop = self._runner.server, asyncio.get_running_loop()
-        assert server is not None
-
-        def protocol() -> asyncio.Protocol:
-            if len(server.connections) >= self.core.snapshot.config.listen.connections:
-                return _Full()
-            return _Connection(
-                server,
-                loop=loop,
-                # Also ends connections whose headers are not whole by then.
-                keepalive_timeout=listen.header_s,
-                access_log=_SILENT,
-                max_line_size=listen.header_bytes,
-                max_field_size=listen.header_bytes,
-                lingering_time=1.0,
-                logger=_SILENT,
-            )
-
-        try:
-            self._server = await loop.create_server(protocol, listen.host, listen.port, backlog=_BACKLOG)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(
-                f"`listen` is {listen.host}, port {listen.port}: cannot listen there, {reason}; name another one."
-            ) from error
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = Server(self.core, self._upstream, self.metrics, self.live).application()
+        self._listener = Listener(
+            app,
+            config.listen,
+            lambda: self.core.snapshot.config.listen.connections,
+            port=self._port,
+            shared=self.core.board is not None,
+        )
+        address = await self._listener.start()
+        if self._hosts is not None:
+            self._sharing = asyncio.get_running_loop().create_task(self._hosts.keep(LOGGER.warning))
+        self._watch()
+        return address
 
     async def tick(self) -> None:
         """What is due from time to time: leases, the request log, files that changed."""
         self.core.sweep()
         self._flush()
-        config = self.core.snapshot.config
-        if await asyncio.to_thread(_digest, self._path, config) != self._digest:
+        self._watch()
+        path, config = self._path, self.core.snapshot.config
+        if path is not None and await asyncio.to_thread(_digest, path, config) != self._digest:
             await self.reload()
 
     async def reload(self) -> bool:
         """Reads configuration and policy again; whether they are in use. If they do not fit, those before stay."""
-        before = self.core.snapshot
-        self._digest = await asyncio.to_thread(_digest, self._path, before.config)
+        before, path = self.core.snapshot, self._path
+        if path is None:
+            return False
+        self._digest = await asyncio.to_thread(_digest, path, before.config)
         try:
-            snapshot = await asyncio.to_thread(self._read_again, before)
+            snapshot = await asyncio.to_thread(self._read_again, path, before)
         except InputError as error:
             LOGGER.error("Not reloaded, the last one stays in use: %s", error)
             self.metrics.reloaded("refused")
@@ -156,10 +153,11 @@ class Gateway:
         if snapshot.config.listen.host != before.config.listen.host or (
             snapshot.config.listen.port != before.config.listen.port
             or snapshot.config.request_log != before.config.request_log
+            or snapshot.config.redis != before.config.redis
         ):
-            LOGGER.warning("`listen.host`, `listen.port` and `request_log` change with a restart only.")
+            LOGGER.warning("`listen.host`, `listen.port`, `redis` and `request_log` change with a restart only.")
         self.core.replace(snapshot)
-        self._digest = await asyncio.to_thread(_digest, self._path, snapshot.config)
+        self._digest = await asyncio.to_thread(_digest, path, snapshot.config)
         self.metrics.reloaded("done")
         LOGGER.info("Reloaded: snapshot %d.", snapshot.number)
         return True
@@ -176,23 +174,38 @@ class Gateway:
 
     async def stop(self) -> None:
         """Closes all connections."""
-        if self._server is not None:
-            self._server.close()
-        if self._runner is not None:
-            if self._runner.server is not None:
-                await self._runner.server.shutdown(_CUT_OFF_S)
-            await self._runner.cleanup()
+        if self._listener is not None:
+            await self._listener.stop()
+        if self._sharing is not None and self._hosts is not None:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
+            await self._hosts.close()
         if self._upstream is not None:
             await self._upstream.close()
         if self._request_log is not None:
             self._request_log.close()
 
-    def _read_again(self, before: Snapshot) -> Snapshot:
-        config, path = load_gateway(self._path)
-        digest = _policy_digest(self._path, config)
-        if digest != self._policy[0]:
-            self._policy = (digest, _policy(config, path))
-        return _snapshot(config, path, self._policy[1], before)
+    def _watch(self) -> None:
+        """Says what has come to differ from what the policy was made for."""
+        drift = self.metrics.drift
+        for sentence in drift.look():
+            LOGGER.warning("%s", sentence)
+        if drift.left_out != self._left_out:
+            self._left_out = dict(drift.left_out)
+            for measure, why in drift.left_out.items():
+                LOGGER.info("Drift of %s is not watched: %s.", measure, why)
+
+    def _read_again(self, path: Path, before: Snapshot) -> Snapshot:
+        config, path = load_gateway(path)
+        read: dict[str, Policy] = {}
+        policies: dict[ArmName, Policy] = {}
+        for arm, source in sources(config).items():
+            digest = _policy_digest(path, source)
+            known = read.get(digest) or self._policies.get(digest)
+            policies[arm] = read[digest] = _policy(source, path) if known is None else known
+        snapshot = _snapshot(config, path, policies, before)
+        self._policies = read
+        return snapshot
 
     def _log(self, record: Record) -> None:
         for listener in self.listeners:
@@ -211,53 +224,62 @@ class Gateway:
                 LOGGER.error("%s", error)
 
 
-async def _serve(snapshot: Snapshot, path: Path, ready: Callable[[str], None]) -> None:
-    gateway = Gateway(snapshot, path)
-    ended, asked = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def _beat(core: Core) -> None:
+    """Signs of life to other workers."""
+    while True:
+        core.totals()
+        core.sync()
+        await asyncio.sleep(BEAT_S)
+
+
+async def _serve(gateway: Gateway, ready: Callable[[str], None]) -> None:
+    loop, parent = asyncio.get_running_loop(), os.getppid()
+    beating = loop.create_task(_beat(gateway.core)) if gateway.core.board is not None else None
     try:
         address = await gateway.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        loop.add_signal_handler(signal.SIGHUP, asked.set)
-        LOGGER.info("Listening on %s.", address)
-        ready(address)
-        while not ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _TICK_S)
-            if asked.is_set():
-                asked.clear()
-                await gateway.reload()
-            else:
-                await gateway.tick()
+
+        def say() -> None:
+            LOGGER.info("Listening on %s.", address)
+            ready(address)
+
+        def orphaned() -> bool:
+            return beating is not None and os.getppid() != parent
+
+        await process.until_told(say, gateway.tick, gateway.reload, orphaned)
         LOGGER.info("Ending: %d requests in work.", gateway.core.open_requests)
         await gateway.drain()
     finally:
+        if beating is not None:
+            beating.cancel()
         await gateway.stop()
     LOGGER.info("Ended.")
 
 
-def _policy(config: GatewayConfig, path: Path) -> Policy:
+def _policy(source: Source, path: Path) -> Policy:
     try:
-        return make_policy(config, path.parent)
+        return make_policy(source, path.parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _snapshot(config: GatewayConfig, path: Path, policy: Policy, earlier: Snapshot | None) -> Snapshot:
+def _snapshot(
+    config: GatewayConfig, path: Path, policies: Mapping[ArmName, Policy], earlier: Snapshot | None
+) -> Snapshot:
     try:
-        return make_snapshot(config, policy, earlier=earlier)
+        canary, shadow = policies.get("canary"), policies.get("shadow")
+        return make_snapshot(config, policies["policy"], canary=canary, shadow=shadow, earlier=earlier)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def _digest(path: Path, config: GatewayConfig) -> str:
     """Of the files that a reload would read."""
-    return "\n".join((_file_digest(path), _policy_digest(path, config)))
+    policies = (_policy_digest(path, source) for source in sources(config).values())
+    return "\n".join((_file_digest(path), *policies))
 
 
-def _policy_digest(path: Path, config: GatewayConfig) -> str:
-    named = config.policy or config.situation
+def _policy_digest(path: Path, source: Source) -> str:
+    named = source.policy or source.situation
     return f"{named}\n{_file_digest(path.parent / str(named))}"
 
 
@@ -266,52 +288,3 @@ def _file_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _uvloop_or_asyncio() -> Callable[[Any], None]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run
-    run: Callable[[Any], None] = uvloop.run
-    return run
-
-
-class _Connection(web.RequestHandler):
-    """A connection that answers what is no HTTP as all else, and does not repeat it."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        error = ApiError(status, "The request is no well-formed HTTP.")
-        if status >= 500:
-            error = ApiError(status, "The gateway failed.", kind="server_error", code="internal_error")
-        if request.writer.output_size > 0:
-            raise ConnectionError("A part of the answer was sent.")
-        response = web.json_response(error.body(), status=status)
-        response.force_close()
-        return response
-
-
-class _Full(asyncio.Protocol):
-    """Closes a connection beyond the limit."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
-
-
-class _JsonLines(logging.Formatter):
-    """Log records as JSON objects."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line)

@@ -9,18 +9,22 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from besteffort.gateway import http
 from besteffort.gateway.assembly import Assembly, can_assemble
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
+from besteffort.gateway.lag import Lag
+from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
 from besteffort.version import __version__
@@ -30,10 +34,24 @@ LOGGER = logging.getLogger("besteffort.gateway")
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_FOLDER = Path(__file__).parent / "page"
+_PAGE = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+_OWN_FAULT = 0.25  # of the time that a server was waited for, in which the gateway itself stood still
+_MOST_VIEWERS = 16
+_LOOK_S = 0.5  # between two events of the page
 _PASSED_ON = ("traceparent", "tracestate")  # of the client's headers; all others stay here
 _STATUS = {"no_capacity": 503, "too_late": 503, "draining": 503, "too_many_requests": 503}
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
@@ -43,15 +61,18 @@ class Server:
       core: decides and counts.
       upstream: the servers.
       metrics: figures.
+      live: what the page shows.
+      lag: how late the gateway itself is.
     """
 
-    def __init__(self, core: Core, upstream: Upstream, metrics: Metrics) -> None:
-        self.core, self.upstream, self.metrics = core, upstream, metrics
+    def __init__(self, core: Core, upstream: Upstream, metrics: Metrics, live: Live) -> None:
+        self.core, self.upstream, self.metrics, self.live = core, upstream, metrics, live
+        self.lag = Lag()
+        self._viewers = 0
 
     def application(self) -> web.Application:
-        """The application; it limits bodies itself, since limits may change while it runs."""
-        app = web.Application(middlewares=[self._errors], client_max_size=2**30)
-        app.on_response_prepare.append(_hide_software)
+        """The application."""
+        app = http.application(LOGGER, "The gateway")
         app.router.add_post(COMPLETIONS, self._completions)
         app.router.add_post(CHAT, self._chat)
         app.router.add_get("/v1/models", self._models)
@@ -59,24 +80,11 @@ class Server:
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/", self._page)
+        app.router.add_get("/page/{name}", self._page)
+        app.router.add_get("/events", self._events)
+        app.cleanup_ctx.append(self.lag.watched)
         return app
-
-    @web.middleware
-    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Errors in OpenAI's shape."""
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return _error_response(error)
-        except web.HTTPException as error:
-            kind = "server_error" if error.status >= 500 else "invalid_request_error"
-            allowed = {"allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
-            return _error_response(ApiError(error.status, f"{error.reason}.", kind=kind), allowed)
-        except (asyncio.CancelledError, ConnectionError):
-            raise
-        except Exception:
-            LOGGER.exception("A request failed inside the gateway.")
-            return _error_response(ApiError(500, "The gateway failed.", kind="server_error", code="internal_error"))
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok", "version": __version__})
@@ -92,17 +100,45 @@ class Server:
         text, kind = self.metrics.text()
         return web.Response(body=text, headers={"content-type": kind})
 
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", "index.html")
+        if name not in _PAGE:
+            raise web.HTTPNotFound
+        return web.Response(body=(_FOLDER / name).read_bytes(), headers={"content-type": _PAGE[name], **_PAGE_HEADERS})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """What the page shows, as events, until the viewer leaves or the gateway ends."""
+        self._client(request)
+        if self._viewers >= _MOST_VIEWERS:
+            raise ApiError(503, "Too many are looking at the page.", kind="server_error", retry_after_s=10.0)
+        self._viewers += 1
+        try:
+            response = web.StreamResponse(
+                headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
+            )
+            await response.prepare(request)
+            last = 0
+            while True:
+                now = time.time()
+                seconds = self.live.seconds(last, now)
+                last = max((second["at"] for second in seconds), default=last)
+                message = {"seconds": seconds, "state": self.live.state(now)}
+                await response.write(b"data: " + json.dumps(message).encode() + b"\n\n")
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            self._viewers -= 1
+
     async def _models(self, request: web.Request) -> web.Response:
         self._client(request)
         names = self.core.snapshot.model_names
-        return web.json_response({"object": "list", "data": [_model_entry(name) for name in names]})
+        return web.json_response({"object": "list", "data": [http.model_entry(name) for name in names]})
 
     async def _model(self, request: web.Request) -> web.Response:
         self._client(request)
         name = request.match_info["model"]
         if name not in self.core.snapshot.model_names:
             raise ApiError(404, "There is no such model; `/v1/models` lists what there is.", code="model_not_found")
-        return web.json_response(_model_entry(name))
+        return web.json_response(http.model_entry(name))
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, COMPLETIONS)
@@ -130,39 +166,10 @@ class Server:
             )
         return name
 
-    async def _body(self, request: web.Request) -> bytes:
-        """The body of a request.
-
-        Raises:
-          ApiError: if it is of another type, too large, or too slow.
-        """
-        # A page in a browser cannot send this type elsewhere without being asked first.
-        if "json" not in request.content_type:
-            raise ApiError(415, "The content type is to be application/json.")
-        if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-            raise ApiError(415, "The body is not to be compressed.")
-        listen = self.core.snapshot.config.listen
-        too_large = ApiError(413, f"The body has more than {listen.body_bytes:,} bytes.", code="too_large")
-        if (request.content_length or 0) > listen.body_bytes:
-            raise too_large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(listen.body_s):
-                async for part in request.content.iter_any():
-                    size += len(part)
-                    if size > listen.body_bytes:
-                        raise too_large
-                    parts.append(part)
-        except web.RequestPayloadError:
-            raise ApiError(400, "The body is not as its headers say.") from None
-        except TimeoutError:
-            raise ApiError(408, "The body came too slowly.", code="timeout", retry=False) from None
-        return b"".join(parts)
-
     async def _answer(self, request: web.Request, path: str) -> web.StreamResponse:
         core = self.core
         client = self._client(request)
-        raw = await self._body(request)
+        raw = await http.read_body(request, core.snapshot.config.listen)
         # From here to the arrival nothing waits, so that one snapshot decides.
         intake = read_request(raw, request.headers, path, client, core.snapshot)
         stated = request.headers.get("x-request-id", "")
@@ -176,10 +183,10 @@ class Server:
             response = await call.run()
         except _EndedError as ended:
             core.close(ticket, "invalid" if ended.error.status < 500 else "failed", ended.error.code or "")
-            return _error_response(ended.error, call.headers())
+            return http.error_response(ended.error, call.headers())
         except RefusedError as refused:
             core.close(ticket, "refused", refused.code)
-            return _error_response(_refusal(refused, name), call.headers())
+            return http.error_response(_refusal(refused, name), call.headers())
         except _ClientGoneError:
             core.close(ticket, "cancelled", "client")
             raise ConnectionResetError("The client has left.") from None
@@ -249,7 +256,7 @@ class _Call:
                 raise
             seconds = time.perf_counter() - started
             self._decided_s += seconds
-            self._server.metrics.decided(seconds)
+            self._server.metrics.decided(claim, seconds)
             try:
                 return await self._send(claim)
             except InvalidRequestError as invalid:
@@ -260,7 +267,7 @@ class _Call:
                 if failure.busy_s is not None:
                     core.busy(claim, failure.busy_s)
                 else:
-                    core.failed(claim, failure.why, blame=failure.blame)
+                    core.failed(claim, failure.why, blame=failure.blame and not self._own_fault(failure))
                 LOGGER.warning(
                     "Request %s: pool %s, replica %d: %s.",
                     ticket.name,
@@ -270,6 +277,11 @@ class _Call:
                 )
                 if self._begun or not core.may_retry(ticket):
                     return await self._give_up(failure)
+
+    def _own_fault(self, failure: UpstreamError) -> bool:
+        """Whether a server may have been silent only because nobody listened."""
+        waited_s = failure.waited_s
+        return waited_s is not None and self._server.lag.share(waited_s) >= _OWN_FAULT
 
     async def _give_up(self, failure: UpstreamError) -> web.StreamResponse:
         """Ends with the error of the last server: as an event, if the stream has begun."""
@@ -398,7 +410,13 @@ class _Call:
         except TimeoutError:
             waited = "between_tokens_timeout" if stream.begun else "first_token_timeout"
             why = "timeout" if loop.time() >= end else waited
-            raise UpstreamError(why, "The server took too long.", status=504, blame=why != "timeout") from None
+            raise UpstreamError(
+                why,
+                "The server took too long.",
+                status=504,
+                blame=why != "timeout",
+                waited_s=timeouts.between_tokens_s if stream.begun else timeouts.first_token_s,
+            ) from None
         except EventTooLargeError:
             raise UpstreamError("too_large", "The server sent an event that is too large.") from None
 
@@ -452,22 +470,7 @@ class _Call:
         self._core.close(self._ticket, "answered")
 
 
-async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[hdrs.SERVER] = "besteffort"
-
-
 def _refusal(refused: RefusedError, name: str) -> ApiError:
     return ApiError(
         _STATUS[refused.code], str(refused), kind="server_error", code=refused.code, retry_after_s=refused.retry_after_s
     )
-
-
-def _error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> web.Response:
-    response = web.json_response(error.body(), status=error.status, headers={**(headers or {}), **error.headers()})
-    if error.status in (408, 413):
-        response.force_close()  # what is left of the body is not waited for
-    return response
-
-
-def _model_entry(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "besteffort"}

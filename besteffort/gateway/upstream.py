@@ -32,14 +32,22 @@ class UpstreamError(Exception):
       why: a word for logs and metrics.
       blame: whether it says something of the server.
       busy_s: seconds that the server wants to be left alone, if it is only busy.
+      waited_s: seconds for which nothing came, where that is the failure.
       error: what the client gets unless another server answers.
     """
 
     def __init__(
-        self, why: str, message: str, *, status: int = 502, blame: bool = True, busy_s: float | None = None
+        self,
+        why: str,
+        message: str,
+        *,
+        status: int = 502,
+        blame: bool = True,
+        busy_s: float | None = None,
+        waited_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.why, self.blame, self.busy_s = why, blame, busy_s
+        self.why, self.blame, self.busy_s, self.waited_s = why, blame, busy_s, waited_s
         self.error = ApiError(status, message, kind="server_error", code=why, retry_after_s=busy_s)
 
 
@@ -105,8 +113,9 @@ class Upstream:
                 if response.status != 200:
                     await _refused(response, place)
                 yield response
+        except aiohttp.ConnectionTimeoutError as e:
+            raise UpstreamError("connect", "The server cannot be reached.", waited_s=timeouts.connect_s) from e
         except (
-            aiohttp.ConnectionTimeoutError,
             aiohttp.ClientConnectorError,
             aiohttp.ClientSSLError,
             ssl.SSLError,

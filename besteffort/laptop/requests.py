@@ -51,6 +51,11 @@ def with_cases(times: Requests, situation: Situation, *, seed: int) -> CaseList:
     prompts = np.array([len(encode(case.prompt)) for case in cases])
     deadlines_s = situation.deadlines(times.task, outputs) * times.deadline_factors
     requests = dataclasses.replace(
-        times, prompt_tokens=prompts, output_tokens=outputs, deadline_s=deadlines_s, output_limit=None
+        times,
+        prompt_tokens=prompts,
+        output_tokens=outputs,
+        deadline_s=deadlines_s,
+        output_limit=None,
+        cached_tokens=None,
     )
     return CaseList(requests, cases)

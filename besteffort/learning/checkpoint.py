@@ -7,6 +7,7 @@ before is kept beside it, and used where the newest is damaged: a run continues 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -118,14 +119,18 @@ def _load(path: Path, like: Any, identity: Mapping[str, str]) -> tuple[Any, Metr
     except InputError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a place that no file has
+            raise _DamagedError(_damage(path)) from error
         reason = (error.strerror or str(error)).lower()
         raise _DamagedError(f"{path}: cannot read the checkpoint, {reason}; mend that or delete it.") from error
     # A file with crafted contents makes the libraries that read it raise anything at all.
     except Exception as error:
-        raise _DamagedError(
-            f"{path}: the checkpoint is damaged or no checkpoint; delete it to start afresh."
-        ) from error
+        raise _DamagedError(_damage(path)) from error
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metrics
+
+
+def _damage(path: Path) -> str:
+    return f"{path}: the checkpoint is damaged or no checkpoint; delete it to start afresh."
 
 
 def _check_sizes(raw: BinaryIO) -> None:

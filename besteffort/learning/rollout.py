@@ -89,7 +89,9 @@ def collect(
         explore, random_action = draws
         keys = jax.random.split(key, config.num_envs + 1)
         x = read(timestep.observation, features, env_params)
-        greedy = jnp.argmax(q_values(network, variables.q, x), axis=-1)
+        values = q_values(network, variables.q, x)
+        there = timestep.observation.open
+        greedy = jnp.argmax(values if there is None else jnp.where(there, values, -jnp.inf), axis=-1)
         action = jnp.where(explore, random_action, greedy.astype(random_action.dtype))
         env_state, timestep = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys[1:], env_state, action, env_params)
         terminated = timestep.terminated

@@ -250,7 +250,7 @@ def initial_state(
         if config.credit == "marginal" and actors.timestep.credit is None:
             raise InputError(
                 "Training: `credit` is `marginal`, which this environment does not know, because models slow each "
-                "other down; set `training.config.credit` to `own`."
+                "other down or read prompts in chunks; set `training.config.credit` to `own`."
             )
         x = rollout.read(actors.timestep.observation, features, env_params)
         q = networks.q.init(network_key, x) if start is None else start

@@ -1,7 +1,7 @@
 """Plays a list of requests to a server in real time: each is sent at its time, whatever has come back by then.
 
-Prompts are words, about as many as the list has tokens, and `max_tokens` is the length of the answer that it has. What
-counts then is what the server did: its times, and the lengths in its `usage`.
+Prompts are given, or words, about as many as the list has tokens, and `max_tokens` is the length of the answer that it
+has. What counts then is what the server did: its times, and the lengths in its `usage`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,11 +56,13 @@ class Played:
 
     Attributes:
       result: per request, as of a simulation. Failed ones count as rejected; their pool is -1 unless the server said.
+      texts: what was answered; of failed requests, what came of it.
       failures: how many requests failed, by reason.
       late_s: seconds by which a request was sent later than the list says, at most.
     """
 
     result: Result
+    texts: tuple[str, ...]
     failures: collections.Counter[str]
     late_s: float
 
@@ -73,6 +75,7 @@ class _Answer:
     output_tokens: int = 0
     prompt_tokens: int = 0
     pool: str = ""
+    text: str = ""
     failure: str = ""
 
 
@@ -81,6 +84,8 @@ def play(
     situation: Situation,
     target: Target,
     progress: Callable[[int, int], None] = lambda sent, answered: None,
+    *,
+    prompts: Sequence[str] | None = None,
 ) -> Played:
     """Plays a list.
 
@@ -90,17 +95,25 @@ def play(
         that the server gives.
       target: the server.
       progress: gets the numbers of requests that were sent and answered.
+      prompts: what is asked; words without meaning unless given.
 
     Raises:
       InputError: if the server cannot be reached.
       KeyboardInterrupt: if an interrupt has come.
     """
-    answers, late_s = asyncio.run(_play(requests, situation, target, progress))
-    return Played(_result(requests, situation, answers), _failures(answers), late_s)
+    if prompts is None:
+        prompts = [_WORD * tokens for tokens in requests.prompt_tokens.tolist()]
+    answers, late_s = asyncio.run(_play(requests, prompts, situation, target, progress))
+    texts = tuple(answer.text for answer in answers)
+    return Played(_result(requests, situation, answers), texts, _failures(answers), late_s)
 
 
 async def _play(
-    requests: Requests, situation: Situation, target: Target, progress: Callable[[int, int], None]
+    requests: Requests,
+    prompts: Sequence[str],
+    situation: Situation,
+    target: Target,
+    progress: Callable[[int, int], None],
 ) -> tuple[list[_Answer], float]:
     headers = {} if target.api_key is None else {"authorization": f"Bearer {target.api_key}"}
     async with aiohttp.ClientSession(
@@ -118,7 +131,8 @@ async def _play(
                     await asyncio.sleep(min(wait_s, _LOOK_S))
                     _look(tasks, progress)
                 late_s = max(late_s, -wait_s)
-                tasks.append(asyncio.create_task(_ask(session, target, requests, situation, index, start)))
+                ask = _ask(session, target, requests, prompts[index], situation, index, start)
+                tasks.append(asyncio.create_task(ask))
             while not all(task.done() for task in tasks):
                 await asyncio.wait(tasks, timeout=_LOOK_S)
                 _look(tasks, progress)
@@ -158,14 +172,20 @@ async def _reach(session: aiohttp.ClientSession, target: Target) -> None:
 
 
 async def _ask(
-    session: aiohttp.ClientSession, target: Target, requests: Requests, situation: Situation, index: int, start: float
+    session: aiohttp.ClientSession,
+    target: Target,
+    requests: Requests,
+    prompt: str,
+    situation: Situation,
+    index: int,
+    start: float,
 ) -> _Answer:
     loop = asyncio.get_running_loop()
     task = situation.tasks[int(requests.task[index])]
     factor = 1.0 if requests.deadline_factor is None else float(requests.deadline_factor[index])
     body: dict[str, Any] = {
         "model": target.model,
-        "prompt": _WORD * int(requests.prompt_tokens[index]),
+        "prompt": prompt,
         "max_tokens": int(requests.output_tokens[index]),
         "temperature": 0.0,
         "stream": target.streamed,
@@ -199,7 +219,9 @@ async def _ask(
 async def _read_stream(
     response: aiohttp.ClientResponse, answer: _Answer, clock: Callable[[], float], start: float
 ) -> None:
-    stream, reader = AnswerStream(keep_usage=True), EventReader()
+    texts: list[str] = []
+    stream = AnswerStream(keep_usage=True, take=lambda chunk: texts.append(_text(chunk)))
+    reader = EventReader()
     async for chunk in response.content.iter_any():
         for event in reader.feed(chunk):
             found = stream.read(event)
@@ -210,6 +232,7 @@ async def _read_stream(
                 answer.output_tokens += 1
                 if math.isnan(answer.first_s):
                     answer.first_s = clock() - start
+    answer.text = "".join(texts)
     if not (stream.finished or stream.done):
         answer.failure = "cut short"
     if stream.usage is not None:
@@ -219,12 +242,23 @@ async def _read_stream(
 
 def _read_whole(raw: bytes, answer: _Answer) -> None:
     try:
-        usage = usage_of(json.loads(raw))
+        found = json.loads(raw)
     except ValueError:
+        found = None
+    if not isinstance(found, dict):
         answer.failure = "no JSON"
         return
+    answer.text, usage = _text(found), usage_of(found)
     if usage is not None:
         answer.output_tokens, answer.prompt_tokens = usage.output_tokens or 0, usage.prompt_tokens or 0
+
+
+def _text(found: dict[str, Any]) -> str:
+    """Text of an answer, or of a piece of one."""
+    choices = found.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    text = first.get("text") if isinstance(first, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 def _result(requests: Requests, situation: Situation, answers: list[_Answer]) -> Result:
@@ -242,9 +276,8 @@ def _result(requests: Requests, situation: Situation, answers: list[_Answer]) ->
     first_s = np.where(failed, np.nan, np.where(np.isnan(first_s), end_s, first_s))
     latency_s = np.where(failed, np.inf, end_s - sent_s)
     quality = situation.quality[requests.task, np.maximum(pool, 0)]
-    columns = {
+    columns = requests.columns | {
         "arrival_s": sent_s,
-        "task": requests.task,
         "prompt_tokens": prompt.astype(np.int32),
         "output_tokens": output.astype(np.int32),
         "deadline_s": deadline_s,

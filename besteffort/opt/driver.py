@@ -85,7 +85,7 @@ async def drive(
       engine: an idle engine after `warm_up`, with the situation's models in their order.
       requests: the list; `prompt_tokens` are the lengths of `prompts`.
       prompts: tokens of each prompt.
-      situation: one replica; `max_batch` and `queue_capacity` are the engine's.
+      situation: one replica; `max_batch`, `queue_capacity` and `chunk_tokens` are the engine's.
       choose: the router.
 
     Raises:
@@ -203,6 +203,11 @@ def _check(engine: Engine, requests: Requests, prompts: Sequence[Sequence[int]],
         raise InputError(
             f"The engine is one replica with `max_batch` {engine.max_batch} and `queue_capacity` "
             f"{engine.queue_capacity}; the situation's cluster must say the same."
+        )
+    if any(model.chunk_tokens != engine.chunk_tokens for model in situation.profile.models):
+        raise InputError(
+            f"The engine's `chunk_tokens` is {engine.chunk_tokens or 'not set'}; every model of the situation's "
+            "profile must say the same."
         )
     if situation.view.rate_lag or situation.view.batch_refresh_s:
         raise InputError("The engine reports its state without delay; leave `rate_lag` and `batch_refresh_s` at 0.")

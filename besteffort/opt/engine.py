@@ -2,9 +2,10 @@
 
 An instance follows the serving model (`ARCHITECTURE.md`, points 1 to 3): it works in iterations. When one starts, it
 admits waiting requests in order of arrival while fewer than `max_batch` run, reads their prompts and decodes one token
-for every request that ran before. At its end each request has one more token, and complete requests leave. An instance
-that holds `max_batch + queue_capacity` requests rejects. Each model computes in its own thread, so several may have an
-iteration in progress on the device.
+for every request that ran before. At its end each request has one more token, and complete requests leave. With
+`chunk_tokens` it works on so many tokens at most, one for each request that decodes, the rest of prompts (point 5). An
+instance that holds `max_batch + queue_capacity` requests rejects. Each model computes in its own thread, so several may
+have an iteration in progress on the device.
 
     async with Engine({"small": small, "large": large}, max_batch=8, queue_capacity=8, context=512) as engine:
         await engine.warm_up()
@@ -34,6 +35,10 @@ from besteffort.opt.runtime import NEEDS_KEY, Buckets, Runtime
 from besteffort.opt.sampling import GREEDY, Sampling
 from besteffort.opt.weights import Model
 
+Pace = Callable[[int, Sequence[int]], float]
+"""Seconds that an iteration takes at least, from the number of requests that ran before, and the lengths of the prompts
+that it reads."""
+
 
 class OverloadedError(RuntimeError):
     """The instance is full; the request was rejected."""
@@ -41,6 +46,9 @@ class OverloadedError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """The engine stopped, or its device failed, before the answer was complete."""
+
+
+_LATE_S = 0.005  # that a paced iteration may be late and the next one make up for
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,6 +127,7 @@ class Engine:
       models: names of the models, in the given order.
       max_batch: requests of a model that run at once.
       queue_capacity: requests of a model that may wait beyond these.
+      chunk_tokens: tokens that an iteration works on at most; None: prompts are read whole.
     """
 
     def __init__(
@@ -129,7 +138,9 @@ class Engine:
         queue_capacity: int,
         context: int | None = None,
         buckets: Buckets | None = None,
+        chunk_tokens: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        paces: Mapping[str, Pace] | None = None,
     ) -> None:
         """Makes a cache for each model.
 
@@ -139,7 +150,9 @@ class Engine:
           queue_capacity: requests of a model that may wait beyond these.
           context: longest sequence in tokens, prompt and answer; by default each model's limit.
           buckets: see `Runtime`.
+          chunk_tokens: tokens that an iteration works on at most; by default prompts are read whole.
           clock: returns the current time of answers, in seconds.
+          paces: of models that are to be slower than they are, as on another device.
 
         Raises:
           InputError: if there is no model, a number is out of range, or the caches do not fit in memory.
@@ -151,8 +164,14 @@ class Engine:
         self.models = tuple(models)
         self.max_batch = max_batch
         self.queue_capacity = queue_capacity
+        self.chunk_tokens = chunk_tokens
         self._instances = {
-            name: Instance(Runtime(model, max_batch, context, buckets), max_batch + queue_capacity, clock)
+            name: Instance(
+                Runtime(model, max_batch, context, buckets, chunk_tokens),
+                max_batch + queue_capacity,
+                clock,
+                (paces or {}).get(name),
+            )
             for name, model in models.items()
         }
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,6 +215,20 @@ class Engine:
         """Requests running or waiting, by model."""
         return {name: instance.batch_size for name, instance in self._instances.items()}
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Those of them that wait, by model."""
+        return {name: instance.waiting for name, instance in self._instances.items()}
+
+    @property
+    def serving(self) -> bool:
+        """Whether it runs, and all its models do."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def context(self, model: str) -> int:
+        """Longest sequence of a model in tokens, prompt and answer."""
+        return self._instances[model].runtime.context
+
     def submit(
         self,
         model: str,
@@ -226,7 +259,7 @@ class Engine:
         instance.runtime.check(prompt, max_new_tokens)
         if sampling.temperature > 0 and key is None:
             raise InputError(NEEDS_KEY)
-        if not self._tasks or any(task.done() for task in self._tasks):
+        if not self.serving:
             raise StoppedError("The engine is not running; use it inside `async with`.")
         stop = instance.runtime.model.config.stop_tokens if stop_tokens is None else stop_tokens
         answer = Answer(
@@ -234,6 +267,22 @@ class Engine:
         )
         instance.place(answer)
         return answer
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Reading:
+    """A prompt that is being read.
+
+    Attributes:
+      answer: its request.
+      row: its row of the cache; None before the first part.
+      read, upto: tokens that are read, and are to be by the end of the iteration in progress.
+    """
+
+    answer: Answer
+    row: int | None = None
+    read: int = 0
+    upto: int = 0
 
 
 class Instance:
@@ -244,20 +293,33 @@ class Instance:
       capacity: largest number of requests that it holds.
     """
 
-    def __init__(self, runtime: Runtime, capacity: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        capacity: int,
+        clock: Callable[[], float] = time.perf_counter,
+        pace: Pace | None = None,
+    ) -> None:
         self.runtime = runtime
         self.capacity = capacity
         self._clock = clock
+        self._pace = pace
+        self._due_s = -math.inf  # when the last iteration was to end
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by row of the cache
-        self._admitted: list[Answer] = []  # in the iteration in progress, without a row yet
+        self._reading: list[_Reading] = []  # admitted, without a token yet; between iterations one at most
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"serve {runtime.model.name}")
 
     @property
     def batch_size(self) -> int:
         """Requests running or waiting; a cancelled one counts until its slot is free."""
-        return len(self._waiting) + len(self._running) + len(self._admitted)
+        return len(self._waiting) + len(self._running) + len(self._reading)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no iteration has admitted."""
+        return len(self._waiting)
 
     def place(self, answer: Answer) -> None:
         """Puts a request into the queue, or raises `OverloadedError`."""
@@ -289,7 +351,7 @@ class Instance:
         try:
             while True:
                 await self._arrival.wait()
-                while self._running or self._waiting:
+                while self.batch_size:
                     await self.iterate()
                 self._arrival.clear()
         except Exception as error:
@@ -306,39 +368,68 @@ class Instance:
     def adopt(self, answers: Sequence[Answer], held: int) -> None:
         """Runs these requests as if each already held `held` tokens; for timing only, as their tokens mean nothing."""
         self._running = dict(zip(self.runtime.occupy([held] * len(answers)), answers, strict=True))
+        self._reading = []
 
     async def iterate(self) -> None:
         """One iteration: admits requests, computes in the thread, hands out tokens, and releases complete requests."""
         now = self._clock()
-        while self._waiting and len(self._running) + len(self._admitted) < self.runtime.max_batch:
-            self._admitted.append(self._waiting.popleft())
-            self._admitted[-1].admission_s = now
+        self._admit(now)
         loop = asyncio.get_running_loop()
-        computing = loop.run_in_executor(self._thread, self._compute, list(self._admitted))
+        if self._pace is not None:
+            # From when the last one was to end, if this one follows at once, so that delays do not add up.
+            begun_s = self._due_s if self._running else now
+            prompts = [len(each.answer.prompt) for each in self._reading]
+            self._due_s = begun_s + self._pace(len(self._running), prompts)
+        computing = loop.run_in_executor(self._thread, self._compute, list(self._reading))
         try:
-            moved, tokens, rows = await asyncio.shield(computing)
+            moved, tokens = await asyncio.shield(computing)
         except asyncio.CancelledError:
             await asyncio.wait([computing])  # the thread must be idle before other code uses the device's cache
             raise
+        if self._pace is not None:
+            await asyncio.sleep(self._due_s - self._clock())
+            self._due_s = max(self._due_s, self._clock() - _LATE_S)
         self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
-        self._running |= dict(zip(rows, self._admitted, strict=True))
-        self._admitted = []
+        for each in self._reading:
+            if each.read == len(each.answer.prompt) and each.row is not None:
+                self._running[each.row] = each.answer
+            elif each.answer.cancelled and each.row is not None:
+                self.runtime.release(each.row)
+        self._reading = [
+            each for each in self._reading if each.read < len(each.answer.prompt) and not each.answer.cancelled
+        ]
         now = self._clock()
         for row, token in tokens.items():
             if self._hand_over(self._running[row], token, now):
                 del self._running[row]
                 self.runtime.release(row)
 
-    def _compute(self, admitted: list[Answer]) -> tuple[dict[int, int], dict[int, int], list[int]]:
-        """Compacts rows, decodes, and reads prompts; returns moved rows, tokens by row and rows of the admitted."""
+    def _admit(self, now: float) -> None:
+        """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""
+        budget = self.runtime.chunk_tokens
+        room = math.inf if budget is None else budget - len(self._running)
+        for each in self._reading:
+            each.upto = int(max(each.read, min(len(each.answer.prompt), each.read + room)))
+            room -= each.upto - each.read
+        while self._waiting and room > 0 and len(self._running) + len(self._reading) < self.runtime.max_batch:
+            answer = self._waiting.popleft()
+            answer.admission_s = now
+            self._reading.append(_Reading(answer, upto=int(min(len(answer.prompt), room))))
+            room -= self._reading[-1].upto
+
+    def _compute(self, reading: list[_Reading]) -> tuple[dict[int, int], dict[int, int]]:
+        """Compacts rows, decodes, and reads prompts; returns moved rows and tokens by row."""
         moved = self.runtime.compact()
         tokens = self.runtime.decode()
-        rows = []
-        for answer in admitted:
-            row, token = self.runtime.prefill(answer.prompt, answer.sampling, answer.key)
-            tokens[row] = token
-            rows.append(row)
-        return moved, tokens, rows
+        for each in reading:
+            if each.upto == each.read:
+                continue
+            answer, count = each.answer, each.upto - each.read
+            each.row, token = self.runtime.read(answer.prompt, each.read, count, each.row, answer.sampling, answer.key)
+            each.read = each.upto
+            if token is not None:
+                tokens[each.row] = token
+        return moved, tokens
 
     def _hand_over(self, answer: Answer, token: int, now: float) -> bool:
         """Gives a request its token; returns whether the request then leaves."""
@@ -354,10 +445,10 @@ class Instance:
 
     def _abandon(self, failure: BaseException) -> None:
         """Fails all remaining requests."""
-        for answer in (*self._waiting, *self._admitted, *self._running.values()):
+        for answer in (*self._waiting, *(each.answer for each in self._reading), *self._running.values()):
             if not answer.done:
                 answer._failure = failure
                 answer._changed.set()
         self._waiting.clear()
-        self._admitted.clear()
+        self._reading.clear()
         self._running.clear()

@@ -1,4 +1,4 @@
-"""OPT in Flax linen, and its three uses: a full pass, the prefill of one prompt, one decode step of a batch.
+"""OPT in Flax linen, and its uses: a full pass, the prefill of one prompt, whole or in parts, a decode step of a batch.
 
 Activations are features x tokens and weights outputs x inputs, so that a layer is `kernel @ x`, as PyTorch stores it.
 With few tokens this layout reads the weights row by row, and XLA's matrix products on a CPU are up to three times
@@ -204,6 +204,48 @@ def prefill(
         return y, Layer(*(_write_prompt(kept, new, row) for kept, new in zip(layer, (k, v), strict=True)))
 
     x, cache = _run(model, params, tokens, jnp.arange(time), attend, cache)
+    last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)
+    return _logits(model, params, last)[:, 0], cache
+
+
+def extend(
+    model: OPT,
+    params: Params,
+    cache: Cache,
+    row: Int[Array, ""],
+    tokens: Int[Array, " time"],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
+) -> tuple[Float[Array, " vocab"], Cache]:
+    """Reads the next part of a prompt into a row of the cache and returns the logits of the token after it.
+
+    Args:
+      model: the model.
+      params: its weights.
+      cache: holds keys and values of the prompt's tokens 0 to `start - 1` in the row.
+      row: row of the cache.
+      tokens: the part, then arbitrary padding.
+      start: tokens of the prompt before the part.
+      length: length of the part in tokens.
+    """
+    time, config, precision = tokens.shape[0], model.config, _precision(model.dtype)
+    positions = start + jnp.arange(time)
+    sees = jnp.arange(cache[0].keys.shape[2])[None] <= positions[:, None]
+
+    def attend(q: Array, k: Array, v: Array, layer: Layer) -> tuple[Array, Layer]:
+        q, k, v = (x.reshape(config.heads, config.head, time) for x in (q, k, v))
+        layer = Layer(
+            *(
+                kept.at[row, :, positions].set(new.transpose(2, 0, 1), mode="drop")
+                for kept, new in zip(layer, (k, v), strict=True)
+            )
+        )
+        keys, values = (jax.lax.dynamic_index_in_dim(kept, row, keepdims=False) for kept in layer)
+        scores = jnp.einsum("hdq,hkd->hqk", q, keys, precision=precision, preferred_element_type=jnp.float32)
+        y = jnp.einsum("hqk,hkd->hdq", _weights(scores, sees[None], model.dtype), values, precision=precision)
+        return y.reshape(config.hidden, time), layer
+
+    x, cache = _run(model, params, tokens, jnp.minimum(positions, config.positions - 1), attend, cache)
     last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)
     return _logits(model, params, last)[:, 0], cache
 

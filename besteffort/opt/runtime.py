@@ -1,7 +1,8 @@
 """Compiled programs of a model and the cache that they update: prompts are read into rows that decode together.
 
 Shapes come in buckets, so that a fixed set of programs, which `warm_up` compiles, serves every request: a prefill per
-prompt length, a decode step per number of rows and context length. The cache never leaves the device and is updated in
+prompt length, with `chunk_tokens` one more per length of a prompt's part, a decode step per number of rows and context
+length. The cache never leaves the device and is updated in
 place. An unused row costs nothing beyond its bucket.
 """
 
@@ -79,11 +80,17 @@ class Runtime:
       model: the model.
       max_batch, context: the limits.
       buckets: sizes of compiled programs.
+      chunk_tokens: prompts are read in parts of so many tokens at most; None: whole.
       compilations: programs compiled so far.
     """
 
     def __init__(
-        self, model: Model, max_batch: int, context: int | None = None, buckets: Buckets | None = None
+        self,
+        model: Model,
+        max_batch: int,
+        context: int | None = None,
+        buckets: Buckets | None = None,
+        chunk_tokens: int | None = None,
     ) -> None:
         """Makes the cache.
 
@@ -92,9 +99,10 @@ class Runtime:
           max_batch: number of rows.
           context: tokens of a row, prompt and output; by default the model's limit.
           buckets: sizes to compile for, by default `Buckets.up_to` the limits.
+          chunk_tokens: the longest part of a prompt that is read at a time; by default prompts are read whole.
 
         Raises:
-          InputError: if `max_batch` or `context` is out of range, or the cache does not fit in memory.
+          InputError: if `max_batch`, `context` or `chunk_tokens` is out of range, or the cache does not fit in memory.
         """
         context = model.config.positions if context is None else context
         if max_batch < 1:
@@ -104,9 +112,12 @@ class Runtime:
                 f"`context` is {context}; {model.name} takes from 2 to {model.config.positions} tokens, "
                 "prompt and output together."
             )
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise InputError(f"`chunk_tokens` is {chunk_tokens}; give at least 1, or none to read prompts whole.")
         self.model = model
         self.max_batch = max_batch
         self.context = context
+        self.chunk_tokens = chunk_tokens
         self.buckets = Buckets.up_to(max_batch, context) if buckets is None else buckets
         self.compilations = 0
         # XLA would drop the first axis of a cache of one row, and copy the cache in every step.
@@ -118,23 +129,29 @@ class Runtime:
         )
         self._cache: opt.Cache = opt.empty_cache(model.config, rows, context, model.dtype)
         self._rows: dict[int, _Row] = {}
+        self._begun: set[int] = set()  # rows whose prompts are read in part
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     @property
     def used(self) -> tuple[int, ...]:
         """Rows in use, ascending."""
-        return tuple(sorted(self._rows))
+        return tuple(sorted({*self._rows, *self._begun}))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Compiles all programs and runs each once; yields the number done and the total. Clears all rows."""
         self._rows.clear()
+        self._begun.clear()
+        parts = [] if self.chunk_tokens is None else self._parts(min(self.chunk_tokens, self.context))
         steps = list(itertools.product(self.buckets.batch, self.buckets.length))
-        total = len(self.buckets.prompt) + len(steps) + 1
+        total = len(self.buckets.prompt) + len(parts) + len(steps) + 1
         done = itertools.count(1)
         self._move(0, 0)
         yield next(done), total
         for size in self.buckets.prompt:
             self._prefill(0, np.zeros(size, np.int32), size, GREEDY, np.zeros(2, np.uint32))
+            yield next(done), total
+        for size in parts:
+            self._extend(0, np.zeros(size, np.int32), 0, size, GREEDY, np.zeros(2, np.uint32))
             yield next(done), total
         for batch, length in steps:
             self._decode(length, [None] * batch)
@@ -164,12 +181,7 @@ class Runtime:
         Raises:
           InputError: if all rows are in use, or random sampling has no key.
         """
-        free = next((row for row in range(self.max_batch) if row not in self._rows), None)
-        if free is None:
-            raise InputError(f"All {self.max_batch} rows are in use; release one or raise `max_batch`.")
-        if sampling.temperature > 0 and key is None:
-            raise InputError(NEEDS_KEY)
-        key_data = np.zeros(2, np.uint32) if key is None else np.asarray(jax.random.key_data(key))
+        free, key_data = self._free(), _key_data(sampling, key)
         bucket = _bucket(self.buckets.prompt, len(prompt))
         tokens = np.zeros(bucket, np.int32)
         tokens[: len(prompt)] = prompt
@@ -177,8 +189,45 @@ class Runtime:
         self._rows[free] = _Row(len(prompt), token, sampling, key_data, 1)
         return free, token
 
+    def read(
+        self,
+        prompt: Sequence[int],
+        start: int,
+        count: int,
+        row: int | None = None,
+        sampling: Sampling = GREEDY,
+        key: jax.Array | None = None,
+    ) -> tuple[int, int | None]:
+        """Reads a part of a prompt; returns its row and, with the last part, the first token after the prompt.
+
+        Args:
+          prompt: all of its tokens, which must pass `check`.
+          start: tokens that were read before.
+          count: tokens to be read now.
+          row: the row that has what was read before; None with the first part, which takes the lowest free row.
+          sampling: as in `prefill`.
+          key: as in `prefill`.
+
+        Raises:
+          InputError: as `prefill`.
+        """
+        if start == 0 and count == len(prompt):
+            return self.prefill(prompt, sampling, key)
+        key_data = _key_data(sampling, key)
+        row = self._free() if row is None else row
+        tokens = np.zeros(_bucket(self.buckets.prompt, count), np.int32)
+        tokens[:count] = prompt[start : start + count]
+        token = self._extend(row, tokens, start, count, sampling, key_data)
+        self._begun.add(row)
+        if start + count < len(prompt):
+            return row, None
+        self._begun.remove(row)
+        self._rows[row] = _Row(len(prompt), token, sampling, key_data, 1)
+        return row, token
+
     def occupy(self, held: Sequence[int]) -> tuple[int, ...]:
         """Marks the first rows as used, with prompts of `held` tokens; for timing. Returns the rows."""
+        self._begun.clear()
         self._rows = {row: _Row(tokens, 0, GREEDY, np.zeros(2, np.uint32), 1) for row, tokens in enumerate(held)}
         return self.used
 
@@ -197,7 +246,10 @@ class Runtime:
 
     def release(self, row: int) -> None:
         """Frees a row."""
-        del self._rows[row]
+        if row in self._begun:
+            self._begun.remove(row)
+        else:
+            del self._rows[row]
 
     def compact(self) -> dict[int, int]:
         """Moves rows down while that makes the next decode step smaller; returns the new place of each moved row."""
@@ -206,7 +258,9 @@ class Runtime:
             self.buckets.batch, max(self._rows) + 1
         ):
             last = max(self._rows)
-            free = next(row for row in range(self.max_batch) if row not in self._rows)
+            free = next((row for row in range(last) if row not in self._rows and row not in self._begun), None)
+            if free is None:
+                break
             self._move(last, free)
             self._rows[free] = self._rows.pop(last)
             moved[last] = free
@@ -220,6 +274,34 @@ class Runtime:
             return choose(logits[:, None], rules)[0], cache
 
         return int(self._run(("prefill", len(tokens)), program, np.int32(row), tokens, np.int32(length), rules))
+
+    def _extend(
+        self, row: int, tokens: np.ndarray, start: int, length: int, sampling: Sampling, key_data: np.ndarray
+    ) -> int:
+        rules = _rules([_Row(0, 0, sampling, key_data, 0)])
+
+        def program(params: Any, cache: opt.Cache, row: Any, tokens: Any, start: Any, length: Any, rules: Rules) -> Any:
+            logits, cache = opt.extend(self.model.module, params, cache, row, tokens, start, length)
+            return choose(logits[:, None], rules)[0], cache
+
+        arguments = (np.int32(row), tokens, np.int32(start), np.int32(length), rules)
+        return int(self._run(("extend", len(tokens)), program, *arguments))
+
+    def _free(self) -> int:
+        """The lowest free row.
+
+        Raises:
+          InputError: if all are in use.
+        """
+        for row in range(self.max_batch):
+            if row not in self._rows and row not in self._begun:
+                return row
+        raise InputError(f"All {self.max_batch} rows are in use; release one or raise `max_batch`.")
+
+    def _parts(self, longest: int) -> list[int]:
+        """Sizes of programs for parts of up to `longest` tokens."""
+        last = _bucket(self.buckets.prompt, min(longest, self.buckets.prompt[-1]))
+        return [size for size in self.buckets.prompt if size <= last]
 
     def _decode(self, length: int, rows: Sequence[_Row | None]) -> np.ndarray:
         """A decode step of the first rows of the cache, some of which may be unused."""
@@ -246,6 +328,17 @@ class Runtime:
             self.compilations += 1
         result, self._cache = self._programs[name](*arguments)
         return result
+
+
+def _key_data(sampling: Sampling, key: jax.Array | None) -> np.ndarray:
+    """Data of a request's key.
+
+    Raises:
+      InputError: if random sampling has none.
+    """
+    if sampling.temperature > 0 and key is None:
+        raise InputError(NEEDS_KEY)
+    return np.zeros(2, np.uint32) if key is None else np.asarray(jax.random.key_data(key))
 
 
 def check_prompt(prompt: Sequence[int], vocab: int) -> None:

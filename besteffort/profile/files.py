@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import json
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from besteffort.documents import read_text
 from besteffort.errors import InputError
 from besteffort.files import write_text
-from besteffort.profile.types import Profile
+from besteffort.profile.types import Profile, as_written
 
 _BUILTIN = importlib.resources.files("besteffort.profile") / "builtin"
 # A list of numbers that `json` has spread over lines; strings in JSON hold no line breaks, so only lists match.
@@ -51,6 +50,6 @@ def save_profile(profile: Profile, path: str | Path) -> None:
     Raises:
       InputError: if the file cannot be written.
     """
-    text = json.dumps(dataclasses.asdict(profile), indent=2, ensure_ascii=False)
+    text = json.dumps(as_written(profile), indent=2, ensure_ascii=False)
     text = _SPREAD_NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     write_text(path, text + "\n")

@@ -28,6 +28,13 @@ _MOST_TOKENS = 2**40
 _LONGEST_CONTEXT = 2**22
 _MOST_AT_ONCE = 2**24
 _MOST_NAMED = 1_000
+_MOST_GB = 1e6
+_LATER = (
+    "chunk_tokens",
+    "weights_gb",
+    "memory_gb",
+    "load_gb_per_s",
+)  # fields that came later; what none states is not written
 _LONGEST_NAME = 200
 
 
@@ -83,6 +90,9 @@ class ModelProfile:
         one in progress on the same replica; empty means 1 for all. Its own entry is 1.
       context_cost_s: seconds added to an iteration per token held by the requests that ran before.
       cache_tokens: tokens that fit an instance's key-value cache; none means no limit.
+      chunk_tokens: tokens that an iteration works on at most, so that longer prompts are read in several; none means
+        that prompts are read whole.
+      weights_gb: GB of its weights, which are loaded when a replica starts; none if that is not known.
 
     Raises:
       InputError: on tables that do not start at 1, are unsorted, not positive, not finite or decreasing, and on other
@@ -97,6 +107,8 @@ class ModelProfile:
     slowdown: tuple[float, ...] = ()
     context_cost_s: float = 0.0
     cache_tokens: int | None = None
+    chunk_tokens: int | None = None
+    weights_gb: float | None = None
 
     def __post_init__(self) -> None:
         _check_points(self.name, "decode", "batch size", self.decode)
@@ -112,11 +124,14 @@ class ModelProfile:
                 f"Model `{self.name}`: `context_cost_s` is {self.context_cost_s:g}; give seconds per token, at least 0 "
                 f"and at most {_LONGEST_S:g}."
             )
-        if self.cache_tokens is not None and not 1 <= self.cache_tokens <= _MOST_TOKENS:
-            raise InputError(
-                f"Model `{self.name}`: `cache_tokens` is {brief(self.cache_tokens)}; give a positive number of at most "
-                f"{_MOST_TOKENS:,}, or null for no limit."
-            )
+        for field, off in (("cache_tokens", "no limit"), ("chunk_tokens", "prompts that are read whole")):
+            tokens = getattr(self, field)
+            if tokens is not None and not 1 <= tokens <= _MOST_TOKENS:
+                raise InputError(
+                    f"Model `{self.name}`: `{field}` is {brief(tokens)}; give a positive number of at most "
+                    f"{_MOST_TOKENS:,}, or null for {off}."
+                )
+        _check_size(f"Model `{self.name}`: `weights_gb`", self.weights_gb)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +181,8 @@ class Profile:
       cache_output_share: share of a request's output tokens counted against `cache_tokens` at admission, 0 to 1.
       context_tokens: the longest prompt and answer, together, that the models take, to which logs of other models are
         clipped; null for no limit. It changes no time and no quality, and is no part of the digest.
+      memory_gb: GB of a GPU that weights may take; none if that is not known, or no limit.
+      load_gb_per_s: GB of weights that a starting replica loads per second; none if that is not known.
 
     Raises:
       InputError: on an empty or repeated list of names, or lists whose length is not that of `models`.
@@ -181,6 +198,8 @@ class Profile:
     provenance: Provenance
     cache_output_share: float = 1.0
     context_tokens: int | None = None
+    memory_gb: float | None = None
+    load_gb_per_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_names("name", (self.name,))
@@ -211,6 +230,8 @@ class Profile:
                 f"`context_tokens` is {brief(self.context_tokens)}; give a number from 2 to {_LONGEST_CONTEXT:,}, or "
                 "null for no limit."
             )
+        _check_size("`memory_gb`", self.memory_gb)
+        _check_size("`load_gb_per_s`", self.load_gb_per_s)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -265,9 +286,25 @@ class Profile:
         tokens = [math.inf if model.cache_tokens is None else model.cache_tokens for model in self.models]
         return np.array(tokens, dtype=np.float64)
 
+    @property
+    def chunk_tokens(self) -> np.ndarray:
+        """(models,) tokens that an iteration works on at most; infinite where prompts are read whole."""
+        tokens = [math.inf if model.chunk_tokens is None else model.chunk_tokens for model in self.models]
+        return np.array(tokens, dtype=np.float64)
+
+    @property
+    def weights_gb(self) -> np.ndarray:
+        """(models,) GB of the weights, 0 where that is not known."""
+        return np.array([model.weights_gb or 0.0 for model in self.models])
+
+    @property
+    def load_s(self) -> np.ndarray:
+        """(models,) seconds until the weights of a starting replica are loaded, 0 where that is not known."""
+        return self.weights_gb / (self.load_gb_per_s or np.inf)
+
     def digest(self) -> str:
         """SHA-256 of the content in hexadecimal, independent of the file's formatting."""
-        counted = {name: value for name, value in dataclasses.asdict(self).items() if name != "context_tokens"}
+        counted = {name: value for name, value in as_written(self).items() if name != "context_tokens"}
         content = json.dumps(_canonical(counted), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -293,6 +330,25 @@ class Profile:
             self,
             models=tuple(dataclasses.replace(m, slowdown=pick(m.slowdown) if m.slowdown else ()) for m in kept),
             tasks=tuple(dataclasses.replace(t, quality_percent=pick(t.quality_percent)) for t in self.tasks),
+        )
+
+
+def as_written(profile: Profile) -> dict[str, Any]:
+    """The profile as plain data, without what came later and is not stated: files stay what they were."""
+    return stated_only(dataclasses.asdict(profile))
+
+
+def stated_only(data: Any) -> Any:
+    """Plain data of a profile, or of what holds one, without fields that came later and that nobody states."""
+    if isinstance(data, dict):
+        return {name: stated_only(value) for name, value in data.items() if value is not None or name not in _LATER}
+    return [stated_only(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _check_size(what: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= _MOST_GB:
+        raise InputError(
+            f"{what} is {value:g}; give a positive number of at most {_MOST_GB:,.0f}, or null if it is not known."
         )
 
 

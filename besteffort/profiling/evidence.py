@@ -93,6 +93,15 @@ class Limits:
         return claimed, claimed + self.next_tokens[:, 0] + share * self.next_tokens[:, 1] + half
 
 
+def reading(prefill: Curve, log: RequestLog) -> np.ndarray:
+    """(n, size) contribution of a unit of each coefficient to reading what was not found of each prompt."""
+    whole = prefill.columns(log.prompt_tokens)
+    if log.cached_tokens is None:
+        return whole
+    found = log.cached_tokens[:, None] > 0
+    return np.where(found, whole - prefill.columns(log.cached_tokens), whole)
+
+
 def first_tokens(log: RequestLog) -> np.ndarray:
     """(n,) times of first tokens; where the log has none, estimated from the other requests' time per token.
 
@@ -230,7 +239,7 @@ def _rows(
         return np.stack([np.interp(moment, times, column) for column in past.T], axis=1)
 
     order = np.argsort(first, kind="stable")
-    prefills = prefill.columns(log.prompt_tokens[rows][order])
+    prefills = reading(prefill, log)[rows][order]
     prefilled = np.concatenate([np.zeros((1, prefill.size)), np.cumsum(prefills, axis=0)])
 
     def prefilled_until(moment: np.ndarray) -> np.ndarray:

@@ -222,7 +222,7 @@ class _Problem:
         self.held = batch * float(
             np.average(seen.prompt_tokens + seen.output_tokens / 2, weights=seen.output_tokens.astype(np.float64))
         )
-        d, p = self.decode.columns(np.array(batch)), self.prefill.columns(seen.prompt_tokens).mean(axis=0)
+        d, p = self.decode.columns(np.array(batch)), evidence.reading(self.prefill, seen).mean(axis=0)
         curves = np.concatenate(
             [self.iteration_s / np.maximum(d, 1), prefill_s / np.maximum(p, 1), [self.iteration_s / self.held]]
         )
@@ -287,7 +287,7 @@ class _Problem:
         if self.cache:
             claims = self.log.prompt_tokens + np.ceil(values[:, -1:] * self.log.output_tokens)
             tokens = np.maximum(values[:, -2], claims.max(axis=1))
-        prefill_s = values[:, d:c] @ self.prefill.columns(self.log.prompt_tokens).T
+        prefill_s = values[:, d:c] @ evidence.reading(self.prefill, self.log).T
         first_s, last_s = self._player.play(Candidates(table, prefill_s, values[:, c], tokens, claims))
         delay_s = values[:, c + 1, None]
         return (first_s + delay_s)[: len(x)], (last_s + delay_s)[: len(x)]

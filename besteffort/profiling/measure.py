@@ -2,9 +2,9 @@
 
 Every figure is the time of whole iterations of `besteffort.opt.engine`, from admission until the event loop has the
 tokens, including the host's overhead. That overhead occurs once per iteration, however many prompts it reads, so a
-prefill in the profile is an iteration that reads one prompt, less an iteration that computes nothing. Programs come in
-buckets, so tables are staircases: a size costs as much as the bucket that holds it, and both ends of a bucket become
-points of the profile.
+prefill in the profile is an iteration that reads one prompt, less an iteration that computes nothing; with
+`chunk_tokens` the iterations that read it, less as many. Programs come in buckets, so tables are staircases: a size
+costs as much as the bucket that holds it, and both ends of a bucket become points of the profile.
 
 Figures are written one by one, as lines of JSON next to the profile, with their spread and the device's floor, so that
 a killed run can continue.
@@ -67,6 +67,7 @@ class MeasurementPlan:
       max_batch: largest batch of a decode step.
       context: longest sequence in tokens, prompt and answer.
       repeats: iterations per figure, which is their median; fewer, but at least 3, if they would take over a minute.
+      chunk_tokens: the engine reads prompts in parts, of which an iteration takes so many tokens; None: whole.
 
     Raises:
       InputError: if there is no model or a repeated one, or a number is out of range.
@@ -77,6 +78,7 @@ class MeasurementPlan:
     max_batch: int = 32
     context: int = 512
     repeats: int = 15
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -86,6 +88,8 @@ class MeasurementPlan:
                 raise InputError(f"`{name}` is to be measured twice; name it once.")
         if self.repeats < 3:
             raise InputError(f"`repeats` is {self.repeats}; give at least 3, so that there is a median.")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise InputError(f"`chunk_tokens` is {self.chunk_tokens}; give at least 1, or none to read prompts whole.")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"`dtype` is {self.dtype}; choose float32 or bfloat16.")
 
@@ -239,7 +243,8 @@ def measure_profile(
     check_new_file(out, replaces=True)
     progress = progress or (lambda what, done, total: None)
     file = figures_file(out)
-    about = {"plan": dataclasses.asdict(plan), "device": device_name(), "libraries": _libraries()}
+    stated = {name: value for name, value in dataclasses.asdict(plan).items() if value is not None}
+    about = {"plan": stated, "device": device_name(), "libraries": _libraries()}
     about = json.loads(json.dumps(about))  # in the form that reading the file returns
     known = _known_figures(about, file, resume)
     with ExitStack() as stack:
@@ -304,7 +309,8 @@ class _TimedModel:
 
     def __init__(self, name: str, model: Model, plan: MeasurementPlan) -> None:
         self.name = name
-        self.runtime = Runtime(model, plan.max_batch, min(plan.context, model.config.positions))
+        context = min(plan.context, model.config.positions)
+        self.runtime = Runtime(model, plan.max_batch, context, chunk_tokens=plan.chunk_tokens)
         self.instance = Instance(self.runtime, plan.max_batch)
         buckets = self.runtime.buckets
         batch, length = buckets.batch[len(buckets.batch) // 2], buckets.length[len(buckets.length) // 2]
@@ -329,7 +335,7 @@ class _TimedModel:
         return decode_floor_s(config, point.size, point.context, itemsize, ceilings)
 
     async def iterate(self, point: Point) -> float:
-        """Seconds of one iteration."""
+        """Seconds of one iteration, or of all that read a prompt."""
         if point.kind == "host":
             self.instance.adopt([], 0)
         elif point.kind == "prefill":
@@ -340,6 +346,8 @@ class _TimedModel:
             self.instance.adopt(endless, point.context - 1)  # with the token of this step the bucket is full
         start = time.perf_counter()
         await self.instance.iterate()
+        while point.kind == "prefill" and self.instance.batch_size:
+            await self.instance.iterate()
         return time.perf_counter() - start
 
     async def keep_busy(self) -> None:
@@ -439,7 +447,9 @@ def _model_profile(
         for batch in buckets.batch
     }
     host_s = own[Point(rig.name, "host", 0)]
-    prefill = {p.size: max(s - host_s, 0.1 * s) for p, s in own.items() if p.kind == "prefill"}  # despite noise
+    part = rig.runtime.chunk_tokens or rig.runtime.context
+    reads = {p.size: (s, math.ceil(p.size / part)) for p, s in own.items() if p.kind == "prefill"}
+    prefill = {size: max(s - number * host_s, 0.1 * s) for size, (s, number) in reads.items()}  # despite noise
     misses = [abs(decode[b] + cost_s * b * context - s) / s for (b, context), s in steps.items()]
     if max(misses) > _NOTABLE:
         remarks.append(
@@ -455,6 +465,7 @@ def _model_profile(
         prefill=staircase(prefill),
         slowdown=factors if beside_s else (),
         context_cost_s=cost_s,
+        chunk_tokens=rig.runtime.chunk_tokens,
     )
 
 

@@ -46,6 +46,8 @@ class RequestLog:
       model_column: what the file calls the column that names the models; empty where there is none.
       model_columns: further columns that name models in another sense.
       naming: where the names of the models are from, in a few words.
+      cached_tokens: tokens of each prompt that the prefix cache had, fewer than `prompt_tokens`; None where the log
+        states none.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class RequestLog:
     model_column: str = ""
     model_columns: tuple[str, ...] = ()
     naming: str = ""
+    cached_tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -232,6 +235,7 @@ def log_of(found: Records) -> RequestLog:
             f"a token takes {per_token_s:.3g} s in the median, which is long; if times are in another unit, state "
             f"it, as in `--columns last={_name(found, 'last')}:ms`."
         )
+    cached = _cached(found, answered, notes)
     order = np.flatnonzero(answered)
     order = order[np.argsort(arrival[order], kind="stable")]
     start = arrival[order[0]]
@@ -257,7 +261,19 @@ def log_of(found: Records) -> RequestLog:
         units=found.units,
         model_column=found.names.get("model", "") if models != ("",) else "",
         model_columns=found.model_columns,
+        cached_tokens=None if cached is None else cached[order],
     )
+
+
+def _cached(found: Records, answered: np.ndarray, notes: list[str]) -> np.ndarray | None:
+    """(n,) tokens of each prompt that the prefix cache had; None where it had none of those answered."""
+    cached, prompt = found.counts.get("cached"), np.maximum(found.counts["prompt"], 1)
+    if cached is None or not np.nan_to_num(cached[answered]).any():
+        return None
+    had = np.nan_to_num(np.minimum(cached, prompt))
+    share = had[answered].sum() / prompt[answered].sum()
+    notes.append(f"{share:.0%} of the prompts' tokens were in the prefix cache, as the log says, and cost no prefill.")
+    return np.minimum(had, prompt - 1).astype(np.int32)
 
 
 def _needed(found: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -66,7 +66,36 @@ class LadderRouter:
             return largest_where(jnp.concatenate([jnp.array([True]), batch[1:] < self.thresholds]), params, batch)
         upwards = jnp.argsort(params.pools.size)
         below = jnp.concatenate([jnp.array([True]), batch[upwards[1:]] < self.thresholds])
-        return largest_where(jnp.zeros_like(below).at[upwards].set(below), params, batch)
+        return largest_where(open_among(observation, jnp.zeros_like(below).at[upwards].set(below)), params, batch)
+
+
+def open_among(observation: Observation, wanted: Array) -> Array:
+    """(pools,) the pools of those `wanted` that take requests; if there is none, all that take any."""
+    there = observation.open
+    if there is None:
+        return wanted
+    return jnp.where((wanted & there).any(), wanted & there, there)
+
+
+def best(observation: Observation, score: Array) -> Int[Array, ""]:
+    """() index of the pool with the largest (pools,) score, the first on a tie, of those that take requests.
+
+    A pool whose replicas are all down holds no request, so rules that look at loads would send everything there.
+    """
+    there = observation.open
+    return jnp.argmax(score if there is None else jnp.where(there, score, -jnp.inf)).astype(jnp.int32)
+
+
+def least(observation: Observation, cost: Array) -> Int[Array, ""]:
+    """() index of the pool with the least (pools,) cost, see `best`."""
+    there = observation.open
+    return jnp.argmin(cost if there is None else jnp.where(there, cost, jnp.inf))
+
+
+def largest_of(observation: Observation, values: Array) -> Array:
+    """() the largest of (pools,) values, each at least 0, of pools that take requests."""
+    there = observation.open
+    return (values if there is None else jnp.where(there, values, 0.0)).max()
 
 
 def largest_where(allowed: Array, params: EnvParams, cost: Array) -> Int[Array, ""]:

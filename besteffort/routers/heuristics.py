@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from besteffort.observation import Observation
-from besteffort.routers.baselines import largest_where
+from besteffort.routers.baselines import best, largest_where, least
 from besteffort.routers.prediction import BY_BATCH_SIZE, Predictor, predicted_value
 from besteffort.simulator.types import EnvParams
 
@@ -36,7 +36,10 @@ class DeadlineRouter:
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         latency = self.predictor.predict(observation, params)
         in_time = latency <= (1.0 - self.reserve) * observation.deadline_s
-        return jnp.where(in_time.any(), largest_where(in_time, params, latency), jnp.argmin(latency)).astype(jnp.int32)
+        if observation.open is not None:
+            in_time = in_time & observation.open
+        found = in_time.any(), largest_where(in_time, params, latency), least(observation, latency)
+        return jnp.where(*found).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -72,4 +75,4 @@ class PricedRouter:
         latency = self.predictor.predict(observation, params)
         deadline = (1.0 - self.reserve) * observation.deadline_s
         value = predicted_value(observation, params, latency, deadline, self.width * observation.deadline_s)
-        return jnp.argmax(value - self.price * latency / observation.deadline_s).astype(jnp.int32)
+        return best(observation, value - self.price * latency / observation.deadline_s)

@@ -14,6 +14,7 @@ from besteffort.estimates.encoding import network_input
 from besteffort.estimates.rule import Rule
 from besteffort.observation import Feature, Observation, needs_in_flight
 from besteffort.policy import Policy
+from besteffort.routers.baselines import best
 from besteffort.simulator.types import EnvParams
 from besteffort.weights import split
 
@@ -55,7 +56,7 @@ class LearnedRouter:
         return jax.vmap(_perceptron, in_axes=(0, None))(self.weights, x).mean(0)
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jnp.argmax(self.q_values(observation, params)).astype(jnp.int32)
+        return best(observation, self.q_values(observation, params))
 
 
 def learned_router(policy: Policy) -> LearnedRouter:

@@ -54,7 +54,7 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
 
     Every iteration is stretched by the slow-down from models that are busy on the same replica, and by the cost of the
     tokens held, `P + N / 2` per request. `slots` is `max_batch`, or the number of mean requests that fit the key-value
-    cache. The network delay is added.
+    cache. The network delay is added, and the time until the replica is up.
     """
     row, batch = picked(observation)
     prompt, output = params.mean_prompt_tokens.mean(), params.mean_output_tokens.mean()
@@ -74,9 +74,10 @@ def predict_latency(observation: Observation, params: EnvParams) -> Float[Array,
     waiting = jnp.maximum(batch + 1 - most, 0) * output / most * iteration(most)
     first = _prefill(params, own_prompt) + decode(neighbours)
     further = (own_output - 1) * (decode(neighbours + 1) + neighbours * admission_s)
-    return (residual + waiting + first + further) * _stretch(observation, params, row) + own_delay_s(
+    latency = (residual + waiting + first + further) * _stretch(observation, params, row) + own_delay_s(
         observation.origin, params
     )
+    return latency if observation.ready_s is None else latency + observation.ready_s
 
 
 def course_ahead(observation: Observation, params: EnvParams) -> Course:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from besteffort.estimates.estimates import Newcomer, completion_s, work_s
 from besteffort.observation import Observation
+from besteffort.routers.baselines import best, largest_of, least
 from besteffort.routers.prediction import course_ahead, predict_latency_ahead
 from besteffort.simulator.types import EnvParams
 
@@ -40,13 +41,15 @@ class SlackFitRouter:
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         latency = predict_latency_ahead(observation, params)
         fits = latency <= (1.0 - self.reserve) * observation.deadline_s
-        fastest = latency.min()
-        span = jnp.maximum(latency.max() - fastest, jnp.finfo(latency.dtype).tiny)
+        if observation.open is not None:
+            fits = fits & observation.open
+        fastest = latency.min() if observation.open is None else latency[least(observation, latency)]
+        span = jnp.maximum(largest_of(observation, latency) - fastest, jnp.finfo(latency.dtype).tiny)
         # The slowest one ends the last bucket and begins none.
         bucket = jnp.minimum(jnp.floor((latency - fastest) / span * self.buckets), jnp.ceil(self.buckets) - 1.0)
         nearest = fits & (bucket == jnp.where(fits, bucket, -1.0).max())
-        best = jnp.argmax(jnp.where(nearest, params.quality[observation.task], -jnp.inf))
-        return jnp.where(fits.any(), best, jnp.argmin(latency)).astype(jnp.int32)
+        of_bucket = jnp.argmax(jnp.where(nearest, params.quality[observation.task], -jnp.inf))
+        return jnp.where(fits.any(), of_bucket, least(observation, latency)).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -79,10 +82,10 @@ class RouteBalanceRouter:
         cost = work_s(newcomer, course, observation.in_flight.observed_slowdown, params)
         score = (
             params.quality[observation.task]
-            - self.latency_weight * latency / latency.max()
-            - self.cost_weight * cost / cost.max()
+            - self.latency_weight * latency / largest_of(observation, latency)
+            - self.cost_weight * cost / largest_of(observation, cost)
         )
-        return jnp.argmax(score).astype(jnp.int32)
+        return best(observation, score)
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +97,7 @@ class LeastBusyRouter:
     """
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jnp.argmin(observation.batch_sizes).astype(jnp.int32)
+        return least(observation, observation.batch_sizes).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +118,8 @@ class LatencyBasedRouter:
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         latency = predict_latency_ahead(observation, params)
+        if observation.open is not None:
+            latency = jnp.where(observation.open, latency, jnp.inf)
         near = jnp.cumsum(latency <= (1.0 + self.buffer) * latency.min())
         # A key of its own, and typed, for the reasons that `GearRouter` has.
         uniform = jax.random.uniform(jax.random.fold_in(key, 2), (), jnp.float32)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, Key
 from besteffort.estimates.encoding import appraise
 from besteffort.estimates.rule import Rule, time_price
 from besteffort.observation import Observation
+from besteffort.routers.baselines import best
 from besteffort.simulator.types import EnvParams
 
 
@@ -37,7 +38,7 @@ class MarginalRouter:
         price = time_price(
             self.rates, self.prices, observation.arrival_rate, params, jnp, observed_slowdown=found.observed_slowdown
         )
-        return jnp.argmax(found.own - found.harm - price * found.work).astype(jnp.int32)
+        return best(observation, found.own - found.harm - price * found.work)
 
 
 @jax.tree_util.register_dataclass
@@ -55,4 +56,4 @@ class ValueRouter:
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         found = appraise(observation, dataclasses.replace(params, rule=self.rule), jnp)
-        return jnp.argmax(cast(Array, found.value)).astype(jnp.int32)
+        return best(observation, cast(Array, found.value))

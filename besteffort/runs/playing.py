@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from besteffort.errors import InputError, brief
-from besteffort.evaluation.report import Table, comparison_table
+from besteffort.evaluation.report import Table, comparison_table, origin_table
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
 from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
@@ -99,8 +96,8 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
     return learned_router(policy)
 
 
-def write_result(result: Result, situation: Situation, name: str, out: Path) -> Table:
-    """Writes `requests.csv` and `summary.json` to `out` and returns the summary as a table.
+def write_result(result: Result, situation: Situation, name: str, out: Path) -> list[Table]:
+    """Writes `requests.csv` and `summary.json` to `out` and returns the summary, and that by origin if there are any.
 
     Figures of `summary.json` are shares or in SI units, under the names of `besteffort.evaluation.report.Column.name`.
 
@@ -112,12 +109,14 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     models = (*(pool.model for pool in fleet.pools), "")
     columns: dict[str, Any] = {
         "task": [situation.task_names[task] for task in result.task.tolist()],
+        **({} if result.origin is None else {"origin": [situation.origin_names[i] for i in result.origin.tolist()]}),
         "prompt_tokens": result.prompt_tokens.tolist(),
         "output_tokens": result.output_tokens.tolist(),
         "model": [models[pool] for pool in result.model.tolist()],
         **({"pool": [pools[pool] for pool in result.model.tolist()]} if situation.pools else {}),
         "replica": result.replica.tolist(),
         "met": result.met.astype(int).tolist(),
+        **({"lost": result.lost.astype(int).tolist()} if fleet.alive else {}),
         **{field: getattr(result, field).tolist() for field in _PER_REQUEST},
     }
     text = io.StringIO()
@@ -125,15 +124,24 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(out / "requests.csv", text.getvalue())
-    one = Result(**{f.name: np.asarray(getattr(result, f.name))[None] for f in dataclasses.fields(Result)})
-    table = comparison_table(f"{len(result.arrival_s):,} requests", {name: one}, situation, width_s=1.0)
-    figures = {
-        column.name: float(cell.mean)
-        for column, cell in zip(table.columns, table.rows[0][1], strict=True)
-        if isinstance(cell, Interval)
+    title, each = f"{len(result.arrival_s):,} requests", {name: result.lanes(None)}
+    table, of_origins = comparison_table(title, each, situation, width_s=1.0), origin_table(title, each, situation)
+    figures = _figures(table)[name]
+    origins = {} if of_origins is None else {"origins": _figures(of_origins)}
+    write_json(out / "summary.json", jsonable({"router": name, **figures, **origins}))
+    return [table] if of_origins is None else [table, of_origins]
+
+
+def _figures(table: Table) -> dict[str, dict[str, float]]:
+    """The figures of each row by name, without intervals."""
+    return {
+        name: {
+            column.name: float(cell.mean)
+            for column, cell in zip(table.columns, cells, strict=True)
+            if isinstance(cell, Interval)
+        }
+        for name, cells in table.rows
     }
-    write_json(out / "summary.json", jsonable({"router": name, **figures}))
-    return table
 
 
 def _number(setting: str) -> tuple[str, Any]:

@@ -161,6 +161,7 @@ def make_training_problem(
         typical_deadline_s=float(situation.shares @ situation.visible_deadlines),
         typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
         largest_weight=float(situation.weights.max()),
+        origins=len(situation.origins),
     )
     _check_memory(situation, training, features)
     if training.method == "dqn" and VALUE not in situation.view.features:

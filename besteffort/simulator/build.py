@@ -16,16 +16,22 @@ from besteffort.estimates.rule import Rule
 from besteffort.estimates.tables import Tables
 from besteffort.estimates.view import Terms
 from besteffort.observation import needs_in_flight
-from besteffort.pools import Fleet, PoolNumbers
+from besteffort.pools import Fleet, Life, PoolNumbers
 from besteffort.pytrees import node_types
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.situation import Situation
 
 _NOT_LATE = (
-    "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down; set "
-    "`view.gateways` to 1, or take a profile without `slowdown`."
+    "`view.gateways` and `view.gateway_delay_s` are simulated only where models do not slow each other down and "
+    "prompts are read whole; set `view.gateways` to 1, or take a profile without `slowdown` and `chunk_tokens`."
 )
+_NO_EVENTS = {
+    "slowdown": "models do not slow each other down; give the pools GPUs of their own",
+    "chunks": "prompts are read whole; take a profile without `chunk_tokens`",
+    "late_others": "there is one gateway; set `view.gateways` to 1",
+    "compare_times": "times are not compared with the tables; set `view.slowdown_tau_s` to 0",
+}
 
 
 def build(
@@ -41,6 +47,7 @@ def build(
     rule: Rule | None = None,
     assumed: Situation | None = None,
     uneven: bool | None = None,
+    life: tuple[int, int, int] | None = None,
 ) -> tuple[EnvShape, EnvParams]:
     """Returns the static shape and the numeric parameters of the environment for `situation`.
 
@@ -56,13 +63,15 @@ def build(
       rule: values models, for the feature `value`.
       assumed: what routers and learners take for granted, if it is not `situation`: see `EnvParams.assumed`.
       uneven: whether pools may differ in what the program reads as numbers; by default where they are not uniform.
+      life: room for what `Fleet.life_size` says; by default of the situation's own.
 
     Returns:
       The static shape, and parameters in the default float type.
 
     Raises:
-      InputError: if the assumed situation differs from the actual one in more than numbers, or other gateways are seen
-        late where models slow each other down.
+      InputError: if the assumed situation differs from the actual one in more than numbers, other gateways are seen
+        late where models slow each other down or prompts are read in chunks, or replicas have events where any of
+        this is so.
     """
     if assumed is not None:
         shape, (params, believed) = build_alike(
@@ -78,6 +87,7 @@ def build(
         return shape, dataclasses.replace(params, workload=workload, assumed=believed)
     fleet, tasks = situation.fleet, situation.tasks
     uneven = not fleet.uniform if uneven is None else uneven
+    life = fleet.life_size if life is None else life
     if estimates is None:
         estimates = needs_in_flight(situation.view.features)
     if longest_prompt is None:
@@ -92,9 +102,12 @@ def build(
         history=history,
         horizon=horizon,
         uneven=uneven,
+        life=any(life),
+        looks=life[1],
         slowdown=bool((tables.slowdown != 1).any()),
         context_cost=bool((tables.context_cost_s != 0).any()),
         cache_limit=bool(np.isfinite(tables.cache_tokens).any()),
+        chunks=tables.chunk_tokens is not None,
         rate_memory=situation.view.rate_lag,
         stale_sizes=situation.view.batch_refresh_s > 0,
         record=record,
@@ -104,8 +117,7 @@ def build(
         workload=node_types(workload),
     )
 
-    if shape.slowdown and shape.late_others:
-        raise InputError(_NOT_LATE)
+    _check(shape)
 
     def numbers(values: Any) -> Any:
         return jnp.asarray(np.asarray(values, np.float64), dtype=float)
@@ -134,8 +146,41 @@ def build(
         rule=None if rule is None else jax.tree.map(numbers, rule),
         pools=_differences(fleet) if uneven else None,
         origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
+        life=_life(fleet, life) if any(life) else None,
     )
-    return shape, _with_later_views(params, shape, situation)
+    return shape, _with_switches(params, shape, situation)
+
+
+def _check(shape: EnvShape) -> None:
+    """Raises `InputError` if a shape has switches that exclude each other."""
+    if shape.stepwise and shape.late_others:
+        raise InputError(_NOT_LATE)
+    for name, reason in _NO_EVENTS.items():
+        if shape.life and getattr(shape, name):
+            raise InputError(
+                f"`events` and `autoscaler` of pools are simulated only where {reason}, or leave `events` and "
+                "`autoscaler` out."
+            )
+
+
+def _life(fleet: Fleet, size: tuple[int, int, int]) -> Life:
+    """What happens to the replicas, as arrays with room for that much."""
+    life, kind = fleet.life(size), jnp.asarray(0.0, float).dtype
+
+    def number(values: Any) -> Any:
+        return jnp.asarray(values, kind if np.issubdtype(values.dtype, np.floating) else jnp.int32)
+
+    time_s = np.asarray(life.time_s, kind)
+    lacking_s = np.subtract(life.time_s, time_s, out=np.zeros(len(time_s)), where=np.isfinite(time_s))
+    return Life(
+        time_s=jnp.asarray(time_s),
+        instance=jnp.asarray(life.instance, jnp.int32),
+        what=jnp.asarray(life.what, jnp.int32),
+        up_first=jnp.asarray(life.up_first),
+        start_s=jnp.asarray(life.start_s, kind),
+        rounded_s=jnp.asarray(lacking_s, kind),
+        scaling=jax.tree.map(number, life.scaling),
+    )
 
 
 def _differences(fleet: Fleet) -> PoolNumbers:
@@ -149,9 +194,11 @@ def _differences(fleet: Fleet) -> PoolNumbers:
     )
 
 
-def _with_later_views(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
-    """The parameters with the numbers of those ways to see that are on in the program, be they off in the situation."""
+def _with_switches(params: EnvParams, shape: EnvShape, situation: Situation) -> EnvParams:
+    """The parameters with the numbers of what is on in the program, be it off in the situation."""
     view = situation.view
+    if shape.chunks:
+        params = dataclasses.replace(params, chunk_tokens=jnp.asarray(situation.fleet.chunk_tokens, float))
     if shape.compare_times:
         # Over infinitely long, nothing is observed.
         params = dataclasses.replace(params, slowdown_tau_s=jnp.asarray(view.slowdown_tau_s or np.inf, float))
@@ -177,7 +224,8 @@ def build_alike(
     """Returns one shape for situations that differ in numbers only, and the parameters of each situation.
 
     One compiled program can then simulate them together. A switch that any situation turns on is on for all of them;
-    the others have numbers that make it a no-op. If one situation has slow-downs, all advance iteration by iteration.
+    the others have numbers that make it a no-op. If one situation has slow-downs or chunks, all advance iteration by
+    iteration.
 
     Args:
       situations: at least one.
@@ -190,7 +238,7 @@ def build_alike(
 
     Raises:
       InputError: if they differ in the number of pools, tasks or replicas, or in what an instance holds, or other
-        gateways are seen late in one of them while models slow each other down in one.
+        gateways are seen late in one of them while models slow each other down, or prompts are read in chunks, in one.
     """
     if longest_prompt is None:
         longest_prompt = max(task.prompt_tokens[1] for situation in situations for task in situation.tasks)
@@ -198,6 +246,8 @@ def build_alike(
         estimates = any(needs_in_flight(situation.view.features) for situation in situations)
     longest = max(task.output_tokens[1] for situation in situations for task in situation.tasks)
     uneven = not all(situation.fleet.uniform for situation in situations)
+    sizes = zip(*(situation.fleet.life_size for situation in situations), strict=True)
+    events, looks, steps = map(max, sizes)
     built = [
         build(
             situation,
@@ -209,16 +259,18 @@ def build_alike(
             longest_output=longest_output or longest,
             rule=rule,
             uneven=uneven,
+            life=(events, looks, steps),
         )
         for situation in situations
     ]
     shapes = [shape for shape, _ in built]
-    switches = ("slowdown", "context_cost", "cache_limit", "rate_memory", "stale_sizes", "compare_times", "late_others")
+    switches = (
+        *("slowdown", "context_cost", "cache_limit", "chunks"),
+        *("rate_memory", "stale_sizes", "compare_times", "late_others"),
+    )
     widest: dict[str, Any] = {name: max(getattr(shape, name) for shape in shapes) for name in switches}
     if estimates:
         widest["estimates"] = Terms.together(situations)
-    if widest["slowdown"] and widest["late_others"]:
-        raise InputError(_NOT_LATE)
     alike = {dataclasses.replace(shape, **widest) for shape in shapes}
     if len(alike) > 1:
         raise InputError(
@@ -226,8 +278,9 @@ def build_alike(
             "`max_batch` or `queue_capacity`; give situations that differ in numbers only."
         )
     shape = alike.pop()
+    _check(shape)
     return shape, [
-        _with_later_views(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
+        _with_switches(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
     ]
 
 

@@ -30,6 +30,7 @@ from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.batching import batched_over_vmap
 from besteffort.simulator.gateways import gateway_of, unseen
 from besteffort.simulator.ledger import Ledger, Timing
+from besteffort.simulator.life import LifeState, shown
 from besteffort.simulator.request import (
     Request,
     answers_by_tables,
@@ -37,6 +38,8 @@ from besteffort.simulator.request import (
     compares_iterations,
     earned,
     of_pools,
+    read_s,
+    refused,
     slots,
     takers,
 )
@@ -73,6 +76,8 @@ class Seats(NamedTuple):
         less what would have by the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.Answers`; None unless answers are compared.
       delay_s: network delay; None where requests have no origin.
+      cached_tokens: None unless `EnvShape.estimates`, and where requests state none.
+      lost: whether it left without an answer, since the instance failed; None unless `EnvShape.life`.
     """
 
     index: Array  # type: ignore[assignment]
@@ -94,6 +99,8 @@ class Seats(NamedTuple):
     first_token_excess_s: Any = None
     fixed_s: Any = None
     delay_s: Any = None
+    cached_tokens: Any = None
+    lost: Any = None
 
 
 class DeparturePlan(NamedTuple):
@@ -192,6 +199,8 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         output_limit=whole if estimates and like and like.output_limit is not None else None,
         deadline_factor=real if estimates and like and like.deadline_factor is not None else None,
         delay_s=real if like and like.origin is not None else None,
+        cached_tokens=whole if estimates and like and like.cached_tokens is not None else None,
+        lost=jnp.zeros(all_seats, bool) if shape.life else None,
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
@@ -230,6 +239,19 @@ def last_departure_s(instances: Instances) -> Array:
     """() seconds since the last departure that still has a seat; inf if there is none."""
     age_s, done_s = instances.plan.age_s[:, None], instances.seats.done_s
     return jnp.min(jnp.where(done_s <= age_s, age_s - done_s, jnp.inf))
+
+
+def leave_s(instances: Instances) -> Array:
+    """(instances, seats) seconds until each request leaves, 0 or less where it has or none is."""
+    return instances.seats.done_s - instances.plan.age_s[:, None]
+
+
+def lose(instances: Instances, fails_s: Array) -> Instances:
+    """Instances that fail in so many seconds, if that is finite, lose whoever is there then."""
+    seats, plan = instances
+    at_s = (plan.age_s + fails_s)[:, None]
+    lost = seats.done_s > at_s
+    return Instances(seats._replace(done_s=jnp.where(lost, at_s, seats.done_s), lost=seats.lost | lost), plan)
 
 
 def advance(
@@ -275,7 +297,11 @@ def submit(
         marked = plan._replace(
             mark_s=jnp.where(idle, at_s, progress.start_s), mark=jnp.where(idle, clock, progress.clock)
         )
-        eligible = jnp.where(idle, 0, progress.clock + 1 - clock)
+        eligible = progress.clock + 1 - clock
+        if request.ready_s is not None:
+            # The first iteration may admit all who come before the instance is up.
+            eligible = eligible - (request.ready_s > 0)
+        eligible = jnp.where(idle, 0, eligible)
         if progress.excess_s is not None:
             # Idle time is not compared.
             marked = marked._replace(
@@ -284,7 +310,8 @@ def submit(
             )
     if seats.fixed_s is not None:
         # Its prefill comes in between for those that are there.
-        others = seats._replace(fixed_s=seats.fixed_s + params.believed.prefill[pool, request.prompt_tokens])
+        added_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
+        others = seats._replace(fixed_s=seats.fixed_s + added_s)
     new = _admit(shape, params, pool, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
     credit = _planned(shape, params, *new, pool) - _planned(shape, params, seats, plan, pool)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
@@ -339,7 +366,10 @@ def _pool_of_each(shape: EnvShape) -> Array:
 
 def _values(shape: EnvShape, params: EnvParams, seats: Seats, pool: Array) -> Array:
     """Rewards of the requests if they depart as planned."""
-    return earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s, seats.delay_s)
+    value = earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s, seats.delay_s)
+    if seats.lost is None:
+        return value
+    return jnp.where(seats.lost, refused(shape, params, seats.task, seats.deadline_s), value)
 
 
 def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, pool: Array) -> Array:
@@ -350,11 +380,22 @@ def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePl
 def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
     if not shape.record or seats.admission_s is None or seats.first_token_s is None:
         return None
-    arrival_s = seats.arrival_s
-    return Timing(seats.admission_s - arrival_s, seats.first_token_s - arrival_s, seats.done_s - arrival_s)
+    timing = Timing(
+        *(moment_s - seats.arrival_s for moment_s in (seats.admission_s, seats.first_token_s, seats.done_s))
+    )
+    if seats.lost is None:
+        return timing
+    # What was planned for later never came.
+    return Timing(
+        wait_s=jnp.where(seats.lost & (seats.admission_s > seats.done_s), jnp.nan, timing.wait_s),
+        first_token_s=jnp.where(seats.lost & (seats.first_token_s > seats.done_s), jnp.nan, timing.first_token_s),
+        service_s=jnp.where(seats.lost, jnp.nan, timing.service_s),
+    )
 
 
-def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
+def in_flight(
+    shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array, life: LifeState | None
+) -> InFlightView:
     """What can be counted of the requests on the instance of each pool that gets the next request.
 
     `sizes` are the batch sizes that the gateway of decision `index` sees, (rows, pools). Planned times decide
@@ -363,7 +404,14 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
     terms = shape.estimates
     assert terms is not None
     pools = jnp.arange(shape.pools)
-    rows = least_loaded(sizes, takers(params), jnp) * shape.pools + pools
+    there = takers(params, life)
+    ready_s = takes = None
+    if life is None or there is None or params.pools is None:
+        picked_rows = least_loaded(sizes, there, jnp)
+    else:
+        picked_rows, ready_s = shown(life, sizes, params.pools.placed)
+        takes = there.any(axis=0)
+    rows = picked_rows * shape.pools + pools
     infers = terms.infers_admissions
     needless: dict[str, Any] = {"deadline_s": None, "cache_tokens": None} | (
         {} if infers else {"eligible": None} if shape.late_others else {"index": None, "eligible": None}
@@ -399,6 +447,7 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
         tokens=jnp.where(started, clock - seats.admitted, 0) * terms.streamed,
         task=seats.task,
         prompt_tokens=seats.prompt_tokens,
+        cached_tokens=seats.cached_tokens,
         age_s=age_s - seats.arrival_s,
         elapsed_s=elapsed_s,
         eligible=seats.eligible <= clock if infers else None,
@@ -408,6 +457,8 @@ def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: A
         delay_s=seats.delay_s,
         seen_s=late_s,
         unseen=not_seen,
+        ready_s=ready_s,
+        takes=takes,
         terms=terms,
     )
 
@@ -419,7 +470,7 @@ def _unseen(shape: EnvShape, params: EnvParams, instances: Instances, index: Arr
     own = _late_s(params, seats, index) == 0
     recent = own & (seats.done_s > age_s) & (seats.arrival_s > age_s - params.gateway_delay_s)
     number = of_pools(shape, jnp.sum(recent, axis=1).astype(age_s.dtype))
-    there = takers(params)
+    there = takers(params, None)
     return unseen(number, params.gateways, shape.replicas if there is None else there.sum(0), jnp)
 
 
@@ -508,7 +559,7 @@ def _admission(
     shape: EnvShape, params: EnvParams, pool: Array, seats: Seats, plan: DeparturePlan, request: Request
 ) -> Boundary:
     """The iteration boundary at which `request`, which arrives now, is admitted."""
-    boundary = _next_boundary(shape, params, pool, seats, plan)
+    boundary = _next_boundary(shape, params, pool, seats, plan, request.ready_s)
     runs = seats.finish > boundary.clock
     room = jnp.sum(runs, dtype=jnp.int32) < slots(shape, params, pool)
     makes_room = runs
@@ -531,8 +582,10 @@ def _excess_at(seats: Seats, which: Array) -> Array:
     return jnp.max(jnp.where(which, seats.done_excess_s, -jnp.inf))
 
 
-def _next_boundary(shape: EnvShape, params: EnvParams, pool: Array, seats: Seats, plan: DeparturePlan) -> Boundary:
-    """When the next iteration can start: now, if the instance is idle.
+def _next_boundary(
+    shape: EnvShape, params: EnvParams, pool: Array, seats: Seats, plan: DeparturePlan, ready_s: Any = None
+) -> Boundary:
+    """When the next iteration can start: now, if the instance is idle, or when it is up.
 
     While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
     """
@@ -559,6 +612,10 @@ def _next_boundary(shape: EnvShape, params: EnvParams, pool: Array, seats: Seats
     decoding_s = jnp.where(iterations == until_departure, departure_s, ends_s)
 
     ahead, admitting, idle = plan.age_s < 0, plan.age_s < plan.admission_s, batch == 0
+    next_s = plan.age_s
+    if ready_s is not None:
+        # An instance that fails may leave a boundary ahead that nobody reaches.
+        ahead, next_s = ahead & ~idle, next_s + ready_s
     clock = jnp.where(ahead, 0, jnp.where(idle, start, jnp.where(admitting, 1, start + iterations)))
     busy_s = jnp.where(admitting, plan.admission_s, decoding_s)
     excess_s = None
@@ -575,7 +632,7 @@ def _next_boundary(shape: EnvShape, params: EnvParams, pool: Array, seats: Seats
         decoding_excess_s = _after(start_excess_s, first_excess_s, growth_excess_s, iterations)
         busy_excess_s = jnp.where(admitting, plan.admission_excess_s, decoding_excess_s)
         excess_s = jnp.where(ahead, 0.0, jnp.where(idle, start_excess_s, busy_excess_s))
-    return Boundary(jnp.where(ahead, 0.0, jnp.where(idle, plan.age_s, busy_s)), clock, excess_s)
+    return Boundary(jnp.where(ahead, 0.0, jnp.where(idle, next_s, busy_s)), clock, excess_s)
 
 
 def _after(start_s: Array, first_s: Array, growth_s: Array, iterations: Array) -> Array:
@@ -679,6 +736,8 @@ def _admit(
         first_token_excess_s=insert(seats.first_token_excess_s, 0.0),
         fixed_s=insert(seats.fixed_s, request.fixed_s),
         delay_s=insert(seats.delay_s, request.delay_s),
+        cached_tokens=insert(seats.cached_tokens, request.cached_tokens),
+        lost=insert(seats.lost, False),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1

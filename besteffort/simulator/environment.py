@@ -26,12 +26,16 @@ from besteffort.observation import Observation, next_rate
 from besteffort.pools import least_loaded
 from besteffort.simulator import closed_form, iterative, stale_view
 from besteffort.simulator import ledger as ledgers
+from besteffort.simulator import life as lives
 from besteffort.simulator.ledger import Ledger
+from besteffort.simulator.life import LifeState
 from besteffort.simulator.request import (
     Request,
     compares_answers,
     compares_iterations,
     mean_decode_s,
+    needs_prompts,
+    read_s,
     refused,
     slots,
     takers,
@@ -60,6 +64,7 @@ class EnvState(NamedTuple):
       stale_view: past rates and batch sizes that a delayed router view needs.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
       refused: reward of the last decision if its request was rejected, else 0.
+      life: where the lives of replicas stand; None unless `EnvShape.life`.
     """
 
     instances: Any
@@ -74,6 +79,7 @@ class EnvState(NamedTuple):
     stale_view: StaleView
     since_accept_s: Array
     refused: Array
+    life: LifeState | None = None
 
 
 class Placement(NamedTuple):
@@ -102,7 +108,7 @@ class ServingEnvironment:
         init_key, next_key = jax.random.split(key)
         arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
         state, step = self.arrive(self.start(arrival)._replace(workload=workload), arrival, params)
-        credit = None if self.shape.slowdown else jnp.zeros_like(step.reward)
+        credit = None if self.shape.stepwise else jnp.zeros_like(step.reward)
         return state, dataclasses.replace(step, credit=credit)
 
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
@@ -132,11 +138,9 @@ class ServingEnvironment:
 
     def drain(self, state: EnvState, params: EnvParams) -> EnvState:
         """Finishes all requests in flight, without new arrivals; afterwards every placed request is in the ledger."""
-        instances, ledger, _ = self._dynamics.advance(
-            self.shape, params, state.instances, state.ledger, state.index, jnp.full_like(state.rate, jnp.inf)
-        )
         end_s = jnp.full_like(state.clock_s, jnp.inf)
-        return self.flush(state._replace(instances=instances, ledger=ledger, clock_s=end_s), params)
+        state, _ = self._advance(state, end_s, params)
+        return self.flush(state._replace(clock_s=end_s), params)
 
     def start(self, like: Arrival) -> EnvState:
         """An empty cluster before the first arrival, whose workload has no state."""
@@ -155,15 +159,26 @@ class ServingEnvironment:
             stale_view=stale_view.empty(shape),
             since_accept_s=zero,
             refused=zero,
+            life=lives.empty(shape) if shape.life else None,
         )
+
+    def _advance(self, state: EnvState, gap_s: Array, params: EnvParams) -> tuple[EnvState, Array]:
+        """What happens on the instances within `gap_s`, and the summed reward of the requests that leave meanwhile."""
+        shape, dynamics, instances, life = self.shape, self._dynamics, state.instances, state.life
+        if params.life is not None and life is not None and params.pools is not None:
+            life = lives.begun(params.life, life, state.index < 0)
+            leave_s = dynamics.leave_s(instances)
+            life, fails_s = lives.live(shape, params.life, params.pools.placed, life, leave_s, gap_s)
+            instances = dynamics.lose(instances, fails_s)
+        instances, ledger, reward = dynamics.advance(shape, params, instances, state.ledger, state.index, gap_s)
+        return state._replace(instances=instances, ledger=ledger, life=life), reward
 
     def arrive(self, state: EnvState, arrival: Arrival, params: EnvParams) -> tuple[EnvState, TimeStep]:
         """Advances time by `arrival.gap_s`; the arrival becomes the pending request."""
         shape, dynamics = self.shape, self._dynamics
         index = state.index + 1
-        instances, ledger, reward = dynamics.advance(
-            shape, params, state.instances, state.ledger, state.index, arrival.gap_s
-        )
+        state, reward = self._advance(state, arrival.gap_s, params)
+        instances, ledger, life = state.instances, state.ledger, state.life
         rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
         sizes = known_sizes = dynamics.batch_sizes(shape, instances)
         if shape.late_others:
@@ -194,6 +209,7 @@ class ServingEnvironment:
             stale_view=view,
             since_accept_s=state.since_accept_s + arrival.gap_s,
             refused=jnp.zeros_like(state.refused),
+            life=life,
         )
         visible_s = deadline_s(
             params.deadline_base_s[arrival.task],
@@ -208,17 +224,19 @@ class ServingEnvironment:
             arrival_rate=seen_rate,
             instance_batch_sizes=seen_sizes,
             deadline_s=visible_s,
-            takes=takers(params),
+            takes=takers(params, life),
             origin=arrival.origin,
+            ready_s=None if life is None or params.pools is None else lives.shown(life, sizes, params.pools.placed)[1],
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
         if shape.estimates is not None:
             observation = observation._replace(
                 prompt_tokens=arrival.prompt_tokens,
+                cached_tokens=arrival.cached_tokens,
                 output_limit=arrival.output_limit,
                 deadline_factor=arrival.deadline_factor,
                 in_flight=dataclasses.replace(
-                    dynamics.in_flight(shape, params, instances, known_sizes, index),
+                    dynamics.in_flight(shape, params, instances, known_sizes, index, life),
                     batch_sizes=known_sizes.sum(0),
                     observed_slowdown=slowdown,
                 ),
@@ -229,27 +247,30 @@ class ServingEnvironment:
         )
 
     def place(self, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, Placement]:
-        """Balances the pending request over the replicas of pool `action`; rejects it if the queue is full."""
+        """Balances the pending request over the replicas of pool `action`; rejects it if none takes it."""
         shape, arrival = self.shape, state.pending
         pool = jnp.asarray(action, jnp.int32)
         column = jax.lax.dynamic_index_in_dim(state.sizes, pool, axis=1, keepdims=False)
-        there = takers(params)
-        row = least_loaded(column, None if there is None else there[:, pool], jnp).astype(jnp.int32)
+        there, among = takers(params, None), takers(params, state.life)
+        row = least_loaded(column, None if among is None else among[:, pool], jnp).astype(jnp.int32)
         accept = column[row] < (
             shape.max_batch + shape.queue_capacity if params.pools is None else params.pools.places[pool]
         )
-        cache_tokens = None
+        ready_s = cache_tokens = None
+        if state.life is not None and among is not None:
+            accept &= among[row, pool]
+            ready_s = state.life.ready_s[row * shape.pools + pool]
         if shape.cache_limit:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
             accept &= cache_tokens <= params.cache_tokens[pool]
         believed, number = params.believed, column[row] + 1
-        prefill_s = params.prefill[pool, arrival.prompt_tokens]
+        prefill_s = read_s(params, pool, arrival.prompt_tokens, arrival.cached_tokens)
         excess_s = fixed = None
         if compares_iterations(shape):
-            excess_s = prefill_s - believed.prefill[pool, arrival.prompt_tokens]
+            excess_s = prefill_s - read_s(believed, pool, arrival.prompt_tokens, arrival.cached_tokens)
         if compares_answers(shape):
             fixed = fixed_s(
-                believed.prefill[pool, arrival.prompt_tokens],
+                read_s(believed, pool, arrival.prompt_tokens, arrival.cached_tokens),
                 arrival.output_tokens,
                 number,
                 lambda many: mean_decode_s(shape, believed, pool, many),
@@ -263,13 +284,15 @@ class ServingEnvironment:
             prefill_s=prefill_s,
             arrival_s=jnp.zeros_like(arrival.gap_s),
             deadline_s=arrival.deadline_s,
-            prompt_tokens=arrival.prompt_tokens if shape.context_cost or shape.estimates else None,
+            prompt_tokens=arrival.prompt_tokens if needs_prompts(shape) else None,
             cache_tokens=cache_tokens,
             prefill_excess_s=excess_s,
             fixed_s=fixed,
             output_limit=arrival.output_limit if shape.estimates else None,
             deadline_factor=arrival.deadline_factor if shape.estimates else None,
             delay_s=None if arrival.origin is None else params.origin_delay_s[arrival.origin, pool],
+            cached_tokens=arrival.cached_tokens if shape.chunks or shape.estimates else None,
+            ready_s=ready_s,
         )
         instances, ledger, credit = self._dynamics.submit(
             shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept
@@ -288,4 +311,4 @@ class ServingEnvironment:
 
     @property
     def _dynamics(self) -> Any:
-        return iterative if self.shape.slowdown else closed_form
+        return iterative if self.shape.stepwise else closed_form

@@ -1,6 +1,8 @@
-"""Coupled instances, advanced iteration by iteration: needed where models on one GPU slow each other down.
+"""Instances advanced iteration by iteration, where what one lasts is not known beforehand.
 
-The same interface as `closed_form`; its cost grows with the iterations that end between two arrivals.
+That is so where models on one GPU slow each other down, and where prompts are read in chunks: then whom an iteration
+works on depends on those who come later. The same interface as `closed_form`; its cost grows with the iterations that
+end between two arrivals.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from besteffort.estimates.view import InFlightView
 from besteffort.pools import least_loaded
 from besteffort.simulator import ledger as ledgers
 from besteffort.simulator.ledger import Ledger, Timing
+from besteffort.simulator.life import LifeState
 from besteffort.simulator.request import (
     Request,
     answers_by_tables,
     compares_answers,
     compares_iterations,
     earned,
+    needs_prompts,
     of_pools,
+    read_s,
     slots,
     takers,
 )
@@ -39,12 +44,15 @@ class Running(NamedTuple):
       request: the requests; `index` is -1 where a place is free. Arrivals are relative to now.
       tokens: tokens generated before the current iteration; 0 for requests that it admits.
       admission_s, first_token_s: relative to now.
+      read: tokens of the prompt that are read by the end of the current iteration, or were found; None unless
+        `EnvShape.chunks`.
     """
 
     request: Request
     tokens: Array
     admission_s: Array
     first_token_s: Array
+    read: Array | None = None
 
 
 class Instances(NamedTuple):
@@ -53,16 +61,19 @@ class Instances(NamedTuple):
     Attributes:
       running: requests admitted, see `Running`.
       end_s: (instances,) end of the iteration in progress, relative to now; inf if idle.
-      begun_s: (instances,) its start, relative to now; None unless `EnvShape.estimates`.
+      begun_s: (instances,) its start, relative to now, or that of the first of several that give no one a token; None
+        unless `EnvShape.estimates`.
       passed_over: (instances,) requests that it left waiting; None unless `EnvShape.estimates`.
       line: the queues, ring buffers with fields of shape (instances, places).
       head, waiting: (instances,) place of the first request in the queue, and the queue's length.
       departure_s: () the last departure, relative to now; -inf before the first.
-      excess_s: (instances,) what the iteration in progress takes beyond the assumed tables; None unless iterations are
-        compared with them.
+      excess_s: (instances,) what the iteration in progress, or the several since `begun_s`, take beyond the assumed
+        tables; None unless iterations are compared with them.
       observed_s, observed_excess_s: (instances,) of the iterations that ended since the last decision, seconds, and
         those beyond the assumed tables; None unless iterations are compared.
       answers: those that ended since the last decision; None unless answers are compared.
+      shows: (instances,) whether the last iteration gave someone a token; None unless `EnvShape.chunks` and
+        `EnvShape.estimates`.
     """
 
     running: Running
@@ -77,6 +88,7 @@ class Instances(NamedTuple):
     observed_s: Any = None
     observed_excess_s: Any = None
     answers: Answers | None = None
+    shows: Array | None = None
 
 
 def empty(shape: EnvShape, like: Arrival) -> Instances:
@@ -95,19 +107,21 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
             prefill_s=real,
             arrival_s=real,
             deadline_s=real,
-            prompt_tokens=whole if shape.context_cost or estimates else None,
+            prompt_tokens=whole if needs_prompts(shape) else None,
             cache_tokens=real if shape.cache_limit else None,
             prefill_excess_s=real if compares_iterations(shape) else None,
             fixed_s=real if compares_answers(shape) else None,
             output_limit=whole if estimates and like.output_limit is not None else None,
             deadline_factor=real if estimates and like.deadline_factor is not None else None,
             delay_s=real if like.origin is not None else None,
+            cached_tokens=whole if (shape.chunks or estimates) and like.cached_tokens is not None else None,
         )
 
     none = jnp.zeros(one)
     seconds = (none, none, none) if compares_iterations(shape) else (None, None, None)
+    read = jnp.zeros(batch, jnp.int32) if shape.chunks else None
     return Instances(
-        running=Running(vacant(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch)),
+        running=Running(vacant(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch), jnp.zeros(batch), read),
         end_s=jnp.full(one, jnp.inf),
         begun_s=jnp.zeros(one) if estimates else None,
         passed_over=jnp.zeros(one, jnp.int32) if estimates else None,
@@ -119,6 +133,7 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
         observed_s=seconds[1],
         observed_excess_s=seconds[2],
         answers=Answers(none, none, none) if compares_answers(shape) else None,
+        shows=jnp.ones(one, bool) if shape.chunks and estimates else None,
     )
 
 
@@ -166,7 +181,8 @@ def submit(
     if instances.answers is not None:
         # Its prefill comes in between for those that are there.
         pool = instance % shape.pools
-        added_s = jnp.where(accept, params.believed.prefill[pool, request.prompt_tokens], 0.0)
+        prefill_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
+        added_s = jnp.where(accept, prefill_s, 0.0)
         running, line = instances.running, instances.line
         held = running.request._replace(fixed_s=running.request.fixed_s.at[instance].add(added_s))
         instances = instances._replace(
@@ -202,17 +218,21 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
     return ledger
 
 
-def in_flight(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array) -> InFlightView:
+def in_flight(
+    shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array, index: Array, life: LifeState | None
+) -> InFlightView:
     """What can be counted of the requests on the instance of each pool that gets the next request.
 
     `sizes` are the batch sizes, (rows, pools).
     """
     del index
     pools = jnp.arange(shape.pools)
-    picked = least_loaded(sizes, takers(params), jnp)
+    picked = least_loaded(sizes, takers(params, life), jnp)
     rows = picked * shape.pools + pools
     everything = _counted(shape, instances)
     own: InFlightView = jax.tree.map(lambda field: field[rows], everything)
+    if not shape.slowdown:
+        return own
     beside = picked[:, None] * shape.pools + pools[None]
     return dataclasses.replace(own, beside=jax.tree.map(lambda field: field[beside], everything))
 
@@ -243,6 +263,7 @@ def _counted(shape: EnvShape, instances: Instances) -> InFlightView:
         tokens=tokens * terms.streamed,
         task=request.task,
         prompt_tokens=request.prompt_tokens,
+        cached_tokens=request.cached_tokens,
         age_s=-request.arrival_s,
         elapsed_s=-instances.begun_s,
         eligible=jnp.concatenate([runs, passed_over], axis=1) if infers else None,
@@ -273,9 +294,13 @@ def _later(instances: Instances, gap_s: Array) -> Instances:
 def _end(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, now_s: Array, ended: Array
 ) -> tuple[Instances, Ledger, Array]:
-    """Ends iterations: every running request gets a token; requests with all their tokens leave."""
+    """Ends iterations: running requests whose prompts are read get a token; those with all their tokens leave."""
     running, request = instances.running, instances.running.request
-    served = ended[:, None] & (request.index >= 0)
+    served = ended[:, None] & _decoding(running)
+    told = ended
+    if instances.shows is not None:
+        told = jnp.any(served, axis=1)
+        instances = instances._replace(shows=jnp.where(ended, told, instances.shows))
     tokens = running.tokens + served.astype(jnp.int32)
     first_token_s = jnp.where(served & (tokens == 1), now_s, running.first_token_s)
     departs = served & (tokens >= request.output_tokens)
@@ -288,14 +313,16 @@ def _end(
     ledger = ledgers.write(ledger, request.index, departs, newest, value, timing)
     if instances.observed_s is not None:
         assert instances.begun_s is not None
+        assert instances.observed_excess_s is not None
+        assert instances.excess_s is not None
         instances = instances._replace(
-            observed_s=instances.observed_s + jnp.where(ended, now_s - instances.begun_s, 0.0),
-            observed_excess_s=instances.observed_excess_s + jnp.where(ended, instances.excess_s, 0.0),
+            observed_s=instances.observed_s + jnp.where(told, now_s - instances.begun_s, 0.0),
+            observed_excess_s=instances.observed_excess_s + jnp.where(told, instances.excess_s, 0.0),
         )
     if instances.answers is not None:
         known = departs & jnp.isfinite(request.fixed_s)
-        told = Answers(service_s, request.fixed_s, request.output_tokens - 1)
-        added = Answers(*(jnp.sum(jnp.where(known, value, 0), axis=1) for value in told))
+        heard = Answers(service_s, request.fixed_s, request.output_tokens - 1)
+        added = Answers(*(jnp.sum(jnp.where(known, value, 0), axis=1) for value in heard))
         instances = instances._replace(answers=jax.tree.map(jnp.add, instances.answers, added))
     request = request._replace(index=jnp.where(departs, -1, request.index))
     instances = instances._replace(
@@ -306,15 +333,27 @@ def _end(
     return instances, ledger, jnp.sum(jnp.where(departs, value, 0.0))
 
 
+def _decoding(running: Running) -> Array:
+    """(instances, max_batch) where there is a request whose prompt is read by the end of the current iteration."""
+    runs = running.request.index >= 0
+    if running.read is None or running.request.prompt_tokens is None:
+        return runs
+    return runs & (running.read >= running.request.prompt_tokens)
+
+
 def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Array, starts: Array) -> Instances:
     """Starts the next iteration of those instances `starts` that hold requests, in order of (replica, pool)."""
     running, request = instances.running, instances.running.request
     pool = jnp.arange(shape.instances) % shape.pools
     runs = request.index >= 0
-    ran_before = jnp.sum(runs, axis=1, dtype=jnp.int32)
+    there = ran_before = jnp.sum(runs, axis=1, dtype=jnp.int32)
+    decoding = runs
+    if shape.chunks:
+        decoding = _decoding(running)
+        ran_before = jnp.sum(decoding, axis=1, dtype=jnp.int32)
     duration_s = params.decode[pool, ran_before]
     if shape.context_cost and request.prompt_tokens is not None:
-        held = jnp.sum(jnp.where(runs, request.prompt_tokens + running.tokens, 0), axis=1)
+        held = jnp.sum(jnp.where(decoding, request.prompt_tokens + running.tokens, 0), axis=1)
         duration_s = duration_s + params.context_cost_s[pool] * held
     # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
     excess_s, believed = None, params.believed
@@ -328,24 +367,28 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
     position = jnp.arange(places)[None]
     order = (instances.head[:, None] + position) % places
     line = jax.tree.map(lambda ring: jnp.take_along_axis(ring, order, axis=1), instances.line)
-    may = starts[:, None] & (
-        position < jnp.minimum(instances.waiting, slots(shape, params, pool) - ran_before)[:, None]
-    )
+    may = starts[:, None] & (position < jnp.minimum(instances.waiting, slots(shape, params, pool) - there)[:, None])
     if shape.cache_limit and request.cache_tokens is not None:
         used = jnp.sum(jnp.where(runs, request.cache_tokens, 0.0), axis=1)
         claimed = jnp.cumsum(jnp.where(position < instances.waiting[:, None], line.cache_tokens, 0.0), axis=1)
         may &= used[:, None] + claimed <= params.cache_tokens[pool][:, None]
+    reading = None
+    if shape.chunks:
+        reading = _read(params, running, line, may, decoding, starts, pool)
+        may = reading.may
     admitted = jnp.sum(may, axis=1, dtype=jnp.int32)
-    duration_s = duration_s + jnp.sum(jnp.where(may, line.prefill_s, 0.0), axis=1)
+    prefill_s = jnp.sum(jnp.where(may, line.prefill_s, 0.0), axis=1) if reading is None else reading.seconds
+    duration_s = duration_s + prefill_s
     if excess_s is not None:
-        excess_s = excess_s + jnp.sum(jnp.where(may, line.prefill_excess_s, 0.0), axis=1)
+        reads_s = jnp.sum(jnp.where(may, line.prefill_excess_s, 0.0), axis=1) if reading is None else reading.excess_s
+        excess_s = excess_s + reads_s
     rank = jnp.cumsum(~runs, axis=1) - 1
     joins = ~runs & (rank < admitted[:, None])
     rank = jnp.clip(rank, 0, places - 1)
     newcomers = jax.tree.map(lambda queued: jnp.take_along_axis(queued, rank, axis=1), line)
     request = jax.tree.map(lambda new, old: jnp.where(joins, new, old), newcomers, request)
 
-    works = starts & (ran_before + admitted > 0)
+    works = starts & (there + admitted > 0)
     grid = (shape.replicas, shape.pools)
     end_s, works_grid, duration_grid = instances.end_s.reshape(grid), works.reshape(grid), duration_s.reshape(grid)
     excess_grid = None if excess_s is None else excess_s.reshape(grid)
@@ -357,20 +400,101 @@ def _start(shape: EnvShape, params: EnvParams, instances: Instances, now_s: Arra
             by_tables = jnp.prod(jnp.where(busy, believed.slowdown[m][None], 1.0), axis=1)
             beyond = excess_grid[:, m] * by_tables + duration_grid[:, m] * (factor - by_tables)
             excess_grid = excess_grid.at[:, m].set(beyond)
+    begins = works if instances.shows is None else works & instances.shows
     if excess_grid is not None:
-        instances = instances._replace(excess_s=jnp.where(works, excess_grid.reshape(-1), instances.excess_s))
+        # Of iterations that give no one a token, nothing is seen but that the next token comes later.
+        sum_s = excess_grid.reshape(-1) + jnp.where(begins, 0.0, instances.excess_s)
+        instances = instances._replace(excess_s=jnp.where(works, sum_s, instances.excess_s))
+    read = None
+    if reading is not None:
+        read = jnp.where(joins, jnp.take_along_axis(reading.line, rank, axis=1), reading.running)
     return instances._replace(
         running=Running(
             request=request,
             tokens=jnp.where(joins, 0, running.tokens),
             admission_s=jnp.where(joins, now_s, running.admission_s),
             first_token_s=running.first_token_s,
+            read=read,
         ),
         end_s=end_s.reshape(-1),
-        begun_s=None if instances.begun_s is None else jnp.where(works, now_s, instances.begun_s),
+        begun_s=None if instances.begun_s is None else jnp.where(begins, now_s, instances.begun_s),
         passed_over=None
         if instances.passed_over is None
         else jnp.where(works, instances.waiting - admitted, instances.passed_over),
         head=(instances.head + admitted) % places,
         waiting=instances.waiting - admitted,
     )
+
+
+class Reading(NamedTuple):
+    """What the next iteration of each instance reads.
+
+    Attributes:
+      may: (instances, places) which waiting requests it admits.
+      running, line: (instances, max_batch) and (instances, places) tokens of each prompt that are read by its end.
+      seconds: (instances,) how long that takes.
+      excess_s: (instances,) what that is beyond the assumed tables, by which a prompt costs nothing until its first
+        token comes, since no one outside sees more.
+    """
+
+    may: Array
+    running: Array
+    line: Array
+    seconds: Array
+    excess_s: Array
+
+
+def _read(
+    params: EnvParams,
+    running: Running,
+    line: Request,
+    may: Array,
+    decoding: Array,
+    starts: Array,
+    pool: Array,
+) -> Reading:
+    """What is read of prompts: first of those that are read in part, then in order of arrival, up to the budget.
+
+    Args:
+      params: numbers of the environment.
+      running: the requests that are there.
+      line: those that wait, in order.
+      may: (instances, places) which of these the batch and the cache have room for.
+      decoding: (instances, max_batch) which of those that are there decode.
+      starts: (instances,) whether the instance starts an iteration now.
+      pool: (instances,) of each instance.
+    """
+    before, prompt_tokens = running.read, running.request.prompt_tokens
+    assert before is not None
+    assert prompt_tokens is not None
+    assert line.prompt_tokens is not None
+    found = jnp.zeros_like(line.prompt_tokens) if line.cached_tokens is None else line.cached_tokens
+    room = params.chunk_tokens[pool] - jnp.sum(decoding, axis=1)
+    runs = running.request.index >= 0
+    # One prompt at most is read in part.
+    begun = runs & ~decoding & starts[:, None]
+    rest = jnp.where(begun, prompt_tokens - before, 0)
+    more = jnp.clip(room[:, None], 0, rest)
+    room = room - jnp.sum(more, axis=1)
+    need = line.prompt_tokens - found
+    left = room[:, None] - (jnp.cumsum(need, axis=1) - need)
+    may &= left > 0
+    after = before + more.astype(before.dtype)
+    reached = found + jnp.where(may, jnp.clip(left, 0, need), 0).astype(found.dtype)
+    pool = pool[:, None]
+
+    def between(table: Array, first: Array, last: Array) -> Array:
+        return table[pool, last] - table[pool, first]
+
+    parts = (begun, before, after, running.request), (may, found, reached, line)
+    seconds = [jnp.where(which, between(params.prefill, first, last), 0.0) for which, first, last, _ in parts]
+    terms = [
+        jnp.where(
+            which & (last == request.prompt_tokens),
+            read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens),
+            0.0,
+        )
+        for which, _, last, request in parts
+    ]
+    excess_s = jnp.sum(seconds[0] - terms[0], axis=1) + jnp.sum(seconds[1] - terms[1], axis=1)
+    return Reading(may, after, reached, jnp.sum(seconds[0], axis=1) + jnp.sum(seconds[1], axis=1), excess_s)

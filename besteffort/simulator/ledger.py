@@ -15,7 +15,7 @@ class Timing(NamedTuple):
 
     Attributes:
       wait_s: to the start of the iteration that admits it.
-      first_token_s: to the end of that iteration.
+      first_token_s: to the end of the iteration that reads the last token of its prompt, by default that one.
       service_s: to the end of its last iteration, network delay not included.
     """
 

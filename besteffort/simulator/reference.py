@@ -15,6 +15,7 @@ from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import numpy as np
 
+from besteffort.autoscaler import Looks
 from besteffort.errors import InputError
 from besteffort.estimates import scalars
 from besteffort.estimates.correction import Comparison, compared, fixed_s, observed_slowdown, steps_s
@@ -40,6 +41,7 @@ class Listener(Protocol):
         *,
         task: str,
         prompt_tokens: int,
+        cached_tokens: int = 0,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
@@ -53,6 +55,14 @@ class Listener(Protocol):
     def done(self, request: Any, *, output_tokens: int | None = None, at: float | None = None) -> None: ...
 
     def failed(self, request: Any, *, at: float | None = None) -> None: ...
+
+    def started(
+        self, pool: int | str, replica: int = 0, *, up_in_s: float | None = None, at: float | None = None
+    ) -> None: ...
+
+    def drained(self, pool: int | str, replica: int = 0, *, at: float | None = None) -> None: ...
+
+    def failed_replica(self, pool: int | str, replica: int = 0, *, at: float | None = None) -> Any: ...
 
 
 def simulate_reference(
@@ -73,12 +83,13 @@ def simulate_reference(
     """Serves a list of requests until the last answer, in float64.
 
     At one instant all iterations that are due end first; then the next ones start, in order of (GPU, pool); then
-    requests arrive in list order, each one seeing those before it.
+    replicas start, drain and fail, in order of (pool, list), and autoscalers look; then requests arrive in list order,
+    each one seeing those before it.
 
     Args:
       requests: the requests that arrive; their clock starts at time 0.
       tables: durations of iterations; `prefill` covers the longest prompt of the list.
-      pools: what serves; their models are not read.
+      pools: what serves, each with a `start_s`; their models are not read.
       route: the router: `route(index of the request, observation)` returns the index of a pool.
       quality: (tasks, pools) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
@@ -98,7 +109,7 @@ def simulate_reference(
     """
     _check_cover(requests, tables, pools)
     claims = requests.prompt_tokens + np.ceil(tables.cache_output_share * requests.output_tokens)
-    columns = (requests.prompt_tokens, requests.output_tokens, claims)
+    columns = (requests.prompt_tokens, requests.output_tokens, claims, requests.found_tokens)
     served = [_Request(i, *row) for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))]
     factors, limits = requests.deadline_factors, requests.output_limit
     gateway = gateway_of(np.arange(len(requests)), view.gateways).tolist()
@@ -128,13 +139,15 @@ def simulate_reference(
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
             origin=None if requests.origin is None else int(requests.origin[index]),
-            takes=replicas.takes,
+            takes=replicas.takes(now),
+            ready_s=replicas.ready_s(now),
         )
         limit = None if limits is None else int(limits[index])
         factor = None if requests.deadline_factor is None else float(factors[index])
         if terms is not None:
             observation = observation._replace(
                 prompt_tokens=request.prompt_tokens,
+                cached_tokens=None if requests.cached_tokens is None else request.cached_tokens,
                 output_limit=limit,
                 deadline_factor=factor,
                 in_flight=dataclasses.replace(
@@ -148,6 +161,7 @@ def simulate_reference(
                 index,
                 task=requests.tasks[task],
                 prompt_tokens=request.prompt_tokens,
+                cached_tokens=request.cached_tokens,
                 max_tokens=limit,
                 deadline_s=None if factor is None else observation.deadline_s,
                 origin=None if requests.origin is None else requests.origins[requests.origin[index]],
@@ -167,7 +181,7 @@ def simulate_reference(
     completion_s = np.array([request.completion_s for request in served])
     replica = np.array([request.replica for request in served])
     delay_s = np.array([request.delay_s for request in served])
-    latency_s = np.where(replica < 0, np.inf, completion_s - requests.arrival_s + delay_s)
+    latency_s = np.where(np.isnan(completion_s), np.inf, completion_s - requests.arrival_s + delay_s)
     return Result.of(
         requests.columns,
         model=pool,
@@ -205,6 +219,8 @@ class _Request:
     prompt_tokens: int
     output_tokens: int
     cache_claim: float  # tokens for which the cache must have room at admission
+    cached_tokens: int  # of the prompt, found in the prefix cache
+    read: int = 0  # tokens of the prompt that are read by the end of the iteration in progress, or were found
     generated: int = 0
     sent_s: float = math.nan
     first_iteration: int = 0  # number of the first iteration of its instance that might admit it
@@ -217,6 +233,11 @@ class _Request:
     first_token_s: float = math.nan
     completion_s: float = math.nan
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the whole prompt is read by the end of the iteration in progress."""
+        return self.read == self.prompt_tokens
+
 
 @dataclasses.dataclass(slots=True)
 class _Instance:
@@ -226,10 +247,13 @@ class _Instance:
     waiting: deque[_Request] = dataclasses.field(default_factory=deque)
     running: list[_Request] = dataclasses.field(default_factory=list)
     busy: bool = False
-    begun_s: float = 0.0
+    begun_s: float = 0.0  # of the iteration in progress, or of the first of several that give no one a token
     passed_over: int = 0  # requests that the iteration in progress left waiting
+    takes: bool = True  # new requests: it is up, or starting
+    ready_s: float = 0.0  # when it is up, or was
     sent: list[_Request] = dataclasses.field(default_factory=list)  # all that ever were
     begins_s: list[float] = dataclasses.field(default_factory=list)  # of all iterations
+    shows: bool = True  # the last iteration gave someone a token, or the instance was idle
     assumed_s: float = 0.0  # what the iteration in progress takes by the tables that observed times are compared with
 
 
@@ -241,7 +265,6 @@ class _Replicas:
       instances: of each pool those of its replicas.
       beside: the instances on each GPU, by pool.
       batch_sizes: (rows, pools) running plus waiting requests, see `besteffort.pools.Layout`.
-      takes: (rows, pools) where there are replicas; None where they are everywhere.
       last_change_s: time of the last change of any of them, seconds; 0 before the first change.
     """
 
@@ -259,11 +282,14 @@ class _Replicas:
         self._streamed = streamed
         layout = Layout.of(pools, tables.slowdown)
         self._row = [np.array(rows) for rows in layout.rows]
-        self.takes = None if layout.placed.all() else layout.placed
+        self._placed = layout.placed
+        self._alive = any(pool.events or pool.autoscaler for pool in pools)
         self._seconds = np.zeros((2, tables.pools))  # observed and assumed, of iterations since the last `compare`
         self._answers = np.zeros((*layout.placed.shape, 3))  # `Answers` since then
         self._decode = tables.decode.tolist()
         self._prefill = tables.prefill.tolist()
+        unlimited = np.full(tables.pools, math.inf)
+        self._chunk_tokens = (unlimited if tables.chunk_tokens is None else tables.chunk_tokens).tolist()
         self._slowdown = tables.slowdown.tolist()
         self.slows_down = bool((tables.slowdown != 1).any())
         self._context_cost_s = tables.context_cost_s.tolist()
@@ -276,6 +302,20 @@ class _Replicas:
                 self.beside.setdefault(instance.gpu, {})[pool] = instance
         # Heap of (end, GPU, pool, replica) of the iterations in progress; a GPU has one replica of a pool at most.
         self._ends: list[tuple[float, int, int, int]] = []
+        # Heap of (time, pool, place in its list, replica, what) of the lives of replicas.
+        self._life: list[tuple[float, int, int, int, str]] = []
+        for pool, one in enumerate(pools):
+            for place, event in enumerate(one.events):
+                heapq.heappush(self._life, (event.time_s, pool, place, event.replica, event.what))
+            for instance, up in zip(self.instances[pool], one.up_first, strict=True):
+                instance.takes = up
+        self._looks = {
+            pool: Looks(one.autoscaler, one.replicas, one.max_batch)
+            for pool, one in enumerate(pools)
+            if one.autoscaler is not None
+        }
+        for pool, looks in self._looks.items():
+            heapq.heappush(self._life, (looks.next_s, pool, 0, 0, "look"))
         self.batch_sizes = np.zeros(layout.placed.shape, dtype=np.int64)
         self.last_change_s = 0.0
 
@@ -325,10 +365,23 @@ class _Replicas:
         held_s = known.context_cost_s[pool] * known.priors.held_each
         return lambda number: known.decode[pool, number] + held_s * number
 
+    def _assumed_prefill_s(self, pool: int, request: _Request) -> float:
+        """Assumed seconds of reading what was not found of a prompt."""
+        assert self._by_tables is not None
+        table = self._by_tables.prefill[pool]
+        return float(table[request.prompt_tokens] - table[request.cached_tokens])
+
     def advance(self, until: float) -> None:
-        """Ends every iteration that is due up to and including time `until`, and starts those that follow."""
-        while self._ends and self._ends[0][0] <= until:
-            now = self._ends[0][0]
+        """All that happens up to and including time `until`: iterations end and start; replicas start, drain, fail."""
+        while self._ends or self._life:
+            end_s = self._ends[0][0] if self._ends else math.inf
+            life_s = self._life[0][0] if self._life else math.inf
+            now = min(end_s, life_s)
+            if now > until:
+                return
+            if life_s < end_s:
+                self._live(now, last=math.isinf(until))
+                continue
             ended = []
             while self._ends and self._ends[0][0] == now:
                 _, _, pool, replica = heapq.heappop(self._ends)
@@ -337,12 +390,67 @@ class _Replicas:
             for pool, replica in ended:
                 self._start_iteration(pool, replica, now)
 
+    def _live(self, now: float, *, last: bool) -> None:
+        """What happens next to a replica; after the last arrival no autoscaler looks any more."""
+        _, pool, place, replica, what = heapq.heappop(self._life)
+        if what == "look":
+            if not last:
+                self._look(pool, now)
+        else:
+            self._happen(pool, place, replica, what, now)
+
+    def _look(self, pool: int, now: float) -> None:
+        """The autoscaler of a pool looks at it."""
+        each, looks = self.instances[pool], self._looks[pool]
+        sizes = [len(instance.running) + len(instance.waiting) for instance in each]
+        starts, drains = looks.look([instance.takes for instance in each], sizes)
+        for what, replicas in (("start", starts), ("drain", drains)):
+            for replica in replicas:
+                self._happen(pool, 0, replica, what, now)
+        heapq.heappush(self._life, (looks.next_s, pool, 0, 0, "look"))
+
+    def _happen(self, pool: int, place: int, replica: int, what: str, now: float) -> None:
+        """What happens to a replica."""
+        instance = self.instances[pool][replica]
+        if what == "ready":
+            # Unless it has failed, and waits for a later start.
+            if instance.ready_s == now and instance.waiting and not instance.busy:
+                self._start_iteration(pool, replica, now)
+        elif what == "drain":
+            instance.takes = False
+            if self._listener is not None:
+                self._listener.drained(pool, replica, at=now)
+        elif what == "fail":
+            instance.takes = False
+            self._lose(pool, replica, now)
+            if self._listener is not None:
+                self._listener.failed_replica(pool, replica, at=now)
+        elif not instance.takes:
+            if self._listener is not None:
+                self._listener.started(pool, replica, at=now)
+            instance.takes = True
+            if not (instance.running or instance.waiting):  # else it still drains
+                instance.ready_s = now + (self._pools[pool].start_s or 0.0)
+                heapq.heappush(self._life, (instance.ready_s, pool, place, replica, "ready"))
+
+    def _lose(self, pool: int, replica: int, now: float) -> None:
+        """A replica fails: the requests that it has get no answer."""
+        instance = self.instances[pool][replica]
+        lost = [*instance.running, *instance.waiting]
+        instance.running, instance.busy = [], False
+        instance.waiting.clear()
+        self._ends = [end for end in self._ends if end[2:] != (pool, replica)]
+        heapq.heapify(self._ends)
+        self.batch_sizes[self._row[pool][replica], pool] -= len(lost)
+        if lost:
+            self.last_change_s = now
+
     def place(self, request: _Request, now: float) -> None:
-        """Hands a request to the least loaded replica of its pool, or rejects it."""
-        pool, replica = request.pool, self.picked(request.pool)
-        row = self._row[pool][replica]
-        full = self.batch_sizes[row, pool] >= self._pools[pool].places
-        if full or request.cache_claim > self._cache_tokens[pool]:
+        """Hands a request to a replica of its pool, or rejects it."""
+        pool, replica = request.pool, self.picked(request.pool, now)
+        row = -1 if replica is None else self._row[pool][replica]
+        full = replica is None or self.batch_sizes[row, pool] >= self._pools[pool].places
+        if replica is None or full or request.cache_claim > self._cache_tokens[pool]:
             if self._listener is not None:
                 self._listener.failed(request.index, at=now)
             return
@@ -356,29 +464,67 @@ class _Replicas:
         request.first_iteration = len(instance.begins_s)
         self.batch_sizes[row, pool] += 1
         if self._by_tables is not None:
-            prefill_s = self._by_tables.prefill[pool, request.prompt_tokens]
+            prefill_s = self._assumed_prefill_s(pool, request)
             for other in (*instance.running, *instance.waiting):
                 other.fixed_s += prefill_s  # it comes in between
             number, slots = int(self.batch_sizes[row, pool]), self._pools[pool].max_batch
             decode = self._decode_of(pool)
             request.fixed_s = fixed_s(prefill_s, request.output_tokens, number, decode, slots, scalars)
         self.last_change_s = now
-        if not instance.busy:
+        if not instance.busy and instance.ready_s <= now:
             self._start_iteration(pool, replica, now)
 
-    def picked(self, pool: int) -> int:
-        """The replica of a pool with the smallest batch, the first on a tie."""
-        rows = slice(None) if self.takes is None else self._row[pool]
-        return int(self.batch_sizes[rows, pool].argmin())
+    def takes(self, now: float) -> np.ndarray | None:
+        """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+        if self._placed.all() and not self._alive:
+            return None
+        takes = np.zeros_like(self._placed)
+        for pool, rows in enumerate(self._row):
+            takes[rows[self._candidates(pool, now)], pool] = True
+        return takes
+
+    def shown(self, now: float) -> list[int]:
+        """For each pool the replica that stands for it: that which gets the next request, or else any has least."""
+        each = enumerate(self._row)
+        return [
+            min(
+                self._candidates(pool, now) or range(len(rows)),
+                key=lambda replica, pool=pool, rows=rows: self.batch_sizes[rows[replica], pool],
+            )
+            for pool, rows in each
+        ]
+
+    def ready_s(self, now: float) -> np.ndarray | None:
+        """(pools,) seconds until that replica is up; None where nothing happens to replicas."""
+        if not self._alive:
+            return None
+        shown = (each[replica] for each, replica in zip(self.instances, self.shown(now), strict=True))
+        return np.array([max(instance.ready_s - now, 0.0) for instance in shown])
+
+    def picked(self, pool: int, now: float) -> int | None:
+        """The replica of a pool that gets the next request: that with the smallest batch, the first on a tie."""
+        rows = self._row[pool]
+        candidates = self._candidates(pool, now)
+        return min(candidates, key=lambda replica: self.batch_sizes[rows[replica], pool], default=None)
+
+    def _candidates(self, pool: int, now: float) -> list[int]:
+        """The replicas that are up, or else the one that is up first, or none."""
+        coming = [replica for replica, instance in enumerate(self.instances[pool]) if instance.takes]
+        up = [replica for replica in coming if self.instances[pool][replica].ready_s <= now]
+        return up or sorted(coming, key=lambda replica: self.instances[pool][replica].ready_s)[:1]
 
     def _end_iteration(self, pool: int, replica: int, now: float) -> None:
-        """Gives every running request one more token; requests with all their tokens leave."""
+        """Gives every running request whose prompt is read one more token; those with all their tokens leave."""
         instance, row = self.instances[pool][replica], self._row[pool][replica]
         instance.busy = False
-        if self._streamed:
+        instance.shows = any(request.is_read for request in instance.running)
+        if self._streamed and instance.shows:
             self._seconds[:, pool] += now - instance.begun_s, instance.assumed_s
         staying = []
         for request in instance.running:
+            if not request.is_read:
+                staying.append(request)
+                continue
             request.generated += 1
             request.token_s.append(now)
             if request.generated == 1:
@@ -400,16 +546,19 @@ class _Replicas:
     def _start_iteration(self, pool: int, replica: int, now: float) -> None:
         """Admits waiting requests and puts the iteration's end on the heap; without requests the instance is idle."""
         instance = self.instances[pool][replica]
-        tokens_held = sum(request.prompt_tokens + request.generated for request in instance.running)
-        duration = self._decode[pool][len(instance.running)] + self._context_cost_s[pool] * tokens_held
+        instance.shows |= not instance.running
+        decoding = [request for request in instance.running if request.is_read]
+        tokens_held = sum(request.prompt_tokens + request.generated for request in decoding)
+        duration = self._decode[pool][len(decoding)] + self._context_cost_s[pool] * tokens_held
         known = self._by_tables
         if known is not None:
-            instance.assumed_s = known.decode[pool, len(instance.running)] + known.context_cost_s[pool] * tokens_held
-        for request in self._admit(instance, pool):
-            request.admission_s = now
-            duration += self._prefill[pool][request.prompt_tokens]
-            if known is not None:
-                instance.assumed_s += known.prefill[pool, request.prompt_tokens]
+            instance.assumed_s = known.decode[pool, len(decoding)] + known.context_cost_s[pool] * tokens_held
+        for request, tokens in self._read(instance, pool, self._chunk_tokens[pool] - len(decoding), now):
+            duration += self._prefill[pool][request.read + tokens] - self._prefill[pool][request.read]
+            request.read += tokens
+            if known is not None and request.is_read:
+                # From outside, reading shows by the first token alone.
+                instance.assumed_s += self._assumed_prefill_s(pool, request)
         if not instance.running:
             return
         for other, neighbour in self.beside[instance.gpu].items():
@@ -418,20 +567,36 @@ class _Replicas:
                 if known is not None:
                     instance.assumed_s *= known.slowdown[pool, other]
         instance.begins_s.append(now)
-        instance.busy, instance.begun_s, instance.passed_over = True, now, len(instance.waiting)
+        instance.busy, instance.passed_over = True, len(instance.waiting)
+        if instance.shows:
+            instance.begun_s = now
         heapq.heappush(self._ends, (now + duration, instance.gpu, pool, replica))
 
-    def _admit(self, instance: _Instance, pool: int) -> list[_Request]:
-        """Moves waiting requests to the running ones, in order of arrival, until the batch or the cache is full."""
-        admitted = []
+    def _read(self, instance: _Instance, pool: int, room: float, now: float) -> list[tuple[_Request, int]]:
+        """Prompts that the next iteration reads, in order of arrival, each with how many of its tokens.
+
+        While there is room for tokens, reading goes on where the last iteration left it, then waiting requests are
+        admitted until the batch or the cache is full.
+        """
+        reads = []
         claimed = sum(request.cache_claim for request in instance.running)
-        while instance.waiting and len(instance.running) < self._pools[pool].max_batch:
-            claimed += instance.waiting[0].cache_claim
-            if claimed > self._cache_tokens[pool]:
+        begun = [request for request in instance.running if not request.is_read]  # one at most
+        while room > 0:
+            if begun:
+                request = begun.pop()
+            elif instance.waiting and len(instance.running) < self._pools[pool].max_batch:
+                claimed += instance.waiting[0].cache_claim
+                if claimed > self._cache_tokens[pool]:
+                    break
+                request = instance.waiting.popleft()
+                request.admission_s, request.read = now, request.cached_tokens
+                instance.running.append(request)
+            else:
                 break
-            admitted.append(instance.waiting.popleft())
-            instance.running.append(admitted[-1])
-        return admitted
+            tokens = int(min(request.prompt_tokens - request.read, room))
+            reads.append((request, tokens))
+            room -= tokens
+        return reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -482,8 +647,11 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
 
 def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
-    own = [each[replicas.picked(pool)] for pool, each in enumerate(replicas.instances)]
+    own = [each[replica] for each, replica in zip(replicas.instances, replicas.shown(now), strict=True)]
     view = _rows(requests, own, now, terms)
+    ready_s, takes = replicas.ready_s(now), replicas.takes(now)
+    if ready_s is not None and takes is not None:
+        view = dataclasses.replace(view, ready_s=ready_s, takes=takes.any(axis=0))
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()
         together = [replicas.beside[instance.gpu] for instance in own]
@@ -535,6 +703,7 @@ def _view(
         tokens=tokens * terms.streamed,
         task=requests.task[index],
         prompt_tokens=requests.prompt_tokens[index],
+        cached_tokens=None if requests.cached_tokens is None else requests.cached_tokens[index],
         age_s=now - requests.arrival_s[index],
         elapsed_s=elapsed_s,
         eligible=eligible if infers else None,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.estimates.correction import Answers, steps_s
+from besteffort.simulator.life import LifeState, among
 from besteffort.simulator.types import EnvParams, EnvShape
 
 Array = jax.Array
@@ -23,12 +24,15 @@ class Request(NamedTuple):
       prefill_s: duration of its prefill on the instance.
       arrival_s: time of arrival, relative to the clock of the instance that holds it.
       deadline_s: deadline on the end-to-end latency.
-      prompt_tokens: prompt length; None unless `EnvShape.context_cost` or `EnvShape.estimates`.
+      prompt_tokens: prompt length; None unless `needs_prompts`.
       cache_tokens: tokens that it claims of the key-value cache; None unless `EnvShape.cache_limit`.
       prefill_excess_s: what its prefill takes beyond the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.fixed_s`; None unless whole answers are compared.
       delay_s: network delay of its answer; None where requests have no origin: then it is that of the pool.
       output_limit, deadline_factor: as in `Arrival`; None unless `EnvShape.estimates`, and where requests have none.
+      cached_tokens: as in `Arrival`; None unless `EnvShape.chunks` or `EnvShape.estimates`, and where requests state
+        none.
+      ready_s: seconds until its instance is up; None unless `EnvShape.life`.
     """
 
     index: Array  # type: ignore[assignment]
@@ -44,6 +48,19 @@ class Request(NamedTuple):
     output_limit: Array | None = None
     deadline_factor: Array | None = None
     delay_s: Any = None
+    cached_tokens: Array | None = None
+    ready_s: Any = None
+
+
+def needs_prompts(shape: EnvShape) -> bool:
+    """Whether the lengths of prompts count after their requests were placed."""
+    return shape.context_cost or shape.chunks or shape.estimates is not None
+
+
+def read_s(params: EnvParams, pool: Array, prompt_tokens: Any, cached_tokens: Any) -> Array:
+    """Seconds of reading what was not found of prompts; arguments broadcast."""
+    whole_s = params.prefill[pool, prompt_tokens]
+    return whole_s if cached_tokens is None else whole_s - params.prefill[pool, cached_tokens]
 
 
 def compares_iterations(shape: EnvShape) -> bool:
@@ -97,9 +114,11 @@ def slots(shape: EnvShape, params: EnvParams, pool: Array) -> Any:
     return shape.max_batch if params.pools is None else params.pools.max_batch[pool]
 
 
-def takers(params: EnvParams) -> Array | None:
-    """(rows, pools) where there are replicas to take requests; None where they are everywhere."""
-    return None if params.pools is None else params.pools.placed
+def takers(params: EnvParams, life: LifeState | None) -> Array | None:
+    """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
+    if params.pools is None or life is None:
+        return None if params.pools is None else params.pools.placed
+    return among(life, params.pools.placed.shape)
 
 
 def earned(

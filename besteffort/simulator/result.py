@@ -19,12 +19,14 @@ class Result:
       deadline_s: deadline on the end-to-end latency, seconds.
       model: index of the model that the router chose, for rejected requests too.
       replica: index of the replica that served it; -1 if rejected.
-      admission_s: start of the iteration that admitted it; nan if rejected.
-      first_token_s: end of that iteration; nan if rejected.
-      completion_s: end of its last iteration; nan if rejected. Latency is this minus arrival plus the network delay.
-      latency_s: end-to-end latency, network delay included; inf if rejected.
+      admission_s: start of the iteration that admitted it; nan if rejected, or lost before.
+      first_token_s: end of that iteration; nan likewise.
+      completion_s: end of its last iteration; nan if rejected or lost. Latency is this minus arrival plus the network
+        delay.
+      latency_s: end-to-end latency, network delay included; inf if rejected or lost.
       met: whether it was answered by its deadline.
       reward: its own-request reward.
+      origin: index of its origin; None where requests have none.
     """
 
     arrival_s: np.ndarray
@@ -40,6 +42,7 @@ class Result:
     latency_s: np.ndarray
     met: np.ndarray
     reward: np.ndarray
+    origin: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -57,9 +60,9 @@ class Result:
         """A result from what a simulation or an engine knows.
 
         `columns` are those of the requests, see `besteffort.workload.requests.Requests.columns`. The `latency_s` of
-        rejected requests, whatever it is, becomes infinite.
+        requests without an answer, whatever it is, becomes infinite.
         """
-        latency_s = np.where(replica < 0, np.inf, latency_s)
+        latency_s = np.where((replica < 0) | np.isnan(completion_s), np.inf, latency_s)
         return cls(
             **columns,
             model=model,
@@ -72,11 +75,16 @@ class Result:
             reward=reward,
         )
 
-    def lanes(self, rows: slice | int) -> Result:
-        """The given rows of the leading axis; an integer drops that axis."""
-        return Result(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+    def lanes(self, rows: slice | int | None) -> Result:
+        """The given rows of the leading axis; an integer drops that axis, None puts another before it."""
+        return Result(**{name: values[rows] for name, values in vars(self).items() if values is not None})
 
     @property
     def rejected(self) -> np.ndarray:
         """(*lanes, n) whether the request was rejected on arrival."""
         return self.replica < 0
+
+    @property
+    def lost(self) -> np.ndarray:
+        """(*lanes, n) whether the request was lost with the replica that had it."""
+        return ~self.rejected & np.isnan(self.completion_s)

@@ -110,7 +110,7 @@ def simulate_by_reference(
     return reference.simulate_reference(
         requests,
         tables,
-        situation.fleet.pools,
+        situation.fleet.served,
         route,
         quality=situation.quality,
         weight=situation.weights,
@@ -139,6 +139,7 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         deadline_factor=None if factor is None else jnp.asarray(factor, params.decode.dtype),
         output_limit=None if requests.output_limit is None else jnp.asarray(requests.output_limit),
         origin=None if requests.origin is None else jnp.asarray(requests.origin),
+        cached_tokens=None if requests.cached_tokens is None else jnp.asarray(requests.cached_tokens),
     )
     played = _play(shape, node_types(router), params, router, arrivals, key)
     placement, timing, reward = jax.tree.map(np.asarray, played)

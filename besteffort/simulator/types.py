@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from besteffort.autoscaler import Scaling
 from besteffort.estimates import reward
 from besteffort.estimates.priors import Priors
 from besteffort.estimates.rule import Rule
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
-from besteffort.pools import PoolNumbers
+from besteffort.pools import Life, PoolNumbers
 
 Array = jax.Array
 
@@ -25,6 +26,8 @@ Array = jax.Array
 jax.tree_util.register_dataclass(Priors)
 jax.tree_util.register_dataclass(Rule)
 jax.tree_util.register_dataclass(PoolNumbers)
+jax.tree_util.register_dataclass(Life)
+jax.tree_util.register_dataclass(Scaling)
 jax.tree_util.register_dataclass(
     InFlightView,
     data_fields=[field.name for field in dataclasses.fields(InFlightView) if field.name != "terms"],
@@ -49,9 +52,12 @@ class EnvShape:
       history: decisions whose outcome the state keeps; at least the number of requests that can be in flight.
       horizon: decisions per episode, after which the environment truncates; 0 means never.
       uneven: pools are not uniform, see `besteffort.pools.Fleet` (`EnvParams.pools` applies).
+      life: replicas start, drain and fail (`EnvParams.life` applies); only with `uneven`.
+      looks: looks in the longest window of an autoscaler; 0 where there is none.
       slowdown: instances on one GPU slow each other down (`EnvParams.slowdown` applies).
       context_cost: iterations take longer the more tokens are held (`EnvParams.context_cost_s` applies).
       cache_limit: admission needs room in the key-value cache (`EnvParams.cache_tokens` applies).
+      chunks: prompts are read within a budget of tokens per iteration (`EnvParams.chunk_tokens` applies).
       rate_memory: largest lag of the router's rate estimate, in arrivals (`EnvParams.rate_lag` applies); 0 means that
         it has none.
       stale_sizes: the router sees batch sizes as last read (`EnvParams.batch_refresh_s` applies).
@@ -72,9 +78,12 @@ class EnvShape:
     history: int
     horizon: int = 0
     uneven: bool = False
+    life: bool = False
+    looks: int = 0
     slowdown: bool = False
     context_cost: bool = False
     cache_limit: bool = False
+    chunks: bool = False
     rate_memory: int = 0
     stale_sizes: bool = False
     record: bool = False
@@ -93,6 +102,11 @@ class EnvShape:
         return self.max_batch + self.queue_capacity + (LEFT if self.late_others else 0)
 
     @property
+    def stepwise(self) -> bool:
+        """Whether time advances iteration by iteration, see `besteffort.simulator.iterative`."""
+        return self.slowdown or self.chunks
+
+    @property
     def instances(self) -> int:
         """Instances are numbered `row x pools + pool`, whether there is one or not."""
         return self.replicas * self.pools
@@ -105,7 +119,7 @@ class EnvParams:
 
     Attributes:
       decode: (pools, max_batch + 1) duration of a decode iteration by batch size; entry 0 is 0.
-      prefill: (pools, longest prompt + 1) duration of a prefill by prompt length; entry 0 is unused.
+      prefill: (pools, longest prompt + 1) duration of a prefill by prompt length; entry 0 is 0.
       slowdown: (pools, pools) factor on an iteration of the row's pool while the column's has one in progress on its
         GPU.
       context_cost_s: (pools,) seconds per token held by the requests that ran before.
@@ -122,6 +136,8 @@ class EnvParams:
       rate_lag: () lag of the router's rate estimate in arrivals, an integer up to `EnvShape.rate_memory`.
       batch_refresh_s: () age at which the router's batch sizes are read again.
       priors: what estimates know of requests beforehand; None unless `EnvShape.estimates`.
+      chunk_tokens: (pools,) tokens that an iteration works on at most, infinite where prompts are read whole; None
+        unless `EnvShape.chunks`.
       workload: a `Workload`, the source of arrivals.
       rule: values models by estimates, for routers that learn on top of it; None for all others.
       assumed: what routers and learners take for granted, where it is not this: `EnvParams` of another situation, of
@@ -135,6 +151,7 @@ class EnvParams:
       pools: how pools differ; None unless `EnvShape.uneven`.
       origin_delay_s: (origins, pools) added to the latencies of requests from each origin; None where the situation has
         no origins.
+      life: when replicas start, drain and fail; None unless `EnvShape.life`.
     """
 
     decode: Array
@@ -164,6 +181,8 @@ class EnvParams:
     gateway_delay_s: Any = None
     pools: PoolNumbers | None = None
     origin_delay_s: Any = None
+    chunk_tokens: Any = None
+    life: Life | None = None
 
     @property
     def believed(self) -> EnvParams:
@@ -211,8 +230,8 @@ class TimeStep:
       index: number of the pending decision in this episode, from 0.
       credit: change that the last decision made in the planned sum of all requests' rewards, if no other request
         arrives: the reward of its own request, less the loss of the requests in flight that it delays beyond their
-        deadlines. Over an episode that is drained, credits and rewards have the same sum. None where instances are
-        coupled.
+        deadlines. Over an episode that is drained, credits and rewards have the same sum, but for what is lost with
+        replicas that fail. None where instances are coupled.
       gap_s: seconds between the last decision and this one; None where the environment has no clock.
     """
 

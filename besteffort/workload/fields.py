@@ -12,11 +12,11 @@ PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 TIMES = ("arrival", "queued", "scheduled", "first", "last")
 DURATIONS = ("wait", "ttft", "latency", "decode", "tpot")
-COUNTS = ("prompt", "output", "limit")
+COUNTS = ("prompt", "output", "limit", "cached")
 LABELS = ("task", "origin", "model", "replica")
 FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
 """All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last,
-`tpot` from one token to the next."""
+`tpot` from one token to the next; `cached` is how much of the prompt was found in a prefix cache."""
 
 _UNIT_SUFFIXES: dict[str, Unit] = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),

@@ -248,6 +248,10 @@ def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
     limit = requests.counts.get("limit")
     if reader.ordered and limit is not None:
         _refuse_limits(source, requests, requests.names["limit"], limit, output)
+    cached, prompt = requests.counts.get("cached"), requests.counts.get("prompt")
+    if reader.ordered and cached is not None and prompt is not None and (cached > prompt).any():
+        row, why = int(np.argmax(cached > prompt)), "which is above its `prompt_tokens`"
+        source.refuse(int(requests.rows[row]), requests.names["cached"], f"{cached[row]:g}", why)
     kept = np.isfinite(requests.seconds["arrival"])
     if kept.all():
         return requests

@@ -24,7 +24,7 @@ class Records:
       path: the file.
       kind: its format, a key of `besteffort.workload.readers.READERS`.
       seconds: float64 times and durations by field of `besteffort.workload.fields.FIELDS`, nan where there is none.
-      counts: float64 `prompt`, `output` and `limit` in tokens, nan where there is none.
+      counts: float64 `prompt`, `output`, `limit` and `cached` in tokens, nan where there is none.
       labels: `task`, `origin`, `model` and `replica`, by name.
       failed: whether the file says that a request failed.
       names: what the file calls each field.

@@ -28,7 +28,9 @@ class Requests:
         `Observation.deadline_s`. None where deadlines do not change with time.
       output_limit: (n,) int32 limit on each request's output tokens that its client states, which routers may know; at
         least its output, because a limit cuts the answer. `NO_LIMIT` where a client states none, None where none does.
-
+      cached_tokens: (n,) int32 tokens of each prompt, from its beginning, that are found in a prefix cache, whatever
+        the routing: they are not read again. At least one token of a prompt is read, so all but one count at most.
+        Routers know them, as they know the prompt. None where no request states any.
       origin: (n,) index of each request's origin; None where requests have none.
       origins: names of the origins; `origin` indexes into them.
 
@@ -44,6 +46,7 @@ class Requests:
     deadline_s: np.ndarray
     deadline_factor: np.ndarray | None = None
     output_limit: np.ndarray | None = None
+    cached_tokens: np.ndarray | None = None
     origin: np.ndarray | None = None
     origins: tuple[str, ...] = ()
 
@@ -96,7 +99,17 @@ class Requests:
                     f"{self.output_tokens[low[0]]} tokens; a limit cuts the answer, so give at least these."
                 )
             object.__setattr__(self, "output_limit", np.minimum(limit, NO_LIMIT).astype(np.int32))
-
+        if self.cached_tokens is not None:
+            cached = np.asarray(self.cached_tokens)
+            if cached.shape != (n,):
+                raise InputError(f"Requests: `cached_tokens` has shape {cached.shape}; give one number per request.")
+            off = np.flatnonzero(~((cached >= 0) & (cached <= self.prompt_tokens)))
+            if off.size:
+                raise InputError(
+                    f"Requests: `cached_tokens` of request {off[0]} is {cached[off[0]]}, its prompt has "
+                    f"{self.prompt_tokens[off[0]]} tokens; give at least 0 and at most these."
+                )
+            object.__setattr__(self, "cached_tokens", np.minimum(cached, self.prompt_tokens - 1).astype(np.int32))
         if self.origin is not None:
             origin = np.ascontiguousarray(self.origin, dtype=np.int32)
             object.__setattr__(self, "origin", origin)
@@ -119,13 +132,19 @@ class Requests:
         return np.full(len(self), NO_LIMIT, np.int32) if self.output_limit is None else self.output_limit
 
     @property
+    def found_tokens(self) -> np.ndarray:
+        """(n,) tokens of each prompt that are found in a prefix cache, 0 where requests state none."""
+        return np.zeros(len(self), np.int32) if self.cached_tokens is None else self.cached_tokens
+
+    @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by name, which a `besteffort.simulator.result.Result` repeats."""
-        return {name: getattr(self, name) for name in _DTYPES}
+        """The arrays by name, which a `besteffort.simulator.result.Result` repeats; `origin` where it is stated."""
+        stated = {} if self.origin is None else {"origin": self.origin}
+        return {name: getattr(self, name) for name in _DTYPES} | stated
 
     def part(self, rows: slice, start_s: float) -> Requests:
         """The requests `rows`, with times counted from `start_s`."""
-        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit", "origin")}
+        stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit", "cached_tokens")}
         columns = self.columns | {name: values for name, values in stated.items() if values is not None}
         columns = {name: values[rows] for name, values in columns.items()}
         return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s}, origins=self.origins)

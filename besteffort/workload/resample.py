@@ -30,7 +30,8 @@ class ResampledWorkload:
 
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin: (n,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens: (n,) as in
+        `Requests`.
       factors: factors on these deadlines, period by period; None if they do not change.
       origins: names of the origins. Static.
     """
@@ -45,6 +46,7 @@ class ResampledWorkload:
     factors: DeadlineFactors | None = None
     origin: Any = None
     origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    cached_tokens: Any = None
 
     def init(self, key: PRNGKeyArray) -> Any:
         if self.factors is None:
@@ -72,6 +74,7 @@ class ResampledWorkload:
             deadline_factor=None if self.deadline_factor is None else pick(self.deadline_factor, float),
             output_limit=None if self.output_limit is None else pick(self.output_limit),
             origin=None if self.origin is None else pick(self.origin),
+            cached_tokens=None if self.cached_tokens is None else pick(self.cached_tokens),
         )
         if self.factors is None:
             return arrival, state
@@ -94,6 +97,7 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
         factors,
         requests.origin,
         requests.origins,
+        requests.cached_tokens,
     )
 
 

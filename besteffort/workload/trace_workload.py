@@ -26,7 +26,8 @@ class ReplayWorkload:
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin: (n + 1,) as in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens: (n + 1,) as
+        in `Requests`.
       random_start: start at a random request instead of the first one. Static.
       origins: names of the origins. Static.
     """
@@ -39,6 +40,7 @@ class ReplayWorkload:
     deadline_factor: Any = None
     output_limit: Any = None
     origin: Any = None
+    cached_tokens: Any = None
     random_start: bool = dataclasses.field(default=True, metadata={"static": True})
     origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
@@ -63,6 +65,7 @@ class ReplayWorkload:
             deadline_factor=None if self.deadline_factor is None else jnp.asarray(self.deadline_factor, float)[state],
             output_limit=None if self.output_limit is None else jnp.asarray(self.output_limit)[state],
             origin=None if self.origin is None else jnp.asarray(self.origin)[state],
+            cached_tokens=None if self.cached_tokens is None else jnp.asarray(self.cached_tokens)[state],
         )
         return arrival, jnp.where(state == self.length, 1, state + 1)
 
@@ -157,6 +160,7 @@ def replay(requests: Requests, start: Literal["random", "first"] = "random") -> 
         deadline_factor=None if requests.deadline_factor is None else ring(requests.deadline_factor),
         output_limit=None if requests.output_limit is None else ring(requests.output_limit),
         origin=None if requests.origin is None else ring(requests.origin),
+        cached_tokens=None if requests.cached_tokens is None else ring(requests.cached_tokens),
         random_start=start == "random",
         origins=requests.origins,
     )

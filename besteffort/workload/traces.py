@@ -164,6 +164,7 @@ class _Parts:
     output: np.ndarray | None
     limit: np.ndarray | None = None
     origin: np.ndarray | None = None
+    cached: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -209,6 +210,7 @@ def _complete(
         output_tokens=fitting_outputs,
         deadline_s=situation.deadlines(task, fitting_outputs),
         output_limit=None if limit is None else np.where(np.isnan(limit), NO_LIMIT, limit),
+        cached_tokens=None if parts.cached is None else np.minimum(parts.cached, fitting_prompts),
         origin=parts.origin,
         origins=() if parts.origin is None else situation.origin_names,
     )
@@ -257,11 +259,27 @@ def _parts(found: Records, situation: Situation) -> _Parts:
         if low.any():
             notes.append(f"{low.sum():,} limits on the output are below it and are not used")
             limit = np.where(low, np.nan, limit)
+    cached, prompt = found.counts.get("cached"), found.counts.get("prompt")
+    if cached is not None:
+        cached = np.nan_to_num(cached)
+        if prompt is not None and (high := cached > prompt).any():
+            notes.append(
+                f"{high.sum():,} prompts have more tokens in the prefix cache than they have, which counts as all"
+            )
+        if prompt is None or not cached.any():
+            cached = None
+        else:
+            notes.append(f"{cached.sum() / prompt.sum():.0%} of the prompts' tokens were found in a prefix cache")
     label = found.labels.get("task")
     task = None if label is None else _situation_tasks(found.path, label, situation)
-    label = found.labels.get("origin") if situation.origins else None
-    origin = None if label is None else _situation_origins(found.path, label, situation)
-    return _Parts(arrival_s, task, found.counts.get("prompt"), output, limit, origin, (*found.notes, *notes))
+    label, origin = found.labels.get("origin"), None
+    if label is not None and situation.origins:
+        origin = _situation_origins(found.path, label, situation)
+    elif label is not None:
+        notes.append(f"`{label.name}` is not read, because the situation lists no `origins`")
+    elif situation.origins:
+        notes.append("it does not say where requests come from, so they have the delay `network_delay_s` of each pool")
+    return _Parts(arrival_s, task, prompt, output, limit, origin, cached, (*found.notes, *notes))
 
 
 def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndarray:

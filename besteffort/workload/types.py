@@ -20,6 +20,8 @@ class Arrival(NamedTuple):
       deadline_factor: the factor in force on deadlines, included in `deadline_s`; None if they never change.
       output_limit: the client's limit on output tokens, at least `output_tokens`, as in
         `besteffort.workload.requests.Requests`; None if no client states one.
+      cached_tokens: tokens of its prompt that are found in a prefix cache, fewer than `prompt_tokens`; None if no
+        request states any.
       origin: index of its origin; None if requests have none.
     """
 
@@ -31,6 +33,7 @@ class Arrival(NamedTuple):
     deadline_factor: Array | None = None
     output_limit: Array | None = None
     origin: Array | None = None
+    cached_tokens: Array | None = None
 
 
 @runtime_checkable

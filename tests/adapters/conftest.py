@@ -11,7 +11,7 @@ from besteffort.observation import FEATURES, default_features
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Cluster, Reward, Situation
+from besteffort.situation import Cluster, Origin, Reward, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
 from tests.made_up import make_rule
@@ -49,8 +49,11 @@ def seeing(situation: Situation) -> WrappedEnv:
         tasks=tuple(dataclasses.replace(task, weight=w) for task, w in zip(situation.tasks, weights, strict=True)),
         reward=Reward(soft_span=0.5, miss_penalty=0.4),
         view=dataclasses.replace(situation.view, features=FEATURES, slowdown_tau_s=2.0),
+        origins=(Origin("near", 2.0), Origin("far")),
     )
     load = synthetic(crowded, Poisson(300.0))
     shape, params = build(crowded, load, history=64, horizon=HORIZON, rule=make_rule(3))
-    features = default_features(shape.tasks, shape.pools, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0)
+    features = default_features(
+        shape.tasks, shape.pools, 1, shape.max_batch, 50.0, FEATURES, largest_weight=3.0, origins=2
+    )
     return WrappedEnv(ServingEnvironment(shape), params, features)

@@ -16,7 +16,7 @@ from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.observation import ESTIMATES, FEATURES, VALUE, Feature, default_features
 from besteffort.policy import Policy, describe, save_policy
-from besteffort.situation import Situation
+from besteffort.situation import Origin, Situation
 from tests.made_up import make_rule
 
 pytest.importorskip("onnx")
@@ -25,6 +25,8 @@ pytest.importorskip("onnxruntime")
 import onnxruntime
 
 from besteffort.adapters.onnx import export_onnx, to_onnx
+
+ORIGINS = (Origin("near"), Origin("far"))
 
 
 def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple[int, ...] = (64, 64)) -> Policy:
@@ -35,7 +37,7 @@ def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple
     sizes = [sum(feature.size for feature in features), *hidden, 3]
     weights = [(rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)) for n, m in itertools.pairwise(sizes)]
     policy = Policy(
-        situation=dataclasses.replace(situation, view=view),
+        situation=dataclasses.replace(situation, view=view, origins=ORIGINS),
         features=features,
         weights=tuple(weights),
         training={"hyper": {"learning_rate": 1e-3}, "seed": 3},
@@ -57,6 +59,7 @@ def states(policy: Policy, count: int) -> dict[str, np.ndarray]:
         "deadline_s": rng.uniform(0.1, 5.0, count),
         "since_change_s": 10.0 ** rng.uniform(-6, 2, count),
         "prompt_tokens": rng.integers(1, 4097, count),
+        "origin": rng.integers(0, 1 + len(policy.situation.origins), count),
         **{name: rng.gamma(0.5, 2.0, (count, len(policy.models))) for name in ESTIMATES},
         **{name: rng.uniform(-1, 1, (count, len(policy.models))) for name in ("own", VALUE)},
     }
@@ -67,6 +70,8 @@ def values_of(policy: Policy, given: dict[str, np.ndarray], row: int) -> np.ndar
     """Q-values of one state by the policy; a feature that it does not have but always takes is 0."""
     one: dict[str, Any] = {"task": 0, "batch_sizes": [0] * len(policy.models), "arrival_rate": 0.0}
     one |= {name: value[row].tolist() for name, value in given.items()}
+    if "origin" in one:
+        one["origin"] = (*policy.situation.origin_names, None)[one["origin"]]
     return policy.values(**one | {"task": policy.tasks[one["task"]]})
 
 
@@ -76,7 +81,7 @@ def values_of(policy: Policy, given: dict[str, np.ndarray], row: int) -> np.ndar
     ids=" ".join,
 )
 def test_it_decides_as_the_policy_does(situation: Situation, tmp_path: Path, names: tuple[str, ...]) -> None:
-    policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0, names))
+    policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0, names, origins=len(ORIGINS)))
     export_onnx(policy, tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     assert [one.name for one in session.get_inputs()] == list(names)

@@ -22,7 +22,7 @@ from tests.bounds.windows import fluid_bound_windows
 from tests.simulator.cases import Kind, draw_case
 
 FLAT = ((1, 1.0),)
-EXTRAS = st.frozensets(st.sampled_from(["slowdown", "context", "cache", "delay", "factors"]))
+EXTRAS = st.frozensets(st.sampled_from(["slowdown", "context", "cache", "delay", "factors", "chunks", "found"]))
 
 
 @st.composite

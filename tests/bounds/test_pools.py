@@ -24,7 +24,7 @@ def squeezed(requests: Requests, count: int, factor: float) -> Requests:
     """The first requests of a list, closer together."""
     columns = {name: values[:count] for name, values in requests.columns.items()}
     columns["arrival_s"] = factor * columns["arrival_s"]
-    return Requests(requests.tasks, **columns)
+    return Requests(requests.tasks, **columns, origins=requests.origins)
 
 
 @pytest.mark.parametrize("seed", range(6))

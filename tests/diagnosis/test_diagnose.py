@@ -9,9 +9,13 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.diagnosis import diagnose
+from besteffort.errors import InputError
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import read_halves
 from besteffort.policy import load_policy, save_policy
+from besteffort.pools import ReplicaEvent
 from besteffort.runs.experiment import load_run
+from besteffort.situation import Cluster
 from besteffort.workload import rescale
 
 
@@ -117,3 +121,14 @@ def test_a_diagnosis_says_in_words_and_figures_what_is_wrong(
     assert ("Nothing found." in said) == (not losses)
     assert "](diagnosis.png)" in report
     assert (out / "diagnosis.png").stat().st_size > 0
+
+
+def test_replicas_with_events_are_not_diagnosed(policy: Path, tmp_path: Path) -> None:
+    loaded = load_policy(policy)
+    pools = tuple(
+        dataclasses.replace(pool, events=(ReplicaEvent(1.0, 0, "fail"),)) for pool in loaded.situation.fleet.pools
+    )
+    failing = dataclasses.replace(loaded.situation, cluster=Cluster(), pools=pools)
+    with pytest.raises(InputError, match="`events` and `autoscaler` of pools cannot be diagnosed"):
+        diagnose.diagnose(loaded, failing, EvaluationConfig(), tmp_path)
+    assert not list(tmp_path.iterdir())

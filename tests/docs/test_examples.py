@@ -1,4 +1,4 @@
-"""README and docs: every Python example runs as it stands, and is short."""
+"""README and docs: every Python example runs as it stands, is short, and prints what stands below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 pytestmark = pytest.mark.checkout
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<prints>.*?)^```$)?",
+    re.M | re.S,
+)
 HEADING = re.compile(r"^#+ (.+)$", re.M)
 LONGEST = 20
 POLICY = Path("first-run", "policy.safetensors")
@@ -21,6 +24,7 @@ POLICY = Path("first-run", "policy.safetensors")
 class Example(NamedTuple):
     code: str
     needs: tuple[str, ...]
+    prints: str | None
 
 
 def pages() -> list[Path]:
@@ -36,7 +40,8 @@ def examples() -> dict[str, Example]:
         for block in BLOCK.finditer(text):
             name = f"{page.stem}: {HEADING.findall(text[: block.start()])[-1]}"
             assert name not in found, f"{name}: put a heading before each example"
-            found[name] = Example(block["code"], tuple(re.split(r",\s*", block["needs"])) if block["needs"] else ())
+            needs = tuple(re.split(r",\s*", block["needs"])) if block["needs"] else ()
+            found[name] = Example(block["code"], needs, block["prints"])
     return found
 
 
@@ -61,9 +66,14 @@ def test_example(
     if POLICY.as_posix() in example.code:
         write_policy(POLICY)
     exec(compile(example.code, name, "exec", dont_inherit=True), {"__name__": "__main__"})
-    assert capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed
+    if example.prints is not None:
+        assert printed == example.prints
 
 
 def test_every_block_is_an_example() -> None:
     texts = [page.read_text("utf-8") for page in pages()]
     assert len(examples()) == sum(len(re.findall(r"^\s*```py", text, re.M)) for text in texts) >= 12
+    shown = [example.prints for example in examples().values() if example.prints is not None]
+    assert len(shown) == sum(text.count("```text\n") for text in texts) >= 3

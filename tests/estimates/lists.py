@@ -65,6 +65,18 @@ class Tape:
         if self._flight is not None:
             self._flight.failed(request, at=at)
 
+    def started(self, pool: int, replica: int, **told: Any) -> None:
+        if self._flight is not None:
+            self._flight.started(pool, replica, **told)
+
+    def drained(self, pool: int, replica: int, *, at: float) -> None:
+        if self._flight is not None:
+            self._flight.drained(pool, replica, at=at)
+
+    def failed_replica(self, pool: int, replica: int, *, at: float) -> None:
+        if self._flight is not None:
+            self._flight.failed_replica(pool, replica, at=at)
+
 
 class Seen(NamedTuple):
     """Of a list, decision by decision.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,11 +81,12 @@ def test_one_gateway_sees_no_one_late() -> None:
     assert not View(gateways=2).others_are_late
 
 
-def test_where_models_slow_each_other_down_it_is_refused() -> None:
+@pytest.mark.parametrize("stated", [{"slowdown": (1.0, 1.5, 1.0)}, {"chunk_tokens": 512}])
+def test_where_models_slow_each_other_down_or_read_in_chunks_it_is_refused(stated: dict[str, Any]) -> None:
     situation = load_situation("paper")
     models = situation.profile.models
-    slow = (dataclasses.replace(models[0], slowdown=(1.0, 1.5, 1.0)), *models[1:])
+    slow = (dataclasses.replace(models[0], **stated), *models[1:])
     profile = dataclasses.replace(situation.profile, models=slow)
     view = View(gateways=2, gateway_delay_s=0.1)
-    with pytest.raises(InputError, match=r"only where models do not slow each other down; set `view.gateways` to 1"):
+    with pytest.raises(InputError, match=r"slow each other down and prompts are read whole; set `view.gateways` to 1"):
         build(dataclasses.replace(situation, profile=profile, view=view), None, history=1)

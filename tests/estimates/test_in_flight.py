@@ -281,3 +281,72 @@ def test_requests_of_unknown_tasks_and_missing_replicas_are_not_taken_over() -> 
     assert sum(taken.values()) == old.batch_sizes[1].sum()
     assert (moved.batch_sizes[0] == old.batch_sizes[1]).all()
     assert not moved.batch_sizes[1:].any()
+
+
+def test_a_prediction_is_that_of_the_moment() -> None:
+    """Whatever happened since the last decision, and whatever that was about."""
+    flight = filled(RULED)
+    flight.decide("new", at=0.07)
+    for event in (
+        lambda: None,
+        lambda: flight.arrived("other", task=TASK, prompt_tokens=500, at=0.07),
+        lambda: flight.sent("other", LARGEST, at=0.07),
+        lambda: flight.tokens("sent", at=0.07),
+        lambda: flight.values("other", at=0.07),
+        lambda: flight.use_only(np.arange(flight.batch_sizes.size).reshape(flight.batch_sizes.shape) % 2 == 0),
+        lambda: flight.cancelled("sent", at=0.07),
+        lambda: flight.decide("new", at=0.09),
+    ):
+        event()
+        for at in (0.09, 0.1):
+            got = flight.completion_s("new", at=at)
+            np.testing.assert_array_equal(got, flight.estimates("new", at=at).completion_s)
+            np.testing.assert_array_equal(got, flight.completion_s("new", at=at))
+
+
+@pytest.mark.parametrize("told_before", [False, True])
+def test_a_last_token_is_one_iteration_however_it_is_told(told_before: bool) -> None:
+    view = dataclasses.replace(SITUATION.view, slowdown_tau_s=2.0)
+    situation = dataclasses.replace(SITUATION, view=view)
+    params, now = ServingParams.of(situation), 0.0
+    flight = InFlight(situation)
+    for number in range(5):
+        flight.arrived(number, task=TASK, prompt_tokens=100, at=now)
+        flight.sent(number, LARGEST, at=now)
+        now += params.prefill[-1, 100]
+        flight.tokens(number, at=now)
+        for token in range(7):
+            now += params.decode[-1, 1]
+            if token < 6 or told_before:
+                flight.tokens(number, at=now)
+        flight.done(number, last_token=not told_before, at=now)
+    flight.arrived("next", task=TASK, prompt_tokens=100, at=now)
+    assert flight.observed_slowdown is not None
+    np.testing.assert_allclose(flight.observed_slowdown, 1.0, rtol=1e-9)
+
+
+def test_requests_of_another_gateway_count_as_own_ones_but_for_the_rate() -> None:
+    own, told = InFlight(SITUATION), InFlight(SITUATION)
+    told.others = lambda now: 7.0
+    for flight in (own, told):
+        flight.arrived("first", task=TASK, prompt_tokens=40, at=0.0)
+    request = {"task": TASK, "prompt_tokens": 120, "max_tokens": 12}
+    own.arrived("x", **request, deadline_s=0.3, at=0.1)
+    own.sent("x", LARGEST, 1, at=0.1)
+    told.sent_elsewhere("x", LARGEST, 1, **request, deadline_s=0.3, arrived_s=0.1, at=0.1)
+    for flight in (own, told):
+        flight.tokens("x", 2, at=0.2)
+    assert (told.batch_sizes == own.batch_sizes).all()
+    for name in ("own", "harm", "first_token_s", "completion_s"):
+        got, wanted = (getattr(flight.estimates("first", at=0.25), name) for flight in (told, own))
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, err_msg=name)
+    tau_s = SITUATION.view.rate_tau_s
+    assert told.own_rate() == (0.0, 0.0)
+    assert told.arrival_rate(at=0.25) == pytest.approx(7.0 + math.exp(-0.25 / tau_s) / tau_s)
+    told.cancelled("x", at=0.3)
+    assert not told.batch_sizes.any()
+    with pytest.raises(InputError, match="no replica 9"):
+        told.sent_elsewhere("y", LARGEST, 9, **request, arrived_s=0.3)
+    told.sent_elsewhere("y", LARGEST, 0, **request, arrived_s=0.3, at=0.3)
+    with pytest.raises(InputError, match="is known already"):
+        told.sent_elsewhere("y", LARGEST, 0, **request, arrived_s=0.3)

@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as npst
 
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
+from besteffort.pools import Fleet, Pool, ReplicaEvent
 from besteffort.simulator.result import Result
+from tests.simulator.cases import make_profile
 
 PEAK = np.array([1.0, 1.0])
 
@@ -158,3 +160,37 @@ def test_binned_counts_and_averages_arrivals(make_result):
 def test_accuracy_is_raw(make_situation):
     situation = make_situation([((1, 1.0),)] * 2, [1.0, 1.0], [(30.0, 60.0)])
     np.testing.assert_allclose(metrics.accuracy_table(situation.fleet, situation.task_names), [[0.3, 0.6]])
+
+
+def test_lost_requests_have_no_latency_and_are_no_rejections(make_result):
+    result = make_result([0.0, 1.0, 2.0, 3.0], latency_s=[0.5, np.inf, 9.0, 0.7], rejected=[False, False, True, False])
+    completion_s = np.array(result.completion_s)
+    completion_s[1] = np.nan
+    result = dataclasses.replace(result, completion_s=completion_s)
+    assert result.lost.tolist() == [False, True, False, False]
+    assert metrics.loss_rate(result) == metrics.rejection_rate(result) == 0.25
+    assert metrics.latency_percentiles(result, (100.0,)) == 0.7
+
+
+def test_gpu_seconds_run_from_the_start_until_a_replica_is_down(make_result):
+    def events(*each):
+        return tuple(ReplicaEvent(*one) for one in each)
+
+    pools = (
+        Pool("up", "model0", replicas=3),
+        Pool("a", "model0", replicas=2, start_s=3.0, events=events((2.0, 0, "start"), (4.0, 1, "fail"))),
+        Pool("b", "model0", replicas=2, events=events((4.0, 0, "drain"), (5.0, 1, "drain"), (5.5, 1, "start"))),
+        Pool("c", "model0", events=events((1.0, 0, "drain"), (8.0, 0, "start"), (9.0, 0, "fail"))),
+    )
+    fleet = Fleet(pools, make_profile(np.ones((1, 32)), np.ones((1, 8))))
+    # Ten seconds. Replica 0 of b drains until 7 s; replica 1, which has a request until 6 s, is up again at 5.5 s.
+    result = make_result(
+        [0.0, 1.0, 3.0, 10.0],
+        model=[0, 2, 2, 0],
+        replica=[0, 0, 1, 0],
+        latency_s=[0.5, 6.0, 3.0, 0.5],
+    )
+    np.testing.assert_allclose(metrics.gpu_seconds(result, fleet), [30.0, 8.0 + 4.0, 7.0 + 10.0, 1.0 + 1.0])
+    np.testing.assert_allclose(metrics.gpu_seconds(result, fleet, warm_up_s=3.0), [21.0, 7.0 + 1.0, 4.0 + 7.0, 1.0])
+    lanes = Result(**{field.name: np.stack([getattr(result, field.name)] * 2) for field in dataclasses.fields(Result)})
+    assert metrics.gpu_seconds(lanes, fleet).shape == (2, 4)

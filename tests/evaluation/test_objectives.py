@@ -29,7 +29,8 @@ def situation(make_situation: Callable[..., Situation]) -> Situation:
 
 def score(result: Result, situation: Situation, config: SearchConfig, warm_up_s: float = 0.0) -> float:
     """Of a single lane."""
-    lane = {field.name: getattr(result, field.name)[None] for field in dataclasses.fields(result)}
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    lane = {name: None if values is None else values[None] for name, values in fields.items()}
     return float(scores(Result(**lane), situation, config, warm_up_s=warm_up_s)[0])
 
 

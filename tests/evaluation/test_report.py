@@ -15,10 +15,12 @@ from besteffort.evaluation.report import (
     Table,
     comparison_table,
     format_cell,
+    origin_table,
     provenance_lines,
     write_report,
 )
 from besteffort.evaluation.statistics import Interval, mean_interval
+from besteffort.situation import Origin
 
 
 @pytest.fixture
@@ -73,6 +75,27 @@ def test_without_a_focus_nobody_is_compared(situation, make_result):
     assert not any("against" in column.title for column in table.columns)
     assert "One seed" in table.note
     assert "±" not in table.markdown()
+
+
+def test_requests_of_each_origin_have_figures_of_their_own(situation, make_result):
+    situation = dataclasses.replace(situation, origins=(Origin("near"), Origin("far"), Origin("nowhere", 0.0)))
+    latency_s = np.array([[9.0, 0.2, 0.4, 0.6, 2.0], [9.0, 0.4, 0.4, 0.8, 4.0]])
+    result = make_result(
+        [[0.0, 1.0, 2.0, 3.0, 4.0]] * 2, latency_s=latency_s, origin=[[1, 0, 0, 1, 1], [1, 0, 0, 1, 1]]
+    )
+    table = origin_table("Some load", {"ours": result, "same": result}, situation, warm_up_s=0.5)
+    titles, rows = [column.title for column in table.columns], dict(table.rows)
+    assert list(rows) == [f"{name}, {origin}" for name in ("ours", "same") for origin in ("near", "far", "nowhere")]
+    near, far, nowhere = (dict(zip(titles, rows[f"ours, {origin}"], strict=True)) for origin in situation.origin_names)
+    assert [float(one["Share of requests (%)"].mean) for one in (near, far, nowhere)] == [0.5, 0.5, 0.0]
+    assert [float(one["SLO attainment (%)"].mean) for one in (near, far)] == [1.0, 0.5]
+    assert [float(one["Performance (%)"].mean) for one in (near, far)] == [1.0, 0.5]
+    assert [float(one["P50 latency (ms)"].mean) for one in (near, far)] == pytest.approx([0.35, 1.85])
+    assert float(far["P99 latency (ms)"].mean) == pytest.approx(np.mean([0.6 + 0.99 * 1.4, 0.8 + 0.99 * 3.2]))
+    assert "| same, nowhere | 0.0 ± 0.0 | - | - | - | - |" in table.markdown()
+    alone = origin_table("Some load", {"ours": result.lanes(0).lanes(None)}, situation)
+    assert [name for name, _ in alone.rows] == ["near", "far", "nowhere"]
+    assert origin_table("t", {"ours": make_result([[0.0, 1.0]])}, situation) is None
 
 
 def test_markdown_table_is_rectangular_and_bold_in_focus(table):

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from besteffort.autoscaler import Autoscaler
 from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
+from besteffort.evaluation.metrics import gpu_seconds
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers, sample_lists
 from besteffort.observation import Observation, default_features
+from besteffort.pools import Pool, ReplicaEvent
 from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
 from besteffort.routers.value import ValueRouter
 from besteffort.runs.config import load_situation
@@ -20,7 +23,7 @@ from besteffort.simulator.build import build
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import EnvParams
-from besteffort.situation import Situation
+from besteffort.situation import Cluster, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
@@ -29,6 +32,7 @@ from besteffort.workload.synthetic_workload import synthetic
 from tests.made_up import FewestPromptTokens, make_rule
 
 N = 300
+SCALER = Autoscaler(interval_s=0.25, in_flight=4.0, down_window_s=1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -113,9 +117,8 @@ def test_worlds_are_played_as_they_are_and_routed_as_believed(situation: Situati
         assert played["priced"].met[index].mean() == pytest.approx(alone.met.mean(), abs=5e-3)
     # Where the actual situation is the assumed one, other rollouts in the program change nothing.
     for field in dataclasses.fields(Result):
-        np.testing.assert_array_equal(
-            getattr(played["priced"], field.name)[2], getattr(as_known["priced"], field.name)[2]
-        )
+        one, other = (getattr(each["priced"].lanes(2), field.name) for each in (played, as_known))
+        np.testing.assert_array_equal(one, other)
     assert played["small"].latency_s[0].mean() > 1.2 * as_known["small"].latency_s[0].mean()
 
 
@@ -242,3 +245,28 @@ def test_reading_the_requests_in_flight_changes_nothing_for_others(situation: Si
     one = simulate(lists[2], situation, FewestPromptTokens())
     assert np.mean(together["fewest"].model[2] == one.model) > 0.98
     assert len(set(one.model.tolist())) == 3
+
+
+def test_replicas_come_and_go_as_alone(situation: Situation) -> None:
+    """Against the reference, where replicas fail, start and are scaled: losses and rejections, too."""
+    pools = (
+        Pool("large", "opt-6.7b", replicas=2, events=(ReplicaEvent(1.0, 0, "fail"), ReplicaEvent(1.2, 1, "fail"))),
+        Pool("middle", "opt-1.3b", replicas=3, start_s=0.3, autoscaler=SCALER),
+        Pool("small", "opt-125m", events=(ReplicaEvent(0.5, 0, "start"),)),
+    )
+    alive = dataclasses.replace(situation, cluster=Cluster(), pools=pools)
+    requests = sample_lists([synthetic(alive, Poisson(150.0))], alive.task_names, N, [5, 6])
+    routers = {"large": StaticRouter(0), "middle": StaticRouter(1), "deadline": DeadlineRouter(0.0)}
+    played = play_routers(alive, requests, {name: [router] * 2 for name, router in routers.items()})
+    for name, router in routers.items():
+        for lane, one in enumerate(requests):
+            alone, found = simulate(one, alive, router, backend="reference"), played[name].lanes(lane)
+            np.testing.assert_allclose(found.lost.mean(), alone.lost.mean(), atol=0.02)
+            np.testing.assert_allclose(found.rejected.mean(), alone.rejected.mean(), atol=0.02)
+            np.testing.assert_allclose(found.reward.mean(), alone.reward.mean(), atol=0.02)
+            assert np.isinf(found.latency_s[found.lost]).all()
+            np.testing.assert_allclose(
+                gpu_seconds(found, alive.fleet), gpu_seconds(alone, alive.fleet), rtol=0.05, atol=0.05
+            )
+    assert played["large"].lost.any()
+    assert played["large"].rejected.any()

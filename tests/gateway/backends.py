@@ -16,6 +16,7 @@ import aiohttp
 from besteffort.gateway.config import GatewayConfig, Listen
 from besteffort.gateway.core import Record
 from besteffort.gateway.serve import Gateway
+from besteffort.policy import Policy
 from tests.gateway.policies import config, snapshot
 
 Behaviour = Callable[["Call"], Awaitable[None]]
@@ -83,8 +84,8 @@ class Backend:
             while (call := await self._read(reader, writer)) is not None:
                 self.calls.append(call)
                 await self.behaviour(call)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # `stop` cancels
         finally:
             self.open -= 1
             self._tasks.discard(task)
@@ -163,19 +164,23 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, urls: Sequence[Sequence[str]], environment: dict[str, str] | None = None, **settings: Any
+    folder: Path,
+    urls: Sequence[Sequence[str]],
+    environment: dict[str, str] | None = None,
+    policy_of: Policy | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """A gateway in front of pools, the smallest model first."""
     given = dataclasses.replace(config(urls), **{"listen": Listen(port=0, drain_s=0.0), **settings})
-    async with started(given, folder, environment) as found:
+    async with started(given, folder, environment, policy_of) as found:
         yield found
 
 
 @contextlib.asynccontextmanager
 async def started(
-    given: GatewayConfig, folder: Path, environment: dict[str, str] | None = None
+    given: GatewayConfig, folder: Path, environment: dict[str, str] | None = None, policy_of: Policy | None = None
 ) -> AsyncIterator[Running]:
-    gateway = Gateway(snapshot(given, environment=environment or {}), folder / "gateway.yaml")
+    gateway = Gateway(snapshot(given, policy_of, environment=environment or {}), folder / "gateway.yaml")
     records: list[Record] = []
     gateway.listeners.append(records.append)
     address = await gateway.start()

@@ -39,8 +39,9 @@ def config(
     return GatewayConfig(**{"pools": pools, "policy": "policy.safetensors", **others})
 
 
-def snapshot(given: GatewayConfig | None = None, **others: Any) -> Snapshot:
-    return make_snapshot(config() if given is None else given, greedy(), **{"environment": {}, **others})
+def snapshot(given: GatewayConfig | None = None, policy: Policy | None = None, **others: Any) -> Snapshot:
+    policy = greedy() if policy is None else policy
+    return make_snapshot(config() if given is None else given, policy, **{"environment": {}, **others})
 
 
 class Clock:
@@ -51,3 +52,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@functools.cache
+def contrary() -> Policy:
+    """The model of which least is to be expected."""
+    policy = greedy()
+    return dataclasses.replace(policy, weights=((-np.eye(len(policy.models)), np.zeros(len(policy.models))),))

@@ -60,6 +60,14 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         ({"when_late": "cry"}, "`when_late`"),
         ({"breaker": {"open_s": float("nan")}}, "`breaker.open_s`"),
         ({"retires": {}}, "did you mean `retries`"),
+        ({"shadow": {}}, "`shadow`: give one of `policy`"),
+        ({"canary": {"share": 0.1}}, "`canary`: give one of `policy`"),
+        ({"canary": {"policy": "a"}}, "`canary.share`"),
+        ({"canary": {"policy": "a", "share": 1.5}}, "`canary.share`"),
+        ({"drift": {"least": 0}}, "`drift.least`"),
+        ({"drift": {"means": 0.5}}, "`drift.means`"),
+        ({"redis": {}}, "`redis.url`"),
+        ({"redis": {"url": "10.0.0.5:6379"}}, "write redis://HOST:PORT"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:

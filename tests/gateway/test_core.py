@@ -317,6 +317,32 @@ def test_a_reload_keeps_counts_rate_and_breakers() -> None:
     assert not before.flight.batch_sizes.any()
 
 
+@pytest.mark.parametrize("jump_s", [-1e6, -3.0, 1e6])
+def test_a_clock_that_jumps_leaves_counts_and_times_that_can_be(jump_s: float) -> None:
+    """Clock jumps, even of monotonic clocks (pymongo PR#1758)."""
+    made, clock, records = core()
+    tickets = [made.arrive(ASK, f"r{i}") for i in range(4)]
+    claims = [made.claim(ticket) for ticket in tickets]
+    made.token(claims[0])
+    clock.now += jump_s
+    made.sweep()
+    for claim in claims:
+        made.token(claim)
+    made.failed(claims[1], "reset")
+    made.finished(claims[0], output_tokens=3)
+    new = made.arrive(ASK, "new")
+    made.finished(made.claim(new), output_tokens=3)
+    for ticket in (*tickets, new):
+        made.close(ticket, "answered")
+    assert counts(made) == made.open_requests == 0
+    assert not made.snapshot.flight.batch_sizes.any()
+    assert len(records) == 5
+    for record in records:
+        assert 0.0 <= record.latency_s < np.inf
+        assert record.ttft_s is None or 0.0 <= record.ttft_s <= record.latency_s
+    assert 0.0 <= made.arrival_rate() < np.inf
+
+
 def test_prompts_without_end_take_no_memory_without_end() -> None:
     made, _, _ = core()
     ticket = made.arrive(dataclasses.replace(ASK, characters=2**40), "r")

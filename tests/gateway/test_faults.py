@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import time
 from pathlib import Path
 
 import aiohttp
@@ -148,6 +149,47 @@ def test_a_hung_server_is_left_out_and_its_requests_are_answered_elsewhere(tmp_p
                 assert len(made.calls) == 2
                 assert found.counts() == 0
                 assert [record.attempts for record in found.records] == [2, 2, 1, 1, 1, 1]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("starved", [False, True])
+def test_a_server_is_not_blamed_where_the_gateway_itself_stands_still(tmp_path: Path, starved: bool) -> None:
+    """A good server is ejected under load (ray#54070)."""
+
+    async def hung(call: Call) -> None:
+        await call.left()
+
+    async def stand_still() -> None:
+        while starved:
+            time.sleep(0.2)
+            await asyncio.sleep(0.05)
+
+    async def scenario() -> None:
+        async with backend(hung) as (url, _):
+            settings = {"retries": Retries(most=0), "breaker": Breaker(failures=1, open_s=60.0, longest_s=60.0)}
+            async with started(with_timeouts([[url]], **settings), tmp_path) as found:
+                still = asyncio.create_task(stand_still())
+                status, body, _ = await found.post(stream=True, headers=PATIENT)
+                still.cancel()
+                assert (status, body["error"]["code"]) == (504, "first_token_timeout")
+                (place,) = found.gateway.core.snapshot.places
+                assert place.state.breaker.allows(found.gateway.core.now()) == starved
+
+    run(scenario())
+
+
+def test_servers_are_asked_for_nothing_but_answers(tmp_path: Path) -> None:
+    """Worker dead, `/health` says ok for ever; gauges are stale or late (vllm#29928, #49538): neither is asked for."""
+
+    async def scenario() -> None:
+        async with backend(answer) as (url, made), running(tmp_path, [[url]]) as found:
+            for _ in range(3):
+                await found.post()
+            await found.gateway.tick()
+            async with found.session.get(f"{found.address}/ready") as response:
+                assert response.status == 200
+            assert [call.path for call in made.calls] == ["/v1/completions"] * 3
 
     run(scenario())
 

@@ -28,10 +28,13 @@ RECORD = Record(
     deadline_s=0.4,
     ttft_s=0.125,
     latency_s=0.25,
+    expected_s=0.2,
     in_time=True,
     quality=0.5,
     attempts=1,
     snapshot=0,
+    arm="policy",
+    shadow_pool="",
     outcome="answered",
     error="",
 )

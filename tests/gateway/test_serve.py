@@ -103,7 +103,7 @@ def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(
                 assert await asyncio.wait_for(gateway.wait(), 20) == 0
                 assert gateway.stderr is not None
                 lines = [json.loads(line) for line in (await gateway.stderr.read()).splitlines()]
-                assert [line["message"].split(" ")[0] for line in lines] == ["Listening", "Ending:", "Ended."]
+                assert [line["message"].split(" ")[0] for line in lines] == ["Drift", "Listening", "Ending:", "Ended."]
         assert len((tmp_path / "requests.csv").read_text().splitlines()) == 2
 
     run(scenario(), 120.0)

@@ -230,18 +230,23 @@ def test_too_many_decisions_to_count_are_refused() -> None:
         train(*PROBE, DQNConfig(decisions=2**32, ensemble_size=1), DQNHyperparams(), keys(1))
 
 
-def test_marginal_credit_is_refused_where_there_is_none() -> None:
+@pytest.mark.parametrize("stated", [{"slowdown": (1.0, 1.0, 2.0)}, {"chunk_tokens": 64}])
+def test_marginal_credit_is_refused_where_there_is_none(stated: dict[str, Any]) -> None:
+    """And own-request credit is not: it trains, on prompts that are read in chunks, too."""
     situation = load_situation("paper")
     first, *others = situation.profile.models
-    slow = dataclasses.replace(
-        situation.profile, models=(dataclasses.replace(first, slowdown=(1.0, 1.0, 2.0)), *others)
-    )
+    slow = dataclasses.replace(situation.profile, models=(dataclasses.replace(first, **stated), *others))
     shape, params = build(
         dataclasses.replace(situation, profile=slow), synthetic(situation, Poisson(100.0)), history=256
     )
     features = (Feature("batch_sizes", 3, "linear", 16.0),)
     with pytest.raises(InputError, match=r"`credit` is `marginal`.* set `training.config.credit` to `own`"):
         train(ServingEnvironment(shape), params, features, DQNConfig(), DQNHyperparams(), keys(1))
+    if shape.chunks:
+        trained = train(
+            ServingEnvironment(shape), params, features, dataclasses.replace(SHORT, credit="own"), HYPER, keys(1)
+        )
+        assert np.isfinite(flat(trained)).all()
 
 
 def test_numbers_of_the_environment_may_differ_between_runs() -> None:

@@ -156,5 +156,10 @@ def test_what_does_not_belong_together(models: dict[str, Model], requests: Reque
     two = dataclasses.replace(situation, cluster=Cluster(2, 2, 30))
     with pytest.raises(InputError, match="The engine is one replica with `max_batch` 2 and `queue_capacity` 30"):
         play(models, requests, two, first)
+    profile = situation.profile
+    chunked = tuple(dataclasses.replace(model, chunk_tokens=9) for model in profile.models)
+    parts = dataclasses.replace(situation, profile=dataclasses.replace(profile, models=chunked))
+    with pytest.raises(InputError, match="The engine's `chunk_tokens` is not set; every model of the situation's pro"):
+        play(models, requests, parts, first)
     with pytest.raises(ZeroDivisionError):
         play(models, requests, situation, lambda index, seen: 1 // 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 
 import jax
@@ -99,6 +99,56 @@ async def test_two_hundred_arrival_patterns(models: dict[str, Model], alone: dic
     assert served > 800
     assert cancelled > 50
     assert waited > 50
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
+def test_chunks_change_no_token(
+    models: dict[str, Model], alone: dict[tuple[str, int], list[int]], chunk_tokens: int
+) -> None:
+    """Whoever decodes beside it, is read before it or is cancelled while it is read; and no row is lost."""
+
+    async def serve() -> None:
+        rng = np.random.default_rng(chunk_tokens)
+        async with engine_of({"one": models["one"]}, chunk_tokens=chunk_tokens) as engine:
+            await engine.warm_up()
+            with no_compilation():
+                for _ in range(12):
+                    order = rng.permutation(len(KINDS))
+                    answers = [(int(index), ask(engine, "one", int(index))) for index in order]
+                    for _ in range(rng.integers(0, 6)):
+                        await asyncio.sleep(0.0003)
+                    answers[int(rng.integers(len(answers)))][1].cancel()
+                    for index, answer in answers:
+                        tokens = await answer.complete()
+                        assert tokens == alone["one", index][: len(tokens)]
+                        assert answer.cancelled or len(tokens) == KINDS[index][1]
+                    while any(engine.batch_sizes.values()):
+                        await asyncio.sleep(0.0003)
+                    assert engine._instances["one"].runtime.used == ()
+
+    asyncio.run(asyncio.wait_for(serve(), 600))
+
+
+@asynchronous
+async def test_chunks_are_those_of_the_serving_model(models: dict[str, Model]) -> None:
+    """By a clock that ticks at submissions, and at the starts and ends of iterations; prompts of 4, 3 and 9 tokens."""
+    ticks = itertools.count()
+    engine = engine_of({"one": models["one"]}, chunk_tokens=5, clock=lambda: float(next(ticks)))
+    async with engine:
+        counts = {3: 4, 2: 1, 8: 1}
+        answers = [engine.submit("one", PROMPTS[i], n, stop_tokens=()) for i, n in counts.items()]
+        for answer in answers:
+            await answer.complete()
+    # 4 + 1; a decode + 2 + 2; a decode + 4; a decode + 3.
+    start = [3 + 2 * iteration for iteration in range(4)]
+    assert [answer.admission_s for answer in answers] == [start[0], start[0], start[1]]
+    assert [answer.first_token_s for answer in answers] == [start[0] + 1, start[1] + 1, start[3] + 1]
+    assert [answer.completion_s for answer in answers] == [start[3] + 1, start[1] + 1, start[3] + 1]
+
+
+def test_a_chunk_has_a_token(models: dict[str, Model]) -> None:
+    with pytest.raises(InputError, match="`chunk_tokens` is 0; give at least 1"):
+        engine_of(models, chunk_tokens=0)
 
 
 @asynchronous
@@ -215,3 +265,23 @@ async def test_one_sentence_for_each_mistake(models: dict[str, Model]) -> None:
         engine_of({})
     with pytest.raises(InputError, match="`queue_capacity` is -1"):
         engine_of(models, queue_capacity=-1)
+
+
+@asynchronous
+async def test_a_paced_engine_takes_as_long_as_it_is_told(models: dict[str, Model]) -> None:
+    told: list[tuple[int, list[int]]] = []
+
+    def pace(decoding: int, prompts: Sequence[int]) -> float:
+        told.append((decoding, list(prompts)))
+        return 0.1 if prompts else 0.02
+
+    async with engine_of(models, paces={"one": pace}) as engine:
+        await engine.warm_up()
+        answer = engine.submit("one", PROMPTS[3], 6, stop_tokens=())
+        other = engine.submit("two", PROMPTS[3], 6, stop_tokens=())
+        await answer.complete()
+        assert len(await other.complete()) == 6
+    assert told == [(0, [len(PROMPTS[3])])] + [(1, [])] * 5
+    assert answer.first_token_s - answer.admission_s >= 0.1
+    # An iteration may make up for 5 ms by which the last one was late.
+    assert answer.completion_s - answer.admission_s >= 0.1 + 5 * 0.02 - 0.005

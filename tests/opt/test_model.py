@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_opt import REFERENCES, TINY, TINY_350M
 
-from besteffort.opt.model import decode, empty_cache, forward, move_row, prefill
+from besteffort.opt.model import OPT, decode, empty_cache, extend, forward, move_row, prefill
 from besteffort.opt.weights import Model, load_model, random_model
 
 
@@ -50,6 +50,26 @@ def test_cached_decoding_is_the_full_pass(either: Model) -> None:
         positions = prompts + done
         logits, cache = step(either.params, cache, tokens[np.arange(3), positions], positions, length=20)
         np.testing.assert_allclose(logits.T, whole[np.arange(3), positions], atol=1e-4)
+
+
+def test_a_prompt_read_in_parts_is_the_full_pass(either: Model) -> None:
+    """Into any row, whatever the padding of a part wrote before and however near the end of the cache it lies."""
+    with jax.enable_x64(True):
+        wide = OPT(either.config, jnp.float64)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), either.params)
+        tokens = np.random.default_rng(2).integers(0, TINY.vocab, (1, 20))
+        whole = np.asarray(jax.jit(partial(forward, wide))(params, tokens, np.ones((1, 20), bool)))
+        read = jax.jit(partial(extend, wide))
+        for part in (1, 5, 12):
+            cache = jax.tree.map(lambda x: x + 9.0, empty_cache(TINY, 3, 24, jnp.float64))
+            for start in range(0, 20, part):
+                count = min(part, 20 - start)
+                padded = np.full(12, 95)
+                padded[:count] = tokens[0, start : start + count]
+                logits, cache = read(params, cache, np.int32(1), padded, np.int32(start), np.int32(count))
+                np.testing.assert_allclose(logits, whole[0, start + count - 1], rtol=1e-5, atol=1e-6)
+            for kept in jax.tree.leaves(cache):
+                assert bool((kept[jnp.array([0, 2])] == 9).all())
 
 
 def test_what_lies_beyond_the_length_read_or_in_other_rows_does_not_matter(either: Model) -> None:

@@ -20,7 +20,7 @@ def device_of(name: str) -> Device:
 
 
 def test_names() -> None:
-    assert builtin_profiles() == ("laptop", *sorted(MODELLED))
+    assert builtin_profiles() == ("demo", "laptop", *sorted(MODELLED))
     for name in builtin_profiles():
         assert load_profile(name).name == name
     for device in DEVICES:
@@ -80,6 +80,7 @@ def test_the_context_of_opt() -> None:
     assert {name: load_profile(name).context_tokens for name in builtin_profiles()} == {
         **dict.fromkeys(MODELLED, 2048),
         "laptop": None,
+        "demo": None,
     }
 
 

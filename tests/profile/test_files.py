@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -53,6 +54,18 @@ def test_points_lie_on_one_line_each(tmp_path: Path) -> None:
 def test_the_same_content_in_another_layout_has_the_same_digest(content: dict, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(dict(reversed(content.items()))))
     assert load_profile(tmp_path / "other.json").digest() == load_profile("opt-a100").digest()
+
+
+def test_chunks_are_kept_and_where_there_are_none_files_and_digests_are_what_they_were(tmp_path: Path) -> None:
+    profile = load_profile("opt-a100")
+    assert profile.digest().startswith("e0da8d15ed03e729")  # of the revision before chunks
+    first, *others = profile.models
+    chunked = dataclasses.replace(profile, models=(dataclasses.replace(first, chunk_tokens=512), *others))
+    for name, each in (("whole", profile), ("chunked", chunked)):
+        save_profile(each, tmp_path / f"{name}.json")
+        assert load_profile(tmp_path / f"{name}.json") == each
+    assert "chunk_tokens" not in (tmp_path / "whole.json").read_text()
+    assert (tmp_path / "chunked.json").read_text().count("chunk_tokens") == 1
 
 
 def test_fields_with_a_default_may_be_left_out(content: dict, tmp_path: Path) -> None:
@@ -136,7 +149,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_name_that_is_neither_file_nor_builtin(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"no such file; .* built-in name: laptop, opt-a100, opt-a100-all, [a-z0-9, -]+\.$"
+        InputError, match=r"no such file; .* built-in name: demo, laptop, opt-a100, opt-a100-all, [a-z0-9, -]+\.$"
     ):
         load_profile("opt-b200")
     with pytest.raises(InputError, match="this is a directory; name a file"):

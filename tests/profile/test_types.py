@@ -95,15 +95,19 @@ def test_defaults_cost_nothing() -> None:
     np.testing.assert_array_equal(profile.slowdown, np.ones((2, 2)))
     np.testing.assert_array_equal(profile.context_cost_s, np.zeros(2))
     np.testing.assert_array_equal(profile.cache_tokens, np.full(2, math.inf))
+    np.testing.assert_array_equal(profile.chunk_tokens, np.full(2, math.inf))
     assert profile.cache_output_share == 1
 
 
 def test_arrays_follow_the_models() -> None:
-    small = ModelProfile("small", LINE, LINE, slowdown=(1.0, 1.5), context_cost_s=1e-6, cache_tokens=4096)
+    small = ModelProfile(
+        "small", LINE, LINE, slowdown=(1.0, 1.5), context_cost_s=1e-6, cache_tokens=4096, chunk_tokens=512
+    )
     profile = make(models=(small, ModelProfile("large", LINE, LINE)))
     np.testing.assert_array_equal(profile.slowdown, [[1.0, 1.5], [1.0, 1.0]])
     np.testing.assert_array_equal(profile.context_cost_s, [1e-6, 0.0])
     np.testing.assert_array_equal(profile.cache_tokens, [4096.0, math.inf])
+    np.testing.assert_array_equal(profile.chunk_tokens, [512.0, math.inf])
 
 
 def test_select_keeps_rows_columns_and_order() -> None:
@@ -142,6 +146,7 @@ def test_digest_follows_the_content_alone() -> None:
     changed = [
         make(name="other"),
         make(cache_output_share=0.5),
+        make(models=(dataclasses.replace(profile.models[0], chunk_tokens=512), profile.models[1])),
         make(models=(ModelProfile("small", ((1, 0.01), (3, 0.0300001)), LINE), profile.models[1])),
         make(provenance=dataclasses.replace(PROVENANCE, decode=Source("measured", "a test"))),
         profile.select(["small"]),
@@ -185,6 +190,7 @@ def test_bad_tables(points: tuple[tuple[int, float], ...], words: str) -> None:
         ({"context_cost_s": -1e-9}, "`context_cost_s` is -1e-09"),
         ({"context_cost_s": math.nan}, "`context_cost_s` is nan"),
         ({"cache_tokens": 0}, "`cache_tokens` is 0"),
+        ({"chunk_tokens": 0}, "`chunk_tokens` is 0; give a positive number of at most 1,099,511,627,776, or null for"),
     ],
 )
 def test_bad_model_fields(fields: dict, words: str) -> None:

@@ -37,13 +37,19 @@ def served(
     share: float = 1.0,
     noise: float = 0.0,
     seed: int = 0,
+    found: bool = False,
 ) -> RequestLog:
-    """A log of the reference under Poisson arrivals at `rate`; times are noted `noise` seconds late, in the mean."""
+    """A log of the reference under Poisson arrivals at `rate`; times are noted `noise` seconds late, in the mean.
+
+    With `found`, a prefix cache had most of every second prompt.
+    """
     rng = np.random.default_rng(seed)
     arrival_s = np.cumsum(rng.exponential(1 / rate, N))
     prompts = np.clip(rng.lognormal(np.log(300), 0.7, N), 8, 2000).astype(int)
     outputs = np.clip(rng.lognormal(np.log(60), 0.6, N), 2, 400).astype(int)
     requests = Requests(("task",), arrival_s - arrival_s[0], np.zeros(N), prompts, outputs, np.ones(N))
+    if found:
+        requests = dataclasses.replace(requests, cached_tokens=prompts * (np.arange(N) % 2) * 4 // 5)
     profile = Profile(
         format=1,
         name="known",
@@ -73,6 +79,7 @@ def served(
         models=("",),
         tasks=("",),
         replicas=("",),
+        cached_tokens=requests.cached_tokens,
     )
 
 
@@ -133,6 +140,16 @@ def test_known_terms_are_found(rate: float) -> None:
     assert not term(found, "limits")[0]
     assert "The log does not show larger limits" in term(found, "limits")[1]
     assert np.abs(predicted(log)).max() < 0.05
+
+
+def test_what_a_prefix_cache_had_costs_nothing() -> None:
+    log = served(1.0, noise=0.002, found=True)
+    found = fit(log, explain=False)
+    for tokens in (200, 500, 1000):
+        assert seconds(found.prefill, tokens) == pytest.approx(seconds(PREFILL, tokens), rel=0.06, abs=1e-3)
+    # As if all had been read, long prompts look cheaper.
+    whole = fit(dataclasses.replace(log, cached_tokens=None), explain=False)
+    assert seconds(whole.prefill, 1000) < 0.8 * seconds(PREFILL, 1000)
 
 
 def test_the_largest_batch_is_found() -> None:

@@ -150,13 +150,21 @@ def test_the_command(
 ) -> None:
     out = tmp_path / "one.json"
     arguments = ["profile", "measure", models[0], "--out", str(out), "--qualities", str(qualities)]
-    assert main([*arguments, "--max-batch", "2", "--context", "20", "--repeats", "3"]) == 0
+    settings = ["--max-batch", "2", "--context", "20", "--repeats", "3", "--chunk-tokens", "7"]
+    assert main([*arguments, *settings]) == 0
     said = capsys.readouterr().out
     assert "Device: " in said
     assert "GFLOP/s of matrix products" in said.replace("\n", " ")
     assert "decode at batch 2, context 20" in said
     profile = load_profile(out)
     assert profile.models[0].slowdown == ()
+    # A prompt of 20 tokens is read in three iterations, in each of which the host counts.
+    assert profile.models[0].chunk_tokens == 7
+    lines = [json.loads(line) for line in figures_file(out).read_text().splitlines()]
+    seconds = {(each["point"]["kind"], each["point"]["size"]): each["median_s"] for each in lines if "point" in each}
+    whole_s, host_s = seconds["prefill", 20], seconds["host", 0]
+    rising = max(whole_s - 3 * host_s, 0.1 * whole_s, profile.models[0].prefill[0][1])
+    assert profile.models[0].prefill[-1] == (20, pytest.approx(rising))
     assert profile.tasks[0].quality_percent == (20.0,)
     assert main([*arguments]) == 2
     assert "the file exists" in capsys.readouterr().err
@@ -167,6 +175,7 @@ def test_the_command(
     [
         (["opt-125m", "opt-125m"], "`opt-125m` is to be measured twice"),
         (["nowhere/opt-125m", "opt-125m"], "`opt-125m` is to be measured twice"),
+        (["opt-125m", "--chunk-tokens", "0"], "`chunk_tokens` is 0; give at least 1"),
         (["opt-125m", "--repeats", "2"], "`repeats` is 2; give at least 3"),
         (["tiny"], "opt-a100-all: there is no quality of `tiny`, only of opt-125m"),
         (["opt-125m", "--qualities", "nowhere.json"], "nowhere.json: no such file"),

@@ -195,3 +195,18 @@ def test_bad_logs(tmp_path: Path, text: str, words: list[str]) -> None:
     assert "\n" not in said
     for word in words:
         assert word in said
+
+
+def test_tokens_that_a_prefix_cache_had_are_read(tmp_path: Path) -> None:
+    table = vllm()
+    none = read(tmp_path, jsonl(table), "none.jsonl")
+    assert none.cached_tokens is None
+    for index, row in enumerate(table):
+        row["num_cached_tokens"] = row["input_toks"] if index == 0 else index % 3
+    log = read(tmp_path, jsonl(table))
+    assert log.cached_tokens is not None
+    assert (log.cached_tokens < log.prompt_tokens).all()
+    assert sorted(log.cached_tokens.tolist()) == sorted(
+        [int(table[0]["input_toks"]) - 1, *(k % 3 for k in range(1, 20))]
+    )
+    assert any("were in the prefix cache, as the log says, and cost no prefill." in note for note in log.notes)

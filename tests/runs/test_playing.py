@@ -37,6 +37,61 @@ def test_both_backends_write_the_same(small: Path, listed: Path, tmp_path: Path)
         assert float(ours["completion_s"]) == pytest.approx(float(theirs["completion_s"]), abs=1e-9)
 
 
+def test_requests_that_a_failing_replica_loses_are_told(listed: Path, tmp_path: Path) -> None:
+    config = tmp_path / "failing.yaml"
+    config.write_text(
+        "profile: opt-a100\ntasks: [{name: piqa}, {name: arc_easy}]\npools:\n- {name: near, model: opt-1.3b, "
+        "events: [{time_s: 0.15, replica: 0, what: fail}]}\n",
+        encoding="utf-8",
+    )
+    for backend in ("jax", "reference"):
+        out = tmp_path / backend
+        arguments = ["simulate", str(listed), "--router", "near", "--config", str(config), "--backend", backend]
+        assert main([*arguments, "--out", str(out)]) == 0
+        rows = list(csv.DictReader((out / "requests.csv").read_text(encoding="utf-8").splitlines()))
+        assert [(row["replica"], row["lost"], row["met"]) for row in rows] == [
+            ("0", "0", "1"),
+            ("0", "1", "0"),
+            ("-1", "0", "0"),
+        ]
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert summary["lost"] == summary["rejected"] == pytest.approx(1 / 3)
+        assert summary["latency_p99_s"] < 0.15
+        assert summary["gpu_seconds_near"] == pytest.approx(0.15)  # of 0.2 s
+
+
+ORIGINS = """\
+profile: opt-a100
+tasks: [{name: piqa}, {name: arc_easy}]
+pools: [{name: one, model: opt-1.3b, network_delay_s: 0.01, delays: [{origin: far, network_delay_s: 5}]}]
+origins: [{name: near}, {name: far}]
+"""
+
+
+def test_origins_are_written_per_request_and_in_sum(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "origins.yaml"
+    config.write_text(ORIGINS, encoding="utf-8")
+    head, *rows = LIST.splitlines()
+    origins = ["far", "near", "near"]
+    text = [f"{head},origin", *(f"{row},{origin}" for row, origin in zip(rows, origins, strict=True))]
+    listed.write_text("\n".join([*text, ""]), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["simulate", str(listed), "--router", "one", "--config", str(config), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 requests, by origin" in shown
+    written = list(csv.DictReader((out / "requests.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["origin"] for row in written] == origins
+    found = json.loads((out / "summary.json").read_text(encoding="utf-8"))["origins"]
+    assert {name: row["share_of_requests"] for name, row in found.items()} == {
+        "near": pytest.approx(2 / 3),
+        "far": pytest.approx(1 / 3),
+    }
+    assert {name: row["slo_attainment"] for name, row in found.items()} == {"near": 1.0, "far": 0.0}
+    assert found["far"]["latency_p50_s"] == pytest.approx(float(written[0]["latency_s"]))
+
+
 def test_names_of_routers(small: Path, trained: Path) -> None:
     _, situation = load_run(small)
     assert isinstance(router_named("opt-6.7b", situation), StaticRouter)

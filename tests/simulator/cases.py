@@ -30,6 +30,7 @@ from besteffort.workload.types import Arrival
 LENGTH = 500
 LONGEST_PROMPT = 64
 TOLERANCE = 1e-9
+BUDGETS = (1, 2, 3, 7, 16, 40, LONGEST_PROMPT, 200, None)
 LOADS = (0.1, 5.0)
 """Offered load of the lists, in capacities of the largest model; in half of the lists, of all models together."""
 
@@ -105,7 +106,8 @@ class Kind:
       dyadic: durations, arrivals and deadlines are multiples of a power of two, so that sums are exact and instants
         coincide all the time; otherwise they are continuous.
       extras: those of `slowdown`, `context` (cost), `cache` (limit), (network) `delay`, `lag` (of the rate), `stale`
-        (batch sizes) and (deadline) `factors` that are on.
+        (batch sizes), (deadline) `factors`, `chunks` (prompts are read within a budget) and `found` (part of a prompt,
+        in a prefix cache) that are on.
     """
 
     models: int
@@ -274,8 +276,21 @@ def draw_case(kind: Kind, seed: int) -> Case:
     router = _draw_router(rng, kind, rate)
     if "factors" in kind.extras:
         requests = dataclasses.replace(requests, deadline_factor=rng.choice([0.5, 1.0, 1.3], LENGTH))
-    view = _draw_view(rng, kind, rate, situation.view)
-    return Case(requests, dataclasses.replace(situation, view=view), router, seed)
+    situation = dataclasses.replace(situation, view=_draw_view(rng, kind, rate, situation.view))
+    if "chunks" in kind.extras:
+        situation = with_budgets(situation, rng.choice(np.array(BUDGETS, object), kind.models).tolist())
+    if "found" in kind.extras:
+        found = rng.integers(0, requests.prompt_tokens + 1) * rng.integers(0, 2, LENGTH)
+        requests = dataclasses.replace(requests, cached_tokens=found)
+    return Case(requests, situation, router, seed)
+
+
+def with_budgets(situation: Situation, tokens: Sequence[int | None]) -> Situation:
+    """The situation with the models' `chunk_tokens`."""
+    profile = situation.profile
+    pairs = zip(profile.models, tokens, strict=True)
+    models = tuple(dataclasses.replace(model, chunk_tokens=budget) for model, budget in pairs)
+    return dataclasses.replace(situation, profile=dataclasses.replace(profile, models=models))
 
 
 def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> list[Played]:
@@ -306,6 +321,7 @@ def stacked_lists(cases: Sequence[Case]) -> tuple[Arrival, Router, jax.Array]:
             r.deadline_factor,
             r.output_limit,
             r.origin,
+            r.cached_tokens,
         )
         for r in (case.requests for case in cases)
     ]

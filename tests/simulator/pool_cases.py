@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
-from besteffort.pools import OriginDelay, Pool
+from besteffort.autoscaler import Autoscaler, Step
+from besteffort.observation import Observation
+from besteffort.pools import OriginDelay, Pool, ReplicaEvent, What
 from besteffort.profile import Profile
 from besteffort.situation import Cluster, Origin, Situation
-from tests.simulator.cases import LENGTH, Case, Kind, _draw_profile, _draw_router, draw_case
+from tests.simulator.cases import LENGTH, Case, CuriousRouter, Kind, _draw_profile, _draw_router, draw_case
 
 DEVICES = (None, "other", "third")
 _EXTRAS: tuple[frozenset[str], ...] = tuple(
@@ -27,6 +31,44 @@ _EXTRAS: tuple[frozenset[str], ...] = tuple(
         ),
     )
 )
+_LIVES: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            ("life", "delay"),
+            ("life", "context", "delay", "origins"),
+            ("life", "cache", "lag", "stale"),
+            ("life", "factors"),
+        ),
+    )
+)
+_SCALED: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            ("scaled", "delay"),
+            ("scaled", "life", "context", "origins"),
+            ("scaled", "cache", "lag", "stale"),
+            ("scaled", "life", "factors"),
+        ),
+    )
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WatchfulRouter(CuriousRouter):
+    """A curious router whose choice also depends on which replicas take requests.
+
+    Attributes:
+      there: (rows, pools) weights of these.
+    """
+
+    there: Any = None
+
+    def scores(self, observation: Observation, noise: Any) -> Any:
+        there = self.there if observation.takes is None else self.there * observation.takes
+        return super().scores(observation, noise) + there.sum(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +89,31 @@ class PoolKind:
 
 def draw_pool_kinds(count: int) -> list[PoolKind]:
     """Kinds with two to nine pools of one to four models, with combinations of extras on both grids."""
-    rng = np.random.default_rng(5)
+    return _draw_kinds(count, _EXTRAS, seed=5)
+
+
+def draw_life_kinds(count: int) -> list[PoolKind]:
+    """The same where replicas start, drain and fail."""
+    return _draw_kinds(count, _LIVES, seed=6)
+
+
+def draw_scaled_kinds(count: int) -> list[PoolKind]:
+    """The same with autoscalers, and in some kinds pools with events next to them."""
+    return _draw_kinds(count, _SCALED, seed=7)
+
+
+def _draw_kinds(count: int, extras: Sequence[frozenset[str]], seed: int) -> list[PoolKind]:
+    rng = np.random.default_rng(seed)
     return [
         PoolKind(
             Kind(
-                models=max(1 + i % 4, 2 if "slowdown" in _EXTRAS[i % len(_EXTRAS)] else 1),
+                models=max(1 + i % 4, 2 if "slowdown" in extras[i % len(extras)] else 1),
                 replicas=2 + i % 3,
                 tasks=1 + i % 3,
                 max_batch=int(rng.choice([2, 3, 4, 8])),
                 queue_capacity=(1, 0, 5, 2, 16)[i % 5],
-                dyadic=(i + i // len(_EXTRAS)) % 2 == 0,
-                extras=_EXTRAS[i % len(_EXTRAS)],
+                dyadic=(i + i // len(extras)) % 2 == 0,
+                extras=extras[i % len(extras)],
             ),
             pools=(5, 4, 9, 3, 6, 2)[i % 6],
         )
@@ -94,7 +150,63 @@ def draw_pool_case(kind: PoolKind, seed: int, length: int = LENGTH) -> Case:
     rows = len(situation.fleet.layout.placed)
     rate = len(plain.requests) / (float(plain.requests.arrival_s[-1]) + 1e-3)
     router = _draw_router(rng, dataclasses.replace(base, models=kind.pools, replicas=rows), rate)
+    if base.extras & {"life", "scaled"}:
+        last_s = float(requests.arrival_s[-1])
+        pools = tuple(_alive(pool, last_s, base.dyadic, rng) for pool in situation.pools)
+        if "scaled" in base.extras:
+            both = "life" in base.extras
+            pools = tuple(
+                pool if both and index % 2 else _scaled(pool, last_s, base.dyadic, rng)
+                for index, pool in enumerate(pools)
+            )
+        situation = dataclasses.replace(situation, pools=pools)
+        router = WatchfulRouter(**vars(router), there=rng.normal(0, 0.3, router.places.shape))
     return Case(requests, situation, router, seed)
+
+
+def _alive(pool: Pool, last_s: float, dyadic: bool, rng: np.random.Generator) -> Pool:
+    """The pool with random events, some of them after the last arrival, some at one instant."""
+    follows: dict[str | None, tuple[What, ...]] = {
+        None: ("start", "drain", "fail"),
+        "start": ("drain", "fail"),
+        "drain": ("start", "fail"),
+        "fail": ("start",),
+    }
+    unit_s = 1 / 128 if dyadic else 1e-9
+    events = []
+    for replica in range(pool.replicas):
+        times_s = np.sort(rng.uniform(0, 1.1 * last_s, int(rng.integers(0, 8))))
+        if len(times_s) and rng.random() < 0.3:
+            times_s[1:] = np.where(rng.random(len(times_s) - 1) < 0.3, times_s[:-1], times_s[1:])
+        what: What | None = None
+        for time_s in np.sort(np.round(times_s / unit_s) * unit_s).tolist():
+            what = follows[what][int(rng.integers(len(follows[what])))]
+            events.append(ReplicaEvent(time_s, replica, what))
+    start_s = round(float(rng.choice([0, 0.02, 0.1, 0.3])) * last_s * 128) / 128
+    order = sorted(events, key=lambda event: (event.replica % 2, event.time_s))  # no order that matters
+    return dataclasses.replace(pool, start_s=start_s, events=tuple(order))
+
+
+def _scaled(pool: Pool, last_s: float, dyadic: bool, rng: np.random.Generator) -> Pool:
+    """The pool with an autoscaler in place of events, which looks between ten and two hundred times."""
+    unit_s = 1 / 128 if dyadic else 1e-9
+    interval_s = max(round(float(last_s / rng.integers(10, 200)) / unit_s), 1) * unit_s
+    least = int(rng.integers(1, pool.replicas + 1))
+    kind = int(rng.integers(3))
+    times_s = np.unique(np.round(rng.uniform(0, last_s, 5) / unit_s) * unit_s).tolist()
+    steps = tuple(Step(time_s, int(rng.integers(1, pool.replicas + 2))) for time_s in times_s)
+    scaler = Autoscaler(
+        interval_s=interval_s,
+        min_replicas=least if rng.random() < 0.3 else 1,
+        max_replicas=None if rng.random() < 0.7 else max(least, pool.replicas - 1),
+        in_flight=float(rng.choice([0.5, 1, 2, 3.7])) if kind == 0 else None,
+        waiting=float(rng.choice([0.25, 0.5, 1])) if kind == 1 else None,
+        schedule=steps if kind == 2 else (),
+        tolerance=float(rng.choice([0, 0.1, 0.5])),
+        up_window_s=interval_s * int(rng.choice([0, 0, 3])),
+        down_window_s=interval_s * int(rng.choice([0, 2, 7])),
+    )
+    return dataclasses.replace(pool, events=(), autoscaler=scaler)
 
 
 def draw_pools(kind: PoolKind, profile: Profile, rng: np.random.Generator) -> tuple[Pool, ...]:

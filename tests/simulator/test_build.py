@@ -24,7 +24,13 @@ def test_switches_are_those_of_any_and_numbers_those_of_each(situation: Situatio
     earlier = dataclasses.replace(situation, view=dataclasses.replace(situation.view, rate_lag=3))
     costly = tuple(dataclasses.replace(model, context_cost_s=1e-6) for model in situation.profile.models)
     costly = dataclasses.replace(situation, profile=dataclasses.replace(situation.profile, models=costly))
+    chunked = tuple(dataclasses.replace(model, chunk_tokens=64) for model in situation.profile.models)
+    chunked = dataclasses.replace(situation, profile=dataclasses.replace(situation.profile, models=chunked))
     shape, (a, b, c, d) = build_alike([situation, late, earlier, costly], history=8)
+    assert (shape.chunks, shape.stepwise, a.chunk_tokens) == (False, False, None)
+    together, (whole, parts) = build_alike([situation, chunked], history=8)
+    assert (together.chunks, together.stepwise, together.slowdown) == (True, True, False)
+    np.testing.assert_array_equal([whole.chunk_tokens, parts.chunk_tokens], [[np.inf] * 3, [64] * 3])
     assert (shape.rate_memory, shape.stale_sizes, shape.context_cost, shape.cache_limit) == (7, True, True, False)
     assert [int(params.rate_lag) for params in (a, b, c, d)] == [0, 7, 3, 0]
     np.testing.assert_allclose([params.batch_refresh_s for params in (a, b, c, d)], [0, 0.5, 0, 0])

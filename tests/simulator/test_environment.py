@@ -30,8 +30,9 @@ from tests.simulator.environment_api import check_environment
 PLAIN = Kind(3, 2, 2, max_batch=3, queue_capacity=2, dyadic=True, extras=frozenset())
 MEMORY = dataclasses.replace(PLAIN, extras=frozenset({"context", "cache", "delay"}))
 COUPLED = dataclasses.replace(PLAIN, extras=frozenset({"slowdown", "context", "cache", "delay"}))
-KINDS = {"plain": PLAIN, "memory": MEMORY, "coupled": COUPLED}
-SEEDS = {"plain": 6, "memory": 12, "coupled": 1}
+CHUNKED = dataclasses.replace(PLAIN, extras=frozenset({"chunks", "delay"}))
+KINDS = {"plain": PLAIN, "memory": MEMORY, "coupled": COUPLED, "chunked": CHUNKED}
+SEEDS = {"plain": 6, "memory": 12, "coupled": 1, "chunked": 0}
 """Lists on which requests are rejected, late, and in time."""
 
 
@@ -69,7 +70,8 @@ def rollout(environment: ServingEnvironment, params: EnvParams, router: Router, 
 
 
 @pytest.mark.parametrize(
-    ("name", "x64"), [("plain", False), ("memory", False), ("coupled", False), ("memory", True), ("coupled", True)]
+    ("name", "x64"),
+    [("plain", False), ("memory", False), ("coupled", False), ("memory", True), ("coupled", True), ("chunked", False)],
 )
 def test_the_environment_keeps_its_protocol(name: str, x64: bool) -> None:
     with jax.enable_x64(x64):

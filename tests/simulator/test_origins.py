@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 import pytest
 
+from besteffort import simulate
 from besteffort.errors import InputError
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.in_flight import InFlight
+from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.pools import OriginDelay, Pool
+from besteffort.routers import StaticRouter
+from besteffort.routers.learned import learned_router
+from besteffort.runs.experiment import TrainingConfig
+from besteffort.runs.training import make_policy, make_training_problem
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Origin, Situation, Task
 from besteffort.workload.arrivals import Poisson
@@ -54,11 +62,13 @@ def test_the_delay_between_origin_and_pool_counts() -> None:
     np.testing.assert_array_equal(result.latency_s, [1.25, 2.5, 1.0, 3.0, 1.5, 1.5])
     np.testing.assert_array_equal(result.met, [True, False, True, False, True, True])
     np.testing.assert_array_equal(result.completion_s - result.arrival_s, np.ones(6))
+    np.testing.assert_array_equal(result.origin, [0, 1, 2, 0, 1, 2])
 
 
 def test_requests_without_an_origin_have_the_delay_of_the_pool() -> None:
     result = simulate_by_reference(listed(None), SITUATION, lambda index, _: index % 2)
     np.testing.assert_array_equal(result.latency_s, [1.0, 1.5, 1.0, 1.5])
+    assert result.origin is None
 
 
 def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() -> None:
@@ -73,8 +83,18 @@ def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() 
     )
     without = sample_requests(nowhere, Poisson(100.0), 2000, seed=3)
     assert without.origin is None
+    assert without.columns.keys() | {"origin"} == requests.columns.keys()
     for name, column in without.columns.items():
         np.testing.assert_array_equal(requests.columns[name], column)
+
+
+def test_many_rollouts_repeat_the_origins_of_each_list() -> None:
+    lists = [listed([0, 1, 2, 0]), listed([1, 1, 0, 2])]
+    for name, played in play_routers(SITUATION, lists, {"east": [StaticRouter(0)] * 2}).items():
+        assert name == "east"
+        np.testing.assert_array_equal(played.origin, [each.origin for each in lists])
+        np.testing.assert_array_equal(played.latency_s[0], [1.25, 2.5, 1.0, 1.25])
+        assert played.lanes(1).origin.tolist() == [1, 1, 0, 2]
 
 
 @pytest.mark.parametrize("how", ["replay", "resample"])
@@ -100,13 +120,22 @@ arrival_s,prompt_tokens,output_tokens,origin
 def test_a_trace_says_where_requests_come_from(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(FILE)
-    requests, _ = read_trace(path, SITUATION)
+    requests, info = read_trace(path, SITUATION)
+    assert "origin" not in str(info)
     assert requests.origins == ("asia", "europe", "mars")
     np.testing.assert_array_equal(requests.origin, [1, 0, 1])
     nowhere = dataclasses.replace(
         SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
     )
-    assert read_trace(path, nowhere)[0].origin is None
+    requests, info = read_trace(path, nowhere)
+    assert requests.origin is None
+    assert str(info).endswith("; `origin` is not read, because the situation lists no `origins`")
+    path.write_text("\n".join(line.rpartition(",")[0] for line in FILE.splitlines()) + "\n")
+    requests, info = read_trace(path, SITUATION)
+    assert requests.origin is None
+    assert "it does not say where requests come from, so they have the delay `network_delay_s` of each pool" in str(
+        info
+    )
     path.write_text(FILE.replace("asia", "moon"))
     with pytest.raises(InputError, match="origin `moon` is not an origin of the situation, which has asia, europe"):
         read_trace(path, SITUATION)
@@ -127,10 +156,31 @@ def test_live_own_counts_the_delay_from_the_origin() -> None:
         flight.arrived("new", task="task0", prompt_tokens=1, origin="moon")
 
 
-def test_other_origins_than_the_situations_are_refused() -> None:
-    from besteffort import simulate
-    from besteffort.routers import StaticRouter
+def by_origin() -> Policy:
+    """A policy that only reads origins: asia's requests go east, europe's west, others by the bias, east."""
+    view = dataclasses.replace(SITUATION.view, features=("origin", "arrival_rate"))
+    problem = make_training_problem(dataclasses.replace(SITUATION, view=view), TrainingConfig())
+    kernel = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    return make_policy(problem, ((kernel, np.array([0.5, 0.0])),), {})
 
+
+@pytest.mark.parametrize("backend", ["jax", "reference"])
+def test_a_network_reads_the_origin(backend: Literal["jax", "reference"]) -> None:
+    router = learned_router(by_origin())
+    result = simulate(listed([0, 1, 2, 1, 0]), SITUATION, router, backend=backend)
+    np.testing.assert_array_equal(result.model, [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(simulate(listed(None), SITUATION, router, backend=backend).model, np.zeros(4))
+
+
+def test_a_gateway_tells_a_policy_the_origin(tmp_path: Path) -> None:
+    save_policy(by_origin(), tmp_path / "policy.safetensors")
+    flight = InFlight(load_policy(tmp_path / "policy.safetensors", SITUATION))
+    for origin, pool in (("asia", "east"), ("europe", "west"), (None, "east")):
+        flight.arrived(origin, task="task0", prompt_tokens=1, origin=origin, at=0.0)
+        assert flight.decide(origin, at=0.0).model == pool
+
+
+def test_other_origins_than_the_situations_are_refused() -> None:
     with pytest.raises(InputError, match="The list's origins are asia, europe, the situation's asia, europe, mars"):
         simulate(listed([0, 1], ("asia", "europe")), SITUATION, StaticRouter(0))
     with pytest.raises(InputError, match="`origin` must index one of the 3 `origins`"):

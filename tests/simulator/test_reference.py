@@ -134,6 +134,79 @@ class TestIterations:
         assert (near.met, far.met) == (True, False)
 
 
+class TestChunks:
+    """Decode `0.5 + 0.5 b` seconds and 0.25 s per token read, as everywhere here."""
+
+    def test_a_long_prompt_is_read_in_several_iterations(self) -> None:
+        # 0-1 and 1-2 read 4 tokens each, 2-2.5 the last 2, 2.5-3.5 decode.
+        result = run(make_requests([0.0], [10], [2]), chunks(4))
+        assert (result.admission_s, result.first_token_s, result.completion_s) == (0.0, 2.5, 3.5)
+
+    def test_those_that_decode_take_one_token_of_the_budget_each(self) -> None:
+        # 0-1 read A; 1-2.75 decode A (1), 3 of B (0.75); 2.75-4.5 the same, B is read; 4.5-6 decode both.
+        result = run(make_requests([0.0, 0.5], [4, 6], [9, 2]), chunks(4))
+        assert result.admission_s.tolist() == [0.0, 1.0]
+        assert (result.first_token_s[1], result.completion_s[1]) == (4.5, 6.0)
+
+    def test_several_prompts_end_in_one_iteration_and_the_next_is_begun(self) -> None:
+        # 0-1 read A, which leaves; 1-2.5 read B (2), C (3) and 1 of D; 2.5-2.5+0.75 the other 3 of D.
+        result = run(make_requests([0.0, 0.25, 0.25, 0.5], [4, 2, 3, 4], [1, 1, 1, 1]), chunks(6))
+        assert result.admission_s.tolist() == [0.0, 1.0, 1.0, 1.0]
+        assert result.first_token_s.tolist() == [1.0, 2.5, 2.5, 3.25]
+
+    def test_a_request_that_is_read_counts_in_the_batch(self) -> None:
+        # 0-2 read A; 2-3 decode A, the batch is full; 3-4 read B.
+        cluster = Cluster(replicas=1, max_batch=1, queue_capacity=4)
+        result = run(make_requests([0.0, 0.0], [8, 4], [2, 1]), chunks(4), cluster)
+        assert result.admission_s.tolist() == [0.0, 3.0]
+        assert result.completion_s.tolist() == [3.0, 4.0]
+
+    def test_nothing_is_read_where_those_that_decode_take_the_whole_budget(self) -> None:
+        # 0-0.25 read A; 0.25-2.25 decode A twice; 2.25-2.75 read B.
+        result = run(make_requests([0.0, 0.0], [1, 2], [3, 1]), chunks(1))
+        assert result.admission_s.tolist() == [0.0, 2.25]
+        assert result.first_token_s.tolist() == [0.25, 2.75]
+
+    def test_the_cache_is_claimed_when_reading_begins(self) -> None:
+        # A claims 8 + 1 = 9 and leaves at 2; B claims 3 + 1 and would fit the budget, but not the cache.
+        tables = dataclasses.replace(chunks(6), cache_tokens=np.array([12.0]))
+        result = run(make_requests([0.0, 0.0], [8, 3], [1, 1]), tables)
+        assert result.admission_s.tolist() == [0.0, 2.0]
+        assert result.completion_s.tolist() == [2.0, 2.75]
+
+    def test_only_those_that_decode_cost_context(self) -> None:
+        tables = dataclasses.replace(chunks(3), context_cost_s=np.array([0.25]))
+        result = run(make_requests([0.0, 0.25], [3, 4], [9, 2]), tables)
+        # 0-0.75 read A (3); decode 1 + 0.25 x 4 + 0.5 = 2.5; 1 + 0.25 x 5 + 0.5 = 2.75; both 1.5 + 0.25 x (6 + 5).
+        assert result.first_token_s.tolist() == [0.75, 6.0]
+        assert result.completion_s[1] == 10.25
+
+    def test_what_was_found_is_not_read(self) -> None:
+        requests = dataclasses.replace(
+            make_requests([0.0, 8.0, 16.0], [8, 8, 8], [1, 1, 1]), cached_tokens=np.array([6, 8, 0])
+        )
+        result = run(requests)
+        assert (result.first_token_s - result.arrival_s).tolist() == [0.5, 0.25, 2.0]
+        # Of the budget it takes nothing: two tokens are read in one iteration, at the price that the table has there.
+        square = dataclasses.replace(chunks(3), prefill=np.arange(9.0)[None] ** 2 / 64)
+        result = run(requests, square)
+        assert (result.first_token_s - result.arrival_s).tolist() == [(64 - 36) / 64, (64 - 49) / 64, 1.0]
+
+    def test_an_unlimited_budget_changes_nothing(self) -> None:
+        rng = np.random.default_rng(0)
+        arrivals, prompts, outputs = np.cumsum(rng.exponential(0.8, 300)), rng.integers(1, 30, (2, 300)), 6
+        requests = make_requests(arrivals, prompts[0], rng.integers(1, outputs, 300))
+        tables = make_tables(largest=32)
+        plain, unlimited = (run(requests, each) for each in (tables, chunks(np.inf, largest=32)))
+        for name in ("admission_s", "first_token_s", "completion_s", "reward"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(unlimited, name))
+
+
+def chunks(tokens: float, largest: int = 10) -> Tables:
+    """The tables with a budget of so many tokens per iteration."""
+    return make_tables(largest=largest, chunk_tokens=np.array([tokens]))
+
+
 class TestPlacement:
     def test_the_smallest_batch_wins_and_ties_go_to_the_lowest_index(self) -> None:
         cluster = Cluster(replicas=3, max_batch=4)

@@ -91,6 +91,13 @@ FIELDS: Mapping[str, Field] = {
         )
     ),
     "limit": Field(("output_limit", "max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")),
+    "cached": Field(
+        (
+            *("cached_tokens", "num_cached_tokens", "cached_prompt_tokens", "cache_read_input_tokens"),
+            *("prompt_tokens_details.cached_tokens", "usage.prompt_tokens_details.cached_tokens"),
+            *("usage.input_tokens_details.cached_tokens", "usage.cached_tokens"),
+        )
+    ),
     "task": Field(("task", "task_name", "taskName")),
     "origin": Field(("origin",)),
     "model": Field(("model", "model_name", "modelName", "Model")),

@@ -3,13 +3,45 @@
 https://github.com/BerriAI/litellm, schema.prisma: `startTime`, `completionStartTime` and `endTime` are dates in UTC,
 `prompt_tokens`, `completion_tokens`, `model`, `model_group`, `status`. Where an answer was not streamed
 `completionStartTime` is empty, or the end. `model` is the deployment that answered, whose times the log has;
-`model_group` the public name that was asked for, behind which there may be several deployments.
+`model_group` the public name that was asked for, behind which there may be several deployments. `metadata`, an object
+or its text, has the usage that the server told (`usage_object`), with the tokens that its prefix cache had.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
+from besteffort.workload.sources import Row, Source
+
+_CACHED = (("prompt_tokens_details", "cached_tokens"), ("cache_read_input_tokens",))
+
+
+def _cached(metadata: Any) -> Any:
+    """Tokens of the prompt that the prefix cache had, where the metadata of a request say so."""
+    try:
+        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    except (ValueError, RecursionError):
+        return None
+    for usage in ("usage_object", "additional_usage_values"):
+        for path in _CACHED:
+            value = metadata
+            for name in (usage, *path):
+                value = value.get(name) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                return value
+    return None
+
+
+def _unfold(source: Source) -> Iterator[Row]:
+    header = source.header
+    for row in source.rows():
+        cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
+        yield Row(row.number, {**cells, "cached_tokens": cells.get("cached_tokens") or _cached(cells.get("metadata"))})
+
 
 READER = Reader(
     title="LiteLLM spend logs",
@@ -22,8 +54,10 @@ READER = Reader(
         "last": Field(("endTime",)),
         "prompt": Field(("prompt_tokens",)),
         "output": Field(("completion_tokens",)),
+        "cached": Field(("cached_tokens",)),
         "model": Field(("model",)),
         "failed": Field(("status",)),
     },
     model_columns=("model_group", "model_id"),
+    unfold=_unfold,
 )

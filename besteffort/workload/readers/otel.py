@@ -1,6 +1,7 @@
 """OpenTelemetry spans with the GenAI conventions: OTLP as JSON, or one span per line.
 
-https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/ for `gen_ai.usage.input_tokens` and `output_tokens`;
+https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/ for `gen_ai.usage.input_tokens`, `output_tokens` and
+`cache_read.input_tokens`, which the first includes;
 https://github.com/vllm-project/vllm, vllm/tracing.py, for `gen_ai.latency.time_to_first_token`, `e2e` and
 `time_in_queue` (s) and the former names `prompt_tokens` and `completion_tokens`. The file exporter of the collector
 writes `resourceSpans[].scopeSpans[].spans[]`, with `startTimeUnixNano`. Spans without tokens are other work.
@@ -29,6 +30,7 @@ FIELDS = {
     "last": Field(_TIMES[2:]),
     "prompt": Field(_USAGE),
     "output": Field(("gen_ai.usage.completion_tokens", "gen_ai.usage.output_tokens")),
+    "cached": Field(("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens")),
     "limit": Field(("gen_ai.request.max_tokens",)),
     "model": Field(("gen_ai.response.model", "gen_ai.request.model")),
     "failed": Field(("failed",)),

@@ -23,6 +23,7 @@ READER = Reader(
         "last": Field(("last_token_ts",)),
         "prompt": Field(("input_toks", "num_prompt_tokens", "prompt_tokens", "input_tokens")),
         "output": Field(("output_toks", "num_generation_tokens", "output_tokens", "completion_tokens")),
+        "cached": Field(("num_cached_tokens", "cached_tokens", "usage.prompt_tokens_details.cached_tokens")),
         "limit": Field(("max_tokens", "max_tokens_param", "output_limit")),
         "model": Field(("model", "model_name")),
         "task": Field(("task",)),

@@ -1,0 +1,1 @@
+"""The engine of `besteffort.opt` behind OpenAI's API: `besteffort engine`."""

@@ -1,0 +1,208 @@
+"""What the HTTP servers of this package have in common: listening within limits, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from besteffort.errors import InputError
+from besteffort.gateway.config import Listen
+from besteffort.gateway.errors import ApiError
+
+CUT_OFF_S = 0.05
+"""Seconds that requests have to end once they are cut off."""
+
+_BACKLOG = 512
+
+# aiohttp would log lines that it cannot read, and a key may be in these.
+_SILENT = logging.getLogger("besteffort.gateway.http")
+_SILENT.setLevel(logging.CRITICAL + 1)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(logger: logging.Logger, what: str) -> web.Application:
+    """An application without routes that answers errors in OpenAI's shape.
+
+    Args:
+      logger: gets what was not foreseen.
+      what: what failed then, such as "The gateway".
+    """
+
+    @web.middleware
+    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return error_response(error)
+        except web.HTTPException as error:
+            kind = "server_error" if error.status >= 500 else "invalid_request_error"
+            allowed = {"allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
+            return error_response(ApiError(error.status, f"{error.reason}.", kind=kind), allowed)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            logger.exception("A request failed inside.")
+            return error_response(_failed(what))
+
+    middlewares: list[Middleware] = [errors]
+    # Bodies are limited by `read_body`, since limits may change while it runs.
+    app = web.Application(middlewares=middlewares, client_max_size=2**30)
+    app.on_response_prepare.append(_hide_software)
+    return app
+
+
+async def read_body(request: web.Request, listen: Listen) -> bytes:
+    """The body of a request.
+
+    Raises:
+      ApiError: if it is of another type, too large, or too slow.
+    """
+    # A page in a browser cannot send this type elsewhere without being asked first.
+    if "json" not in request.content_type:
+        raise ApiError(415, "The content type is to be application/json.")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise ApiError(415, "The body is not to be compressed.")
+    too_large = ApiError(413, f"The body has more than {listen.body_bytes:,} bytes.", code="too_large")
+    if (request.content_length or 0) > listen.body_bytes:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(listen.body_s):
+            async for part in request.content.iter_any():
+                size += len(part)
+                if size > listen.body_bytes:
+                    raise too_large
+                parts.append(part)
+    except web.RequestPayloadError:
+        raise ApiError(400, "The body is not as its headers say.") from None
+    except TimeoutError:
+        raise ApiError(408, "The body came too slowly.", code="timeout", retry=False) from None
+    return b"".join(parts)
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that says what is wrong."""
+    response = web.json_response(error.body(), status=error.status, headers={**(headers or {}), **error.headers()})
+    if error.status in (408, 413):
+        response.force_close()  # what is left of the body is not waited for
+    return response
+
+
+def model_entry(name: str) -> dict[str, object]:
+    """A model as `/v1/models` lists it."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "besteffort"}
+
+
+class Listener:
+    """An application that listens."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        listen: Listen,
+        most_connections: Callable[[], int] | None = None,
+        *,
+        port: int | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Does not listen yet.
+
+        Args:
+          app: what answers.
+          listen: where, and how much.
+          most_connections: how many may be open at a time; as `listen` says unless given.
+          port: instead of that of `listen`.
+          shared: other processes listen on the same port.
+        """
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CUT_OFF_S)
+        self._listen = listen
+        self._most = most_connections or (lambda: listen.connections)
+        self._port = listen.port if port is None else port
+        self._shared = shared
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        """Listens; returns the address.
+
+        Raises:
+          InputError: if the address cannot be had.
+        """
+        await self._runner.setup()
+        server, loop, listen = self._runner.server, asyncio.get_running_loop(), self._listen
+        assert server is not None
+
+        def protocol() -> asyncio.Protocol:
+            if len(server.connections) >= self._most():
+                return _Full()
+            return _Connection(
+                server,
+                loop=loop,
+                # Also ends connections whose headers are not whole by then.
+                keepalive_timeout=listen.header_s,
+                access_log=_SILENT,
+                max_line_size=listen.header_bytes,
+                max_field_size=listen.header_bytes,
+                lingering_time=1.0,
+                logger=_SILENT,
+            )
+
+        try:
+            self._server = await loop.create_server(
+                protocol, listen.host, self._port, backlog=_BACKLOG, reuse_port=self._shared or None
+            )
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(
+                f"`listen` is {listen.host}, port {self._port}: cannot listen there, {reason}; name another one."
+            ) from error
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Closes all connections."""
+        if self._server is not None:
+            self._server.close()
+        if self._runner.server is not None:
+            await self._runner.server.shutdown(CUT_OFF_S)
+        await self._runner.cleanup()
+
+
+class _Connection(web.RequestHandler):
+    """A connection that answers what is no HTTP as all else, and does not repeat it."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        error = ApiError(status, "The request is no well-formed HTTP.") if status < 500 else _failed("The server")
+        if request.writer.output_size > 0:
+            raise ConnectionError("A part of the answer was sent.")
+        response = web.json_response(error.body(), status=error.status)
+        response.force_close()
+        return response
+
+
+class _Full(asyncio.Protocol):
+    """Closes a connection beyond the limit."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+def _failed(what: str) -> ApiError:
+    return ApiError(500, f"{what} failed.", kind="server_error", code="internal_error")
+
+
+async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = "besteffort"

@@ -1,0 +1,77 @@
+"""A server as a process: its event loop, the signals that end it, and its log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+_TICK_S = 1.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs it to its end, with uvloop where it is installed."""
+    runner: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            runner = uvloop.run
+    runner(main)
+
+
+async def until_told(
+    ready: Callable[[], None],
+    tick: Callable[[], Awaitable[object]] | None = None,
+    again: Callable[[], Awaitable[object]] | None = None,
+    over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Returns on SIGTERM or SIGINT.
+
+    Args:
+      ready: called once these signals are heeded.
+      tick: awaited every second.
+      again: awaited on SIGHUP.
+      over: asked every second whether it is to return anyway.
+    """
+    ended, asked = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if again is not None:
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+    ready()
+    while not ended.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), _TICK_S)
+        if again is not None and asked.is_set():
+            asked.clear()
+            await again()
+        elif tick is not None:
+            await tick()
+        if over():
+            return
+
+
+def log_to_stderr(logger: logging.Logger) -> None:
+    """One JSON object per line on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _JsonLines(logging.Formatter):
+    """Log records as JSON objects."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)

@@ -1,0 +1,52 @@
+"""Texts in pieces are the whole text, whatever the tokens cut, and end before a stop string."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from besteffort.engine.texts import LaptopTexts, Stop, Tail
+from besteffort.laptop.tokenizer import END
+
+
+class Bytes:
+    """A token per byte, so that tokens cut characters."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+@given(st.text())
+def test_pieces_are_the_text_and_have_no_half_character(text: str) -> None:
+    tail, tokens = Tail(Bytes()), Bytes().encode(text)
+    pieces = [tail.add(token, last=index == len(tokens) - 1) for index, token in enumerate(tokens)]
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_text_that_ends_within_a_character_says_so() -> None:
+    tail = Tail(Bytes())
+    assert [tail.add(0xC3), tail.add(0xA9), tail.add(0xC3, last=True)] == ["", "é", "\ufffd"]
+
+
+def test_special_tokens_add_nothing() -> None:
+    tail = Tail(LaptopTexts())
+    tokens = LaptopTexts().encode("12=")
+    assert [tail.add(token) for token in tokens] == ["", "1", "2", "="]
+    assert tail.add(END, last=True) == ""
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_a_text_ends_before_the_first_stop_string(text: str, strings: list[str], data: st.DataObject) -> None:
+    stop, shown, at = Stop(tuple(strings)), "", 0
+    ended = False
+    while not ended and at < len(text):
+        to = data.draw(st.integers(at + 1, len(text)))
+        piece, ended = stop.add(text[at:to], last=to == len(text))
+        shown, at = shown + piece, to
+    found = [text.find(string) for string in strings if string in text]
+    assert ended == bool(found)
+    assert shown == (text[: min(found)] if found else text)
