@@ -76,4 +76,4 @@ def test_every_block_is_an_example() -> None:
     texts = [page.read_text("utf-8") for page in pages()]
     assert len(examples()) == sum(len(re.findall(r"^\s*```py", text, re.M)) for text in texts) >= 12
     shown = [example.prints for example in examples().values() if example.prints is not None]
-    assert len(shown) == sum(text.count("```text\n") for text in texts) >= 3
+    assert len(shown) == sum(text.count("```\n\n```text\n") for text in texts) >= 3
