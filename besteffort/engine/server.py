@@ -209,27 +209,27 @@ class _Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._registry = registry = CollectorRegistry()
+        self._figures = figures = CollectorRegistry()
         self._ended = Counter(
-            "vllm:request_success", "Requests that ended.", ("model_name", "finished_reason"), registry=registry
+            "vllm:request_success", "Requests that ended.", ("model_name", "finished_reason"), registry=figures
         )
-        self._prompt = Counter("vllm:prompt_tokens", "Tokens of prompts.", ("model_name",), registry=registry)
-        self._output = Counter("vllm:generation_tokens", "Tokens of answers.", ("model_name",), registry=registry)
+        self._prompt = Counter("vllm:prompt_tokens", "Tokens of prompts.", ("model_name",), registry=figures)
+        self._output = Counter("vllm:generation_tokens", "Tokens of answers.", ("model_name",), registry=figures)
         self._first = Histogram(
             "vllm:time_to_first_token_seconds",
             "From arrival to the first token.",
             ("model_name",),
             buckets=_SECONDS,
-            registry=registry,
+            registry=figures,
         )
         self._latency = Histogram(
             "vllm:e2e_request_latency_seconds",
             "From arrival to the end of the answer.",
             ("model_name",),
             buckets=_SECONDS,
-            registry=registry,
+            registry=figures,
         )
-        registry.register(self)
+        figures.register(self)
 
     def ended(self, answer: Answer, finish: str | None) -> None:
         """Counts a request that has ended."""
@@ -243,7 +243,7 @@ class _Metrics:
 
     def text(self) -> bytes:
         """What a scrape gets."""
-        return generate_latest(self._registry)
+        return generate_latest(self._figures)
 
     def collect(self) -> Iterator[Metric]:
         """What is read off the engine at a scrape."""

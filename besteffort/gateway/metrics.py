@@ -27,70 +27,70 @@ class Metrics:
     """
 
     def __init__(self, core: Core) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._figures = figures = CollectorRegistry()
         self._core = core
         self.drift = Drift(core)
         self._requests = Counter(
-            "besteffort_requests", "Requests that ended.", ("task", "model", "outcome"), registry=registry
+            "besteffort_requests", "Requests that ended.", ("task", "model", "outcome"), registry=figures
         )
         self._in_time = Counter(
-            "besteffort_requests_in_time", "Answers by their deadline.", ("task", "model"), registry=registry
+            "besteffort_requests_in_time", "Answers by their deadline.", ("task", "model"), registry=figures
         )
         self._quality = Counter(
-            "besteffort_quality_in_time", "Quality of answers by their deadline, summed.", ("task",), registry=registry
+            "besteffort_quality_in_time", "Quality of answers by their deadline, summed.", ("task",), registry=figures
         )
-        self._prompt = Counter("besteffort_prompt_tokens", "Tokens of prompts.", ("model",), registry=registry)
-        self._output = Counter("besteffort_generation_tokens", "Tokens of answers.", ("model",), registry=registry)
+        self._prompt = Counter("besteffort_prompt_tokens", "Tokens of prompts.", ("model",), registry=figures)
+        self._output = Counter("besteffort_generation_tokens", "Tokens of answers.", ("model",), registry=figures)
         self._first = Histogram(
             "besteffort_time_to_first_token_seconds",
             "From arrival to the first token, of streams.",
             ("model",),
             buckets=_SECONDS,
-            registry=registry,
+            registry=figures,
         )
         self._latency = Histogram(
             "besteffort_e2e_request_latency_seconds",
             "From arrival to the end of the answer.",
             ("model",),
             buckets=_SECONDS,
-            registry=registry,
+            registry=figures,
         )
         self._decisions = Histogram(
-            "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=registry
+            "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=figures
         )
-        self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=registry)
+        self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=figures)
         self._arm_requests = Counter(
             "besteffort_arm_requests",
             "Requests that ended, by the policy that decided them.",
             ("arm", "task", "outcome"),
-            registry=registry,
+            registry=figures,
         )
         self._arm_in_time = Counter(
             "besteffort_arm_requests_in_time",
             "Answers by their deadline, by the policy that decided.",
             ("arm", "task"),
-            registry=registry,
+            registry=figures,
         )
         self._arm_quality = Counter(
             "besteffort_arm_quality_in_time",
             "Quality of answers by their deadline, summed, by the policy that decided.",
             ("arm", "task"),
-            registry=registry,
+            registry=figures,
         )
         self._compared = Counter(
-            "besteffort_shadow_decisions", "Decisions that the shadow made, too.", ("task",), registry=registry
+            "besteffort_shadow_decisions", "Decisions that the shadow made, too.", ("task",), registry=figures
         )
         self._disagreed = Counter(
             "besteffort_shadow_disagreements",
             "Decisions that the shadow would have made otherwise.",
             ("task", "pool", "shadow_pool"),
-            registry=registry,
+            registry=figures,
         )
         if (folder := os.environ.get(_FOLDER)) is not None:
             # Those above write there; what is read is the sum over all workers, also of those that have ended.
-            self._registry = registry = CollectorRegistry()
-            MultiProcessCollector(registry, folder)
-        registry.register(self)
+            self._figures = figures = CollectorRegistry()
+            MultiProcessCollector(figures, folder)
+        figures.register(self)
 
     def record(self, record: Record) -> None:
         """Counts a request that has ended."""
@@ -127,7 +127,7 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """What a scrape gets, and its content type; of several workers their sum."""
         self._core.sync()
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(self._figures), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
         """What is read off the core at a scrape."""
