@@ -222,6 +222,16 @@ async def answer_chat(call: Call) -> None:
     await call.end_stream()
 
 
+def once(released: asyncio.Event, behaviour: Behaviour) -> Behaviour:
+    """Behaves so once that is set, and holds its calls until then."""
+
+    async def hold(call: Call) -> None:
+        await released.wait()
+        await behaviour(call)
+
+    return hold
+
+
 async def answer(call: Call) -> None:
     """As a server should: plain or streamed."""
     if not call.body.get("stream"):

@@ -17,7 +17,7 @@ import yaml
 
 from besteffort.gateway.config import Listen
 from besteffort.policy import save_policy
-from tests.gateway.backends import Call, answer, backend, completion, run, running, started
+from tests.gateway.backends import answer, backend, once, run, running, started
 from tests.gateway.policies import MODELS, config, greedy
 
 
@@ -80,10 +80,7 @@ def test_a_process_answers_and_ends_what_is_in_work_before_it_leaves(
     tmp_path: Path, command: tuple[str, ...], number: signal.Signals
 ) -> None:
     release = asyncio.Event()
-
-    async def slow(call: Call) -> None:
-        await release.wait()
-        await call.respond(200, completion())
+    slow = once(release, answer)
 
     async def scenario() -> None:
         async with backend(slow) as (url, made):

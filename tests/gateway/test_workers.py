@@ -18,7 +18,7 @@ from besteffort.gateway.config import Retries
 from besteffort.gateway.core import Ask, Core, RefusedError
 from besteffort.gateway.request_log import COLUMNS
 from besteffort.observation import next_rate
-from tests.gateway.backends import Call, backend, completion, run
+from tests.gateway.backends import answer, backend, once, run
 from tests.gateway.policies import MODELS, Clock, config, greedy, snapshot
 from tests.gateway.test_serve import process, write
 
@@ -198,10 +198,7 @@ async def scrape(address: str) -> dict[str, float]:
 def test_counts_are_right_again_when_a_worker_was_killed(tmp_path: Path) -> None:
     """Worker killed with claims held; metrics per worker (litellm#10595); a reload reaches all."""
     release = asyncio.Event()
-
-    async def slow(call: Call) -> None:
-        await release.wait()
-        await call.respond(200, completion())
+    slow = once(release, answer)
 
     async def scenario() -> None:
         async with backend(slow) as (url, made):

@@ -21,7 +21,7 @@ if ENVOY is None:
 
 from besteffort.gateway.core import Core, Record  # noqa: E402
 from besteffort.plugins.envoy import main, serve  # noqa: E402
-from tests.gateway.backends import Backend, Call, answer, backend, free_port, run  # noqa: E402
+from tests.gateway.backends import Backend, Call, answer, backend, free_port, once, run  # noqa: E402
 from tests.gateway.policies import config, greedy, snapshot  # noqa: E402
 
 POOLS = ("small", "large")
@@ -101,10 +101,7 @@ def test_answers_and_streams_pass(tmp_path: Path) -> None:
 
 def test_mistakes_and_refusals_are_answered_by_the_processor(tmp_path: Path) -> None:
     held = asyncio.Event()
-
-    async def hold(call: Call) -> None:
-        await held.wait()
-        await answer(call)
+    hold = once(held, answer)
 
     async def scenario() -> None:
         async with front(tmp_path, [hold, hold]) as made:

@@ -21,7 +21,7 @@ from besteffort.errors import InputError  # noqa: E402
 from besteffort.plugins.litellm import BestEffort  # noqa: E402
 from besteffort.policy import save_policy  # noqa: E402
 from tests.docs.test_examples import examples  # noqa: E402
-from tests.gateway.backends import Backend, Call, answer_chat, backend, free_port  # noqa: E402
+from tests.gateway.backends import Backend, Call, answer_chat, backend, free_port, once  # noqa: E402
 from tests.gateway.policies import greedy  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM has warnings of its own
@@ -97,10 +97,7 @@ async def group(folder: Path, behaviours: list[Any], retries: int = 0, **config:
 def test_load_is_claimed_as_it_is_decided(tmp_path: Path, run: Callable[..., None]) -> None:
     """Requests that come at once see each other, so the largest model does not get them all."""
     held = asyncio.Event()
-
-    async def hold(call: Call) -> None:
-        await held.wait()
-        await answer_chat(call)
+    hold = once(held, answer_chat)
 
     async def scenario() -> None:
         async with group(tmp_path, [hold] * 3) as made:
@@ -123,10 +120,7 @@ def test_load_is_claimed_as_it_is_decided(tmp_path: Path, run: Callable[..., Non
 
 def test_streams_and_refusals(tmp_path: Path, run: Callable[..., None]) -> None:
     held = asyncio.Event()
-
-    async def hold(call: Call) -> None:
-        await held.wait()
-        await answer_chat(call)
+    hold = once(held, answer_chat)
 
     async def scenario() -> None:
         async with group(tmp_path, [hold] * 3) as made:
@@ -214,10 +208,7 @@ def test_in_the_proxy(tmp_path: Path, run: Callable[..., None]) -> None:
     """Behind LiteLLM's proxy, as a process of its own: answers come, from more than one model under load."""
     pytest.importorskip("fastapi")
     held = asyncio.Event()
-
-    async def hold(call: Call) -> None:
-        await held.wait()
-        await answer_chat(call)
+    hold = once(held, answer_chat)
 
     async def scenario() -> None:
         write_config(tmp_path)

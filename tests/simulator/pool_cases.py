@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,8 +15,18 @@ from besteffort.autoscaler import Autoscaler, Step
 from besteffort.observation import Observation
 from besteffort.pools import OriginDelay, Pool, ReplicaEvent, What
 from besteffort.profile import Profile
+from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Origin, Situation
-from tests.simulator.cases import LENGTH, Case, CuriousRouter, Kind, _draw_profile, _draw_router, draw_case
+from tests.simulator.cases import (
+    LENGTH,
+    Case,
+    CuriousRouter,
+    Kind,
+    _draw_profile,
+    _draw_router,
+    draw_case,
+    simulate_by_reference,
+)
 
 DEVICES = (None, "other", "third")
 _EXTRAS: tuple[frozenset[str], ...] = tuple(
@@ -119,6 +130,13 @@ def _draw_kinds(count: int, extras: Sequence[frozenset[str]], seed: int) -> list
         )
         for i in range(count)
     ]
+
+
+@cache
+def judged_cases(kind: PoolKind, seed: int, count: int, length: int = LENGTH) -> tuple[tuple[Case, Result], ...]:
+    """So many lists of a kind, from that seed on, each with what the reference makes of it."""
+    cases = (draw_pool_case(kind, seed + k, length) for k in range(count))
+    return tuple((case, simulate_by_reference(case)) for case in cases)
 
 
 def draw_pool_case(kind: PoolKind, seed: int, length: int = LENGTH) -> Case:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from besteffort.runs.untrained import default_policy
 from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.result import Result
 from besteffort.situation import Reward, View
-from tests.simulator.cases import Case, agree, make_profile, simulate_by_reference
-from tests.simulator.pool_cases import draw_pool_case, draw_scaled_kinds
+from tests.simulator.cases import Case, agree, make_profile
+from tests.simulator.pool_cases import draw_scaled_kinds, judged_cases
 from tests.simulator.test_reference import make_requests, make_tables
 
 KINDS = draw_scaled_kinds(4)
@@ -125,11 +124,9 @@ def test_looks_that_were_missed_are_made_up_for_with_what_was_there_then() -> No
     assert later.replica.tolist() == [0, 0, 0, 0, 0]
 
 
-@cache
 def lists(index: int) -> tuple[tuple[Case, Result], ...]:
     """The lists of a kind, each with what the reference makes of it."""
-    cases = (draw_pool_case(KINDS[index], 1000 * index + k, LENGTH) for k in range(LISTS))
-    return tuple((case, simulate_by_reference(case)) for case in cases)
+    return judged_cases(KINDS[index], 1000 * index, LISTS, LENGTH)
 
 
 @pytest.mark.parametrize("index", range(len(KINDS)), ids=map(str, KINDS))

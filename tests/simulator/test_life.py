@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ from tests.simulator.cases import (
     stacked_lists,
     with_budgets,
 )
-from tests.simulator.pool_cases import draw_life_kinds, draw_pool_case
+from tests.simulator.pool_cases import draw_life_kinds, judged_cases
 from tests.simulator.test_reference import make_requests, make_tables
 
 KINDS = draw_life_kinds(6)
@@ -150,11 +149,9 @@ def test_the_balancer_chooses_between_those_that_are_up_or_the_first_that_will_b
     np.testing.assert_array_equal(taking(jnp.asarray(takes), jnp.asarray(ready_s), jnp), expected)
 
 
-@cache
 def lists(index: int) -> tuple[tuple[Case, Result], ...]:
     """The lists of a kind, each with what the reference makes of it."""
-    cases = (draw_pool_case(KINDS[index], 1000 * index + k, LENGTH) for k in range(LISTS))
-    return tuple((case, simulate_by_reference(case)) for case in cases)
+    return judged_cases(KINDS[index], 1000 * index, LISTS, LENGTH)
 
 
 @pytest.mark.parametrize("index", range(len(KINDS)), ids=map(str, KINDS))
