@@ -520,7 +520,7 @@ class Core:
           RefusedError: if the operator wants that.
         """
         config = ticket.snapshot.config
-        completion_s = arm.flight.estimates(ticket.name, at=now, with_harm=False).completion_s
+        completion_s = arm.flight.completion_s(ticket.name, at=now)
         left_s = ticket.deadline_s - (now - ticket.arrived_s)
         pools = able.any(axis=0)
         punctual = pools & (completion_s <= left_s)
