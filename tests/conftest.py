@@ -60,7 +60,6 @@ LONGEST = (
 """Modules that take longer than ten seconds of a core, the longest first: so no worker is left with one at the end."""
 
 hypothesis.settings.register_profile("besteffort", derandomize=True, deadline=None, database=None, max_examples=50)
-hypothesis.settings.register_profile("long", deadline=None, database=None, max_examples=20_000)
 hypothesis.settings.load_profile("besteffort")
 
 

@@ -1,8 +1,7 @@
 """Damaged policy files and checkpoints are refused in one sentence, or serve: no traceback, no gigabyte.
 
-A policy file is signed again after the damage, as another program might write it. A run of some minutes:
-
-    python -m pytest tests/test_fuzz.py --hypothesis-profile=long
+A policy file is signed again after the damage, as another program might write it. `python -m tests.fuzz` runs these
+checks for minutes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import random
 import resource
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,16 +43,20 @@ def _no_gigabyte() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
 
 
-@pytest.fixture(scope="module")
-def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def policy_files(path: Path) -> list[bytes]:
     """A policy by a rule and the paper's, as files."""
     situation = load_situation("paper")
-    path = tmp_path_factory.mktemp("policies") / "policy.safetensors"
     written = []
     for policy in (default_policy(situation), paper_policy()):
         save_policy(policy, path)
         written.append(path.read_bytes())
     return written
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """What policy files hold."""
+    return policy_files(tmp_path_factory.mktemp("policies") / "policy.safetensors")
 
 
 def damaged_bytes(content: bytes, chance: random.Random) -> bytes:
@@ -98,25 +100,23 @@ def signed_again(content: bytes, chance: random.Random) -> bytes:
     return safetensors.numpy.save(tensors, {"besteffort": json.dumps(metadata)})
 
 
-@given(seed=st.integers(0, 2**62))
-def test_damaged_policies(seed: int, contents: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
+def check_policy(seed: int, contents: list[bytes], path: Path) -> bool:
+    """Whether a damaged policy file is read, and then decides; what is not must be refused as it should be."""
     chance = random.Random(seed)
     content = chance.choice(contents)
-    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     path.write_bytes(damaged_bytes(content, chance) if chance.random() < 0.3 else signed_again(content, chance))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            policy = load_policy(path)
-        except InputError as error:
-            refused(error, path)
-            return
-        books = InFlight(policy)
-        for step in range(3):
-            books.arrived(step, task=policy.tasks[0], prompt_tokens=16, at=float(step))
-            decision = books.decide(step)
-            assert decision.model in policy.models
-            books.sent(step, decision.model, decision.replica, at=float(step))
+    try:
+        policy = load_policy(path)
+    except InputError as error:
+        refused(error, path)
+        return False
+    books = InFlight(policy)
+    for step in range(3):
+        books.arrived(step, task=policy.tasks[0], prompt_tokens=16, at=float(step))
+        decision = books.decide(step)
+        assert decision.model in policy.models
+        books.sent(step, decision.model, decision.replica, at=float(step))
+    return True
 
 
 def altered(path: Path, chance: random.Random) -> None:
@@ -137,10 +137,9 @@ def altered(path: Path, chance: random.Random) -> None:
     np.savez(path, **arrays)
 
 
-@given(seed=st.integers(0, 2**62))
-def test_damaged_checkpoints(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def check_checkpoint(seed: int, path: Path) -> bool:
+    """Whether a damaged checkpoint is read; what is not must be refused as it should be."""
     chance = random.Random(seed)
-    path = tmp_path_factory.getbasetemp() / "damaged.npz"
     path.unlink(missing_ok=True)
     checkpoint.save(path, STATE, METRICS, IDENTITY)
     checkpoint.end(path)
@@ -152,7 +151,19 @@ def test_damaged_checkpoints(seed: int, tmp_path_factory: pytest.TempPathFactory
         state, metrics = checkpoint.load(path, STATE, IDENTITY)
     except InputError as error:
         refused(error, path)
-        return
+        return False
     assert state["online"].shape == (3, 4)
     assert state["step"].dtype == jnp.int32
     assert len({len(values) for values in metrics.values()}) <= 1
+    return True
+
+
+@pytest.mark.filterwarnings("error")
+@given(seed=st.integers(0, 2**62))
+def test_damaged_policies(seed: int, contents: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
+    check_policy(seed, contents, tmp_path_factory.getbasetemp() / "damaged.safetensors")
+
+
+@given(seed=st.integers(0, 2**62))
+def test_damaged_checkpoints(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check_checkpoint(seed, tmp_path_factory.getbasetemp() / "damaged.npz")
