@@ -48,7 +48,7 @@ from besteffort.adapters.gymnax import ServingGymnax
 from besteffort.adapters.wrapped import WrappedEnv
 from besteffort.evaluation import plots
 from besteffort.evaluation.colours import FOCUS, GRID, INK, SERIES
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.evaluation.tuning import heuristic_routers, tune
 from besteffort.learning.config import DQNHyperparams
 from besteffort.learning.network import to_weights
@@ -62,6 +62,7 @@ from besteffort.weights import Weights
 from besteffort.workload.config import Poisson
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, TARGET = 0.95, 25.0

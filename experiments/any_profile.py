@@ -25,7 +25,7 @@ from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.formats import points
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, maker, tune
 from besteffort.files import write_text
@@ -34,6 +34,7 @@ from besteffort.runs.untrained import default_policy, rule_for, rule_policy
 from besteffort.simulator.types import Router
 from besteffort.workload import config as workloads
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from experiments.lab import Claim, Findings, Lab, main
 from experiments.methods import seeing
 from experiments.random_situations import Draw, draw_group

@@ -24,7 +24,6 @@ from besteffort.evaluation.formats import percent
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet
 from besteffort.evaluation.ranking import ranking
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.rollouts import sample_lists
 from besteffort.evaluation.statistics import Interval, mean_interval
 from besteffort.observation import ESTIMATES, OBSERVED_SLOWDOWN
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
@@ -32,6 +31,7 @@ from besteffort.runs.experiment import TrainingConfig
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, View
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import SyntheticWorkload, synthetic
 from experiments.lab import Claim, Findings, Lab, main, status_of
 from experiments.small_instance import Instance, Solution, TickArrivals, best_by_sizes, follow, make_instance, solve

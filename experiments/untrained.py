@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from besteffort.estimates.rule import NUMBERS
 from besteffort.evaluation.report import Column, Table
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.evaluation.tuning import maker
 from besteffort.learning.evolution import Evolution
 from besteffort.routers.registry import settings_at, steps_to
@@ -25,6 +25,7 @@ from besteffort.simulator.build import build
 from besteffort.simulator.types import EnvShape
 from besteffort.workload import config as workloads
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from experiments.lab import Findings, Lab, main
 from experiments.random_situations import Draw, draw_group
 

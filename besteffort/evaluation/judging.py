@@ -19,7 +19,7 @@ from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.tuning import RouterKind, heuristic_routers, router_kinds, tune
 from besteffort.routers.registry import Settings
 from besteffort.simulator.result import Result
@@ -31,6 +31,7 @@ from besteffort.workload.config import build as build_workload
 from besteffort.workload.reading import ALL, Reading
 from besteffort.workload.requests import Requests
 from besteffort.workload.resample import halves, with_lengths_of
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.traces import Trace, TraceInfo, open_trace
 
 LEARNED = "learned"

@@ -6,7 +6,6 @@ Routers assume a situation. The actual one of a rollout may have other tables, q
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -28,7 +27,7 @@ from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests, check_origins
-from besteffort.workload.sample import as_requests, draw, origins_of
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import spreads_rates, strata
 from besteffort.workload.types import Arrival
 
@@ -67,25 +66,6 @@ class Played(NamedTuple):
     placement: Any
     timing: Any
     reward: Any
-
-
-def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, seeds: Sequence[int]) -> list[Requests]:
-    """The first `n` requests of each workload for each seed, workload by workload.
-
-    Args:
-      workloads: of the same kind and static fields, so that their numbers stack.
-      task_names: names of the tasks.
-      n: requests per list.
-      seeds: each workload is drawn with each; lists of different workloads with the same seed share their draws.
-    """
-    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, _float(leaf)) for leaf in leaves]), *workloads)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    of_seeds = jax.vmap(partial(draw, n=n), in_axes=(None, 0))
-    arrivals = jax.device_get(jax.vmap(of_seeds, in_axes=(0, None))(stacked, keys))
-    return [
-        as_requests(jax.tree.map(lambda field, at=(i, j): field[at], arrivals), task_names, origins_of(workloads[i]))
-        for i, j in itertools.product(range(len(workloads)), range(len(seeds)))
-    ]
 
 
 def sample_evenly(workload: Any, task_names: tuple[str, ...], n: int, seeds: Sequence[int]) -> list[Requests]:
@@ -300,10 +280,6 @@ def _stack(lists: Sequence[Requests]) -> dict[str, np.ndarray]:
         if lists[0].origin is None
         else fields | {"origin": np.stack([np.asarray(each.origin) for each in lists])}
     )
-
-
-def _float(leaf: Any) -> Any:
-    return float if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

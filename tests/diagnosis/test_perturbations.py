@@ -17,7 +17,7 @@ from besteffort.diagnosis.perturbations import (
 )
 from besteffort.diagnosis.wrong_profiles import perturb_latency
 from besteffort.evaluation import metrics
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.observation import Observation
 from besteffort.routers import StaticRouter
 from besteffort.runs.config import load_situation
@@ -25,6 +25,7 @@ from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import synthetic
 
 

@@ -13,7 +13,7 @@ from besteffort.diagnosis.wrong_profiles import perturb_latency, perturb_quality
 from besteffort.errors import InputError
 from besteffort.evaluation import rollouts
 from besteffort.evaluation.metrics import gpu_seconds
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts, play_routers
 from besteffort.observation import Observation, default_features
 from besteffort.pools import Pool, ReplicaEvent
 from besteffort.routers import DeadlineRouter, LearnedRouter, PricedRouter, RandomRouter, StaticRouter
@@ -27,7 +27,7 @@ from besteffort.situation import Cluster, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
-from besteffort.workload.sample import sample_workload
+from besteffort.workload.sample import sample_lists, sample_workload
 from besteffort.workload.synthetic_workload import synthetic
 from tests.made_up import FewestPromptTokens, make_rule
 
@@ -57,20 +57,6 @@ def situation() -> Situation:
 def lists(situation: Situation) -> list[Requests]:
     workloads = [synthetic(situation, Poisson(rate)) for rate in (100.0, 400.0)]
     return sample_lists(workloads, situation.task_names, N, [5, 6])
-
-
-def test_lists_are_the_generators_own(situation: Situation, lists: list[Requests]) -> None:
-    assert len(lists) == 4
-    alone = sample_workload(synthetic(situation, Poisson(400.0)), situation.task_names, N, 6)
-    for name, values in alone.columns.items():
-        np.testing.assert_allclose(getattr(lists[3], name), values, rtol=1e-6)
-
-
-def test_lists_of_a_seed_share_their_draws(lists: list[Requests]) -> None:
-    slow, fast = lists[0], lists[2]
-    np.testing.assert_array_equal(slow.output_tokens, fast.output_tokens)
-    np.testing.assert_allclose(slow.arrival_s, 4 * fast.arrival_s, rtol=1e-5)
-    assert (lists[0].output_tokens != lists[1].output_tokens).any()
 
 
 def test_together_as_alone(situation: Situation, lists: list[Requests]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.estimates.rule import NUMBERS, Rule
 from besteffort.evaluation import search as search_module
-from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.evaluation.search import Lists, Searched, draws, pieces, search
 from besteffort.learning.config import ObjectiveName, SearchConfig
 from besteffort.learning.train import Progress
@@ -26,6 +26,7 @@ from besteffort.simulator.build import build
 from besteffort.situation import Cluster, Reward, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import synthetic
 
 N = 60

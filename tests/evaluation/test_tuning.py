@@ -8,7 +8,7 @@ import pytest
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.objectives import score_rollouts
-from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards, sample_lists
+from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards
 from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, maker, tune
 from besteffort.learning.config import SearchConfig
 from besteffort.routers.names import RIVALS
@@ -18,6 +18,7 @@ from besteffort.simulator.build import build
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import synthetic
 
 CONFIG = EvaluationConfig(tuning_generations=4, tuning_population=6)

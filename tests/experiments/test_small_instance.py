@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("experiments", reason="needs a checkout")
 
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import sample_lists
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import synthetic
 from experiments.optimal import TICK_S, play, small_situation
 from experiments.small_instance import TickArrivals, best_by_sizes, follow, make_instance, solve, visits

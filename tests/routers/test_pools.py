@@ -10,7 +10,7 @@ import pytest
 
 from besteffort.bounds.gears import gear_plan, price_plan
 from besteffort.estimates.rule import UNTRAINED
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.tuning import maker
 from besteffort.pools import Pool
 from besteffort.profile import load_profile
@@ -18,6 +18,7 @@ from besteffort.routers.registry import make_router
 from besteffort.simulator.build import build
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.arrivals import Poisson
+from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import synthetic
 
 PROFILE = load_profile("opt-a100")

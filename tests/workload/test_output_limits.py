@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import play_routers, sample_lists
+from besteffort.evaluation.rollouts import play_routers
 from besteffort.laptop.requests import with_cases
 from besteffort.routers.heuristics import DeadlineRouter
 from besteffort.runs.config import load_situation
@@ -17,7 +17,7 @@ from besteffort.simulator.simulate import simulate
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import NO_LIMIT, Requests
 from besteffort.workload.resample import halves, resample
-from besteffort.workload.sample import sample_workload
+from besteffort.workload.sample import sample_lists, sample_workload
 from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.trace_workload import replay, replay_at_rates
 from besteffort.workload.traces import read_trace
