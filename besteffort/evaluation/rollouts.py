@@ -5,10 +5,12 @@ Routers assume a situation. The actual one of a rollout may have other tables, q
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from besteffort import interrupts
+from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.metrics import after_warm_up, mean_over
 from besteffort.pytrees import node_types
@@ -31,7 +34,10 @@ from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import spreads_rates, strata
 from besteffort.workload.types import Arrival
 
-_LANES = 128  # what they hold fits the cache of a core
+T = TypeVar("T")
+
+_LANES = {"cpu": 16}  # that play together: on processors few, so that there is work for every core
+_MOST_LANES = 128  # on other devices
 _MANY = 1_000  # numbers of a router that rollouts which do not follow it should not have to read
 _FIELDS = ("task", "prompt_tokens", "output_tokens", "deadline_s")
 
@@ -245,18 +251,39 @@ def _play_together(
     rows = np.array([rollout.row for rollout in rollouts])
 
     row_keys = jax.random.split(jax.random.key(seed), len(lists))
-    width = -(-len(rollouts) // -(-len(rollouts) // _LANES))
-    for start in range(0, len(rollouts), width):
-        interrupts.check()
-        # The last block is filled up, so that one compiled program serves all.
-        block = np.arange(start, start + width) % len(rollouts)
+    count = -(-len(rollouts) // _LANES.get(jax.default_backend(), _MOST_LANES))
+    width = -(-len(rollouts) // count)
+    # The last block is filled up, so that one compiled program serves all.
+    blocks = [np.arange(start, start + width) % len(rollouts) for start in range(0, len(rollouts), width)]
+
+    def inputs(block: np.ndarray) -> tuple[Any, ...]:
         mine = [leaf[block] if vary else leaf for leaf, vary in columns]
-        asked = jax.tree.map(lambda field, block=block: field[rows[block]], arrivals)
-        played = jax.device_get(
-            _play_lanes(shape, structure, classes, varies, mine, chosen[block], asked, row_keys[rows[block]])
-        )
-        left = min(width, len(rollouts) - start)
+        asked = jax.tree.map(lambda field: field[rows[block]], arrivals)
+        return shape, structure, classes, varies, mine, chosen[block], asked, row_keys[rows[block]]
+
+    def play(block: np.ndarray) -> Played:
+        interrupts.check()
+        return cast(Played, jax.device_get(_play_lanes(*inputs(block))))
+
+    if len(blocks) > 1:
+        _play_lanes.lower(*inputs(blocks[0])).compile()  # once, before several threads would each compile it
+    left = len(rollouts)
+    for played in _side_by_side(play, blocks):
         yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
+        left -= width
+
+
+def _side_by_side(function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+    """What a function gives for each item, in order, on all cores; no more is held than that many results."""
+    workers = min(cores(), len(items))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: collections.deque[Future[T]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _column(leaves: Sequence[Any]) -> tuple[np.ndarray, bool]:

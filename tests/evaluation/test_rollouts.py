@@ -155,7 +155,7 @@ def test_blocks_of_lanes_are_what_all_together_are(
 ) -> None:
     routers = {"mixed": [StaticRouter(index % 3) for index in range(4)], "random": [RandomRouter()] * 4}
     whole = play_routers(situation, lists, routers)
-    monkeypatch.setattr(rollouts, "_LANES", 3)
+    monkeypatch.setattr(rollouts, "_LANES", {"cpu": 3})
     each_rollout = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
     blocks = list(play_rollouts(situation, lists, each_rollout))
     assert [len(block) for block, _ in blocks] == [3, 3, 2]
