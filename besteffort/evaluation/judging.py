@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from besteffort import interrupts
 from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
@@ -245,12 +246,24 @@ def trace_set(trace: TraceHalves, situation: Situation, config: EvaluationConfig
     )
 
 
+def tune_on(
+    evaluation_set: EvaluationSet,
+    config: EvaluationConfig,
+    *,
+    kept: Path | None = None,
+    check: Callable[[], None] = interrupts.check,
+) -> dict[str, Settings]:
+    """Settings of the heuristics that do best on the tuning lists of a set; `kept` and `check` as of `tune`."""
+    situation, warm_up_s = evaluation_set.situation, evaluation_set.warm_up_s
+    (tuned,) = tune(situation, [evaluation_set.tuning], config, warm_up_s=warm_up_s, kept=kept, check=check)
+    return tuned
+
+
 def judge(
     evaluation_set: EvaluationSet,
     learned: Mapping[str, Sequence[Router]],
     config: EvaluationConfig,
     tuned: Mapping[str, Settings] | None = None,
-    kept: Path | None = None,
 ) -> EvaluationResult:
     """Tunes the heuristics and plays every router on every list.
 
@@ -260,11 +273,9 @@ def judge(
         that intervals span policies and arrivals alike.
       config: generations and population of the tuning.
       tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
-      kept: file that keeps what is tuned, see `tune`.
     """
     if tuned is None:
-        situation, warm_up_s = evaluation_set.situation, evaluation_set.warm_up_s
-        (tuned,) = tune(situation, [evaluation_set.tuning], config, warm_up_s=warm_up_s, kept=kept)
+        tuned = tune_on(evaluation_set, config)
     lists = [requests for group in evaluation_set.judged for requests in group]
     routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
     routers |= heuristic_routers(evaluation_set.situation, tuned, len(lists))

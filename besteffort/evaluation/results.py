@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 from besteffort.bounds.prices import Bound
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.config import EvaluationConfig
-from besteffort.evaluation.judging import LEARNED, EvaluationResult, TraceHalves, burst_set, grid_set, judge, trace_set
+from besteffort.evaluation.judging import (
+    LEARNED,
+    EvaluationResult,
+    TraceHalves,
+    burst_set,
+    grid_set,
+    judge,
+    trace_set,
+    tune_on,
+)
 from besteffort.evaluation.report import (
     ORIGIN_COLUMNS,
     Column,
@@ -66,7 +75,12 @@ def evaluate(
     evaluation_sets = [trace_set(trace, situation, config) for trace in traces]
     evaluation_sets = evaluation_sets or [grid_set(situation, config), burst_set(situation, config)]
     evaluations = [
-        judge(evaluation_set, {LEARNED: [learned_router(policy)]}, config, kept=out / TUNED)
+        judge(
+            evaluation_set,
+            {LEARNED: [learned_router(policy)]},
+            config,
+            tune_on(evaluation_set, config, kept=out / TUNED),
+        )
         for evaluation_set in evaluation_sets
     ]
     pictures = []

@@ -66,6 +66,7 @@ def tune(
     situations: Sequence[Situation] | None = None,
     objective: SearchConfig | None = None,
     kept: Path | None = None,
+    check: Callable[[], None] = interrupts.check,
 ) -> list[dict[str, Settings]]:
     """For each group of lists, the settings of every tuned heuristic that do best on them on average.
 
@@ -82,6 +83,7 @@ def tune(
       situations: of each group, where they differ; in numbers only.
       objective: names what to look for, and its numbers, as in a search; by default the mean reward.
       kept: file that keeps what is found by what it depends on, so that nothing is tuned twice.
+      check: is called before each generation, and raises if nobody waits for the outcome any more.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
@@ -90,7 +92,7 @@ def tune(
       InputError: if the lists differ in length, or the situations in more than numbers, or the file is damaged.
     """
     if kept is not None:
-        return _kept(kept, situation, groups, config, warm_up_s, names, situations, objective)
+        return _kept(kept, situation, groups, config, warm_up_s, names, situations, objective, check)
     shape, _ = build(situation, None, history=1)
     served = [situation] * len(groups) if situations is None else situations
     makers = {id(one): maker(one) for one in served}
@@ -104,7 +106,7 @@ def tune(
         for group in range(len(groups))
     }
     for _ in range(config.tuning_generations):
-        interrupts.check()
+        check()
         rollouts: list[Rollout] = []
         parts = []
         for (name, group), search in searches.items():
@@ -133,6 +135,7 @@ def _kept(
     names: Collection[str],
     situations: Sequence[Situation] | None,
     objective: SearchConfig | None,
+    check: Callable[[], None],
 ) -> list[dict[str, Settings]]:
     """What `tune` finds, from the file or into it; plain JSON values either way."""
     numbers = (config.tuning_generations, config.tuning_population, warm_up_s, sorted(names))
@@ -153,6 +156,7 @@ def _kept(
             names=names,
             situations=situations,
             objective=objective,
+            check=check,
         )
         known[depends_on] = jsonable(found)
         write_json(path, known)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from besteffort import interrupts
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation import results
@@ -19,6 +23,7 @@ from besteffort.evaluation.judging import (
     halves_of,
     judge,
     trace_set,
+    tune_on,
 )
 from besteffort.evaluation.report import Picture, Table
 from besteffort.files import os_errors_as_input_errors, read_json, write_json
@@ -26,6 +31,7 @@ from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
 from besteffort.profile import save_profile
 from besteffort.routers.learned import learned_router
+from besteffort.routers.registry import Settings
 from besteffort.runs.config import SituationConfig, write_config
 from besteffort.runs.experiment import Method, RunConfig
 from besteffort.runs.own_logs import Taken, with_deadlines, with_tasks_of
@@ -188,11 +194,46 @@ def quickstart(
       InputError: if a file cannot be written.
     """
     _keep_plan(plan, out)
-    config, judging = _written(plan, out), plan.config.evaluation
+    config = _written(plan, out)
+    with _tuning(plan, out) as tuned:
+        return _quickstart(plan, out, config, tuned, progress, doing)
+
+
+@contextlib.contextmanager
+def _tuning(plan: QuickstartPlan, out: Path) -> Iterator[list[Future[dict[str, Settings]]]]:
+    """The settings of the rivals of each stage, found by a thread while learners train; it stops where they fail."""
+    given_up = threading.Event()
+
+    def check() -> None:
+        interrupts.check()
+        if given_up.is_set():
+            raise CancelledError
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            yield [
+                thread.submit(
+                    tune_on, stage.evaluation_set, plan.config.evaluation, kept=out / results.TUNED, check=check
+                )
+                for stage in plan.stages
+            ]
+        finally:
+            given_up.set()
+
+
+def _quickstart(
+    plan: QuickstartPlan,
+    out: Path,
+    config: RunConfig,
+    tuned: Sequence[Future[dict[str, Settings]]],
+    progress: ProgressCallback,
+    doing: Callable[[str], None],
+) -> Outcome:
+    judging = plan.config.evaluation
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
-    for stage in plan.stages:
+    for stage, settings_of_rivals in zip(plan.stages, tuned, strict=True):
         situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
         for method, problem in stage.problems.items():
@@ -217,7 +258,7 @@ def quickstart(
         )
         judged = {LEARNED: candidates.pop(best), **candidates, **_papers(situation)}
         routers = {name: [learned_router(policy)] for name, policy in judged.items()}
-        evaluations.append(judge(stage.evaluation_set, routers, judging, kept=out / results.TUNED))
+        evaluations.append(judge(stage.evaluation_set, routers, judging, settings_of_rivals.result()))
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),

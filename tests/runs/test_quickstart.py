@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from besteffort.cli import main
+from besteffort.errors import InputError
 from besteffort.policy import load_policy
+from besteffort.runs import quickstart
+from besteffort.runs.own_logs import load_quickstart
 
 
 @pytest.mark.slow
@@ -41,3 +47,29 @@ def test_without_training_it_judges_the_policy_that_needs_none(
     policy = load_policy(out / "policy.safetensors")
     assert policy.training == {"method": "none"}
     assert not [path for path in out.iterdir() if path.is_dir()]
+
+
+def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rivals are tuned beside the trainings; nobody waits for them to end once there is nothing to hold them to."""
+    begun, failed, generations = threading.Event(), threading.Event(), []
+
+    def tuned(*_: object, check: Callable[[], None], **__: object) -> dict[str, object]:
+        begun.set()
+        assert failed.wait(60)
+        for generation in range(10**9):
+            check()
+            generations.append(generation)
+            time.sleep(0.01)
+        return {}
+
+    def training(*_: object, **__: object) -> None:
+        assert begun.wait(60)
+        failed.set()
+        raise InputError("It diverged.")
+
+    monkeypatch.setattr(quickstart, "tune_on", tuned)
+    monkeypatch.setattr(quickstart, "run_training", training)
+    plan = quickstart.make_plan(load_quickstart(str(small), None))
+    with pytest.raises(InputError, match="It diverged"):
+        quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
+    assert len(generations) < 1_000
