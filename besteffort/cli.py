@@ -290,6 +290,8 @@ def _fit(
             progress=lambda doing, misfit: say(f"Fitting {doing}; misfit {misfit:.3f}"),
             **options,
         )
+    for doubt in outcome.doubts:
+        answer.note(doubt)
     answer.table(outcome.table)
     for note in outcome.notes:
         answer.note(note)

@@ -1,7 +1,8 @@
 """Makes a profile from a server log: the work of `besteffort profile fit`.
 
-Every model of the log is fitted twice: to the first half of its requests, which then predicts the times of the second
-half, and to all requests. The errors of the first fit show how far to trust the second.
+Every model of the log is fitted three times: to the first half of its requests, which then predicts the times of the
+second half, to the second half, and to all requests. The errors of the first fit show how far to trust the last, and so
+does what the halves find different.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import jsonable, write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
-from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, Progress, fit
+from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, fit, limit_words
 from besteffort.profiling.kept_fits import NOTHING_KEPT, KeptFits
+from besteffort.profiling.problem import Progress
 from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import SituationConfig, write_config
 from besteffort.situation import Cluster, Deadline, Task
@@ -29,6 +31,8 @@ PERCENTILES = (50, 95, 99)
 MEASURES = {"ttft_s": "first token", "latency_s": "end to end"}
 Qualities = Mapping[str, Mapping[str, float]]
 """Percent by task and model; the model is `""` where there is only one."""
+
+_APART = 0.1  # of a median time, from which fits of two halves disagree
 
 GOOD = {50: 0.05, 95: 0.10}
 """Largest relative error of a percentile of end-to-end times with which a fit is good enough, the same as for simulated
@@ -70,12 +74,14 @@ class FittedModel:
       log: its requests.
       fitted: the fit to all requests.
       held_out: predictions for the second half of the requests from a fit to the first half.
+      halves: the fits to the first half and to the second; none where they were not made.
     """
 
     name: str
     log: RequestLog
     fitted: Fitted
     held_out: HeldOut
+    halves: tuple[Fitted, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,40 +91,84 @@ class Outcome:
     Attributes:
       profile: the profile.
       models: the fitted models, from the smallest to the largest.
+      doubts: what logs do not determine, and halves that disagree, a sentence each; to be read first.
       table: errors on the held-out halves.
-      notes: which terms the log determines, a sentence each.
+      notes: what logs determine, and whether the fits are good enough, a sentence each.
       files: the written files.
     """
 
     profile: Profile
     models: tuple[FittedModel, ...]
+    doubts: tuple[str, ...]
     table: Table
     notes: tuple[str, ...]
     files: tuple[Path, ...]
 
 
-def judge(
+def fit_halves(
     log: RequestLog,
     *,
     max_batch: int | None = None,
     share: float | None = None,
     kept: KeptFits = NOTHING_KEPT,
     progress: Progress | None = None,
-) -> HeldOut:
-    """Fits the first half of a log's requests and predicts the second; options as in `fit_logs`."""
+) -> tuple[Fitted, Fitted]:
+    """Fits to the first half of a log's requests and to the second; options as in `fit_logs`."""
+    first = np.arange(len(log)) < len(log) // 2
+
+    def half(which: str, rows: np.ndarray) -> Fitted:
+        def report(doing: str, misfit: float) -> None:
+            if progress is not None:
+                progress(f"{which}, {doing}", misfit)
+
+        def make() -> Fitted:
+            return fit(log, rows, max_batch=max_batch, cache_output_share=share, explain=False, progress=report)
+
+        return kept.fit(log, make, part=which, max_batch=max_batch, share=share)
+
+    return half("first half", first), half("second half", ~first)
+
+
+def judge(log: RequestLog, first: Fitted) -> HeldOut:
+    """How a fit to the first half of a log's requests predicts the second."""
     half = len(log) // 2
-    first = np.arange(len(log)) < half
-    fitted = kept.fit(
-        log,
-        lambda: fit(log, first, max_batch=max_batch, cache_output_share=share, explain=False, progress=progress),
-        part="first half",
-        max_batch=max_batch,
-        share=share,
-    )
     return HeldOut(
         measured={"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
-        predicted={"ttft_s": fitted.first_s[half:], "latency_s": fitted.last_s[half:]},
+        predicted={"ttft_s": first.first_s[half:], "latency_s": first.last_s[half:]},
     )
+
+
+def disagreements(model: FittedModel) -> list[str]:
+    """What the fits to the two halves of a log find different, a sentence each."""
+    if not model.halves:
+        return []
+    (one, other), found = model.halves, []
+    # A half that cannot tell agrees with all that it cannot tell apart.
+    if not {each.chunk_tokens for each in one.alike} & {each.chunk_tokens for each in other.alike}:
+        words = ["none" if each.chunk_tokens is None else f"{each.chunk_tokens:,}" for each in model.halves]
+        found.append(f"The halves disagree: `chunk_tokens` is {words[0]} by the first and {words[1]} by the second.")
+    limits = [{(each.cache, each.max_batch) for each in half.alike} for half in model.halves]
+    if not limits[0] & limits[1] and not _within(one, other):
+        words = [limit_words([each.assumed]) for each in model.halves]
+        found.append(
+            f"The halves disagree: what held requests back is {words[0]} by the first and {words[1]} by the second."
+        )
+    ratio = float(np.median(other.last_s) / np.median(one.last_s))
+    if not abs(ratio - 1) <= _APART:
+        found.append(
+            f"The halves disagree: by the second, the median request of the log takes {100 * abs(ratio - 1):.0f}% "
+            f"{'longer' if ratio > 1 else 'less'} than by the first; the server may have changed (`--from` and `--to` "
+            "fit to a part)."
+        )
+    return found
+
+
+def _within(one: Fitted, other: Fitted) -> bool:
+    """Whether the half without a limit never had as many requests at once as the other's limit lets run."""
+    for free, bound in ((one, other), (other, one)):
+        if free.limit == "nothing" and bound.limit == "batch":
+            return free.largest_batch <= bound.max_batch
+    return False
 
 
 def fit_logs(
@@ -150,21 +200,21 @@ def fit_logs(
             if progress is not None:
                 progress(f"{model}: {doing}", misfit)
 
-        held_out = judge(
-            part,
-            max_batch=max_batch,
-            share=share,
-            kept=kept,
-            progress=lambda doing, misfit: report(f"first half, {doing}", misfit),
-        )
+        halves = fit_halves(part, max_batch=max_batch, share=share, kept=kept, progress=report)
 
-        def make(part: RequestLog = part, share: float | None = share, report: Progress = report) -> Fitted:
-            return fit(part, max_batch=max_batch, cache_output_share=share, progress=report)
+        def make(
+            part: RequestLog = part,
+            share: float | None = share,
+            report: Progress = report,
+            halves: tuple[Fitted, ...] = halves,
+        ) -> Fitted:
+            among = tuple(dict.fromkeys(each for half in halves for each in (half.assumed, *half.alike)))
+            return fit(part, max_batch=max_batch, cache_output_share=share, among=among, progress=report)
 
         fitted = kept.fit(part, make, part="all", max_batch=max_batch, share=share)
         if share is None and fitted.limit == "cache":
             share = fitted.cache_output_share
-        done.append(FittedModel(model, part, fitted, held_out))
+        done.append(FittedModel(model, part, fitted, judge(part, halves[0]), halves))
     return tuple(sorted(done, key=lambda each: each.fitted.decode[0][1]))
 
 
@@ -354,16 +404,19 @@ def write_outcome(
     """
     _, situation, figures, picture = outcome_files(out)
     logs = {model.log.path: model.log for model in models}
-    notes = [f"{log.path.name}: {note}" for log in logs.values() for note in log.notes]
+    doubts, notes = [], [f"{log.path.name}: {note}" for log in logs.values() for note in log.notes]
     for model in models:
-        notes += [
-            f"{model.name}: {'' if term.determined else 'Not determined: '}{term.text}" for term in model.fitted.terms
-        ]
+        terms = model.fitted.terms
+        doubts += [f"{model.name}: Not determined: {term.text}" for term in terms if not term.determined]
+        doubts += [f"{model.name}: {text}" for text in disagreements(model)]
+        notes += [f"{model.name}: {term.text}" for term in terms if term.determined]
     notes += [_batch_words(models), verdict(models)]
     table = error_table(models)
     save_profile(profile, out)
     _write_situation(situation, models, profile, out, deadlines or {})
-    write_json(figures, {"profile": profile.name, "models": [_figures(model) for model in models], "notes": notes})
+    write_json(
+        figures, {"profile": profile.name, "models": [_figures(model) for model in models], "notes": [*doubts, *notes]}
+    )
     plots.save_figure(
         plots.plot_prediction(
             {
@@ -375,7 +428,7 @@ def write_outcome(
         ),
         picture.with_name(picture.name.removesuffix(".png")),
     )
-    return Outcome(profile, tuple(models), table, tuple(notes), (out, situation, figures, picture))
+    return Outcome(profile, tuple(models), tuple(doubts), table, tuple(notes), (out, situation, figures, picture))
 
 
 def outcome_files(out: Path) -> tuple[Path, Path, Path, Path]:
@@ -394,7 +447,7 @@ def kept_file(out: Path) -> Path:
 
 
 def error_table(models: Sequence[FittedModel]) -> Table:
-    """Percentiles of the held-out halves, as measured and as predicted."""
+    """Percentiles of the held-out halves, as measured and as predicted; a terminal gets the errors, which fit it."""
     rows = []
     for model in models:
         for measure, words in MEASURES.items():
@@ -406,7 +459,7 @@ def error_table(models: Sequence[FittedModel]) -> Table:
         for percentile in PERCENTILES
         for column in (
             Column(f"P{percentile} (s)", "number", 3, key=f"p{percentile}_s"),
-            Column("error (%)", "points", 1, key=f"p{percentile}_error"),
+            Column(f"P{percentile} error (%)", "points", 1, brief=True, key=f"p{percentile}_error"),
         )
     ]
     return Table(
@@ -519,6 +572,7 @@ def _model_profile(model: FittedModel) -> ModelProfile:
         prefill=fitted.prefill,
         context_cost_s=fitted.context_cost_s,
         cache_tokens=fitted.cache_tokens,
+        chunk_tokens=fitted.chunk_tokens,
     )
 
 
@@ -633,6 +687,9 @@ def _figures(model: FittedModel) -> dict[str, Any]:
         "delay_s": fitted.delay_s,
         "context_cost_s": fitted.context_cost_s,
         "cache_tokens": fitted.cache_tokens,
+        "chunk_tokens": fitted.chunk_tokens,
+        "shared_tokens": fitted.shared_tokens,
+        "alike": [dataclasses.asdict(each) for each in fitted.alike],
         "cache_output_share": fitted.cache_output_share,
         "terms": [dataclasses.asdict(term) for term in fitted.terms],
         "held_out": {

@@ -12,6 +12,7 @@ import numpy as np
 from besteffort.digests import array_digest
 from besteffort.files import jsonable, replacing
 from besteffort.profiling.fit import Fitted, Term
+from besteffort.profiling.problem import Assumption
 from besteffort.profiling.server_log import RequestLog
 from besteffort.version import __version__
 
@@ -78,4 +79,6 @@ def _fitted(arrays: dict[str, np.ndarray], key: str) -> Fitted:
     terms = json.loads(str(arrays[key]))
     terms |= {name: tuple((int(x), float(y)) for x, y in terms[name]) for name in ("decode", "prefill")}
     terms["terms"] = tuple(Term(**each) for each in terms["terms"])
+    terms["alike"] = tuple(Assumption(**each) for each in terms["alike"])
+    terms["assumed"] = Assumption(**terms["assumed"])
     return Fitted(**terms, first_s=arrays[f"{key}.first_s"], last_s=arrays[f"{key}.last_s"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQu
 from besteffort.profiling import evidence
 from besteffort.profiling.evidence import Curve
 from besteffort.profiling.fit import Fitted, fit
-from besteffort.profiling.log_simulation import Candidates, Player
+from besteffort.profiling.log_simulation import UNLIMITED, Candidates, Player
 from besteffort.profiling.server_log import RequestLog
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.workload.requests import Requests
 
-pytestmark = pytest.mark.optimised  # a log is simulated with 32 candidates again and again
+pytestmark = pytest.mark.optimised  # a log is simulated with 40 candidates again and again
 
 KNOWN = Source("modelled", "a test")
 N = 160  # of every log, so that programs are compiled once per largest batch
@@ -34,27 +35,42 @@ def served(
     max_batch: int = 8,
     context_cost_s: float = 0.0,
     cache_tokens: int | None = None,
+    chunk_tokens: int | None = None,
     share: float = 1.0,
     noise: float = 0.0,
     seed: int = 0,
     found: bool = False,
+    longer: int = 0,
 ) -> RequestLog:
     """A log of the reference under Poisson arrivals at `rate`; times are noted `noise` seconds late, in the mean.
 
-    With `found`, a prefix cache had most of every second prompt.
+    With `found`, a prefix cache had most of every second prompt. With `longer`, all prompts are longer by a prefix of
+    so many tokens, which it had.
     """
     rng = np.random.default_rng(seed)
     arrival_s = np.cumsum(rng.exponential(1 / rate, N))
     prompts = np.clip(rng.lognormal(np.log(300), 0.7, N), 8, 2000).astype(int)
     outputs = np.clip(rng.lognormal(np.log(60), 0.6, N), 2, 400).astype(int)
+    prompts += longer
     requests = Requests(("task",), arrival_s - arrival_s[0], np.zeros(N), prompts, outputs, np.ones(N))
+    if longer:
+        requests = dataclasses.replace(requests, cached_tokens=np.full(N, longer))
     if found:
         requests = dataclasses.replace(requests, cached_tokens=prompts * (np.arange(N) % 2) * 4 // 5)
     profile = Profile(
         format=1,
         name="known",
         device="none",
-        models=(ModelProfile("model", DECODE, PREFILL, context_cost_s=context_cost_s, cache_tokens=cache_tokens),),
+        models=(
+            ModelProfile(
+                "model",
+                DECODE,
+                PREFILL,
+                context_cost_s=context_cost_s,
+                cache_tokens=cache_tokens,
+                chunk_tokens=chunk_tokens,
+            ),
+        ),
         tasks=(TaskQuality("task", "none", "none", (100.0,)),),
         provenance=Provenance(KNOWN, KNOWN, KNOWN, KNOWN),
         cache_output_share=share,
@@ -106,29 +122,66 @@ def predicted(log: RequestLog) -> np.ndarray:
     return of[0] / of[1] - 1
 
 
+TRUTH = Curve(np.array([1.0, 4000.0]))
+COEFFICIENTS = np.array([PREFILL[0][1], (PREFILL[1][1] - PREFILL[0][1]) / 3999])
+"""Of `PREFILL`, as a curve."""
+
+
+def candidates(seats: int, **lanes: list[float]) -> Candidates:
+    """Lanes with the true times, and limits and shares as given for each."""
+    size = len(next(iter(lanes.values())))
+    sizes = np.arange(seats + 1)
+    decode = np.interp(sizes, *np.array(DECODE).T) * (sizes > 0)
+    limits = {"max_batch": seats, "chunk_tokens": UNLIMITED, "cache_tokens": np.inf, "output_share": 1.0}
+    return Candidates(
+        decode=np.tile(decode, (size, 1)),
+        prefill=np.tile(COEFFICIENTS, (size, 1)),
+        context_cost_s=np.full(size, 2e-7),
+        **{name: np.asarray(lanes.get(name, [value] * size)) for name, value in limits.items()},
+    )
+
+
 def test_the_player_gives_what_the_reference_gives() -> None:
-    """On two replicas that have nothing to do with each other, and with other terms something else."""
+    """On two replicas that have nothing to do with each other, and with other limits in other lanes something else."""
     log = served(20.0, context_cost_s=2e-7, cache_tokens=3000, share=0.5)
     twice = {name: np.repeat(value, 2) for name, value in vars(log).items() if isinstance(value, np.ndarray)}
     both = dataclasses.replace(log, **twice | {"replica": np.tile(np.array([0, 1], np.int32), N)}, replicas=("a", "b"))
-    sizes = np.arange(9)
-    decode = np.interp(sizes, *np.array(DECODE).T) * (sizes > 0)
-    prefill_s = np.interp(both.prompt_tokens, *np.array(PREFILL).T)
-    claims = both.prompt_tokens + np.ceil(0.5 * both.output_tokens)
-    same = (decode, prefill_s, 2e-7, 3000.0, claims)
-    roomy = (decode, prefill_s, 2e-7, 1e9, claims)
-    lanes = Candidates(*(np.stack([np.asarray(value) for value in pair]) for pair in zip(same, roomy, strict=True)))
-    first_s, last_s = Player(both, 8, cache_limit=True).play(lanes)
+    lanes = candidates(8, cache_tokens=[3000.0, 1e9], output_share=[0.5, 0.5])
+    first_s, last_s = Player(both, 8, TRUTH).play(lanes)
     np.testing.assert_allclose(first_s[0], both.ttft_s, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(last_s[0], both.latency_s, rtol=1e-4, atol=1e-4)
     assert last_s[1].mean() < 0.9 * last_s[0].mean()
 
 
-@pytest.mark.parametrize("rate", [0.5, 4.0])
-def test_known_terms_are_found(rate: float) -> None:
-    """Within the stated error and a percent for noise and the curve's own shape."""
+@pytest.mark.parametrize("rate", [0.2, 4.0])
+def test_the_player_plays_what_no_two_lanes_have_alike(rate: float) -> None:
+    """Batches, chunks down to fewer tokens than requests decode, and caches, each in a lane of its own."""
+    truths: list[dict[str, Any]] = [
+        {"max_batch": 8},
+        {"max_batch": 3, "chunk_tokens": 512},
+        {"max_batch": 8, "chunk_tokens": 64},
+        {"max_batch": 8, "chunk_tokens": 5},
+        {"max_batch": 8, "chunk_tokens": 256, "cache_tokens": 3000, "share": 0.5},
+    ]
+    logs = [served(rate, context_cost_s=2e-7, found=True, **truth) for truth in truths]
+    lanes = candidates(
+        8,
+        max_batch=[truth["max_batch"] for truth in truths],
+        chunk_tokens=[truth.get("chunk_tokens", UNLIMITED) for truth in truths],
+        cache_tokens=[truth.get("cache_tokens", np.inf) for truth in truths],
+        output_share=[truth.get("share", 1.0) for truth in truths],
+    )
+    first_s, last_s = Player(logs[0], 8, TRUTH).play(lanes)
+    for lane, log in enumerate(logs):
+        np.testing.assert_allclose(first_s[lane], log.ttft_s, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(last_s[lane], log.latency_s, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "limit"), [(0.5, "nothing"), (4.0, "batch")])
+def test_known_terms_are_found(rate: float, limit: str) -> None:
+    """Within the stated error and a percent for noise and the curve's own shape; now and then 8 run, as many as may."""
     log, found = fitted(rate, context_cost_s=4e-7)
-    assert found.limit == "nothing"
+    assert found.limit == limit
     held = 300.0
     for batch in (1, 2):
         truth = seconds(DECODE, batch) + 4e-7 * held * batch
@@ -137,8 +190,11 @@ def test_known_terms_are_found(rate: float) -> None:
         assert seconds(found.prefill, tokens) == pytest.approx(seconds(PREFILL, tokens), rel=0.06, abs=1e-3)
     assert found.delay_s < 2e-3
     assert term(found, "decode")[0]
-    assert not term(found, "limits")[0]
-    assert "The log does not show larger limits" in term(found, "limits")[1]
+    if limit == "batch":
+        assert term(found, "largest batch") == (True, "Requests waited while 8 ran: `max_batch` is 8.")
+    else:
+        assert not term(found, "limits")[0]
+        assert "The log does not show larger limits" in term(found, "limits")[1]
     assert np.abs(predicted(log)).max() < 0.05
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from besteffort.cli import main
 from besteffort.errors import InputError
@@ -13,6 +15,7 @@ from besteffort.profile import Profile, load_profile
 from besteffort.profiling import fitted_profile
 from besteffort.profiling.fit import Fitted
 from besteffort.profiling.fitted_profile import FittedModel, HeldOut
+from besteffort.profiling.problem import Assumption
 from besteffort.profiling.server_log import RequestLog
 from besteffort.runs.config import load_situation
 from besteffort.situation import Deadline
@@ -247,6 +250,51 @@ def test_a_new_model_takes_its_place_by_its_pace(base: Profile) -> None:
         fitted_profile.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities={}, into=base)
 
 
+def test_errors_fit_a_narrow_terminal() -> None:
+    """In one table, whatever the model's name."""
+    table = fitted_profile.error_table([fitted_model("meta-llama/Llama-3.1-8B-Instr")])
+    assert len(table.parts(80)) == 1
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.terminal())
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for cell in ("meta-llama/Llama-3.1-8B-Instr, first token", "meta-llama/Llama-3.1-8B-Instr, end to end", "+10.0"):
+        assert cell in said
+    assert table.as_data()["rows"][1]["p50_s"] == pytest.approx(50.5)
+
+
+def test_halves_that_disagree_are_named() -> None:
+    model = fitted_model("m")
+    assert fitted_profile.disagreements(model) == []
+
+    def halves(*assumed: Assumption, pace: float = 1.0, largest_batch: int = 8) -> list[str]:
+        fits = [
+            dataclasses.replace(
+                model.fitted,
+                assumed=each,
+                alike=(each,),
+                chunk_tokens=each.chunk_tokens,
+                limit=each.limit,
+                max_batch=each.max_batch or 64,
+                largest_batch=largest_batch,
+                last_s=model.fitted.last_s * factor,
+            )
+            for each, factor in zip(assumed, (1.0, pace), strict=True)
+        ]
+        return fitted_profile.disagreements(dataclasses.replace(model, halves=tuple(fits)))
+
+    assert halves(Assumption(), Assumption()) == []
+    assert halves(Assumption(chunk_tokens=512), Assumption()) == [
+        "The halves disagree: `chunk_tokens` is 512 by the first and none by the second."
+    ]
+    assert "a largest batch of 8 by the first and a full cache by the second" in " ".join(
+        halves(Assumption(max_batch=8), Assumption(cache=True))
+    )
+    # A half that never reached the other's limit does not contradict it.
+    assert halves(Assumption(), Assumption(max_batch=8)) == []
+    assert len(halves(Assumption(), Assumption(max_batch=8), largest_batch=9)) == 1
+    assert "takes 20% longer than by the first" in halves(Assumption(), Assumption(), pace=1.2)[0]
+
+
 def test_one_share_for_all(base: Profile) -> None:
     cached = dataclasses.replace(base, models=(dataclasses.replace(base.models[0], cache_tokens=999), *base.models[1:]))
     fresh = [fitted_model("opt-1.3b", cache_tokens=5000, share=0.5)]
@@ -281,7 +329,8 @@ def test_from_a_log_to_a_situation(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["profile", "fit", str(log), "--out", str(out), "--name", "m", "--quality", "chat=61.5"]) == 0
     said = capsys.readouterr().out
     assert "m, end to end" in said
-    assert "No two requests ran at once" in said
+    # What the log cannot tell stands before what the fit is worth.
+    assert said.index("Not determined: No two requests ran at once") < said.index("m, end to end")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "log.csv",
         "lone.fit.json",

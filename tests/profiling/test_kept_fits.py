@@ -12,6 +12,7 @@ from besteffort.cli import main
 from besteffort.profiling import fitted_profile
 from besteffort.profiling.fit import Fitted, Term, fit
 from besteffort.profiling.kept_fits import NOTHING_KEPT, KeptFits
+from besteffort.profiling.problem import Assumption
 from besteffort.profiling.server_log import RequestLog, read_log
 from tests.profiling.test_fitted_profile import log_text
 
@@ -29,6 +30,9 @@ FITTED = Fitted(
     last_s=np.array([0.2, 2 / 3]),
     largest_batch=7,
     batch_from="log",
+    chunk_tokens=512,
+    assumed=Assumption(max_batch=16, chunk_tokens=512),
+    alike=(Assumption(max_batch=16, chunk_tokens=512), Assumption(max_batch=16)),
 )
 
 
@@ -86,7 +90,7 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done: list[int] = []
 
     def counted(*arguments: object, **options: object) -> Fitted:
-        if len(done) == 3:
+        if len(done) == 5:
             raise KeyboardInterrupt
         done.append(1)
         return fit(*arguments, **options)  # type: ignore[arg-type]
@@ -95,7 +99,7 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert main([*command, str(tmp_path / "server.json")]) == 130
     assert not (tmp_path / "server.json").exists()
     assert (tmp_path / "server.fit.npz").exists()
-    done[:] = [1, 1]  # leaves one
+    done[:] = [1] * 4  # leaves one
     assert main([*command, str(tmp_path / "server.json")]) == 0
     assert not (tmp_path / "server.fit.npz").exists()
     monkeypatch.setattr(fitted_profile, "fit", fit)
