@@ -2,8 +2,9 @@
 
     python -m experiments.fit_servers [--requests N] [--seed S] [--out FILE]
 
-Four servers, each at three rates. One is the serving model itself (the reference simulator), so that its terms can be
-held against those fitted. Three are not: they share nothing with it but the word iteration, mix prompts cut to a
+Six servers, each at three rates. Three are the serving model itself (the reference simulator), which reads prompts
+whole or in chunks, so that its terms and limits can be held against those fitted; they meet bursts, too, in which alone
+their largest batch is reached. Three are not: they share nothing with it but the word iteration, mix prompts cut to a
 budget of tokens with decoding, overlap arithmetic and memory, and take noisy times; one is limited by its batch, one
 by a cache from which it evicts the youngest, one by a cache that it reserves beforehand. Every log is fitted on its
 first half and judged on its second. Writes results/fit_servers.json.
@@ -48,6 +49,10 @@ MODEL = Profile(
     provenance=Provenance(_KNOWN, _KNOWN, _KNOWN, _KNOWN),
 )
 MODEL_BATCH = 24
+MODELS: dict[str, int | None] = {"serving model": None, "chunks of 512": 512, "chunks of 2,048": 2048}
+"""Servers that are the serving model, with their `chunk_tokens`."""
+
+BURSTS = "in bursts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +186,23 @@ def requests_at(rate: float, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     return arrival_s - arrival_s[0], prompts, outputs
 
 
-def log_of(server: Server | None, rate: float, count: int, seed: int, path: Path) -> RequestLog:
-    """Serves requests, writes the log to `path` and reads it; None is the serving model."""
+def in_bursts(arrival_s: np.ndarray) -> np.ndarray:
+    """(n,) arrivals, of which every fourth tenth come six times as fast."""
+    gaps_s = np.diff(arrival_s, prepend=0.0)
+    tenth = np.arange(len(gaps_s)) * 10 // len(gaps_s)
+    return np.asarray(np.cumsum(np.where(tenth % 4 == 3, gaps_s / 6, gaps_s)))
+
+
+def log_of(server: Server | str, rate: float, count: int, seed: int, path: Path, *, bursts: bool = False) -> RequestLog:
+    """Serves requests, writes the log to `path` and reads it; a name is one of `MODELS`."""
     arrival_s, prompts, outputs = requests_at(rate, count, seed)
-    if server is None:
+    if bursts:
+        arrival_s = in_bursts(arrival_s)
+    if isinstance(server, str):
         requests = Requests(("task",), arrival_s, np.zeros(count), prompts, outputs, np.ones(count))
-        situation = Situation(MODEL, Cluster(1, MODEL_BATCH, count), (Task("task"),))
+        model = dataclasses.replace(MODEL.models[0], chunk_tokens=MODELS[server])
+        profile = dataclasses.replace(MODEL, models=(model,))
+        situation = Situation(profile, Cluster(1, MODEL_BATCH, count), (Task("task"),))
         result = simulate_by_reference(requests, situation, lambda index, observation: 0)
         first_s, last_s = result.first_token_s, result.completion_s
     else:
@@ -201,48 +217,60 @@ def log_of(server: Server | None, rate: float, count: int, seed: int, path: Path
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=600, help="per log (default 600)")
+    parser.add_argument("--requests", type=int, default=400, help="per log (default 400)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals, lengths and noise (default 1)")
+    parser.add_argument("--only", default="", help="this server alone")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "fit_servers.json", help="file to write")
     arguments = parser.parse_args()
     console = Console()
     rows: list[dict[str, Any]] = []
-    for name, server in {"serving model": None, **SERVERS}.items():
-        for load, rate in RATES.items():
-            with tempfile.TemporaryDirectory() as directory:
-                log = log_of(server, rate, arguments.requests, arguments.seed, Path(directory) / "log.jsonl")
-            started = time.process_time()
-            half = len(log) // 2
-            found = fit(log, np.arange(len(log)) < half, explain=False)
-            held_out = HeldOut(
-                {"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
-                {"ttft_s": found.first_s[half:], "latency_s": found.last_s[half:]},
-            )
-            row: dict[str, Any] = {
-                "server": name,
-                "load": load,
-                "requests_per_s": rate,
-                "limit_found": found.limit,
-                "max_batch": found.max_batch,
-                "median_latency_s": float(np.median(log.latency_s)),
-                "processor_seconds": round(time.process_time() - started, 1),
-                "relative_error": {MEASURES[m]: [float(e) for e in held_out.errors(m)] for m in MEASURES},
-            }
-            if server is None:
-                row["terms"] = _terms(found.decode, found.prefill, found.context_cost_s, log)
-            rows.append(row)
-            errors = " ".join(f"{100 * error:+.1f}%" for error in row["relative_error"]["end to end"])
-            console.print(f"{name}, {load}: {errors}; limit found: {found.limit}", highlight=False)
-            write_json(  # after every log, so that an interrupted run leaves what it has
-                arguments.out,
-                {
-                    "version": __version__,
-                    "seed": arguments.seed,
-                    "requests": arguments.requests,
-                    "percentiles": PERCENTILES,
-                    "logs": rows,
-                },
-            )
+    servers: dict[str, Server | str] = {**{name: name for name in MODELS}, **SERVERS}
+    played = [(name, load) for name in servers for load in (*RATES, *([BURSTS] if name in MODELS else []))]
+    for name, load in played:
+        if arguments.only not in ("", name):
+            continue
+        server, rate = servers[name], RATES.get(load, RATES["moderate"])
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "log.jsonl"
+            log = log_of(server, rate, arguments.requests, arguments.seed, path, bursts=load == BURSTS)
+        started = time.process_time()
+        half = len(log) // 2
+        found = fit(log, np.arange(len(log)) < half, explain=False)
+        held_out = HeldOut(
+            {"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
+            {"ttft_s": found.first_s[half:], "latency_s": found.last_s[half:]},
+        )
+        row: dict[str, Any] = {
+            "server": name,
+            "load": load,
+            "requests_per_s": rate,
+            "limit_found": found.limit,
+            "max_batch": found.max_batch,
+            "chunk_tokens": found.chunk_tokens,
+            "predict_as_well": [str(each) for each in found.alike],
+            "median_latency_s": float(np.median(log.latency_s)),
+            "processor_seconds": round(time.process_time() - started, 1),
+            "relative_error": {MEASURES[m]: [float(e) for e in held_out.errors(m)] for m in MEASURES},
+        }
+        if isinstance(server, str):
+            row["truth"] = {"chunk_tokens": MODELS[name], "max_batch": MODEL_BATCH}
+            row["terms"] = _terms(found.decode, found.prefill, found.context_cost_s, log)
+        rows.append(row)
+        errors = "; ".join(
+            f"{measure} {' '.join(f'{100 * error:+.1f}%' for error in row['relative_error'][measure])}"
+            for measure in MEASURES.values()
+        )
+        console.print(f"{name}, {load}: {errors}; found: {found.assumed}", highlight=False, soft_wrap=True)
+        write_json(  # after every log, so that an interrupted run leaves what it has
+            arguments.out,
+            {
+                "version": __version__,
+                "seed": arguments.seed,
+                "requests": arguments.requests,
+                "percentiles": PERCENTILES,
+                "logs": rows,
+            },
+        )
 
 
 def _terms(decode: Any, prefill: Any, context_cost_s: float, log: RequestLog) -> dict[str, float]:

@@ -195,13 +195,29 @@ def traces() -> str:
 def fit_vllm() -> str:
     """Errors of a profile fitted to half of a log of vLLM."""
     found = read("fit_vllm")
-    rows = [
-        [name, *(f"{100 * error:+.1f}%" for error in found["held_out"][name]["relative_error"])]
-        for name in ("end to end", "first token")
-    ]
+    rows = [[name, *_errors(found["held_out"][name]["relative_error"])] for name in _TIMES]
     published = next(text for name, text in found["published_by_others"].items() if name.startswith("LLMServingSim"))
     rows.append(["LLMServingSim, end to end, as published", *re.findall(r"P\d+ ([-+][\d.]+%)", published)])
+    for other in found["others"]:
+        rows += [[f"{other['log']}, {name}", *_errors(other["held_out"][name]["relative_error"])] for name in _TIMES]
     return markdown(["", *(f"P{p}" for p in found["percentiles"])], rows)
+
+
+def fit_servers() -> str:
+    """Errors of fits to halves of logs of servers with a known truth."""
+    found = read("fit_servers")
+    rows = []
+    for log in found["logs"]:
+        chunk = "" if log["chunk_tokens"] is None else f"{log['chunk_tokens']:,}"
+        batch = str(log["max_batch"]) if log["limit_found"] == "batch" else log["limit_found"]
+        errors = (", ".join(_errors(log["relative_error"][name])) for name in _TIMES)
+        rows.append([log["server"], log["load"], *errors, batch, chunk])
+    header = ["Server", "Load", "End to end", "First token", "Limit found", "Chunk found"]
+    return markdown(header, rows, words=2)
+
+
+def _errors(errors: Sequence[float]) -> list[str]:
+    return [f"{100 * error:+.1f}%" for error in errors]
 
 
 def roofline_check() -> str:
@@ -366,6 +382,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         bursts,
         traces,
         fit_vllm,
+        fit_servers,
         roofline_check,
         learners,
         sweep,
@@ -386,6 +403,7 @@ _LEARNERS = {
     "Stable-Baselines3, tuned": "Stable-Baselines3 DQN, tuned, on the vectorised adapter",
     "Stable-Baselines3, as it comes": "Stable-Baselines3 DQN as it comes, one environment",
 }
+_TIMES = ("end to end", "first token")
 _NETWORKS = {"trained": "the quickstart's policy, an ensemble of four"}
 
 
