@@ -55,13 +55,12 @@ def test_a_shared_prefix_is_suspected() -> None:
     assert log.cached_tokens is not None
     silent = dataclasses.replace(log, cached_tokens=None)
     found = fit(silent, among=[Assumption(chunk_tokens=512, shared_tokens=each) for each in (0, 512)])
-    assert found.shared_tokens == 512
+    # It predicts best, but what fits without one nearly as well is used.
+    assert found.alike[0].shared_tokens == 512
     determined, text = term(found, "shared prefix")
     assert not determined
     assert text.startswith("Suspected: all prompts share a prefix of about 512 tokens")
-    # The profile knows no prefix, so its prefill is that of the rest.
-    assert found.prefill[0] == (1, 1e-9)
-    assert np.interp(1512, *np.array(found.prefill).T) == pytest.approx(1000 * 0.296 / 3999, rel=0.1)
+    assert text.endswith("state `cached_tokens` for each request of the log.")
 
 
 def test_batches_that_more_requests_ran_in_are_no_limit() -> None:
