@@ -44,30 +44,37 @@ from besteffort.estimates.estimates import (
     Estimates,
     Line,
     Newcomer,
+    Prospect,
     Softness,
     Stakes,
+    burden,
     capacity,
     completion_s,
     count,
     course_of,
+    expected_length,
     follow,
     harm,
-    own_delay_s,
+    loss_of_each,
     own_reading,
     own_value,
+    own_value_of_one,
     prospect,
     settled,
     slots,
+    steepness_of,
     work_s,
 )
 from besteffort.estimates.params import ServingParams
-from besteffort.estimates.rule import rule_softness, rule_values
+from besteffort.estimates.rule import Rule, rule_softness, rule_value, time_price
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import ORIGIN, VALUE, Observation, next_rate
 from besteffort.policy import Policy
 from besteffort.pools import least_loaded, shown_among, smallest, taking
 from besteffort.situation import Situation, deadline_s
 
+_MOST_PROSPECTS = 1024
+_FEW = 12  # requests on the instances looked at, up to which plain numbers are faster than arrays
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
@@ -101,6 +108,8 @@ class _Request:
     iteration: int = 0  # iterations that its instance had ended when its last token came, or it was admitted
     sent_s: float = 0.0
     found: int = 0  # requests on its instance when it was sent, itself included
+    stakes: Stakes | None = None  # once it is sent
+    delay_s: float = 0.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -122,6 +131,7 @@ class _Instance:
     decoded: int = 0  # requests that it gave a token beyond their first
     stretch: float = 1.0  # what it took as many times as long for other models on the replica
     waiting: dict[Hashable, _Request] = dataclasses.field(default_factory=dict)
+    present: dict[Hashable, _Request] = dataclasses.field(default_factory=dict)  # that wait or run
     free: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -153,9 +163,13 @@ class InFlight:
         fleet = situation.fleet
         self._clock = clock
         self._softness = softness
-        self._rule = None if self.policy is None else self.policy.rule
+        self._rule = None if self.policy is None or self.policy.rule is None else self.policy.rule.plain()
+        self._features = frozenset(feature.name for feature in self.policy.features) if self.policy else frozenset()
+        self._estimated = [name for name in Estimates._fields if name in self._features]
+        self._needs_harm = not self._features.isdisjoint({"harm", VALUE})
         self._terms = Terms.of(situation)
         self._pools = {name: index for index, name in enumerate(fleet.names)}
+        self._names = tuple(self._pools)
         self._row = fleet.layout.rows
         self._placed = fleet.layout.placed
         self._full = bool(self._placed.all())
@@ -164,6 +178,7 @@ class InFlight:
         self._alive = up_first if fleet.alive else None
         # Where requests may be sent, see `use_only`; None where everywhere.
         self._available: np.ndarray | None = None
+        self._given: np.ndarray | None = None  # as `use_only` was told last
         self._ready_s = np.full(self._placed.shape, -math.inf)
         self._starting: dict[int, float] = {}  # instances that have requests, and are up then
         self._replicas = fleet.replicas
@@ -201,7 +216,7 @@ class InFlight:
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
         # Terms that no request has asked for so far cost nothing.
         self._limits = self._factors = self._founds = False
-        self._latest: tuple[Hashable, float, Estimates] | None = None  # until something happens
+        self._latest: tuple[Hashable, float, list[Estimates]] | None = None  # until something happens
         self.others: Callable[[float], float] | None = None
         """Of a time the rate of the requests that come to other gateways, which is added to the own one."""
         self._seen_rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)  # with those of others
@@ -264,7 +279,7 @@ class InFlight:
             factor = deadline_s / self._visible_deadline_s[index]
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
-        self._rates.append(float(next_rate(self._rates[-1], gap_s, tau_s)) if self._rates else 0.0)
+        self._rates.append(next_rate(self._rates[-1], gap_s, tau_s, scalars) if self._rates else 0.0)
         self._seen_rates.append(self._rates[-1] + (self.others(now) if self.others is not None else 0.0))
         if self._tau_s:
             self._compare(gap_s)
@@ -315,7 +330,7 @@ class InFlight:
         if not self._terms.streamed:
             self._added_s[number] += known.prefill_s  # comes in between for those that are there
             self._added_s[number, seat] = 0.0
-        here, params, task = (number, seat), self._params, known.task
+        here, task = (number, seat), known.task
         self._present[here], self._running[here], self._eligible[here] = True, False, idle
         self._task[here], self._prompt[here], self._tokens[here] = task, known.prompt_tokens, 0
         self._cached[here] = known.cached_tokens
@@ -324,13 +339,14 @@ class InFlight:
             known.arrival_s,
             known.deadline_factor,
         )
-        self._delay_s[here] = np.broadcast_to(own_delay_s(known.origin, params), len(self._pools))[index]
+        known.delay_s = self._delay_of(known.origin, index)
+        known.stakes = stakes = self._stakes_of(known, index)
+        self._delay_s[here] = known.delay_s
         self._limit[here] = _NO_LIMIT if known.max_tokens is None else known.max_tokens
-        self._law[here] = task * params.priors.survival.shape[1]
-        self._base_s[here] = params.deadline_base_s[task] * known.deadline_factor
-        self._per_token_s[here] = params.deadline_per_token_s[task] * known.deadline_factor
-        self._quality[here] = params.weight[task] * params.quality[task, index]
-        self._penalty[here] = params.weight[task] * params.miss_penalty
+        self._law[here] = stakes.law
+        self._base_s[here], self._per_token_s[here] = stakes.deadline_base_s, stakes.deadline_per_token_s
+        self._quality[here], self._penalty[here] = stakes.quality, stakes.penalty
+        instance.present[request] = known
         instance.waiting_s += known.prefill_s
         instance.waiting[request] = known
         if self._terms.chunks:
@@ -495,13 +511,17 @@ class InFlight:
         Decisions, and estimates with them, take the smallest batch among these. Requests elsewhere stay in the books.
 
         Args:
-          available: (rows, pools) of bool, laid out as `Layout` of `besteffort.pools` has it.
+          available: (rows, pools) of bool, laid out as `Layout` of `besteffort.pools` has it. The same array again
+            changes nothing, so give one that has changed as a new one.
 
         Raises:
           InputError: if the shape is another.
         """
+        if available is self._given:
+            return
         if available.shape != self.batch_sizes.shape:
             raise InputError(f"`available` has the shape {available.shape}; give {self.batch_sizes.shape}.")
+        self._given = available
         self._available, self._latest = None if (available | ~self._placed).all() else available, None
 
     def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
@@ -630,7 +650,7 @@ class InFlight:
             worth = np.where(takes, worth, -math.inf)
         pool = int(worth.argmax())
         row = int(self._picked()[pool]) // len(self._pools)
-        return Decision(tuple(self._pools)[pool], self._row[pool].index(row))
+        return Decision(self._names[pool], self._row[pool].index(row))
 
     def values(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
         """(pools,) what the policy thinks each pool is worth for a request that has arrived.
@@ -643,11 +663,11 @@ class InFlight:
             raise InputError("There is no policy to decide; make `InFlight` of a policy instead of a situation.")
         known = self._known(request)
         now = self._advance(at)
-        names = {feature.name for feature in policy.features}
+        names = self._features
         given: dict[str, Any] = {}
-        if names & set(Estimates._fields):
-            estimates = self.estimates(request, at=now, with_harm=bool(names & {"harm", VALUE}))
-            given = {name: getattr(estimates, name) for name in Estimates._fields if name in names}
+        if self._estimated:
+            found = self._appraise(request, now, with_harm=self._needs_harm)
+            given = {name: [getattr(one, name) for one in found] for name in self._estimated}
         if "deadline_s" in names:
             given["deadline_s"] = self._visible_deadline_s[known.task] * known.deadline_factor
         if "since_change_s" in names:
@@ -673,7 +693,7 @@ class InFlight:
         if not self._rates:
             return others
         tau_s = self.situation.view.rate_tau_s
-        return others + float(next_rate(self._rates[-1], now - self._last_arrival_s, tau_s))
+        return others + next_rate(self._rates[-1], now - self._last_arrival_s, tau_s, scalars)
 
     def own_rate(self) -> tuple[float, float]:
         """The estimate at the last arrival here, and when that was; of these alone. Without one, 0 and minus infinity.
@@ -720,44 +740,8 @@ class InFlight:
         Raises:
           InputError: if it has not arrived.
         """
-        known = self._known(request)
-        now = self._advance(at)
-        params, rule, rate = self._params, self._rule, self._rate()
-        slowdown = self._slowdown
-        how = self._softness if rule is None else rule_softness(rule, rate, params, observed_slowdown=slowdown)
-        factor = known.deadline_factor if self._factors else None
-        found = known.cached_tokens if self._founds else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, found)
-        picked = self._picked()
-        if self._incremental:
-            line, course = self._follow(newcomer, picked, now)
-            view = self._brief_view(picked, now) if with_harm else None
-        else:
-            view = settled(self._view(picked, now), params)
-            line = count(view, params)
-            course = follow(newcomer, line, view, params)
-        if newcomer.output_limit is None and factor is None and rule is None:
-            ahead = self._prospects[known.task]
-        else:
-            ahead = prospect(newcomer, params, how)
-        lost = np.zeros(len(picked))
-        if with_harm and view is not None:
-            lost = harm(newcomer, self._stakes(picked), line, course, view, params, how)
-        estimates = Estimates(
-            own=own_value(newcomer, ahead, line, course, self._terms, params),
-            harm=lost,
-            work=work_s(newcomer, course, slowdown, params),
-            load=newcomer.arrival_rate / capacity(slowdown, params),
-            first_token_s=course.first_token_s,
-            completion_s=completion_s(newcomer, course, params),
-            observed_slowdown=slowdown,
-        )
-        self._latest = (request, now, estimates)
-        if rule is None or not with_harm:
-            return estimates
-        occupancy = self.batch_sizes.sum(axis=0) / (self._slots * self._replicas)
-        visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
-        return estimates._replace(value=rule_values(rule, estimates, known.task, rate, occupancy, visible_s, params))
+        columns = zip(*self._appraise(request, at, with_harm=with_harm), strict=True)
+        return Estimates(*(None if column[0] is None else np.array(column) for column in columns))
 
     def completion_s(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
         """(pools,) seconds that an answer of each pool is expected to take; costs nothing after a decision on them.
@@ -767,20 +751,150 @@ class InFlight:
         """
         known = self._latest
         now = self._advance(at)
-        if known is None or known[0] != request or known[1] != now:
-            return np.asarray(self.estimates(request, at=now, with_harm=False).completion_s)
-        return np.asarray(known[2].completion_s)
+        if known is not None and known[0] == request and known[1] == now:
+            found = known[2]
+        else:
+            found = self._appraise(request, now, with_harm=False)
+        return np.array([one.completion_s for one in found])
 
-    def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[Line, Course]:
-        """How the new request would fare, model by model in plain numbers, and the counts that are needed besides."""
-        rows = []
+    def _appraise(self, request: Hashable, at: float | None, *, with_harm: bool) -> list[Estimates]:
+        """What is to be expected of a request that has arrived, pool by pool in plain numbers."""
+        known = self._known(request)
+        now = self._advance(at)
+        rule, rate = self._rule, self._rate()
+        how = self._softness
+        if rule is not None:
+            how = rule_softness(rule, rate, self._params, observed_slowdown=self._slowdown)
+        factor = known.deadline_factor if self._factors else None
+        cached = known.cached_tokens if self._founds else None
+        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, cached)
+        look = self._one_by_one if self._incremental else self._all_at_once
+        found = look(newcomer, self._picked(), now, how, with_harm=with_harm)
+        self._latest = (request, now, found)
+        return found if rule is None or not with_harm else self._valued(rule, found, known, rate)
+
+    def _all_at_once(
+        self, newcomer: Newcomer, picked: np.ndarray, now: float, how: Softness, *, with_harm: bool
+    ) -> list[Estimates]:
+        """Estimates worked out as arrays, where what an instance does follows from several of its requests."""
+        params, slowdown = self._params, self._slowdown
+        view = settled(self._view(picked, now), params)
+        line = count(view, params)
+        course = follow(newcomer, line, view, params)
+        lost = np.zeros(len(picked))
+        if with_harm:
+            lost = harm(newcomer, self._stakes(picked), line, course, view, params, how)
+        columns = (
+            own_value(newcomer, prospect(newcomer, params, how), line, course, self._terms, params),
+            lost,
+            work_s(newcomer, course, slowdown, params),
+            newcomer.arrival_rate / capacity(slowdown, params),
+            course.first_token_s,
+            completion_s(newcomer, course, params),
+        )
+        rows = zip(*(np.broadcast_to(column, len(picked)).tolist() for column in columns), strict=True)
+        stretches = self._no_stretch if slowdown is None else slowdown.tolist()
+        return [Estimates(*row)._replace(observed_slowdown=each) for row, each in zip(rows, stretches, strict=True)]
+
+    def _one_by_one(
+        self, newcomer: Newcomer, picked: np.ndarray, now: float, how: Softness, *, with_harm: bool
+    ) -> list[Estimates]:
+        """Estimates in plain numbers: for a few pools, dozens of operations on arrays take several times as long."""
+        lines, courses = self._follow(newcomer, picked, now)
+        harms = self._harm(newcomer, lines, courses, picked, now, how) if with_harm else self._nothing
+        length, ahead = self._ahead(newcomer, how)
+        takes = None if self._alive is None or self._pools_that_take is None else self._pools_that_take.tolist()
+        slowdown, task, rate, found = self._slowdown, newcomer.task, newcomer.arrival_rate, []
+        together = self._capacity if slowdown is None else capacity(slowdown, self._params).tolist()
+        for pool, (line, course, params, lost) in enumerate(zip(lines, courses, self._plain, harms, strict=True)):
+            first_s, step_s = course.first_token_s, course.step_s
+            delay_s = self._delay_of(newcomer.origin, pool)
+            served = line.running + line.waiting < params.places and (takes is None or takes[pool])
+            work = course.own_prefill_s + params.decode_work_s[task]
+            found.append(
+                Estimates(
+                    own_value_of_one(task, ahead, served, delay_s + first_s - step_s, step_s, params, self._terms),
+                    lost,
+                    work if line.stretch is None else work * line.stretch,
+                    rate / together[pool],
+                    first_s,
+                    delay_s + first_s + (length - 1.0) * step_s,
+                    None,
+                    line.stretch,
+                )
+            )
+        return found
+
+    def _ahead(self, newcomer: Newcomer, how: Softness) -> tuple[float, Prospect]:
+        """Mean length of the answer, and its `Prospect` as lists."""
+        key = (newcomer.task, newcomer.output_limit, newcomer.deadline_factor)
+        known = self._prospects.get(key)
+        if known is None:
+            if len(self._prospects) >= _MOST_PROSPECTS:
+                self._prospects.clear()
+            whole = prospect(newcomer, self._params, Softness(0.0, 0.0, 0.0))
+            length = float(expected_length(newcomer, self._params))
+            known = self._prospects[key] = (length, whole.length.tolist(), whole.deadline_s.tolist())
+        length, lengths, deadlines_s = known
+        kept, width = 1.0 - how.reserve, how.width
+        due_s = [kept * deadline_s for deadline_s in deadlines_s]
+        return length, Prospect(lengths, due_s, [steepness_of(width, one_s) for one_s in due_s])
+
+    def _valued(self, rule: Rule, found: list[Estimates], known: _Request, rate: float) -> list[Estimates]:
+        """Estimates with the value of each pool by a rule."""
+        prices = time_price(
+            rule.rates, rule.prices, rate * rule.head_room, self._params, observed_slowdown=self._slowdown
+        ).tolist()
+        visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
+        sizes = self.batch_sizes.sum(axis=0).tolist()
+        valued = []
+        for one, params, price, size in zip(found, self._plain, prices, sizes, strict=True):
+            value = rule_value(rule, one, known.task, size / params.slots, visible_s, price, params, scalars)
+            valued.append(one._replace(value=value))
+        return valued
+
+    def _harm(
+        self,
+        newcomer: Newcomer,
+        lines: list[Line],
+        courses: list[Course],
+        picked: np.ndarray,
+        now: float,
+        how: Softness,
+    ) -> list[float]:
+        """Expected loss of those in flight, pool by pool: few of them in plain numbers, more as arrays."""
+        present = [self._instances[number].present for number in picked.tolist()]
+        most = sum(map(len, present))
+        if not most:
+            return self._nothing
+        if most > _FEW:
+            line = Line(*(None if column[0] is None else np.array(column) for column in zip(*lines, strict=True)))
+            course = Course(*map(np.array, zip(*courses, strict=True)))
+            view = self._brief_view(picked, now)
+            lost = harm(newcomer, self._stakes(picked), line, course, view, self._params, how).tolist()
+            return list(lost)
+        length, losses = self._ahead(newcomer, how)[0], []
+        for pool, requests in enumerate(present):
+            # The delay is each one's own where there are origins, else that of all.
+            delay_s = 0.0 if self._origins else self._delay_of(None, pool)
+            own = burden(lines[pool], courses[pool], delay_s, scalars)
+            params, lost = self._plain[pool], 0.0
+            for one in requests.values():
+                age_s = now - one.arrival_s + (one.delay_s if self._origins else 0.0)
+                seen = (one.stakes, one.tokens, one.running, age_s)
+                lost += loss_of_each(*seen, own, length, params, how, self._terms, scalars)
+            losses.append(lost)
+        return losses
+
+    def _follow(self, newcomer: Newcomer, picked: np.ndarray, now: float) -> tuple[list[Line], list[Course]]:
+        """How the new request would fare, pool by pool in plain numbers, and the counts that this follows from."""
+        lines, courses = [], []
         own_prefill, own_tokens = own_reading(newcomer, self._params)
-        prefill_s = own_prefill.tolist()
         until_up_s = self._until_up(picked)
-        ready_s = [0.0] * len(prefill_s) if until_up_s is None else until_up_s.tolist()
-        stretches = [None] * len(prefill_s) if self._slowdown is None else self._slowdown.tolist()
+        ready_s = self._nothing if until_up_s is None else until_up_s.tolist()
+        stretches = self._no_stretch if self._slowdown is None else self._slowdown.tolist()
         for own_prefill_s, costs, number, stretch, up_s in zip(
-            prefill_s, self._costs, picked.tolist(), stretches, ready_s, strict=True
+            own_prefill.tolist(), self._costs, picked.tolist(), stretches, ready_s, strict=True
         ):
             instance = self._instances[number]
             if instance.boundary:
@@ -800,12 +914,9 @@ class InFlight:
                 instance.waiting_leaving,
                 up_s,
             )
-            course = course_of(line, own_prefill_s, own_tokens, 0.0, costs, self._terms, scalars)
-            rows.append((line.running, line.waiting, line.waiting_s, *course))
-        running, waiting, waiting_s, *course_s = np.array(rows).T
-        takes = None if self._alive is None else self._pools_that_take
-        line = Line(None, running, waiting, None, waiting_s, None, None, None, None, self._slowdown, takes=takes)
-        return line, Course(*course_s)
+            lines.append(line)
+            courses.append(course_of(line, own_prefill_s, own_tokens, 0.0, costs, self._terms, scalars))
+        return lines, courses
 
     @property
     def _takes(self) -> Any:
@@ -951,10 +1062,34 @@ class InFlight:
             )
         ]
         self._remainder = params.priors.remainder.tolist()
-        self._prospects = [prospect(Newcomer(task, 1, 0.0), params, self._softness) for task in range(len(self._tasks))]
+        self._nothing, self._no_stretch = [0.0] * len(self._pools), [None] * len(self._pools)
+        self._plain = _plain(params, self._terms, self._replicas, self._slots_of)
+        self._capacity = params.priors.capacity.tolist()
+        self._delays = np.broadcast_to(params.network_delay_s, len(self._pools)).tolist()
+        self._origin_delays = [] if params.origin_delay_s is None else params.origin_delay_s.tolist()
+        # Per task, limit and factor the mean length, likely lengths and their deadlines.
+        self._prospects: dict[tuple[int, int | None, float | None], tuple[float, list[int], list[float]]] = {}
         self._visible_deadline_s = deadline_s(
             params.deadline_base_s, params.deadline_per_token_s, params.mean_output_tokens
         ).tolist()
+
+    def _delay_of(self, origin: int | None, pool: int) -> float:
+        """Network delay of a pool to an origin, or to none."""
+        return self._delays[pool] if origin is None else self._origin_delays[origin][pool]
+
+    def _stakes_of(self, known: _Request, pool: int) -> Stakes:
+        """What a request has to lose that is sent to a pool, in plain numbers."""
+        params, task = self._plain[pool], known.task
+        longest = params.priors.longest_law
+        law, weight = task * (longest + 1), params.weight[task]
+        return Stakes(
+            law=law,
+            limit=None if known.max_tokens is None else law + min(known.max_tokens, longest),
+            deadline_base_s=params.deadline_base_s[task] * known.deadline_factor,
+            deadline_per_token_s=params.deadline_per_token_s[task] * known.deadline_factor,
+            quality=weight * params.quality[task],
+            penalty=weight * params.miss_penalty,
+        )
 
     def _leaving(self, known: _Request) -> float:
         """One over the tokens that a request is expected to go on for."""
@@ -1079,6 +1214,7 @@ class InFlight:
             instance.leaving = 0.0
             instance.boundary = instance.boundary and bool(instance.waiting)
         here = (known.instance, known.seat)
+        del instance.present[request]
         self._present[here] = self._running[here] = False
         self._quality[here] = self._penalty[here] = 0.0
         instance.free.append(known.seat)
@@ -1116,6 +1252,54 @@ class InFlight:
                 setattr(self, name, np.concatenate([value, np.zeros_like(value)], axis=1))
         for instance in self._instances:
             instance.free += range(2 * seats[1] - 1, seats[1] - 1, -1)
+
+
+class _PlainLaws(NamedTuple):
+    """Of `Priors` what rules and harm read, as plain numbers and flat lists."""
+
+    survival: list[float]
+    remainder: list[float]
+    longest_law: int
+    gap: float
+
+
+class _PlainParams(NamedTuple):
+    """Of `ServingParams` what is read of one pool, as plain numbers and lists over tasks; `slots` of all replicas."""
+
+    priors: _PlainLaws
+    quality: list[float]
+    weight: list[float]
+    deadline_base_s: list[float]
+    deadline_per_token_s: list[float]
+    decode_work_s: list[float]
+    soft_span: float
+    miss_penalty: float
+    places: int
+    slots: float
+
+
+def _plain(params: ServingParams, terms: Terms, replicas: Any, slots_of: list[int]) -> list[_PlainParams]:
+    """Numbers as they are read fast, pool by pool."""
+    priors, pools = params.priors, len(slots_of)
+    survival, remainder = (table.reshape(-1).tolist() for table in (priors.survival, priors.remainder))
+    laws = _PlainLaws(survival, remainder, priors.longest_law, float(priors.gap))
+    places = terms.capacity if params.pools is None else params.pools.places
+    places, counts = (np.broadcast_to(each, pools).tolist() for each in (places, replicas))
+    return [
+        _PlainParams(
+            laws,
+            params.quality[:, pool].tolist(),
+            params.weight.tolist(),
+            params.deadline_base_s.tolist(),
+            params.deadline_per_token_s.tolist(),
+            priors.decode_work_s[:, pool].tolist(),
+            float(params.soft_span),
+            float(params.miss_penalty),
+            places[pool],
+            float(slots_of[pool] * counts[pool]),
+        )
+        for pool in range(pools)
+    ]
 
 
 def _interpolation(row: list[float]) -> Callable[[Any], Any]:

@@ -27,11 +27,13 @@ softened, since no one knows who else will come.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from besteffort.estimates import scalars
 from besteffort.estimates.view import InFlightView, Terms
 from besteffort.observation import Observation
 
@@ -462,7 +464,12 @@ def prospect(newcomer: Newcomer, params: Any, softness: Softness = DEFAULT_SOFTN
     if newcomer.deadline_factor is not None:
         deadline_s = deadline_s * newcomer.deadline_factor
     deadline_s = deadline_s * (1.0 - softness.reserve)
-    return Prospect(length, deadline_s, 0.5 / (softness.width * deadline_s + _SHORTEST_S))
+    return Prospect(length, deadline_s, steepness_of(softness.width, deadline_s))
+
+
+def steepness_of(width: Any, deadline_s: Any) -> Any:
+    """One over twice the scale of the error of a completion, see `Prospect`."""
+    return 0.5 / (width * deadline_s + _SHORTEST_S)
 
 
 def own_value(
@@ -488,6 +495,34 @@ def own_value(
     if line.takes is not None:
         served = served & line.takes
     return params.weight[newcomer.task] * (value * served - penalty)
+
+
+def own_value_of_one(
+    task: int, ahead: Prospect, served: bool, base_s: float, step_s: float, params: Any, terms: Terms
+) -> float:
+    """The same of one pool in plain numbers, where no cache is limited.
+
+    Args:
+      task: index of the task.
+      ahead: with lists.
+      served: whether there is a place.
+      base_s: seconds until the first token, with the network delay, less `step_s`.
+      step_s: seconds between two tokens.
+      params: those of the pool, with lists over tasks.
+      terms: what the serving model has.
+    """
+    quality, penalty, lengths = params.quality[task], params.miss_penalty, len(ahead.length)
+    slacks = [
+        (due_s - base_s - step_s * tokens, steepness, due_s)
+        for tokens, due_s, steepness in zip(ahead.length, ahead.deadline_s, ahead.steepness, strict=True)
+    ]
+    if terms.soft:
+        chances = [_in_time(*one, params, terms, scalars) for one in slacks]
+        value = sum(quality * timely + penalty * met for timely, met in chances) / lengths
+    else:
+        met = 0.5 + 0.5 * sum([math.tanh(slack_s * steepness) for slack_s, steepness, _ in slacks]) / lengths
+        value = (quality + penalty) * met
+    return float(params.weight[task] * (value * served - penalty))
 
 
 class Stakes(NamedTuple):
@@ -541,31 +576,90 @@ def harm(
     xp: Any = np,
 ) -> Any:
     """(pools,) expected loss of those in flight on the instance, and with slow-down on its replica."""
+    delay_of_all_s = params.network_delay_s if view.delay_s is None else 0.0
+    own = burden(line, course, delay_of_all_s, xp)
+    own = own._replace(boundaries=own.boundaries.astype(view.tokens.dtype))
+    own = Burden(*(field[:, None] for field in own))
+    tokens = received(view, own.pace_s, params, xp)
+    age_s = view.age_s if view.delay_s is None else view.age_s + view.delay_s
+    length = expected_length(newcomer, params, xp)
+    lost = loss_of_each(at_stake, tokens, view.running, age_s, own, length, params, softness, view.terms, xp)
+    total = _total(lost, xp)
+    if view.beside is None:
+        return total
+    return total + _harm_beside(newcomer, course, view, params, softness, xp)
+
+
+class Burden(NamedTuple):
+    """What the new request means for those on an instance; of one as plain numbers, of all as fields of shape (pools,).
+
+    Attributes:
+      boundaries: iterations that end before it is admitted, a whole number.
+      pace_s: seconds between two tokens of the others, without it.
+      until_s: seconds until it is read, with the network delay that is the same for all of them.
+      delay_s: what it delays them at once.
+      apart_s: what it delays each further token of theirs, as long as it is there.
+    """
+
+    boundaries: Any
+    pace_s: Any
+    until_s: Any
+    delay_s: Any
+    apart_s: Any
+
+
+def burden(line: Line, course: Course, delay_of_all_s: Any, xp: Any = np) -> Burden:
+    """What the new request means for those in flight, see `Burden`."""
     stretch = 1.0 if line.stretch is None else line.stretch
-    pace_s = course.pace_s[:, None]
-    boundaries = xp.floor(course.boundaries + (0.5 - _TIE)).astype(view.tokens.dtype)
-    tokens = received(view, pace_s, params, xp)
+    apart_s = course.step_s - course.pace_s
+    return Burden(
+        boundaries=xp.floor(course.boundaries + (0.5 - _TIE)),
+        pace_s=course.pace_s,
+        until_s=delay_of_all_s + course.admission_s + line.waiting_s * stretch,
+        delay_s=course.own_prefill_s * stretch - apart_s,
+        apart_s=apart_s,
+    )
+
+
+def loss_of_each(
+    at_stake: Stakes,
+    tokens: Any,
+    running: Any,
+    age_s: Any,
+    own: Burden,
+    length: Any,
+    params: Any,
+    softness: Softness,
+    terms: Terms,
+    xp: Any = np,
+) -> Any:
+    """Expected loss of requests in flight if the new one joins them; of one in plain numbers, or of arrays of them.
+
+    Args:
+      at_stake: what they have to lose.
+      tokens: that they have received.
+      running: whether they run.
+      age_s: seconds since they arrived, with the network delay that is theirs alone.
+      own: what the new one means for them.
+      length: mean output tokens of the new one.
+      params: as of `estimate`; for plain numbers with `survival` and `remainder` of its priors as flat lists.
+      softness: how uncertain predictions are.
+      terms: what the serving model has.
+      xp: the array module, `numpy`, `jax.numpy` or `besteffort.estimates.scalars`.
+    """
     # Of those that wait no token will have come.
-    then = (tokens + boundaries[:, None]) * view.running
+    then = (tokens + own.boundaries) * running
     place = _place(at_stake, then, params, xp)
     survival = params.priors.survival
     longer = _take(survival, place)
     still = longer / _take(survival, _place(at_stake, tokens, params, xp))
     remainder = _remainder(at_stake, place, longer, params, xp)
-    remaining_s = remainder * pace_s
-    length = expected_length(newcomer, params, xp)
-    apart_s = course.step_s - course.pace_s
-    delay_s = (course.own_prefill_s * stretch - apart_s)[:, None] + xp.minimum(remainder, length) * apart_s[:, None]
-    delay_of_all_s = params.network_delay_s if view.delay_s is None else 0.0
-    until_s = delay_of_all_s + course.admission_s + line.waiting_s * stretch
+    remaining_s = remainder * own.pace_s
+    delay_s = own.delay_s + xp.minimum(remainder, length) * own.apart_s
     deadline_s = at_stake.deadline_base_s + at_stake.deadline_per_token_s * (then + remainder)
-    age_s = view.age_s if view.delay_s is None else view.age_s + view.delay_s
-    slack_s = deadline_s - (age_s + until_s[:, None]) - remaining_s
+    slack_s = deadline_s - (age_s + own.until_s) - remaining_s
     steepness = 0.5 / (softness.in_flight * remaining_s + _SHORTEST_S)
-    total = _total(still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, view.terms, xp), xp)
-    if view.beside is None:
-        return total
-    return total + _harm_beside(newcomer, course, view, params, softness, xp)
+    return still * _loss(at_stake, slack_s, delay_s, steepness, deadline_s, params, terms, xp)
 
 
 def received(view: InFlightView, pace_s: Any, params: Any, xp: Any = np) -> Any:
@@ -681,7 +775,7 @@ def expected_length(newcomer: Newcomer, params: Any, xp: Any = np) -> Any:
 
 def _place(at_stake: Stakes, tokens: Any, params: Any, xp: Any) -> Any:
     """Where the flattened tables of laws have requests with so many tokens."""
-    return at_stake.law + xp.minimum(tokens, params.priors.survival.shape[-1] - 1)
+    return at_stake.law + xp.minimum(tokens, params.priors.longest_law)
 
 
 def _remainder(at_stake: Stakes, place: Any, longer: Any, params: Any, xp: Any) -> Any:
@@ -776,6 +870,8 @@ def _interpolated(table: Any, number: Any, xp: Any) -> Any:
 
 
 def _take(table: Any, place: Any) -> Any:
+    if type(table) is list:
+        return table[place]
     return table.reshape(-1).take(place, mode="clip")
 
 

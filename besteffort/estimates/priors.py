@@ -42,6 +42,11 @@ class Priors:
     gap: Any
     alone: Any = None
 
+    @property
+    def longest_law(self) -> int:
+        """Tokens that the tables of laws end with."""
+        return int(self.survival.shape[-1] - 1)
+
     @classmethod
     def of(cls, situation: Situation, longest_output: int | None = None, *, uniform: bool | None = None) -> Priors:
         """Priors of a situation, whose laws end with `longest_output` tokens, or the tasks' longest output.

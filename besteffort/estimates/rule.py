@@ -16,6 +16,7 @@ model is then given up, and the others keep their deadlines.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,10 @@ class Rule:
     rates: Any
     prices: Any
 
+    def plain(self) -> Rule:
+        """The same with Python's numbers, which a decision of its own reads faster than arrays of one."""
+        return dataclasses.replace(self, **{name: float(getattr(self, name)) for name in NUMBERS})
+
 
 ABOVE_ZERO = ("width", "in_flight_width", "harm_floor", "head_room")
 """Numbers that divide, or of which there is a logarithm."""
@@ -104,6 +109,10 @@ def price_at(rates: Any, prices: Any, rate: Any, xp: Any = np) -> Any:
     last = rates.shape[-1] - 1
     if not last:
         return prices[0]
+    if xp is np:
+        index = min(max(int(rates.searchsorted(rate, "right")) - 1, 0), last - 1)
+        low, high, now = (math.log(number) for number in (rates[index], rates[index + 1], max(rate, _SMALLEST)))
+        return prices[index] + min(max((now - low) / (high - low), 0.0), 1.0) * (prices[index + 1] - prices[index])
     index = xp.clip((rates <= rate).sum() - 1, 0, last - 1)
     low, high = xp.log(rates[index]), xp.log(rates[index + 1])
     share = xp.clip((xp.log(xp.maximum(rate, _SMALLEST)) - low) / (high - low), 0.0, 1.0)
@@ -125,8 +134,9 @@ def time_price(
 
 def rule_softness(rule: Rule, arrival_rate: Any, params: Any, xp: Any = np, observed_slowdown: Any = None) -> Softness:
     """How uncertain the rule takes predictions to be at an arrival rate, in requests per second."""
-    load = xp.clip(arrival_rate / all_together(observed_slowdown, params, xp), *_LOADS)
-    return Softness(rule.reserve + rule.reserve_slope * xp.log(load), rule.width, rule.in_flight_width)
+    load = arrival_rate / all_together(observed_slowdown, params, xp)
+    log = math.log(min(max(load, _LOADS[0]), _LOADS[1])) if xp is np else xp.log(xp.clip(load, *_LOADS))
+    return Softness(rule.reserve + rule.reserve_slope * log, rule.width, rule.in_flight_width)
 
 
 def rule_values(
@@ -151,13 +161,31 @@ def rule_values(
       params: as of `besteffort.estimates.estimates.estimate`.
       xp: the array module, `numpy` or `jax.numpy`.
     """
+    of_time = time_price(
+        rule.rates, rule.prices, arrival_rate * rule.head_room, params, xp, observed_slowdown=found.observed_slowdown
+    )
+    return rule_value(rule, found, task, occupancy, deadline_s, of_time, params, xp)
+
+
+def rule_value(
+    rule: Rule, found: Estimates, task: Any, occupancy: Any, deadline_s: Any, of_time: Any, params: Any, xp: Any = np
+) -> Any:
+    """The same from the price of an instance-second; of all pools, or of one in plain numbers.
+
+    Args:
+      rule: as of `rule_values`.
+      found: likewise.
+      task: likewise.
+      occupancy: likewise.
+      deadline_s: likewise.
+      of_time: price of an instance-second, see `time_price`.
+      params: as of `rule_values`, of which the gap, weights, qualities and the penalty of a miss are read.
+      xp: the array module, `numpy`, `jax.numpy` or `besteffort.estimates.scalars`.
+    """
     load = xp.clip(found.load, *_LOADS)
     price = params.priors.gap * (
         rule.latency_price * load**rule.latency_exponent * (found.completion_s / deadline_s)
         + rule.occupancy_price * load**rule.occupancy_exponent * occupancy
-    )
-    of_time = time_price(
-        rule.rates, rule.prices, arrival_rate * rule.head_room, params, xp, observed_slowdown=found.observed_slowdown
     )
     price = price + rule.time_price * of_time * found.work
     weight, penalty = params.weight[task], params.miss_penalty
