@@ -38,6 +38,13 @@ class Assembly:
             if isinstance(choice, dict):
                 self._join(choice)
 
+    def add_text(self, index: int, text: str) -> None:
+        """The next text of a choice that has begun."""
+        if self._chat:
+            _add_texts(self._choices[index]["message"], {"content": text})
+        else:
+            self._choices[index]["text"] += text
+
     def whole(self) -> dict[str, Any]:
         """The answer."""
         answer = {

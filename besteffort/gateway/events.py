@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 MOST_BYTES = 2**20
 """Size of the largest event."""
 
+_MOST_FRAMES = 4  # that are looked for in a stream, whose events may be each of another form
+
 
 class EventTooLargeError(Exception):
     """An event has more than `MOST_BYTES`."""
@@ -24,6 +26,7 @@ class EventReader:
     def __init__(self) -> None:
         self._held = b""
         self._looked = 0  # where the first line begins that was not looked at
+        self._searched = 0  # before which no two line feeds are
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Whole events, each with the blank line at its end.
@@ -34,7 +37,7 @@ class EventReader:
         self._held += chunk
         while (end := self._end()) is not None:
             event, self._held = self._held[:end], self._held[end:]
-            self._looked = 0
+            self._looked = self._searched = 0
             yield event
         if len(self._held) > MOST_BYTES:
             raise EventTooLargeError
@@ -46,6 +49,10 @@ class EventReader:
     def _end(self) -> int | None:
         """Where the first event ends: after the first empty line."""
         held = self._held
+        if b"\r" not in held and not held.startswith(b"\n"):
+            found = held.find(b"\n\n", self._searched)
+            self._searched = max(len(held) - 1, 0)
+            return None if found < 0 else found + 2
         while (end := _line_end(held, self._looked)) is not None:
             if end == len(held) and held.endswith(b"\r"):
                 return None  # an LF may follow
@@ -108,8 +115,19 @@ class Event(NamedTuple):
     error: bool = False
 
 
+class _Frame(NamedTuple):
+    """What the events of a stream have around the text of their only choice, which has not ended."""
+
+    before: bytes
+    after: bytes
+    choice: int
+
+
 class AnswerStream:
     """Reads the events of a streamed answer.
+
+    Most of them differ in nothing but their text, so that they need not be parsed once one was: they begin and end
+    with the same bytes, and have nothing in between that could end the text or needs decoding.
 
     Attributes:
       usage: as the server said last.
@@ -118,16 +136,25 @@ class AnswerStream:
       done: whether `[DONE]` came.
     """
 
-    def __init__(self, *, keep_usage: bool, take: Callable[[dict[str, Any]], None] = lambda chunk: None) -> None:
+    def __init__(
+        self,
+        *,
+        keep_usage: bool,
+        take: Callable[[dict[str, Any]], None] = lambda chunk: None,
+        take_text: Callable[[int, str], None] = lambda index, text: None,
+    ) -> None:
         """Nothing read.
 
         Args:
           keep_usage: whether usage goes on.
-          take: gets every chunk.
+          take: gets every chunk,
+          take_text: but for those that are a choice's next text and no more, of which it gets index and text.
         """
         self.usage: Usage | None = None
         self.begun = self.done = False
-        self._take = take
+        self._take, self._take_text = take, take_text
+        self._frame: _Frame | None = None
+        self._frames = 0  # that were looked for
         self._keep_usage = keep_usage
         self._open: dict[int, bool] = {}  # per choice whether it lacks its end
 
@@ -137,6 +164,13 @@ class AnswerStream:
 
     def read(self, event: bytes) -> Event:
         """Takes notice of an event, and says what goes on."""
+        frame = self._frame
+        if frame is not None and event.startswith(frame.before) and event.endswith(frame.after):
+            text = _plain_text(event[len(frame.before) : len(event) - len(frame.after)])
+            if text is not None:
+                self._open[frame.choice] = True
+                self._take_text(frame.choice, text)
+                return Event(event, tokens=True)
         data = data_of(event)
         if data is None:
             return Event(event)
@@ -158,6 +192,9 @@ class AnswerStream:
                 index = choice.get("index")
                 self._open[index if isinstance(index, int) else 0] = choice.get("finish_reason") is None
         self.begun |= tokens
+        if tokens and self._frames < _MOST_FRAMES:
+            self._frames += 1
+            self._frame = _frame_of(event, chunk)
         found = usage_of(chunk)
         if found is not None:
             self.usage = found
@@ -167,6 +204,43 @@ class AnswerStream:
             del chunk["usage"]
             return Event(b"data: " + json.dumps(chunk).encode() + b"\n\n", tokens)
         return Event(event, tokens)
+
+
+def _plain_text(raw: bytes) -> str | None:
+    """A part of an event as the text that it is between quotation marks in JSON; None if only a parser can tell."""
+    if not raw or b'"' in raw or b"\\" in raw:
+        return None
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    # Characters that are not printable may not stand in a text in JSON, or end the event's line.
+    return text if text.isprintable() else None
+
+
+def _frame_of(event: bytes, chunk: dict[str, Any]) -> _Frame | None:
+    """What an event has around its text, if it is a text and no more."""
+    choices = chunk["choices"]
+    if "usage" in chunk or len(choices) != 1 or choices[0].get("finish_reason") is not None:
+        return None
+    choice = choices[0]
+    where, name = (choice, "text") if "text" in choice else (choice.get("delta"), "content")
+    text, index = where.get(name), choice.get("index", 0)
+    others = len(where) - 1 if name == "content" else sum(bool(choice.get(each)) for each in ("logprobs", "delta"))
+    if not isinstance(text, str) or others or choice.get("logprobs") or type(index) is not int:
+        return None
+    quoted = b'"' + text.encode("utf-8", "replace") + b'"'
+    if event.count(quoted) != 1 or _plain_text(quoted[1:-1]) is None:
+        return None
+    before, after = event.split(quoted)
+    frame = _Frame(before + b'"', b'"' + after, index)
+    # That it is the text and not another value shows when another one is put there.
+    other = text + "."
+    data = data_of(frame.before + other.encode() + frame.after)
+    where[name] = other
+    same = data is not None and json.loads(data) == chunk
+    where[name] = text
+    return frame if same else None
 
 
 def _has_content(choice: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -33,6 +34,7 @@ LOGGER = logging.getLogger("besteffort.gateway")
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event
+_quoted = functools.lru_cache(1024)(quote)  # names of models and tasks
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FOLDER = Path(__file__).parent / "page"
 _PAGE = {
@@ -227,13 +229,13 @@ class _Call:
         ticket = self._ticket
         found = {
             "x-request-id": ticket.name,
-            "x-besteffort-task": quote(ticket.ask.task),
+            "x-besteffort-task": _quoted(ticket.ask.task),
             "x-besteffort-task-source": ticket.ask.task_source,
             "server-timing": f"decide;dur={1e3 * self._decided_s:.3f}",
             "cache-control": "no-store",
         }
         if ticket.place is not None:
-            found["x-besteffort-model"] = quote(ticket.place.model)
+            found["x-besteffort-model"] = _quoted(ticket.place.model)
             found["x-besteffort-pool"] = ticket.place.pool.name
         return found
 
@@ -326,7 +328,7 @@ class _Call:
     async def _assembled(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
         """An answer that comes in pieces and goes on in one."""
         assembly = Assembly(chat=self._path == CHAT)
-        stream = AnswerStream(keep_usage=True, take=assembly.add)
+        stream = AnswerStream(keep_usage=True, take=assembly.add, take_text=assembly.add_text)
         body = {**self._intake.body, "stream": True, "stream_options": {"include_usage": True}}
         size = 0
         async with contextlib.aclosing(self._events(claim, body, headers, stream)) as events:

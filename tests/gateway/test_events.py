@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,55 @@ def test_an_event_has_a_largest_size() -> None:
     assert list(reader.feed(b"data: " + b"x" * (MOST_BYTES - 10))) == []
     with pytest.raises(EventTooLargeError):
         list(reader.feed(b"x" * 20))
+
+
+CONTENTS = st.text(max_size=6) | st.sampled_from(["a", '"', "\\", "\n", "é", "\u2028", "index", "x.", ""])
+
+
+@given(
+    st.lists(st.tuples(CONTENTS, st.integers(0, 1), st.sampled_from([None, None, None, "stop"])), max_size=12),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["a", "cmpl-1", "index", "é"]),
+)
+def test_what_is_not_parsed_says_the_same(
+    events: list[tuple[str, int, str | None]], chat: bool, ascii_only: bool, name: str
+) -> None:
+    """Against a reader that parses every event."""
+    taken: list[tuple[int, str]] = []
+
+    def take(read: dict[str, Any]) -> None:
+        one = read["choices"][0]
+        taken.append((one["index"], one["delta"]["content"] if chat else one["text"]))
+
+    stream, expected = AnswerStream(keep_usage=False, take=take, take_text=lambda i, text: taken.append((i, text))), []
+    for text, index, finish in events:
+        said = {"delta": {"content": text}} if chat else {"text": text}
+        body = {"id": name, "choices": [{"index": index, **said, "finish_reason": finish}], "model": name}
+        event = b"data: " + json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") + b"\n\n"
+        plain = AnswerStream(keep_usage=False)
+        assert stream.read(event) == plain.read(event)
+        expected.append((index, text))
+        assert stream.finished == (
+            {i: f for _, i, f in events[: len(expected)]} != {}
+            and all({i: f for _, i, f in events[: len(expected)]}.values())
+        )
+    assert taken == expected
+
+
+def test_events_of_one_form_are_parsed_once() -> None:
+    parsed: list[object] = []
+    stream = AnswerStream(keep_usage=False, take=parsed.append)
+    for text in ("one", " two", " three", "dré", " fünf"):
+        event = b"data: " + json.dumps({"id": "x", "choices": [choice(text)]}, ensure_ascii=False).encode() + b"\n\n"
+        assert stream.read(event) == (event, True, False)
+    assert len(parsed) == 1
+    assert stream.read(chunk(id="x", choices=[choice("", "stop")])).error is False
+    assert len(parsed) == 2
+    assert stream.finished
+    # An event that only looks like the others is no text.
+    broken = b"data: " + json.dumps({"id": "x", "choices": [choice("a\x01b")]}).encode().replace(b"\\u0001", b"\x01")
+    assert stream.read(broken + b"\n\n").error
 
 
 def test_tokens_and_the_finish_are_seen() -> None:
