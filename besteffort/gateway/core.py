@@ -471,9 +471,8 @@ class Core:
 
     def _lease(self, ticket: Ticket, now: float) -> None:
         config = ticket.snapshot.config
-        waits_s = max(pool.timeouts.total_s + pool.timeouts.connect_s for pool in config.pools)
         new = math.isinf(ticket.expires_s)
-        ticket.expires_s = now + waits_s + config.lease_s
+        ticket.expires_s = now + ticket.snapshot.longest_wait_s + config.lease_s
         if new:
             heapq.heappush(self._leases, (ticket.expires_s, next(self._numbers), ticket))
 
@@ -506,11 +505,16 @@ class Core:
 
     def _able(self, ticket: Ticket, arm: Arm, now: float) -> np.ndarray:
         """(rows, pools) whether a request may be sent there, as an arm numbers them."""
-        able = np.zeros(arm.flight.batch_sizes.shape, bool)
+        tried, where = ticket.tried, []
         for place in arm.places:
             state = place.state
-            if state.busy < place.limit and state.breaker.allows(now) and state not in ticket.tried:
-                able[place.row, place.index] = True
+            if state.busy < place.limit and state.breaker.allows(now) and state not in tried:
+                where.append(place)
+        if len(where) == len(arm.places):
+            return arm.everywhere
+        able = np.zeros(arm.flight.batch_sizes.shape, bool)
+        for place in where:
+            able[place.row, place.index] = True
         return able
 
     def _in_time(self, ticket: Ticket, arm: Arm, able: np.ndarray, now: float) -> np.ndarray:

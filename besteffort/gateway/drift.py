@@ -198,9 +198,11 @@ class _Mean:
         return self.weight * math.exp(-max(now - self._at, 0.0) / window_s)
 
     def add(self, value: float, now: float, weight: float, window_s: float) -> None:
-        kept = self.rests_on(now, window_s)
-        self._at = max(self._at, now)
-        self.weight = kept + weight
+        since_s = now - self._at
+        if since_s > 0:
+            self.weight *= math.exp(-since_s / window_s)
+            self._at = now
+        self.weight += weight
         if self.weight > 0:
             self.value += (value - self.value) * weight / self.weight
 

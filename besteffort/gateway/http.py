@@ -72,6 +72,11 @@ async def read_body(request: web.Request, listen: Listen) -> bytes:
         raise too_large
     parts, size = [], 0
     try:
+        if request.content.is_eof():  # it came with its headers: there is nothing to wait for
+            whole = request.content.read_nowait()
+            if len(whole) > listen.body_bytes:
+                raise too_large
+            return whole
         async with asyncio.timeout(listen.body_s):
             async for part in request.content.iter_any():
                 size += len(part)

@@ -100,12 +100,16 @@ def read_request(raw: bytes, headers: Mapping[str, str], path: str, client: str,
     return Intake(ask, _onward(body, metadata, options), bool(streamed), bool((options or {}).get("include_usage")))
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
-    def refuse(text: str) -> float:
-        raise ValueError(text)
+def _refuse(text: str) -> float:
+    raise ValueError(text)
 
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw, parse_constant=refuse)
+        body = _DECODER.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "The body is not JSON in UTF-8; send an object with `model`.") from error
     if not isinstance(body, dict):
@@ -217,11 +221,12 @@ def _number(text: str) -> float | None:
 def _patience(headers: Mapping[str, str]) -> float | None:
     """Seconds after which the client is gone; what cannot be read is not one."""
     found = []
-    if (seconds := _number(headers.get("x-stainless-read-timeout", ""))) is not None:
+    if (text := headers.get("x-stainless-read-timeout")) and (seconds := _number(text)) is not None:
         found.append(seconds)
-    if match := re.fullmatch(r"([0-9]{1,8})([HMSmun])", headers.get("grpc-timeout", "").strip()):
+    if (text := headers.get("grpc-timeout")) and (match := re.fullmatch(r"([0-9]{1,8})([HMSmun])", text.strip())):
         found.append(int(match[1]) * _GRPC_UNITS[match[2]])
-    if match := re.search(r"(?:^|[,;\s])wait\s*=\s*([0-9]{1,8})(?![0-9.])", headers.get("prefer", "")):
+    text = headers.get("prefer")
+    if text and (match := re.search(r"(?:^|[,;\s])wait\s*=\s*([0-9]{1,8})(?![0-9.])", text)):
         found.append(float(match[1]))
     found = [seconds for seconds in found if seconds >= 1e-3]
     return min(*found, _LONGEST_S) if found else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +20,27 @@ _FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus-client keeps the figure
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
+class _Answers(NamedTuple):
+    """Figures that an answer counts to, as well as any request."""
+
+    prompt: Counter
+    output: Counter
+    latency: Histogram
+    first: Histogram
+    in_time: Counter
+    quality: Counter
+    arm_in_time: Counter
+    arm_quality: Counter
+
+
+class _Figures(NamedTuple):
+    """Figures that requests of a kind count to; `answers` None unless they were answered."""
+
+    requests: Counter
+    arm_requests: Counter
+    answers: _Answers | None
+
+
 class Metrics:
     """The figures of one gateway.
 
@@ -30,6 +52,7 @@ class Metrics:
         self._figures = figures = CollectorRegistry()
         self._core = core
         self.drift = Drift(core)
+        self._of: dict[tuple[str, str, str, str], _Figures] = {}
         self._requests = Counter(
             "besteffort_requests", "Requests that ended.", ("task", "model", "outcome"), registry=figures
         )
@@ -95,20 +118,45 @@ class Metrics:
     def record(self, record: Record) -> None:
         """Counts a request that has ended."""
         self.drift.record(record)
-        self._requests.labels(record.task, record.model, record.outcome).inc()
-        self._arm_requests.labels(record.arm, record.task, record.outcome).inc()
-        if record.outcome != "answered":
+        key = (record.arm, record.task, record.model, record.outcome)
+        figures = self._of.get(key)
+        if figures is None:
+            # Looking up a figure by its labels takes longer than counting.
+            figures = self._of[key] = self._figures_of(record)
+        figures.requests.inc()
+        figures.arm_requests.inc()
+        if figures.answers is None:
             return
-        self._prompt.labels(record.model).inc(record.prompt_tokens)
-        self._output.labels(record.model).inc(record.output_tokens)
-        self._latency.labels(record.model).observe(record.latency_s)
+        answers = figures.answers
+        answers.prompt.inc(record.prompt_tokens)
+        answers.output.inc(record.output_tokens)
+        answers.latency.observe(record.latency_s)
         if record.ttft_s is not None:
-            self._first.labels(record.model).observe(record.ttft_s)
+            answers.first.observe(record.ttft_s)
         if record.in_time:
-            self._in_time.labels(record.task, record.model).inc()
-            self._quality.labels(record.task).inc(record.quality)
-            self._arm_in_time.labels(record.arm, record.task).inc()
-            self._arm_quality.labels(record.arm, record.task).inc(record.quality)
+            answers.in_time.inc()
+            answers.quality.inc(record.quality)
+            answers.arm_in_time.inc()
+            answers.arm_quality.inc(record.quality)
+
+    def _figures_of(self, record: Record) -> _Figures:
+        """The figures that records of a kind count to."""
+        arm, task, model, outcome = record.arm, record.task, record.model, record.outcome
+        answers = None
+        if outcome == "answered":
+            answers = _Answers(
+                prompt=self._prompt.labels(model),
+                output=self._output.labels(model),
+                latency=self._latency.labels(model),
+                first=self._first.labels(model),
+                in_time=self._in_time.labels(task, model),
+                quality=self._quality.labels(task),
+                arm_in_time=self._arm_in_time.labels(arm, task),
+                arm_quality=self._arm_quality.labels(arm, task),
+            )
+        return _Figures(
+            self._requests.labels(task, model, outcome), self._arm_requests.labels(arm, task, outcome), answers
+        )
 
     def decided(self, claim: Claim, seconds: float) -> None:
         """Counts a decision, which took so long, with what the shadow did."""

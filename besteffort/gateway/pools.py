@@ -74,11 +74,14 @@ class Places:
 
     def __init__(self, by_pool: Sequence[Sequence[Place]]) -> None:
         self.by_pool = tuple(tuple(places) for places in by_pool)
+        self._all = tuple(itertools.chain.from_iterable(self.by_pool))
         self._by_key = {place.key: place for place in self}
 
     def __iter__(self) -> Iterator[Place]:
-        for places in self.by_pool:
-            yield from places
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
     def same(self, place: Place) -> Place | None:
         """The replica of other places here, if it is here; one that was left out in between is another one."""

@@ -46,6 +46,15 @@ class Arm:
     places: Places
     visible_deadline_s: Mapping[str, float]
 
+    @functools.cached_property
+    def everywhere(self) -> np.ndarray:
+        """(rows, pools) where there is a replica."""
+        found = np.zeros(self.flight.batch_sizes.shape, bool)
+        for place in self.places:
+            found[place.row, place.index] = True
+        found.flags.writeable = False
+        return found
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -94,6 +103,11 @@ class Snapshot:
         return self.main.places
 
     @functools.cached_property
+    def longest_wait_s(self) -> float:
+        """Seconds after which a request has no try in progress."""
+        return max(pool.timeouts.total_s + pool.timeouts.connect_s for pool in self.config.pools)
+
+    @functools.cached_property
     def arms(self) -> tuple[Arm, ...]:
         """All arms, the main one first."""
         return tuple(arm for arm in (self.main, self.canary, self.shadow) if arm is not None)
@@ -106,7 +120,7 @@ class Snapshot:
         number = int.from_bytes(hashlib.blake2b(request.encode(), digest_size=7).digest(), "big")
         return self.canary if number < stated.share * 2**56 else self.main
 
-    @property
+    @functools.cached_property
     def model_names(self) -> tuple[str, ...]:
         """Names that clients may ask for."""
         return (PREFIX, *(f"{PREFIX}:{task}" for task in self.tasks), *self.config.models)
