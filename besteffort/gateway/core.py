@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 
 from besteffort.gateway.board import Board, Totals
+from besteffort.gateway.breaker import CircuitBreaker
 from besteffort.gateway.peers import Held, Peers, Rate, short_hash
 from besteffort.gateway.pools import Place, ReplicaState
 from besteffort.gateway.prompt_lengths import CharactersPerToken
@@ -71,6 +72,8 @@ class Ask:
       patience_s: how long the client waits at most.
       streamed: whether the answer comes token by token.
       client: name of the client's key.
+      path: of the API.
+      origin: where it comes from, if the policy knows origins.
     """
 
     task: str
@@ -84,6 +87,8 @@ class Ask:
     patience_s: float | None = None
     streamed: bool = False
     client: str = ""
+    path: str = ""
+    origin: str | None = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -94,6 +99,7 @@ class Claim:
       ticket: the request.
       place: the replica.
       trial: whether it tries a replica whose breaker is open.
+      path_trial: whether it tries a path that the replica was found to lack.
       sent_s: when it was claimed.
       held: whether it counts still.
       shown: as other gateways are told of it; None where there are none.
@@ -103,6 +109,7 @@ class Claim:
     place: Place
     trial: bool
     sent_s: float
+    path_trial: bool = False
     held: bool = True
     shown: Held | None = None
 
@@ -170,6 +177,7 @@ class Record:
     task: str
     task_source: str
     client: str
+    origin: str
     model: str
     pool: str
     replica: int | None
@@ -246,7 +254,8 @@ class Core:
         """New requests are decided by another snapshot from now on, which takes over what is in flight."""
         before, self.snapshot = self.snapshot, snapshot
         for place in snapshot.places:
-            place.state.breaker.settings = snapshot.config.breaker
+            for breaker in (place.state.breaker, *place.state.of_path.values()):
+                breaker.settings = snapshot.config.breaker
         if snapshot.flight is before.flight:
             return
         self.peers.leave()
@@ -286,6 +295,7 @@ class Core:
                 prompt_tokens=tokens,
                 max_tokens=ask.max_tokens,
                 deadline_s=visible_s if own else None,
+                origin=ask.origin if ask.origin in each.policy.situation.origin_names else None,
                 at=now,
             )
             ticket.flights[each.flight] = False
@@ -317,7 +327,8 @@ class Core:
         for books in ticket.flights:
             ticket.flights[books] = self._sent(books, ticket, place, now)
         place.state.in_flight += 1
-        claim = Claim(ticket, place, place.state.breaker.sent(now), now)
+        of_path = place.state.of_path.get(ticket.ask.path)
+        claim = Claim(ticket, place, place.state.breaker.sent(now), now, of_path is not None and of_path.sent(now))
         ticket.claim, ticket.place, ticket.first_s, ticket.output_tokens = claim, place, None, 0
         ticket.attempts += 1
         self._show(claim, now)
@@ -331,8 +342,7 @@ class Core:
         now, ticket = self._clock(), claim.ticket
         if ticket.first_s is None:
             ticket.first_s = now
-            claim.place.state.breaker.succeeded(claim.trial)
-            claim.trial = False
+            self._succeeded(claim)
         else:
             claim.place.state.breaker.alive()
         ticket.output_tokens += count
@@ -354,7 +364,7 @@ class Core:
         ticket = claim.ticket
         if not self._free(claim):
             return
-        claim.place.state.breaker.succeeded(claim.trial)
+        self._succeeded(claim)
         seen = ticket.output_tokens > 0
         if output_tokens is not None and output_tokens > 0:
             ticket.output_tokens = output_tokens
@@ -370,22 +380,29 @@ class Core:
                 books.cancelled(ticket.name, at=now)
         ticket.flights.clear()
 
-    def failed(self, claim: Claim, why: str, *, blame: bool = True) -> None:
+    def failed(self, claim: Claim, why: str, *, blame: bool = True, lacks_path: bool = False) -> None:
         """The replica failed the request, which may be claimed once more.
 
         Args:
           claim: its place.
           why: a word for logs.
           blame: whether it says something of the replica.
+          lacks_path: whether it says that the replica lives, but lacks the request's path.
         """
-        ticket, breaker = claim.ticket, claim.place.state.breaker
+        ticket, state = claim.ticket, claim.place.state
         if not self._free(claim):
             return
         now = self._clock()
-        if blame:
-            breaker.failed(claim.trial, now)
+        if blame and lacks_path:
+            state.breaker.succeeded(claim.trial)
+            of_path = state.of_path.setdefault(ticket.ask.path, CircuitBreaker(state.breaker.settings))
+            of_path.failed(claim.path_trial, now)
         else:
-            breaker.ended(claim.trial)
+            if blame:
+                state.breaker.failed(claim.trial, now)
+            else:
+                state.breaker.ended(claim.trial)
+            self._end_trial_of_path(claim)
         self._return(ticket, claim.place, why, now)
 
     def busy(self, claim: Claim, retry_after_s: float) -> None:
@@ -394,6 +411,7 @@ class Core:
             return
         now = self._clock()
         claim.place.state.breaker.busy(claim.trial, retry_after_s, now)
+        self._end_trial_of_path(claim)
         self._return(claim.ticket, claim.place, "busy", now)
 
     def may_retry(self, ticket: Ticket) -> bool:
@@ -416,6 +434,7 @@ class Core:
             claim = ticket.claim
             self._free(claim)
             claim.place.state.breaker.ended(claim.trial)
+            self._end_trial_of_path(claim)
         now = self._clock()
         for books in ticket.flights:
             books.cancelled(ticket.name, at=now)
@@ -505,10 +524,10 @@ class Core:
 
     def _able(self, ticket: Ticket, arm: Arm, now: float) -> np.ndarray:
         """(rows, pools) whether a request may be sent there, as an arm numbers them."""
-        tried, where = ticket.tried, []
+        tried, path, where = ticket.tried, ticket.ask.path, []
         for place in arm.places:
             state = place.state
-            if state.busy < place.limit and state.breaker.allows(now) and state not in tried:
+            if state.busy < place.limit and state.allows(path, now) and state not in tried:
                 where.append(place)
         if len(where) == len(arm.places):
             return arm.everywhere
@@ -544,7 +563,7 @@ class Core:
         """Seconds until a place may be free."""
         full, waits_s = False, [_FULL_RETRY_S]
         for place in ticket.snapshot.places:
-            wait_s = place.state.breaker.opens_in_s(now)
+            wait_s = place.state.opens_in_s(ticket.ask.path, now)
             full |= wait_s == 0.0
             waits_s.append(wait_s or _FULL_RETRY_S)
         return _FULL_RETRY_S if full else min(waits_s)
@@ -594,6 +613,20 @@ class Core:
         claim.place.state.in_flight -= 1
         return True
 
+    def _succeeded(self, claim: Claim) -> None:
+        """An answer ended well, or began: the replica is in use, and has the path."""
+        state = claim.place.state
+        state.breaker.succeeded(claim.trial)
+        if state.of_path:
+            state.of_path.pop(claim.ticket.ask.path, None)
+        claim.trial = claim.path_trial = False
+
+    def _end_trial_of_path(self, claim: Claim) -> None:
+        if claim.path_trial:
+            of_path = claim.place.state.of_path.get(claim.ticket.ask.path)
+            if of_path is not None:  # else an earlier request has shown meanwhile that it is there
+                of_path.ended(trial=True)
+
     def _return(self, ticket: Ticket, place: Place, why: str, now: float) -> None:
         ticket.tried.append(place.state)
         ticket.why = why
@@ -617,6 +650,7 @@ class Core:
             task=ask.task,
             task_source=ask.task_source,
             client=ask.client,
+            origin=ask.origin or "",
             model="" if place is None else place.model,
             pool="" if place is None else place.pool.name,
             replica=None if place is None else place.replica,

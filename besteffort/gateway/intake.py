@@ -4,7 +4,8 @@ The task comes from the first of: the header `x-besteffort-task`; `metadata.best
 `besteffort:TASK`; a rule of the configuration; its default task. The deadline from the header
 `x-besteffort-deadline-ms`; `x-llm-d-slo-ttft-ms` with `x-llm-d-slo-tpot-ms`, of the first token and of each further
 one; or the task. A client that says how long it waits (`x-stainless-read-timeout`, `grpc-timeout`, `prefer: wait=`)
-has no later deadline than that.
+has no later deadline than that. The origin from the header `x-besteffort-origin` or `metadata.besteffort_origin`, where
+the policy knows origins.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def read_request(raw: bytes, headers: Mapping[str, str], path: str, client: str,
         patience_s=_patience(headers),
         streamed=bool(streamed),
         client=client,
+        path=path,
+        origin=_origin(metadata or {}, headers, snapshot),
     )
     return Intake(ask, _onward(body, metadata, options), bool(streamed), bool((options or {}).get("include_usage")))
 
@@ -148,6 +151,28 @@ def _check_task(task: Any, snapshot: Snapshot, param: str) -> str:
         code="unknown_task",
         param=param,
     )
+
+
+def _origin(metadata: Mapping[str, Any], headers: Mapping[str, str], snapshot: Snapshot) -> str | None:
+    """Where a request comes from; None if it does not say, or the policy knows no origins."""
+    known = snapshot.origins
+    if not known:
+        return None
+    for param, stated in (
+        ("x-besteffort-origin", headers.get("x-besteffort-origin")),
+        ("metadata.besteffort_origin", metadata.get("besteffort_origin")),
+    ):
+        if stated is None:
+            continue
+        if isinstance(stated, str) and stated.strip() in known:
+            return stated.strip()
+        raise ApiError(
+            400,
+            f"`{param}`: there is no origin `{brief(stated)}`; choose from {', '.join(known)}.",
+            code="unknown_origin",
+            param=param,
+        )
+    return None
 
 
 def _limit(body: Mapping[str, Any]) -> int | None:

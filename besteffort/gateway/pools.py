@@ -19,6 +19,7 @@ class ReplicaState:
 
     Attributes:
       breaker: whether it gets requests.
+      of_path: whether it gets those of a path that it was found to lack, such as `/v1/completions`.
       in_flight: requests that were sent to it and have not ended.
       elsewhere: those of other gateways.
     """
@@ -26,6 +27,16 @@ class ReplicaState:
     breaker: CircuitBreaker
     in_flight: int = 0
     elsewhere: int = 0
+    of_path: dict[str, CircuitBreaker] = dataclasses.field(default_factory=dict)
+
+    def allows(self, path: str, now: float) -> bool:
+        """Whether a request of a path may be sent now."""
+        return self.breaker.allows(now) and (path not in self.of_path or self.of_path[path].allows(now))
+
+    def opens_in_s(self, path: str, now: float) -> float:
+        """Seconds until one may be sent, as far as time alone decides."""
+        waits_s = self.breaker.opens_in_s(now)
+        return max(waits_s, self.of_path[path].opens_in_s(now)) if path in self.of_path else waits_s
 
     @property
     def busy(self) -> int:

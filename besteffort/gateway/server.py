@@ -269,7 +269,8 @@ class _Call:
                 if failure.busy_s is not None:
                     core.busy(claim, failure.busy_s)
                 else:
-                    core.failed(claim, failure.why, blame=failure.blame and not self._own_fault(failure))
+                    blame = failure.blame and not self._own_fault(failure)
+                    core.failed(claim, failure.why, blame=blame, lacks_path=failure.lacks_path)
                 LOGGER.warning(
                     "Request %s: pool %s, replica %d: %s.",
                     ticket.name,

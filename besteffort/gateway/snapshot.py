@@ -103,6 +103,11 @@ class Snapshot:
         return self.main.places
 
     @functools.cached_property
+    def origins(self) -> tuple[str, ...]:
+        """Names of origins that requests may state."""
+        return self.policy.situation.origin_names
+
+    @functools.cached_property
     def longest_wait_s(self) -> float:
         """Seconds after which a request has no try in progress."""
         return max(pool.timeouts.total_s + pool.timeouts.connect_s for pool in self.config.pools)

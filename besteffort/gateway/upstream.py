@@ -24,6 +24,7 @@ MOST_ANSWER_BYTES = 2**26
 """Size of the largest answer that is held here as a whole."""
 _LONGEST_MESSAGE = 500
 _CLIENTS_FAULT = (400, 413, 415, 422)
+_LACKS_PATH = (404, 405, 501)
 _BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
 
 
@@ -35,6 +36,7 @@ class UpstreamError(Exception):
       blame: whether it says something of the server.
       busy_s: seconds that the server wants to be left alone, if it is only busy.
       waited_s: seconds for which nothing came, where that is the failure.
+      lacks_path: whether the server lives, but has no such path.
       error: what the client gets unless another server answers.
     """
 
@@ -47,9 +49,11 @@ class UpstreamError(Exception):
         blame: bool = True,
         busy_s: float | None = None,
         waited_s: float | None = None,
+        lacks_path: bool = False,
     ) -> None:
         super().__init__(message)
         self.why, self.blame, self.busy_s, self.waited_s = why, blame, busy_s, waited_s
+        self.lacks_path = lacks_path
         self.error = ApiError(status, message, kind="server_error", code=why, retry_after_s=busy_s)
 
 
@@ -194,7 +198,8 @@ async def _refused(response: aiohttp.ClientResponse, place: Place) -> None:
         )
     if status not in _CLIENTS_FAULT:
         # What it says may quote its key, or be about the gateway.
-        raise UpstreamError(f"status_{status}", f"The server answered with status {status}.")
+        lacks = status in _LACKS_PATH
+        raise UpstreamError(f"status_{status}", f"The server answered with status {status}.", lacks_path=lacks)
     raw = await response.content.read(2**16)
     raise InvalidRequestError(_clients_error(status, raw, place))
 

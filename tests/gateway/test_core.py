@@ -12,16 +12,18 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from besteffort.gateway.config import Breaker, Listen, Retries
 from besteffort.gateway.core import Ask, Claim, Core, Record, RefusedError, Ticket
+from besteffort.policy import Policy
+from besteffort.situation import Origin
 from tests.gateway.policies import MODELS, Clock, config, greedy, snapshot
 
 ASK = Ask(task="piqa", characters=400)
 PLENTY = Retries(most=16, share=1.0)
 
 
-def core(**others: object) -> tuple[Core, Clock, list[Record]]:
+def core(policy: Policy | None = None, **others: object) -> tuple[Core, Clock, list[Record]]:
     clock, records = Clock(), []
     given = config(**{"retries": PLENTY, **others})
-    made = Core(snapshot(given, clock=clock), clock=clock, calendar=lambda: 1e9, log=records.append)
+    made = Core(snapshot(given, policy, clock=clock), clock=clock, calendar=lambda: 1e9, log=records.append)
     return made, clock, records
 
 
@@ -287,6 +289,78 @@ def test_one_name_for_two_requests_makes_two() -> None:
         made.claim(ticket)
         made.close(ticket, "answered")
     assert len({record.request_id for record in records}) == 3
+
+
+def test_a_path_that_a_replica_lacks_is_left_out_and_no_other() -> None:
+    """llm-katan has chat, and no `/v1/completions`."""
+    made, clock, _ = core(urls=[["http://a/v1"]], breaker=Breaker(failures=2, open_s=5.0))
+    plain, chat = (
+        dataclasses.replace(ASK, path="/v1/completions"),
+        dataclasses.replace(ASK, path="/v1/chat/completions"),
+    )
+    (place,) = made.snapshot.places
+
+    def begin(ask: Ask) -> Claim:
+        return made.claim(made.arrive(ask, "r"))
+
+    def end(claim: Claim, **how: bool) -> None:
+        if how:
+            made.failed(claim, "status_404", **how)
+        else:
+            made.finished(claim, output_tokens=2)
+        made.close(claim.ticket, "failed" if how else "answered")
+
+    for _ in range(2):
+        end(begin(plain), lacks_path=True)
+    with pytest.raises(RefusedError) as refused:
+        begin(plain)
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    made.close(made._tickets["r"], "refused")
+    end(begin(chat))
+    assert place.state.breaker.state(clock.now) == "closed"
+    clock.now += 5.0
+    # One tries it again; that it leaves gives the try back.
+    trial = begin(plain)
+    with pytest.raises(RefusedError):
+        made.claim(made.arrive(plain, "other"))
+    made.close(made._tickets["other"], "refused")
+    made.close(trial.ticket, "cancelled")
+    end(begin(plain), lacks_path=True)
+    assert not place.state.allows(plain.path, clock.now + 9.0)
+    clock.now += 10.0
+    trial = begin(plain)
+    made.token(trial)
+    assert place.state.of_path == {}
+    end(trial)
+    # What it lacks is not what it is blamed for otherwise.
+    end(begin(plain), lacks_path=True)
+    for _ in range(2):
+        end(begin(chat), blame=True)
+    assert place.state.breaker.state(clock.now) == "open"
+
+
+def test_an_earlier_answer_ends_the_doubt_about_a_path() -> None:
+    made, clock, _ = core(urls=[["http://a/v1"]], breaker=Breaker(failures=1, open_s=5.0))
+    ask = dataclasses.replace(ASK, path="/v1/completions")
+    early, late = (made.claim(made.arrive(ask, name)) for name in ("early", "late"))
+    made.failed(late, "status_404", lacks_path=True)
+    clock.now += 5.0
+    trial = made.claim(made.arrive(ask, "trial"))
+    assert trial.path_trial
+    made.token(early)
+    made.close(trial.ticket, "cancelled")
+    assert made.snapshot.places.by_pool[0][0].state.allows(ask.path, clock.now)
+
+
+def test_books_know_where_a_request_comes_from() -> None:
+    policy = greedy()
+    near_and_far = dataclasses.replace(policy.situation, origins=(Origin("near"), Origin("far")))
+    made, _, records = core(policy=dataclasses.replace(policy, situation=near_and_far))
+    for origin, index in (("far", 1), ("near", 0), (None, None)):
+        ticket = made.arrive(dataclasses.replace(ASK, origin=origin), "r")
+        assert made.snapshot.flight.observation("r").origin == index
+        made.close(ticket, "cancelled")
+    assert [record.origin for record in records] == ["far", "near", ""]
 
 
 def test_a_reload_keeps_counts_rate_and_breakers() -> None:

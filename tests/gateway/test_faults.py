@@ -14,7 +14,19 @@ import aiohttp
 import pytest
 
 from besteffort.gateway.config import Breaker, Listen, Retries, Timeouts
-from tests.gateway.backends import DONE, USAGE, Call, answer, backend, completion, event, run, running, started
+from tests.gateway.backends import (
+    DONE,
+    USAGE,
+    Call,
+    answer,
+    answer_chat,
+    backend,
+    completion,
+    event,
+    run,
+    running,
+    started,
+)
 from tests.gateway.policies import MODELS, config
 
 PLENTY = Retries(most=4, share=1.0)
@@ -637,5 +649,35 @@ def test_a_body_beyond_its_limit_is_refused(tmp_path: Path) -> None:
                 ) as response:
                     assert response.status == 413
             assert not made.calls
+
+    run(scenario())
+
+
+def test_a_server_without_completions_serves_chat(tmp_path: Path) -> None:
+    """llm-katan."""
+
+    async def chat_only(call: Call) -> None:
+        if call.path.endswith("/chat/completions"):
+            await answer_chat(call)
+        else:
+            await call.respond(404, {"detail": "Not Found"})
+
+    async def scenario() -> None:
+        messages = {"model": "besteffort", "messages": [{"role": "user", "content": "6 x 7?"}]}
+        async with (
+            backend(chat_only) as (url, lacking),
+            backend(answer) as (other, _),
+            running(tmp_path, [[url], [other]], retries=Retries(share=1.0)) as found,
+        ):
+            for _ in range(8):
+                status, _, headers = await found.post()
+                assert (status, headers["x-besteffort-model"]) == (200, MODELS[1])
+            # Three failures in a row, and it is asked for completions no more.
+            assert len(lacking.calls) <= 3
+            found.gateway.core.snapshot.places.by_pool[1][0].state.breaker.busy(False, 30.0, found.gateway.core.now())
+            async with found.session.post(f"{found.address}/v1/chat/completions", json=messages) as response:
+                assert response.status == 200, await response.read()
+                assert response.headers["x-besteffort-model"] == MODELS[0]
+            assert found.counts() == 0
 
     run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -13,7 +14,8 @@ from besteffort.gateway.config import Key, Rule, Tier
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.snapshot import Snapshot
-from tests.gateway.policies import config, snapshot
+from besteffort.situation import Origin
+from tests.gateway.policies import config, greedy, snapshot
 
 SNAPSHOT = snapshot(
     config(
@@ -46,6 +48,26 @@ def test_the_task_is_the_first_that_is_stated() -> None:
     chat = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
     assert read(chat, path=CHAT).ask.task == "winogrande"
     assert (read().ask.task, read().ask.task_source) == ("piqa", "default")
+
+
+def test_the_origin_is_one_that_the_policy_knows() -> None:
+    policy = greedy()
+    situation = dataclasses.replace(policy.situation, origins=(Origin("near"), Origin("far")))
+    knows = snapshot(policy=dataclasses.replace(policy, situation=situation))
+
+    def origin(headers: dict[str, str], known: Snapshot = knows, **fields: Any) -> str | None:
+        return read_request(json.dumps(prompt(**fields)).encode(), headers, COMPLETIONS, "", known).ask.origin
+
+    assert origin({"x-besteffort-origin": " far "}, metadata={"besteffort_origin": "near"}) == "far"
+    assert origin({}, metadata={"besteffort_origin": "near"}) == "near"
+    assert origin({}) is None
+    # A policy without origins has no use for them.
+    assert origin({"x-besteffort-origin": "mars"}, SNAPSHOT) is None
+    with pytest.raises(ApiError, match="there is no origin `mars`; choose from near, far") as refused:
+        origin({"x-besteffort-origin": "mars"})
+    assert (refused.value.status, refused.value.code) == (400, "unknown_origin")
+    with pytest.raises(ApiError, match=r"`metadata.besteffort_origin`: there is no origin `7`"):
+        origin({}, metadata={"besteffort_origin": 7})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ RECORD = Record(
     task="piqa",
     task_source="header",
     client="team",
+    origin="",
     model="opt-125m",
     pool="small",
     replica=1,
