@@ -18,7 +18,7 @@ import yaml
 from besteffort.gateway.config import Listen
 from besteffort.policy import save_policy
 from tests.gateway.backends import answer, backend, once, run, running, started
-from tests.gateway.policies import MODELS, config, greedy
+from tests.gateway.policies import MODELS, config, contrary, greedy
 
 
 def write(folder: Path, url: str, **others: object) -> Path:
@@ -136,7 +136,9 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     run(scenario(), 120.0)
 
 
-def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Reload under load (litellm#20409, neurolink PR#1196)."""
 
     async def scenario() -> None:
@@ -151,15 +153,21 @@ def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(tm
                         statuses.append((await found.post())[0])
 
                 tasks = [asyncio.create_task(load()) for _ in range(4)]
-                for turn in range(8):
+                policies = ("policy.safetensors", "contrary.safetensors")
+                save_policy(contrary(), tmp_path / policies[1])
+                for turn in range(100):
                     pools = [{"name": "small", "model": MODELS[turn % 2], "urls": [url, other][:: 1 - 2 * (turn % 2)]}]
-                    write(tmp_path, url, pools=pools)
+                    write(tmp_path, url, pools=pools, policy=policies[turn // 10 % 2])
                     assert await gateway.reload()
                 before = gateway.core.snapshot
-                assert before.number == 8
+                assert before.number == 100
                 for text in ("pools: [", "pools: []\npolicy: policy.safetensors", "a: 1", ""):
                     path.write_text(text)
+                    caplog.clear()
                     assert not await gateway.reload()
+                    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+                    assert said.startswith("Not reloaded, the last one stays in use: ")
+                    assert str(path) in said
                 path.unlink()
                 assert not await gateway.reload()
                 assert gateway.core.snapshot is before
@@ -169,6 +177,10 @@ def test_reloads_under_load_fail_no_request_and_a_broken_file_changes_nothing(tm
                 assert len(statuses) > 20
                 assert found.counts() == 0
                 assert {record.model for record in found.records} == {MODELS[0], MODELS[1]}
+                # Each was decided by what was in use when it came, and by nothing else.
+                assert len({record.snapshot for record in found.records}) > 50
+                for record in found.records:
+                    assert record.model == MODELS[max(record.snapshot - 1, 0) % 2]
 
     run(scenario(), 120.0)
 
