@@ -271,6 +271,9 @@ def _onward(body: dict[str, Any], metadata: dict[str, Any] | None, options: dict
             onward["metadata"] = left
         else:
             del onward["metadata"]
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        onward["prompt"] = prompt[0]  # LangChain sends a list always, which transformers serve does not take
     if body.get("stream"):
         onward["stream_options"] = {**(options or {}), "include_usage": True}
     return onward

@@ -50,6 +50,12 @@ def test_the_task_is_the_first_that_is_stated() -> None:
     assert (read().ask.task, read().ask.task_source) == ("piqa", "default")
 
 
+def test_a_list_of_one_text_goes_on_as_the_text() -> None:
+    assert read(prompt(prompt=["What?"])).body["prompt"] == "What?"
+    for others in (["What?", "Who?"], [1, 2], [[1, 2]]):
+        assert read(prompt(prompt=others)).body["prompt"] == others
+
+
 def test_the_origin_is_one_that_the_policy_knows() -> None:
     policy = greedy()
     situation = dataclasses.replace(policy.situation, origins=(Origin("near"), Origin("far")))
