@@ -24,7 +24,7 @@ from benchmarks.summary import Row, summary_table
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = tuple(
     name
-    for name in ("simulator_speed", "learners", "sweep", "decisions", "estimates")
+    for name in ("simulator_speed", "learners", "sweep", "decisions", "estimates", "gateway")
     if find_spec(f"benchmarks.{name}")
 )
 """Benchmarks whose module has `main(["--out", FILE, "--fast"])` and `rows(result)`, in the order in which they run."""

@@ -155,6 +155,35 @@ def estimate_costs() -> str:
     return markdown(["What", "Microseconds per decision"], rows)
 
 
+def gateway_costs() -> str:
+    """Processor time of a request, by gateway."""
+    costs = read("gateway")["milliseconds"]
+    shapes = [(shape, clients) for shape, cells in costs["ours"].items() for clients in cells]
+    rows = [
+        [
+            arm,
+            *(f"{cells[shape][clients]['median']:.2f}" if shape in cells else "-" for shape, clients in shapes),
+        ]
+        for arm, cells in costs.items()
+    ]
+    named = [f"{shape}, {clients} client{'s' * (clients != '1')}" for shape, clients in shapes]
+    return markdown(["Process", *named], rows)
+
+
+def gateway_sizing() -> str:
+    """Requests per second that a core is worth."""
+    costs = read("gateway")["milliseconds"]
+    rows = []
+    for what, arm, shape in (
+        ("plain, `assemble: false`", "ours, passed whole", "plain"),
+        ("plain, 20 tokens", "ours", "plain"),
+        ("stream of 20 tokens", "ours", "stream of 20 tokens"),
+    ):
+        cells = costs[arm][shape]
+        rows.append([what, *(f"{1e3 / cells[clients]['median']:,.0f}" for clients in cells)])
+    return markdown(["Requests", *(f"Clients: {clients}" for clients in costs["ours"]["plain"])], rows)
+
+
 def old_grids() -> str:
     """What the search gains over the candidate grids that it took the place of."""
     settings: dict[str, dict[str, str]] = {}
@@ -378,6 +407,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         any_profile,
         estimates,
         estimate_costs,
+        gateway_costs,
+        gateway_sizing,
         old_grids,
         bursts,
         traces,
