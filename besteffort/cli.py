@@ -689,6 +689,7 @@ def profile_measure(
     context: Annotated[int, _metavar("N"), Interval(ge=1, le=2**22)] = 512,
     repeats: Annotated[int, _metavar("N"), FEW] = 15,
     chunk_tokens: Annotated[int | None, _optional("N")] = None,
+    clock: Literal["wall", "processor"] = "wall",
     qualities: Annotated[str | None, _optional("FILE")] = None,
     resume: Flag = False,
     output: SharedOutput = Output(),
@@ -704,6 +705,7 @@ def profile_measure(
       context: longest sequence, prompt and answer.
       repeats: iterations that a figure is the median of.
       chunk_tokens: read prompts in parts, so that an iteration works on so many tokens at most.
+      clock: `processor` counts the processor's time of each model alone, as the engine in virtual time does.
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
       output: options on what is printed.
@@ -714,7 +716,7 @@ def profile_measure(
 
     check_new_file(out)
     answer = Answer("profile measure", output)
-    plan = MeasurementPlan(models, dtype, max_batch, context, repeats, chunk_tokens)
+    plan = MeasurementPlan(models, dtype, max_batch, context, repeats, chunk_tokens, clock)
     known = read_qualities(plan.names, qualities)
     interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
     answer.note(f"Device: {device_name()}")

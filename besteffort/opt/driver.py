@@ -144,7 +144,7 @@ async def drive(
         if answer is not None:
             await answer.complete()
     return Played(
-        _result(requests, situation, model, answers, start_s),
+        result_of(requests, situation, model, answers, start_s),
         tuple(() if answer is None else tuple(answer.tokens) for answer in answers),
         lateness_s,
         routing_s,
@@ -162,9 +162,19 @@ def _observation(task: int, sizes: np.ndarray, rate: float, deadline_s: float) -
     )
 
 
-def _result(
-    requests: Requests, situation: Situation, model: np.ndarray, answers: Sequence[Answer | None], start_s: float
+def result_of(
+    requests: Requests, situation: Situation, model: np.ndarray, answers: Sequence[Answer | None], start_s: float = 0.0
 ) -> Result:
+    """What came of a list, as a simulation says it.
+
+    Args:
+      requests: the list.
+      situation: says what answers are worth.
+      model: (n,) index of the model that each request went to.
+      answers: of each request; None if it was rejected.
+      start_s: when the list's time 0 was, by the clock of the answers.
+    """
+
     def times_s(name: str) -> np.ndarray:
         return np.array([math.nan if answer is None else getattr(answer, name) - start_s for answer in answers])
 

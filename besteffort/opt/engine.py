@@ -40,6 +40,10 @@ Pace = Callable[[int, Sequence[int]], float]
 that it reads."""
 
 
+Found = tuple[dict[int, int], dict[int, int]]
+"""What an iteration computes: the new places of rows that moved, and tokens by row."""
+
+
 class OverloadedError(RuntimeError):
     """The instance is full; the request was rejected."""
 
@@ -375,20 +379,35 @@ class Instance:
         now = self._clock()
         self._admit(now)
         loop = asyncio.get_running_loop()
-        if self._pace is not None:
+        if (pace_s := self._pace_s()) is not None:
             # From when the last one was to end, if this one follows at once, so that delays do not add up.
-            begun_s = self._due_s if self._running else now
-            prompts = [len(each.answer.prompt) for each in self._reading]
-            self._due_s = begun_s + self._pace(len(self._running), prompts)
+            self._due_s = (self._due_s if self._running else now) + pace_s
         computing = loop.run_in_executor(self._thread, self._compute, list(self._reading))
         try:
             moved, tokens = await asyncio.shield(computing)
         except asyncio.CancelledError:
             await asyncio.wait([computing])  # the thread must be idle before other code uses the device's cache
             raise
-        if self._pace is not None:
+        if pace_s is not None:
             await asyncio.sleep(self._due_s - self._clock())
             self._due_s = max(self._due_s, self._clock() - _LATE_S)
+        self.end((moved, tokens), self._clock())
+
+    def begin(self, timer: Callable[[], float]) -> tuple[Found, float]:
+        """The first part of an iteration, here and now: admits requests and computes; with it, the seconds it takes.
+
+        These are what the model's pace says, if it has one, else what `timer` says that the computation took.
+        """
+        started = timer()
+        self._admit(self._clock())
+        pace_s = self._pace_s()
+        found = self._compute(list(self._reading))
+        took_s = timer() - started
+        return found, took_s if pace_s is None else pace_s
+
+    def end(self, found: Found, now: float) -> list[Answer]:
+        """The last part of an iteration: hands out tokens and releases complete requests; returns who got a token."""
+        moved, tokens = found
         self._running = {moved.get(row, row): answer for row, answer in self._running.items()}
         for each in self._reading:
             if each.read == len(each.answer.prompt) and each.row is not None:
@@ -398,11 +417,21 @@ class Instance:
         self._reading = [
             each for each in self._reading if each.read < len(each.answer.prompt) and not each.answer.cancelled
         ]
-        now = self._clock()
+        served = []
         for row, token in tokens.items():
-            if self._hand_over(self._running[row], token, now):
+            answer = self._running[row]
+            if not answer.cancelled:
+                served.append(answer)
+            if self._hand_over(answer, token, now):
                 del self._running[row]
                 self.runtime.release(row)
+        return served
+
+    def _pace_s(self) -> float | None:
+        """Seconds that the iteration is to last whose requests were just admitted; None without a pace."""
+        if self._pace is None:
+            return None
+        return self._pace(len(self._running), [len(each.answer.prompt) for each in self._reading])
 
     def _admit(self, now: float) -> None:
         """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""
@@ -417,7 +446,7 @@ class Instance:
             self._reading.append(_Reading(answer, upto=int(min(len(answer.prompt), room))))
             room -= self._reading[-1].upto
 
-    def _compute(self, reading: list[_Reading]) -> tuple[dict[int, int], dict[int, int]]:
+    def _compute(self, reading: list[_Reading]) -> Found:
         """Compacts rows, decodes, and reads prompts; returns moved rows and tokens by row."""
         moved = self.runtime.compact()
         tokens = self.runtime.decode()

@@ -132,6 +132,12 @@ class Runtime:
         self._begun: set[int] = set()  # rows whose prompts are read in part
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
+    def twin(self) -> Runtime:
+        """Another runtime of the same model with a cache of its own; what one compiles, the other has, too."""
+        other = Runtime(self.model, self.max_batch, self.context, self.buckets, self.chunk_tokens)
+        other._programs = self._programs
+        return other
+
     @property
     def used(self) -> tuple[int, ...]:
         """Rows in use, ascending."""
@@ -243,6 +249,10 @@ class Runtime:
             row.token = int(chosen[number])
             row.drawn += 1
         return {number: row.token for number, row in self._rows.items()}
+
+    def touch(self) -> None:
+        """A decode step of no request, which changes nothing but what the processor's caches hold."""
+        self._decode(self.buckets.length[0], [None] * self.buckets.batch[0])
 
     def release(self, row: int) -> None:
         """Frees a row."""

@@ -6,6 +6,9 @@ prefill in the profile is an iteration that reads one prompt, less an iteration 
 `chunk_tokens` the iterations that read it, less as many. Programs come in buckets, so tables are staircases: a size
 costs as much as the bucket that holds it, and both ends of a bucket become points of the profile.
 
+With the clock `processor` it is the engine in virtual time that is measured (`besteffort.opt.virtual`): processor time,
+each model on a device of its own. Iterations of all kinds then come in turn, in random order, as they do in service.
+
 Figures are written one by one, as lines of JSON next to the profile, with their spread and the device's floor, so that
 a killed run can continue.
 """
@@ -38,6 +41,7 @@ from besteffort.opt.config import PUBLISHED
 from besteffort.opt.engine import Answer, Instance
 from besteffort.opt.runtime import Runtime
 from besteffort.opt.sampling import GREEDY
+from besteffort.opt.virtual import VirtualEngine
 from besteffort.opt.weights import Model, load_model, random_model
 from besteffort.profile.files import load_profile, save_profile
 from besteffort.profile.types import ModelProfile, Points, Profile, Provenance, Source, TaskQuality
@@ -50,6 +54,7 @@ PUBLISHED_QUALITIES = "opt-a100-all"
 
 _WARM_UP = 2
 _PATIENCE_S = 60.0
+_FEW_SAMPLES = 4.0  # that say how a machine keeps its pace
 _NOTABLE = 0.1
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -68,6 +73,8 @@ class MeasurementPlan:
       context: longest sequence in tokens, prompt and answer.
       repeats: iterations per figure, which is their median; fewer, but at least 3, if they would take over a minute.
       chunk_tokens: the engine reads prompts in parts, of which an iteration takes so many tokens; None: whole.
+      clock: what counts: time that passes (`wall`), or for the engine in virtual time that of the processor, in which
+        models do not slow each other down.
 
     Raises:
       InputError: if there is no model or a repeated one, or a number is out of range.
@@ -79,6 +86,7 @@ class MeasurementPlan:
     context: int = 512
     repeats: int = 15
     chunk_tokens: int | None = None
+    clock: Literal["wall", "processor"] = "wall"
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -140,6 +148,7 @@ class Measurement:
       quartiles_s: first and third quartile, the uncertainty of the median.
       repeats: number of iterations.
       floor_s: least time that the device needs for the work, seconds.
+      mean_s: their mean, where that is what counts: of processor times, which no wait for the processor distorts.
     """
 
     point: Point
@@ -147,6 +156,12 @@ class Measurement:
     quartiles_s: tuple[float, float]
     repeats: int
     floor_s: float
+    mean_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What the profile says."""
+        return self.median_s if self.mean_s is None else self.mean_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +266,18 @@ def measure_profile(
         rigs = []
         for name, model in zip(plan.names, plan.models, strict=True):
             progress(f"{name}: loading", 0, 1)
-            rigs.append(_TimedModel(name, _load(model, plan.dtype), plan))
+            loaded = _load(model, plan.dtype)
+            context = min(plan.context, loaded.config.positions)
+            runtime = Runtime(loaded, plan.max_batch, context, chunk_tokens=plan.chunk_tokens)
+            rigs.append(_TimedModel(name, Instance(runtime, plan.max_batch)))
             stack.callback(rigs[-1].instance.close)
         if not file.exists():
             write_jsonl(file, [about])
         ceilings = _ceilings(plan, file, progress)
-        figures = asyncio.run(_measure_all(plan, rigs, known, ceilings, file, progress))
+        if plan.clock == "processor":
+            figures = _in_turn(rigs, known, ceilings, plan.repeats, file, progress)
+        else:
+            figures = asyncio.run(_measure_all(plan, rigs, known, ceilings, file, progress))
     rates = f"{ceilings.bytes_per_s / 1e9:.3g} GB/s and computes {ceilings.flops_per_s / 1e9:.4g} GFLOP/s"
     remarks = [f"The device reads {rates} of matrix products; floors are what these allow."]
     profile = Profile(
@@ -270,6 +291,87 @@ def measure_profile(
     remarks += interference_remarks(profile, figures)
     save_profile(profile, out)
     return Report(profile, ceilings, tuple(figures), tuple(remarks))
+
+
+class Sampler:
+    """Measures an engine in virtual time, and then while it plays tells how the machine keeps its pace.
+
+    It has caches of its own, so that it may measure between any two iterations of the engine. As with the clock
+    `processor`, iterations of all kinds come in turn, in random order, and what counts is their mean.
+
+    Attributes:
+      usual: the figures that were taken for the usual pace.
+      factors: what `gauge` said, by model.
+    """
+
+    def __init__(self, engine: VirtualEngine, *, every: int = 2, memory_s: float = 0.5, seed: int = 0) -> None:
+        """Nothing measured; before `gauge` is asked, `take` tells the usual pace.
+
+        Args:
+          engine: has compiled.
+          every: iterations of a model from one that `gauge` measures to the next.
+          memory_s: seconds of the machine's clock after which what was measured counts 1/e for `gauge`.
+          seed: of the order.
+        """
+        self._rigs = {
+            name: _TimedModel(name, Instance(instance.runtime.twin(), instance.capacity))
+            for name, instance in engine.instances.items()
+        }
+        self._every, self._memory_s = every, memory_s
+        self._rng = np.random.default_rng(seed)
+        self._turns: dict[str, list[Point]] = {name: [] for name in self._rigs}
+        self.usual: tuple[Measurement, ...] = ()
+        self._mean_s: dict[Point, float] = {}
+        self._asked = dict.fromkeys(self._rigs, 0)
+        self._latest_s = dict.fromkeys(self._rigs, -math.inf)
+        self._took_s, self._usual_s, self._samples = (dict.fromkeys(self._rigs, 0.0) for _ in range(3))
+        self.factors: dict[str, list[float]] = {name: [] for name in self._rigs}
+
+    def measure(self, rounds: int) -> tuple[Measurement, ...]:
+        """Measures every kind of iteration so often."""
+        found: dict[Point, list[float]] = {}
+        for _ in range(rounds):
+            for name, rig in self._rigs.items():
+                for point in self._shuffled(name):
+                    found.setdefault(point, []).append(rig.compute(point))
+        return tuple(_figure(point, times_s, 0.0, mean=True) for point, times_s in found.items())
+
+    def take(self, figures: Sequence[Measurement]) -> tuple[ModelProfile, ...]:
+        """Takes figures for the usual pace; returns the tables, as a profile has them."""
+        self.usual = tuple(figures)
+        self._mean_s = {figure.point: figure.seconds for figure in figures}
+        return tuple(_model_profile(rig, (), figures, []) for rig in self._rigs.values())
+
+    def gauge(self, model: str) -> float:
+        """The factor by which iterations of a model take longer just now than when they were measured."""
+        # As when they were measured, iterations of the same model come before those that count.
+        self._rigs[model].compute(self._next(model))
+        if self._asked[model] % self._every == 0:
+            self._look(model)
+        self._asked[model] += 1
+        while self._samples[model] < _FEW_SAMPLES:
+            self._look(model)
+        factor = self._took_s[model] / self._usual_s[model]
+        self.factors[model].append(factor)
+        return factor
+
+    def _look(self, model: str) -> None:
+        point = self._next(model)
+        took_s, now = self._rigs[model].compute(point), time.monotonic()
+        kept = math.exp((self._latest_s[model] - now) / self._memory_s)
+        self._latest_s[model] = now
+        self._took_s[model] = kept * self._took_s[model] + took_s
+        self._usual_s[model] = kept * self._usual_s[model] + self._mean_s[point]
+        self._samples[model] = kept * self._samples[model] + 1.0
+
+    def _next(self, model: str) -> Point:
+        if not self._turns[model]:
+            self._turns[model] = [point for point in self._shuffled(model) if point.kind != "host"]
+        return self._turns[model].pop()
+
+    def _shuffled(self, model: str) -> list[Point]:
+        points = self._rigs[model].points(())
+        return [points[index] for index in self._rng.permutation(len(points))]
 
 
 def figures_file(out: Path) -> Path:
@@ -307,11 +409,10 @@ class _TimedModel:
       companion: the decode step that it repeats while another model is timed.
     """
 
-    def __init__(self, name: str, model: Model, plan: MeasurementPlan) -> None:
+    def __init__(self, name: str, instance: Instance) -> None:
         self.name = name
-        context = min(plan.context, model.config.positions)
-        self.runtime = Runtime(model, plan.max_batch, context, chunk_tokens=plan.chunk_tokens)
-        self.instance = Instance(self.runtime, plan.max_batch)
+        self.instance = instance
+        self.runtime = instance.runtime
         buckets = self.runtime.buckets
         batch, length = buckets.batch[len(buckets.batch) // 2], buckets.length[len(buckets.length) // 2]
         self.companion = Point(name, "decode", batch, length)
@@ -334,8 +435,8 @@ class _TimedModel:
             return prefill_floor_s(config, point.size, itemsize, ceilings)
         return decode_floor_s(config, point.size, point.context, itemsize, ceilings)
 
-    async def iterate(self, point: Point) -> float:
-        """Seconds of one iteration, or of all that read a prompt."""
+    def set_up(self, point: Point) -> None:
+        """Puts the instance where the next iteration is that of the point."""
         if point.kind == "host":
             self.instance.adopt([], 0)
         elif point.kind == "prefill":
@@ -344,6 +445,24 @@ class _TimedModel:
         else:
             endless = [_request(self.name, 1, 1 << 30) for _ in range(point.size)]
             self.instance.adopt(endless, point.context - 1)  # with the token of this step the bucket is full
+
+    def compute(self, point: Point) -> float:
+        """As `iterate`, as the engine in virtual time does it."""
+        self.set_up(point)
+        took_s = self._compute_one()
+        while point.kind == "prefill" and self.instance.batch_size:
+            took_s += self._compute_one()
+        return took_s
+
+    def _compute_one(self) -> float:
+        self.runtime.touch()
+        found, took_s = self.instance.begin(time.process_time)
+        self.instance.end(found, 0.0)
+        return took_s
+
+    async def iterate(self, point: Point) -> float:
+        """Seconds of one iteration, or of all that read a prompt."""
+        self.set_up(point)
         start = time.perf_counter()
         await self.instance.iterate()
         while point.kind == "prefill" and self.instance.batch_size:
@@ -358,6 +477,12 @@ class _TimedModel:
 
 def _request(model: str, prompt: int, tokens: int) -> Answer:
     return Answer(model, (0,) * prompt, tokens, GREEDY, None, frozenset())
+
+
+def _figure(point: Point, times_s: Sequence[float], floor_s: float, *, mean: bool = False) -> Measurement:
+    low, median, high = statistics.quantiles(times_s, n=4, method="inclusive")
+    mean_s = statistics.mean(times_s) if mean else None
+    return Measurement(point, median, (low, high), len(times_s), floor_s, mean_s)
 
 
 def _load(model: str, dtype: str) -> Model:
@@ -406,12 +531,38 @@ async def _measure_all(
         progress(str(point), done, len(points))
         if point not in known:
             times_s = await _times_s(rig, point, [o for o in rigs if o.name in point.beside], plan.repeats)
-            low, median, high = statistics.quantiles(times_s, n=4, method="inclusive")
-            known[point] = Measurement(point, median, (low, high), len(times_s), rig.floor_s(point, ceilings))
+            known[point] = _figure(point, times_s, rig.floor_s(point, ceilings))
             append_jsonl(file, dataclasses.asdict(known[point]))
         figures.append(known[point])
     progress("done", len(points), len(points))
     return figures
+
+
+def _in_turn(
+    rigs: Sequence[_TimedModel],
+    known: dict[Point, Measurement],
+    ceilings: Ceilings,
+    repeats: int,
+    file: Path,
+    progress: ProgressCallback,
+) -> list[Measurement]:
+    """Returns every figure in processor time; measures and writes the missing ones, which come in turn."""
+    points = [(rig, point) for rig in rigs for point in rig.points(())]
+    missing = [(rig, point) for rig, point in points if point not in known]
+    times_s: dict[Point, list[float]] = {point: [] for _, point in missing}
+    rng = np.random.default_rng(0)
+    for turn in range(-_WARM_UP, repeats):
+        progress("iterations of all kinds in turn", max(turn, 0), repeats)
+        for index in rng.permutation(len(missing)).tolist():
+            rig, point = missing[index]
+            took_s = rig.compute(point)
+            if turn >= 0:
+                times_s[point].append(took_s)
+    for rig, point in missing:
+        known[point] = _figure(point, times_s[point], rig.floor_s(point, ceilings), mean=True)
+        append_jsonl(file, dataclasses.asdict(known[point]))
+    progress("done", repeats, repeats)
+    return [known[point] for _, point in points]
 
 
 async def _times_s(rig: _TimedModel, point: Point, beside: Sequence[_TimedModel], repeats: int) -> list[float]:
@@ -436,7 +587,7 @@ def _model_profile(
     rig: _TimedModel, names: Sequence[str], figures: Sequence[Measurement], remarks: list[str]
 ) -> ModelProfile:
     """The serving model's terms of one model; adds remarks where they do not describe the figures well."""
-    own = {figure.point: figure.median_s for figure in figures if figure.point.model == rig.name}
+    own = {figure.point: figure.seconds for figure in figures if figure.point.model == rig.name}
     buckets = rig.runtime.buckets
     # A bucket of contexts represents the middle of the contexts that it serves.
     middle = {size: (low + size) / 2 for low, size in itertools.pairwise((0, *buckets.length))}
@@ -518,8 +669,8 @@ def _provenance(plan: MeasurementPlan, quality: Source) -> Provenance:
         return Source(
             kind="measured",
             source=f"`besteffort profile measure`, besteffort {__version__}",
-            method=f"{method}; median of {plan.repeats} iterations of the engine"
-            + (f"; XLA_FLAGS {flags}" if flags else ""),
+            method=f"{method}; {'mean processor time' if plan.clock == 'processor' else 'median'} of {plan.repeats} "
+            "iterations of the engine" + (f"; XLA_FLAGS {flags}" if flags else ""),
             device=device_name(),
             dtype=plan.dtype,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -534,7 +685,11 @@ def _provenance(plan: MeasurementPlan, quality: Source) -> Provenance:
             f"one prompt of up to {plan.context} tokens, host included, less an iteration with nothing to compute"
         ),
         slowdown=measured(
-            "decode steps while another model decodes without a break" if len(plan.models) > 1 else "one model"
+            "one model"
+            if len(plan.models) == 1
+            else "each model on a device of its own"
+            if plan.clock == "processor"
+            else "decode steps while another model decodes without a break"
         ),
         quality=quality,
     )

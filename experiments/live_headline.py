@@ -1,0 +1,240 @@
+"""The headline, live: right answers in time from the real engine behind the gateway's core, next to the prediction.
+
+    python -m experiments.live_headline [--fast]
+
+Three small trained models answer tasks whose answers are known, so quality is counted, not assumed: the share of
+requests whose answer was right to the last token and came in time. The core of `besteffort serve` decides for each, and
+the engine computes every token, in virtual time (`besteffort.opt.virtual`): bursts, and steady loads from half of what
+the largest model sustains to four times that. Contenders are each model alone, the rule that does best of all that are
+tuned, on other lists, and the policies: untrained, found by a search, and networks that add to what was found. Each of
+the repetitions has lists of its own, which all contenders play in random order; differences are paired. The simulator
+predicts the same lists from the tables that were measured beforehand and the models' shares of right answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from besteffort.evaluation import plots
+from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.metrics import after_warm_up, performance
+from besteffort.evaluation.plots import Panel
+from besteffort.evaluation.report import Column, Table
+from besteffort.evaluation.rollouts import play_routers
+from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
+from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, tune
+from besteffort.files import read_json, write_json
+from besteffort.runs.untrained import default_policy
+from besteffort.situation import Situation
+from besteffort.workload.config import Poisson, Steps, Synthetic
+from experiments import live
+from experiments.lab import Claim, Findings, Lab, main, status_of
+from experiments.live import Contender
+
+BURSTS = "bursts"
+SETTINGS: Mapping[str, tuple[Synthetic, int]] = {
+    BURSTS: (Steps(loads=(0.5, 4.0), starts_s=(0.0, 0.6), period_s=0.9, random_start=True), 600),
+    **{
+        f"load {load:g}": (Poisson(load=load), count)
+        for load, count in ((0.5, 200), (1.0, 250), (2.0, 300), (4.0, 400))
+    },
+}
+"""Workloads, and how many requests a list of each has."""
+OURS = "search"
+LEARNED = ("untrained", "search", "dqn")
+AIM = 0.02
+_WARM_UP_S = 0.1
+_TUNING_REQUESTS = 1_000
+_SEED = 50_000  # of lists that are played; those that rules are tuned on have the one before
+
+Shares = dict[str, dict[str, list[float]]]
+"""By setting and contender a share of each repetition."""
+
+
+def run(lab: Lab) -> Findings:
+    """Plays and simulates all lists with all contenders."""
+    repetitions = lab.scale.seeds
+    engine, sampler, situation = live.prepare(lab, every=3)
+    name, rule = _best_rule(lab, situation)
+    contenders = live.static_contenders(situation)
+    contenders |= {name: rule, "untrained": Contender(default_policy(situation)), **live.trained(lab, situation)}
+    settings = lab.selected(dict(SETTINGS), fast=[BURSTS, "load 2"])
+    names = ("right and in time", "predicted", "in time", "predicted in time", "rejected")
+    found: dict[str, Shares] = {what: {each: {} for each in settings} for what in names}
+    digest = situation.profile.digest()[:12]
+    left, paces, cells = 0, [], list(itertools.product(settings, contenders))
+    rng = np.random.default_rng(lab.scale.seed)
+    before = live.raw_pace(sampler, 5)
+    for repetition in range(repetitions):
+        seed = _SEED + lab.scale.seed * repetitions + repetition
+        lists = {each: live.listed(workload, situation, count, seed) for each, (workload, count) in settings.items()}
+        lab.log(f"playing, {repetition + 1} of {repetitions}")
+        for index in rng.permutation(len(cells)).tolist():
+            setting, contender = cells[index]
+            place = lab.work / "live" / f"{digest}-{seed}-{setting}-{contender}.json"
+            if not place.exists():
+                played = live.play(engine, contenders[contender], lists[setting], situation)
+                counted = after_warm_up(played.result.arrival_s, _WARM_UP_S)
+                met, rejected = played.result.met[counted].mean(), played.result.rejected[counted].mean()
+                right = live.right_and_in_time(played.result, played.right, counted)
+                model = live.simulated(contenders[contender], lists[setting], situation)
+                expected = live.expected_right(situation, model, counted)
+                shares = [right, expected, float(met), float(model.met[counted].mean()), float(rejected)]
+                kept = {"shares": shares, "left": played.left, "pace": live.pace(sampler)}
+                write_json(place, kept)
+            kept = read_json(place)
+            left += kept["left"]
+            paces.append(kept["pace"])
+            for what, share in zip(names, kept["shares"], strict=True):
+                found[what][setting].setdefault(contender, []).append(share)
+    after = live.raw_pace(sampler, 5)
+    for by_setting in found.values():
+        by_setting["all"] = {
+            each: np.mean([by_setting[setting][each] for setting in settings], axis=0).tolist() for each in contenders
+        }
+    return _findings(found, tuple(contenders), name, left, {"paces": paces, "before": before, "after": after})
+
+
+def _best_rule(lab: Lab, situation: Situation) -> tuple[str, Contender]:
+    """The rule that does best, over all settings, on the lists that rules are tuned on."""
+    place = lab.work / "live" / f"{lab.scale.name}-{lab.scale.seed}-rules.json"
+    lists = [
+        live.listed(workload, situation, _TUNING_REQUESTS, _SEED - 1 - lab.scale.seed).requests
+        for workload, _ in SETTINGS.values()
+    ]
+    how = EvaluationConfig(tuning_generations=6, tuning_population=10)
+    lab.log("tuning rules")
+    (tuned,) = tune(situation, [lists], how, warm_up_s=_WARM_UP_S, names=TUNED_RIVALS, kept=place)
+    routers = heuristic_routers(situation, tuned, len(lists))
+    rules = {name: each for name, each in routers.items() if not name.startswith("always ")}
+    score = {
+        name: float(performance(result, warm_up_s=_WARM_UP_S).mean())
+        for name, result in play_routers(situation, lists, rules).items()
+    }
+    best = max(score, key=score.__getitem__)
+    lab.log(f"the best rule is {best}, {score[best]:.1%}")
+    return best, Contender(default_policy(situation), rule=rules[best][0])
+
+
+def _findings(
+    found: dict[str, Shares], contenders: tuple[str, ...], rule: str, left: int, machine: dict[str, Any]
+) -> Findings:
+    live_shares, predicted = found["right and in time"], found["predicted"]
+    static = [name for name in contenders if name.startswith("always ")]
+    ahead = {
+        setting: {
+            other: paired_difference(np.array(each[OURS]), np.array(each[other]))
+            for other in contenders
+            if other != OURS
+        }
+        for setting, each in live_shares.items()
+    }
+    apart = {
+        setting: {
+            name: paired_difference(np.array(each[name]), np.array(predicted[setting][name])) for name in contenders
+        }
+        for setting, each in live_shares.items()
+    }
+    over = {name: mean_interval(np.array(values)) for name, values in live_shares["all"].items()}
+    best = max(static, key=lambda name: float(over[name].mean))
+    whole = {name: np.array(values) for name, values in live_shares["all"].items()}
+    beyond_rule = {name: paired_difference(whole[name], whole[rule]) for name in LEARNED}
+    clear = sum(float(ahead["all"][name].low) > 0 for name in static)
+    near = [abs(float(apart["all"][name].mean)) <= AIM for name in contenders]
+    worst = max(contenders, key=lambda name: abs(float(apart["all"][name].mean)))
+    data = {
+        "shares": found,
+        "ahead": {setting: {name: each.jsonable() for name, each in row.items()} for setting, row in ahead.items()},
+        "live_less_predicted": {
+            setting: {name: each.jsonable() for name, each in row.items()} for setting, row in apart.items()
+        },
+        "rule": rule,
+        "left_in_the_core": left,
+        "machine": machine,
+    }
+    claims = [
+        Claim(
+            "Live: right answers in time, ahead of each model alone",
+            "",
+            f"{_percent(over[OURS])} (searched), ahead by {_points(ahead['all'][best])} points of the best one",
+            static=f"{_percent(over[best])} ({best})",
+            status=status_of(clear, len(static)),
+        ),
+        Claim(
+            "Live: right answers in time, not behind the best tuned rule",
+            "",
+            f"{_points(ahead['all'][rule])} points (searched); "
+            + ", ".join(f"{name} {_points(beyond_rule[name])}" for name in LEARNED if name != OURS),
+            heuristic=f"{_percent(over[rule])} ({rule})",
+            status=status_of(int(float(ahead["all"][rule].high) >= 0), 1),
+        ),
+        Claim(
+            "Live: what the simulator predicted, within 2 points",
+            "",
+            f"{sum(near)} of {len(near)} contenders; furthest {worst}, {_points(apart['all'][worst])} points",
+            status=status_of(sum(near), len(near)),
+        ),
+    ]
+    columns = []
+    for setting in live_shares:
+        columns += [Column(f"{setting} (%)", brief=setting in ("all", BURSTS)), Column(f"{setting}, predicted (%)")]
+    rows = []
+    for name in contenders:
+        cells: list[Any] = []
+        for setting in live_shares:
+            cells += [mean_interval(np.array(shares[setting][name])) for shares in (live_shares, predicted)]
+        rows.append((name, tuple(cells)))
+    table = Table(
+        title="Right answers in time: the engine behind the gateway's core, and what the simulator predicted",
+        head="Router",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        focus=OURS,
+        note=f"Mean ± half the 95% interval over lists. The first {_WARM_UP_S:g} s of a list do not count.",
+    )
+    differences = Table(
+        title=f"`{OURS}` ahead of the others, and the engine ahead of the prediction",
+        head="Router",
+        columns=(
+            *(Column(f"{setting} (points)", "points", brief=setting in ("all", BURSTS)) for setting in live_shares),
+            Column("engine less prediction, all (points)", "points", brief=True),
+        ),
+        rows=tuple(
+            (name, (*((None if name == OURS else ahead[setting][name]) for setting in live_shares), apart["all"][name]))
+            for name in contenders
+        ),
+        note="Mean ± half the 95% interval of paired differences.",
+    )
+    return Findings(data, claims, [table, differences], {"": plots.plot_panels(_panels(found, contenders), focus=OURS)})
+
+
+def _panels(found: dict[str, Shares], contenders: tuple[str, ...]) -> list[Panel]:
+    """Live and predicted shares side by side, against the load."""
+    settings = [setting for setting in found["predicted"] if setting.startswith("load ")]
+    x = np.array([float(setting.removeprefix("load ")) for setting in settings])
+    panels = []
+    for title, what in (("Engine behind the gateway's core", "right and in time"), ("Predicted", "predicted")):
+        curves = {}
+        for name in contenders:
+            each = [mean_interval(np.array(found[what][setting][name])) for setting in settings]
+            curves[name] = Interval(
+                np.array([one.mean for one in each]), np.array([one.half_width for one in each]), each[0].seeds
+            )
+        panels.append(Panel(title, x, curves, "Load", "Right and in time", log=True, bars=True))
+    return panels
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * float(interval.mean):.1f} ± {100 * float(interval.half_width):.1f}%"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * float(interval.mean):+.1f} ± {100 * float(interval.half_width):.1f}"
+
+
+if __name__ == "__main__":
+    main(run, __file__)

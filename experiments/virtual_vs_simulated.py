@@ -1,0 +1,206 @@
+"""The real engine against the simulator, both in virtual time: the same lists, static choices and policies.
+
+    python -m experiments.virtual_vs_simulated [--fast]
+
+The laptop tier computes every token behind the gateway's core, its clock goes by the processor time that iterations
+take (`besteffort.opt.virtual`), and the simulator plays the same lists with the tables that were measured beforehand.
+Every list is played several times, in random order, because a machine that others use does not even agree with itself:
+the repetition error stands next to the simulator's. What its pace was, iterations of known length in between tell; the
+clock is corrected for it, and it is reported. With the lengths of the tables in place of measured ones, engine and core
+have to give the very times of the simulator. In wall time: `experiments/measured_vs_simulated.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from besteffort.demo.fleet import paces
+from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.report import Column, Table
+from besteffort.laptop import MODELS
+from besteffort.runs.untrained import default_policy
+from besteffort.simulator.result import Result
+from besteffort.situation import Situation
+from besteffort.workload.config import Poisson
+from experiments import live
+from experiments.lab import Claim, Findings, Lab, main, status_of
+from experiments.live import Contender
+
+LOADS = (0.5, 0.8, 1.0, 1.2)
+AIMS = {"end to end P50": 0.05, "end to end P95": 0.10}
+_REQUESTS, _FAST_REQUESTS = 600, 150
+_REPEATS, _FAST_REPEATS = 3, 2
+_WARM_UP_S = 0.2
+_LOOK = 10  # iterations of each kind, before and after
+PICTURED = (0.8, 1.2)
+
+
+class Row(NamedTuple):
+    """A list and a contender.
+
+    Attributes:
+      measured: figures of each time that it was played.
+      simulated: those of the simulator.
+      simulated_wrong: relative error of the simulator against the mean of all times, by figure.
+      repetition: mean difference between two times, relative to the mean of all, by figure.
+      alike: share of requests that went to the same model as in the simulator.
+      pace: by model the mean, least and largest factor by which the machine was slower than when it was measured.
+    """
+
+    measured: list[dict[str, float]]
+    simulated: dict[str, float]
+    simulated_wrong: dict[str, float]
+    repetition: dict[str, float]
+    alike: list[float]
+    pace: list[dict[str, list[float]]]
+
+
+def run(lab: Lab) -> Findings:
+    """Plays and simulates all lists."""
+    full = lab.scale.name == "full"
+    requests, repeats = (_REQUESTS, _REPEATS) if full else (_FAST_REQUESTS, _FAST_REPEATS)
+    engine, sampler, situation = live.prepare(lab, every=2)
+    static = live.static_contenders(situation)
+    contenders = {name: static[name] for name in (f"always {MODELS[-1]}", f"always {MODELS[-2]}")}
+    contenders |= {"untrained": Contender(default_policy(situation)), **live.trained(lab, situation)}
+    lists = {load: live.listed(Poisson(load=load), situation, requests, lab.scale.seed) for load in LOADS}
+    cells = list(itertools.product(LOADS, contenders))
+    rng = np.random.default_rng(lab.scale.seed)
+    before = live.raw_pace(sampler, _LOOK)
+    played: dict[tuple[float, str], list[tuple[Result, dict[str, list[float]]]]] = {cell: [] for cell in cells}
+    for repeat in range(repeats):
+        lab.log(f"playing, {repeat + 1} of {repeats}")
+        for index in rng.permutation(len(cells)).tolist():
+            load, name = cells[index]
+            found = live.play(engine, contenders[name], lists[load], situation, exact=True)
+            played[load, name].append((found.result, live.pace(sampler)))
+    after = live.raw_pace(sampler, _LOOK)
+    lab.log("simulating")
+    simulated = {(load, name): live.simulated(contenders[name], lists[load], situation) for load, name in cells}
+    rows = {f"load {load:g}, {name}": _row(played[load, name], simulated[load, name]) for load, name in cells}
+    lab.log("playing with the lengths of the tables")
+    schedule = _schedule(contenders, lists, situation, simulated)
+    pictured = {}
+    for load, name in itertools.product(PICTURED, contenders):
+        result, model = played[load, name][0][0], simulated[load, name]
+        if name not in ("dqn", f"always {MODELS[-2]}"):
+            answered = ~(result.rejected | model.rejected)
+            pictured[f"load {load:g}, {name}", "end to end"] = (result.latency_s[answered], model.latency_s[answered])
+    return Findings(
+        {
+            "rows": {name: row._asdict() for name, row in rows.items()},
+            "schedule": schedule,
+            "pace_before": before,
+            "pace_after": after,
+            "capacity_per_s": dict(zip(MODELS, situation.capacity().tolist(), strict=True)),
+            "tables": [
+                {"name": model.name, "decode": model.decode, "prefill": model.prefill}
+                for model in situation.profile.models
+            ],
+        },
+        _claims(rows, schedule),
+        [_table(rows)],
+        {"": plots.plot_prediction(pictured)},
+    )
+
+
+def _figures(result: Result) -> dict[str, float]:
+    """Figures of a list; times in seconds."""
+    counted = metrics.after_warm_up(result.arrival_s, _WARM_UP_S) & ~result.rejected
+    times_s = {
+        "first token": (result.first_token_s - result.arrival_s)[counted],
+        "end to end": result.latency_s[counted],
+    }
+    found = {f"{what} P{p}": float(np.percentile(each, p)) for what, each in times_s.items() for p in (50, 95, 99)}
+    found["in time"] = float(metrics.slo_attainment(result, warm_up_s=_WARM_UP_S))
+    found["rejected"] = float(metrics.rejection_rate(result, warm_up_s=_WARM_UP_S))
+    return found
+
+
+def _row(played: list[tuple[Result, dict[str, list[float]]]], model: Result) -> Row:
+    measured = [_figures(result) for result, _ in played]
+    simulated = _figures(model)
+    wrong, repetition = {}, {}
+    for name, value in simulated.items():
+        values = np.array([each[name] for each in measured])
+        scale = values.mean() if _is_time(name) else 1.0
+        wrong[name] = float((value - values.mean()) / scale)
+        pairs = [abs(one - other) for one, other in itertools.combinations(values.tolist(), 2)]
+        repetition[name] = float(np.mean(pairs) / scale)
+    alike = [float(np.mean(result.model == model.model)) for result, _ in played]
+    return Row(measured, simulated, wrong, repetition, alike, [pace for _, pace in played])
+
+
+def _is_time(name: str) -> bool:
+    return name.startswith(("first token", "end to end"))
+
+
+def _schedule(
+    contenders: dict[str, Contender], lists: dict[float, Any], situation: Situation, simulated: dict[Any, Result]
+) -> dict[str, dict[str, float]]:
+    """Engine and core with the lengths of the tables: how far times and choices are from the simulator's."""
+    engine = live.make_engine(paces(situation))
+    found = {}
+    for name, contender in contenders.items():
+        alike, apart_s = [], []
+        for load, listed in lists.items():
+            result, model = live.play(engine, contender, listed, situation, exact=True).result, simulated[load, name]
+            alike.append(float(np.mean(result.model == model.model)))
+            both = ~(result.rejected | model.rejected)
+            apart_s.append(float(np.max(np.abs(result.latency_s - model.latency_s)[both], initial=0.0)))
+        found[name] = {"routed_alike": float(np.mean(alike)), "largest_difference_s": max(apart_s)}
+    engine.close()
+    return found
+
+
+def _claims(rows: dict[str, Row], schedule: dict[str, dict[str, float]]) -> list[Claim]:
+    parts = []
+    for name, aim in AIMS.items():
+        errors = np.array([abs(row.simulated_wrong[name]) for row in rows.values()])
+        again = np.array([row.repetition[name] for row in rows.values()])
+        parts.append(
+            f"{name}: within {aim:.0%} in {(errors <= aim).sum()} of {len(rows)}, median {np.median(errors):.1%}, "
+            f"largest {errors.max():.0%} (the engine against itself: median {np.median(again):.1%}, largest "
+            f"{again.max():.0%})"
+        )
+    held = [all(abs(row.simulated_wrong[name]) <= aim for name, aim in AIMS.items()) for row in rows.values()]
+    static_s = max(found["largest_difference_s"] for name, found in schedule.items() if name.startswith("always"))
+    alike = min(found["routed_alike"] for found in schedule.values())
+    return [
+        Claim(
+            "The simulator against the real engine in virtual time",
+            "",
+            "; ".join(parts),
+            status=status_of(sum(held), len(held)),
+        ),
+        Claim(
+            "The same engine and gateway's core with the lengths of the tables, against the simulator",
+            "",
+            f"static choices: times differ by {static_s:.1g} s at most; policies: {alike:.1%} of requests or more are "
+            "routed alike",
+        ),
+    ]
+
+
+def _table(rows: dict[str, Row]) -> Table:
+    shown = ("end to end P50", "end to end P95", "first token P50", "first token P95", "in time")
+
+    def cell(row: Row, name: str) -> str:
+        return f"{100 * row.simulated_wrong[name]:+.1f} ({100 * row.repetition[name]:.1f})"
+
+    return Table(
+        "Simulated against measured in virtual time; in brackets the engine against itself",
+        "list and router",
+        tuple(Column(f"{name}, {'%' if _is_time(name) else 'points'}", "text", brief=name in AIMS) for name in shown),
+        tuple((name, tuple(cell(row, figure) for figure in shown)) for name, row in rows.items()),
+        note="The simulator's figure against the mean of all times that the list was played; in brackets the mean "
+        f"difference between two of these times. Times relative, shares in points; the first {_WARM_UP_S:g} s of a "
+        "list do not count.",
+    )
+
+
+if __name__ == "__main__":
+    main(run, __file__)

@@ -1,0 +1,83 @@
+"""The gateway's core in virtual time: with the tables' lengths it is the simulator, and nothing is left in the end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("experiments", reason="needs a checkout")
+
+from besteffort.demo.fleet import paces
+from besteffort.opt.virtual import VirtualEngine
+from besteffort.profile import load_profile
+from besteffort.profiling.measure import Measurement, Point, Sampler
+from besteffort.routers.heuristics import DeadlineRouter
+from besteffort.runs.untrained import default_policy
+from besteffort.situation import Situation
+from besteffort.workload.config import Poisson
+from experiments import live
+from experiments.live import Contender
+
+pytestmark = pytest.mark.checkout
+
+
+@pytest.fixture(scope="module")
+def situation() -> Situation:
+    return live.situation_with(tuple(load_profile("laptop").models))
+
+
+@pytest.fixture(scope="module")
+def engine(situation: Situation) -> Iterator[VirtualEngine]:
+    made = live.make_engine(paces(situation), warm=False)
+    yield made
+    made.close()
+
+
+def test_models_have_a_device_each(situation: Situation) -> None:
+    assert (situation.fleet.slowdown == 1).all()
+
+
+@pytest.mark.parametrize("name", ["always laptop-1m", "untrained", "deadline"])
+def test_the_core_is_the_simulator(engine: VirtualEngine, situation: Situation, name: str) -> None:
+    contenders = live.static_contenders(situation)
+    contenders["untrained"] = Contender(default_policy(situation))
+    contenders["deadline"] = Contender(default_policy(situation), rule=DeadlineRouter())
+    # A model alone is overloaded, so that it rejects.
+    load = 9.0 if name.startswith("always") else 1.5
+    listed = live.listed(Poisson(load=load), situation, 150, 3)
+    played = live.play(engine, contenders[name], listed, situation, exact=True)
+    model = live.simulated(contenders[name], listed, situation)
+    assert played.left == 0
+    np.testing.assert_array_equal(played.result.model[~model.rejected], model.model[~model.rejected])
+    np.testing.assert_array_equal(played.result.rejected, model.rejected)
+    assert model.rejected.any() == name.startswith("always")
+    np.testing.assert_allclose(played.result.latency_s, model.latency_s, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(played.result.first_token_s, model.first_token_s, rtol=1e-9, atol=1e-9)
+    # The models were judged on other cases.
+    everything = np.ones(len(listed.cases), bool)
+    shares = live.right_and_in_time(played.result, played.right, everything)
+    assert shares == pytest.approx(live.expected_right(situation, model, everything), abs=0.1)
+
+
+def test_answers_end_where_models_end_them(engine: VirtualEngine, situation: Situation) -> None:
+    listed = live.listed(Poisson(load=0.5), situation, 60, 5)
+    played = live.play(engine, live.static_contenders(situation)["always laptop-5m"], listed, situation)
+    lengths = listed.requests.output_tokens
+    assert (played.result.output_tokens[played.right] == lengths[played.right]).all()
+    assert (played.result.output_tokens[~played.right] != lengths[~played.right]).any()
+    assert played.left == 0
+
+
+def test_the_gauge_tells_the_pace(engine: VirtualEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose timer runs three times as fast as it did."""
+    sampler = Sampler(engine, every=1, memory_s=1e9)
+    ticks = itertools.count()
+    monkeypatch.setattr("besteffort.profiling.measure.time.process_time", lambda: 3.0 * next(ticks))
+    points = [point for rig in sampler._rigs.values() for point in rig.points(())]
+    sampler.take([Measurement(point, 1.0, (1.0, 1.0), 9, 0.0, 1.0) for point in points])
+    assert {sampler.gauge(name) for name in engine.models} == {3.0}
+    assert sampler.factors == {name: [3.0] for name in engine.models}
+    assert Point("laptop-1m", "prefill", 16) in points
