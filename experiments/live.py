@@ -54,6 +54,9 @@ from experiments.lab import Lab
 SLOWDOWN_TAU_S = 5.0
 """Machines that are slower than they were when they were measured are noticed."""
 
+WORKLOAD = RandomRates(low=0.05, high=6.0)
+"""What policies are trained on."""
+
 _ANSWER_TOKENS = 7  # of the longest right one, its end included
 _WARM_UP, _ROUNDS = 5, 80  # iterations of each kind that a figure is the mean of
 _DECISIONS, _ENSEMBLE = 131_072, 2
@@ -179,16 +182,21 @@ def situation_with(tables: Sequence[ModelProfile]) -> Situation:
     return dataclasses.replace(situation, profile=profile, view=view)
 
 
+def searched(lab: Lab, situation: Situation) -> Contender:
+    """The policy that a search finds."""
+    search = TrainingConfig(method="search", seed=lab.scale.seed, workload=WORKLOAD)
+    (found,) = lab.train(situation, search, name="search")
+    return Contender(found)
+
+
 def trained(lab: Lab, situation: Situation) -> dict[str, Contender]:
     """The policy that a search finds, and one whose networks add to it, as `besteffort quickstart` trains them."""
-    workload = RandomRates(low=0.05, high=6.0)
-    search = TrainingConfig(method="search", seed=lab.scale.seed, workload=workload)
-    (found,) = lab.train(situation, search, name="search")
+    found = searched(lab, situation)
     config = dataclasses.replace(TrainingConfig().config, decisions=_DECISIONS, ensemble_size=_ENSEMBLE)
-    networks = TrainingConfig(seed=lab.scale.seed, workload=workload, config=config)
+    networks = TrainingConfig(seed=lab.scale.seed, workload=WORKLOAD, config=config)
     seen = dataclasses.replace(situation.view, features=load_situation("quickstart").view.features)
-    (added,) = lab.train(dataclasses.replace(situation, view=seen), networks, name="dqn", start=[found])
-    return {"search": Contender(found), "dqn": Contender(added)}
+    (added,) = lab.train(dataclasses.replace(situation, view=seen), networks, name="dqn", start=[found.policy])
+    return {"search": found, "dqn": Contender(added)}
 
 
 def static_contenders(situation: Situation) -> dict[str, Contender]:

@@ -5,9 +5,9 @@
 Three small trained models answer tasks whose answers are known, so quality is counted, not assumed: the share of
 requests whose answer was right to the last token and came in time. The core of `besteffort serve` decides for each, and
 the engine computes every token, in virtual time (`besteffort.opt.virtual`): bursts, and steady loads from half of what
-the largest model sustains to four times that. Contenders are each model alone, the rule that does best of all that are
-tuned, on other lists, and the policies: untrained, found by a search, and networks that add to what was found. Each of
-the repetitions has lists of its own, which all contenders play in random order; differences are paired. The simulator
+the largest model sustains to four times that. Contenders are each model alone, the best of five rules that are tuned on
+other lists, and the policies: untrained, found by a search, and networks that add to what was found. Each of the
+repetitions has lists of its own, which all contenders play in random order; differences are paired. The simulator
 predicts the same lists from the tables that were measured beforehand and the models' shares of right answers.
 """
 
@@ -26,7 +26,7 @@ from besteffort.evaluation.plots import Panel
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
-from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, tune
+from besteffort.evaluation.tuning import maker, tune
 from besteffort.files import read_json, write_json
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
@@ -36,19 +36,17 @@ from experiments.lab import Claim, Findings, Lab, main, status_of
 from experiments.live import Contender
 
 BURSTS = "bursts"
-SETTINGS: Mapping[str, tuple[Synthetic, int]] = {
-    BURSTS: (Steps(loads=(0.5, 4.0), starts_s=(0.0, 0.6), period_s=0.9, random_start=True), 600),
-    **{
-        f"load {load:g}": (Poisson(load=load), count)
-        for load, count in ((0.5, 200), (1.0, 250), (2.0, 300), (4.0, 400))
-    },
+SETTINGS: Mapping[str, Synthetic] = {
+    BURSTS: Steps(loads=(0.5, 4.0), starts_s=(0.0, 0.12), period_s=0.18, random_start=True),
+    **{f"load {load:g}": Poisson(load=load) for load in (0.5, 1.0, 2.0, 4.0)},
 }
-"""Workloads, and how many requests a list of each has."""
+RULES = ("ladder", "deadline-reserve", "priced", "deadline-reserve-ahead", "priced-ahead")
+"""Those of the rules that are tuned which did best elsewhere, see `experiments/rivals.py`."""
 OURS = "search"
 LEARNED = ("untrained", "search", "dqn")
 AIM = 0.02
-_WARM_UP_S = 0.1
-_TUNING_REQUESTS = 1_000
+_WARM_UP_S = 0.03
+_REQUESTS, _TUNING_REQUESTS = 64, 300
 _SEED = 50_000  # of lists that are played; those that rules are tuned on have the one before
 
 Shares = dict[str, dict[str, list[float]]]
@@ -58,7 +56,7 @@ Shares = dict[str, dict[str, list[float]]]
 def run(lab: Lab) -> Findings:
     """Plays and simulates all lists with all contenders."""
     repetitions = lab.scale.seeds
-    engine, sampler, situation = live.prepare(lab, every=3)
+    engine, sampler, situation = live.prepare(lab, every=6)
     name, rule = _best_rule(lab, situation)
     contenders = live.static_contenders(situation)
     contenders |= {name: rule, "untrained": Contender(default_policy(situation)), **live.trained(lab, situation)}
@@ -68,10 +66,10 @@ def run(lab: Lab) -> Findings:
     digest = situation.profile.digest()[:12]
     left, paces, cells = 0, [], list(itertools.product(settings, contenders))
     rng = np.random.default_rng(lab.scale.seed)
-    before = live.raw_pace(sampler, 5)
+    before = live.raw_pace(sampler, 3)
     for repetition in range(repetitions):
         seed = _SEED + lab.scale.seed * repetitions + repetition
-        lists = {each: live.listed(workload, situation, count, seed) for each, (workload, count) in settings.items()}
+        lists = {each: live.listed(workload, situation, _REQUESTS, seed) for each, workload in settings.items()}
         lab.log(f"playing, {repetition + 1} of {repetitions}")
         for index in rng.permutation(len(cells)).tolist():
             setting, contender = cells[index]
@@ -91,7 +89,7 @@ def run(lab: Lab) -> Findings:
             paces.append(kept["pace"])
             for what, share in zip(names, kept["shares"], strict=True):
                 found[what][setting].setdefault(contender, []).append(share)
-    after = live.raw_pace(sampler, 5)
+    after = live.raw_pace(sampler, 3)
     for by_setting in found.values():
         by_setting["all"] = {
             each: np.mean([by_setting[setting][each] for setting in settings], axis=0).tolist() for each in contenders
@@ -104,13 +102,13 @@ def _best_rule(lab: Lab, situation: Situation) -> tuple[str, Contender]:
     place = lab.work / "live" / f"{lab.scale.name}-{lab.scale.seed}-rules.json"
     lists = [
         live.listed(workload, situation, _TUNING_REQUESTS, _SEED - 1 - lab.scale.seed).requests
-        for workload, _ in SETTINGS.values()
+        for workload in SETTINGS.values()
     ]
-    how = EvaluationConfig(tuning_generations=6, tuning_population=10)
+    how = EvaluationConfig(tuning_generations=4, tuning_population=8)
     lab.log("tuning rules")
-    (tuned,) = tune(situation, [lists], how, warm_up_s=_WARM_UP_S, names=TUNED_RIVALS, kept=place)
-    routers = heuristic_routers(situation, tuned, len(lists))
-    rules = {name: each for name, each in routers.items() if not name.startswith("always ")}
+    (tuned,) = tune(situation, [lists], how, warm_up_s=_WARM_UP_S, names=RULES, kept=place)
+    make = maker(situation)
+    rules = {name: [make(name, **tuned[name])] * len(lists) for name in RULES}
     score = {
         name: float(performance(result, warm_up_s=_WARM_UP_S).mean())
         for name, result in play_routers(situation, lists, rules).items()

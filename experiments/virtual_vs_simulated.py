@@ -21,6 +21,7 @@ from besteffort.demo.fleet import paces
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.laptop import MODELS
+from besteffort.opt.virtual import VirtualEngine
 from besteffort.runs.untrained import default_policy
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
@@ -31,10 +32,10 @@ from experiments.live import Contender
 
 LOADS = (0.5, 0.8, 1.0, 1.2)
 AIMS = {"end to end P50": 0.05, "end to end P95": 0.10}
-_REQUESTS, _FAST_REQUESTS = 600, 150
+_REQUESTS, _FAST_REQUESTS = 200, 100
 _REPEATS, _FAST_REPEATS = 3, 2
 _WARM_UP_S = 0.2
-_LOOK = 10  # iterations of each kind, before and after
+_LOOK = 4  # iterations of each kind, before and after
 PICTURED = (0.8, 1.2)
 
 
@@ -65,7 +66,7 @@ def run(lab: Lab) -> Findings:
     engine, sampler, situation = live.prepare(lab, every=2)
     static = live.static_contenders(situation)
     contenders = {name: static[name] for name in (f"always {MODELS[-1]}", f"always {MODELS[-2]}")}
-    contenders |= {"untrained": Contender(default_policy(situation)), **live.trained(lab, situation)}
+    contenders |= {"untrained": Contender(default_policy(situation)), "search": live.searched(lab, situation)}
     lists = {load: live.listed(Poisson(load=load), situation, requests, lab.scale.seed) for load in LOADS}
     cells = list(itertools.product(LOADS, contenders))
     rng = np.random.default_rng(lab.scale.seed)
@@ -82,11 +83,11 @@ def run(lab: Lab) -> Findings:
     simulated = {(load, name): live.simulated(contenders[name], lists[load], situation) for load, name in cells}
     rows = {f"load {load:g}, {name}": _row(played[load, name], simulated[load, name]) for load, name in cells}
     lab.log("playing with the lengths of the tables")
-    schedule = _schedule(contenders, lists, situation, simulated)
+    schedule = _schedule(engine, contenders, lists, situation, simulated)
     pictured = {}
     for load, name in itertools.product(PICTURED, contenders):
         result, model = played[load, name][0][0], simulated[load, name]
-        if name not in ("dqn", f"always {MODELS[-2]}"):
+        if name != "untrained":
             answered = ~(result.rejected | model.rejected)
             pictured[f"load {load:g}, {name}", "end to end"] = (result.latency_s[answered], model.latency_s[answered])
     return Findings(
@@ -139,10 +140,14 @@ def _is_time(name: str) -> bool:
 
 
 def _schedule(
-    contenders: dict[str, Contender], lists: dict[float, Any], situation: Situation, simulated: dict[Any, Result]
+    engine: VirtualEngine,
+    contenders: dict[str, Contender],
+    lists: dict[float, Any],
+    situation: Situation,
+    simulated: dict[Any, Result],
 ) -> dict[str, dict[str, float]]:
     """Engine and core with the lengths of the tables: how far times and choices are from the simulator's."""
-    engine = live.make_engine(paces(situation))
+    engine.follow(paces(situation))
     found = {}
     for name, contender in contenders.items():
         alike, apart_s = [], []
@@ -152,7 +157,7 @@ def _schedule(
             both = ~(result.rejected | model.rejected)
             apart_s.append(float(np.max(np.abs(result.latency_s - model.latency_s)[both], initial=0.0)))
         found[name] = {"routed_alike": float(np.mean(alike)), "largest_difference_s": max(apart_s)}
-    engine.close()
+    engine.follow(None)
     return found
 
 

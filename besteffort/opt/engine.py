@@ -295,6 +295,7 @@ class Instance:
     Attributes:
       runtime: the model and its cache; only the thread uses it while an iteration is in progress.
       capacity: largest number of requests that it holds.
+      pace: how long iterations last, if not as long as they take.
     """
 
     def __init__(
@@ -307,7 +308,7 @@ class Instance:
         self.runtime = runtime
         self.capacity = capacity
         self._clock = clock
-        self._pace = pace
+        self.pace = pace
         self._due_s = -math.inf  # when the last iteration was to end
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by row of the cache
@@ -429,9 +430,9 @@ class Instance:
 
     def _pace_s(self) -> float | None:
         """Seconds that the iteration is to last whose requests were just admitted; None without a pace."""
-        if self._pace is None:
+        if self.pace is None:
             return None
-        return self._pace(len(self._running), [len(each.answer.prompt) for each in self._reading])
+        return self.pace(len(self._running), [len(each.answer.prompt) for each in self._reading])
 
     def _admit(self, now: float) -> None:
         """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""

@@ -166,6 +166,11 @@ class VirtualEngine(Engine):
         if until_s < math.inf:
             self.now = until_s
 
+    def follow(self, paces: Mapping[str, Pace] | None) -> None:
+        """From now on iterations last as long as these say; with None, as long as they take."""
+        for name, instance in self._instances.items():
+            instance.pace = None if paces is None else paces[name]
+
     def restart(self) -> None:
         """Sets the clock to 0.
 
@@ -182,7 +187,9 @@ class VirtualEngine(Engine):
             instance.close()
 
     def _begin(self, device: _Device) -> None:
-        slower = self.gauge(device.name)
-        device.instance.runtime.touch()
+        slower = 1.0
+        if device.instance.pace is None:
+            slower = self.gauge(device.name)
+            device.instance.runtime.touch()
         device.found, took_s = device.instance.begin(self._timer)
         device.ends_s = self.now + took_s / slower

@@ -344,9 +344,9 @@ class Sampler:
 
     def gauge(self, model: str) -> float:
         """The factor by which iterations of a model take longer just now than when they were measured."""
-        # As when they were measured, iterations of the same model come before those that count.
-        self._rigs[model].compute(self._next(model))
         if self._asked[model] % self._every == 0:
+            # As when they were measured, an iteration of the same model comes before the one that counts.
+            self._rigs[model].compute(self._next(model))
             self._look(model)
         self._asked[model] += 1
         while self._samples[model] < _FEW_SAMPLES:
