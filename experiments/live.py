@@ -177,7 +177,8 @@ def situation_with(tables: Sequence[ModelProfile]) -> Situation:
     situation = load_situation("laptop")
     source = Source("measured", "processor time of the engine in virtual time", device=device_name())
     provenance = dataclasses.replace(situation.profile.provenance, decode=source, prefill=source, slowdown=source)
-    profile = dataclasses.replace(situation.profile, name="laptop-virtual", models=tuple(tables), provenance=provenance)
+    alone = tuple(dataclasses.replace(model, slowdown=()) for model in tables)
+    profile = dataclasses.replace(situation.profile, name="laptop-virtual", models=alone, provenance=provenance)
     view = dataclasses.replace(situation.view, slowdown_tau_s=SLOWDOWN_TAU_S)
     return dataclasses.replace(situation, profile=profile, view=view)
 

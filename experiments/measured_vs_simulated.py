@@ -8,7 +8,8 @@
 in DIR; called again it goes on where it was, so that it can be done in short stretches on a quiet machine. `compare`
 simulates the lists that were played twice with the built-in profile `laptop`, and writes
 results/measured_vs_simulated.json, .md and a picture. Both refuse what was played with another profile, configuration
-or policy. A policy has seen the profile only. The machine has to have nothing else to do while it plays.
+or policy. A policy has seen the profile only. The machine has to have nothing else to do while it plays; in virtual
+time, where that does not matter: `experiments/virtual_vs_simulated.py`.
 """
 
 from __future__ import annotations

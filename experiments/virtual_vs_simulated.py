@@ -12,6 +12,7 @@ have to give the very times of the simulator. In wall time: `experiments/measure
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 from besteffort.demo.fleet import paces
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
+from besteffort.files import jsonable, read_json, write_json
 from besteffort.laptop import MODELS
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.runs.untrained import default_policy
@@ -32,8 +34,8 @@ from experiments.live import Contender
 
 LOADS = (0.5, 0.8, 1.0, 1.2)
 AIMS = {"end to end P50": 0.05, "end to end P95": 0.10}
-_REQUESTS, _FAST_REQUESTS = 200, 100
-_REPEATS, _FAST_REPEATS = 3, 2
+_REQUESTS, _FAST_REQUESTS = 150, 100
+_REPEATS, _FAST_REPEATS = 2, 2
 _WARM_UP_S = 0.2
 _LOOK = 4  # iterations of each kind, before and after
 PICTURED = (0.8, 1.2)
@@ -71,13 +73,18 @@ def run(lab: Lab) -> Findings:
     cells = list(itertools.product(LOADS, contenders))
     rng = np.random.default_rng(lab.scale.seed)
     before = live.raw_pace(sampler, _LOOK)
-    played: dict[tuple[float, str], list[tuple[Result, dict[str, list[float]]]]] = {cell: [] for cell in cells}
+    played: dict[tuple[float, str], list[dict[str, Any]]] = {cell: [] for cell in cells}
+    digest = situation.profile.digest()[:12]
     for repeat in range(repeats):
         lab.log(f"playing, {repeat + 1} of {repeats}")
         for index in rng.permutation(len(cells)).tolist():
             load, name = cells[index]
-            found = live.play(engine, contenders[name], lists[load], situation, exact=True)
-            played[load, name].append((found.result, live.pace(sampler)))
+            place = lab.work / "live" / f"{digest}-{lab.scale.seed}-{requests}-{load:g}-{name}-{repeat}.json"
+            if not place.exists():
+                result = live.play(engine, contenders[name], lists[load], situation, exact=True).result
+                times = {key: getattr(result, key).tolist() for key in ("first_token_s", "latency_s", "model")}
+                write_json(place, jsonable(times | {"pace": live.pace(sampler)}))
+            played[load, name].append(read_json(place))
     after = live.raw_pace(sampler, _LOOK)
     lab.log("simulating")
     simulated = {(load, name): live.simulated(contenders[name], lists[load], situation) for load, name in cells}
@@ -86,7 +93,8 @@ def run(lab: Lab) -> Findings:
     schedule = _schedule(engine, contenders, lists, situation, simulated)
     pictured = {}
     for load, name in itertools.product(PICTURED, contenders):
-        result, model = played[load, name][0][0], simulated[load, name]
+        model = simulated[load, name]
+        result = _again(played[load, name][0], model)
         if name != "untrained":
             answered = ~(result.rejected | model.rejected)
             pictured[f"load {load:g}, {name}", "end to end"] = (result.latency_s[answered], model.latency_s[answered])
@@ -121,8 +129,25 @@ def _figures(result: Result) -> dict[str, float]:
     return found
 
 
-def _row(played: list[tuple[Result, dict[str, list[float]]]], model: Result) -> Row:
-    measured = [_figures(result) for result, _ in played]
+def _again(kept: dict[str, Any], model: Result) -> Result:
+    """The result of a list that was kept; what the list itself says is as in the simulation of it."""
+    times = {key: np.array(kept[key], dtype=np.float64) for key in ("first_token_s", "latency_s")}
+    latency_s = np.where(np.isnan(times["first_token_s"]), np.inf, times["latency_s"])
+    replica = np.where(np.isfinite(latency_s), 0, -1)
+    return dataclasses.replace(
+        model,
+        model=np.array(kept["model"]),
+        replica=replica,
+        first_token_s=times["first_token_s"],
+        latency_s=latency_s,
+        completion_s=model.arrival_s + latency_s,
+        met=latency_s <= model.deadline_s,
+    )
+
+
+def _row(kept: list[dict[str, Any]], model: Result) -> Row:
+    results = [_again(each, model) for each in kept]
+    measured = [_figures(result) for result in results]
     simulated = _figures(model)
     wrong, repetition = {}, {}
     for name, value in simulated.items():
@@ -131,8 +156,8 @@ def _row(played: list[tuple[Result, dict[str, list[float]]]], model: Result) -> 
         wrong[name] = float((value - values.mean()) / scale)
         pairs = [abs(one - other) for one, other in itertools.combinations(values.tolist(), 2)]
         repetition[name] = float(np.mean(pairs) / scale)
-    alike = [float(np.mean(result.model == model.model)) for result, _ in played]
-    return Row(measured, simulated, wrong, repetition, alike, [pace for _, pace in played])
+    alike = [float(np.mean(result.model == model.model)) for result in results]
+    return Row(measured, simulated, wrong, repetition, alike, [each["pace"] for each in kept])
 
 
 def _is_time(name: str) -> bool:

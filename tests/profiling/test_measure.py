@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -279,3 +280,27 @@ def test_ceilings_are_measured() -> None:
     assert found.floor_s(found.bytes_per_s, 0.0) == 1.0
     assert found.floor_s(0.0, 2 * found.flops_per_s) == 2.0
     assert math.isfinite(found.floor_s(1.0, 1.0))
+
+
+def test_the_processors_clock_counts_each_model_alone(
+    models: tuple[str, ...], qualities: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a timer that ticks once for every look at it: an iteration takes a tick, a prefill no more than the host."""
+    ticks = itertools.count()
+    monkeypatch.setattr("besteffort.profiling.measure.time.process_time", lambda: float(next(ticks)))
+    out = tmp_path / "processor.json"
+    plan = MeasurementPlan(models, max_batch=2, context=20, repeats=4, clock="processor")
+    report = measure_profile(plan, read_qualities(NAMES, qualities), out)
+    assert {figure.point.kind for figure in report.figures} == {"decode", "prefill", "host"}
+    assert {figure.mean_s for figure in report.figures} == {1.0}
+    profile = load_profile(out)
+    for model in profile.models:
+        assert {seconds for _, seconds in model.decode} == {1.0}
+        assert {seconds for _, seconds in model.prefill} == {0.1}  # never nothing, despite noise
+        assert model.slowdown == ()
+    assert "mean processor time" in profile.provenance.decode.method
+    assert profile.provenance.slowdown.method.startswith("each model on a device of its own")
+    kept = figures_file(out).read_bytes()
+    again = measure_profile(plan, read_qualities(NAMES, qualities), out, resume=True)
+    assert again.figures == report.figures
+    assert figures_file(out).read_bytes() == kept
