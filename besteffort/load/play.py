@@ -220,7 +220,11 @@ async def _read_stream(
     response: aiohttp.ClientResponse, answer: _Answer, clock: Callable[[], float], start: float
 ) -> None:
     texts: list[str] = []
-    stream = AnswerStream(keep_usage=True, take=lambda chunk: texts.append(_text(chunk)))
+    stream = AnswerStream(
+        keep_usage=True,
+        take=lambda chunk: texts.append(_text(chunk)),
+        take_text=lambda index, text: texts.append(text),
+    )
     reader = EventReader()
     async for chunk in response.content.iter_any():
         for event in reader.feed(chunk):
