@@ -270,7 +270,11 @@ class Engine:
             model, tuple(prompt), max_new_tokens, sampling, key, frozenset(stop), _withdraw=instance.withdraw
         )
         instance.place(answer)
+        self._placed(model)
         return answer
+
+    def _placed(self, model: str) -> None:
+        """Is called after a request was placed. In real time an idle model's task has seen it already."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)

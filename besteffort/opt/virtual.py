@@ -26,14 +26,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-
-import jax
+from collections.abc import Callable, Mapping
 
 from besteffort.errors import InputError
 from besteffort.opt.engine import Answer, Engine, Found, Instance, Pace
 from besteffort.opt.runtime import Buckets
-from besteffort.opt.sampling import GREEDY, Sampling
 from besteffort.opt.weights import Model
 
 Hear = Callable[[Answer], None]
@@ -118,26 +115,11 @@ class VirtualEngine(Engine):
         """It always does: it is told when time goes on."""
         return True
 
-    def submit(
-        self,
-        model: str,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        key: jax.Array | None = None,
-        stop_tokens: Sequence[int] | None = None,
-    ) -> Answer:
-        """Submits a request now. An idle model starts at once; a busy one admits it when its iteration ends.
-
-        Raises:
-          InputError: as `Engine.submit`.
-          OverloadedError: if the model holds `max_batch + queue_capacity` requests.
-        """
-        answer = super().submit(model, prompt, max_new_tokens, sampling, key, stop_tokens)
+    def _placed(self, model: str) -> None:
+        """An idle model starts at once; a busy one admits the request when its iteration ends."""
         device = self._devices[model]
         if device.found is None:
             self._begin(device)
-        return answer
 
     def advance(self, until_s: float, heard: Hear = lambda answer: None) -> None:
         """Lets time pass; with infinity, until all are idle.
