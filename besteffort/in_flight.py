@@ -254,12 +254,7 @@ class InFlight:
         Raises:
           InputError: if the name is taken, the task or the origin unknown, or a number out of range.
         """
-        if request in self._requests:
-            raise InputError(f"Request {request!r} has arrived already; give every request a name of its own.")
-        index = self._tasks.get(task, -1)
-        if index < 0:
-            raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
-        _at_least_one(request, "prompt_tokens", prompt_tokens)
+        index = self._checked(request, task, prompt_tokens, "has arrived already")
         if not 0 <= cached_tokens <= prompt_tokens:
             raise InputError(
                 f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
@@ -386,12 +381,7 @@ class InFlight:
           deadline_s: its deadline, if it is not the task's.
           at: when it was sent; now, by default.
         """
-        if request in self._requests:
-            raise InputError(f"Request {request!r} is known already; give every request a name of its own.")
-        index = self._tasks.get(task, -1)
-        if index < 0:
-            raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
-        _at_least_one(request, "prompt_tokens", prompt_tokens)
+        index = self._checked(request, task, prompt_tokens, "is known already")
         factor = 1.0 if deadline_s is None else deadline_s / self._visible_deadline_s[index]
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
@@ -1220,6 +1210,20 @@ class InFlight:
         instance.free.append(known.seat)
         self.batch_sizes[divmod(known.instance, len(self._pools))] -= 1
         self._changed_s = self._now_s
+
+    def _checked(self, request: Hashable, task: str, prompt_tokens: int, known: str) -> int:
+        """The index of a new request's task, with words for one that is not new.
+
+        Raises:
+          InputError: if the name is taken, the task unknown, or the prompt empty.
+        """
+        if request in self._requests:
+            raise InputError(f"Request {request!r} {known}; give every request a name of its own.")
+        index = self._tasks.get(task, -1)
+        if index < 0:
+            raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
+        _at_least_one(request, "prompt_tokens", prompt_tokens)
+        return index
 
     def _known(self, request: Hashable) -> _Request:
         known = self._requests.get(request)
