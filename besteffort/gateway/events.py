@@ -140,21 +140,22 @@ class AnswerStream:
         self,
         *,
         keep_usage: bool,
-        take: Callable[[dict[str, Any]], None] = lambda chunk: None,
-        take_text: Callable[[int, str], None] = lambda index, text: None,
+        take: Callable[[dict[str, Any]], None] | None = None,
+        take_text: Callable[[int, str], None] | None = None,
     ) -> None:
         """Nothing read.
 
         Args:
           keep_usage: whether usage goes on.
-          take: gets every chunk,
-          take_text: but for those that are a choice's next text and no more, of which it gets index and text.
+          take: gets every chunk; with `take_text`, those alone that are not a choice's next text and no more.
+          take_text: gets index and text of these.
         """
         self.usage: Usage | None = None
         self.begun = self.done = False
         self._take, self._take_text = take, take_text
         self._frame: _Frame | None = None
-        self._frames = 0  # that were looked for
+        # Who takes chunks and no texts gets all of them, so none may go unparsed.
+        self._frames = 0 if take is None or take_text is not None else _MOST_FRAMES  # that were looked for
         self._keep_usage = keep_usage
         self._open: dict[int, bool] = {}  # per choice whether it lacks its end
 
@@ -169,7 +170,8 @@ class AnswerStream:
             text = _plain_text(event[len(frame.before) : len(event) - len(frame.after)])
             if text is not None:
                 self._open[frame.choice] = True
-                self._take_text(frame.choice, text)
+                if self._take_text is not None:
+                    self._take_text(frame.choice, text)
                 return Event(event, tokens=True)
         data = data_of(event)
         if data is None:
@@ -183,7 +185,8 @@ class AnswerStream:
             return Event(b"", error=True)
         if not isinstance(chunk, dict) or chunk.get("error") is not None:
             return Event(b"", error=True)
-        self._take(chunk)
+        if self._take is not None:
+            self._take(chunk)
         choices = chunk.get("choices")
         tokens = False
         for choice in choices if isinstance(choices, list) else ():

@@ -96,11 +96,16 @@ def test_what_is_not_parsed_says_the_same(
 
 def test_events_of_one_form_are_parsed_once() -> None:
     parsed: list[object] = []
-    stream = AnswerStream(keep_usage=False, take=parsed.append)
+    texts: list[str] = []
+    whole: list[object] = []
+    stream = AnswerStream(keep_usage=False, take=parsed.append, take_text=lambda _, text: texts.append(text))
+    plain = AnswerStream(keep_usage=False, take=whole.append)  # without texts nothing may be missing
     for text in ("one", " two", " three", "dré", " fünf"):
         event = b"data: " + json.dumps({"id": "x", "choices": [choice(text)]}, ensure_ascii=False).encode() + b"\n\n"
-        assert stream.read(event) == (event, True, False)
+        assert stream.read(event) == plain.read(event) == (event, True, False)
     assert len(parsed) == 1
+    assert texts == [" two", " three", "dré", " fünf"]
+    assert len(whole) == 5
     assert stream.read(chunk(id="x", choices=[choice("", "stop")])).error is False
     assert len(parsed) == 2
     assert stream.finished
