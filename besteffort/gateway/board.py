@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from besteffort.gateway.peers import Held, Peers, Rate
+from besteffort.gateway.peers import HELD, Held, Peers, Rate
 
 LEASE_S = 2.0
 """Seconds without a sign of life after which a worker's requests count no more."""
@@ -31,7 +31,6 @@ _HEAD = struct.Struct("<8sqq")  # magic, workers, slots
 _MAGIC = b"befboard"
 _HEADER = struct.Struct("<qqdddd4q")
 _HEADER_BYTES = 128
-_ROW = struct.Struct("<qqqqqqdddd")
 _LOOK_S = 0.1  # between two looks at a process
 
 
@@ -144,7 +143,7 @@ class Board:
             versions, seen = self._versions[worker], self._seen[worker]
             for slot in np.flatnonzero(versions != seen).tolist():
                 version = int(versions[slot])
-                held = Held(*_ROW.unpack_from(self._map, self._rows[worker] + slot * _ROW.size))
+                held = Held(*HELD.unpack_from(self._map, self._rows[worker] + slot * HELD.size))
                 if version % 2 or int(versions[slot]) != version:
                     self._changes[worker] = 0  # is being written: once more next time
                     continue
@@ -182,7 +181,7 @@ class Board:
         versions = self._versions[self.worker]
         begun = int(versions[slot]) | 1
         versions[slot] = begun
-        _ROW.pack_into(self._map, self._rows[self.worker] + slot * _ROW.size, *(_NONE if held is None else held))
+        HELD.pack_into(self._map, self._rows[self.worker] + slot * HELD.size, *(_NONE if held is None else held))
         versions[slot] = begun + 1
         self._own_changes += 1
 
@@ -206,4 +205,4 @@ _NONE = Held(*[0] * 6, *[0.0] * 4)
 
 
 def _part_bytes(slots: int) -> int:
-    return _HEADER_BYTES + 8 * slots + -(-_ROW.size * slots // 128) * 128
+    return _HEADER_BYTES + 8 * slots + -(-HELD.size * slots // 128) * 128

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+CLIENTS_FAULT = (400, 413, 415, 422)
+"""Statuses of servers that a request is to blame for."""
+
+LACKS_PATH = (404, 405, 501)
+"""Statuses of servers that live, but have no such path."""
+
 
 class ApiError(Exception):
     """An error that a client gets.

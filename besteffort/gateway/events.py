@@ -197,7 +197,7 @@ class AnswerStream:
         self.begun |= tokens
         if tokens and self._frames < _MOST_FRAMES:
             self._frames += 1
-            self._frame = _frame_of(event, chunk)
+            self._frame = _frame_of(event, chunk) or self._frame
         found = usage_of(chunk)
         if found is not None:
             self.usage = found
@@ -241,7 +241,10 @@ def _frame_of(event: bytes, chunk: dict[str, Any]) -> _Frame | None:
     other = text + "."
     data = data_of(frame.before + other.encode() + frame.after)
     where[name] = other
-    same = data is not None and json.loads(data) == chunk
+    try:
+        same = data is not None and json.loads(data) == chunk
+    except ValueError:  # it stood between two texts
+        same = False
     where[name] = text
     return frame if same else None
 

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 from besteffort.errors import InputError
 from besteffort.gateway.config import Redis, secret_of
 from besteffort.gateway.core import Core
-from besteffort.gateway.peers import Held, Rate, short_hash
+from besteffort.gateway.peers import HELD, Held, Rate, short_hash
 
 _HEAD = struct.Struct("<4sqddd")  # magic, requests, rate, age, time constant
-_ROW = struct.Struct("<qqqqqqdddd")
 _MAGIC = b"bef1"
 _MOST = 2**16  # requests of a gateway
 _TIMEOUT_S = 0.4
@@ -58,7 +57,7 @@ def pack(core: Core) -> bytes:
     age_s = now - rate.at_s
     head = _HEAD.pack(_MAGIC, len(shown), rate.rate, age_s if age_s < 1e9 else -1.0, rate.tau_s)
     rows = (
-        _ROW.pack(*held[:7], now - held.arrived_s, now - held.sent_s, now - held.heard_s) for held in shown.values()
+        HELD.pack(*held[:7], now - held.arrived_s, now - held.sent_s, now - held.heard_s) for held in shown.values()
     )
     return head + b"".join(rows)
 
@@ -68,10 +67,10 @@ def unpack(content: bytes, told_s: float) -> Told | None:
     if len(content) < _HEAD.size:
         return None
     magic, count, rate, age_s, tau_s = _HEAD.unpack_from(content)
-    if magic != _MAGIC or not 0 <= count <= _MOST or len(content) != _HEAD.size + count * _ROW.size or not tau_s > 0:
+    if magic != _MAGIC or not 0 <= count <= _MOST or len(content) != _HEAD.size + count * HELD.size or not tau_s > 0:
         return None
     requests = {}
-    for row in _ROW.iter_unpack(content[_HEAD.size :]):
+    for row in HELD.iter_unpack(content[_HEAD.size :]):
         held = Held._make((*row[:7], told_s - row[7], told_s - row[8], told_s - row[9]))
         if held.number < 1 or held.prompt_tokens < 1 or held.tokens < 0 or not held.deadline_s > 0:
             return None

@@ -214,7 +214,7 @@ class Metrics:
         )
         snapshot = self._core.snapshot
         observed = snapshot.flight.observed_slowdown
-        for places in snapshot.places.by_pool if observed is not None else ():
+        for places in snapshot.places.by_pool:
             if places and observed is not None:
                 slowdown.add_metric((places[0].pool.name,), float(observed[places[0].index]))
         labels = ("measure", "of")

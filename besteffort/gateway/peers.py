@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import struct
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
@@ -46,6 +47,10 @@ class Held(NamedTuple):
     arrived_s: float
     sent_s: float
     heard_s: float
+
+
+HELD = struct.Struct("<6q4d")
+"""How it is told."""
 
 
 class Rate(NamedTuple):

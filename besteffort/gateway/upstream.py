@@ -9,12 +9,12 @@ import ssl
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 
 from besteffort.errors import printable
-from besteffort.gateway.errors import ApiError
+from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError
 from besteffort.gateway.pools import Place
 
 # uvicorn, which most servers run on, closes connections that are idle for 5 s; one that it closes as a request is on
@@ -23,8 +23,6 @@ _KEEP_S = 3.0
 MOST_ANSWER_BYTES = 2**26
 """Size of the largest answer that is held here as a whole."""
 _LONGEST_MESSAGE = 500
-_CLIENTS_FAULT = (400, 413, 415, 422)
-_LACKS_PATH = (404, 405, 501)
 _BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
 
 
@@ -138,7 +136,6 @@ class Post:
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
-        return response
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -183,7 +180,7 @@ async def read_whole(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-async def _refused(response: aiohttp.ClientResponse, place: Place) -> None:
+async def _refused(response: aiohttp.ClientResponse, place: Place) -> NoReturn:
     """Tells what another status than 200 means.
 
     Raises:
@@ -196,9 +193,9 @@ async def _refused(response: aiohttp.ClientResponse, place: Place) -> None:
         raise UpstreamError(
             "busy", "The server is busy.", status=429, blame=False, busy_s=_BUSY_S if busy_s is None else busy_s
         )
-    if status not in _CLIENTS_FAULT:
+    if status not in CLIENTS_FAULT:
         # What it says may quote its key, or be about the gateway.
-        lacks = status in _LACKS_PATH
+        lacks = status in LACKS_PATH
         raise UpstreamError(f"status_{status}", f"The server answered with status {status}.", lacks_path=lacks)
     raw = await response.content.read(2**16)
     raise InvalidRequestError(_clients_error(status, raw, place))

@@ -34,7 +34,7 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 
 from besteffort.errors import InputError
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
-from besteffort.gateway.errors import ApiError
+from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.serve import prepare
@@ -134,8 +134,9 @@ class _Exchange:
             return
         status = int(headers.get(":status", "200"))
         if status != 200:
-            client = status in (400, 413, 415, 422)
-            self._core.failed(self._claim, "invalid" if client else f"status_{status}", blame=not client)
+            client = status in CLIENTS_FAULT
+            why = "invalid" if client else f"status_{status}"
+            self._core.failed(self._claim, why, blame=not client, lacks_path=status in LACKS_PATH)
             self._core.close(self._ticket, "invalid" if client else "failed")
         elif self._answer is not None:
             self._answer.streamed = "text/event-stream" in headers.get("content-type", "")

@@ -114,6 +114,25 @@ def test_events_of_one_form_are_parsed_once() -> None:
     assert stream.read(broken + b"\n\n").error
 
 
+@pytest.mark.parametrize("piece", ['"text":":"', '"delta":{"content":":"}', '"text":","', '"text":"text"'])
+def test_a_text_that_looks_like_what_stands_between_texts_is_read(piece: str) -> None:
+    texts: list[tuple[int, str]] = []
+    chunks: list[object] = []
+    stream = AnswerStream(keep_usage=True, take=chunks.append, take_text=lambda *each: texts.append(each))
+    for _ in range(3):
+        event = f'data: {{"choices":[{{"index":0,{piece}}}]}}\n\n'.encode()
+        assert stream.read(event) == (event, True, False)
+    assert len(chunks) + len(texts) == 3
+
+
+def test_a_text_that_has_to_be_parsed_does_not_end_that_others_are_not() -> None:
+    parsed: list[object] = []
+    stream = AnswerStream(keep_usage=False, take=parsed.append, take_text=lambda index, text: None)
+    for text in ("one", "\n", "two", "\n", "\n", "three", "four"):
+        stream.read(chunk(id="x", choices=[choice(text)]))
+    assert len(parsed) == 4
+
+
 def test_tokens_and_the_finish_are_seen() -> None:
     stream = AnswerStream(keep_usage=False)
     role = chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
