@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ import jax
 import numpy as np
 
 from besteffort.device import device_name
-from besteffort.files import read_jsonl, write_jsonl
+from besteffort.digests import array_digest
+from besteffort.files import jsonable, read_json, read_jsonl, write_json, write_jsonl
 from besteffort.gateway.config import GatewayConfig, Listen, Pool
 from besteffort.gateway.core import Ask, Claim, Core, RefusedError
 from besteffort.gateway.snapshot import make_snapshot
@@ -49,7 +51,7 @@ from besteffort.workload import rescale
 from besteffort.workload.config import Poisson, RandomRates, Synthetic
 from besteffort.workload.config import build as build_workload
 from besteffort.workload.sample import sample_workload
-from experiments.lab import Lab
+from experiments.lab import Lab, fingerprint
 
 SLOWDOWN_TAU_S = 5.0
 """Machines that are slower than they were when they were measured are noticed."""
@@ -144,6 +146,27 @@ def prepare(lab: Lab, *, every: int) -> tuple[VirtualEngine, Sampler, Situation]
     tables = sampler.take(figures)
     engine.gauge = sampler.gauge
     return engine, sampler, situation_with(tables)
+
+
+def keep(lab: Lab, what: str, contender: Contender, listed: CaseList, play: Callable[[], Any], **about: Any) -> Any:
+    """What a play gave, as JSON has it: from before, where it was of the same contender, list and `about`.
+
+    Args:
+      lab: keeps it.
+      what: names the file, together with all the rest.
+      contender: what decides.
+      listed: the list.
+      play: called where there is none.
+      about: what else it depends on.
+    """
+    policy = contender.policy
+    arrays = [*jax.tree.leaves((policy.rule, policy.weights, contender.rule)), *listed.requests.columns.values()]
+    start = f"{fingerprint(policy.situation)} {contender.only} {sorted(about.items())}"
+    digest = array_digest(((f"{index}", array) for index, array in enumerate(arrays)), start)[:16]
+    place = lab.work / "live" / f"{re.sub('[^a-z0-9.]+', '-', what.lower())}-{digest}.json"
+    if not place.exists():
+        write_json(place, jsonable(play()))
+    return read_json(place)
 
 
 def pace(sampler: Sampler) -> dict[str, list[float]]:

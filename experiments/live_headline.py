@@ -13,6 +13,7 @@ predicts the same lists from the tables that were measured beforehand and the mo
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -27,12 +28,14 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.statistics import Interval, mean_interval, paired_difference
 from besteffort.evaluation.tuning import maker, tune
-from besteffort.files import read_json, write_json
+from besteffort.laptop.requests import CaseList
+from besteffort.opt.virtual import VirtualEngine
+from besteffort.profiling.measure import Sampler
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
 from besteffort.workload.config import Poisson, Steps, Synthetic
 from experiments import live
-from experiments.lab import Claim, Findings, Lab, main, status_of
+from experiments.lab import Claim, Findings, Lab, fingerprint, main, status_of
 from experiments.live import Contender
 
 BURSTS = "bursts"
@@ -46,7 +49,7 @@ OURS = "search"
 LEARNED = ("untrained", "search", "dqn")
 AIM = 0.02
 _WARM_UP_S = 0.03
-_REQUESTS, _TUNING_REQUESTS = 64, 300
+_REQUESTS, _TUNING_REQUESTS = 300, 300
 _SEED = 50_000  # of lists that are played; those that rules are tuned on have the one before
 
 Shares = dict[str, dict[str, list[float]]]
@@ -63,7 +66,6 @@ def run(lab: Lab) -> Findings:
     settings = lab.selected(dict(SETTINGS), fast=[BURSTS, "load 2"])
     names = ("right and in time", "predicted", "in time", "predicted in time", "rejected")
     found: dict[str, Shares] = {what: {each: {} for each in settings} for what in names}
-    digest = situation.profile.digest()[:12]
     left, paces, cells = 0, [], list(itertools.product(settings, contenders))
     rng = np.random.default_rng(lab.scale.seed)
     before = live.raw_pace(sampler, 3)
@@ -73,18 +75,15 @@ def run(lab: Lab) -> Findings:
         lab.log(f"playing, {repetition + 1} of {repetitions}")
         for index in rng.permutation(len(cells)).tolist():
             setting, contender = cells[index]
-            place = lab.work / "live" / f"{digest}-{seed}-{setting}-{contender}.json"
-            if not place.exists():
-                played = live.play(engine, contenders[contender], lists[setting], situation)
-                counted = after_warm_up(played.result.arrival_s, _WARM_UP_S)
-                met, rejected = played.result.met[counted].mean(), played.result.rejected[counted].mean()
-                right = live.right_and_in_time(played.result, played.right, counted)
-                model = live.simulated(contenders[contender], lists[setting], situation)
-                expected = live.expected_right(situation, model, counted)
-                shares = [right, expected, float(met), float(model.met[counted].mean()), float(rejected)]
-                kept = {"shares": shares, "left": played.left, "pace": live.pace(sampler)}
-                write_json(place, kept)
-            kept = read_json(place)
+            kept = live.keep(
+                lab,
+                f"{setting} {contender}",
+                contenders[contender],
+                lists[setting],
+                functools.partial(_play, engine, sampler, contenders[contender], lists[setting], situation),
+                situation=fingerprint(situation),
+                warm_up_s=_WARM_UP_S,
+            )
             left += kept["left"]
             paces.append(kept["pace"])
             for what, share in zip(names, kept["shares"], strict=True):
@@ -95,6 +94,20 @@ def run(lab: Lab) -> Findings:
             each: np.mean([by_setting[setting][each] for setting in settings], axis=0).tolist() for each in contenders
         }
     return _findings(found, tuple(contenders), name, left, {"paces": paces, "before": before, "after": after})
+
+
+def _play(
+    engine: VirtualEngine, sampler: Sampler, contender: Contender, listed: CaseList, situation: Situation
+) -> dict[str, Any]:
+    """Shares of a list, live and predicted, in the order of the names in `run`."""
+    played = live.play(engine, contender, listed, situation)
+    counted = after_warm_up(played.result.arrival_s, _WARM_UP_S)
+    met, rejected = played.result.met[counted].mean(), played.result.rejected[counted].mean()
+    right = live.right_and_in_time(played.result, played.right, counted)
+    model = live.simulated(contender, listed, situation)
+    expected = live.expected_right(situation, model, counted)
+    shares = [right, expected, float(met), float(model.met[counted].mean()), float(rejected)]
+    return {"shares": shares, "left": played.left, "pace": live.pace(sampler)}
 
 
 def _best_rule(lab: Lab, situation: Situation) -> tuple[str, Contender]:

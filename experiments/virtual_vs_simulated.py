@@ -21,8 +21,8 @@ import numpy as np
 from besteffort.demo.fleet import paces
 from besteffort.evaluation import metrics, plots
 from besteffort.evaluation.report import Column, Table
-from besteffort.files import jsonable, read_json, write_json
 from besteffort.laptop import MODELS
+from besteffort.laptop.requests import CaseList
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.runs.untrained import default_policy
 from besteffort.simulator.result import Result
@@ -34,8 +34,8 @@ from experiments.live import Contender
 
 LOADS = (0.5, 0.8, 1.0, 1.2)
 AIMS = {"end to end P50": 0.05, "end to end P95": 0.10}
-_REQUESTS, _FAST_REQUESTS = 150, 100
-_REPEATS, _FAST_REPEATS = 2, 2
+_REQUESTS, _FAST_REQUESTS = 1000, 100
+_REPEATS, _FAST_REPEATS = 3, 2
 _WARM_UP_S = 0.2
 _LOOK = 4  # iterations of each kind, before and after
 PICTURED = (0.8, 1.2)
@@ -74,17 +74,19 @@ def run(lab: Lab) -> Findings:
     rng = np.random.default_rng(lab.scale.seed)
     before = live.raw_pace(sampler, _LOOK)
     played: dict[tuple[float, str], list[dict[str, Any]]] = {cell: [] for cell in cells}
-    digest = situation.profile.digest()[:12]
     for repeat in range(repeats):
         lab.log(f"playing, {repeat + 1} of {repeats}")
         for index in rng.permutation(len(cells)).tolist():
             load, name = cells[index]
-            place = lab.work / "live" / f"{digest}-{lab.scale.seed}-{requests}-{load:g}-{name}-{repeat}.json"
-            if not place.exists():
-                result = live.play(engine, contenders[name], lists[load], situation, exact=True).result
+            contender, listed = contenders[name], lists[load]
+
+            def play(contender: Contender = contender, listed: CaseList = listed) -> dict[str, Any]:
+                result = live.play(engine, contender, listed, situation, exact=True).result
                 times = {key: getattr(result, key).tolist() for key in ("first_token_s", "latency_s", "model")}
-                write_json(place, jsonable(times | {"pace": live.pace(sampler)}))
-            played[load, name].append(read_json(place))
+                return times | {"pace": live.pace(sampler)}
+
+            about = {"profile": situation.profile.digest(), "repeat": repeat}
+            played[load, name].append(live.keep(lab, f"{load:g} {name}", contender, listed, play, **about))
     after = live.raw_pace(sampler, _LOOK)
     lab.log("simulating")
     simulated = {(load, name): live.simulated(contenders[name], lists[load], situation) for load, name in cells}

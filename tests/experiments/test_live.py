@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +14,7 @@ pytest.importorskip("experiments", reason="needs a checkout")
 from besteffort.demo.fleet import paces
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.profile import load_profile
+from besteffort.profiling.measure import Measurement, Point, Sampler
 from besteffort.routers.heuristics import DeadlineRouter
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Situation
@@ -58,3 +61,27 @@ def test_the_core_is_the_simulator(engine: VirtualEngine, situation: Situation, 
     everything = np.ones(len(listed.cases), bool)
     shares = live.right_and_in_time(played.result, played.right, everything)
     assert shares == pytest.approx(live.expected_right(situation, model, everything), abs=0.1)
+
+
+def test_answers_end_where_models_end_them(engine: VirtualEngine, situation: Situation) -> None:
+    """Whatever the list says of their lengths."""
+    listed = live.listed(Poisson(load=0.5), situation, 60, 5)
+    lengths = listed.requests.output_tokens
+    told = dataclasses.replace(listed.requests, output_tokens=np.ones_like(lengths))
+    always = live.static_contenders(situation)["always laptop-1m"]
+    played = live.play(engine, always, dataclasses.replace(listed, requests=told), situation)
+    assert played.right.sum() > 20
+    assert (played.result.output_tokens[played.right] == lengths[played.right]).all()
+    assert played.left == 0
+
+
+def test_the_gauge_tells_the_pace(engine: VirtualEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose timer runs three times as fast as it did."""
+    sampler = Sampler(engine, every=1, memory_s=1e9)
+    ticks = itertools.count()
+    monkeypatch.setattr("besteffort.profiling.measure.time.process_time", lambda: 3.0 * next(ticks))
+    points = [point for rig in sampler._rigs.values() for point in rig.points(())]
+    sampler.take([Measurement(point, 1.0, (1.0, 1.0), 9, 0.0, 1.0) for point in points])
+    assert [sampler.gauge(name) for name in engine.models] == pytest.approx([3.0] * 3)
+    assert all(len(factors) == 1 for factors in sampler.factors.values())
+    assert Point("laptop-1m", "prefill", 16) in points
