@@ -72,6 +72,8 @@ def write_tokenizer(directory: Path) -> None:
         "pad_token": "<pad>",
         "unk_token": "<unk>",
         "clean_up_tokenization_spaces": False,
+        # Servers ask for one before they chat. These models know no roles: they read what was said last, as a prompt.
+        "chat_template": "{{ bos_token }}{{ messages[-1]['content'] }}",
     }
     for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config)):
         (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
