@@ -7,7 +7,9 @@ The core is the one of `besteffort serve`, the engine computes every token, and 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -30,11 +32,13 @@ from besteffort.laptop.requests import CaseList, with_cases
 from besteffort.laptop.tasks import CONTEXT
 from besteffort.opt.driver import result_of
 from besteffort.opt.engine import Answer, Pace
+from besteffort.opt.runtime import Buckets
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.opt.weights import load_model
 from besteffort.policy import Policy
 from besteffort.profile import ModelProfile, Source
-from besteffort.profiling.measure import Measurement, Sampler
+from besteffort.profile.types import Points
+from besteffort.profiling.measure import Measurement, Sampler, staircase
 from besteffort.pytrees import node_types
 from besteffort.routers.baselines import StaticRouter
 from besteffort.routers.learned import learned_router
@@ -61,6 +65,8 @@ WORKLOAD = RandomRates(low=0.05, high=6.0)
 
 _ANSWER_TOKENS = 7  # of the longest right one, its end included
 _WARM_UP, _ROUNDS = 5, 80  # iterations of each kind that a figure is the mean of
+_IN_SERVICE, _TIMED, _TIMED_SEED = (0.6, 0.95), 300, 10_000  # shares of what a model can do, requests of a list
+_AS_IF = 10.0  # iterations of its own that a table's size counts as
 _DECISIONS, _ENSEMBLE = 131_072, 2
 _MOST = 100_000  # requests in work
 
@@ -143,9 +149,63 @@ def prepare(lab: Lab, *, every: int) -> tuple[VirtualEngine, Sampler, Situation]
         place.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(place, [dataclasses.asdict(figure) for figure in sampler.measure(_ROUNDS)])
     figures = [from_json(Measurement, json.dumps(line), str(place)) for line in read_jsonl(place)]
-    tables = sampler.take(figures)
+    alone = situation_with(sampler.take(figures))
     engine.gauge = sampler.gauge
+    kept = lab.work / "live" / "in_service.json"
+    if not kept.exists():
+        lab.log("timing iterations in service")
+        write_json(kept, [dataclasses.asdict(model) for model in in_service(engine, alone)])
+    tables = [from_json(ModelProfile, json.dumps(model), str(kept)) for model in read_json(kept)]
     return engine, sampler, situation_with(tables)
+
+
+def in_service(engine: VirtualEngine, situation: Situation) -> tuple[ModelProfile, ...]:
+    """Tables of iterations as they come in service, where several prompts are read at once, and others decode.
+
+    Each model alone plays lists of its own at most of what it can do. The sizes of its tables are corrected by the
+    factors that make sums of them fit best (least squares of relative errors), drawn towards 1 where few iterations
+    have them.
+
+    Args:
+      engine: idle, with its gauge.
+      situation: what was measured.
+    """
+    rows: dict[str, list[tuple[int, list[int], float]]] = {name: [] for name in MODELS}
+    engine.timed = lambda model, decoding, prompts, seconds: rows[model].append((decoding, prompts, seconds))
+    capacity = situation.capacity()
+    for (index, contender), share in itertools.product(enumerate(static_contenders(situation).values()), _IN_SERVICE):
+        load = share * float(capacity[index] / capacity[-1])
+        play(engine, contender, listed(Poisson(load=load), situation, _TIMED, _TIMED_SEED), situation, exact=True)
+    engine.timed = lambda model, decoding, prompts, seconds: None
+    instances = engine.instances
+    return tuple(
+        _corrected(model, instances[model.name].runtime.buckets, rows[model.name]) for model in situation.profile.models
+    )
+
+
+def _corrected(model: ModelProfile, buckets: Buckets, rows: Sequence[tuple[int, list[int], float]]) -> ModelProfile:
+    """A model whose tables fit iterations best: decoding, prompts and seconds of each."""
+    known_s = [[dict(table)[size] for size in sizes] for table, sizes in _tables(model, buckets)]
+    first = len(buckets.batch)
+    terms = np.zeros((len(rows), first + len(buckets.prompt)))
+    for row, (decoding, prompts, _) in zip(terms, rows, strict=True):
+        if decoding:
+            row[bisect.bisect_left(buckets.batch, decoding)] += 1
+        for tokens in prompts:
+            row[first + bisect.bisect_left(buckets.prompt, tokens)] += 1
+    relative = terms * np.concatenate(known_s) / np.array([took_s for _, _, took_s in rows])[:, None]
+    few = np.sqrt(_AS_IF) * np.eye(terms.shape[1])
+    wanted = np.concatenate([np.ones(len(rows)), np.diag(few)])
+    factors = np.linalg.lstsq(np.concatenate([relative, few]), wanted, rcond=None)[0]
+    decode, prefill = (
+        staircase(dict(zip(sizes, (np.array(each_s) * factor).tolist(), strict=True)))
+        for (_, sizes), each_s, factor in zip(_tables(model, buckets), known_s, np.split(factors, [first]), strict=True)
+    )
+    return dataclasses.replace(model, decode=decode, prefill=prefill)
+
+
+def _tables(model: ModelProfile, buckets: Buckets) -> tuple[tuple[Points, tuple[int, ...]], ...]:
+    return (model.decode, buckets.batch), (model.prefill, buckets.prompt)
 
 
 def keep(lab: Lab, what: str, contender: Contender, listed: CaseList, play: Callable[[], Any], **about: Any) -> Any:

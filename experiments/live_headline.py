@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,10 @@ RULES = ("ladder", "deadline-reserve", "priced", "deadline-reserve-ahead", "pric
 OURS = "search"
 LEARNED = ("untrained", "search", "dqn")
 AIM = 0.02
-_WARM_UP_S = 0.03
-_REQUESTS, _TUNING_REQUESTS = 300, 300
+_BURSTS_LOAD = (0.5 * 0.12 + 4.0 * 0.06) / 0.18
+_WARM_UP_S = 0.5  # for the estimate of the rate
+_SECONDS = 2.0  # that a list lasts
+_TUNING_REQUESTS = 1500  # lists to tune on are of one length
 _SEED = 50_000  # of lists that are played; those that rules are tuned on have the one before
 
 Shares = dict[str, dict[str, list[float]]]
@@ -71,7 +74,7 @@ def run(lab: Lab) -> Findings:
     before = live.raw_pace(sampler, 3)
     for repetition in range(repetitions):
         seed = _SEED + lab.scale.seed * repetitions + repetition
-        lists = {each: live.listed(workload, situation, _REQUESTS, seed) for each, workload in settings.items()}
+        lists = _lists(situation, list(settings), seed)
         lab.log(f"playing, {repetition + 1} of {repetitions}")
         for index in rng.permutation(len(cells)).tolist():
             setting, contender = cells[index]
@@ -94,6 +97,17 @@ def run(lab: Lab) -> Findings:
             each: np.mean([by_setting[setting][each] for setting in settings], axis=0).tolist() for each in contenders
         }
     return _findings(found, tuple(contenders), name, left, {"paces": paces, "before": before, "after": after})
+
+
+def _lists(situation: Situation, settings: Sequence[str], seed: int) -> dict[str, CaseList]:
+    """Of each setting a list that lasts about `_SECONDS`."""
+    found = {}
+    for name in settings:
+        workload = SETTINGS[name]
+        load = workload.load if isinstance(workload, Poisson) else _BURSTS_LOAD
+        requests = math.ceil(_SECONDS * load * situation.capacity()[-1])
+        found[name] = live.listed(workload, situation, requests, seed)
+    return found
 
 
 def _play(

@@ -3,7 +3,9 @@
     python -m experiments.virtual_vs_simulated [--fast]
 
 The laptop tier computes every token behind the gateway's core, its clock goes by the processor time that iterations
-take (`besteffort.opt.virtual`), and the simulator plays the same lists with the tables that were measured beforehand.
+take (`besteffort.opt.virtual`), and the simulator plays the same lists. Its tables were measured beforehand, kind by
+kind, and then corrected by what iterations took in service, on lists of other seeds (`in_service` of
+`experiments/live.py`): an iteration that reads several prompts takes less than prompts alone add up to.
 Every list is played several times, in random order, because a machine that others use does not even agree with itself:
 the repetition error stands next to the simulator's. What its pace was, iterations of known length in between tell; the
 clock is corrected for it, and it is reported. With the lengths of the tables in place of measured ones, engine and core
@@ -34,8 +36,8 @@ from experiments.live import Contender
 
 LOADS = (0.5, 0.8, 1.0, 1.2)
 AIMS = {"end to end P50": 0.05, "end to end P95": 0.10}
-_REQUESTS, _FAST_REQUESTS = 1000, 100
-_REPEATS, _FAST_REPEATS = 3, 2
+_REQUESTS, _FAST_REQUESTS = 600, 100
+_REPEATS, _FAST_REPEATS = 4, 2
 _WARM_UP_S = 0.2
 _LOOK = 4  # iterations of each kind, before and after
 PICTURED = (0.8, 1.2)
@@ -98,7 +100,7 @@ def run(lab: Lab) -> Findings:
         model = simulated[load, name]
         result = _again(played[load, name][0], model)
         if name != "untrained":
-            answered = ~(result.rejected | model.rejected)
+            answered = ~_rejected(result, model)
             pictured[f"load {load:g}, {name}", "end to end"] = (result.latency_s[answered], model.latency_s[answered])
     return Findings(
         {
@@ -158,8 +160,13 @@ def _row(kept: list[dict[str, Any]], model: Result) -> Row:
         wrong[name] = float((value - values.mean()) / scale)
         pairs = [abs(one - other) for one, other in itertools.combinations(values.tolist(), 2)]
         repetition[name] = float(np.mean(pairs) / scale)
-    alike = [float(np.mean(result.model == model.model)) for result in results]
+    alike = [float(np.mean((result.model == model.model)[~_rejected(result, model)])) for result in results]
     return Row(measured, simulated, wrong, repetition, alike, [each["pace"] for each in kept])
+
+
+def _rejected(one: Result, other: Result) -> np.ndarray:
+    """Requests that one of two results has no answer for."""
+    return one.rejected | other.rejected
 
 
 def _is_time(name: str) -> bool:
@@ -180,9 +187,9 @@ def _schedule(
         alike, apart_s = [], []
         for load, listed in lists.items():
             result, model = live.play(engine, contender, listed, situation, exact=True).result, simulated[load, name]
-            alike.append(float(np.mean(result.model == model.model)))
-            both = ~(result.rejected | model.rejected)
-            apart_s.append(float(np.max(np.abs(result.latency_s - model.latency_s)[both], initial=0.0)))
+            both = ~_rejected(result, model)
+            alike.append(float(np.mean((result.model == model.model)[both])))
+            apart_s.append(float(np.max(np.abs(result.latency_s[both] - model.latency_s[both]), initial=0.0)))
         found[name] = {"routed_alike": float(np.mean(alike)), "largest_difference_s": max(apart_s)}
     engine.follow(None)
     return found

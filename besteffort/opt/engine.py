@@ -436,7 +436,12 @@ class Instance:
         """Seconds that the iteration is to last whose requests were just admitted; None without a pace."""
         if self.pace is None:
             return None
-        return self.pace(len(self._running), [len(each.answer.prompt) for each in self._reading])
+        return self.pace(*self.load)
+
+    @property
+    def load(self) -> tuple[int, list[int]]:
+        """Of the iteration in progress the number of requests that decode, and the lengths of the prompts it reads."""
+        return len(self._running), [len(each.answer.prompt) for each in self._reading]
 
     def _admit(self, now: float) -> None:
         """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""

@@ -36,6 +36,9 @@ from besteffort.opt.weights import Model
 Hear = Callable[[Answer], None]
 """Gets an answer that has one more token, which may be its last, at the time by the engine's clock."""
 
+Timed = Callable[[str, int, list[int], float], None]
+"""Gets a model, how many of its requests decode, the lengths of the prompts that it reads, and how long that takes."""
+
 
 @dataclasses.dataclass(slots=True)
 class _Device:
@@ -60,6 +63,7 @@ class VirtualEngine(Engine):
     Attributes:
       now: the time, in seconds.
       gauge: says, asked before each iteration of a model, by which factor the machine is slower than usual.
+      timed: told of each iteration.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class VirtualEngine(Engine):
         )
         self.now = 0.0
         self.gauge: Callable[[str], float] = lambda model: 1.0
+        self.timed: Timed = lambda model, decoding, prompts, seconds: None
         self._timer = timer
         self._devices = {name: _Device(name, instance) for name, instance in self._instances.items()}
 
@@ -174,4 +179,5 @@ class VirtualEngine(Engine):
             slower = self.gauge(device.name)
             device.instance.runtime.touch()
         device.found, took_s = device.instance.begin(self._timer)
+        self.timed(device.name, *device.instance.load, took_s / slower)
         device.ends_s = self.now + took_s / slower

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("experiments", reason="needs a checkout")
 
 from besteffort.demo.fleet import paces
+from besteffort.opt.runtime import Buckets
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.profile import load_profile
 from besteffort.profiling.measure import Measurement, Point, Sampler
@@ -85,3 +86,37 @@ def test_the_gauge_tells_the_pace(engine: VirtualEngine, monkeypatch: pytest.Mon
     assert [sampler.gauge(name) for name in engine.models] == pytest.approx([3.0] * 3)
     assert all(len(factors) == 1 for factors in sampler.factors.values())
     assert Point("laptop-1m", "prefill", 16) in points
+
+
+def test_tables_are_corrected_by_what_iterations_take() -> None:
+    rng = np.random.default_rng(0)
+    buckets = Buckets((1, 2, 4), (16, 18), (18,))
+    alone = dataclasses.replace(
+        load_profile("laptop").models[0],
+        decode=((1, 1.0), (2, 2.0), (3, 3.0), (4, 3.0)),
+        prefill=((1, 4.0), (16, 4.0), (17, 5.0), (18, 5.0)),
+    )
+    factors = {1: 0.9, 2: 1.1, 3: 1.0, 4: 1.0}
+    rows = []
+    for _ in range(2000):
+        decoding, prompts = int(rng.integers(0, 5)), rng.choice([5, 16, 18], int(rng.integers(0, 4))).tolist()
+        seconds = dict(alone.decode).get(decoding, 0.0) * factors.get(decoding, 0.0)
+        seconds += sum(0.8 * 4.0 if tokens <= 16 else 1.0 * 5.0 for tokens in prompts)
+        rows.append((decoding, prompts, max(seconds, 1e-9)))
+    rows = [row for row in rows if row[0] or row[1]]
+    found = live._corrected(alone, buckets, rows)
+    assert [size for size, _ in found.decode] == [1, 2, 3, 4]
+    assert [each_s for _, each_s in found.decode] == pytest.approx([0.9, 2.2, 3.0, 3.0], rel=0.02)
+    assert [each_s for _, each_s in found.prefill] == pytest.approx([3.2, 3.2, 5.0, 5.0], rel=0.02)
+
+
+def test_the_engine_tells_how_long_iterations_take(engine: VirtualEngine, situation: Situation) -> None:
+    told: list[tuple[str, int, list[int], float]] = []
+    engine.timed = lambda *iteration: told.append(iteration)
+    listed = live.listed(Poisson(load=0.5), situation, 20, 1)
+    live.play(engine, live.static_contenders(situation)["always laptop-1m"], listed, situation, exact=True)
+    engine.timed = lambda *iteration: None
+    assert sum(len(prompts) for _, _, prompts, _ in told) == 20
+    # A request decodes once for each token but the first.
+    assert sum(decoding for _, decoding, _, _ in told) == int((listed.requests.output_tokens - 1).sum())
+    assert all(seconds == paces(situation)[model](decoding, prompts) for model, decoding, prompts, seconds in told)
