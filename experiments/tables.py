@@ -384,6 +384,31 @@ def measured_bursts() -> str:
     return markdown(["Router", "Measured, twice (%)", "Simulated (%)", "Right and in time (%)"], rows)
 
 
+def virtual_vs_simulated() -> str:
+    """The engine in virtual time against the simulator."""
+    shown = ("end to end P50", "end to end P95", "first token P50", "first token P95", "in time")
+    rows = []
+    for name, row in read("virtual_vs_simulated")["data"]["rows"].items():
+        wrong, again = row["simulated_wrong"], row["repetition"]
+        rows.append([name, *(f"{100 * wrong[key]:+.1f} ({100 * again[key]:.1f})" for key in shown)])
+    return markdown(["List, router", *(f"{key}, {'points' if key == 'in time' else '%'}" for key in shown)], rows)
+
+
+def live_headline() -> str:
+    """Right answers in time, live and predicted."""
+    found = read("live_headline")["data"]
+    live, predicted = (found["shares"][key] for key in ("right and in time", "predicted"))
+    settings = [name for name in live if name != "all"]
+    rows = []
+    for name in sorted(live["all"], key=lambda router: -float(np.mean(live["all"][router]))):
+        cells = [f"{percent(float(np.mean(each[name])))}" for each in (live["all"], predicted["all"])]
+        ahead = found["ahead"]["all"].get(name)
+        cells.append("" if ahead is None else points(ahead))
+        cells += [f"{percent(float(np.mean(live[key][name])))}" for key in settings]
+        rows.append([f"{name} (the best rule)" if name == found["rule"] else name, *cells])
+    return markdown(["Router", "All", "Predicted", "`search` is ahead by (points)", *settings], rows)
+
+
 def heuristics() -> str:
     """What the rules do, and the numbers that tuning finds for them."""
     rows = [
@@ -424,6 +449,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         laptop_tier,
         laptop_bursts,
         measured_bursts,
+        virtual_vs_simulated,
+        live_headline,
         heuristics,
     )
 }
