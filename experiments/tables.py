@@ -409,6 +409,21 @@ def live_headline() -> str:
     return markdown(["Router", "All", "Predicted", "`search` is ahead by (points)", *settings], rows)
 
 
+def live_http() -> str:
+    """Right answers in time over HTTP, each list twice, and predicted."""
+    found = read("live_http")["rows"]
+    rows = [
+        [
+            name,
+            *(", ".join(percent(share) for share in row[key]) for key in ("right_and_in_time", "in_time")),
+            percent(row["predicted"]),
+            percent(row["predicted_in_time"]),
+        ]
+        for name, row in found.items()
+    ]
+    return markdown(["Asked", "Right and in time, twice", "In time, twice", "Predicted", "In time, predicted"], rows)
+
+
 def heuristics() -> str:
     """What the rules do, and the numbers that tuning finds for them."""
     rows = [
@@ -451,6 +466,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         measured_bursts,
         virtual_vs_simulated,
         live_headline,
+        live_http,
         heuristics,
     )
 }
