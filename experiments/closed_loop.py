@@ -7,7 +7,7 @@ do. The demo's list is played to it; then `profile fit` fits the profile to what
 takes up the policy that needs no training for the fitted profile, and the list is played again; then a searched policy
 is taken up and the list is played once more. Each is a change of the gateway's file, which it reads while it serves. At
 last, what the gateway does which has believed the truth from the beginning. Lists differ from play to play in nothing.
-Writes results/closed_loop.json; six minutes on two cores.
+Writes results/closed_loop.json; two to six minutes on two cores.
 """
 
 from __future__ import annotations

@@ -424,6 +424,19 @@ def live_http() -> str:
     return markdown(["Asked", "Right and in time, twice", "In time, twice", "Predicted", "In time, predicted"], rows)
 
 
+def closed_loop() -> str:
+    """What a gateway does before and after it mends its profile."""
+    rows = [
+        [
+            believed,
+            *(percent(row[key]) for key in ("right_and_in_time", "in_bursts", "in_time")),
+            " / ".join(f"{share:.0%}" for share in row["by_model"]),
+        ]
+        for believed, row in read("closed_loop")["played"].items()
+    ]
+    return markdown(["The gateway believes", "Right and in time", "In bursts", "In time", "By model"], rows)
+
+
 def heuristics() -> str:
     """What the rules do, and the numbers that tuning finds for them."""
     rows = [
@@ -467,6 +480,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         virtual_vs_simulated,
         live_headline,
         live_http,
+        closed_loop,
         heuristics,
     )
 }
