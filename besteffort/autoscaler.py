@@ -50,8 +50,8 @@ class Autoscaler:
         started, and the most before they are drained.
 
     Raises:
-      InputError: if not one of the two targets and the schedule is stated, the least exceeds the most, steps do not
-        ascend, or a window is of too many looks.
+      InputError: if not one of the two targets and the schedule is stated, the least is below 1 or exceeds the most,
+        steps do not ascend, or a window is of too many looks.
     """
 
     interval_s: Positive = 15.0
@@ -77,10 +77,12 @@ class Autoscaler:
         for name in ("tolerance", "up_window_s", "down_window_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"`autoscaler`: `{name}` is {getattr(self, name):g}; give at least 0.")
-        if self.max_replicas is not None and not 1 <= self.min_replicas <= self.max_replicas:
+        if self.min_replicas < 1:
+            raise InputError(f"`autoscaler`: `min_replicas` is {self.min_replicas}; give at least 1.")
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise InputError(
-                f"`autoscaler`: `min_replicas` is {self.min_replicas} and `max_replicas` {self.max_replicas}; give at "
-                "least 1, and no more than the most."
+                f"`autoscaler`: `min_replicas` is {self.min_replicas} and `max_replicas` {self.max_replicas}; give no "
+                "more than the most."
             )
         for one, following in itertools.pairwise(self.schedule):
             if not one.time_s < following.time_s:

@@ -174,7 +174,12 @@ def test_no_router_exceeds_the_bound() -> None:
         ({"waiting": 1.0, "tolerance": -0.1}, "`autoscaler`: `tolerance` is -0.1; give at least 0"),
         (
             {"waiting": 1.0, "min_replicas": 3, "max_replicas": 2},
-            "`autoscaler`: `min_replicas` is 3 and `max_replicas` 2; give at least 1, and no more than the most",
+            "`autoscaler`: `min_replicas` is 3 and `max_replicas` 2; give no more than the most",
+        ),
+        ({"waiting": 1.0, "min_replicas": 0}, "`autoscaler`: `min_replicas` is 0; give at least 1"),
+        (
+            {"waiting": 1.0, "min_replicas": -2, "max_replicas": 2},
+            "`autoscaler`: `min_replicas` is -2; give at least 1",
         ),
         ({"schedule": (Step(5.0, 1), Step(5.0, 2))}, "`autoscaler`: `schedule` goes from 5 s to 5 s; sort its steps"),
         ({"waiting": 1.0, "down_window_s": 1e6}, "a window of 1e\\+06 s has 66,667 looks; give one of at most 1,000"),
