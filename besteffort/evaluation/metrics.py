@@ -93,13 +93,17 @@ def gpu_seconds(result: Result, fleet: Fleet, *, warm_up_s: float = 0.0) -> Floa
     Counted is the time from the end of the warm-up to the last arrival. A replica that drains is down when the last of
     its requests has left. A GPU that several pools share counts for each.
     """
+    each = [gpu_seconds_of(result, pool, index, warm_up_s=warm_up_s) for index, pool in enumerate(fleet.pools)]
+    return np.stack(each, axis=-1)
+
+
+def gpu_seconds_of(result: Result, pool: Pool, index: int, *, warm_up_s: float = 0.0) -> Float[np.ndarray, "*lanes"]:
+    """Seconds that the replicas of a pool, the `index`-th of its fleet, held a GPU; see `gpu_seconds`."""
     n = result.arrival_s.shape[-1]
     columns = (result.arrival_s, result.completion_s, result.model, result.replica)
     lanes = zip(*(column.reshape(-1, n) for column in columns), strict=True)
-    seconds = [
-        [_held_s(pool, index, *lane, warm_up_s=warm_up_s) for index, pool in enumerate(fleet.pools)] for lane in lanes
-    ]
-    return np.array(seconds).reshape(*result.arrival_s.shape[:-1], len(fleet.pools))
+    seconds = [_held_s(pool, index, *lane, warm_up_s=warm_up_s) for lane in lanes]
+    return np.array(seconds).reshape(result.arrival_s.shape[:-1])
 
 
 def _held_s(

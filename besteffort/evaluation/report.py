@@ -282,17 +282,14 @@ def _measures_of_life(
     fleet: Fleet, counted: Callable[..., Callable[[Result], np.ndarray]]
 ) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
     """Columns that say something only where replicas start, drain and fail."""
-
-    def held(index: int) -> Callable[[Result], np.ndarray]:
-        return lambda result: counted(metrics.gpu_seconds, fleet)(result)[..., index]
-
-    return [
-        (Column("Lost (%)"), counted(metrics.loss_rate)),
-        *(
-            (Column(f"GPU-seconds of {name}", "number", 0, key=f"gpu_seconds_{name}"), held(index))
-            for index, name in enumerate(fleet.names)
-        ),
+    seconds = [
+        (
+            Column(f"GPU-seconds of {pool.name}", "number", 0, key=f"gpu_seconds_{pool.name}"),
+            counted(metrics.gpu_seconds_of, pool, index),
+        )
+        for index, pool in enumerate(fleet.pools)
     ]
+    return [(Column("Lost (%)"), counted(metrics.loss_rate)), *seconds]
 
 
 def by_origin(
