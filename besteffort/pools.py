@@ -154,12 +154,12 @@ class Pool:
                     "`replicas`."
                 )
 
-    @property
-    def sorted_events(self) -> list[ReplicaEvent]:
+    @functools.cached_property
+    def sorted_events(self) -> tuple[ReplicaEvent, ...]:
         """The events by time, in their order where times are equal."""
-        return sorted(self.events, key=lambda event: event.time_s)
+        return tuple(sorted(self.events, key=lambda event: event.time_s))
 
-    @property
+    @functools.cached_property
     def up_first(self) -> tuple[bool, ...]:
         """Whether each replica is up at first: not if the first that happens to it is that it starts.
 

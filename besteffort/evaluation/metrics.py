@@ -118,7 +118,7 @@ def _held_s(
 ) -> float:
     """Seconds that all replicas of a pool held a GPU, see `gpu_seconds`."""
     first_s, last_s = float(arrival_s[0]) + warm_up_s, float(arrival_s[-1])
-    events = pool.sorted_events
+    events: Sequence[ReplicaEvent] = pool.sorted_events
     if pool.autoscaler is not None:
         events = _orders(
             pool, pool.autoscaler, last_s, arrival_s, completion_s, np.where(pool_of == index, replica_of, -1)
