@@ -254,24 +254,18 @@ class InFlight:
         Raises:
           InputError: if the name is taken, the task or the origin unknown, or a number out of range.
         """
-        index = self._checked(request, task, prompt_tokens, "has arrived already")
+        index = self._checked(request, task, prompt_tokens, max_tokens, deadline_s, "has arrived already")
         if not 0 <= cached_tokens <= prompt_tokens:
             raise InputError(
                 f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
                 f"`prompt_tokens`, {prompt_tokens}."
             )
-        if max_tokens is not None:
-            _at_least_one(request, "max_tokens", max_tokens)
         place = None if origin is None else self._origins.get(origin, -1)
         if place == -1:
             raise InputError(
                 f"Request {request!r}: unknown origin `{origin}`; choose from {', '.join(self._origins) or 'none'}."
             )
-        factor = 1.0
-        if deadline_s is not None:
-            if not (math.isfinite(deadline_s) and deadline_s > 0):
-                raise InputError(f"Request {request!r}: `deadline_s` is {deadline_s}; give a positive number.")
-            factor = deadline_s / self._visible_deadline_s[index]
+        factor = self._factor_of(index, deadline_s)
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
         self._rates.append(next_rate(self._rates[-1], gap_s, tau_s, scalars) if self._rates else 0.0)
@@ -296,13 +290,8 @@ class InFlight:
         known = self._known(request)
         if known.instance >= 0:
             raise InputError(f"Request {request!r} was sent already; send it once.")
-        index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
-        if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
-            raise InputError(
-                f"Request {request!r}: there is no replica {replica} of `{pool}`; {self._replicas_told()}."
-            )
+        row, index = self._place_of(pool, replica, f"Request {request!r}: there")
         now = self._advance(at)
-        row = self._row[index][replica]
         number = row * len(self._pools) + index
         instance = self._instances[number]
         if instance.boundary:
@@ -368,7 +357,7 @@ class InFlight:
     ) -> None:
         """Another gateway has sent a request to a replica of this one's. It is no arrival here, see `others` for these.
 
-        Tell its tokens and its end as of any other. Arguments and errors as of `arrived` and `sent`.
+        Tell its tokens and its end as of any other.
 
         Args:
           request: names it in later events.
@@ -380,9 +369,14 @@ class InFlight:
           max_tokens: the client's limit on its output.
           deadline_s: its deadline, if it is not the task's.
           at: when it was sent; now, by default.
+
+        Raises:
+          InputError: as from `arrived` and `sent`, or if `arrived_s` is no number of seconds.
         """
-        index = self._checked(request, task, prompt_tokens, "is known already")
-        factor = 1.0 if deadline_s is None else deadline_s / self._visible_deadline_s[index]
+        index = self._checked(request, task, prompt_tokens, max_tokens, deadline_s, "is known already")
+        if not math.isfinite(arrived_s):
+            raise InputError(f"Request {request!r}: `arrived_s` is {arrived_s}; give a finite number of seconds.")
+        factor = self._factor_of(index, deadline_s)
         self._limits |= max_tokens is not None
         self._factors |= deadline_s is not None
         self._know_prompt(prompt_tokens)
@@ -952,20 +946,19 @@ class InFlight:
             if instance.waiting:
                 self._settle(number)
 
-    def _place_of(self, pool: str | int, replica: int) -> tuple[int, int]:
-        """Row and pool of a replica.
+    def _place_of(self, pool: str | int, replica: int, there: str = "There") -> tuple[int, int]:
+        """Row and pool of a replica; `there` is how a message begins.
 
         Raises:
           InputError: if there is none.
         """
         index = self._pools.get(pool, -1) if isinstance(pool, str) else int(pool)
         if not (0 <= index < len(self._pools) and 0 <= replica < len(self._row[index])):
-            raise InputError(f"There is no replica {replica} of `{pool}`; {self._replicas_told()}.")
+            known = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
+            raise InputError(
+                f"{there} is no replica {replica} of `{pool}`; there are, with how many replicas, {', '.join(known)}."
+            )
         return self._row[index][replica], index
-
-    def _replicas_told(self) -> str:
-        there = (f"{name} ({len(rows)})" for name, rows in zip(self._pools, self._row, strict=True))
-        return f"there are, with how many replicas, {', '.join(there)}"
 
     def _rate(self) -> float:
         return self._seen_rates[0] if len(self._seen_rates) == self._seen_rates.maxlen else 0.0
@@ -1211,11 +1204,19 @@ class InFlight:
         self.batch_sizes[divmod(known.instance, len(self._pools))] -= 1
         self._changed_s = self._now_s
 
-    def _checked(self, request: Hashable, task: str, prompt_tokens: int, known: str) -> int:
-        """The index of a new request's task, with words for one that is not new.
+    def _checked(
+        self,
+        request: Hashable,
+        task: str,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        deadline_s: float | None,
+        known: str,
+    ) -> int:
+        """The index of a new request's task; `known` are words for one that is not new.
 
         Raises:
-          InputError: if the name is taken, the task unknown, or the prompt empty.
+          InputError: if the name is taken, the task unknown, the prompt empty, or a limit or deadline out of range.
         """
         if request in self._requests:
             raise InputError(f"Request {request!r} {known}; give every request a name of its own.")
@@ -1223,7 +1224,15 @@ class InFlight:
         if index < 0:
             raise InputError(f"Request {request!r}: unknown task `{task}`; choose from {', '.join(self._tasks)}.")
         _at_least_one(request, "prompt_tokens", prompt_tokens)
+        if max_tokens is not None:
+            _at_least_one(request, "max_tokens", max_tokens)
+        if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
+            raise InputError(f"Request {request!r}: `deadline_s` is {deadline_s}; give a positive number.")
         return index
+
+    def _factor_of(self, task: int, deadline_s: float | None) -> float:
+        """A request's deadline over that of its task, at the task's mean length."""
+        return 1.0 if deadline_s is None else deadline_s / self._visible_deadline_s[task]
 
     def _known(self, request: Hashable) -> _Request:
         known = self._requests.get(request)

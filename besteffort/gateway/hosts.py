@@ -9,6 +9,7 @@ set says until when a gateway's counts hold that says no more. Without Redis eac
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import struct
 from collections.abc import Callable
@@ -72,7 +73,8 @@ def unpack(content: bytes, told_s: float) -> Told | None:
     requests = {}
     for row in HELD.iter_unpack(content[_HEAD.size :]):
         held = Held._make((*row[:7], told_s - row[7], told_s - row[8], told_s - row[9]))
-        if held.number < 1 or held.prompt_tokens < 1 or held.tokens < 0 or not held.deadline_s > 0:
+        counts = held.number >= 1 and held.prompt_tokens >= 1 and held.max_tokens >= 0 and held.tokens >= 0
+        if not (counts and held.deadline_s > 0 and all(map(math.isfinite, held[6:]))):
             return None
         requests[held.number] = held
     return Told(requests, Rate(rate, told_s - age_s, tau_s) if age_s >= 0 else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,11 @@ def token_after_done(flight: InFlight) -> None:
     flight.tokens("sent", at=0.1)
 
 
+def elsewhere(replica: int = 0, **wrong: float) -> Callable[[InFlight], None]:
+    request: dict[str, Any] = {"task": TASK, "prompt_tokens": 1, "arrived_s": 0.05}
+    return lambda flight: flight.sent_elsewhere("x", LARGEST, replica, **request | wrong)
+
+
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
@@ -69,6 +75,12 @@ def token_after_done(flight: InFlight) -> None:
             "`deadline_s` is 0.0; give a positive number",
         ),
         (lambda flight: flight.arrived("x", task=TASK, prompt_tokens=1, at=math.nan), "`at` is nan; give a finite"),
+        (elsewhere(prompt_tokens=0), "`prompt_tokens` is 0; give at least 1"),
+        (elsewhere(max_tokens=0), "`max_tokens` is 0; give at least 1"),
+        (elsewhere(deadline_s=-1.0), "`deadline_s` is -1.0; give a positive number"),
+        (elsewhere(deadline_s=math.inf), "`deadline_s` is inf; give a positive number"),
+        (elsewhere(arrived_s=math.nan), "`arrived_s` is nan; give a finite number"),
+        (elsewhere(replica=4), "no replica 4"),
         (lambda flight: flight.sent("unknown", LARGEST), "not known: it has not arrived, or has ended already"),
         (lambda flight: flight.sent("sent", LARGEST), "was sent already"),
         (lambda flight: flight.sent("new", "gpt"), "no replica 0 of `gpt`; there are, with how many"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from besteffort.errors import InputError
 from besteffort.gateway.config import Redis, Retries
 from besteffort.gateway.core import Ask, Core
 from besteffort.gateway.hosts import Hosts, pack, unpack
+from besteffort.gateway.peers import HELD, Held
 from besteffort.gateway.serve import prepare
 from tests.gateway.backends import Call, Running, backend, completion, run, running
 from tests.gateway.policies import Clock, config, snapshot
@@ -127,6 +129,10 @@ def test_what_is_broken_or_of_another_version_tells_nothing() -> None:
     assert unpack(content, 0.0) is not None
     for broken in (b"", content[:-1], content + b"x", b"bef9" + content[4:], content[:48] + bytes(len(content) - 48)):
         assert unpack(broken, 0.0) is None
+    head, held = content[: -HELD.size], Held(*HELD.unpack(content[-HELD.size :]))
+    assert unpack(head + HELD.pack(*held), 0.0) is not None
+    for wrong in ({"deadline_s": math.inf}, {"max_tokens": -1}, {"arrived_s": math.nan}, {"heard_s": -math.inf}):
+        assert unpack(head + HELD.pack(*held._replace(**wrong)), 0.0) is None
 
 
 @pytest.mark.parametrize(
