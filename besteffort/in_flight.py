@@ -135,6 +135,20 @@ class _Instance:
     free: list[int] = dataclasses.field(default_factory=list)
 
 
+class _Where(NamedTuple):
+    """Where requests may go, and where they would.
+
+    Attributes:
+      takes: (rows, pools) between which replicas the load balancer chooses; None where that is all of a full array.
+      pools: (pools,) which pools have a replica that takes requests; None where all have.
+      picked: (pools,) the instances that the load balancer would pick, or else stand for their pools.
+    """
+
+    takes: Any
+    pools: np.ndarray | None
+    picked: np.ndarray
+
+
 class InFlight:
     """The requests of a gateway, and what follows from them for the next one.
 
@@ -217,6 +231,7 @@ class InFlight:
         # Terms that no request has asked for so far cost nothing.
         self._limits = self._factors = self._founds = False
         self._latest: tuple[Hashable, float, list[Estimates]] | None = None  # until something happens
+        self._known_where: _Where | None = None  # likewise
         self.others: Callable[[float], float] | None = None
         """Of a time the rate of the requests that come to other gateways, which is added to the own one."""
         self._seen_rates: deque[float] = deque(maxlen=situation.view.rate_lag + 1)  # with those of others
@@ -506,7 +521,8 @@ class InFlight:
         if available.shape != self.batch_sizes.shape:
             raise InputError(f"`available` has the shape {available.shape}; give {self.batch_sizes.shape}.")
         self._given = available
-        self._available, self._latest = None if (available | ~self._placed).all() else available, None
+        self._available = None if (available | ~self._placed).all() else available
+        self._latest = self._known_where = None
 
     def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
         """Takes over the requests of other books and their rate, where a gateway changes its policy.
@@ -628,12 +644,12 @@ class InFlight:
           InputError: if it has not arrived, there is no policy, or nothing is available.
         """
         worth = self.values(request, at=at)
-        if (takes := self._pools_that_take) is not None:
+        if (takes := self._where.pools) is not None:
             if self._available is not None and not takes.any():
                 raise InputError(f"Request {request!r}: no replica is available; decide when one is.")
             worth = np.where(takes, worth, -math.inf)
         pool = int(worth.argmax())
-        row = int(self._picked()[pool]) // len(self._pools)
+        row = int(self._where.picked[pool]) // len(self._pools)
         return Decision(self._names[pool], self._row[pool].index(row))
 
     def values(self, request: Hashable, *, at: float | None = None) -> np.ndarray:
@@ -657,7 +673,7 @@ class InFlight:
         if "since_change_s" in names:
             given["since_change_s"] = now - self._changed_s if math.isfinite(self._changed_s) else 0.0
         if "smallest_batch" in names:
-            size, takes = smallest(self.batch_sizes, self._takes), self._pools_that_take
+            size, takes = smallest(self.batch_sizes, self._where.takes), self._where.pools
             given["smallest_batch"] = size if takes is None else np.where(takes, size, 0)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
@@ -701,14 +717,14 @@ class InFlight:
             instance_batch_sizes=self.batch_sizes,
             deadline_s=self._visible_deadline_s[known.task] * known.deadline_factor,
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
-            takes=self._takes,
+            takes=self._where.takes,
             origin=known.origin,
-            ready_s=self._until_up(self._picked()),
+            ready_s=self._until_up(self._where.picked),
             prompt_tokens=known.prompt_tokens,
             cached_tokens=known.cached_tokens if self._founds else None,
             output_limit=known.max_tokens,
             deadline_factor=known.deadline_factor if self._factors else None,
-            in_flight=self._view(self._picked(), now),
+            in_flight=self._view(self._where.picked, now),
         )
 
     def estimates(self, request: Hashable, *, at: float | None = None, with_harm: bool = True) -> Estimates:
@@ -753,7 +769,7 @@ class InFlight:
         cached = known.cached_tokens if self._founds else None
         newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, cached)
         look = self._one_by_one if self._incremental else self._all_at_once
-        found = look(newcomer, self._picked(), now, how, with_harm=with_harm)
+        found = look(newcomer, self._where.picked, now, how, with_harm=with_harm)
         self._latest = (request, now, found)
         return found if rule is None or not with_harm else self._valued(rule, found, known, rate)
 
@@ -787,7 +803,7 @@ class InFlight:
         lines, courses = self._follow(newcomer, picked, now)
         harms = self._harm(newcomer, lines, courses, picked, now, how) if with_harm else self._nothing
         length, ahead = self._ahead(newcomer, how)
-        takes = None if self._alive is None or self._pools_that_take is None else self._pools_that_take.tolist()
+        takes = None if self._alive is None or self._where.pools is None else self._where.pools.tolist()
         slowdown, task, rate, found = self._slowdown, newcomer.task, newcomer.arrival_rate, []
         together = self._capacity if slowdown is None else capacity(slowdown, self._params).tolist()
         for pool, (line, course, params, lost) in enumerate(zip(lines, courses, self._plain, harms, strict=True)):
@@ -903,8 +919,20 @@ class InFlight:
         return lines, courses
 
     @property
+    def _where(self) -> _Where:
+        """Where requests may go and would go, worked out once until something happens or time passes."""
+        if self._known_where is None:
+            takes, pools = self._takes(), None
+            among = takes
+            if self._alive is not None or self._available is not None:
+                pools = takes.any(axis=0)
+                # A pool that takes none is looked at as if all of it did, so that what is seen of it is finite.
+                among = shown_among(takes, self._placed)
+            picked = least_loaded(self.batch_sizes, among) * len(self._pools) + self._number
+            self._known_where = _Where(takes, pools, picked)
+        return self._known_where
+
     def _takes(self) -> Any:
-        """(rows, pools) between which replicas the load balancer chooses; None where that is all of a full array."""
         available = self._available
         if self._alive is not None:
             alive = self._alive if available is None else self._alive & available
@@ -912,21 +940,6 @@ class InFlight:
         if available is not None:
             return self._placed & available
         return None if self._full else self._placed
-
-    @property
-    def _pools_that_take(self) -> np.ndarray | None:
-        """(pools,) which pools have a replica that takes requests; None where all have."""
-        if self._alive is None and self._available is None:
-            return None
-        takes: np.ndarray = self._takes.any(axis=0)
-        return takes
-
-    def _picked(self) -> np.ndarray:
-        """(pools,) the instances that the load balancer would pick, or else stand for their pools."""
-        takes = self._takes
-        # A pool that takes none is looked at as if all of it did, so that what is seen of it is finite.
-        among = takes if self._pools_that_take is None else shown_among(takes, self._placed)
-        return least_loaded(self.batch_sizes, among) * len(self._pools) + self._number
 
     def _until_up(self, picked: np.ndarray) -> np.ndarray | None:
         """(pools,) seconds until these instances are up; None where nothing happens to replicas."""
@@ -969,7 +982,7 @@ class InFlight:
             row = picked - self._number
             view = dataclasses.replace(view, beside=self._rows(row[:, None] + self._number, now))
         if self._alive is not None:
-            view = dataclasses.replace(view, ready_s=self._until_up(picked), takes=self._pools_that_take)
+            view = dataclasses.replace(view, ready_s=self._until_up(picked), takes=self._where.pools)
         return dataclasses.replace(view, batch_sizes=self.batch_sizes.sum(axis=0), observed_slowdown=self._slowdown)
 
     def _brief_view(self, rows: np.ndarray, now: float) -> InFlightView:
@@ -1254,7 +1267,7 @@ class InFlight:
         self._now_s = max(self._now_s, now)
         if self._starting:
             self._wake(self._now_s)
-        self._latest = None
+        self._latest = self._known_where = None
         return self._now_s
 
     def _widen(self) -> None:

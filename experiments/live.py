@@ -394,7 +394,7 @@ class _RuleBooks(InFlight):
             seen = seen._replace(in_flight=None)
         pool = int(_route(node_types(self._asked), self._asked, seen, self._rule_params, self._decisions))
         self._decisions += 1
-        takes = self._pools_that_take
+        takes = self._where.pools
         if takes is not None and not takes[pool]:
             raise RefusedError("no_capacity", "The rule's model is full.", 0.0)
         return Decision(self.situation.fleet.names[pool], 0)
