@@ -89,12 +89,12 @@ class Offers:
 
         `room_s` are the seconds that each instance has in a bin, or (bins, pools) those of all instances of each pool.
         """
-        even = np.ptp(self.replicas) == 0
-        of_pools_s = (self.replicas[0] if even else self.replicas) * room_s if np.ndim(room_s) == 0 else room_s
+        if np.ndim(room_s) == 0:
+            room_s = np.broadcast_to(self.replicas * room_s, (int(last.max()) + 1, len(self.replicas)))
         in_time = slice(0, 1)
-        earned = _most(self.task, self.gain, self.charge_s, first, last, of_pools_s)
+        earned = _most(self.task, self.gain, self.charge_s, first, last, room_s)
         once = np.ones_like(self.gain[:, in_time])
-        answered = _most(self.task, once, self.charge_s[:, in_time], first, last[:, in_time], of_pools_s)
+        answered = _most(self.task, once, self.charge_s[:, in_time], first, last[:, in_time], room_s)
         n = len(self.task)
         return Bound(np.asarray((earned - self.forgone) / n), np.asarray(answered / n))
 
@@ -105,14 +105,13 @@ def _most(
     charge_s: Float[np.ndarray, "n steps pools"],
     first: Int[np.ndarray, " n"],
     last: Int[np.ndarray, "n steps"],
-    room_s: Any,
+    room_s: Float[np.ndarray, "bins pools"],
 ) -> float:
     """Upper bound on the sum of gains, from good prices or from none: then it is the sum of the largest gains.
 
     Good prices are those of classes of similar requests, and where nearly all can be answered, they may bound worse.
     """
-    if np.ndim(room_s) == 2:
-        room_s = room_s[: int(last.max()) + 1]
+    room_s = room_s[: int(last.max()) + 1]
     prices = _good_prices(task, gain, charge_s, first, last, room_s)
     return min(value(each, gain, charge_s, first, last, room_s) for each in (prices, np.zeros_like(prices)))
 
@@ -133,13 +132,12 @@ def value(
       charge_s: least instance-seconds that the answer takes, infinite where impossible.
       first: bin of the request's arrival.
       last: bin of the latest completion.
-      room_s: instance-seconds of every pool in each bin; a number, or (pools,) or (bins, pools) of them.
+      room_s: instance-seconds of every pool in each bin, or what broadcasts to that.
     """
     possible = np.isfinite(charge_s)
     cost = np.where(possible, charge_s, 0.0) * _lowest(price, first, last)
     net = np.where(possible, gain - cost, 0.0).max(axis=(1, 2))
-    room = room_s * price.sum() if np.ndim(room_s) == 0 else (room_s * price).sum()
-    return float(room + np.maximum(net, 0.0).sum())
+    return float((room_s * price).sum() + np.maximum(net, 0.0).sum())
 
 
 def _lowest(
@@ -167,7 +165,7 @@ def _good_prices(
     charge_s: Float[np.ndarray, "n steps pools"],
     first: Int[np.ndarray, " n"],
     last: Int[np.ndarray, "n steps"],
-    room_s: Any,
+    room_s: Float[np.ndarray, "bins pools"],
 ) -> Float[np.ndarray, "bins pools"]:
     """(bins, pools) non-negative prices that make the bound low."""
     bins, longest = int(last.max()) + 1, int((last - first[:, None]).max()) + 1
@@ -193,9 +191,8 @@ def _good_prices(
         low, high = max(0, start - longest), min(bins, start + block + longest)
         inside = (first >= low) & (last[:, -1] < high)
         part = (gain[inside], charge_s[inside], first[inside] - low, last[inside] - low, count[inside], high - low)
-        room_of_part_s = room_s[low:high] if np.ndim(room_s) == 2 else room_s
-        if not _all_fit(*part, room_of_part_s):
-            price[start : start + block] = _solve(*part, room_of_part_s)[start - low : start - low + block]
+        if not _all_fit(*part, room_s[low:high]):
+            price[start : start + block] = _solve(*part, room_s[low:high])[start - low : start - low + block]
     return price
 
 
@@ -206,7 +203,7 @@ def _all_fit(
     last: Int[np.ndarray, "classes steps"],
     count: Int[np.ndarray, " classes"],
     bins: int,
-    room_s: Any,
+    room_s: Float[np.ndarray, "bins pools"],
 ) -> bool:
     """Whether the best answers to all fit when spread evenly over their bins; prices are then 0."""
     gain = np.where(np.isfinite(charge_s), gain, 0.0)[:, 0]
@@ -227,7 +224,7 @@ def _solve(
     last: Int[np.ndarray, "classes steps"],
     count: Int[np.ndarray, " classes"],
     bins: int,
-    room_s: Any,
+    room_s: Float[np.ndarray, "bins pools"],
 ) -> Float[np.ndarray, "bins pools"]:
     """Best prices for classes of `count` requests each, with HiGHS.
 
@@ -257,9 +254,7 @@ def _solve(
         price = column(model, stretch, begin)
         rows.add(surplus + which, -1.0, price, -charge_s[which, step, model], -gain[which, step, model])
     cost = np.zeros(surplus + len(gain))
-    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = (
-        room_s.T if np.ndim(room_s) == 2 else np.reshape(room_s, (-1, 1))
-    )
+    cost[column(np.arange(models)[:, None], 0, np.arange(bins))] = room_s.T
     cost[surplus:] = count
     matrix, limit = rows.matrix(len(cost))
     solution = optimize.linprog(cost, A_ub=matrix, b_ub=limit, bounds=(0, None), method="highs-ds")
