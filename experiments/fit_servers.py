@@ -28,7 +28,7 @@ from rich.console import Console
 from besteffort.files import write_json
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profiling.fit import fit
-from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
+from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, judge
 from besteffort.profiling.server_log import RequestLog, read_log
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
@@ -234,12 +234,8 @@ def main() -> None:
             path = Path(directory) / "log.jsonl"
             log = log_of(server, rate, arguments.requests, arguments.seed, path, bursts=load == BURSTS)
         started = time.process_time()
-        half = len(log) // 2
-        found = fit(log, np.arange(len(log)) < half, explain=False)
-        held_out = HeldOut(
-            {"ttft_s": log.ttft_s[half:], "latency_s": log.latency_s[half:]},
-            {"ttft_s": found.first_s[half:], "latency_s": found.last_s[half:]},
-        )
+        found = fit(log, np.arange(len(log)) < len(log) // 2, explain=False)
+        held_out = judge(log, found)
         row: dict[str, Any] = {
             "server": name,
             "load": load,

@@ -66,12 +66,10 @@ class Choice:
     Attributes:
       chosen: the assumption in use, with its fit.
       alike: assumptions that predict about as well as the best, which is the first; `chosen` is one of them.
-      tried: all that were tried.
     """
 
     chosen: Tried
     alike: tuple[Assumption, ...]
-    tried: tuple[Tried, ...]
 
 
 class Bases:
@@ -107,7 +105,7 @@ def choose(bases: Bases, max_batch: int | None, report: Progress, among: Sequenc
     whole = [each for each in alike if each.assumption.chunk_tokens is None and not each.assumption.shared_tokens]
     chosen = chooser.alike(whole or chooser.tried.values(), _EQUAL)[0]
     alike.sort(key=lambda each: _loss(each.misfits, MISFIT).sum())
-    return Choice(chosen, tuple(each.assumption for each in alike), tuple(chooser.tried.values()))
+    return Choice(chosen, tuple(each.assumption for each in alike))
 
 
 class _Chooser:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -91,12 +91,6 @@ def sharing(log: RequestLog, tokens: int) -> RequestLog:
     return dataclasses.replace(log, cached_tokens=had)
 
 
-def _picked(log: RequestLog, rows: np.ndarray | slice) -> RequestLog:
-    """Some requests of a log."""
-    arrays: dict[str, Any] = {name: value[rows] for name, value in vars(log).items() if isinstance(value, np.ndarray)}
-    return dataclasses.replace(log, **arrays)
-
-
 def _typical_s(log: RequestLog, times_s: np.ndarray) -> np.ndarray:
     """(n,) mean of the times that are known over the requests that were there while each one was, on any replica."""
     known = np.isfinite(times_s)
@@ -122,7 +116,7 @@ class Basis:
     ) -> None:
         """`rows` are those whose times may be used; `max_batch` and `share` are given by the user."""
         self.stated, self.log, self.rows, self.share = log, sharing(log, shared_tokens), rows, share
-        self.seen = seen = _picked(self.log, rows)
+        self.seen = seen = self.log.part(rows)
         first_s = evidence.first_tokens(seen)
         self.iteration_s, prefill_s = evidence.typical_times(seen, first_s)
         self.sizes, self.seconds = evidence.batch_sizes(seen, first_s)
@@ -147,7 +141,7 @@ class Basis:
         self.units = np.concatenate([curves, [prefill_s, np.median(cache) if len(cache) else 1.0, 1.0]])
         # Those who come after the last answer to `rows` change nothing for them.
         last = int(np.searchsorted(self.log.arrival_s, log.last_token_s[rows].max(), side="right"))
-        self.part = _picked(self.log, slice(last))
+        self.part = self.log.part(slice(last))
         self.part_player = Player(self.part, self.seats, self.prefill)
         self.player = self.part_player if last == len(log) else Player(self.log, self.seats, self.prefill)
         self.typical_s = np.full((2, last), np.nan)
@@ -171,9 +165,8 @@ class Problem:
     def __init__(self, basis: Basis, assumption: Assumption, rows: np.ndarray | None = None) -> None:
         """`rows` are the requests whose times count, by default all that the basis may use."""
         self.basis, self.assumption = basis, assumption
-        self.rows = basis.rows if rows is None else rows
         self._log = basis.part
-        self._rows = self.rows[: len(self._log)]
+        self._rows = (basis.rows if rows is None else rows)[: len(self._log)]
         self._known = np.isfinite(np.stack([self._log.ttft_s, self._log.latency_s])[:, self._rows])
         self.scale = MISFIT
         self.low = np.zeros(len(basis.units))

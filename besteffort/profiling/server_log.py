@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +100,13 @@ class RequestLog:
 
     def of_model(self, model: int) -> RequestLog:
         """The requests of one model; times stay relative to the whole log's first arrival."""
-        rows = self.model == model
-        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return self.part(self.model == model)
+
+    def part(self, rows: np.ndarray | slice) -> RequestLog:
+        """Some of the requests; times stay relative to the whole log's first arrival."""
+        arrays: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
         return dataclasses.replace(self, **arrays)
 
 
