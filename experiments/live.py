@@ -29,7 +29,7 @@ from besteffort.in_flight import Decision, InFlight
 from besteffort.laptop import MODELS, compute_in_one_thread, model_directory
 from besteffort.laptop.quality import right_tokens
 from besteffort.laptop.requests import CaseList, with_cases
-from besteffort.laptop.tasks import CONTEXT
+from besteffort.laptop.tasks import ANSWER_TOKENS, CONTEXT
 from besteffort.opt.driver import result_of
 from besteffort.opt.engine import Answer, Pace
 from besteffort.opt.runtime import Buckets
@@ -63,7 +63,6 @@ SLOWDOWN_TAU_S = 5.0
 WORKLOAD = RandomRates(low=0.05, high=6.0)
 """What policies are trained on."""
 
-_ANSWER_TOKENS = 7  # of the longest right one, its end included
 _WARM_UP, _ROUNDS = 5, 80  # iterations of each kind that a figure is the mean of
 _IN_SERVICE, _TIMED, _TIMED_SEED = (0.6, 0.95), 300, 10_000  # shares of what a model can do, requests of a list
 _AS_IF = 10.0  # iterations of its own that a table's size counts as
@@ -337,7 +336,7 @@ def play(
             answers.append(None)
             continue
         model[index] = MODELS.index(claim.place.model)
-        longest, stop = (int(output_tokens), ()) if exact else (_ANSWER_TOKENS, None)
+        longest, stop = (int(output_tokens), ()) if exact else (ANSWER_TOKENS, None)
         answer = engine.submit(claim.place.model, prompt, longest, stop_tokens=stop)
         claims[answer] = claim
         answers.append(answer)

@@ -23,6 +23,7 @@ import numpy as np
 
 from besteffort.evaluation import plots
 from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.formats import percent, points
 from besteffort.evaluation.metrics import after_warm_up, performance
 from besteffort.evaluation.plots import Panel
 from besteffort.evaluation.report import Column, Table
@@ -185,22 +186,22 @@ def _findings(
         Claim(
             "Live: right answers in time, ahead of each model alone",
             "",
-            f"{_percent(over[OURS])} (searched), ahead by {_points(ahead['all'][best])} points of the best one",
-            static=f"{_percent(over[best])} ({best})",
+            f"{percent(over[OURS])} (searched), ahead by {points(ahead['all'][best])} points of the best one",
+            static=f"{percent(over[best])} ({best})",
             status=status_of(clear, len(static)),
         ),
         Claim(
             "Live: right answers in time, not behind the best tuned rule",
             "",
-            f"{_points(ahead['all'][rule])} points (searched); "
-            + ", ".join(f"{name} {_points(beyond_rule[name])}" for name in LEARNED if name != OURS),
-            heuristic=f"{_percent(over[rule])} ({rule})",
+            f"{points(ahead['all'][rule])} points (searched); "
+            + ", ".join(f"{name} {points(beyond_rule[name])}" for name in LEARNED if name != OURS),
+            heuristic=f"{percent(over[rule])} ({rule})",
             status=status_of(int(float(ahead["all"][rule].high) >= 0), 1),
         ),
         Claim(
             "Live: what the simulator predicted, within 2 points",
             "",
-            f"{sum(near)} of {len(near)} contenders; furthest {worst}, {_points(apart['all'][worst])} points",
+            f"{sum(near)} of {len(near)} contenders; furthest {worst}, {points(apart['all'][worst])} points",
             status=status_of(sum(near), len(near)),
         ),
     ]
@@ -251,14 +252,6 @@ def _panels(found: dict[str, Shares], contenders: tuple[str, ...]) -> list[Panel
             )
         panels.append(Panel(title, x, curves, "Load", "Right and in time", log=True, bars=True))
     return panels
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * float(interval.mean):.1f} ± {100 * float(interval.half_width):.1f}%"
-
-
-def _points(interval: Interval) -> str:
-    return f"{100 * float(interval.mean):+.1f} ± {100 * float(interval.half_width):.1f}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from rich.console import Console
 from besteffort.demo.play import ask, play_demo, targets
 from besteffort.device import device_name
 from besteffort.files import write_json
-from besteffort.laptop import MODELS
 from besteffort.runs.untrained import default_policy
 from besteffort.version import __version__
 from experiments import live
@@ -69,10 +68,7 @@ def main() -> None:
     with exiting("live_http"):
         asked = ask()
         situation = asked.situation
-        contenders = {"besteffort": Contender(default_policy(situation))}
-        contenders |= {
-            f"always {name}": Contender(default_policy(situation), index) for index, name in enumerate(MODELS)
-        }
+        contenders = {"besteffort": Contender(default_policy(situation)), **live.static_contenders(situation)}
         everything = np.ones(len(asked.cases.requests), bool)
         rows: dict[str, dict[str, Any]] = {}
         for name, contender in contenders.items():

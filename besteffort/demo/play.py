@@ -13,6 +13,7 @@ from besteffort.errors import InputError, brief
 from besteffort.evaluation.report import Column, Table
 from besteffort.laptop import MODELS
 from besteffort.laptop.requests import CaseList, with_cases
+from besteffort.laptop.tasks import ANSWER_TOKENS
 from besteffort.load.play import Played, Target, play
 from besteffort.runs.experiment import load_run
 from besteffort.situation import Situation
@@ -22,7 +23,6 @@ from besteffort.workload.sample import sample_workload
 URL = "http://127.0.0.1:8080/v1"
 """Of the gateway."""
 
-_ANSWER_TOKENS = 7  # of the longest right one, its end included
 _PERIODS = 2
 _MOST = 4096  # requests, more than come in these
 
@@ -80,7 +80,7 @@ def play_demo(asked: Asked, target: Target, progress: Callable[[int, int], None]
       InputError: if nothing answers there.
       KeyboardInterrupt: if an interrupt has come.
     """
-    longest = np.full(len(asked.cases.requests), _ANSWER_TOKENS)
+    longest = np.full(len(asked.cases.requests), ANSWER_TOKENS)
     requests = dataclasses.replace(asked.cases.requests, output_tokens=longest)
     prompts = [case.prompt for case in asked.cases.cases]
     return play(requests, asked.situation, target, progress, prompts=prompts)

@@ -18,6 +18,9 @@ from besteffort.errors import InputError
 CONTEXT = 18
 """Room for the tokens of any case: `</s>`, prompt, answer, `</s>`."""
 
+ANSWER_TOKENS = 7
+"""Of the longest right answer, its end included."""
+
 HELD_OUT = 10
 """One case in `HELD_OUT` is held out."""
 
