@@ -29,7 +29,7 @@ BEAT_S = 0.25
 
 _HEAD = struct.Struct("<8sqq")  # magic, workers, slots
 _MAGIC = b"befboard"
-_HEADER = struct.Struct("<qqdddd4q")
+_HEADER = struct.Struct("<qqdddd3q")
 _HEADER_BYTES = 128
 _LOOK_S = 0.1  # between two looks at a process
 
@@ -87,7 +87,7 @@ class Board:
         self._free = list(range(self.slots))[::-1]
         self._slots: dict[str, int] = {}
         self._rate = Rate(0.0, -np.inf, 1.0)
-        self._own_changes, _, _, _, _, _, _, self._retries, self._expired, _ = _HEADER.unpack_from(
+        self._own_changes, _, _, _, _, _, _, self._retries, self._expired = _HEADER.unpack_from(
             self._map, self._starts[worker]
         )
         self._counts = Totals(0, 0, 0)
@@ -128,7 +128,7 @@ class Board:
         for worker, start in enumerate(self._starts):
             if worker == self.worker:
                 continue
-            changes, pid, beat_s, *rate, _, _, _, _ = _HEADER.unpack_from(self._map, start)
+            changes, pid, beat_s, *rate, _, _, _ = _HEADER.unpack_from(self._map, start)
             name = f"worker {worker}"
             if not self._alive(worker, pid, beat_s, now):
                 if self._changes[worker] >= 0:
@@ -157,7 +157,7 @@ class Board:
         """Figures of all workers."""
         now, opened, retries, expired = self._clock(), 0, 0, 0
         for worker, start in enumerate(self._starts):
-            _, pid, beat_s, _, _, _, its_open, its_retries, its_expired, _ = _HEADER.unpack_from(self._map, start)
+            _, pid, beat_s, _, _, _, its_open, its_retries, its_expired = _HEADER.unpack_from(self._map, start)
             if worker == self.worker or self._alive(worker, pid, beat_s, now):
                 opened += its_open
             retries, expired = retries + its_retries, expired + its_expired
@@ -197,7 +197,6 @@ class Board:
             opened,
             self._retries + retries,
             self._expired + expired,
-            0,
         )
 
 

@@ -103,6 +103,12 @@ def model_entry(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "besteffort"}
 
 
+def cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    """What to say where an address cannot be had."""
+    reason = (error.strerror or str(error)).lower()
+    return InputError(f"`listen` is {host}, port {port}: cannot listen there, {reason}; name another one.")
+
+
 class Listener:
     """An application that listens."""
 
@@ -161,10 +167,7 @@ class Listener:
                 protocol, listen.host, self._port, backlog=_BACKLOG, reuse_port=self._shared or None
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(
-                f"`listen` is {listen.host}, port {self._port}: cannot listen there, {reason}; name another one."
-            ) from error
+            raise cannot_listen(listen.host, self._port, error) from error
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -16,7 +16,9 @@ from besteffort.gateway.drift import Drift
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _DECISIONS_S = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 1e-2, 1e-1)
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus-client keeps the figures of several processes
+COUNTS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable that names where prometheus-client keeps the figures of several processes."""
+
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
@@ -109,7 +111,7 @@ class Metrics:
             ("task", "pool", "shadow_pool"),
             registry=figures,
         )
-        if (folder := os.environ.get(_FOLDER)) is not None:
+        if (folder := os.environ.get(COUNTS_FOLDER)) is not None:
             # Those above write there; what is read is the sum over all workers, also of those that have ended.
             self._figures = figures = CollectorRegistry()
             MultiProcessCollector(figures, folder)

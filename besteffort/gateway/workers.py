@@ -20,6 +20,8 @@ from pathlib import Path
 
 from besteffort.errors import InputError
 from besteffort.gateway.board import Board, make_board
+from besteffort.gateway.http import cannot_listen
+from besteffort.gateway.metrics import COUNTS_FOLDER
 from besteffort.gateway.request_log import RequestLog
 from besteffort.gateway.server import LOGGER
 from besteffort.gateway.snapshot import Snapshot
@@ -72,7 +74,7 @@ class _Workers:
     def __init__(self, path: Path, board: Path, port: int, workers: int) -> None:
         self._arguments = (str(path.resolve()), str(board))
         self._port, self._number = port, workers
-        self._environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(board.parent)}
+        self._environment = os.environ | {COUNTS_FOLDER: str(board.parent)}
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._listening: set[int] = set()
         self._ending = asyncio.Event()
@@ -154,10 +156,7 @@ def _reserved(host: str, port: int) -> socket.socket:
         reserved.bind((host, port))
     except OSError as error:
         reserved.close()
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(
-            f"`listen` is {host}, port {port}: cannot listen there, {reason}; name another one."
-        ) from error
+        raise cannot_listen(host, port, error) from error
     return reserved
 
 
