@@ -1,8 +1,9 @@
-"""The plain reference and SimPy as cases to time.
+"""The plain reference, SimPy and sched-sim as cases to time.
 
-Both are handed a finished list of requests and the model of each, so that they pay for no random number and no router;
-the compiled simulator draws its own requests and routes them. Both also run as one process per core, each with a list
-of its own: the most that plain Python does on the same machine.
+All are handed a finished list of requests and the model of each, so that they pay for no random number and no router;
+the compiled simulator draws its own requests and routes them. The first two also run as one process per core, each with
+a list of its own: the most that plain Python does on the same machine. sched-sim, if it is installed, is handed the
+replicas, too, and the beginning of the list.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import dataclasses
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from types import TracebackType
+
+import numpy as np
 
 from benchmarks.simpy_model import Served, serve
 from benchmarks.timing import Case
@@ -51,12 +55,24 @@ def by_simpy(job: Job) -> Served:
     return serve(job.requests, job.tables, job.situation.cluster, lambda index, sizes, rate: job.models[index], tau_s)
 
 
+SCHED_SIM = "sched-sim"
+_BEGINNING = 1_000  # requests that sched-sim serves, which takes a step per token
+
+
+def by_sched_sim(job: Job, replicas: Sequence[int]) -> np.ndarray:
+    """Serves the list by sched-sim, which stops at the ends of last iterations."""
+    from benchmarks.sched_sim_model import serve
+
+    return serve(job.requests, job.tables, job.situation.cluster.max_batch, job.models, replicas)
+
+
 SERVERS: dict[str, Callable[[Job], object]] = {"reference": by_reference, "SimPy": by_simpy}
 
 
 def columns() -> list[str]:
-    """Names of the rivals' columns: alone, and on all cores."""
-    return [f"{server}{processes}" for server in SERVERS for processes in ("", f" x{cores()}")]
+    """Names of the rivals' columns: alone, and on all cores; and sched-sim, if it is installed."""
+    plain = [f"{server}{processes}" for server in SERVERS for processes in ("", f" x{cores()}")]
+    return [*plain, *[SCHED_SIM] * (find_spec("sched_sim") is not None)]
 
 
 class Workers:
@@ -90,7 +106,7 @@ class Workers:
 
 
 def rival_cases(workers: Workers) -> list[Case]:
-    """Reference and SimPy on every list, by this process alone and by one process per core."""
+    """Reference and SimPy on every list, by this process alone and by one process per core; sched-sim alone."""
     cases = []
     for name, jobs in workers.jobs.items():
         for server in SERVERS:
@@ -98,7 +114,16 @@ def rival_cases(workers: Workers) -> list[Case]:
             n = len(jobs[0].requests)
             cases.append(Case(name, server, n, _alone(server, jobs[0])))
             cases.append(Case(name, f"{server} x{cores()}", n * cores(), _together(workers, server, name)))
+        if SCHED_SIM in columns():
+            cases.append(_sched_sim_case(name, jobs[0]))
     return cases
+
+
+def _sched_sim_case(name: str, job: Job) -> Case:
+    requests = job.requests.part(slice(_BEGINNING), float(job.requests.arrival_s[0]))
+    beginning = dataclasses.replace(job, requests=requests, models=job.models[:_BEGINNING])
+    replicas = by_reference(beginning).replica.tolist()
+    return Case(name, SCHED_SIM, len(requests), lambda number: by_sched_sim(beginning, replicas))
 
 
 def _alone(server: str, job: Job) -> Callable[[int], object]:

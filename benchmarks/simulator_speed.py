@@ -3,7 +3,8 @@
     python -m benchmarks.simulator_speed [--out FILE] [--fast]
 
 Decisions per second of the exact simulator in the default situation, requests drawn, routed and rewarded; requests per
-second of the plain reference and of SimPy on lists of the same workloads; steps per second of gymnax CartPole.
+second of the plain reference, of SimPy and, if it is installed, of sched-sim on lists of the same workloads; steps per
+second of gymnax CartPole.
 Compilation is not included. Every figure is the median over rounds in which all cases take turns.
 """
 
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.cartpole import cartpole_case
 from benchmarks.compiled import Rollouts, Scenario, part_cases, scenarios
-from benchmarks.rivals import Job, Workers, columns, rival_cases
+from benchmarks.rivals import SCHED_SIM, Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, machine, measure
 from besteffort.device import cores
@@ -184,7 +185,7 @@ def run(size: Size, console: Console) -> dict[str, Any]:
         f"the target of {TARGET:,} is {'met' if speed.median >= TARGET else 'missed'}."
     )
     return {
-        "machine": machine("jax", "jaxlib", "numpy", "simpy", "gymnax"),
+        "machine": machine("jax", "jaxlib", "numpy", "simpy", "gymnax", *[SCHED_SIM] * (SCHED_SIM in columns())),
         "load_average_before": round(load_average, 2),
         "seconds": round(time.perf_counter() - began),
         "size": dataclasses.asdict(size),
