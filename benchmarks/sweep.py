@@ -34,10 +34,10 @@ from benchmarks.timing import machine
 from besteffort.device import cores
 from besteffort.evaluation.statistics import mean_interval
 from besteffort.learning.train import initial_state, segment
+from besteffort.runs.backends import Local
 from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.sweep.backends import Local
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
 from besteffort.sweep.run import run_sweep
 

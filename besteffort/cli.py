@@ -385,7 +385,7 @@ def sweep(
     """
     import jax
 
-    from besteffort.sweep.backends import EarlyStopping, Local, Ray
+    from besteffort.runs.backends import EarlyStopping, backend_of
     from besteffort.sweep.plan import load_sweep, make_plan
     from besteffort.sweep.run import run_sweep
 
@@ -393,14 +393,8 @@ def sweep(
     answer = Answer("sweep", output)
     # This process only plans, and leaves an accelerator to the programs.
     jax.config.update("jax_platforms", "cpu")
-    on: Local | Ray = Local(workers)
-    if backend == "ray":
-        on = Ray(address, cpus, gpus, EarlyStopping() if early_stopping else None)
-    elif address is not None or early_stopping or (cpus, gpus) != (1, 0.0):
-        raise InputError(
-            "`--address`, `--cpus`, `--gpus` and `--early-stopping` are for a cluster; add `--backend ray` or leave "
-            "them out."
-        )
+    early = EarlyStopping() if early_stopping else None
+    on = backend_of(backend, workers=workers, address=address, cpus=cpus, gpus=gpus, early=early)
     plan = make_plan(load_sweep(file, **changes.arguments()), where=file, together=together)
     _begin(out, "sweep", resume)
     with program_bars(len(plan.programs), output) as progress:

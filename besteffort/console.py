@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from besteffort.evaluation.report import Table
     from besteffort.learning.train import Progress as TrainingProgress
     from besteffort.runs.training import TrainingProblem
-    from besteffort.sweep.backends import ProgramProgress
+    from besteffort.sweep.run import ProgramProgress
 
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 """An option that is off unless it is given."""

@@ -14,14 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from besteffort import interrupts
 from besteffort.console import show
-from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import keep_out_others, os_errors_as_input_errors, read_json, write_text
-from besteffort.runs.processes import Job, JobProgress, run_jobs
+from besteffort.runs.backends import Backend, BackendName, Local, backend_of
+from besteffort.runs.jobs import run_on
+from besteffort.runs.processes import Job, JobProgress
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
 from experiments.lab import FAST, FULL, Claim, Scale, exiting
+
+_HERE = Local()
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -104,7 +107,7 @@ def reproduce(
     *,
     fast: bool,
     data: Path | None = None,
-    workers: int | None = None,
+    on: Backend = _HERE,
     progress: Callable[[JobProgress], None] | None = None,
 ) -> Reproduction:
     """Runs experiments that have no result of this scale in `out` yet, and writes `out/claims.md`.
@@ -114,11 +117,11 @@ def reproduce(
       out: directory for results; trainings are kept under `out/work`.
       fast: fewer seeds and decisions, for an indication.
       data: directory with the public traces.
-      workers: processes at a time; by default one per core.
+      on: where they run; on a cluster, `out` and the checkout have to be in directories that all machines share.
       progress: called with each line that an experiment prints, and when it has ended.
 
     Raises:
-      InputError: if `data` is no directory, or nothing can be written.
+      InputError: if `data` is no directory, nothing can be written, or as `run_on`.
     """
     if data is not None and not data.is_dir():
         raise InputError(f"{data}: there is no such directory; give `--data` the one with the traces.")
@@ -144,7 +147,7 @@ def reproduce(
         for name in order
         if not _done(out / f"{name}.json", scale, data is not None)
     ]
-    statuses = run_jobs(jobs, workers or cores(), directory=CHECKOUT, progress=progress)
+    statuses = run_on(on, jobs, notes=out / "work" / "ray", directory=CHECKOUT, progress=progress)
     table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
     page = out / "claims.md"
     write_text(page, table.markdown() + "\n" + _pictures(out))
@@ -227,6 +230,10 @@ def run_command(
     fast: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False,
     data: Annotated[Path | None, _without_default("DIR")] = None,
     workers: Annotated[int | None, _without_default("N")] = None,
+    backend: Annotated[BackendName, tyro.conf.arg(help_behavior_hint="")] = "local",
+    address: Annotated[str | None, _without_default("ADDRESS")] = None,
+    cpus: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+    gpus: Annotated[float, tyro.conf.arg(metavar="X")] = 0.0,
 ) -> None:
     """Run the experiments behind the paper's claims, and set its figures next to ours.
 
@@ -235,12 +242,15 @@ def run_command(
       out: directory for results and trainings; an interrupted reproduction goes on there.
       fast: fewer seeds, decisions and requests: an indication in minutes instead of hours.
       data: directory with public traces; without it what needs them is left out.
-      workers: processes at a time, instead of one per core.
+      workers: local processes at a time, instead of one per core.
+      backend: local processes, or a Ray cluster whose machines share `--out` and the checkout.
+      address: of the Ray cluster (`auto`, `host:6379`, `ray://...`); without it one is started on this machine.
+      cpus: cores of each experiment on a Ray cluster.
+      gpus: GPUs of each experiment on a Ray cluster, or a share of one.
     """
     chosen = plan(names)
+    on = backend_of(backend, workers=workers, address=address, cpus=cpus, gpus=gpus)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    if workers is not None and workers < 1:
-        raise InputError(f"`--workers` is {workers}; give at least 1.")
     with Progress(*columns, console=Console(stderr=True)) as bar:
         total = bar.add_task("Experiments", total=len(chosen))
 
@@ -250,7 +260,7 @@ def run_command(
             else:
                 bar.console.print(one.line, highlight=False, markup=False, soft_wrap=True)
 
-        outcome = reproduce(chosen, out, fast=fast, data=data, workers=workers, progress=report)
+        outcome = reproduce(chosen, out, fast=fast, data=data, on=on, progress=report)
         bar.update(total, completed=len(chosen) - len(outcome.failed))
     show(outcome.table)
     print(f"Page: {outcome.page}")

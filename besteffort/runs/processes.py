@@ -62,7 +62,7 @@ class JobProgress:
     Attributes:
       job: the job.
       line: the line, without its end; None where the job has ended.
-      status: its exit status; None where it has printed a line.
+      status: its exit status; None where it has printed a line, or was stopped early.
     """
 
     job: Job
@@ -96,10 +96,7 @@ def run_jobs(
     Raises:
       InputError: if two jobs have one name, `workers` is not positive, or a log cannot be written.
     """
-    names = [job.name for job in jobs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"Two jobs have the name `{name}`; give each its own.")
+    names = check_jobs(jobs)
     if workers < 1:
         raise InputError(f"The jobs shall run in {workers} processes; give at least 1.")
     report = progress or (lambda each: None)
@@ -131,6 +128,19 @@ def run_jobs(
         finally:
             _end(running)
     return {name: statuses[name] for name in names}
+
+
+def check_jobs(jobs: Sequence[Job]) -> list[str]:
+    """The names of jobs.
+
+    Raises:
+      InputError: if two jobs have one name.
+    """
+    names = [job.name for job in jobs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"Two jobs have the name `{name}`; give each its own.")
+    return names
 
 
 class _Running:

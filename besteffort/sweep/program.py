@@ -261,8 +261,9 @@ def main(arguments: Sequence[str]) -> int:
     set_up_compilation()
 
     def report(latest: Progress) -> None:
-        reward = float(latest.metrics["reward"].mean())
-        print(json.dumps({"point": latest.point, "points": latest.points, "reward": reward}))  # noqa: T201
+        reward = latest.metrics["reward"]
+        far = {"point": latest.point, "points": latest.points}
+        print(json.dumps({**far, "reward": float(reward.mean()), "best": float(reward.max())}))  # noqa: T201
 
     try:
         run_program(Path(out), program, track=cast(Sequence[TrackerName], track), progress=report)

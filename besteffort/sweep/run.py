@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import signal
 import sys
@@ -22,13 +21,14 @@ from typing import Literal
 
 import numpy as np
 
-from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.files import begin_run, os_errors_as_input_errors, read_json, write_json, write_text
+from besteffort.runs.backends import Backend, Local, Ray
 from besteffort.runs.config import config_text, from_mapping, to_yaml, write_config
-from besteffort.runs.processes import Job, JobProgress, run_jobs
+from besteffort.runs.jobs import run_on
+from besteffort.runs.processes import Job, JobProgress
 from besteffort.runs.trackers import TrackerName, check_trackers
-from besteffort.sweep.backends import Local, ProgramProgress, Ray
+from besteffort.runs.training import CHECKPOINT
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, read_programs
@@ -36,12 +36,32 @@ from besteffort.sweep.program import OUTCOME, read_programs
 _HERE = Local()
 
 
+@dataclasses.dataclass(frozen=True)
+class ProgramProgress:
+    """Progress of a program.
+
+    Attributes:
+      program: name of the program.
+      point, points: log points so far, and of the whole training.
+      reward: mean over its trials of the reward per decision, since the previous log point.
+      best: the largest over its trials.
+      ended: whether the program has ended, successfully or not.
+    """
+
+    program: str
+    point: int = 0
+    points: int = 0
+    reward: float = 0.0
+    best: float = 0.0
+    ended: bool = False
+
+
 def run_sweep(
     plan: SweepPlan,
     out: str | Path,
     *,
     resume: bool = False,
-    on: Local | Ray = _HERE,
+    on: Backend = _HERE,
     track: Sequence[TrackerName] = (),
     progress: Callable[[ProgramProgress], None] | None = None,
 ) -> Leaderboard:
@@ -60,8 +80,10 @@ def run_sweep(
         answers, or no trial finishes.
     """
     check_trackers(track)
-    if isinstance(on, Ray):
-        _check_ray(plan, on)
+    if isinstance(on, Ray) and on.early is not None:
+        _check_early(plan)
+        points = max(trial.config.training.config.log_points for trial in plan.trials)
+        on = dataclasses.replace(on, early=dataclasses.replace(on.early, points=points))
     out = begin_run(out, "sweep", resume=resume)
     programs = _write_plan(plan, out)
     left = [
@@ -69,13 +91,7 @@ def run_sweep(
         for name, trials in programs.items()
         if not all((out / "trials" / trial / OUTCOME).exists() for trial in trials)
     ]
-    if isinstance(on, Ray):
-        from besteffort.sweep.on_ray import run_on_ray
-
-        points = max(trial.config.training.config.log_points for trial in plan.trials)
-        failures = run_on_ray(out, left, points, on, track, progress)
-    else:
-        failures = _run_locally(out, left, on.workers, track, progress)
+    failures = _run(out, left, programs, on, track, progress)
     failed = {trial: failures[name] for name, trials in programs.items() if name in failures for trial in trials}
     entries = [_entry(out, trial, failed) for trial in plan.trials]
     if all(entry.status != "finished" for entry in entries):
@@ -96,10 +112,8 @@ def run_sweep(
     )
 
 
-def _check_ray(plan: SweepPlan, on: Ray) -> None:
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("`--backend ray`: Ray is not installed; `pip install 'ray[tune]'`, or leave it out.")
-    for name in plan.sweep.axes if on.early is not None else ():
+def _check_early(plan: SweepPlan) -> None:
+    for name in plan.sweep.axes:
         if not name.startswith(("training.config", "training.hyper", SEED, "view")):
             raise InputError(
                 f"`--early-stopping` compares rewards in training, which the axis `{name}` changes by itself; "
@@ -130,28 +144,50 @@ def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
     return read_programs(out)
 
 
-def _run_locally(
+def _run(
     out: Path,
-    programs: Sequence[str],
-    workers: int | None,
+    left: Sequence[str],
+    programs: Mapping[str, Sequence[str]],
+    on: Backend,
     track: Sequence[TrackerName],
     progress: Callable[[ProgramProgress], None] | None,
 ) -> dict[str, str]:
-    """Runs programs in processes on this machine; returns the reasons of those that failed, by name."""
+    """Runs the programs that are left; returns the reasons of those that failed, by name."""
     jobs = []
-    for name in programs:
+    for name in left:
         with os_errors_as_input_errors(out):
             (out / "programs" / name).mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "besteffort.sweep.program", str(out), name, *track)
+        command = (sys.executable, "-m", "besteffort.sweep.program", str(out.resolve()), name, *track)
         jobs.append(Job(name, command, out / "programs" / name / "log.txt"))
+    far: dict[str, ProgramProgress] = {}
 
     def report(one: JobProgress) -> None:
         latest = _program_progress(one)
-        if latest is not None and progress is not None:
+        if latest is None:
+            return
+        if not latest.ended:
+            far[latest.program] = latest
+        if progress is not None:
             progress(latest)
 
-    statuses = run_jobs(jobs, min(workers or cores(), max(1, len(jobs))), progress=report)
-    return {job.name: _why(job, statuses[job.name]) for job in jobs if statuses[job.name]}
+    statuses, failures = run_on(on, jobs, notes=out / "ray", progress=report), {}
+    for job in jobs:
+        status = statuses[job.name]
+        if status is None:
+            _conclude_stopped(out, programs[job.name], far.get(job.name, ProgramProgress(job.name)))
+            (job.log.parent / CHECKPOINT).unlink(missing_ok=True)
+        elif status:
+            failures[job.name] = _why(job, status)
+    return failures
+
+
+def _conclude_stopped(out: Path, trials: Sequence[str], latest: ProgramProgress) -> None:
+    """Marks the trials that are not finished as stopped."""
+    for trial in trials:
+        path = out / "trials" / trial / OUTCOME
+        if not path.exists():
+            reason = f"it lagged behind after {latest.point} of {latest.points} log points"
+            write_json(path, {"status": "stopped", "reason": reason})
 
 
 def _program_progress(one: JobProgress) -> ProgramProgress | None:

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.sweep.backends import EarlyStopping, Local, ProgramProgress, Ray
+from besteffort.runs.backends import EarlyStopping, Local, Ray
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
-from besteffort.sweep.run import run_sweep
+from besteffort.sweep.run import ProgramProgress, run_sweep
+from tests import clusters
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = clusters.WARNINGS
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A head that computes nothing, and two workers of one core each."""
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir or tmp_path / "jax"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        started.wait_for_nodes()
+    with clusters.head_alone(monkeypatch, tmp_path) as started:
         yield started
-    finally:
-        ray.shutdown()
-        started.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ from besteffort.cli import main
 from besteffort.files import read_jsonl
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
+from besteffort.runs.backends import Local
 from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.sweep.backends import Local, ProgramProgress
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, load_sweep, make_plan
-from besteffort.sweep.run import run_sweep
+from besteffort.sweep.run import ProgramProgress, run_sweep
 from besteffort.weights import Weights
 
 LR, REPLICAS = "training.hyper.learning_rate", "cluster.replicas"
