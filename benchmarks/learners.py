@@ -17,6 +17,9 @@ of them, tuned on other lists.
 | gymnax loop | DQN as in purejaxrl on the gymnax adapter (`benchmarks/gymnax_dqn.py`), 128 environments |
 | Stable-Baselines3, tuned | its DQN on the `VecEnv` and the replay buffer of the adapter, 64 environments in one call |
 | Stable-Baselines3, as it comes | its DQN with its own buffer and its own settings, on a single environment |
+
+Apart from these stands the search (`training.method=search`), which finds the numbers of a rule and trains no network:
+its processor time, with everything compiled, and what its rule earns on the same lists.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import dataclasses
 import json
 import os
 import statistics
+import tempfile
 import threading
 import time
 import warnings
@@ -50,12 +54,12 @@ from besteffort.evaluation import plots
 from besteffort.evaluation.colours import FOCUS, GRID, INK, SERIES
 from besteffort.evaluation.rollouts import Rollout, mean_rewards
 from besteffort.evaluation.tuning import heuristic_routers, tune
-from besteffort.learning.config import DQNHyperparams
+from besteffort.learning.config import DQNHyperparams, SearchConfig
 from besteffort.learning.network import to_weights
 from besteffort.learning.train import initial_state, segment
-from besteffort.routers.learned import LearnedRouter
+from besteffort.routers.learned import LearnedRouter, learned_router
 from besteffort.runs.experiment import RunConfig, load_run
-from besteffort.runs.training import TrainingProblem, make_training_problem
+from besteffort.runs.training import TrainingProblem, make_training_problem, search_policies
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.weights import Weights
@@ -82,6 +86,7 @@ class Size:
       requests: length of a list.
       decisions: of a training, by learner; one that is left out does not take part.
       snapshots: of a training.
+      search: settings of the search; by default the quickstart's.
     """
 
     seeds: int = 3
@@ -95,6 +100,7 @@ class Size:
         (AS_IT_COMES, 32_768),
     )
     snapshots: int = 32
+    search: SearchConfig | None = None
 
 
 FAST = Size(
@@ -104,6 +110,7 @@ FAST = Size(
     requests=2_000,
     decisions=((OURS, 4_096), (GYMNAX, 4_096), (TUNED, 4_096), (AS_IT_COMES, 64)),
     snapshots=2,
+    search=SearchConfig(generations=1, requests=400),
 )
 
 
@@ -364,6 +371,33 @@ def judge(ground: Ground, problem: TrainingProblem, curves: Sequence[Curve]) -> 
         curve.performance = [next(each) for _ in curve.weights]
 
 
+def searched(config: RunConfig, ground: Ground, size: Size, console: Console) -> dict[str, Any]:
+    """What searches take and come to, one per seed; the first of all is repeated, since it compiles."""
+    search = size.search or config.training.search
+    training = dataclasses.replace(config.training, method="search", search=search, seeds=1)
+    problem = make_training_problem(config.build(), training)
+    seconds, rules, compile_s = [], [], 0.0
+    with tempfile.TemporaryDirectory() as directory:
+        for run, seed in enumerate([0, *range(size.seeds)]):
+            begun = time.process_time()
+            (policy,) = search_policies(problem, [seed], Path(directory) / f"{run}.npz", lambda latest: None)
+            spent = time.process_time() - begun
+            if not run:
+                compile_s = spent
+                continue
+            seconds.append(spent)
+            rules.append(learned_router(policy))
+    lanes = [Rollout("search", row, router) for router in rules for row in range(len(ground.lists))]
+    means = mean_rewards(problem.situation, ground.lists, lanes, warm_up_s=ground.warm_up_s)
+    performance = means.reshape(-1, len(ground.lists)).mean(axis=1).tolist()
+    console.print(f"search: {statistics.median(seconds):.0f} s", highlight=False)
+    return {
+        "seconds": {"median": round(statistics.median(seconds), 2), "each": [round(each, 2) for each in seconds]},
+        "compile_s": round(max(compile_s - seconds[0], 0.0), 1),
+        "performance": {"mean": statistics.mean(performance), "each": performance},
+    }
+
+
 def describe(curves: Sequence[Curve], target: float) -> dict[str, Any]:
     """One learner's trainings as plain JSON values."""
 
@@ -392,8 +426,11 @@ def describe(curves: Sequence[Curve], target: float) -> dict[str, Any]:
     }
 
 
-def draw(curves: dict[str, list[Curve]], ground: Ground) -> Figure:
-    """Judged performance against seconds of training; a thin line per training, a thick one for their median."""
+def draw(curves: dict[str, list[Curve]], ground: Ground, found: dict[str, Any]) -> Figure:
+    """Judged performance against seconds of training; a thin line per training, a thick one for their median.
+
+    Searches are points, at their end.
+    """
     figure = Figure(figsize=(9.0, 4.8), layout="constrained")
     axes = figure.subplots()
     name, best = ground.best
@@ -404,6 +441,8 @@ def draw(curves: dict[str, list[Curve]], ground: Ground) -> Figure:
             axes.plot(curve.seconds, 100 * np.array(curve.performance), style, color=colour, linewidth=0.7, alpha=0.5)
         seconds, performance = (np.median([getattr(c, f) for c in each], axis=0) for f in ("seconds", "performance"))
         axes.plot(seconds, 100 * performance, style, color=colour, linewidth=2.2, label=name)
+    performance = 100 * np.array(found["performance"]["each"])
+    axes.plot(found["seconds"]["each"], performance, "D", color=INK, markersize=5, label="search, no network")
     axes.set_xscale("log")
     axes.set_xlabel("seconds of processor time in training, compilation not included")
     axes.set_ylabel("performance on the judged lists (%)")
@@ -465,6 +504,7 @@ def run(size: Size, console: Console) -> tuple[dict[str, Any], Figure]:
         for name, curve in train_all(task, size, seed, console).items():
             curves[name].append(curve)
     judge(ground, problem, [curve for each in curves.values() for curve in each])
+    found = searched(config, ground, size, console)
     name, best = ground.best
     learners = {name: describe(each, SHARE * best) for name, each in curves.items()}
     ours = learners[OURS]["seconds_to_target"]["median"]
@@ -479,9 +519,10 @@ def run(size: Size, console: Console) -> tuple[dict[str, Any], Figure]:
         "target": SHARE * best,
         "ratios": {name: _ratio(ours, found) for name, found in learners.items() if name != OURS},
         "learners": learners,
+        "search": found,
     }
     console.print(table_of(result))
-    return result, draw(curves, ground)
+    return result, draw(curves, ground, found)
 
 
 def _ratio(ours: float | None, found: dict[str, Any]) -> dict[str, Any] | None:

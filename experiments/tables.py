@@ -273,6 +273,9 @@ def learners() -> str:
                 percent(one["performance_at_the_end"]["mean"]) + "%",
             ]
         )
+    if search := found.get("search"):
+        whole_s, earned = search["seconds"]["median"], percent(search["performance"]["mean"])
+        rows.append(["search of a rule, no network: all of it", "-", f"{whole_s:.1f} s", "", f"{earned}%"])
     header = ["", "Decisions/s", "Time to 95%", "Ours is faster by", "At the end of its training"]
     return markdown(header, rows)
 
