@@ -24,6 +24,7 @@ from besteffort.runs.backends import EarlyStopping, Ray
 from besteffort.runs.processes import Job, JobProgress, check_jobs, run_jobs
 
 _STARTS_ANEW = 5
+_CONNECT_S = 10.0
 _ENDED = "status"
 
 
@@ -46,8 +47,9 @@ def run_jobs_on_ray(
     ours = not ray.is_initialized()
     if ours:
         try:
+            _look(cluster.address)
             ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
                 f"`--address {cluster.address}`: no Ray cluster answers there ({reason}); start one with `ray start`, "
@@ -91,6 +93,13 @@ def run_jobs_on_ray(
             with job.log.open("a", encoding="utf-8") as log:
                 log.write(f"\n{str(result.error).strip().splitlines()[-1]}\n")
     return {name: statuses[name] for name in named}
+
+
+def _look(address: str | None) -> None:
+    """Raises `OSError` where nothing listens at `host:port`, for which Ray would wait minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 
 def _stopping_early(early: EarlyStopping) -> Any:
