@@ -9,6 +9,7 @@
 | simulator | decisions per second with up to 65,536 environments, next to the memory's bandwidth |
 | training | seconds of Double DQN, of the search, and of the paper's 1.2 million iterations |
 | logits | how far logits in bfloat16 are from those in float32 |
+| loop | three sizes measured, searched for, and served through the gateway, next to what the simulator says |
 
 Nothing is downloaded: weights are random and have the true shapes. Each part is a process of its own that writes line
 by line, so that whatever is cut off keeps what it has measured; a part that fails says why, and the next begins. It
@@ -19,6 +20,7 @@ device.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -42,15 +44,35 @@ from rich.console import Console
 from benchmarks.compiled import Rollouts, scenarios
 from benchmarks.opt_speed import Timed, our_decode, our_prefill, their_decode, their_prefill, to_transformers
 from benchmarks.timing import machine, measure
+from besteffort import laptop
 from besteffort.device import device_name
+from besteffort.engine.server import EngineServer
 from besteffort.errors import InputError
+from besteffort.evaluation import metrics
 from besteffort.files import append_jsonl, read_jsonl, write_json
+from besteffort.gateway.config import GatewayConfig, Listen, Pool
+from besteffort.gateway.http import Listener
+from besteffort.gateway.serve import Gateway
+from besteffort.gateway.snapshot import make_snapshot
+from besteffort.load.play import Played, Target, play
 from besteffort.opt.config import OPTConfig, published
+from besteffort.opt.engine import Engine
 from besteffort.opt.model import forward
-from besteffort.opt.weights import Model, random_model
+from besteffort.opt.runtime import Buckets
+from besteffort.opt.weights import Model, load_model, random_model
+from besteffort.policy import Policy
 from besteffort.profiling.floors import decode_floor_s, measure_ceilings, prefill_floor_s
+from besteffort.profiling.measure import MeasurementPlan, measure_profile, read_qualities
+from besteffort.routers.learned import learned_router
+from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import load_run
 from besteffort.runs.training import make_training_problem, train_policies
+from besteffort.simulator.result import Result
+from besteffort.simulator.simulate import simulate
+from besteffort.situation import Cluster, Situation
+from besteffort.workload.config import Poisson, build
+from besteffort.workload.requests import Requests
+from besteffort.workload.sample import sample_workload
 from experiments.paper_recipe import ITERATIONS, NUMBERS, RECIPE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +98,11 @@ class Size:
       trainings: what is trained: a name, seeds, the configuration, and changes to it.
       logits: models whose logits are compared.
       tokens: of the sequences that they read.
+      served: models of the loop, the smallest first.
+      situation: configuration of the loop: its tasks, deadlines and qualities.
+      buckets: sizes of the programs of the loop's engine.
+      loads: of the loop, in multiples of what the largest model serves alone.
+      requests: of each of its lists.
     """
 
     models: tuple[str | OPTConfig, ...]
@@ -89,6 +116,11 @@ class Size:
     trainings: tuple[tuple[str, int, str, dict[str, Any]], ...]
     logits: tuple[str | OPTConfig, ...]
     tokens: int
+    served: tuple[str, ...]
+    situation: str
+    buckets: Buckets
+    loads: tuple[float, ...]
+    requests: int
 
 
 _PAPER = {
@@ -112,9 +144,15 @@ FULL = Size(
         ("the paper's iterations", 1, "paper", _PAPER),
         ("search", 64, "quickstart", _SEARCH),
         ("Double DQN", 64, "quickstart", {}),
+        ("the paper's iterations", 64, "paper", _PAPER),
     ),
     logits=("opt-125m", "opt-1.3b"),
     tokens=512,
+    served=("opt-125m", "opt-1.3b", "opt-6.7b"),
+    situation="paper",
+    buckets=Buckets((8, 32), (96, 192), (256,)),
+    loads=(0.8, 2.0),
+    requests=600,
 )
 FAST = Size(
     models=(TINY,),
@@ -131,6 +169,11 @@ FAST = Size(
     ),
     logits=(TINY,),
     tokens=16,
+    served=laptop.MODELS[:2],
+    situation="laptop",
+    buckets=Buckets((8,), (18,), (18,)),
+    loads=(1.0,),
+    requests=20,
 )
 
 
@@ -324,12 +367,106 @@ def _logits(model: Model, dtype: str, tokens: int) -> np.ndarray:
     return np.asarray(computed[0], np.float32)
 
 
+def loop(size: Size, report: Report) -> None:
+    """Measures models together on the device, searches for a policy, serves them, and compares with a simulation."""
+    with tempfile.TemporaryDirectory() as directory:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory) / "cache"))  # the engine compiles twice
+        situation = _measured(size, Path(directory), report)
+        policy = _searched(situation, report)
+        seconds = time.perf_counter()
+        workload = [build(Poisson(load=load), situation) for load in size.loads]
+        lists = [sample_workload(each, situation.task_names, size.requests, 0) for each in workload]
+        for load, requests, played in zip(size.loads, lists, _served(size, situation, policy, lists), strict=True):
+            model = simulate(requests, situation, learned_router(policy))
+            told = {"what": "loop", "load": load, "requests": len(requests), "failed": sum(played.failures.values())}
+            report({**told, "measured": _figures(played.result), "simulated": _figures(model)})
+        report({"what": "step", "step": "serve", "seconds": round(time.perf_counter() - seconds, 1)})
+
+
+def _figures(result: Result) -> dict[str, float]:
+    found = {"performance": metrics.performance(result), "slo_attainment": metrics.slo_attainment(result)}
+    for percentile, value in zip((50, 95), metrics.latency_percentiles(result, (50.0, 95.0)), strict=True):
+        found[f"latency_p{percentile}_s"] = value
+    return {name: float(value) for name, value in found.items()}
+
+
+def _measured(size: Size, directory: Path, report: Report) -> Situation:
+    """The loop's situation, with the models as they are on this device, which they share."""
+    start, situation = time.perf_counter(), load_situation(size.situation)
+    places = tuple(str(laptop.model_directory(name)) if name in laptop.MODELS else name for name in size.served)
+    plan = MeasurementPlan(
+        places,
+        dtype="bfloat16",
+        max_batch=size.buckets.batch[-1],
+        context=size.buckets.length[-1],
+        repeats=REPEATS,
+        buckets=size.buckets,
+    )
+    qualities = read_qualities(size.served, None if situation.profile.name != "laptop" else "laptop")
+    profile = measure_profile(plan, qualities, directory / "loop.json").profile
+    report({"what": "step", "step": "measure", "seconds": round(time.perf_counter() - start, 1)})
+    report({"what": "profile", "profile": json.loads((directory / "loop.json").read_text(encoding="utf-8"))})
+    batch = size.buckets.batch[-1]
+    return dataclasses.replace(situation, profile=profile, cluster=Cluster(1, batch, batch))
+
+
+def _searched(situation: Situation, report: Report) -> Policy:
+    """What a short search finds for it, on the host's processor."""
+    start = time.perf_counter()
+    run, _ = load_run(
+        "quickstart", changes={**_SEARCH, "training.search.generations": 2, "training.search.requests": 2000}
+    )
+    with tempfile.TemporaryDirectory() as out, jax.default_device(jax.devices("cpu")[0]):
+        (policy,) = train_policies(make_training_problem(situation, run.training), Path(out)).values()
+    report({"what": "step", "step": "search", "seconds": round(time.perf_counter() - start, 1)})
+    return policy
+
+
+class _Words:
+    """Texts whose words are tokens, whatever they say."""
+
+    def encode(self, text: str) -> list[int]:
+        return [7] * max(len(text.split()), 1)
+
+    def decode(self, tokens: list[int]) -> str:
+        return " hello" * len(tokens)
+
+
+def _served(size: Size, situation: Situation, policy: Policy, lists: Sequence[Requests]) -> list[Played]:
+    """Plays the lists to the gateway in front of the engine, all over HTTP."""
+    models = {
+        name: load_model(laptop.model_directory(name), "bfloat16")
+        if name in laptop.MODELS
+        else random_model(name, jnp.bfloat16)
+        for name in size.served
+    }
+    batch, context = size.buckets.batch[-1], size.buckets.length[-1]
+    engine = Engine(models, max_batch=batch, queue_capacity=batch, context=context, buckets=size.buckets)
+
+    async def serve() -> list[Played]:
+        async with engine, contextlib.AsyncExitStack() as stack:
+            await engine.warm_up()
+            listen = Listen(port=0)
+            behind = Listener(EngineServer(engine, dict.fromkeys(models, _Words()), listen).application(), listen)
+            stack.push_async_callback(behind.stop)
+            server = await behind.start()
+            pools = tuple(Pool(name, (f"{server}/{name}/v1",)) for name in models)
+            config = GatewayConfig(pools=pools, situation=size.situation, listen=listen)
+            gateway = Gateway(make_snapshot(config, policy), None)
+            stack.push_async_callback(gateway.stop)
+            target = Target(f"{await gateway.start()}/v1")
+            return [await asyncio.to_thread(play, requests, situation, target) for requests in lists]
+
+    return asyncio.run(serve())
+
+
 PARTS: dict[str, tuple[Callable[[Size, Report], None], float]] = {
-    "opt": (opt, 240.0),
-    "transformers": (transformers, 90.0),
-    "simulator": (simulator, 90.0),
-    "training": (training, 130.0),
-    "logits": (logits, 40.0),
+    "opt": (opt, 200.0),
+    "transformers": (transformers, 70.0),
+    "simulator": (simulator, 70.0),
+    "training": (training, 90.0),
+    "logits": (logits, 30.0),
+    "loop": (loop, 130.0),
 }
 """Each part, in order, with the seconds that it may take."""
 

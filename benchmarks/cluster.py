@@ -125,6 +125,8 @@ def run(programs: int, decisions: int, console: Console) -> dict[str, Any]:
     plan = make(programs, decisions)
     found: dict[str, dict[int, Spent]] = {"ray": {}, "local": {}}
     os.environ.setdefault("NPROC", "1")  # of each program, on every backend
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as local processes have
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(base / "cache"))

@@ -28,6 +28,7 @@ def head_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else workers starve beside other tests
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir or tmp_path / "jax"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -39,7 +39,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.files import append_jsonl, check_new_file, read_jsonl, write_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.engine import Answer, Instance
-from besteffort.opt.runtime import Runtime
+from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.sampling import GREEDY
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.opt.weights import Model, load_model, random_model
@@ -75,6 +75,7 @@ class MeasurementPlan:
       chunk_tokens: the engine reads prompts in parts, of which an iteration takes so many tokens; None: whole.
       clock: what counts: time that passes (`wall`), or for the engine in virtual time that of the processor, in which
         models do not slow each other down.
+      buckets: sizes of the engine's programs; by default those of `Buckets.up_to`.
 
     Raises:
       InputError: if there is no model or a repeated one, or a number is out of range.
@@ -87,6 +88,7 @@ class MeasurementPlan:
     repeats: int = 15
     chunk_tokens: int | None = None
     clock: Literal["wall", "processor"] = "wall"
+    buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -268,7 +270,7 @@ def measure_profile(
             progress(f"{name}: loading", 0, 1)
             loaded = _load(model, plan.dtype)
             context = min(plan.context, loaded.config.positions)
-            runtime = Runtime(loaded, plan.max_batch, context, chunk_tokens=plan.chunk_tokens)
+            runtime = Runtime(loaded, plan.max_batch, context, plan.buckets, plan.chunk_tokens)
             rigs.append(_TimedModel(name, Instance(runtime, plan.max_batch)))
             stack.callback(rigs[-1].instance.close)
         if not file.exists():

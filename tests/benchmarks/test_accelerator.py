@@ -46,3 +46,9 @@ def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["logit"])
     assert leaving.value.code == 2
     assert "there is no part `logit`; choose from opt" in capsys.readouterr().err
+
+
+def test_all_parts_end_within_ten_minutes() -> None:
+    from benchmarks.accelerator import PARTS
+
+    assert sum(limit_s for _, limit_s in PARTS.values()) < 600
