@@ -625,7 +625,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
     """What is in a policy file, a line each."""
     layers = [kernel.shape[0] for kernel, _ in loaded.weights] + [len(loaded.models)]
     situation = loaded.situation
-    profile, cluster = situation.profile, situation.cluster
+    profile, cluster, tenants = situation.profile, situation.cluster, situation.tenants
     scales = {f.name: f"{f.scale:g}" if isinstance(f.scale, float) else "of each pool" for f in loaded.features}
     lines = {
         "models": ", ".join(loaded.models),
@@ -648,6 +648,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
             }
         ),
         **({"origins": ", ".join(situation.origin_names)} if situation.origins else {}),
+        **({"tenants": ", ".join(f"{each.name} (weight {each.weight:g})" for each in tenants)} if tenants else {}),
         "rate estimate": f"over {loaded.rate_tau_s:g} s",
         "profile": f"{profile.name} ({profile.digest()})",
         "written by": f"besteffort {loaded.version}",
@@ -668,6 +669,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
             else {"cluster": dataclasses.asdict(cluster)}
         ),
         **({"origins": situation.origin_names} if situation.origins else {}),
+        **({"tenants": [dataclasses.asdict(each) for each in tenants]} if tenants else {}),
         rate_tau_s=loaded.rate_tau_s,
         profile={"name": profile.name, "digest": profile.digest()},
         written_by=loaded.version,

@@ -395,7 +395,7 @@ def describe(policy: Policy) -> dict[str, Any]:
         {
             name: value
             for name, value in data["situation"].items()
-            if value or name not in ("pools", "hardware", "origins")
+            if value or name not in ("pools", "hardware", "origins", "tenants")
         }
     )
     try:

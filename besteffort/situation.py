@@ -149,6 +149,22 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tenant:
+    """Someone whose requests these are: a customer, a team, an application.
+
+    Attributes:
+      name: its name, which requests state.
+      weight: how much its requests count, compared with those of others: only ratios matter, see
+        `Situation.tenant_weights`.
+      share: weight in the mix of tenants of a synthetic workload; shares need not sum to one.
+    """
+
+    name: str
+    weight: Positive = 1.0
+    share: NonNegative = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
     """The reward of an answer: `weight x quality x timeliness`, see `besteffort.estimates.reward`.
 
@@ -227,6 +243,7 @@ def as_text(value: Any) -> str:
         ", pools=()",
         ", hardware=()",
         ", origins=()",
+        ", tenants=()",
         ", start_s=None",
         ", events=()",
         ", autoscaler=None",
@@ -236,6 +253,22 @@ def as_text(value: Any) -> str:
     ):
         text = text.replace(off, "")
     return text
+
+
+def _check_mix(listed: Sequence[Origin | Tenant], kind: str, field: str) -> None:
+    """Raises `InputError` if a name is listed twice, or all shares are 0."""
+    names = [each.name for each in listed]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{kind} `{brief(name)}` is listed twice under `{field}`; list it once.")
+    if listed and sum(each.share for each in listed) <= 0:
+        raise InputError(f"Every {kind.lower()} has `share` 0; give at least one a positive share.")
+
+
+def _mix(listed: Sequence[Origin | Tenant]) -> np.ndarray:
+    """Shares that sum to one."""
+    shares = np.array([each.share for each in listed], dtype=np.float64)
+    return shares / shares.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +285,7 @@ class Situation:
       pools: what serves; none where that is the cluster.
       hardware: profiles of other devices, which pools name.
       origins: where requests come from; none where that makes no difference.
+      tenants: whose requests they are; none where that makes no difference.
 
     Raises:
       InputError: if a task is listed twice, all shares are zero, the profile lacks a task, pools do not fit the
@@ -266,6 +300,7 @@ class Situation:
     pools: tuple[Pool, ...] = ()
     hardware: tuple[Profile, ...] = ()
     origins: tuple[Origin, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -282,15 +317,12 @@ class Situation:
         if len(self.pools) > MOST_POOLS:
             raise InputError(f"`pools` lists {len(self.pools):,}; list at most {MOST_POOLS}.")
         self._check_origins()
+        _check_mix(self.tenants, "Tenant", "tenants")
         self._check_places()
 
     def _check_origins(self) -> None:
         names = self.origin_names
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"Origin `{brief(name)}` is listed twice under `origins`; list it once.")
-        if names and sum(origin.share for origin in self.origins) <= 0:
-            raise InputError("Every origin has `share` 0; give at least one a positive share.")
+        _check_mix(self.origins, "Origin", "origins")
         if ORIGIN in self.view.features and not names:
             raise InputError(
                 f"`view.features` names `{ORIGIN}`, but the situation has no origins; list them under `origins`, or "
@@ -337,8 +369,29 @@ class Situation:
     @property
     def origin_shares(self) -> np.ndarray:
         """(origins,) the mix of origins, summing to one."""
-        shares = np.array([origin.share for origin in self.origins], dtype=np.float64)
-        return shares / shares.sum()
+        return _mix(self.origins)
+
+    @property
+    def tenant_names(self) -> tuple[str, ...]:
+        """Names of the tenants."""
+        return tuple(tenant.name for tenant in self.tenants)
+
+    @property
+    def tenant_shares(self) -> np.ndarray:
+        """(tenants,) the mix of tenants, summing to one."""
+        return _mix(self.tenants)
+
+    @property
+    def tenant_weights(self) -> np.ndarray | None:
+        """(tenants,) factor on the rewards of each tenant's requests; None where all count the same.
+
+        They are scaled so that their mean over the mix of tenants is 1: prices of what a request takes from others, and
+        all else that is in units of rewards, are then right for the mean tenant.
+        """
+        weights = np.array([tenant.weight for tenant in self.tenants], dtype=np.float64)
+        if len(set(weights.tolist())) <= 1:
+            return None
+        return weights / (self.tenant_shares @ weights)
 
     @property
     def origin_delay_s(self) -> np.ndarray | None:

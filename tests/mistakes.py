@@ -51,6 +51,7 @@ POOLS = """
 profile: opt-a100
 tasks: [{name: piqa}]
 origins: [{name: near}]
+tenants: [{name: gold, weight: 2.0, share: 1.0}]
 pools:
 - name: large
   model: opt-1.3b

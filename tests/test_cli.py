@@ -38,7 +38,7 @@ from besteffort.routers import ROUTERS
 from besteffort.runs import quickstart
 from besteffort.runs.config import load_situation, parse_changes
 from besteffort.runs.experiment import load_run
-from besteffort.situation import Origin, Situation
+from besteffort.situation import Origin, Situation, Tenant
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import load_sweep
 from besteffort.version import __version__
@@ -576,6 +576,7 @@ def test_json_of_policy(policy: Path, situation: Situation, capsys: pytest.Captu
     assert found["cluster"]["replicas"] == 4
     assert found["profile"] == {"name": "opt-a100", "digest": situation.profile.digest()}
     assert "origins" not in found
+    assert "tenants" not in found
 
 
 def test_a_policy_shows_its_origins(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -585,6 +586,15 @@ def test_a_policy_shows_its_origins(situation: Situation, tmp_path: Path, capsys
     assert re.search(r"^origins +near, far$", capsys.readouterr().out, re.M)
     assert main(["policy", "show", str(path), "--json"]) == 0
     assert document(capsys)["origins"] == ["near", "far"]
+
+
+def test_a_policy_shows_its_tenants(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "policy.safetensors"
+    save_policy(random_policy(dataclasses.replace(situation, tenants=(Tenant("gold", 3.0), Tenant("lead")))), path)
+    assert main(["policy", "show", str(path)]) == 0
+    assert re.search(r"^tenants +gold \(weight 3\), lead \(weight 1\)$", capsys.readouterr().out, re.M)
+    assert main(["policy", "show", str(path), "--json"]) == 0
+    assert document(capsys)["tenants"][0] == {"name": "gold", "weight": 3.0, "share": 1.0}
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import numpy as np
 from besteffort.estimates.charges import Work, work_of
 from besteffort.estimates.tables import Tables
 from besteffort.situation import Situation
-from besteffort.workload.requests import Requests, check_origins
+from besteffort.workload.requests import Requests, check_parties
 
 
 def delay_s(situation: Situation, requests: Requests) -> np.ndarray:
     """(pools, n) network delay of each pool's answer to each request, or (pools, 1) where they have no origins."""
     if requests.origin is None:
         return situation.fleet.network_delay_s[:, None]
-    check_origins(requests, situation)
+    check_parties(requests, situation)
     return situation.fleet.delay_table(requests.origins)[requests.origin].T
 
 

@@ -41,6 +41,44 @@ def performance(
     return mean_over(result.reward, _counted(result, warm_up_s, among))
 
 
+def weighted_performance(
+    result: Result, weights: Float[np.ndarray, " tenants"] | None, *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Mean reward of the requests, each of which counts as much as its tenant.
+
+    It is the performance where `weights` (see `Situation.tenant_weights`) is None, or requests have no tenants.
+    """
+    if weights is None or result.tenant is None:
+        return performance(result, warm_up_s=warm_up_s)
+    each, counted = weights[result.tenant], _counted(result, warm_up_s)
+    return np.asarray(mean_over(each * result.reward, counted) / mean_over(each, counted))
+
+
+def performance_of_peak(
+    result: Result,
+    peak_reward: Float[np.ndarray, " tasks"],
+    *,
+    warm_up_s: float = 0.0,
+    among: Bool[np.ndarray, "*lanes n"] | None = None,
+) -> Float[np.ndarray, "*lanes"]:
+    """Performance over the peak performance of the same requests, see `peak_performance`."""
+    counted = _counted(result, warm_up_s, among)
+    return np.asarray(mean_over(result.reward, counted) / mean_over(peak_reward[result.task], counted))
+
+
+def worst_tenant(
+    result: Result, tenants: int, peak_reward: Float[np.ndarray, " tasks"], *, warm_up_s: float = 0.0
+) -> Float[np.ndarray, "*lanes"]:
+    """Performance of peak of the tenant that fares worst, of those with requests; `nan` where requests have none."""
+    if result.tenant is None:
+        return np.full(result.arrival_s.shape[:-1], np.nan)
+    each = [
+        performance_of_peak(result, peak_reward, warm_up_s=warm_up_s, among=result.tenant == tenant)
+        for tenant in range(tenants)
+    ]
+    return np.asarray(np.fmin.reduce(each))
+
+
 def slo_attainment(
     result: Result, *, warm_up_s: float = 0.0, among: Bool[np.ndarray, "*lanes n"] | None = None
 ) -> Float[np.ndarray, "*lanes"]:

@@ -188,14 +188,21 @@ def format_cell(cell: Cell, column: Column) -> str:
     return f"{text} ± {scale * half_width:.{column.digits}f}" if math.isfinite(half_width) else text
 
 
-ORIGIN_COLUMNS = (
+Party = Literal["origin", "tenant"]
+"""By what requests are told apart: where they come from, or whose they are."""
+
+_OF_ORIGINS = (
     Column("Share of requests (%)", brief=True),
     Column("Performance (%)", digits=2, brief=True),
     Column("SLO attainment (%)", brief=True),
     Column("P50 latency (ms)", "milliseconds", 0, brief=True, key="latency_p50_s"),
     Column("P99 latency (ms)", "milliseconds", 0, brief=True, key="latency_p99_s"),
 )
-"""What is shown of the requests of an origin."""
+PARTY_COLUMNS: Mapping[Party, tuple[Column, ...]] = {
+    "origin": _OF_ORIGINS,
+    "tenant": (*_OF_ORIGINS, Column("Performance of peak (%)", digits=2, brief=True)),
+}
+"""What is shown of the requests of an origin or a tenant."""
 
 
 def comparison_table(
@@ -275,6 +282,7 @@ def shown_measures(
         (Column("P99 TTFT (ms)", "milliseconds", 0, key="ttft_p99_s"), one(metrics.ttft_percentiles, 99.0)),
         (Column("Rejected (%)"), counted(metrics.rejection_rate)),
         *(_measures_of_life(situation.fleet, counted) if situation.fleet.alive else []),
+        *(_measures_of_tenants(situation, counted) if situation.tenants else []),
     ]
 
 
@@ -292,42 +300,69 @@ def _measures_of_life(
     return [(Column("Lost (%)"), counted(metrics.loss_rate)), *seconds]
 
 
-def by_origin(
-    result: Result, situation: Situation, *, warm_up_s: float = 0.0
+def _measures_of_tenants(
+    situation: Situation, counted: Callable[..., Callable[[Result], np.ndarray]]
+) -> list[tuple[Column, Callable[[Result], np.ndarray]]]:
+    """Columns that say something only where requests have tenants; the first only where these count differently."""
+    weights, tenants = situation.tenant_weights, len(situation.tenants)
+    weighted = (
+        Column("Weighted performance (%)", digits=2, brief=True),
+        counted(metrics.weighted_performance, weights),
+    )
+    worst = (
+        Column("Worst tenant (% of peak)", digits=2, brief=True, key="worst_tenant"),
+        counted(metrics.worst_tenant, tenants, situation.peak_rewards),
+    )
+    return [worst] if weights is None else [weighted, worst]
+
+
+def by_party(
+    result: Result, situation: Situation, party: Party, *, warm_up_s: float = 0.0
 ) -> list[tuple[str, tuple[Interval, ...]]]:
-    """Of each origin its name and the figures of `ORIGIN_COLUMNS`; none where requests have no origins."""
+    """Of each origin or tenant its name and the figures of `PARTY_COLUMNS`; none where requests have none."""
     rows = []
-    for index, name in enumerate(situation.origin_names if result.origin is not None else ()):
-        mine = np.asarray(result.origin == index)
+    names, of = (
+        (situation.origin_names, result.origin) if party == "origin" else (situation.tenant_names, result.tenant)
+    )
+    for index, name in enumerate(names if of is not None else ()):
+        mine = np.asarray(of == index)
         latency_s = metrics.latency_percentiles(result, (50.0, 99.0), warm_up_s=warm_up_s, among=mine)
-        figures = (
+        figures = [
             metrics.share_of(result, mine, warm_up_s=warm_up_s),
             metrics.performance(result, warm_up_s=warm_up_s, among=mine),
             metrics.slo_attainment(result, warm_up_s=warm_up_s, among=mine),
             latency_s[..., 0],
             latency_s[..., 1],
-        )
+        ]
+        if party == "tenant":
+            peak = situation.peak_rewards
+            figures.append(metrics.performance_of_peak(result, peak, warm_up_s=warm_up_s, among=mine))
         rows.append((name, tuple(map(mean_interval, figures))))
     return rows
 
 
-def origin_table(
+def party_table(
     title: str,
     results: Mapping[str, Result],
     situation: Situation,
+    party: Party,
     *,
     warm_up_s: float = 0.0,
 ) -> Table | None:
-    """How the requests of each origin fare; None where requests have none. Arguments as of `comparison_table`."""
+    """How the requests of each origin or tenant fare; None where requests have none.
+
+    Arguments as of `comparison_table`, and by which of both.
+    """
     rows = [
-        (origin if len(results) == 1 else f"{name}, {origin}", cells)
+        (one if len(results) == 1 else f"{name}, {one}", cells)
         for name, result in results.items()
-        for origin, cells in by_origin(result, situation, warm_up_s=warm_up_s)
+        for one, cells in by_party(result, situation, party, warm_up_s=warm_up_s)
     ]
     if not rows:
         return None
-    head = "Origin" if len(results) == 1 else "Router, origin"
-    return Table(f"{title}, by origin", head, ORIGIN_COLUMNS, tuple(rows), note="Latencies over answered requests.")
+    head = party.capitalize() if len(results) == 1 else f"Router, {party}"
+    note = "Latencies over answered requests."
+    return Table(f"{title}, by {party}", head, PARTY_COLUMNS[party], tuple(rows), note=note)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +447,7 @@ def _settings(situation: Situation) -> dict[str, str]:
         "Models": ", ".join(situation.profile.model_names),
         **(_pool_lines(situation) if situation.pools else {"Cluster": _cluster_line(situation.cluster)}),
         **_origin_line(situation),
+        **_tenant_line(situation),
         "Load 1": f"{situation.unit_load:.1f} requests/s, the largest model's capacity",
         "Deadlines": deadlines,
         "Penalty for a miss": f"{reward.miss_penalty:g}",
@@ -457,6 +493,13 @@ def _origin_line(situation: Situation) -> dict[str, str]:
         return {}
     shares = zip(situation.origin_names, situation.origin_shares, strict=True)
     return {"Origins": ", ".join(f"{name} {share:.0%}" for name, share in shares)}
+
+
+def _tenant_line(situation: Situation) -> dict[str, str]:
+    if not situation.tenants:
+        return {}
+    each = zip(situation.tenants, situation.tenant_shares, strict=True)
+    return {"Tenants": ", ".join(f"{tenant.name} {share:.0%}, weight {tenant.weight:g}" for tenant, share in each)}
 
 
 def _task_table(situation: Situation) -> str:

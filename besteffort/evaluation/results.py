@@ -26,14 +26,15 @@ from besteffort.evaluation.judging import (
     tune_on,
 )
 from besteffort.evaluation.report import (
-    ORIGIN_COLUMNS,
+    PARTY_COLUMNS,
     Column,
+    Party,
     Picture,
     Report,
     Table,
-    by_origin,
+    by_party,
     comparison_table,
-    origin_table,
+    party_table,
     write_report,
 )
 from besteffort.evaluation.statistics import Interval, best_mean, mean_interval
@@ -43,6 +44,7 @@ from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
 from besteffort.situation import Situation
 from besteffort.version import __version__
+from besteffort.workload.requests import PARTIES
 
 TUNED = "tuned.json"
 """File of an output directory that keeps the settings of heuristics, so that a resumed run does not tune them again."""
@@ -114,13 +116,14 @@ def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfi
     )
 
 
-def by_origin_table(evaluation: EvaluationResult, index: int) -> Table | None:
-    """How the requests of each origin fare with each router, at one load of an evaluation set; None without origins."""
+def by_party_table(evaluation: EvaluationResult, index: int, party: Party) -> Table | None:
+    """How the requests of each origin or tenant fare with each router, at one load; None where requests have none."""
     evaluation_set = evaluation.set
-    return origin_table(
+    return party_table(
         _title(evaluation, index),
         evaluation.results[index],
         evaluation_set.situation,
+        party,
         warm_up_s=evaluation_set.warm_up_s,
     )
 
@@ -283,7 +286,7 @@ def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[s
                 "requests_per_s": load * evaluation_set.capacity_per_s,
                 "rows": {
                     name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)}
-                    | _of_origins(evaluation, index, name)
+                    | _of_parties(evaluation, index, name)
                     for name, cells in table.rows
                 },
             }
@@ -298,15 +301,19 @@ def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[s
     }
 
 
-def _of_origins(evaluation: EvaluationResult, index: int, router: str) -> dict[str, Any]:
-    """The figures of each origin with a router, under one key; nothing where there are none, as for the bound."""
+def _of_parties(evaluation: EvaluationResult, index: int, router: str) -> dict[str, Any]:
+    """The figures of each origin and tenant with a router, by kind; nothing where there are none, as for the bound."""
     results, evaluation_set = evaluation.results[index], evaluation.set
     if router not in results:
         return {}
-    rows = by_origin(results[router], evaluation_set.situation, warm_up_s=evaluation_set.warm_up_s)
-    keys = [column.name for column in ORIGIN_COLUMNS]
-    named = {name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)} for name, cells in rows}
-    return {"origins": named} if named else {}
+    found = {}
+    for party in PARTIES:
+        keys = [column.name for column in PARTY_COLUMNS[party]]
+        rows = by_party(results[router], evaluation_set.situation, party, warm_up_s=evaluation_set.warm_up_s)
+        named = {name: {key: jsonable(cell) for key, cell in zip(keys, cells, strict=True)} for name, cells in rows}
+        if named:
+            found[f"{party}s"] = named
+    return found
 
 
 def write_outcome(
@@ -356,7 +363,8 @@ def write_outcome(
                 table
                 for evaluation in evaluations
                 for i in range(len(evaluation.set.loads))
-                if (table := by_origin_table(evaluation, i)) is not None
+                for party in PARTIES
+                if (table := by_party_table(evaluation, i, party)) is not None
             ),
         ),
         pictures=tuple(pictures),

@@ -29,7 +29,7 @@ from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvShape, Router, reads_in_flight
 from besteffort.situation import Situation
-from besteffort.workload.requests import Requests, check_origins
+from besteffort.workload.requests import PARTIES, Requests, check_parties
 from besteffort.workload.sample import sample_lists
 from besteffort.workload.synthetic_workload import spreads_rates, strata
 from besteffort.workload.types import Arrival
@@ -226,9 +226,9 @@ def _play_together(
         fields["output_limit"] = np.stack([requests.output_limits for requests in lists])
     if any(requests.cached_tokens is not None for requests in lists):
         fields["cached_tokens"] = np.stack([requests.found_tokens for requests in lists])
+    for one in distinct:
+        check_parties(lists[0], one)
     if "origin" in stacked:
-        for one in distinct:
-            check_origins(lists[0], one)
         fields["origin"] = stacked["origin"]
     arrivals = jax.tree.map(jnp.asarray, Arrival(**fields))
     # Every rollout carries a router of each kind and follows its own.
@@ -300,13 +300,14 @@ def _stack(lists: Sequence[Requests]) -> dict[str, np.ndarray]:
     if len(lengths) != 1:
         raise InputError(f"The lists have {sorted(lengths)} requests; give lists of one length, or cut them to one.")
     fields = {field: np.stack([getattr(requests, field) for requests in lists]) for field in ("arrival_s", *_FIELDS)}
-    if len({requests.origins for requests in lists}) > 1 or len({requests.origin is None for requests in lists}) > 1:
-        raise InputError("The lists differ in their `origins`; give lists with the same, or without.")
-    return (
-        fields
-        if lists[0].origin is None
-        else fields | {"origin": np.stack([np.asarray(each.origin) for each in lists])}
-    )
+    for party in PARTIES:
+        each = [getattr(requests, party) for requests in lists]
+        names = {getattr(requests, f"{party}s") for requests in lists}
+        if len(names) > 1 or len({values is None for values in each}) > 1:
+            raise InputError(f"The lists differ in their `{party}s`; give lists with the same, or without.")
+        if each[0] is not None:
+            fields[party] = np.stack(each)
+    return fields
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

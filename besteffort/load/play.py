@@ -197,6 +197,8 @@ async def _ask(
         "x-llm-d-slo-ttft-ms": f"{1e3 * factor * task.deadline.base_s:.6f}",
         "x-llm-d-slo-tpot-ms": f"{1e3 * factor * task.deadline.per_token_s:.6f}",
     }
+    if requests.tenant is not None:
+        headers["x-besteffort-tenant"] = requests.tenants[requests.tenant[index]]
     answer = _Answer(loop.time() - start)
     try:
         async with session.post(f"{target.url}/completions", json=body, headers=headers) as response:

@@ -24,7 +24,7 @@ from besteffort.files import os_errors_as_input_errors, write_text
 from besteffort.pools import Pool
 from besteffort.profile import builtin_profiles, load_profile
 from besteffort.runs.renamed import refuse_renamed, refuse_renamed_fields
-from besteffort.situation import Cluster, Origin, Reward, Situation, Task, View
+from besteffort.situation import Cluster, Origin, Reward, Situation, Task, Tenant, View
 from besteffort.validation import as_data, did_you_mean, from_json
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class SituationConfig:
       tasks: what is asked for.
       cluster: what serves, where all machines are alike.
       origins: where requests come from, for pools that state `delays`.
+      tenants: whose requests they are, and how much they count.
       pools: what serves, where they are not; `hardware` of one is a profile, named like `profile`.
       reward: what counts.
       view: what the router sees.
@@ -52,6 +53,7 @@ class SituationConfig:
     view: View = View()
     pools: tuple[Pool, ...] = ()
     origins: tuple[Origin, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
 
     def build(self) -> Situation:
         """The situation, with its profile loaded.
@@ -75,6 +77,7 @@ class SituationConfig:
             pools=pools,
             hardware=tuple(others),
             origins=self.origins,
+            tenants=self.tenants,
         )
 
 

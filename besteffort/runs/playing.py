@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from besteffort.errors import InputError, brief
-from besteffort.evaluation.report import Table, comparison_table, origin_table
+from besteffort.evaluation.report import Table, comparison_table, party_table
 from besteffort.evaluation.statistics import Interval
 from besteffort.evaluation.tuning import maker
 from besteffort.files import jsonable, os_errors_as_input_errors, write_json, write_text
@@ -22,7 +22,7 @@ from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
 from besteffort.workload import rescale
 from besteffort.workload.reading import ALL, Reading
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import PARTIES, Requests
 from besteffort.workload.resample import with_lengths_of
 from besteffort.workload.traces import TraceInfo, read_trace
 
@@ -97,7 +97,7 @@ def router_named(name: str, situation: Situation, settings: Sequence[str] = ()) 
 
 
 def write_result(result: Result, situation: Situation, name: str, out: Path) -> list[Table]:
-    """Writes `requests.csv` and `summary.json` to `out` and returns the summary, and that by origin if there are any.
+    """Writes `requests.csv` and `summary.json` to `out` and returns the summary, and that by origin and by tenant.
 
     Figures of `summary.json` are shares or in SI units, under the names of `besteffort.evaluation.report.Column.name`.
 
@@ -110,6 +110,7 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     columns: dict[str, Any] = {
         "task": [situation.task_names[task] for task in result.task.tolist()],
         **({} if result.origin is None else {"origin": [situation.origin_names[i] for i in result.origin.tolist()]}),
+        **({} if result.tenant is None else {"tenant": [situation.tenant_names[i] for i in result.tenant.tolist()]}),
         "prompt_tokens": result.prompt_tokens.tolist(),
         "output_tokens": result.output_tokens.tolist(),
         "model": [models[pool] for pool in result.model.tolist()],
@@ -125,11 +126,12 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(out / "requests.csv", text.getvalue())
     title, each = f"{len(result.arrival_s):,} requests", {name: result.lanes(None)}
-    table, of_origins = comparison_table(title, each, situation, width_s=1.0), origin_table(title, each, situation)
-    figures = _figures(table)[name]
-    origins = {} if of_origins is None else {"origins": _figures(of_origins)}
-    write_json(out / "summary.json", jsonable({"router": name, **figures, **origins}))
-    return [table] if of_origins is None else [table, of_origins]
+    table = comparison_table(title, each, situation, width_s=1.0)
+    parties = {party: party_table(title, each, situation, party) for party in PARTIES}
+    stated = {party: one for party, one in parties.items() if one is not None}
+    figures = _figures(table)[name] | {f"{party}s": _figures(one) for party, one in stated.items()}
+    write_json(out / "summary.json", jsonable({"router": name, **figures}))
+    return [table, *stated.values()]
 
 
 def _figures(table: Table) -> dict[str, dict[str, float]]:

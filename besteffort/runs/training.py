@@ -417,7 +417,8 @@ def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:
 def settings(problem: TrainingProblem) -> dict[str, Any]:
     """The configuration of a problem by dotted field, for trackers."""
     situation = problem.situation
-    fields = {name: getattr(situation, name) for name in ("tasks", "cluster", "pools", "origins", "reward", "view")}
+    names = ("tasks", "cluster", "pools", "origins", "tenants", "reward", "view")
+    fields = {name: getattr(situation, name) for name in names}
     config = RunConfig(profile=situation.profile.name, **fields, training=problem.training)
     data = pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json", exclude={"evaluation"})
     return flat(data | {"tasks": {task.pop("name"): task for task in data["tasks"]}})

@@ -25,8 +25,9 @@ class Result:
         delay.
       latency_s: end-to-end latency, network delay included; inf if rejected or lost.
       met: whether it was answered by its deadline.
-      reward: its own-request reward.
+      reward: its own-request reward, which is not weighed by its tenant.
       origin: index of its origin; None where requests have none.
+      tenant: index of its tenant; likewise.
     """
 
     arrival_s: np.ndarray
@@ -43,6 +44,7 @@ class Result:
     met: np.ndarray
     reward: np.ndarray
     origin: np.ndarray | None = None
+    tenant: np.ndarray | None = None
 
     @classmethod
     def of(

@@ -22,7 +22,7 @@ from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
 from besteffort.situation import Deadline, Situation, Task
-from besteffort.workload.requests import Requests, check_origins
+from besteffort.workload.requests import Requests, check_parties
 from besteffort.workload.types import Arrival
 
 Array = jax.Array
@@ -60,7 +60,7 @@ def simulate(
             f"The list's tasks are {', '.join(requests.tasks)}, the situation's {', '.join(situation.task_names)}; "
             "give the same names in the same order."
         )
-    check_origins(requests, situation)
+    check_parties(requests, situation)
     if backend not in ("jax", "reference"):
         raise InputError(f"Unknown backend `{backend}`; choose `jax` or `reference`.")
     with jax.enable_x64(True):

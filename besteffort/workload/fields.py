@@ -13,7 +13,7 @@ PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 TIMES = ("arrival", "queued", "scheduled", "first", "last")
 DURATIONS = ("wait", "ttft", "latency", "decode", "tpot")
 COUNTS = ("prompt", "output", "limit", "cached")
-LABELS = ("task", "origin", "model", "replica")
+LABELS = ("task", "origin", "tenant", "model", "replica")
 FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
 """All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last,
 `tpot` from one token to the next; `cached` is how much of the prompt was found in a prefix cache."""

@@ -25,7 +25,7 @@ class Records:
       kind: its format, a key of `besteffort.workload.readers.READERS`.
       seconds: float64 times and durations by field of `besteffort.workload.fields.FIELDS`, nan where there is none.
       counts: float64 `prompt`, `output`, `limit` and `cached` in tokens, nan where there is none.
-      labels: `task`, `origin`, `model` and `replica`, by name.
+      labels: those of `besteffort.workload.fields.LABELS` that there are, by name.
       failed: whether the file says that a request failed.
       names: what the file calls each field.
       model_columns: further columns that name models in another sense.

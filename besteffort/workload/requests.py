@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Requests:
         Routers know them, as they know the prompt. None where no request states any.
       origin: (n,) index of each request's origin; None where requests have none.
       origins: names of the origins; `origin` indexes into them.
+      tenant: (n,) index of each request's tenant; None where requests have none.
+      tenants: names of the tenants; `tenant` indexes into them.
 
     Raises:
       InputError: on an empty list, arrays of unequal length, unsorted or non-finite times, or values out of range.
@@ -49,6 +52,8 @@ class Requests:
     cached_tokens: np.ndarray | None = None
     origin: np.ndarray | None = None
     origins: tuple[str, ...] = ()
+    tenant: np.ndarray | None = None
+    tenants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -110,13 +115,14 @@ class Requests:
                     f"{self.prompt_tokens[off[0]]} tokens; give at least 0 and at most these."
                 )
             object.__setattr__(self, "cached_tokens", np.minimum(cached, self.prompt_tokens - 1).astype(np.int32))
-        if self.origin is not None:
-            origin = np.ascontiguousarray(self.origin, dtype=np.int32)
-            object.__setattr__(self, "origin", origin)
-            if origin.shape != (n,) or origin.min() < 0 or origin.max() >= len(self.origins):
-                raise InputError(
-                    f"Requests: `origin` must index one of the {len(self.origins)} `origins` for every request."
-                )
+        for name in ("origin", "tenant"):
+            index, names = getattr(self, name), getattr(self, f"{name}s")
+            if index is None:
+                continue
+            index = np.ascontiguousarray(index, dtype=np.int32)
+            object.__setattr__(self, name, index)
+            if index.shape != (n,) or index.min() < 0 or index.max() >= len(names):
+                raise InputError(f"Requests: `{name}` must index one of the {len(names)} `{name}s` for every request.")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -138,8 +144,8 @@ class Requests:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by name, which a `besteffort.simulator.result.Result` repeats; `origin` where it is stated."""
-        stated = {} if self.origin is None else {"origin": self.origin}
+        """The arrays by name, which a `besteffort.simulator.result.Result` repeats; `PARTIES` where they are stated."""
+        stated = {name: getattr(self, name) for name in PARTIES if getattr(self, name) is not None}
         return {name: getattr(self, name) for name in _DTYPES} | stated
 
     def part(self, rows: slice, start_s: float) -> Requests:
@@ -147,20 +153,33 @@ class Requests:
         stated = {name: getattr(self, name) for name in ("deadline_factor", "output_limit", "cached_tokens")}
         columns = self.columns | {name: values for name, values in stated.items() if values is not None}
         columns = {name: values[rows] for name, values in columns.items()}
-        return Requests(self.tasks, **columns | {"arrival_s": columns["arrival_s"] - start_s}, origins=self.origins)
+        columns["arrival_s"] = columns["arrival_s"] - start_s
+        return Requests(self.tasks, **columns, origins=self.origins, tenants=self.tenants)
 
 
-def check_origins(requests: Requests, situation: Situation) -> None:
-    """Checks that a list's origins, if it has any, are the situation's.
+def check_parties(requests: Requests, situation: Situation) -> None:
+    """Checks that a list's origins and tenants, if it has any, are the situation's.
 
     Raises:
       InputError: if they are not.
     """
-    if requests.origin is not None and requests.origins != situation.origin_names:
-        raise InputError(
-            f"The list's origins are {', '.join(requests.origins)}, the situation's "
-            f"{', '.join(situation.origin_names) or 'none'}; give the same names in the same order."
-        )
+    for name, known in zip(PARTIES, (situation.origin_names, situation.tenant_names), strict=True):
+        stated = getattr(requests, f"{name}s")
+        if getattr(requests, name) is not None and stated != known:
+            raise InputError(
+                f"The list's {name}s are {', '.join(stated)}, the situation's {', '.join(known) or 'none'}; give the "
+                "same names in the same order."
+            )
+
+
+def weight_of_each(requests: Requests, situation: Situation) -> np.ndarray | None:
+    """(n,) factor on the rewards of each request that its tenant makes; None where all count the same."""
+    weights = situation.tenant_weights
+    return None if weights is None or requests.tenant is None else weights[requests.tenant]
+
+
+PARTIES: tuple[Literal["origin"], Literal["tenant"]] = ("origin", "tenant")
+"""Where a request comes from, and whose it is."""
 
 
 _DTYPES = {

@@ -30,10 +30,10 @@ class ResampledWorkload:
 
     Attributes:
       arrivals: an arrival process of `besteffort.workload.arrivals`.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens: (n,) as in
-        `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens, tenant: (n,)
+        as in `Requests`.
       factors: factors on these deadlines, period by period; None if they do not change.
-      origins: names of the origins. Static.
+      origins, tenants: names of the origins and tenants. Static.
     """
 
     arrivals: Any
@@ -47,6 +47,8 @@ class ResampledWorkload:
     origin: Any = None
     origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     cached_tokens: Any = None
+    tenant: Any = None
+    tenants: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def init(self, key: PRNGKeyArray) -> Any:
         if self.factors is None:
@@ -75,6 +77,7 @@ class ResampledWorkload:
             output_limit=None if self.output_limit is None else pick(self.output_limit),
             origin=None if self.origin is None else pick(self.origin),
             cached_tokens=None if self.cached_tokens is None else pick(self.cached_tokens),
+            tenant=None if self.tenant is None else pick(self.tenant),
         )
         if self.factors is None:
             return arrival, state
@@ -98,6 +101,8 @@ def resample(requests: Requests, arrivals: Arrivals, factors: DeadlineFactors | 
         requests.origin,
         requests.origins,
         requests.cached_tokens,
+        requests.tenant,
+        requests.tenants,
     )
 
 

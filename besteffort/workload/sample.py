@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 from besteffort.pytrees import node_types
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import PARTIES, Requests
 from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.types import Arrival
 
@@ -51,7 +51,7 @@ def sample_lists(workloads: Sequence[Any], task_names: tuple[str, ...], n: int, 
             filled = [*group, *[group[-1]] * (_LANES - len(group))]
             arrivals = _draw_together(workload, jax.vmap(jax.random.key)(jnp.asarray(filled, jnp.uint32)), n)
             lists += [
-                as_requests(jax.tree.map(lambda field, at=at: field[at], arrivals), task_names, origins_of(workload))
+                as_requests(jax.tree.map(lambda field, at=at: field[at], arrivals), task_names, **parties_of(workload))
                 for at in range(len(group))
             ]
     return lists
@@ -116,20 +116,21 @@ def sample_workload(workload: Any, task_names: tuple[str, ...], n: int, seed: in
     The draws have the default float type of JAX; arrival times are summed in float64. A seed yields the same list every
     time, but a different list under `jax.enable_x64`.
     """
-    return as_requests(jax.device_get(draw(workload, jax.random.key(seed), n)), task_names, origins_of(workload))
+    return as_requests(jax.device_get(draw(workload, jax.random.key(seed), n)), task_names, **parties_of(workload))
 
 
-def origins_of(workload: Any) -> tuple[str, ...]:
-    """Names of the origins of a workload's requests; of those without origins none."""
-    names: tuple[str, ...] = getattr(workload, "origins", ())
-    return names
+def parties_of(workload: Any) -> dict[str, tuple[str, ...]]:
+    """Names of the `origins` and `tenants` of a workload's requests; none where they have none."""
+    return {f"{name}s": getattr(workload, f"{name}s", ()) for name in PARTIES}
 
 
-def as_requests(arrivals: Arrival, task_names: tuple[str, ...], origins: tuple[str, ...] = ()) -> Requests:
+def as_requests(
+    arrivals: Arrival, task_names: tuple[str, ...], origins: tuple[str, ...] = (), tenants: tuple[str, ...] = ()
+) -> Requests:
     """Arrivals, each field an (n,) array of NumPy, as a list."""
     columns = arrivals._asdict()
-    gap_s = columns.pop("gap_s")
-    return Requests(tasks=task_names, arrival_s=np.cumsum(gap_s, dtype=np.float64), **columns, origins=origins)
+    arrival_s = np.cumsum(columns.pop("gap_s"), dtype=np.float64)
+    return Requests(tasks=task_names, arrival_s=arrival_s, **columns, origins=origins, tenants=tenants)
 
 
 def sample_requests(situation: Situation, process: Arrivals, n: int, seed: int = 0) -> Requests:

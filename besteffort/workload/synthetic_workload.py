@@ -39,6 +39,7 @@ class SyntheticWorkload:
       deadline_factors: factors on deadlines, period by period; None if they do not change.
       origin_shares: (origins,) the mix of origins, summing to one; None where requests have none.
       origins: names of the origins. Static.
+      tenant_shares, tenants: the same of tenants.
     """
 
     arrivals: Any
@@ -50,6 +51,8 @@ class SyntheticWorkload:
     deadline_factors: DeadlineFactors | None = None
     origin_shares: Any = None
     origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    tenant_shares: Any = None
+    tenants: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def init(self, key: PRNGKeyArray) -> SyntheticState:
         arrivals_key, mix_key = jax.random.split(key)
@@ -79,11 +82,16 @@ class SyntheticWorkload:
             factor, deadlines = self.deadline_factors.next(gap_s, state.deadlines)
             arrival = arrival._replace(deadline_s=factor * arrival.deadline_s, deadline_factor=factor)
         if self.origin_shares is not None:
-            # A key of its own, so that the other draws are as without origins.
-            uniform = jax.random.uniform(jax.random.fold_in(request_key, 1))
-            origin = (uniform >= jnp.cumsum(jnp.asarray(self.origin_shares, float))[:-1]).sum(dtype=jnp.int32)
-            arrival = arrival._replace(origin=origin)
+            arrival = arrival._replace(origin=_one_of(self.origin_shares, request_key, 1))
+        if self.tenant_shares is not None:
+            arrival = arrival._replace(tenant=_one_of(self.tenant_shares, request_key, 2))
         return arrival, SyntheticState(arrivals, mix, deadlines)
+
+
+def _one_of(shares: Any, request_key: PRNGKeyArray, number: int) -> Array:
+    """An index drawn by shares, with a key of its own, so that the other draws are as without it."""
+    uniform = jax.random.uniform(jax.random.fold_in(request_key, number))
+    return (uniform >= jnp.cumsum(jnp.asarray(shares, float))[:-1]).sum(dtype=jnp.int32)
 
 
 def synthetic(
@@ -113,6 +121,8 @@ def synthetic(
         deadline_factors=factors,
         origin_shares=situation.origin_shares if situation.origins else None,
         origins=situation.origin_names,
+        tenant_shares=situation.tenant_shares if situation.tenants else None,
+        tenants=situation.tenant_names,
     )
 
 

@@ -26,10 +26,10 @@ class ReplayWorkload:
 
     Attributes:
       gap_s: (n + 1,) seconds since the previous request.
-      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens: (n + 1,) as
-        in `Requests`.
+      task, prompt_tokens, output_tokens, deadline_s, deadline_factor, output_limit, origin, cached_tokens, tenant: (n +
+        1,) as in `Requests`.
       random_start: start at a random request instead of the first one. Static.
-      origins: names of the origins. Static.
+      origins, tenants: names of the origins and tenants. Static.
     """
 
     gap_s: Any
@@ -43,6 +43,8 @@ class ReplayWorkload:
     cached_tokens: Any = None
     random_start: bool = dataclasses.field(default=True, metadata={"static": True})
     origins: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    tenant: Any = None
+    tenants: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def length(self) -> int:
@@ -66,6 +68,7 @@ class ReplayWorkload:
             output_limit=None if self.output_limit is None else jnp.asarray(self.output_limit)[state],
             origin=None if self.origin is None else jnp.asarray(self.origin)[state],
             cached_tokens=None if self.cached_tokens is None else jnp.asarray(self.cached_tokens)[state],
+            tenant=None if self.tenant is None else jnp.asarray(self.tenant)[state],
         )
         return arrival, jnp.where(state == self.length, 1, state + 1)
 
@@ -163,4 +166,6 @@ def replay(requests: Requests, start: Literal["random", "first"] = "random") -> 
         cached_tokens=None if requests.cached_tokens is None else ring(requests.cached_tokens),
         random_start=start == "random",
         origins=requests.origins,
+        tenant=None if requests.tenant is None else ring(requests.tenant),
+        tenants=requests.tenants,
     )

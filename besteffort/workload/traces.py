@@ -165,6 +165,7 @@ class _Parts:
     limit: np.ndarray | None = None
     origin: np.ndarray | None = None
     cached: np.ndarray | None = None
+    tenant: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -213,6 +214,8 @@ def _complete(
         cached_tokens=None if parts.cached is None else np.minimum(parts.cached, fitting_prompts),
         origin=parts.origin,
         origins=() if parts.origin is None else situation.origin_names,
+        tenant=parts.tenant,
+        tenants=() if parts.tenant is None else situation.tenant_names,
     )
     rate = mean_rate(requests)
     doubt: tuple[str, ...] = ()
@@ -279,7 +282,14 @@ def _parts(found: Records, situation: Situation) -> _Parts:
         notes.append(f"`{label.name}` is not read, because the situation lists no `origins`")
     elif situation.origins:
         notes.append("it does not say where requests come from, so they have the delay `network_delay_s` of each pool")
-    return _Parts(arrival_s, task, prompt, output, limit, origin, cached, (*found.notes, *notes))
+    label, tenant = found.labels.get("tenant"), None
+    if label is not None and situation.tenants:
+        tenant = _indices(found.path, label, situation.tenant_names, "a tenant", "say whose they are")
+    elif label is not None:
+        notes.append(f"`{label.name}` is not read, because the situation lists no `tenants`")
+    elif situation.tenants:
+        notes.append("it does not say whose requests they are, so all count the same")
+    return _Parts(arrival_s, task, prompt, output, limit, origin, cached, tenant, (*found.notes, *notes))
 
 
 def _situation_tasks(path: Path, label: Labels, situation: Situation) -> np.ndarray:
@@ -298,12 +308,14 @@ def _indices(
     path: Path, label: Labels, known: tuple[str, ...], what: str, remedy: str, further: str = ""
 ) -> np.ndarray:
     """(n,) indices into the names that a situation has of `what`; an empty label has its `remedy`."""
+    kind = what.split()[1]
+    where = path if label.name == kind else f"{path}: `{label.name}`"
     if (label.index < 0).any():
         raise InputError(f"{path}: `{label.name}` is empty for {(label.index < 0).sum():,} requests; {remedy}.")
     for code in np.unique(label.index).tolist():
         if label.names[code] not in known:
             raise InputError(
-                f"{path}: {what.split()[1]} `{brief(label.names[code])}` is not {what} of the situation, which has "
+                f"{where}: {kind} `{brief(label.names[code])}` is not {what} of the situation, which has "
                 f"{', '.join(known)}; rename it in the file or add it to the situation.{further}"
             )
     return np.array([known.index(name) if name in known else -1 for name in label.names])[label.index]

@@ -23,6 +23,7 @@ class Arrival(NamedTuple):
       cached_tokens: tokens of its prompt that are found in a prefix cache, fewer than `prompt_tokens`; None if no
         request states any.
       origin: index of its origin; None if requests have none.
+      tenant: index of its tenant; likewise.
     """
 
     gap_s: Array
@@ -34,6 +35,7 @@ class Arrival(NamedTuple):
     output_limit: Array | None = None
     origin: Array | None = None
     cached_tokens: Array | None = None
+    tenant: Array | None = None
 
 
 @runtime_checkable

@@ -29,6 +29,25 @@ def test_rejected_and_late_requests_count_as_arrivals(make_result):
     assert metrics.effective_accuracy(result, np.array([[0.4, 0.8]])) == pytest.approx(0.3)
 
 
+def test_tenants_weigh_the_mean_and_the_worst_of_them_counts(make_result):
+    result = make_result(
+        [[0.0, 1.0, 2.0, 3.0]] * 2, reward=[[1.0, 0.5, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]], tenant=[[0, 0, 1, 1]] * 2
+    )
+    weights = np.array([1.5, 0.5, 7.0])
+    found = metrics.weighted_performance(result, weights)
+    np.testing.assert_allclose(found, [(1.5 + 0.75 + 0.5) / 4, (3.0 + 0.5) / 4])
+    np.testing.assert_allclose(
+        metrics.weighted_performance(result, weights, warm_up_s=0.5), [(0.75 + 0.5) / 2.5, (1.5 + 0.5) / 2.5]
+    )
+    np.testing.assert_array_equal(metrics.weighted_performance(result, None), metrics.performance(result))
+    np.testing.assert_allclose(metrics.performance(result), [0.625, 0.75])
+    # A tenant without requests is not the worst one.
+    np.testing.assert_allclose(metrics.worst_tenant(result, 3, 2 * PEAK), [0.25, 0.25])
+    without = dataclasses.replace(result, tenant=None)
+    np.testing.assert_array_equal(metrics.weighted_performance(without, weights), metrics.performance(result))
+    assert np.isnan(metrics.worst_tenant(without, 3, PEAK)).all()
+
+
 def test_routing_mix_counts_rejections_apart(make_result):
     result = make_result([0.0, 1.0, 2.0, 3.0], model=[0, 1, 1, 1], rejected=[False, False, True, False])
     np.testing.assert_allclose(metrics.routing_mix(result, 3), [0.25, 0.5, 0.0, 0.25])

@@ -15,12 +15,12 @@ from besteffort.evaluation.report import (
     Table,
     comparison_table,
     format_cell,
-    origin_table,
+    party_table,
     provenance_lines,
     write_report,
 )
 from besteffort.evaluation.statistics import Interval, mean_interval
-from besteffort.situation import Origin
+from besteffort.situation import Origin, Tenant
 
 
 @pytest.fixture
@@ -77,13 +77,36 @@ def test_without_a_focus_nobody_is_compared(situation, make_result):
     assert "±" not in table.markdown()
 
 
+def test_tenants_have_figures_of_their_own_and_the_worst_stands_with_the_others(situation, make_result):
+    result = make_result([[0.0, 1.0, 2.0, 3.0]] * 2, reward=[[1.0, 0.5, 0.0, 0.4]] * 2, tenant=[[0, 0, 1, 1]] * 2)
+    plain = comparison_table("t", {"ours": result}, situation, width_s=1.0)
+    assert not any("tenant" in column.name or "weighted" in column.name for column in plain.columns)
+    peak = situation.peak_rewards[0]
+    for weights in ((1.0, 1.0), (1.0, 3.0)):
+        tenants = tuple(Tenant(name, weight) for name, weight in zip(("gold", "lead"), weights, strict=True))
+        among = dataclasses.replace(situation, tenants=tenants)
+        row = comparison_table("t", {"ours": result}, among, width_s=1.0).as_data()["rows"][0]
+        assert row["performance"]["mean"] == pytest.approx(1.9 / 4)
+        assert row["worst_tenant"]["mean"] == pytest.approx(0.2 / peak)
+        if weights[0] == weights[1]:
+            assert "weighted_performance" not in row
+        else:
+            assert row["weighted_performance"]["mean"] == pytest.approx((1.5 + 3 * 0.4) / 8)
+        table = party_table("t", {"ours": result}, among, "tenant")
+        rows = {one["name"]: one for one in table.as_data()["rows"]}
+        assert rows["gold"]["performance"]["mean"] == pytest.approx(0.75)
+        assert rows["gold"]["performance_of_peak"]["mean"] == pytest.approx(0.75 / peak)
+        assert rows["lead"]["share_of_requests"]["mean"] == 0.5
+    assert party_table("t", {"ours": result}, among, "origin") is None
+
+
 def test_requests_of_each_origin_have_figures_of_their_own(situation, make_result):
     situation = dataclasses.replace(situation, origins=(Origin("near"), Origin("far"), Origin("nowhere", 0.0)))
     latency_s = np.array([[9.0, 0.2, 0.4, 0.6, 2.0], [9.0, 0.4, 0.4, 0.8, 4.0]])
     result = make_result(
         [[0.0, 1.0, 2.0, 3.0, 4.0]] * 2, latency_s=latency_s, origin=[[1, 0, 0, 1, 1], [1, 0, 0, 1, 1]]
     )
-    table = origin_table("Some load", {"ours": result, "same": result}, situation, warm_up_s=0.5)
+    table = party_table("Some load", {"ours": result, "same": result}, situation, "origin", warm_up_s=0.5)
     titles, rows = [column.title for column in table.columns], dict(table.rows)
     assert list(rows) == [f"{name}, {origin}" for name in ("ours", "same") for origin in ("near", "far", "nowhere")]
     near, far, nowhere = (dict(zip(titles, rows[f"ours, {origin}"], strict=True)) for origin in situation.origin_names)
@@ -93,9 +116,9 @@ def test_requests_of_each_origin_have_figures_of_their_own(situation, make_resul
     assert [float(one["P50 latency (ms)"].mean) for one in (near, far)] == pytest.approx([0.35, 1.85])
     assert float(far["P99 latency (ms)"].mean) == pytest.approx(np.mean([0.6 + 0.99 * 1.4, 0.8 + 0.99 * 3.2]))
     assert "| same, nowhere | 0.0 ± 0.0 | - | - | - | - |" in table.markdown()
-    alone = origin_table("Some load", {"ours": result.lanes(0).lanes(None)}, situation)
+    alone = party_table("Some load", {"ours": result.lanes(0).lanes(None)}, situation, "origin")
     assert [name for name, _ in alone.rows] == ["near", "far", "nowhere"]
-    assert origin_table("t", {"ours": make_result([[0.0, 1.0]])}, situation) is None
+    assert party_table("t", {"ours": make_result([[0.0, 1.0]])}, situation, "origin") is None
 
 
 def test_markdown_table_is_rectangular_and_bold_in_focus(table):

@@ -13,7 +13,7 @@ from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet
 from besteffort.evaluation.results import figures_of, write_outcome
 from besteffort.pools import OriginDelay, Pool
-from besteffort.situation import Cluster, Origin
+from besteffort.situation import Cluster, Origin, Tenant
 from besteffort.workload.requests import Requests
 
 
@@ -61,6 +61,28 @@ def test_figures_of_origins_stand_with_each_router(evaluation):
     plain = figures_of(without_origins(evaluation), config)["loads"][1]["rows"]
     assert not any("origins" in row for row in plain.values())
     assert all({k: v for k, v in rows[name].items() if k != "origins"} == row for name, row in plain.items())
+
+
+def test_figures_of_tenants_stand_with_each_router_and_in_the_report(evaluation, tmp_path):
+    results = tuple(
+        {name: dataclasses.replace(result, tenant=1 - np.asarray(result.origin)) for name, result in each.items()}
+        for each in evaluation.results
+    )
+    situation = dataclasses.replace(evaluation.set.situation, tenants=(Tenant("gold", 3.0, 0.25), Tenant("lead")))
+    sets = dataclasses.replace(evaluation.set, situation=situation)
+    evaluation = dataclasses.replace(evaluation, results=results, set=sets)
+    rows = figures_of(evaluation, EvaluationConfig())["loads"][1]["rows"]
+    assert rows["always model0"]["tenants"]["gold"]["performance"]["mean"] == 0.0
+    assert rows["always model0"]["tenants"]["lead"]["performance"]["mean"] == 1.0
+    assert rows["always model0"]["worst_tenant"]["mean"] == 0.0
+    assert rows["always model0"]["weighted_performance"]["mean"] == pytest.approx(0.25)
+    assert rows["always model0"]["origins"]["far"]["performance"]["mean"] == 0.0
+    assert "tenants" not in rows["upper bound"]
+    assert rows["upper bound"]["weighted_performance"] is None
+    write_outcome(tmp_path, "Title", [evaluation], EvaluationConfig(), (), {})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "### Some load, mean load 2, by tenant" in text
+    assert "| Tenants | gold 20%, weight 3, lead 80%, weight 1 |" in text
 
 
 def test_the_report_has_a_table_by_origin_for_each_load(evaluation, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from besteffort.cli import main
@@ -90,6 +91,35 @@ def test_origins_are_written_per_request_and_in_sum(
     }
     assert {name: row["slo_attainment"] for name, row in found.items()} == {"near": 1.0, "far": 0.0}
     assert found["far"]["latency_p50_s"] == pytest.approx(float(written[0]["latency_s"]))
+
+
+def test_tenants_are_written_per_request_and_in_sum(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tenants.yaml"
+    tenants = "tenants: [{name: gold, weight: 3}, {name: lead}]\n"
+    config.write_text(ORIGINS.replace("near", "far").replace(", {name: far}]", "]") + tenants, encoding="utf-8")
+    head, *rows = LIST.splitlines()
+    whose = ["lead", "gold", "gold"]
+    text = [f"{head},tenant", *(f"{row},{name}" for row, name in zip(rows, whose, strict=True))]
+    listed.write_text("\n".join([*text, ""]), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["simulate", str(listed), "--router", "one", "--config", str(config), "--out", str(out)]) == 0
+    assert "3 requests, by tenant" in capsys.readouterr().out
+    written = list(csv.DictReader((out / "requests.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["tenant"] for row in written] == whose
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert {name: row["share_of_requests"] for name, row in summary["tenants"].items()} == {
+        "gold": pytest.approx(2 / 3),
+        "lead": pytest.approx(1 / 3),
+    }
+    assert "origins" not in summary
+    reward = np.array([float(row["reward"]) for row in written])
+    assert summary["performance"] == pytest.approx(reward.mean())
+    assert summary["weighted_performance"] == pytest.approx((reward[0] + 3 * (reward[1] + reward[2])) / 7)
+    assert summary["worst_tenant"] == pytest.approx(
+        min(row["performance_of_peak"] for row in summary["tenants"].values())
+    )
 
 
 def test_names_of_routers(small: Path, trained: Path) -> None:

@@ -100,6 +100,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "task": Field(("task", "task_name", "taskName")),
     "origin": Field(("origin",)),
+    "tenant": Field(("tenant", "tenant_id", "tenantId")),
     "model": Field(("model", "model_name", "modelName", "Model")),
     "replica": Field(("replica", "instance")),
     "failed": Field(("error", "status", "failed", "error_message")),

@@ -4,7 +4,8 @@ https://github.com/BerriAI/litellm, schema.prisma: `startTime`, `completionStart
 `prompt_tokens`, `completion_tokens`, `model`, `model_group`, `status`. Where an answer was not streamed
 `completionStartTime` is empty, or the end. `model` is the deployment that answered, whose times the log has;
 `model_group` the public name that was asked for, behind which there may be several deployments. `metadata`, an object
-or its text, has the usage that the server told (`usage_object`), with the tokens that its prefix cache had.
+or its text, has the usage that the server told (`usage_object`), with the tokens that its prefix cache had. The tenant
+is the team of the key, `team_id`; `--columns tenant=user` or `tenant=end_user` takes another.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ READER = Reader(
         "prompt": Field(("prompt_tokens",)),
         "output": Field(("completion_tokens",)),
         "cached": Field(("cached_tokens",)),
+        "tenant": Field(("team_id",)),
         "model": Field(("model",)),
         "failed": Field(("status",)),
     },

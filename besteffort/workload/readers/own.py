@@ -1,8 +1,8 @@
 """This package's own format: per request its arrival in seconds, its lengths, perhaps its task and a limit.
 
-Columns `arrival_s`, `prompt_tokens`, `output_tokens`, and if you like `task` and `origin` (names), `output_limit`, the
-most tokens that the client wants, empty where it states none, and `cached_tokens`, how much of the prompt was in the
-server's prefix cache. CSV or JSON lines; rows in order of arrival.
+Columns `arrival_s`, `prompt_tokens`, `output_tokens`, and if you like `task`, `origin` and `tenant` (names),
+`output_limit`, the most tokens that the client wants, empty where it states none, and `cached_tokens`, how much of the
+prompt was in the server's prefix cache. CSV or JSON lines; rows in order of arrival.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ FIELDS = {
     "cached": Field(("cached_tokens",)),
     "task": Field(("task",)),
     "origin": Field(("origin",)),
+    "tenant": Field(("tenant",)),
 }
 
 
