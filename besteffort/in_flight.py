@@ -68,7 +68,7 @@ from besteffort.estimates.estimates import (
 from besteffort.estimates.params import ServingParams
 from besteffort.estimates.rule import Rule, rule_softness, rule_value, time_price
 from besteffort.estimates.view import InFlightView, Terms
-from besteffort.observation import ORIGIN, VALUE, Observation, next_rate
+from besteffort.observation import ORIGIN, TENANT_WEIGHT, VALUE, Observation, next_rate
 from besteffort.policy import Policy
 from besteffort.pools import least_loaded, shown_among, smallest, taking
 from besteffort.situation import Situation, deadline_s
@@ -110,6 +110,8 @@ class _Request:
     found: int = 0  # requests on its instance when it was sent, itself included
     stakes: Stakes | None = None  # once it is sent
     delay_s: float = 0.0
+    tenant: int | None = None
+    tenant_weight: float = 1.0  # factor on its rewards
 
 
 @dataclasses.dataclass(slots=True)
@@ -197,6 +199,10 @@ class InFlight:
         self._starting: dict[int, float] = {}  # instances that have requests, and are up then
         self._replicas = fleet.replicas
         self._origins = {name: index for index, name in enumerate(situation.origin_names)}
+        self._tenants = {name: index for index, name in enumerate(situation.tenant_names)}
+        weights = situation.tenant_weights
+        # Of a request whose tenant is not stated the weight is 1; None where all count the same.
+        self._tenant_weights = None if weights is None else {None: 1.0} | dict(enumerate(weights.tolist()))
         self._tasks = {name: index for index, name in enumerate(situation.task_names)}
         self._number = np.arange(len(self._pools))
         self._know(ServingParams.of(situation, rule=self._rule))
@@ -225,6 +231,7 @@ class InFlight:
         self._limit = np.full(seats, _NO_LIMIT)
         self._arrival_s, self._factor, self._added_s = np.zeros(seats), np.ones(seats), np.zeros(seats)
         self._delay_s = np.zeros(seats)
+        self._tenant_weight = np.ones(seats)
         self._cached = np.zeros(seats, np.int64)
         self._answers = np.zeros((instances, len(Answers._fields)))  # since the last arrival, not streamed
         self._base_s, self._per_token_s, self._quality, self._penalty = (np.zeros(seats) for _ in range(4))
@@ -251,6 +258,7 @@ class InFlight:
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
+        tenant: str | None = None,
         at: float | None = None,
     ) -> None:
         """A request has come.
@@ -264,10 +272,11 @@ class InFlight:
           deadline_s: its deadline on the latency, in seconds, if it is not the task's: that of an answer of the task's
             mean length. Longer and shorter answers have proportionally more and less.
           origin: where it comes from, if the situation has origins.
+          tenant: whose it is, if the situation has tenants. One that states none counts as the mean of them.
           at: when it came; now, by default.
 
         Raises:
-          InputError: if the name is taken, the task or the origin unknown, or a number out of range.
+          InputError: if the name is taken, the task, the origin or the tenant unknown, or a number out of range.
         """
         index = self._checked(request, task, prompt_tokens, max_tokens, deadline_s, "has arrived already")
         if not 0 <= cached_tokens <= prompt_tokens:
@@ -275,11 +284,8 @@ class InFlight:
                 f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
                 f"`prompt_tokens`, {prompt_tokens}."
             )
-        place = None if origin is None else self._origins.get(origin, -1)
-        if place == -1:
-            raise InputError(
-                f"Request {request!r}: unknown origin `{origin}`; choose from {', '.join(self._origins) or 'none'}."
-            )
+        place = _index_of(request, "origin", origin, self._origins)
+        whose = _index_of(request, "tenant", tenant, self._tenants)
         factor = self._factor_of(index, deadline_s)
         now = self._advance(at)
         gap_s, tau_s = now - self._last_arrival_s, self.situation.view.rate_tau_s
@@ -295,6 +301,7 @@ class InFlight:
         self._requests[request] = _Request(
             index, prompt_tokens, max_tokens, factor, now, place, min(cached_tokens, prompt_tokens - 1)
         )
+        self._weigh(self._requests[request], whose)
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
         """A request goes to a pool, given by its name or index, and a replica of it.
@@ -341,6 +348,7 @@ class InFlight:
         known.delay_s = self._delay_of(known.origin, index)
         known.stakes = stakes = self._stakes_of(known, index)
         self._delay_s[here] = known.delay_s
+        self._tenant_weight[here] = known.tenant_weight
         self._limit[here] = _NO_LIMIT if known.max_tokens is None else known.max_tokens
         self._law[here] = stakes.law
         self._base_s[here], self._per_token_s[here] = stakes.deadline_base_s, stakes.deadline_per_token_s
@@ -372,7 +380,7 @@ class InFlight:
     ) -> None:
         """Another gateway has sent a request to a replica of this one's. It is no arrival here, see `others` for these.
 
-        Tell its tokens and its end as of any other.
+        Tell its tokens and its end as of any other. It counts as the mean tenant's request.
 
         Args:
           request: names it in later events.
@@ -503,6 +511,7 @@ class InFlight:
             known.origin,
             known.cached_tokens,
         )
+        self._weigh(self._requests[request], known.tenant)
 
     def use_only(self, available: np.ndarray) -> None:
         """Says where requests may be sent from now on; everywhere unless told otherwise.
@@ -545,7 +554,7 @@ class InFlight:
         if self._requests or self._rates:
             raise InputError("These books have requests already; take over others with new ones.")
         pools, tasks = tuple(other._pools), tuple(other._tasks)
-        origins = tuple(other._origins)
+        origins, tenants = tuple(other._origins), tuple(other._tenants)
         taken: dict[Hashable, bool] = {}
         # In the order of sending, and then those that wait to be sent.
         for request, known in sorted(other._requests.items(), key=lambda item: (item[1].instance < 0, item[1].sent_s)):
@@ -567,6 +576,8 @@ class InFlight:
                 self._origins.get(origins[known.origin]) if known.origin is not None else None,
                 known.cached_tokens,
             )
+            if known.tenant is not None:
+                self._weigh(self._requests[request], self._tenants.get(tenants[known.tenant]))
             if place is not None:
                 self.sent(request, *place, at=known.sent_s)
         for request, sent in taken.items():
@@ -677,6 +688,8 @@ class InFlight:
             given["smallest_batch"] = size if takes is None else np.where(takes, size, 0)
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
+        if TENANT_WEIGHT in names:
+            given[TENANT_WEIGHT] = known.tenant_weight
         if ORIGIN in names:
             given[ORIGIN] = None if known.origin is None else self.situation.origin_names[known.origin]
         return policy.values(
@@ -719,6 +732,7 @@ class InFlight:
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             takes=self._where.takes,
             origin=known.origin,
+            tenant_weight=self._weight_told(known),
             ready_s=self._until_up(self._where.picked),
             prompt_tokens=known.prompt_tokens,
             cached_tokens=known.cached_tokens if self._founds else None,
@@ -767,7 +781,16 @@ class InFlight:
             how = rule_softness(rule, rate, self._params, observed_slowdown=self._slowdown)
         factor = known.deadline_factor if self._factors else None
         cached = known.cached_tokens if self._founds else None
-        newcomer = Newcomer(known.task, known.prompt_tokens, rate, known.max_tokens, factor, known.origin, cached)
+        newcomer = Newcomer(
+            known.task,
+            known.prompt_tokens,
+            rate,
+            known.max_tokens,
+            factor,
+            known.origin,
+            cached,
+            self._weight_told(known),
+        )
         look = self._one_by_one if self._incremental else self._all_at_once
         found = look(newcomer, self._where.picked, now, how, with_harm=with_harm)
         self._latest = (request, now, found)
@@ -805,6 +828,7 @@ class InFlight:
         length, ahead = self._ahead(newcomer, how)
         takes = None if self._alive is None or self._where.pools is None else self._where.pools.tolist()
         slowdown, task, rate, found = self._slowdown, newcomer.task, newcomer.arrival_rate, []
+        weight = newcomer.tenant_weight
         together = self._capacity if slowdown is None else capacity(slowdown, self._params).tolist()
         for pool, (line, course, params, lost) in enumerate(zip(lines, courses, self._plain, harms, strict=True)):
             first_s, step_s = course.first_token_s, course.step_s
@@ -813,7 +837,9 @@ class InFlight:
             work = course.own_prefill_s + params.decode_work_s[task]
             found.append(
                 Estimates(
-                    own_value_of_one(task, ahead, served, delay_s + first_s - step_s, step_s, params, self._terms),
+                    own_value_of_one(
+                        task, ahead, served, delay_s + first_s - step_s, step_s, params, self._terms, weight
+                    ),
                     lost,
                     work if line.stretch is None else work * line.stretch,
                     rate / together[pool],
@@ -847,9 +873,10 @@ class InFlight:
         ).tolist()
         visible_s = self._visible_deadline_s[known.task] * known.deadline_factor
         sizes = self.batch_sizes.sum(axis=0).tolist()
+        weight = self._weight_told(known)
         valued = []
         for one, params, price, size in zip(found, self._plain, prices, sizes, strict=True):
-            value = rule_value(rule, one, known.task, size / params.slots, visible_s, price, params, scalars)
+            value = rule_value(rule, one, known.task, size / params.slots, visible_s, price, params, scalars, weight)
             valued.append(one._replace(value=value))
         return valued
 
@@ -1018,6 +1045,7 @@ class InFlight:
             output_limit=self._limit[rows] if self._limits else None,
             deadline_factor=self._factor[rows] if self._factors else None,
             delay_s=self._delay_s[rows] if self._origins else None,
+            tenant_weight=None if self._tenant_weights is None else self._tenant_weight[rows],
             terms=self._terms,
         )
 
@@ -1073,11 +1101,20 @@ class InFlight:
         """Network delay of a pool to an origin, or to none."""
         return self._delays[pool] if origin is None else self._origin_delays[origin][pool]
 
+    def _weigh(self, known: _Request, tenant: int | None) -> None:
+        """Says whose a request is, and so how much it counts."""
+        known.tenant = tenant
+        known.tenant_weight = 1.0 if self._tenant_weights is None else self._tenant_weights[tenant]
+
+    def _weight_told(self, known: _Request) -> float | None:
+        """Factor on the rewards of a request; None where all count the same."""
+        return None if self._tenant_weights is None else known.tenant_weight
+
     def _stakes_of(self, known: _Request, pool: int) -> Stakes:
         """What a request has to lose that is sent to a pool, in plain numbers."""
         params, task = self._plain[pool], known.task
         longest = params.priors.longest_law
-        law, weight = task * (longest + 1), params.weight[task]
+        law, weight = task * (longest + 1), params.weight[task] * known.tenant_weight
         return Stakes(
             law=law,
             limit=None if known.max_tokens is None else law + min(known.max_tokens, longest),
@@ -1342,6 +1379,17 @@ def _interpolation(row: list[float]) -> Callable[[Any], Any]:
 def _mean_decode(costs: Costs) -> Callable[[Any], Any]:
     """Seconds of a decode of so many requests of mean length."""
     return lambda number: costs.decode(number) + costs.held_s * number
+
+
+def _index_of(request: Hashable, kind: str, name: str | None, known: Mapping[str, int]) -> int | None:
+    """Index of a name; None for none.
+
+    Raises:
+      InputError: if it is unknown.
+    """
+    if name is not None and name not in known:
+        raise InputError(f"Request {request!r}: unknown {kind} `{name}`; choose from {', '.join(known) or 'none'}.")
+    return None if name is None else known[name]
 
 
 def _at_least_one(request: Hashable, name: str, value: int) -> None:

@@ -37,6 +37,7 @@ class Observation(NamedTuple):
         where that is all of a full array.
       ready_s: (pools,) seconds until the replica is up that would get the request; None where nothing happens to them.
       origin: () index of the request's origin; None where requests have none.
+      tenant_weight: () factor on the request's rewards by its tenant; None where all count the same.
       in_flight: the requests in flight, a `besteffort.estimates.view.InFlightView`; None where routers do not estimate.
     """
 
@@ -54,6 +55,7 @@ class Observation(NamedTuple):
     origin: Any = None
     cached_tokens: Any = None
     ready_s: Any = None
+    tenant_weight: Any = None
 
     @property
     def open(self) -> Any:
@@ -103,7 +105,13 @@ IN_FLIGHT = (*ESTIMATES, "prompt_tokens")
 ORIGIN = "origin"
 """The feature that says where a request comes from; all zeros for one that has no origin."""
 
-FEATURES = ("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT, ORIGIN)
+TENANT_WEIGHT = "tenant_weight"
+"""The feature that says how much a request counts; 1 for one that has no tenant, which is the mean of them."""
+
+FEATURES = (
+    *("task", "batch_sizes", "arrival_rate", "deadline_s", "smallest_batch", "since_change_s", *IN_FLIGHT),
+    *(ORIGIN, TENANT_WEIGHT),
+)
 
 PER_MODEL = ("batch_sizes", "smallest_batch", *ESTIMATES)
 """Features with a value for each pool."""
@@ -114,7 +122,7 @@ SIGNED = ("own", "harm", VALUE)
 ONE_HOT = ("task", ORIGIN)
 """Features that are one of several; their number is an index."""
 
-EXOGENOUS = (*ONE_HOT, "arrival_rate", "deadline_s", "work", "load", "prompt_tokens")
+EXOGENOUS = (*ONE_HOT, "arrival_rate", "deadline_s", "work", "load", "prompt_tokens", TENANT_WEIGHT)
 """Features that do not depend on the router's choices."""
 
 
@@ -171,6 +179,7 @@ def default_features(
         VALUE: Feature(VALUE, pools, "linear", 1.0),
         OBSERVED_SLOWDOWN: Feature(OBSERVED_SLOWDOWN, pools, "log1p", 1.0),
         ORIGIN: Feature(ORIGIN, origins, "one_hot"),
+        TENANT_WEIGHT: Feature(TENANT_WEIGHT, 1, "linear", 1.0),
     }
     for name in names:
         if name not in known:
@@ -207,6 +216,8 @@ def value_of(name: str, observation: Observation, estimates: Any = None, xp: Any
             f"The feature `{name}` needs times to be compared with the tables; set `view.slowdown_tau_s` of the "
             "situation, to 2 for instance."
         )
+    if value is None and name == TENANT_WEIGHT:
+        return 1.0
     if value is None and name in IN_FLIGHT:
         raise InputError(
             f"The feature `{name}` needs the requests in flight, which this observation does not show; build the "

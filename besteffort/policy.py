@@ -159,9 +159,10 @@ class Policy:
             without this one.
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
           **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model), and
-            `origin` (its name, or None); see `besteffort.observation.Observation`. Those of
-            `besteffort.observation.IN_FLIGHT`, too: estimates (per model) and `prompt_tokens`, for which
-            `besteffort.in_flight.InFlight` keeps the books; its `decide` passes all of them.
+            `origin` (its name, or None) and `tenant_weight` (1 for no tenant); see
+            `besteffort.observation.Observation`. Those of `besteffort.observation.IN_FLIGHT`, too: estimates (per
+            model) and `prompt_tokens`, for which `besteffort.in_flight.InFlight` keeps the books; its `decide` passes
+            all of them.
 
         Raises:
           InputError: on an unknown task or origin, a value that is missing, no number, not finite or absurdly large, or

@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Interval, Len
 
 from besteffort.errors import InputError, brief
-from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN, ORIGIN
+from besteffort.observation import FEATURES, OBSERVED_SLOWDOWN, ORIGIN, TENANT_WEIGHT
 from besteffort.pools import Fleet, Places, Pool
 from besteffort.profile import Profile
 from besteffort.ranges import Few, NonNegative, Positive, Tokens
@@ -318,6 +318,11 @@ class Situation:
             raise InputError(f"`pools` lists {len(self.pools):,}; list at most {MOST_POOLS}.")
         self._check_origins()
         _check_mix(self.tenants, "Tenant", "tenants")
+        if TENANT_WEIGHT in self.view.features and self.tenant_weights is None:
+            raise InputError(
+                f"`view.features` names `{TENANT_WEIGHT}`, but all requests count the same; list `tenants` whose "
+                "`weight` differs, or leave the feature out."
+            )
         self._check_places()
 
     def _check_origins(self) -> None:

@@ -24,7 +24,7 @@ from besteffort.estimates.rule import Rule
 from besteffort.observation import ESTIMATES, FEATURES, VALUE, Observation, default_features, encode, input_size
 from besteffort.policy import FORMAT, Policy, load_policy, save_policy
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile
-from besteffort.situation import Cluster, Deadline, Origin, Reward, Situation, Task, View
+from besteffort.situation import Cluster, Deadline, Origin, Reward, Situation, Task, Tenant, View
 from besteffort.weights import merge
 from tests.made_up import make_rule
 
@@ -90,6 +90,7 @@ def make_situation(names: tuple[str, ...] = FEATURES[:3]) -> Situation:
         tasks=tasks,
         reward=Reward(soft_span=rng.random(), miss_penalty=rng.random()),
         origins=(Origin("near", rng.random()), Origin("far", rng.random())),
+        tenants=(Tenant("gold", 1 + rng.random(), rng.random()), Tenant("lead", rng.random(), rng.random())),
         view=View(
             names,
             rate_tau_s=rng.random(),
@@ -511,6 +512,7 @@ def test_decide_is_the_argmax_of_jax_on_ten_thousand_states(policy: Policy, tmp_
     names=st.permutations(FEATURES).flatmap(lambda p: st.integers(1, len(p)).map(lambda n: tuple(p[:n]))),
     task=st.integers(0, 3),
     origin=st.sampled_from([None, "near", "far"]),
+    weight=st.sampled_from([None, 0.25, 3.0]),
     instances=st.lists(st.lists(st.integers(0, 64), min_size=3, max_size=3), min_size=4, max_size=4),
     numbers=st.tuples(*[st.floats(0, 1e4)] * 4),
     per_model=st.tuples(*[st.tuples(*[st.floats(0, 9)] * 3)] * len(ESTIMATES)),
@@ -520,6 +522,7 @@ def test_any_features_in_any_order_are_read_as_in_simulation(
     names: tuple[str, ...],
     task: int,
     origin: str | None,
+    weight: float | None,
     instances: list[list[int]],
     numbers: tuple[float, ...],
     per_model: tuple[tuple[float, ...], ...],
@@ -530,6 +533,7 @@ def test_any_features_in_any_order_are_read_as_in_simulation(
     counts = np.array(instances)
     seen = Observation(task, counts.sum(axis=0), rate, counts, deadline, since, prompt_tokens=prompt)
     seen = seen._replace(origin=None if origin is None else policy.situation.origin_names.index(origin))
+    seen = seen._replace(tenant_weight=weight)
     estimates = Estimates(*(np.array(values) for values in per_model))
     estimates = estimates._replace(own=sign * estimates.own)
     x = encode(seen, policy.features, estimates=estimates).astype(np.float32)
@@ -537,6 +541,7 @@ def test_any_features_in_any_order_are_read_as_in_simulation(
     expected = np.maximum(x @ first + bias, 0) @ last + last_bias
     further: dict[str, Any] = {"deadline_s": deadline, "since_change_s": since, "prompt_tokens": prompt}
     further["origin"] = origin
+    further["tenant_weight"] = 1.0 if weight is None else weight
     further["smallest_batch"] = counts.min(axis=0).tolist()
     further |= {name: dict(zip(MODELS, getattr(estimates, name), strict=True)) for name in ESTIMATES}
     got = policy.values(
@@ -706,6 +711,13 @@ def test_a_situation_without_origins_has_no_feature_of_them() -> None:
         dataclasses.replace(make_situation((*FEATURES[:3], "origin")), origins=())
     with pytest.raises(InputError, match="`origin` needs origins; give their number"):
         default_features(2, 3, 4, 32, 50.0, ("origin",))
+
+
+def test_a_situation_whose_tenants_count_the_same_has_no_feature_of_it() -> None:
+    situation = make_situation((*FEATURES[:3], "tenant_weight"))
+    for tenants in ((), (Tenant("gold", 2.0), Tenant("lead", 2.0))):
+        with pytest.raises(InputError, match="names `tenant_weight`, but all requests count the same; list `tenants`"):
+            dataclasses.replace(situation, tenants=tenants)
 
 
 def test_how_many_networks_it_holds_must_be_true(policy: Policy) -> None:

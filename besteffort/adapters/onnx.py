@@ -9,6 +9,7 @@
 | `deadline_s`, `since_change_s` | double | (batch,) | visible deadline; time since a batch size changed |
 | `prompt_tokens` | int64 | (batch,) | length of the request's prompt |
 | `origin` | int64 | (batch,) | index of the request's origin, in the order of the metadata; their number for none |
+| `tenant_weight` | double | (batch,) | weight of the request's tenant, see `Situation.tenant_weights`; 1 for none |
 | `own`, `harm`, `work`, `load`, `value` | double | (batch, pools) | estimates, see below |
 | `first_token_s`, `completion_s` | double | (batch, pools) | estimates, see below |
 

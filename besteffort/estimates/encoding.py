@@ -56,5 +56,6 @@ def appraise(observation: Observation, params: Any, xp: Any = np) -> Estimates:
     # The count of now: batch sizes of the observation may have been read earlier.
     replicas = observation.instance_batch_sizes.shape[0] if params.pools is None else params.pools.placed.sum(0)
     occupancy = xp.asarray(view.batch_sizes) / (slots(params) * replicas)
-    value = rule_values(rule, found, observation.task, rate, occupancy, observation.deadline_s, params, xp)
+    weight, deadline_s = observation.tenant_weight, observation.deadline_s
+    value = rule_values(rule, found, observation.task, rate, occupancy, deadline_s, params, xp, weight)
     return found._replace(value=value)

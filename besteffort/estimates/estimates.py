@@ -69,6 +69,7 @@ class Newcomer(NamedTuple):
       deadline_factor: () factor in force on its deadline; None where deadlines do not change.
       origin: () index of its origin; None where requests have none.
       cached_tokens: () tokens of its prompt that are found in a prefix cache; None where requests state none.
+      tenant_weight: () factor on its rewards; None where all count the same.
     """
 
     task: Any
@@ -78,6 +79,7 @@ class Newcomer(NamedTuple):
     deadline_factor: Any = None
     origin: Any = None
     cached_tokens: Any = None
+    tenant_weight: Any = None
 
     @classmethod
     def of(cls, observation: Observation) -> Newcomer:
@@ -90,6 +92,7 @@ class Newcomer(NamedTuple):
             observation.deadline_factor,
             observation.origin,
             observation.cached_tokens,
+            observation.tenant_weight,
         )
 
 
@@ -494,11 +497,24 @@ def own_value(
     served = line.running + line.waiting < (terms.capacity if params.pools is None else params.pools.places)
     if line.takes is not None:
         served = served & line.takes
-    return params.weight[newcomer.task] * (value * served - penalty)
+    return weight_of(newcomer.task, newcomer.tenant_weight, params) * (value * served - penalty)
+
+
+def weight_of(task: Any, tenant_weight: Any, params: Any) -> Any:
+    """() factor on the rewards of a request, by its task and its tenant."""
+    weight = params.weight[task]
+    return weight if tenant_weight is None else weight * tenant_weight
 
 
 def own_value_of_one(
-    task: int, ahead: Prospect, served: bool, base_s: float, step_s: float, params: Any, terms: Terms
+    task: int,
+    ahead: Prospect,
+    served: bool,
+    base_s: float,
+    step_s: float,
+    params: Any,
+    terms: Terms,
+    tenant_weight: float | None = None,
 ) -> float:
     """The same of one pool in plain numbers, where no cache is limited.
 
@@ -510,6 +526,7 @@ def own_value_of_one(
       step_s: seconds between two tokens.
       params: those of the pool, with lists over tasks.
       terms: what the serving model has.
+      tenant_weight: as in `Newcomer`.
     """
     quality, penalty, lengths = params.quality[task], params.miss_penalty, len(ahead.length)
     slacks = [
@@ -522,7 +539,7 @@ def own_value_of_one(
     else:
         met = 0.5 + 0.5 * sum([math.tanh(slack_s * steepness) for slack_s, steepness, _ in slacks]) / lengths
         value = (quality + penalty) * met
-    return float(params.weight[task] * (value * served - penalty))
+    return float(weight_of(task, tenant_weight, params) * (value * served - penalty))
 
 
 class Stakes(NamedTuple):
@@ -553,6 +570,8 @@ def stakes(view: InFlightView, params: Any, xp: Any = np) -> Stakes:
         base_s, per_token_s = base_s * view.deadline_factor, per_token_s * view.deadline_factor
     law = view.task * (longest + 1)
     weight = _of_task(params.weight, view.task, xp) * view.present
+    if view.tenant_weight is not None:
+        weight = weight * view.tenant_weight
     if view.share is not None:
         weight = weight * view.share
     return Stakes(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from besteffort.estimates.estimates import Estimates, Softness, all_together
+from besteffort.estimates.estimates import Estimates, Softness, all_together, weight_of
 
 _LOADS = (0.08, 12.0)  # prices stay what they are beyond; a rate of 0 has no logarithm
 _SMALLEST = 1e-9
@@ -148,6 +148,7 @@ def rule_values(
     deadline_s: Any,
     params: Any,
     xp: Any = np,
+    tenant_weight: Any = None,
 ) -> Any:
     """(pools,) value of each model to all requests, in units of rewards.
 
@@ -160,15 +161,24 @@ def rule_values(
       deadline_s: () its deadline as known before the answer, in seconds.
       params: as of `besteffort.estimates.estimates.estimate`.
       xp: the array module, `numpy` or `jax.numpy`.
+      tenant_weight: () factor on its rewards by its tenant; None where all count the same.
     """
     of_time = time_price(
         rule.rates, rule.prices, arrival_rate * rule.head_room, params, xp, observed_slowdown=found.observed_slowdown
     )
-    return rule_value(rule, found, task, occupancy, deadline_s, of_time, params, xp)
+    return rule_value(rule, found, task, occupancy, deadline_s, of_time, params, xp, tenant_weight)
 
 
 def rule_value(
-    rule: Rule, found: Estimates, task: Any, occupancy: Any, deadline_s: Any, of_time: Any, params: Any, xp: Any = np
+    rule: Rule,
+    found: Estimates,
+    task: Any,
+    occupancy: Any,
+    deadline_s: Any,
+    of_time: Any,
+    params: Any,
+    xp: Any = np,
+    tenant_weight: Any = None,
 ) -> Any:
     """The same from the price of an instance-second; of all pools, or of one in plain numbers.
 
@@ -181,6 +191,7 @@ def rule_value(
       of_time: price of an instance-second, see `time_price`.
       params: as of `rule_values`, of which the gap, weights, qualities and the penalty of a miss are read.
       xp: the array module, `numpy`, `jax.numpy` or `besteffort.estimates.scalars`.
+      tenant_weight: as of `rule_values`.
     """
     load = xp.clip(found.load, *_LOADS)
     price = params.priors.gap * (
@@ -188,7 +199,7 @@ def rule_value(
         + rule.occupancy_price * load**rule.occupancy_exponent * occupancy
     )
     price = price + rule.time_price * of_time * found.work
-    weight, penalty = params.weight[task], params.miss_penalty
+    weight, penalty = weight_of(task, tenant_weight, params), params.miss_penalty
     chance = (found.own + weight * penalty) / xp.maximum(weight * (params.quality[task] + penalty), _SMALLEST)
     harm = xp.maximum(found.harm, 0.0)
     harm = harm * harm / (harm + rule.harm_floor)

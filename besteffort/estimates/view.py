@@ -87,6 +87,7 @@ class InFlightView:
       output_limit: (pools, seats) the client's limit on its output; None where clients state none.
       deadline_factor: (pools, seats) factor in force on its deadline; None where deadlines do not change.
       delay_s: (pools, seats) network delay of its answer; None where requests have no origin.
+      tenant_weight: (pools, seats) factor on its rewards by its tenant; None where all count the same.
       batch_sizes: (pools,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
         may have been read earlier.
       seen_s: (pools, seats) seconds since it was as this view says; None where all is as of now.
@@ -122,4 +123,5 @@ class InFlightView:
     observed_slowdown: Any = None
     beside: Any = None
     cached_tokens: Any = None
+    tenant_weight: Any = None
     terms: Terms = Terms(1)

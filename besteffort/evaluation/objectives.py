@@ -24,13 +24,15 @@ def scores(
 ) -> Float[np.ndarray, "*lanes"]:
     """The figure that a search with this configuration looks for; where it ties, the mean reward decides.
 
+    Each request counts in the mean reward as much as its tenant, see `Situation.tenant_weights`.
+
     Args:
       result: what happened, of shape (*lanes, n).
       situation: what was served.
       config: names the objective and its numbers.
       warm_up_s: seconds from the first arrival that do not count.
     """
-    reward = metrics.performance(result, warm_up_s=warm_up_s)
+    reward = metrics.weighted_performance(result, situation.tenant_weights, warm_up_s=warm_up_s)
     if config.objective == "reward":
         return reward
     return np.asarray(OBJECTIVES[config.objective](result, situation, config, warm_up_s) + _TIE * reward)
@@ -94,7 +96,7 @@ def slo(result: Result, situation: Situation, config: SearchConfig, warm_up_s: f
     margin = _MARGIN * np.sqrt(attained * (1 - attained) / np.maximum(counted, 1))
     lacking = np.maximum(config.attainment + margin - attained, 0.0)
     least = -float(situation.weights.max()) * (1 + situation.reward.miss_penalty)
-    reward = metrics.performance(result, warm_up_s=warm_up_s)
+    reward = metrics.weighted_performance(result, situation.tenant_weights, warm_up_s=warm_up_s)
     return np.asarray(np.where(lacking > 0, least - lacking, reward))
 
 

@@ -147,7 +147,7 @@ def mean_rewards(
     warm_up_s: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """(rollouts,) performance of each rollout; see `play_routers`.
+    """(rollouts,) performance of each rollout, weighted where tenants count differently; see `play_routers`.
 
     Requests that arrive in the first `warm_up_s` seconds of a list do not count.
 
@@ -155,8 +155,22 @@ def mean_rewards(
       InputError: if the lists differ in length, or the actual situations in more than numbers.
     """
     rewards = _in_order(_play(situation, lists, rollouts, seed, record=False)).reward
-    counted = after_warm_up(_stack(lists)["arrival_s"], warm_up_s)
-    return mean_over(rewards, counted[[rollout.row for rollout in rollouts]])
+    stacked = _stack(lists)
+    rows = [rollout.row for rollout in rollouts]
+    counted = after_warm_up(stacked["arrival_s"], warm_up_s)[rows]
+    tenant = stacked["tenant"][rows] if "tenant" in stacked else None
+    weights = _weights([rollout.actual or situation for rollout in rollouts], tenant)
+    means = mean_over(rewards, counted)
+    return means if weights is None else np.asarray(means / mean_over(weights, counted))
+
+
+def _weights(situations: Sequence[Situation], tenant: np.ndarray | None) -> np.ndarray | None:
+    """(lanes, n) factor on the reward of each request, of (lanes, n) tenants; None where all count the same."""
+    each = [situation.tenant_weights for situation in situations]
+    if tenant is None or all(weights is None for weights in each):
+        return None
+    rows = zip(each, tenant, strict=True)
+    return np.stack([np.ones(len(row)) if weights is None else weights[row] for weights, row in rows])
 
 
 def _play(
@@ -230,6 +244,8 @@ def _play_together(
         check_parties(lists[0], one)
     if "origin" in stacked:
         fields["origin"] = stacked["origin"]
+    if "tenant" in stacked and any(params.tenant_weight is not None for params in numbers):
+        fields["tenant"] = stacked["tenant"]
     arrivals = jax.tree.map(jnp.asarray, Arrival(**fields))
     # Every rollout carries a router of each kind and follows its own.
     kinds = list(dict.fromkeys(rollout.kind for rollout in rollouts))
@@ -361,6 +377,9 @@ def _result(
     reward: np.ndarray,
 ) -> Result:
     arrival_s = requests["arrival_s"]
+    weights = _weights(actual_situations, requests.get("tenant"))
+    if weights is not None:
+        reward = (reward / weights).astype(reward.dtype)
     delays_s = np.array([actual.fleet.network_delay_s for actual in actual_situations], np.float32)
     delay_s = np.take_along_axis(delays_s, placement.pool, axis=1)
     if "origin" in requests:

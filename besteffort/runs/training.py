@@ -150,7 +150,7 @@ def make_training_problem(
                 )
             _check_memory(situation, training, policy.features)
             return TrainingProblem(situation, workload, policy.features, training, policy.weights, rule)
-    fleet = situation.fleet
+    fleet, of_tenants = situation.fleet, situation.tenant_weights
     features = default_features(
         tasks=len(situation.tasks),
         pools=len(fleet.pools),
@@ -160,7 +160,7 @@ def make_training_problem(
         names=situation.view.features,
         typical_deadline_s=float(situation.shares @ situation.visible_deadlines),
         typical_prompt_tokens=float(situation.shares @ situation.mean_prompt_tokens),
-        largest_weight=float(situation.weights.max()),
+        largest_weight=float(situation.weights.max() * (1.0 if of_tenants is None else of_tenants.max())),
         origins=len(situation.origins),
     )
     _check_memory(situation, training, features)

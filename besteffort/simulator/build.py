@@ -147,6 +147,7 @@ def build(
         pools=_differences(fleet) if uneven else None,
         origin_delay_s=None if situation.origin_delay_s is None else numbers(situation.origin_delay_s),
         life=_life(fleet, life) if any(life) else None,
+        tenant_weight=None if situation.tenant_weights is None else numbers(situation.tenant_weights),
     )
     return shape, _with_switches(params, shape, situation)
 
@@ -279,8 +280,20 @@ def build_alike(
         )
     shape = alike.pop()
     _check(shape)
-    return shape, [
-        _with_switches(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)
+    each = [_with_switches(params, shape, situation) for situation, (_, params) in zip(situations, built, strict=True)]
+    return shape, _weighed_alike(situations, each)
+
+
+def _weighed_alike(situations: Sequence[Situation], each: list[EnvParams]) -> list[EnvParams]:
+    """Parameters that all have weights of tenants, if any have: where all count the same, these are ones."""
+    if all(params.tenant_weight is None for params in each):
+        return each
+    if len({situation.tenant_names for situation in situations}) > 1:
+        raise InputError("The situations to be played side by side differ in their `tenants`; give the same names.")
+    ones = jnp.ones(len(situations[0].tenants))
+    return [
+        params if params.tenant_weight is not None else dataclasses.replace(params, tenant_weight=ones)
+        for params in each
     ]
 
 

@@ -78,6 +78,7 @@ class Seats(NamedTuple):
       delay_s: network delay; None where requests have no origin.
       cached_tokens: None unless `EnvShape.estimates`, and where requests state none.
       lost: whether it left without an answer, since the instance failed; None unless `EnvShape.life`.
+      tenant_weight: factor on its rewards; None where all count the same.
     """
 
     index: Array  # type: ignore[assignment]
@@ -101,6 +102,7 @@ class Seats(NamedTuple):
     delay_s: Any = None
     cached_tokens: Any = None
     lost: Any = None
+    tenant_weight: Any = None
 
 
 class DeparturePlan(NamedTuple):
@@ -201,6 +203,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         delay_s=real if like and like.origin is not None else None,
         cached_tokens=whole if estimates and like and like.cached_tokens is not None else None,
         lost=jnp.zeros(all_seats, bool) if shape.life else None,
+        tenant_weight=real if like and like.tenant is not None else None,
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
@@ -366,10 +369,12 @@ def _pool_of_each(shape: EnvShape) -> Array:
 
 def _values(shape: EnvShape, params: EnvParams, seats: Seats, pool: Array) -> Array:
     """Rewards of the requests if they depart as planned."""
-    value = earned(shape, params, pool, seats.task, seats.done_s - seats.arrival_s, seats.deadline_s, seats.delay_s)
+    weight = seats.tenant_weight
+    took_s = seats.done_s - seats.arrival_s
+    value = earned(shape, params, pool, seats.task, took_s, seats.deadline_s, seats.delay_s, weight)
     if seats.lost is None:
         return value
-    return jnp.where(seats.lost, refused(shape, params, seats.task, seats.deadline_s), value)
+    return jnp.where(seats.lost, refused(shape, params, seats.task, seats.deadline_s, weight), value)
 
 
 def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, pool: Array) -> Array:
@@ -455,6 +460,7 @@ def in_flight(
         output_limit=seats.output_limit,
         deadline_factor=seats.deadline_factor,
         delay_s=seats.delay_s,
+        tenant_weight=seats.tenant_weight,
         seen_s=late_s,
         unseen=not_seen,
         ready_s=ready_s,
@@ -738,6 +744,7 @@ def _admit(
         delay_s=insert(seats.delay_s, request.delay_s),
         cached_tokens=insert(seats.cached_tokens, request.cached_tokens),
         lost=insert(seats.lost, False),
+        tenant_weight=insert(seats.tenant_weight, request.tenant_weight),
     )
     runs = seats.finish > 0
     joined = jnp.where(join, plan.joined, 0) + 1

@@ -39,6 +39,7 @@ from besteffort.simulator.request import (
     refused,
     slots,
     takers,
+    weight_of,
 )
 from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
@@ -107,6 +108,7 @@ class ServingEnvironment:
         """Empty cluster, first request pending."""
         init_key, next_key = jax.random.split(key)
         arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
+        arrival = _counted_alike(arrival, params)
         state, step = self.arrive(self.start(arrival)._replace(workload=workload), arrival, params)
         credit = None if self.shape.stepwise else jnp.zeros_like(step.reward)
         return state, dataclasses.replace(step, credit=credit)
@@ -115,6 +117,7 @@ class ServingEnvironment:
         """Places the pending request in pool `action` and advances time to the next arrival."""
         state, placement = self.place(state, action, params)
         arrival, workload = params.workload.next(key, state.workload)
+        arrival = _counted_alike(arrival, params)
         state, step = self.arrive(state._replace(workload=workload), arrival, params)
         return state, dataclasses.replace(step, credit=placement.credit)
 
@@ -195,7 +198,9 @@ class ServingEnvironment:
         reward = reward + state.refused
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
-        ledger = ledgers.open_slot(ledger, index, refused(shape, params, arrival.task, arrival.deadline_s), due_s)
+        weight = weight_of(params, arrival)
+        loss = refused(shape, params, arrival.task, arrival.deadline_s, weight)
+        ledger = ledgers.open_slot(ledger, index, loss, due_s)
         state = EnvState(
             instances=instances,
             ledger=ledger,
@@ -226,6 +231,7 @@ class ServingEnvironment:
             deadline_s=visible_s,
             takes=takers(params, life),
             origin=arrival.origin,
+            tenant_weight=weight,
             ready_s=None if life is None or params.pools is None else lives.shown(life, sizes, params.pools.placed)[1],
             since_change_s=jnp.minimum(state.since_accept_s, dynamics.last_departure_s(instances)),
         )
@@ -263,7 +269,7 @@ class ServingEnvironment:
         if shape.cache_limit:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
             accept &= cache_tokens <= params.cache_tokens[pool]
-        believed, number = params.believed, column[row] + 1
+        believed, number, weight = params.believed, column[row] + 1, weight_of(params, arrival)
         prefill_s = read_s(params, pool, arrival.prompt_tokens, arrival.cached_tokens)
         excess_s = fixed = None
         if compares_iterations(shape):
@@ -293,11 +299,12 @@ class ServingEnvironment:
             delay_s=None if arrival.origin is None else params.origin_delay_s[arrival.origin, pool],
             cached_tokens=arrival.cached_tokens if shape.chunks or shape.estimates else None,
             ready_s=ready_s,
+            tenant_weight=weight,
         )
         instances, ledger, credit = self._dynamics.submit(
             shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept
         )
-        loss = jnp.where(accept, 0.0, refused(shape, params, arrival.task, arrival.deadline_s))
+        loss = jnp.where(accept, 0.0, refused(shape, params, arrival.task, arrival.deadline_s, weight))
         state = state._replace(
             instances=instances,
             ledger=ledger,
@@ -312,3 +319,8 @@ class ServingEnvironment:
     @property
     def _dynamics(self) -> Any:
         return iterative if self.shape.stepwise else closed_form
+
+
+def _counted_alike(arrival: Arrival, params: EnvParams) -> Arrival:
+    """A request without its tenant, where all tenants count the same."""
+    return arrival._replace(tenant=None) if params.tenant_weight is None else arrival

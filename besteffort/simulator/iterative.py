@@ -115,6 +115,7 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
             deadline_factor=real if estimates and like.deadline_factor is not None else None,
             delay_s=real if like.origin is not None else None,
             cached_tokens=whole if (shape.chunks or estimates) and like.cached_tokens is not None else None,
+            tenant_weight=real if like.tenant is not None else None,
         )
 
     none = jnp.zeros(one)
@@ -271,6 +272,7 @@ def _counted(shape: EnvShape, instances: Instances) -> InFlightView:
         output_limit=request.output_limit,
         deadline_factor=request.deadline_factor,
         delay_s=request.delay_s,
+        tenant_weight=request.tenant_weight,
         terms=terms,
     )
 
@@ -306,7 +308,9 @@ def _end(
     departs = served & (tokens >= request.output_tokens)
     pool = (jnp.arange(shape.instances) % shape.pools)[:, None]
     service_s = now_s - request.arrival_s
-    value = earned(shape, params, pool, request.task, service_s, request.deadline_s, request.delay_s)
+    value = earned(
+        shape, params, pool, request.task, service_s, request.deadline_s, request.delay_s, request.tenant_weight
+    )
     timing = None
     if shape.record:
         timing = Timing(running.admission_s - request.arrival_s, first_token_s - request.arrival_s, service_s)

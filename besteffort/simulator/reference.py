@@ -45,6 +45,7 @@ class Listener(Protocol):
         max_tokens: int | None = None,
         deadline_s: float | None = None,
         origin: str | None = None,
+        tenant: str | None = None,
         at: float | None = None,
     ) -> None: ...
 
@@ -79,6 +80,7 @@ def simulate_reference(
     terms: Terms | None = None,
     by_tables: ServingParams | None = None,
     listener: Listener | None = None,
+    tenant_weight: np.ndarray | None = None,
 ) -> Result:
     """Serves a list of requests until the last answer, in float64.
 
@@ -99,6 +101,8 @@ def simulate_reference(
       terms: observations show the requests in flight, for estimates with these terms; None: they do not.
       by_tables: what observed times are compared with, if `terms` are given; None: they are not compared.
       listener: hears every event that a gateway sees, as it happens.
+      tenant_weight: (n,) factor on the rewards of each request that routers reckon with; None where all count the same.
+        The rewards of the result are without it.
 
     Returns:
       One entry per request, arrays of shape (n,).
@@ -139,6 +143,7 @@ def simulate_reference(
             deadline_s=visible_deadline_s[task] * factors[index],
             since_change_s=now - replicas.last_change_s,
             origin=None if requests.origin is None else int(requests.origin[index]),
+            tenant_weight=None if tenant_weight is None else float(tenant_weight[index]),
             takes=replicas.takes(now),
             ready_s=replicas.ready_s(now),
         )
@@ -151,7 +156,9 @@ def simulate_reference(
                 output_limit=limit,
                 deadline_factor=factor,
                 in_flight=dataclasses.replace(
-                    _in_flight(requests, replicas, now, terms) if seen is None else _late(requests, seen, now, terms),
+                    _in_flight(requests, replicas, now, terms, tenant_weight)
+                    if seen is None
+                    else _late(requests, seen, now, terms, tenant_weight),
                     batch_sizes=known_sizes.sum(axis=0),
                     observed_slowdown=slowdown,
                 ),
@@ -165,6 +172,7 @@ def simulate_reference(
                 max_tokens=limit,
                 deadline_s=None if factor is None else observation.deadline_s,
                 origin=None if requests.origin is None else requests.origins[requests.origin[index]],
+                tenant=None if requests.tenant is None else requests.tenants[requests.tenant[index]],
                 at=now,
             )
         request.pool = int(route(index, observation))
@@ -621,7 +629,7 @@ class _Seen:
     unseen: np.ndarray
 
 
-def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlightView:
+def _late(requests: Requests, seen: _Seen, now: float, terms: Terms, tenant_weight: np.ndarray | None) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one, as a gateway sees them."""
     size = (len(seen.rows), max(1, *map(len, seen.rows)))
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
@@ -641,21 +649,24 @@ def _late(requests: Requests, seen: _Seen, now: float, terms: Terms) -> InFlight
         at = now if shows else seen.others_s
         if shows or ran:
             elapsed_s[row] = at - begins_s[begins_s <= at][-1]
-    view = _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
+    view = _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms, tenant_weight)
     return dataclasses.replace(view, seen_s=seen_s, unseen=seen.unseen)
 
 
-def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms) -> InFlightView:
+def _in_flight(
+    requests: Requests, replicas: _Replicas, now: float, terms: Terms, tenant_weight: np.ndarray | None
+) -> InFlightView:
     """What can be counted of the requests on the instances that may get the next one."""
     own = [each[replica] for each, replica in zip(replicas.instances, replicas.shown(now), strict=True)]
-    view = _rows(requests, own, now, terms)
+    view = _rows(requests, own, now, terms, tenant_weight)
     ready_s, takes = replicas.ready_s(now), replicas.takes(now)
     if ready_s is not None and takes is not None:
         view = dataclasses.replace(view, ready_s=ready_s, takes=takes.any(axis=0))
     if replicas.slows_down:
         pools, nothing = range(len(own)), _Instance()
         together = [replicas.beside[instance.gpu] for instance in own]
-        beside = _rows(requests, [here.get(pool, nothing) for here in together for pool in pools], now, terms)
+        others = [here.get(pool, nothing) for here in together for pool in pools]
+        beside = _rows(requests, others, now, terms, tenant_weight)
         grid: dict[str, Any] = {
             field.name: value.reshape(len(pools), len(pools), *value.shape[1:])
             for field in dataclasses.fields(beside)
@@ -665,7 +676,9 @@ def _in_flight(requests: Requests, replicas: _Replicas, now: float, terms: Terms
     return view
 
 
-def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms: Terms) -> InFlightView:
+def _rows(
+    requests: Requests, instances: Sequence[_Instance], now: float, terms: Terms, tenant_weight: np.ndarray | None
+) -> InFlightView:
     """The same, one row per instance."""
     size = (len(instances), terms.capacity)
     present, running, eligible = (np.zeros(size, bool) for _ in range(3))
@@ -680,7 +693,7 @@ def _rows(requests: Requests, instances: Sequence[_Instance], now: float, terms:
         index[row, : len(held)] = [request.index for request in held]
         delay_s[row, : len(held)] = [request.delay_s for request in held]
         elapsed_s[row] = now - instance.begun_s
-    return _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms)
+    return _view(requests, present, running, eligible, tokens, index, delay_s, elapsed_s, now, terms, tenant_weight)
 
 
 def _view(
@@ -694,6 +707,7 @@ def _view(
     elapsed_s: np.ndarray,
     now: float,
     terms: Terms,
+    tenant_weight: np.ndarray | None,
 ) -> InFlightView:
     """A view of (pools, seats) arrays."""
     infers = terms.infers_admissions
@@ -711,6 +725,7 @@ def _view(
         output_limit=None if requests.output_limit is None else requests.output_limit[index],
         deadline_factor=None if requests.deadline_factor is None else requests.deadline_factor[index],
         delay_s=None if requests.origin is None else delay_s,
+        tenant_weight=None if tenant_weight is None else tenant_weight[index],
         terms=terms,
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from besteffort.estimates.correction import Answers, steps_s
 from besteffort.simulator.life import LifeState, among
 from besteffort.simulator.types import EnvParams, EnvShape
+from besteffort.workload.types import Arrival
 
 Array = jax.Array
 
@@ -33,6 +34,7 @@ class Request(NamedTuple):
       cached_tokens: as in `Arrival`; None unless `EnvShape.chunks` or `EnvShape.estimates`, and where requests state
         none.
       ready_s: seconds until its instance is up; None unless `EnvShape.life`.
+      tenant_weight: factor on its rewards; None where all count the same.
     """
 
     index: Array  # type: ignore[assignment]
@@ -50,6 +52,7 @@ class Request(NamedTuple):
     delay_s: Any = None
     cached_tokens: Array | None = None
     ready_s: Any = None
+    tenant_weight: Any = None
 
 
 def needs_prompts(shape: EnvShape) -> bool:
@@ -129,12 +132,13 @@ def earned(
     service_s: Array,
     deadline_s: Array,
     own_delay_s: Array | None = None,
+    tenant_weight: Array | None = None,
 ) -> Array:
     """Reward of answers by `pool` that took `service_s` plus the network delay; arguments broadcast.
 
-    The delay is `own_delay_s`, or where that is None the pool's.
+    The delay is `own_delay_s`, or where that is None the pool's. Rewards count `tenant_weight` times.
     """
-    return shape.reward_fn(
+    value = shape.reward_fn(
         _of_task(params.quality[:, pool], task),
         _of_task(params.weight, task),
         service_s + (delay_s(shape, params, pool) if own_delay_s is None else own_delay_s),
@@ -143,11 +147,20 @@ def earned(
         params.miss_penalty,
         xp=jnp,
     )
+    return value if tenant_weight is None else tenant_weight * value
 
 
-def refused(shape: EnvShape, params: EnvParams, task: Array, deadline_s: Array) -> Array:
+def refused(
+    shape: EnvShape, params: EnvParams, task: Array, deadline_s: Array, tenant_weight: Array | None = None
+) -> Array:
     """Reward of a rejected request: its latency is infinite."""
-    return earned(shape, params, jnp.zeros_like(task), task, jnp.full_like(deadline_s, jnp.inf), deadline_s)
+    never_s = jnp.full_like(deadline_s, jnp.inf)
+    return earned(shape, params, jnp.zeros_like(task), task, never_s, deadline_s, tenant_weight=tenant_weight)
+
+
+def weight_of(params: EnvParams, arrival: Arrival) -> Array | None:
+    """Factor on the rewards of a request by its tenant; None where all count the same."""
+    return None if params.tenant_weight is None or arrival.tenant is None else params.tenant_weight[arrival.tenant]
 
 
 def _of_task(table: Array, task: Array) -> Array:

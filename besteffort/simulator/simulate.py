@@ -22,7 +22,7 @@ from besteffort.simulator.environment import Placement, ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvParams, EnvShape, Router, reads_in_flight
 from besteffort.situation import Deadline, Situation, Task
-from besteffort.workload.requests import Requests, check_parties
+from besteffort.workload.requests import Requests, check_parties, weight_of_each
 from besteffort.workload.types import Arrival
 
 Array = jax.Array
@@ -120,6 +120,7 @@ def simulate_by_reference(
         view=situation.view,
         terms=terms,
         listener=listener,
+        tenant_weight=weight_of_each(requests, situation),
     )
 
 
@@ -140,6 +141,7 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
         output_limit=None if requests.output_limit is None else jnp.asarray(requests.output_limit),
         origin=None if requests.origin is None else jnp.asarray(requests.origin),
         cached_tokens=None if requests.cached_tokens is None else jnp.asarray(requests.cached_tokens),
+        tenant=None if requests.tenant is None or params.tenant_weight is None else jnp.asarray(requests.tenant),
     )
     played = _play(shape, node_types(router), params, router, arrivals, key)
     placement, timing, reward = jax.tree.map(np.asarray, played)
@@ -147,6 +149,8 @@ def simulate_arrays(requests: Requests, shape: EnvShape, params: EnvParams, rout
     of_pool_s = delay_s[placement.pool] if shape.uneven else delay_s
     if requests.origin is not None:
         of_pool_s = np.asarray(params.origin_delay_s)[requests.origin, placement.pool]
+    if requests.tenant is not None and params.tenant_weight is not None:
+        reward = reward / np.asarray(params.tenant_weight)[requests.tenant]
     return Result.of(
         requests.columns,
         model=placement.pool,

@@ -152,6 +152,7 @@ class EnvParams:
       origin_delay_s: (origins, pools) added to the latencies of requests from each origin; None where the situation has
         no origins.
       life: when replicas start, drain and fail; None unless `EnvShape.life`.
+      tenant_weight: (tenants,) factor on the rewards of each tenant's requests; None where all count the same.
     """
 
     decode: Array
@@ -183,6 +184,7 @@ class EnvParams:
     origin_delay_s: Any = None
     chunk_tokens: Any = None
     life: Life | None = None
+    tenant_weight: Any = None
 
     @property
     def believed(self) -> EnvParams:

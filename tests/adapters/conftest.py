@@ -11,7 +11,7 @@ from besteffort.observation import FEATURES, default_features
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
-from besteffort.situation import Cluster, Origin, Reward, Situation
+from besteffort.situation import Cluster, Origin, Reward, Situation, Tenant
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
 from tests.made_up import make_rule
@@ -50,6 +50,7 @@ def seeing(situation: Situation) -> WrappedEnv:
         reward=Reward(soft_span=0.5, miss_penalty=0.4),
         view=dataclasses.replace(situation.view, features=FEATURES, slowdown_tau_s=2.0),
         origins=(Origin("near", 2.0), Origin("far")),
+        tenants=(Tenant("gold", 3.0), Tenant("lead", 1.0, 2.0)),
     )
     load = synthetic(crowded, Poisson(300.0))
     shape, params = build(crowded, load, history=64, horizon=HORIZON, rule=make_rule(3))

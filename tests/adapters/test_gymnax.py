@@ -88,7 +88,7 @@ def test_estimates_stay_within_their_bounds(seeing: WrappedEnv) -> None:
     space = env.observation_space()
     assert (np.asarray(space.low) <= seen).all()
     assert (seen <= np.asarray(space.high)).all()
-    assert len(np.unique(seen[:, -3])) > HORIZON  # prompts of many lengths; two origins follow
+    assert len(np.unique(seen[:, -4])) > HORIZON  # prompts of many lengths; two origins and a weight follow
 
 
 def test_numbers_are_vmapped(problem: WrappedEnv) -> None:

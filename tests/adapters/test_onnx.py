@@ -16,7 +16,7 @@ from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.observation import ESTIMATES, FEATURES, VALUE, Feature, default_features
 from besteffort.policy import Policy, describe, save_policy
-from besteffort.situation import Origin, Situation
+from besteffort.situation import Origin, Situation, Tenant
 from tests.made_up import make_rule
 
 pytest.importorskip("onnx")
@@ -27,6 +27,7 @@ import onnxruntime
 from besteffort.adapters.onnx import export_onnx, to_onnx
 
 ORIGINS = (Origin("near"), Origin("far"))
+TENANTS = (Tenant("gold", 3.0), Tenant("lead"))
 
 
 def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple[int, ...] = (64, 64)) -> Policy:
@@ -37,7 +38,7 @@ def policy_of(situation: Situation, features: tuple[Feature, ...], hidden: tuple
     sizes = [sum(feature.size for feature in features), *hidden, 3]
     weights = [(rng.normal(size=(n, m)) / np.sqrt(n), np.zeros(m)) for n, m in itertools.pairwise(sizes)]
     policy = Policy(
-        situation=dataclasses.replace(situation, view=view, origins=ORIGINS),
+        situation=dataclasses.replace(situation, view=view, origins=ORIGINS, tenants=TENANTS),
         features=features,
         weights=tuple(weights),
         training={"hyper": {"learning_rate": 1e-3}, "seed": 3},
@@ -60,6 +61,7 @@ def states(policy: Policy, count: int) -> dict[str, np.ndarray]:
         "since_change_s": 10.0 ** rng.uniform(-6, 2, count),
         "prompt_tokens": rng.integers(1, 4097, count),
         "origin": rng.integers(0, 1 + len(policy.situation.origins), count),
+        "tenant_weight": rng.choice([0.5, 1.0, 1.5], count),
         **{name: rng.gamma(0.5, 2.0, (count, len(policy.models))) for name in ESTIMATES},
         **{name: rng.uniform(-1, 1, (count, len(policy.models))) for name in ("own", VALUE)},
     }

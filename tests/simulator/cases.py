@@ -23,7 +23,7 @@ from besteffort.simulator.build import build_alike
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import _play
 from besteffort.simulator.types import EnvParams, EnvShape, Router
-from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
+from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, Tenant, View
 from besteffort.workload.requests import Requests
 from besteffort.workload.types import Arrival
 
@@ -309,6 +309,17 @@ def play_compiled(cases: Sequence[Case], x64: bool = True, **static: Any) -> lis
     return [Played(*(column[lane] for column in columns)) for lane in range(len(cases))]
 
 
+def with_tenants(case: Case, tenants: int = 3) -> Case:
+    """The case with so many tenants whose weights differ, one of whom has no requests if there are more than one."""
+    rng = np.random.default_rng((case.seed, 2))
+    listed = tuple(Tenant(f"tenant{k}", float(2.0**k), float(rng.uniform(0.5, 2))) for k in range(tenants))
+    whose = rng.integers(0, max(tenants - 1, 1), len(case.requests))
+    requests = dataclasses.replace(case.requests, tenant=whose, tenants=tuple(one.name for one in listed))
+    situation = dataclasses.replace(case.situation, tenants=listed)
+    assumed = case.assumed and dataclasses.replace(case.assumed, tenants=listed)
+    return dataclasses.replace(case, requests=requests, situation=situation, assumed=assumed)
+
+
 def stacked_lists(cases: Sequence[Case]) -> tuple[Arrival, Router, jax.Array]:
     """Arrivals, routers and keys of all cases with a leading axis, in the present float type."""
     arrivals = [
@@ -322,6 +333,7 @@ def stacked_lists(cases: Sequence[Case]) -> tuple[Arrival, Router, jax.Array]:
             r.output_limit,
             r.origin,
             r.cached_tokens,
+            r.tenant,
         )
         for r in (case.requests for case in cases)
     ]

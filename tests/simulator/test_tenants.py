@@ -8,23 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from besteffort import simulate
 from besteffort.errors import InputError
-from besteffort.evaluation.rollouts import play_routers
+from besteffort.estimates.encoding import appraise
+from besteffort.evaluation.objectives import scores
+from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_routers
+from besteffort.learning.config import SearchConfig
 from besteffort.routers import StaticRouter
 from besteffort.runs.config import load_situation
+from besteffort.simulator.build import build, make_env
+from besteffort.simulator.environment import ServingEnvironment
+from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, Tenant
 from besteffort.workload.arrivals import Poisson
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import Requests, weight_of_each
 from besteffort.workload.resample import resample
 from besteffort.workload.sample import sample_requests, sample_workload
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
-from tests.simulator.cases import make_profile
+from besteffort.workload.types import Arrival
+from tests.simulator.cases import (
+    TOLERANCE,
+    Case,
+    compare,
+    draw_case,
+    draw_kinds,
+    make_profile,
+    play_compiled,
+    with_tenants,
+)
+from tests.simulator.cases import simulate_by_reference as cases_by_reference
 
 PROFILE = make_profile(np.full((1, 4), 0.5), np.full((1, 8), 1.0))
 TASK = Task("task0", prompt_tokens=(1, 8), output_tokens=(1, 3), deadline=Deadline(2.0, 0.0))
@@ -176,7 +194,7 @@ def test_other_tenants_than_the_situations_are_refused() -> None:
         ("[{name: a}, {name: a, weight: 2}]", "Tenant `a` is listed twice under `tenants`; list it once"),
         ("[{name: a, share: 0}]", "Every tenant has `share` 0; give at least one a positive share"),
         ("[{name: a, weight: 0}]", r"tenants\[0\]\.weight.* 0"),
-        ("[{name: a, weight: .inf}]", r"tenants\[0\]\.weight.*inf"),
+        ("[{name: a, weight: .inf}]", r"tenants\[0\]\.weight` is Infinity, but should be a finite number"),
         ("[{name: a, wait: 2}]", r"tenants\[0\]\.wait.*weight"),
         ("[{weight: 2}]", r"tenants\[0\]\.name"),
     ],
@@ -187,3 +205,108 @@ def test_a_mistake_is_one_sentence(tenants: str, sentence: str, tmp_path: Path) 
     with pytest.raises(InputError, match=sentence) as caught:
         load_situation(path)
     assert "\n" not in str(caught.value)
+
+
+KINDS = draw_kinds(11)
+
+
+@pytest.mark.parametrize(
+    "index", [0, 5, pytest.param(8, marks=pytest.mark.optimised)], ids=lambda index: str(KINDS[index])
+)
+def test_compiled_rewards_count_as_much_as_their_tenants(index: int) -> None:
+    """In the closed form, with batch sizes read late and a limited cache, and iteration by iteration."""
+    cases = [with_tenants(shortened(draw_case(KINDS[index], 100 + k))) for k in range(4)]
+    for case, played in zip(cases, play_compiled(cases), strict=True):
+        truth = reference_of(case)
+        weights = weight_of_each(case.requests, case.situation)
+        assert weights is not None
+        assert len(set(weights.tolist())) == 2
+        difference = compare(played, dataclasses.replace(truth, reward=weights * truth.reward))
+        assert difference.outcomes == 0
+        assert max(difference.time, difference.reward) <= TOLERANCE
+        alike = reference_of(dataclasses.replace(case, situation=dataclasses.replace(case.situation, tenants=())))
+        np.testing.assert_array_equal(truth.reward, alike.reward)
+
+
+def shortened(case: Case) -> Case:
+    return dataclasses.replace(case, requests=case.requests.part(slice(0, 150), 0.0))
+
+
+def reference_of(case: Case) -> Result:
+    requests = case.requests if case.situation.tenants else dataclasses.replace(case.requests, tenant=None, tenants=())
+    return cases_by_reference(dataclasses.replace(case, requests=requests))
+
+
+def test_what_is_learned_from_counts_as_much_as_its_tenant() -> None:
+    """Rewards, credits and own-request outcomes of an episode add up to the weighted rewards of the list."""
+    case = with_tenants(shortened(draw_case(KINDS[0], 7)))
+    requests, n = case.requests, len(case.requests)
+    weights = weight_of_each(requests, case.situation)
+    assert weights is not None
+    with jax.enable_x64(True):
+        env, params = make_env(case.situation, replay(requests, "first"), history=2 * n)
+        state, first = env.reset(jax.random.key(0), params)
+        last = len(case.situation.fleet.pools) - 1
+
+        def step(state: Any, key: jax.Array) -> Any:
+            state, now = env.step(key, state, jnp.int32(last), params)
+            return state, (now.reward, now.credit)
+
+        keys = jax.random.split(jax.random.key(1), n - 1)
+        state, (reward, credit) = jax.lax.scan(step, state, keys)
+        state, placed = env.place(state, jnp.int32(last), params)
+        drained = env.drain(state, params)
+    reward, credit = (
+        np.append(np.asarray(each), one) for each, one in ((reward, first.reward), (credit, placed.credit))
+    )
+    result = simulate(requests, case.situation, StaticRouter(last))
+    wanted = weights * result.reward
+    np.testing.assert_allclose(np.asarray(drained.ledger.reward)[:n], wanted, atol=1e-12)
+    np.testing.assert_allclose(credit.sum(), wanted.sum(), rtol=1e-9)
+    assert abs(float(wanted.sum() - result.reward.sum())) > 1e-3
+    # Step rewards come as requests leave; those that are still there have not paid.
+    left = result.completion_s <= requests.arrival_s[-1]
+    refused = result.rejected.copy()
+    refused[-1] = False
+    np.testing.assert_allclose(reward.sum(), wanted[left | refused].sum(), rtol=1e-9)
+
+
+def test_search_and_tuning_look_for_the_weighted_mean() -> None:
+    lists = [listed([0, 1, 2, 0]), listed([1, 1, 0, 2])]
+    # A deadline that the prefill of gold's alone meets.
+    lists = [dataclasses.replace(one, deadline_s=np.where(one.tenant == 0, 2.0, 0.5)) for one in lists]
+    rollouts = [Rollout("model0", row, StaticRouter(0)) for row in (0, 1)]
+    found = mean_rewards(SITUATION, lists, rollouts)
+    np.testing.assert_allclose(found, [6 / 7.5, 3 / 5.5], rtol=1e-6)
+    result = play_routers(SITUATION, lists, {"model0": [StaticRouter(0)] * 2})["model0"]
+    np.testing.assert_allclose(scores(result, SITUATION, SearchConfig()), found, rtol=1e-6)
+    alike = dataclasses.replace(SITUATION, tenants=tuple(dataclasses.replace(one, weight=1.0) for one in TENANTS))
+    np.testing.assert_allclose(mean_rewards(alike, lists, rollouts), [0.5, 0.25], rtol=1e-6)
+    both = [Rollout("model0", 0, StaticRouter(0), actual) for actual in (SITUATION, alike)]
+    np.testing.assert_allclose(mean_rewards(SITUATION, lists, both), [6 / 7.5, 0.5], rtol=1e-6)
+
+
+def program_of(situation: Situation, requests: Requests) -> str:
+    """The compiled program that plays a list, as text."""
+    shape, params = build(situation, None, history=8, longest_prompt=8, record=True, estimates=True)
+    weighs = params.tenant_weight is not None
+    arrival = Arrival(
+        *(jnp.asarray(1.0), *(jnp.asarray(1, jnp.int32),) * 3, jnp.asarray(1.0)),
+        tenant=jnp.asarray(0, jnp.int32) if weighs and requests.tenant is not None else None,
+    )
+    env = ServingEnvironment(shape)
+
+    def play(params: Any, arrival: Arrival) -> Any:
+        state, step = env.arrive(env.start(arrival), arrival, params)
+        state, _ = env.place(state, jnp.int32(0), params)
+        return env.drain(state, params).ledger, appraise(step.observation, params, jnp)
+
+    return str(jax.make_jaxpr(play)(params, arrival))
+
+
+def test_tenants_that_count_the_same_cost_nothing() -> None:
+    alike = dataclasses.replace(SITUATION, tenants=tuple(dataclasses.replace(one, weight=2.0) for one in TENANTS))
+    requests = listed([0, 1, 2])
+    plain = program_of(NOBODY, listed(None))
+    assert program_of(alike, requests) == plain
+    assert program_of(SITUATION, requests) != plain
