@@ -74,6 +74,7 @@ class Ask:
       client: name of the client's key.
       path: of the API.
       origin: where it comes from, if the policy knows origins.
+      tenant: whose it is, if the policy knows tenants.
     """
 
     task: str
@@ -89,6 +90,7 @@ class Ask:
     client: str = ""
     path: str = ""
     origin: str | None = None
+    tenant: str | None = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -178,6 +180,7 @@ class Record:
     task_source: str
     client: str
     origin: str
+    tenant: str
     model: str
     pool: str
     replica: int | None
@@ -296,6 +299,7 @@ class Core:
                 max_tokens=ask.max_tokens,
                 deadline_s=visible_s if own else None,
                 origin=ask.origin if ask.origin in each.policy.situation.origin_names else None,
+                tenant=ask.tenant if ask.tenant in each.policy.situation.tenant_names else None,
                 at=now,
             )
             ticket.flights[each.flight] = False
@@ -651,6 +655,7 @@ class Core:
             task_source=ask.task_source,
             client=ask.client,
             origin=ask.origin or "",
+            tenant=ask.tenant or "",
             model="" if place is None else place.model,
             pool="" if place is None else place.pool.name,
             replica=None if place is None else place.replica,

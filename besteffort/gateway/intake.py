@@ -5,7 +5,8 @@ The task comes from the first of: the header `x-besteffort-task`; `metadata.best
 `x-besteffort-deadline-ms`; `x-llm-d-slo-ttft-ms` with `x-llm-d-slo-tpot-ms`, of the first token and of each further
 one; or the task. A client that says how long it waits (`x-stainless-read-timeout`, `grpc-timeout`, `prefer: wait=`)
 has no later deadline than that. The origin from the header `x-besteffort-origin` or `metadata.besteffort_origin`, where
-the policy knows origins.
+the policy knows origins. The tenant likewise, from `x-besteffort-tenant` or `metadata.besteffort_tenant`; but a key
+whose name is a tenant's is that tenant's.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def read_request(raw: bytes, headers: Mapping[str, str], path: str, client: str,
         streamed=bool(streamed),
         client=client,
         path=path,
-        origin=_origin(metadata or {}, headers, snapshot),
+        origin=_party("origin", snapshot.origins, metadata or {}, headers),
+        tenant=_tenant(metadata or {}, headers, client, snapshot),
     )
     return Intake(ask, _onward(body, metadata, options), bool(streamed), bool((options or {}).get("include_usage")))
 
@@ -153,23 +155,34 @@ def _check_task(task: Any, snapshot: Snapshot, param: str) -> str:
     )
 
 
-def _origin(metadata: Mapping[str, Any], headers: Mapping[str, str], snapshot: Snapshot) -> str | None:
-    """Where a request comes from; None if it does not say, or the policy knows no origins."""
-    known = snapshot.origins
+def _tenant(metadata: Mapping[str, Any], headers: Mapping[str, str], client: str, snapshot: Snapshot) -> str | None:
+    """Whose a request is; None if neither it nor its key says, or the policy knows no tenants."""
+    stated = _party("tenant", snapshot.tenants, metadata, headers)
+    if client not in snapshot.tenants:
+        return stated
+    if stated not in (None, client):
+        raise ApiError(
+            403,
+            f"The key is the tenant `{client}`'s, not `{stated}`'s; leave the tenant out, or use that one's key.",
+            code="wrong_tenant",
+        )
+    return client
+
+
+def _party(kind: str, known: tuple[str, ...], metadata: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+    """The origin or tenant that a request states; None if it states none, or the policy knows none."""
     if not known:
         return None
-    for param, stated in (
-        ("x-besteffort-origin", headers.get("x-besteffort-origin")),
-        ("metadata.besteffort_origin", metadata.get("besteffort_origin")),
-    ):
+    header, field = f"x-besteffort-{kind}", f"besteffort_{kind}"
+    for param, stated in ((header, headers.get(header)), (f"metadata.{field}", metadata.get(field))):
         if stated is None:
             continue
         if isinstance(stated, str) and stated.strip() in known:
             return stated.strip()
         raise ApiError(
             400,
-            f"`{param}`: there is no origin `{brief(stated)}`; choose from {', '.join(known)}.",
-            code="unknown_origin",
+            f"`{param}`: there is no {kind} `{brief(stated)}`; choose from {', '.join(known)}.",
+            code=f"unknown_{kind}",
             param=param,
         )
     return None

@@ -108,6 +108,11 @@ class Snapshot:
         return self.policy.situation.origin_names
 
     @functools.cached_property
+    def tenants(self) -> tuple[str, ...]:
+        """Names of tenants that requests may state."""
+        return self.policy.situation.tenant_names
+
+    @functools.cached_property
     def longest_wait_s(self) -> float:
         """Seconds after which a request has no try in progress."""
         return max(pool.timeouts.total_s + pool.timeouts.connect_s for pool in self.config.pools)

@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from besteffort.gateway.config import Breaker, Listen, Retries
 from besteffort.gateway.core import Ask, Claim, Core, Record, RefusedError, Ticket
 from besteffort.policy import Policy
-from besteffort.situation import Origin
+from besteffort.situation import Origin, Tenant
 from tests.gateway.policies import MODELS, Clock, config, greedy, snapshot
 
 ASK = Ask(task="piqa", characters=400)
@@ -361,6 +361,17 @@ def test_books_know_where_a_request_comes_from() -> None:
         assert made.snapshot.flight.observation("r").origin == index
         made.close(ticket, "cancelled")
     assert [record.origin for record in records] == ["far", "near", ""]
+
+
+def test_books_know_whose_a_request_is() -> None:
+    policy = greedy()
+    tenants = dataclasses.replace(policy.situation, tenants=(Tenant("gold", 3.0), Tenant("lead")))
+    made, _, records = core(policy=dataclasses.replace(policy, situation=tenants))
+    for tenant, weight in (("gold", 1.5), ("lead", 0.5), (None, 1.0)):
+        ticket = made.arrive(dataclasses.replace(ASK, tenant=tenant), "r")
+        assert made.snapshot.flight.observation("r").tenant_weight == weight
+        made.close(ticket, "cancelled")
+    assert [record.tenant for record in records] == ["gold", "lead", ""]
 
 
 def test_a_reload_keeps_counts_rate_and_breakers() -> None:

@@ -14,7 +14,7 @@ from besteffort.gateway.config import Key, Rule, Tier
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.snapshot import Snapshot
-from besteffort.situation import Origin
+from besteffort.situation import Origin, Tenant
 from tests.gateway.policies import config, greedy, snapshot
 
 SNAPSHOT = snapshot(
@@ -74,6 +74,34 @@ def test_the_origin_is_one_that_the_policy_knows() -> None:
     assert (refused.value.status, refused.value.code) == (400, "unknown_origin")
     with pytest.raises(ApiError, match=r"`metadata.besteffort_origin`: there is no origin `7`"):
         origin({}, metadata={"besteffort_origin": 7})
+
+
+def test_the_tenant_is_one_that_the_policy_knows_and_that_of_the_key() -> None:
+    policy = greedy()
+    situation = dataclasses.replace(policy.situation, tenants=(Tenant("gold", 2.0), Tenant("lead")))
+    knows = snapshot(policy=dataclasses.replace(policy, situation=situation))
+
+    def tenant(headers: dict[str, str], client: str = "", known: Snapshot = knows, **fields: Any) -> str | None:
+        return read_request(json.dumps(prompt(**fields)).encode(), headers, COMPLETIONS, client, known).ask.tenant
+
+    header = {"x-besteffort-tenant": " lead "}
+    assert tenant(header, metadata={"besteffort_tenant": "gold"}) == "lead"
+    assert tenant({}, metadata={"besteffort_tenant": "gold"}) == "gold"
+    assert tenant({}) is None
+    assert tenant({"x-besteffort-tenant": "tin"}, known=SNAPSHOT) is None
+    with pytest.raises(
+        ApiError, match="`x-besteffort-tenant`: there is no tenant `tin`; choose from gold, lead"
+    ) as one:
+        tenant({"x-besteffort-tenant": "tin"})
+    assert (one.value.status, one.value.code) == (400, "unknown_tenant")
+    # A key by another name says nothing of it; one by a tenant's name is that tenant's.
+    assert tenant(header, "proxy") == "lead"
+    assert tenant({}, "gold") == "gold"
+    assert tenant(header, "lead") == "lead"
+    with pytest.raises(ApiError, match="The key is the tenant `gold`'s, not `lead`'s; leave the tenant out") as two:
+        tenant(header, "gold")
+    assert (two.value.status, two.value.code) == (403, "wrong_tenant")
+    assert tenant(header, "gold", SNAPSHOT) is None
 
 
 @pytest.mark.parametrize(

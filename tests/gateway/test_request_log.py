@@ -19,6 +19,7 @@ RECORD = Record(
     task_source="header",
     client="team",
     origin="",
+    tenant="",
     model="opt-125m",
     pool="small",
     replica=1,
