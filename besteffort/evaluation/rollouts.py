@@ -292,7 +292,8 @@ def _play_together(
 def _side_by_side(function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
     """What a function gives for each item, in order, on all cores; no more is held than that many results."""
     workers = min(cores(), len(items))
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         waiting: collections.deque[Future[T]] = collections.deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -300,6 +301,9 @@ def _side_by_side(function: Callable[[Any], T], items: Sequence[Any]) -> Iterato
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        # Where one fails, nobody waits for the others.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _column(leaves: Sequence[Any]) -> tuple[np.ndarray, bool]:

@@ -209,16 +209,15 @@ def _tuning(plan: QuickstartPlan, out: Path) -> Iterator[list[Future[dict[str, S
         if given_up.is_set():
             raise CancelledError
 
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            yield [
-                thread.submit(
-                    tune_on, stage.evaluation_set, plan.config.evaluation, kept=out / results.TUNED, check=check
-                )
-                for stage in plan.stages
-            ]
-        finally:
-            given_up.set()
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield [
+            thread.submit(tune_on, stage.evaluation_set, plan.config.evaluation, kept=out / results.TUNED, check=check)
+            for stage in plan.stages
+        ]
+    finally:
+        given_up.set()
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _quickstart(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Any, ClassVar
 
 import jax
@@ -256,3 +258,22 @@ def test_replicas_come_and_go_as_alone(situation: Situation) -> None:
             )
     assert played["large"].lost.any()
     assert played["large"].rejected.any()
+
+
+def test_where_one_fails_nobody_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "cores", lambda: 2)
+    released, begun = threading.Event(), set()
+
+    def play(item: int) -> None:
+        begun.add(item)
+        if item == 0:
+            raise InputError("It failed.")
+        released.wait(60)
+
+    start_s = time.monotonic()
+    with pytest.raises(InputError, match="It failed"):
+        list(rollouts._side_by_side(play, range(10)))
+    assert time.monotonic() - start_s < 30
+    released.set()
+    time.sleep(0.1)
+    assert begun <= {0, 1, 2}  # what was queued does not begin

@@ -73,3 +73,27 @@ def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeyp
     with pytest.raises(InputError, match="It diverged"):
         quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
     assert len(generations) < 1_000
+
+
+def test_nobody_waits_for_the_tuning_where_a_training_fails(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the generation that it is at."""
+    begun, released = threading.Event(), threading.Event()
+
+    def tuned(*_: object, **__: object) -> dict[str, object]:
+        begun.set()
+        released.wait(60)
+        return {}
+
+    def training(*_: object, **__: object) -> None:
+        assert begun.wait(60)
+        raise InputError("It diverged.")
+
+    monkeypatch.setattr(quickstart, "tune_on", tuned)
+    monkeypatch.setattr(quickstart, "run_training", training)
+    plan = quickstart.make_plan(load_quickstart(str(small), None))
+    with pytest.raises(InputError, match="It diverged"):
+        quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
+    assert not released.is_set()
+    released.set()
