@@ -213,19 +213,19 @@ class Trial(NamedTuple):
 def _play(judged: EvaluationSet, trials: Sequence[Trial]) -> Performance:
     """Performance on each list, by world and router."""
     lists = judged.judged[0]
-    rollouts, labels = [], {}
+    rollouts, trial_of = [], []
     for one in trials:
         for row in range(len(lists)):
             router = one.routers[row % len(one.routers)]
             rollouts.append(Rollout(one.kind, row, router, one.actual, one.assumed))
-            labels[id(rollouts[-1])] = one
+            trial_of.append(one)
     found: dict[str, dict[str, np.ndarray]] = {}
-    for block, result in play_rollouts(judged.situation, lists, rollouts):
+    for indices, result in play_rollouts(judged.situation, lists, rollouts):
         values = metrics.performance(result, warm_up_s=judged.warm_up_s)
-        for rollout, value in zip(block, values, strict=True):
-            trial = labels[id(rollout)]
+        for index, value in zip(indices.tolist(), values, strict=True):
+            trial = trial_of[index]
             of_world = found.setdefault(trial.world, {})
-            of_world.setdefault(trial.name, np.full(len(lists), np.nan))[rollout.row] = value
+            of_world.setdefault(trial.name, np.full(len(lists), np.nan))[rollouts[index].row] = value
     return found
 
 
