@@ -35,7 +35,7 @@ from besteffort.learning.network import (
 from besteffort.learning.replay_buffer import Batch, ReplayBuffer, Rows
 from besteffort.learning.rollout import Actors
 from besteffort.observation import Feature, input_size
-from besteffort.simulator.types import Environment
+from besteffort.simulator.types import Environment, never_ends
 from besteffort.weights import Weights, merge, split
 
 T = TypeVar("T")
@@ -185,12 +185,7 @@ def train(
         network = _networks(env, features, config).q
         each = [from_weights(part, input_size(features), network) for part in split(weights, config.ensemble_size)]
         start = jax.tree.map(lambda *leaves: jnp.stack(leaves * runs), *each)
-    if config.ensemble_size > 1:
-        repeat = partial(jnp.repeat, repeats=config.ensemble_size, axis=0)
-        keys = jax.vmap(partial(jax.random.split, num=config.ensemble_size))(keys).reshape(-1)
-        hyper = jax.tree.map(repeat, hyper)
-        if isinstance(env_params, PerRun):
-            env_params = env_params._replace(own=jax.tree.map(repeat, env_params.own))
+    env_params, hyper, keys = _of_networks(config, env_params, hyper, keys)
     state = initial_state(env, features, config, env_params, hyper, keys, start)
     metrics: Metrics = {}
     if checkpoint_path is not None and checkpoint.exists(checkpoint_path):
@@ -225,6 +220,36 @@ def train(
         decisions=int(metrics["decisions"][-1, 0]),
         metrics=metrics,
     )
+
+
+def compile_ahead(
+    env: Environment,
+    env_params: Any,
+    features: tuple[Feature, ...],
+    config: DQNConfig,
+    hyper: DQNHyperparams,
+    keys: Key[Array, " runs"],
+) -> None:
+    """Compiles what `train` with these arguments runs, or others that differ in numbers only."""
+    env_params, hyper, keys = _of_networks(config, env_params, hyper, keys)
+    first = initial_state.lower(env, features, config, env_params, hyper, keys, None)
+    segment.lower(env, features, config, env_params, hyper, first.out_info).compile()
+    first.compile()
+
+
+def _of_networks(
+    config: DQNConfig, env_params: Any, hyper: DQNHyperparams, keys: Key[Array, " runs"]
+) -> tuple[Any, DQNHyperparams, Key[Array, " networks"]]:
+    """Parameters, numbers and keys of runs as those of their networks."""
+    runs = keys.shape[0]
+    hyper = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (runs,)), hyper)
+    if config.ensemble_size > 1:
+        repeat = partial(jnp.repeat, repeats=config.ensemble_size, axis=0)
+        keys = jax.vmap(partial(jax.random.split, num=config.ensemble_size))(keys).reshape(-1)
+        hyper = jax.tree.map(repeat, hyper)
+        if isinstance(env_params, PerRun):
+            env_params = env_params._replace(own=jax.tree.map(repeat, env_params.own))
+    return env_params, hyper, keys
 
 
 @partial(jax.jit, static_argnames=("env", "features", "config"))
@@ -287,16 +312,21 @@ def segment(
         one = partial(chunk, env, features, config, state.steps)
         runs, ended, restart_keys, metrics = _each_run(one, env_params)(hyper, state.runs)
 
-        def restart(actors: Actors) -> Actors:
-            return _each_run(partial(rollout.restart, env), env_params)(actors, ended, restart_keys)
-
-        # Outside `vmap`, where a condition skips the branch that is not taken.
-        actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
-        return TrainState(runs._replace(actors=actors), state.steps + config.rollout_length), metrics
+        if not never_ends(env):
+            restart = partial(_restart, env, env_params, ended, restart_keys)
+            # Outside `vmap`, where a condition skips the branch that is not taken.
+            actors = jax.lax.cond(ended.any(), restart, lambda actors: actors, runs.actors)
+            runs = runs._replace(actors=actors)
+        return TrainState(runs, state.steps + config.rollout_length), metrics
 
     state, metrics = jax.lax.scan(body, state, length=config.log_interval)
     means = {name: values.mean(axis=0) for name, values in metrics.items()}
     return state, means | {"norm": jax.vmap(optax.tree.norm)(state.runs.learner.online)}
+
+
+def _restart(env: Environment, env_params: Any, ended: Array, keys: Array, actors: Actors) -> Actors:
+    """`rollout.restart` of all runs."""
+    return _each_run(partial(rollout.restart, env), env_params)(actors, ended, keys)
 
 
 def chunk(

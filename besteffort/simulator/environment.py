@@ -104,6 +104,11 @@ class ServingEnvironment:
     shape: EnvShape
     version = "1"
 
+    @property
+    def endless(self) -> bool:
+        """Whether episodes never end."""
+        return not self.shape.horizon
+
     def reset(self, key: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
         """Empty cluster, first request pending."""
         init_key, next_key = jax.random.split(key)

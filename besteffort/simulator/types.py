@@ -219,6 +219,11 @@ def reads_in_flight(router: Router) -> bool:
     return bool(getattr(router, "estimates", False))
 
 
+def never_ends(env: Any) -> bool:
+    """Whether an environment declares that its episodes never end, so that programs need not restart any."""
+    return bool(getattr(env, "endless", False))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TimeStep:
