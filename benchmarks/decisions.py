@@ -30,9 +30,10 @@ from rich.table import Table
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speeds, machine, measure
 from besteffort.adapters.onnx import to_onnx
+from besteffort.errors import InputError
 from besteffort.observation import Observation, input_size
 from besteffort.policy import Policy, load_policy
-from besteffort.routers.learned import learned_router
+from besteffort.routers.learned import LearnedRouter, learned_router
 from besteffort.runs.experiment import load_run
 from besteffort.runs.training import make_policy, make_training_problem
 
@@ -96,6 +97,8 @@ def deciders(policy: Policy) -> dict[str, Decide]:
         to_onnx(policy).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     router = learned_router(policy)
+    if not isinstance(router, LearnedRouter):
+        raise InputError("The policy decides by its rule alone; give one of networks.")
     unread = np.zeros((), np.float32)
 
     @jax.jit

@@ -97,6 +97,14 @@ class Policy:
     )
     _further: frozenset[str] = dataclasses.field(init=False, repr=False)
 
+    @property
+    def is_rule(self) -> bool:
+        """Whether it decides by its rule alone, whose values its network passes on as they are."""
+        if tuple(feature.name for feature in self.features) != (VALUE,) or len(self.weights) != 1:
+            return False
+        ((matrix, bias),) = self.weights
+        return np.array_equal(matrix, np.eye(len(bias))) and not bias.any()
+
     def __post_init__(self) -> None:
         weights = tuple((np.asarray(w, np.float32), np.asarray(b, np.float32)) for w, b in self.weights)
         object.__setattr__(self, "weights", weights)

@@ -46,7 +46,6 @@ from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
-from besteffort.runs.untrained import is_rule
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation, as_text
 from besteffort.version import __version__
@@ -418,7 +417,7 @@ def _training_problem(
     if workload is not None:
         problem = dataclasses.replace(problem, workload=workload)
     if start is not None:
-        begun = {"rule": start.rule} if is_rule(start) else {"weights": start.weights, "rule": start.rule}
+        begun = {"rule": start.rule} if start.is_rule else {"weights": start.weights, "rule": start.rule}
         problem = dataclasses.replace(problem, **begun)
     return dataclasses.replace(problem, lists=lists, selection=selection)
 

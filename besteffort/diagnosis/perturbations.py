@@ -166,7 +166,7 @@ def judge_perturbations(
     Raises:
       InputError: if the lists of a perturbation differ in length, or actual situations in more than numbers.
     """
-    figures: dict[tuple[int, str, str], list[float]] = {}
+    figures: dict[tuple[int, str, str], dict[int, float]] = {}
     for length in dict.fromkeys(len(perturbation.lists[0]) for perturbation in perturbations):
         lists: dict[int, Requests] = {}
         rollouts: list[tuple[int, Rollout]] = []
@@ -185,7 +185,8 @@ def judge_perturbations(
         ):
             performance = metrics.performance(result, warm_up_s=warm_up_s)
             attainment = metrics.slo_attainment(result, warm_up_s=warm_up_s)
-            for row, (index, rollout) in enumerate(rollouts[i] for i in indices):
+            for row, number in enumerate(indices.tolist()):
+                index, rollout = rollouts[number]
                 values = {"performance": performance[row], "slo_attainment": attainment[row]}
                 if rollout.kind in inspect:
                     requests = tuple(lists.values())[rollout.row]
@@ -193,11 +194,15 @@ def judge_perturbations(
                     counted = metrics.after_warm_up(requests.arrival_s, warm_up_s)
                     values["avoidable_misses"] = metrics.mean_over(missed, counted)
                 for measure, value in values.items():
-                    figures.setdefault((index, rollout.kind, measure), []).append(float(value))
+                    figures.setdefault((index, rollout.kind, measure), {})[number] = float(value)
 
     def of(index: int, measure: str) -> dict[str, np.ndarray]:
         found = {name: figures.get((index, name, measure)) for name in routers[index]}
-        return {name: np.array(values) for name, values in found.items() if values is not None}
+        return {
+            name: np.array([values[number] for number in sorted(values)])
+            for name, values in found.items()
+            if values is not None
+        }
 
     return [
         Outcome(

@@ -252,10 +252,13 @@ def tune_on(
     *,
     kept: Path | None = None,
     check: Callable[[], None] = interrupts.check,
+    panel: Sequence[Router] = (),
 ) -> dict[str, Settings]:
-    """Settings of the heuristics that do best on the tuning lists of a set; `kept` and `check` as of `tune`."""
+    """Settings of the heuristics that do best on the tuning lists of a set; others as of `tune`."""
     situation, warm_up_s = evaluation_set.situation, evaluation_set.warm_up_s
-    (tuned,) = tune(situation, [evaluation_set.tuning], config, warm_up_s=warm_up_s, kept=kept, check=check)
+    (tuned,) = tune(
+        situation, [evaluation_set.tuning], config, warm_up_s=warm_up_s, kept=kept, check=check, panel=panel
+    )
     return tuned
 
 
@@ -264,6 +267,7 @@ def judge(
     learned: Mapping[str, Sequence[Router]],
     config: EvaluationConfig,
     tuned: Mapping[str, Settings] | None = None,
+    panel: Sequence[Router] = (),
 ) -> EvaluationResult:
     """Tunes the heuristics and plays every router on every list.
 
@@ -273,13 +277,14 @@ def judge(
         that intervals span policies and arrivals alike.
       config: generations and population of the tuning.
       tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
+      panel: as of `besteffort.evaluation.rollouts.play_routers`.
     """
     if tuned is None:
-        tuned = tune_on(evaluation_set, config)
+        tuned = tune_on(evaluation_set, config, panel=panel)
     lists = [requests for group in evaluation_set.judged for requests in group]
     routers = {name: [*each] * (len(lists) // len(each)) for name, each in learned.items()}
     routers |= heuristic_routers(evaluation_set.situation, tuned, len(lists))
-    played = play_routers(evaluation_set.situation, lists, routers)
+    played = play_routers(evaluation_set.situation, lists, routers, panel=panel)
     seeds = len(evaluation_set.judged[0])
     return EvaluationResult(
         set=evaluation_set,

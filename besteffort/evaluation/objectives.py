@@ -11,6 +11,7 @@ from besteffort.evaluation import metrics
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, play_rollouts
 from besteffort.learning.config import ObjectiveName, SearchConfig
 from besteffort.simulator.result import Result
+from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
 
@@ -45,6 +46,7 @@ def score_rollouts(
     config: SearchConfig,
     *,
     warm_up_s: float = 0.0,
+    panel: Sequence[Router] = (),
 ) -> Float[np.ndarray, " rollouts"]:
     """`scores` of rollouts.
 
@@ -54,14 +56,15 @@ def score_rollouts(
       rollouts: what to play, and how.
       config: names the objective and its numbers.
       warm_up_s: seconds from the first arrival that do not count.
+      panel: as of `besteffort.evaluation.rollouts.play_routers`.
 
     Raises:
       InputError: as `besteffort.evaluation.rollouts.play_rollouts`.
     """
     if config.objective == "reward":
-        return mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s)
+        return mean_rewards(situation, lists, rollouts, warm_up_s=warm_up_s, panel=panel)
     found = np.empty(len(rollouts))
-    for indices, result in play_rollouts(situation, lists, rollouts):
+    for indices, result in play_rollouts(situation, lists, rollouts, panel=panel):
         found[indices] = scores(result, situation, config, warm_up_s=warm_up_s)
     return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -24,7 +25,7 @@ from besteffort.evaluation.metrics import after_warm_up, mean_over
 from besteffort.pytrees import node_types
 from besteffort.routers.switch import SwitchRouter
 from besteffort.simulator.build import build_alike
-from besteffort.simulator.environment import Placement, ServingEnvironment
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.ledger import Timing
 from besteffort.simulator.result import Result
 from besteffort.simulator.types import EnvShape, Router, reads_in_flight
@@ -36,9 +37,11 @@ from besteffort.workload.types import Arrival
 
 T = TypeVar("T")
 
-_LANES = {"cpu": 16}  # that play together: on processors few, so that there is work for every core
+_LANES = 8  # that play together on processors: few, so that there is work for every core
 _MOST_LANES = 128  # on other devices
+_ROOM = 2**15  # lists of up to so many requests share a program
 _MANY = 1_000  # numbers of a router that rollouts which do not follow it should not have to read
+_COMPILING = threading.Lock()
 _FIELDS = ("task", "prompt_tokens", "output_tokens", "deadline_s")
 
 
@@ -64,7 +67,7 @@ class Played(NamedTuple):
     """What happened to the requests; fields of shape (rollouts, n).
 
     Attributes:
-      placement: a `besteffort.simulator.environment.Placement`.
+      placement: pools and replicas, see `besteffort.simulator.environment.Placement`; None unless recorded.
       timing: a `besteffort.simulator.ledger.Timing`; None unless recorded.
       reward: of each request.
     """
@@ -91,6 +94,7 @@ def play_routers(
     *,
     actual_situations: Sequence[Situation] | None = None,
     seed: int = 0,
+    panel: Sequence[Router] = (),
 ) -> dict[str, Result]:
     """Plays every list with every router, in float32 on many rollouts at once.
 
@@ -101,6 +105,7 @@ def play_routers(
         different names alike, may differ in their numbers.
       actual_situations: the situation in which each list is really played; by default `situation`.
       seed: of the routers' random choices, which differ from list to list.
+      panel: routers that the programs can play besides: calls with the same panel share their programs.
 
     Returns:
       Per name a result of shape (lists, n).
@@ -112,7 +117,7 @@ def play_routers(
     rollouts = [
         Rollout(name, row, router, true[row]) for name, each in routers.items() for row, router in enumerate(each)
     ]
-    together = _in_order(_play(situation, lists, rollouts, seed, record=True))
+    together = _in_order(_play(situation, lists, rollouts, seed, panel, record=True))
     shaped = jax.tree.map(lambda leaf: leaf.reshape(len(routers), len(lists), *leaf.shape[1:]), together)
     stacked = _stack(lists)
     return {
@@ -121,7 +126,12 @@ def play_routers(
 
 
 def play_rollouts(
-    situation: Situation, lists: Sequence[Requests], rollouts: Sequence[Rollout], *, seed: int = 0
+    situation: Situation,
+    lists: Sequence[Requests],
+    rollouts: Sequence[Rollout],
+    *,
+    seed: int = 0,
+    panel: Sequence[Router] = (),
 ) -> Iterator[tuple[np.ndarray, Result]]:
     """Plays rollouts block by block, for callers that would not hold all of it; see `play_routers`.
 
@@ -132,7 +142,7 @@ def play_rollouts(
       InputError: if the lists differ in length, or the actual situations in more than numbers.
     """
     stacked = _stack(lists)
-    for indices, played in _play(situation, lists, rollouts, seed, record=True):
+    for indices, played in _play(situation, lists, rollouts, seed, panel, record=True):
         block = [rollouts[index] for index in indices]
         rows = [rollout.row for rollout in block]
         requests = {name: values[rows] for name, values in stacked.items()}
@@ -146,6 +156,7 @@ def mean_rewards(
     *,
     warm_up_s: float = 0.0,
     seed: int = 0,
+    panel: Sequence[Router] = (),
 ) -> np.ndarray:
     """(rollouts,) performance of each rollout, weighted where tenants count differently; see `play_routers`.
 
@@ -154,7 +165,7 @@ def mean_rewards(
     Raises:
       InputError: if the lists differ in length, or the actual situations in more than numbers.
     """
-    rewards = _in_order(_play(situation, lists, rollouts, seed, record=False)).reward
+    rewards = _in_order(_play(situation, lists, rollouts, seed, panel, record=False)).reward
     stacked = _stack(lists)
     rows = [rollout.row for rollout in rollouts]
     counted = after_warm_up(stacked["arrival_s"], warm_up_s)[rows]
@@ -174,16 +185,21 @@ def _weights(situations: Sequence[Situation], tenant: np.ndarray | None) -> np.n
 
 
 def _play(
-    situation: Situation, lists: Sequence[Requests], rollouts: Sequence[Rollout], seed: int, *, record: bool
+    situation: Situation,
+    lists: Sequence[Requests],
+    rollouts: Sequence[Rollout],
+    seed: int,
+    panel: Sequence[Router],
+    *,
+    record: bool,
 ) -> Iterator[tuple[np.ndarray, Played]]:
     """What happens in the rollouts, block by block, with the indices of each block's rollouts."""
-    for indices in _programs(rollouts):
-        blocks = _play_together(situation, lists, [rollouts[index] for index in indices], seed, record=record)
-        start = 0
-        for played in blocks:
-            size = len(played.reward)
-            yield indices[start : start + size], played
-            start += size
+    mixed = _mixes_lanes()
+    for indices in _programs(rollouts, mixed=mixed):
+        together = [rollouts[index] for index in indices]
+        beside = () if mixed else panel
+        for block, played in _play_together(situation, lists, together, seed, beside, record=record, mixed=mixed):
+            yield indices[block], played
 
 
 def _in_order(blocks: Iterable[tuple[np.ndarray, Played]]) -> Played:
@@ -193,45 +209,148 @@ def _in_order(blocks: Iterable[tuple[np.ndarray, Played]]) -> Played:
     return cast(Played, jax.tree.map(lambda *parts: np.concatenate(parts)[order], *played))
 
 
-def _programs(rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+def _mixes_lanes() -> bool:
+    """Whether lanes of all kinds play together: it keeps accelerators busy, and processors with what is not used."""
+    return jax.default_backend() != "cpu"
+
+
+def _programs(rollouts: Sequence[Rollout], *, mixed: bool) -> list[np.ndarray]:
     """Indices of the rollouts that one compiled program plays, for each program.
 
-    Every rollout reads the numbers of a router of each kind in its program, and shows the requests in flight if any of
-    them reads those. So kinds whose routers differ in many numbers, as networks do, are played apart from those that do
-    not, and kinds that read the requests in flight apart from those that do not.
+    Rollouts show the requests in flight if any router of their program reads those, so those whose routers do are
+    played apart. Where lanes are `mixed`, every rollout also reads the numbers of a router of each kind, so kinds whose
+    routers differ in many numbers, as networks do, are played apart from those that do not.
     """
     routers: dict[str, dict[int, Router]] = {}
     for rollout in rollouts:
         routers.setdefault(rollout.kind, {})[id(rollout.router)] = rollout.router
-    heavy = {
-        kind
-        for kind, each in routers.items()
-        if len(each) > 1 and sum(map(np.size, jax.tree.leaves(next(iter(each.values()))))) > _MANY
-    }
+    heavy = {kind for kind, each in routers.items() if mixed and len(each) > 1 and _is_heavy(next(iter(each.values())))}
     programs: dict[tuple[bool, bool], list[int]] = {}
     for index, rollout in enumerate(rollouts):
         programs.setdefault((rollout.kind in heavy, reads_in_flight(rollout.router)), []).append(index)
     return [np.array(programs[which]) for which in sorted(programs, reverse=True)]
 
 
+def _is_heavy(router: Router) -> bool:
+    return sum(map(np.size, jax.tree.leaves(router))) > _MANY
+
+
+class _Forms:
+    """The routers of a program by form: those of one form differ in their numbers only, so one member plays them all.
+
+    Attributes:
+      routers: per form its distinct routers.
+    """
+
+    def __init__(self) -> None:
+        self.routers: list[list[Router]] = []
+        self._number: dict[Any, int] = {}
+        self._place: dict[int, tuple[int, int]] = {}
+
+    def place(self, router: Router) -> tuple[int, int]:
+        """The number of a router's form, and its own among the routers of that form."""
+        if id(router) not in self._place:
+            leaves, structure = jax.tree.flatten(router)
+            alike = (structure, node_types(router), tuple((np.shape(leaf), _kind_of(leaf)) for leaf in leaves))
+            number = self._number.setdefault(alike, len(self.routers))
+            if number == len(self.routers):
+                self.routers.append([])
+            self._place[id(router)] = number, len(self.routers[number])
+            self.routers[number].append(router)
+        return self._place[id(router)]
+
+
+def _kind_of(leaf: Any) -> str:
+    return str(getattr(leaf, "dtype", np.asarray(leaf).dtype).kind)
+
+
 def _play_together(
-    situation: Situation, lists: Sequence[Requests], rollouts: Sequence[Rollout], seed: int, *, record: bool
-) -> Iterator[Played]:
-    """What happens in rollouts that share a program, block by block."""
+    situation: Situation,
+    lists: Sequence[Requests],
+    rollouts: Sequence[Rollout],
+    seed: int,
+    panel: Sequence[Router],
+    *,
+    record: bool,
+    mixed: bool,
+) -> Iterator[tuple[np.ndarray, Played]]:
+    """What happens in rollouts that share a program, block by block, with the indices of each block's rollouts."""
     stacked = _stack(lists)
     n = stacked["arrival_s"].shape[1]
+    room = max(_ROOM, 1 << (n - 1).bit_length())
+    reading = any(reads_in_flight(rollout.router) for rollout in rollouts)
+    panel = [router for router in panel if reads_in_flight(router) == reading]
     actual_situations = [rollout.actual or situation for rollout in rollouts]
     assumed_situations = [rollout.assumed or situation for rollout in rollouts]
     distinct = list({id(one): one for one in (*actual_situations, *assumed_situations)}.values())
     shape, numbers = build_alike(
         distinct,
-        history=n,
+        history=room,
         longest_prompt=int(stacked["prompt_tokens"].max()),
-        record=record,
-        estimates=any(reads_in_flight(rollout.router) for rollout in rollouts),
+        record=True,  # times cost little, and programs are shared by who reads them and who does not
+        estimates=reading,
     )
     params_of = {id(one): params for one, params in zip(distinct, numbers, strict=True)}
 
+    arrivals = _arrivals(lists, stacked, distinct, room)
+    row_keys = _row_keys(seed, len(lists))
+    rows = np.array([rollout.row for rollout in rollouts])
+
+    forms = _Forms()
+    for router in panel:
+        forms.place(router)
+    form, which = np.array([forms.place(rollout.router) for rollout in rollouts]).T
+    form_of: dict[str, int] = {}
+    if any(form_of.setdefault(rollout.kind, number) != number for rollout, number in zip(rollouts, form, strict=True)):
+        raise InputError("Routers of one name differ in more than numbers; give each kind a name of its own.")
+    heavy = [_is_heavy(each[0]) for each in forms.routers]
+    tables = [[np.stack(leaves) for leaves in zip(*map(_leaves, each), strict=True)] for each in forms.routers]
+    each_varies = [not many or (mixed and len(own) > 1) for many, own in zip(heavy, forms.routers, strict=True)]
+
+    both = [*zip(map(id, actual_situations), map(id, assumed_situations), strict=True)]
+    pairs = {each: number for number, each in enumerate(dict.fromkeys(both))}
+    pair = np.array([pairs[each] for each in both])
+    worlds = [dataclasses.replace(params_of[actual], assumed=params_of[assumed]) for actual, assumed in pairs]
+    columns = [_column(leaves) for leaves in zip(*map(_leaves, worlds), strict=True)]
+    members = tuple(each[0] for each in forms.routers)
+    structure = jax.tree.structure((worlds[0], members))
+    varies = (
+        *(vary for _, vary in columns),
+        *(vary for vary, table in zip(each_varies, tables, strict=True) for _ in table),
+    )
+
+    def inputs(block: np.ndarray) -> tuple[Any, ...]:
+        mine = [values[pair[block]] if vary else values for values, vary in columns]
+        for number, (vary, table) in enumerate(zip(each_varies, tables, strict=True)):
+            own = np.where(form[block] == number, which[block], 0)
+            mine += [values[own if vary else own[0]] for values in table]
+        chosen = form[block] if mixed else form[block[0]]
+        asked = jax.tree.map(lambda field: field[:, rows[block]], arrivals)
+        return shape, structure, node_types(members), varies, mine, np.int32(chosen), asked, row_keys[rows[block]], n
+
+    def play(block: np.ndarray) -> Played:
+        interrupts.check()
+        played = _play_lanes(*inputs(block))
+        if not record:
+            return Played(None, None, np.asarray(played.reward)[:, :n])
+        return cast(Played, jax.tree.map(lambda field: np.asarray(field)[:, :n], played))
+
+    blocks = _blocks(np.zeros_like(form) if mixed else form, np.where(np.array(heavy)[form], which, 0), mixed=mixed)
+    with _COMPILING:  # once, before several threads would each compile it
+        _play_lanes.lower(*inputs(blocks[0][1])).compile()
+    for (mine, _), played in zip(blocks, _side_by_side(play, [full for _, full in blocks]), strict=True):
+        size = len(mine)
+        yield mine, jax.tree.map(lambda field, size=size: field[:size], played)
+
+
+def _arrivals(
+    lists: Sequence[Requests], stacked: Mapping[str, np.ndarray], situations: Sequence[Situation], room: int
+) -> Arrival:
+    """Arrivals of the lists, of axes (room, lists); after their last ones, zeros.
+
+    Raises:
+      InputError: if the lists have other origins or tenants than the situations.
+    """
     fields: dict[str, Any] = {field: stacked[field] for field in _FIELDS}
     fields["gap_s"] = np.diff(stacked["arrival_s"], axis=1, prepend=0.0).astype(np.float32)
     if any(requests.deadline_factor is not None for requests in lists):
@@ -240,53 +359,43 @@ def _play_together(
         fields["output_limit"] = np.stack([requests.output_limits for requests in lists])
     if any(requests.cached_tokens is not None for requests in lists):
         fields["cached_tokens"] = np.stack([requests.found_tokens for requests in lists])
-    for one in distinct:
+    for one in situations:
         check_parties(lists[0], one)
     if "origin" in stacked:
         fields["origin"] = stacked["origin"]
-    if "tenant" in stacked and any(params.tenant_weight is not None for params in numbers):
+    if "tenant" in stacked and any(situation.tenant_weights is not None for situation in situations):
         fields["tenant"] = stacked["tenant"]
-    arrivals = jax.tree.map(jnp.asarray, Arrival(**fields))
-    # Every rollout carries a router of each kind and follows its own.
-    kinds = list(dict.fromkeys(rollout.kind for rollout in rollouts))
-    any_of = {rollout.kind: rollout.router for rollout in rollouts}
-    members = [
-        tuple(rollout.router if kind == rollout.kind else any_of[kind] for kind in kinds) for rollout in rollouts
-    ]
-    chosen = np.array([kinds.index(rollout.kind) for rollout in rollouts])
-    flat = [
-        jax.tree.flatten((dataclasses.replace(params_of[id(actual)], assumed=params_of[id(assumed)]), mine))
-        for actual, assumed, mine in zip(actual_situations, assumed_situations, members, strict=True)
-    ]
-    structure: Any = flat[0][1]
-    classes = node_types(members[0])
-    if any(other != structure for _, other in flat) or any(node_types(mine) != classes for mine in members):
-        raise InputError("Routers of one name differ in more than numbers; give each kind a name of its own.")
-    columns = [_column(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)]
-    varies = tuple(vary for _, vary in columns)
-    rows = np.array([rollout.row for rollout in rollouts])
+    more = ((0, 0), (0, room - len(lists[0])))
+    padded: dict[str, Any] = {name: np.pad(values, more).T for name, values in fields.items()}
+    return Arrival(**padded)
 
-    row_keys = jax.random.split(jax.random.key(seed), len(lists))
-    count = -(-len(rollouts) // _LANES.get(jax.default_backend(), _MOST_LANES))
-    width = -(-len(rollouts) // count)
-    # The last block is filled up, so that one compiled program serves all.
-    blocks = [np.arange(start, start + width) % len(rollouts) for start in range(0, len(rollouts), width)]
 
-    def inputs(block: np.ndarray) -> tuple[Any, ...]:
-        mine = [leaf[block] if vary else leaf for leaf, vary in columns]
-        asked = jax.tree.map(lambda field: field[rows[block]], arrivals)
-        return shape, structure, classes, varies, mine, chosen[block], asked, row_keys[rows[block]]
+def _blocks(form: np.ndarray, router: np.ndarray, *, mixed: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices of the rollouts of each block, and the same filled up to one width, so that one program serves all.
 
-    def play(block: np.ndarray) -> Played:
-        interrupts.check()
-        return cast(Played, jax.device_get(_play_lanes(*inputs(block))))
+    A block is of one form, and of one router where these differ in many numbers, unless lanes are `mixed`.
+    """
+    if mixed:
+        width = -(-len(form) // -(-len(form) // _MOST_LANES))
+        groups = [np.arange(len(form))]
+    else:
+        width = _LANES
+        of_group: dict[tuple[int, int], list[int]] = {}
+        for index, key in enumerate(zip(form.tolist(), router.tolist(), strict=True)):
+            of_group.setdefault(key, []).append(index)
+        groups = [np.array(group) for group in of_group.values()]
+    parts = [group[start : start + width] for group in groups for start in range(0, len(group), width)]
+    return [(part, np.resize(part, width)) for part in parts]
 
-    if len(blocks) > 1:
-        _play_lanes.lower(*inputs(blocks[0])).compile()  # once, before several threads would each compile it
-    left = len(rollouts)
-    for played in _side_by_side(play, blocks):
-        yield jax.tree.map(lambda leaf, left=left: leaf[:left], played)
-        left -= width
+
+def _row_keys(seed: int, lists: int) -> np.ndarray:
+    """Numbers of the keys of so many lists: the first ones of a few more, so that one program splits most seeds."""
+    split = jax.random.split(jax.random.key(seed), -(-lists // _MOST_LANES) * _MOST_LANES)
+    return np.asarray(jax.random.key_data(split))
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _side_by_side(function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
@@ -306,12 +415,11 @@ def _side_by_side(function: Callable[[Any], T], items: Sequence[Any]) -> Iterato
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _column(leaves: Sequence[Any]) -> tuple[np.ndarray, bool]:
-    """Numbers of all rollouts, and True; or the number of the first, and False, if all have the same."""
-    first = np.asarray(leaves[0])
-    if all(leaf is leaves[0] or np.array_equal(leaf, first) for leaf in leaves):
-        return first, False
-    return np.stack([np.asarray(leaf) for leaf in leaves]), True
+def _column(leaves: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
+    """Numbers of all worlds, and True; or the number of the first, and False, if all have the same."""
+    if all(leaf is leaves[0] or np.array_equal(leaf, leaves[0]) for leaf in leaves):
+        return leaves[0], False
+    return np.stack(leaves), True
 
 
 def _stack(lists: Sequence[Requests]) -> dict[str, np.ndarray]:
@@ -340,43 +448,52 @@ def _play_lanes(
     chosen: Array,
     arrivals: Arrival,
     keys: Array,
+    n: Array,
 ) -> Played:
     """Plays a block of rollouts.
 
     `numbers` are the leaves of their parameters, assumed ones included, and of the members of their panels, in the
     `structure` of one rollout, with a leading axis where a leaf `varies`: what all rollouts share, such as a network's
-    weights, is kept once. `classes` are those of the members, see `node_types`.
+    weights, is kept once. `classes` are those of the members, see `node_types`. The member `chosen` decides, one for
+    all rollouts or one for each. `arrivals` have axes (room, rollouts); the first `n` are played, so that one program
+    serves lists of any length.
     """
     environment = ServingEnvironment(shape)
-    by_time = jax.tree.map(lambda field: jnp.swapaxes(jnp.asarray(field), 0, 1), arrivals)
     axes = [0 if vary else None for vary in varies]
 
-    def decide(state: Any, arrival: Arrival) -> tuple[Any, Placement]:
+    def decide(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         def one(
             state: Any, arrival: Arrival, chosen: Array, key: Array, numbers: Sequence[Array]
-        ) -> tuple[Any, Placement]:
+        ) -> tuple[Any, tuple[Array, Array]]:
             params, members = jax.tree.unflatten(structure, numbers)
             state, step = environment.arrive(state, arrival, params)
             router = SwitchRouter(members, chosen)
-            model = router.route(step.observation, params.believed, jax.random.fold_in(key, step.index))
-            return environment.place(state, model, params)
+            key = jax.random.fold_in(jax.random.wrap_key_data(key), step.index)
+            model = router.route(step.observation, params.believed, key)
+            state, placement = environment.place(state, model, params)
+            return state, (placement.pool, placement.replica)
 
-        return jax.vmap(one, in_axes=(0, 0, 0, 0, axes))(state, arrival, chosen, keys, numbers)
+        state, placements = carry
+        arrival = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False), arrivals)
+        lanes = jax.vmap(one, in_axes=(0, 0, 0 if chosen.ndim else None, 0, axes))
+        state, placed = lanes(state, arrival, chosen, keys, numbers)
+        return state, tuple(all_.at[index].set(new) for all_, new in zip(placements, placed, strict=True))
 
     def drain(state: Any, numbers: Sequence[Array]) -> Any:
         params, _ = jax.tree.unflatten(structure, numbers)
         return environment.drain(state, params)
 
-    state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], by_time))
-    state, placements = jax.lax.scan(decide, state, by_time)
+    state = jax.vmap(environment.start)(jax.tree.map(lambda field: field[0], arrivals))
+    nowhere = jnp.full((shape.history, len(keys)), -1, jnp.int32)
+    state, placements = jax.lax.fori_loop(0, n, decide, (state, (nowhere, nowhere)))
     ledger = jax.vmap(drain, in_axes=(0, axes))(state, numbers).ledger
-    return Played(jax.tree.map(lambda field: jnp.swapaxes(field, 0, 1), placements), ledger.timing, ledger.reward)
+    return Played(tuple(field.T for field in placements), ledger.timing, ledger.reward)
 
 
 def _result(
     requests: Mapping[str, np.ndarray],
     actual_situations: Sequence[Situation],
-    placement: Any,
+    placement: tuple[np.ndarray, np.ndarray],
     timing: Timing,
     reward: np.ndarray,
 ) -> Result:
@@ -384,16 +501,17 @@ def _result(
     weights = _weights(actual_situations, requests.get("tenant"))
     if weights is not None:
         reward = (reward / weights).astype(reward.dtype)
+    pool, replica = placement
     delays_s = np.array([actual.fleet.network_delay_s for actual in actual_situations], np.float32)
-    delay_s = np.take_along_axis(delays_s, placement.pool, axis=1)
+    delay_s = np.take_along_axis(delays_s, pool, axis=1)
     if "origin" in requests:
         tables = [actual.fleet.delay_table(actual.origin_names) for actual in actual_situations]
-        rows = zip(tables, requests["origin"], placement.pool, strict=True)
+        rows = zip(tables, requests["origin"], pool, strict=True)
         delay_s = np.array([table[origin, pool] for table, origin, pool in rows], np.float32)
     return Result.of(
         requests,
-        model=placement.pool,
-        replica=placement.replica,
+        model=pool,
+        replica=replica,
         admission_s=arrival_s + timing.wait_s,
         first_token_s=arrival_s + timing.first_token_s,
         completion_s=arrival_s + timing.service_s,

@@ -28,7 +28,7 @@ from besteffort.learning.train import Progress
 from besteffort.routers.registry import dimensions, settings_at, steps_to
 from besteffort.routers.value import ValueRouter
 from besteffort.simulator.build import build
-from besteffort.simulator.types import EnvShape
+from besteffort.simulator.types import EnvShape, Router
 from besteffort.situation import Situation, as_text
 from besteffort.workload.requests import Requests
 from besteffort.workload.synthetic_workload import spreads_rates
@@ -117,6 +117,7 @@ def search(
     seeds: Sequence[int],
     *,
     actual: Situation | None = None,
+    panel: Sequence[Router] = (),
     checkpoint_path: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Searched:
@@ -129,6 +130,7 @@ def search(
       config: settings.
       seeds: of the searches.
       actual: what is really simulated, in numbers only; None where it is the situation.
+      panel: as of `besteffort.evaluation.rollouts.play_routers`.
       checkpoint_path: file to write what was scored to, and to continue from if it exists. A search that is killed and
         started again finds the same, bit for bit.
       progress: called after each generation.
@@ -152,7 +154,7 @@ def search(
             searches[index] = dataclasses.replace(one, generations=tuple(Generation(*each) for each in played))
     each = config.population * sum(map(len, lists[0].search))
     for generation in range(len(made.get("scores", ())), config.generations):
-        found = _score(situation, every, shape, start, [one.ask() for one in searches], config, actual)
+        found = _score(situation, every, shape, start, [one.ask() for one in searches], config, actual, panel)
         for one, of_seed in zip(searches, found, strict=True):
             one.tell(of_seed)
         latest = {
@@ -174,7 +176,7 @@ def search(
         checkpoint.end(checkpoint_path)
     finalists = [_finalists(one) for one in searches]
     last = [requests for of_seed in lists for requests in of_seed.final]
-    found = _score(situation, last, shape, start, finalists, config, actual)
+    found = _score(situation, last, shape, start, finalists, config, actual, panel)
     rules = tuple(
         _rule(shape, start, of_seed[scored.argmax()], config) for of_seed, scored in zip(finalists, found, strict=True)
     )
@@ -190,6 +192,7 @@ def _score(
     candidates: Sequence[np.ndarray],
     config: SearchConfig,
     actual: Situation | None,
+    panel: Sequence[Router],
 ) -> np.ndarray:
     """(seeds, candidates) mean score of each seed's candidates on its lists."""
     each = len(lists) // len(candidates)
@@ -197,7 +200,7 @@ def _score(
     warm_ups = {_warm_up_s(situation, of_seed) for of_seed in by_seed}
     if len(warm_ups) > 1:
         parts = (
-            _score(situation, of_seed, shape, start, [mine], config, actual)
+            _score(situation, of_seed, shape, start, [mine], config, actual, panel)
             for of_seed, mine in zip(by_seed, candidates, strict=True)
         )
         return np.concatenate([*parts])
@@ -207,7 +210,7 @@ def _score(
         rows = range(index * each, (index + 1) * each)
         routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps, config))) for steps in of_seed]
         rollouts += [Rollout(_ROUTER, row, router, actual) for router in routers for row in rows]
-    found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s)
+    found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s, panel=panel)
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
 
 

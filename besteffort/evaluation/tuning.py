@@ -67,6 +67,7 @@ def tune(
     objective: SearchConfig | None = None,
     kept: Path | None = None,
     check: Callable[[], None] = interrupts.check,
+    panel: Sequence[Router] = (),
 ) -> list[dict[str, Settings]]:
     """For each group of lists, the settings of every tuned heuristic that do best on them on average.
 
@@ -84,6 +85,7 @@ def tune(
       objective: names what to look for, and its numbers, as in a search; by default the mean reward.
       kept: file that keeps what is found by what it depends on, so that nothing is tuned twice.
       check: is called before each generation, and raises if nobody waits for the outcome any more.
+      panel: as of `besteffort.evaluation.rollouts.play_routers`.
 
     Returns:
       Per group, the settings by the name of the router, keyword arguments of what `maker` gives.
@@ -92,7 +94,7 @@ def tune(
       InputError: if the lists differ in length, or the situations in more than numbers, or the file is damaged.
     """
     if kept is not None:
-        return _kept(kept, situation, groups, config, warm_up_s, names, situations, objective, check)
+        return _kept(kept, situation, groups, config, warm_up_s, names, situations, objective, check, panel)
     shape, _ = build(situation, None, history=1)
     served = [situation] * len(groups) if situations is None else situations
     makers = {id(one): maker(one) for one in served}
@@ -115,7 +117,9 @@ def tune(
             begin = len(rollouts)
             rollouts += [Rollout(name, row, router, own, own) for router in routers for row in rows[group]]
             parts.append(slice(begin, len(rollouts)))
-        scored = score_rollouts(situation, lists, rollouts, objective or SearchConfig(), warm_up_s=warm_up_s)
+        scored = score_rollouts(
+            situation, lists, rollouts, objective or SearchConfig(), warm_up_s=warm_up_s, panel=panel
+        )
         for search, part in zip(searches.values(), parts, strict=True):
             search.tell(scored[part].reshape(config.tuning_population, -1).mean(axis=1))
 
@@ -136,6 +140,7 @@ def _kept(
     situations: Sequence[Situation] | None,
     objective: SearchConfig | None,
     check: Callable[[], None],
+    panel: Sequence[Router],
 ) -> list[dict[str, Settings]]:
     """What `tune` finds, from the file or into it; plain JSON values either way."""
     numbers = (config.tuning_generations, config.tuning_population, warm_up_s, sorted(names))
@@ -157,6 +162,7 @@ def _kept(
             situations=situations,
             objective=objective,
             check=check,
+            panel=panel,
         )
         known[depends_on] = jsonable(found)
         write_json(path, known)
@@ -175,3 +181,10 @@ def heuristic_routers(situation: Situation, tuned: Mapping[str, Settings], lists
     routers = {static_name(pool): make("static", model=index) for index, pool in enumerate(situation.fleet.names)}
     routers |= {name: make(name, **tuned.get(name, {})) for name in RIVALS if name != "static"}
     return {name: [router] * lists for name, router in routers.items()}
+
+
+def untuned_routers(situation: Situation) -> list[Router]:
+    """One router of each rival, with the settings that tuning starts at."""
+    shape, _ = build(situation, None, history=1)
+    start = {name: settings_at(name, shape, np.zeros(dimensions(name, shape))) for name in TUNED_RIVALS}
+    return [each for (each,) in heuristic_routers(situation, start, 1).values()]

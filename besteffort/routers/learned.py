@@ -15,6 +15,7 @@ from besteffort.estimates.rule import Rule
 from besteffort.observation import Feature, Observation, needs_in_flight
 from besteffort.policy import Policy
 from besteffort.routers.baselines import best
+from besteffort.routers.value import ValueRouter
 from besteffort.simulator.types import EnvParams
 from besteffort.weights import split
 
@@ -59,8 +60,13 @@ class LearnedRouter:
         return best(observation, self.q_values(observation, params))
 
 
-def learned_router(policy: Policy) -> LearnedRouter:
-    """Turns a policy into a router of the compiled simulator; stacks the networks of an ensemble, without the zeros."""
+def learned_router(policy: Policy) -> LearnedRouter | ValueRouter:
+    """Turns a policy into a router of the compiled simulator; stacks the networks of an ensemble, without the zeros.
+
+    One that decides by its rule alone is that rule, as a search plays it.
+    """
+    if policy.is_rule:
+        return ValueRouter(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), policy.rule))
     networks = split(policy.weights, policy.ensemble_size)
     stacked = networks[0] if len(networks) == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
     return LearnedRouter(

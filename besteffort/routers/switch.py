@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from besteffort.simulator.types import EnvParams, Router, reads_in_flight
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SwitchRouter:
-    """Follows one of its members. Routers are cheap compared to the simulator; compilations are not.
+    """Follows one of its members; where `jax.vmap` maps over `chosen`, all of them decide, and one counts.
 
     Attributes:
       members: the routers.
@@ -32,5 +33,12 @@ class SwitchRouter:
         return any(map(reads_in_flight, self.members))
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
-        choices = [jnp.asarray(member.route(observation, params, key), jnp.int32) for member in self.members]
-        return jnp.stack(choices)[self.chosen]
+        # As numbers, since where all members decide, several may draw with it.
+        number, kind = jax.random.key_data(key), jax.random.key_impl(key)
+
+        def decided_by(member: Router) -> Array:
+            own = jax.random.wrap_key_data(number, impl=kind)
+            return jnp.asarray(member.route(observation, params, own), jnp.int32)
+
+        choices = [partial(decided_by, member) for member in self.members]
+        return cast(Array, jax.lax.switch(jnp.asarray(self.chosen), choices))

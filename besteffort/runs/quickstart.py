@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from besteffort.evaluation.judging import (
     tune_on,
 )
 from besteffort.evaluation.report import Picture, Table
+from besteffort.evaluation.tuning import untuned_routers
 from besteffort.files import os_errors_as_input_errors, read_json, write_json
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy, save_policy
@@ -36,8 +37,16 @@ from besteffort.runs.config import SituationConfig, write_config
 from besteffort.runs.experiment import Method, RunConfig
 from besteffort.runs.own_logs import Taken, with_deadlines, with_tasks_of
 from besteffort.runs.papers import paper_policy
-from besteffort.runs.training import TrainingProblem, make_training_problem, performance_on, run_training
+from besteffort.runs.training import (
+    TrainingProblem,
+    compile_training,
+    example_policy,
+    make_training_problem,
+    performance_on,
+    run_training,
+)
 from besteffort.runs.untrained import default_policy
+from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.validation import as_data
 from besteffort.workload import config as workloads
@@ -87,12 +96,14 @@ class Stage(NamedTuple):
       problems: by method the training; none where nothing is trained.
       evaluation_set: where the policies are judged.
       selection: other lists, on which the policy to export is chosen.
+      panel: a router of each form that is tuned, trained or judged, so that all of this shares its programs.
     """
 
     suffix: str
     problems: Mapping[Method, TrainingProblem]
     evaluation_set: EvaluationSet
     selection: tuple[Requests, ...]
+    panel: tuple[Router, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +163,12 @@ def make_plan(
     problem = make_training_problem(situation, config.training)
     load = workloads.build(judging.burst, situation)
     problems = _problems(problem, selection, workload=load) if training else {}
-    stages = [Stage("", problems, bursts, selection)]
+    stages = [_stage("", problems, bursts, selection)]
     for trace in read:
         judged = trace_set(trace, situation, judging)
         problem = make_training_problem(situation, config.training, trace.first[0])
         problems = _problems(problem, judged.tuning, lists=judged.tuning) if training else {}
-        stages.append(Stage(f"-{trace.name}", problems, judged, judged.tuning))
+        stages.append(_stage(f"-{trace.name}", problems, judged, judged.tuning))
     told = {trace.name: str(trace.info) for trace in read}
     if len(situation.fleet.pools) == 1:
         notes = (
@@ -181,6 +192,19 @@ def _problems(
     return by
 
 
+def _stage(
+    suffix: str, problems: dict[Method, TrainingProblem], evaluation_set: EvaluationSet, selection: tuple[Requests, ...]
+) -> Stage:
+    """A stage, with a panel of all its routers."""
+    situation = evaluation_set.situation
+    policies = [default_policy(situation), *_papers(situation).values()]
+    if "dqn" in problems:
+        policies.append(example_policy(problems["dqn"]))
+    panel = (*untuned_routers(situation), *map(learned_router, policies))
+    problems = {method: dataclasses.replace(problem, panel=panel) for method, problem in problems.items()}
+    return Stage(suffix, problems, evaluation_set, selection, panel)
+
+
 def quickstart(
     plan: QuickstartPlan, out: Path, *, progress: ProgressCallback, doing: Callable[[str], None] = lambda _: None
 ) -> Outcome:
@@ -195,13 +219,25 @@ def quickstart(
     """
     _keep_plan(plan, out)
     config = _written(plan, out)
-    with _tuning(plan, out) as tuned:
-        return _quickstart(plan, out, config, tuned, progress, doing)
+    with _beside(plan, out) as beside:
+        return _quickstart(plan, out, config, beside, progress, doing)
+
+
+class Beside(NamedTuple):
+    """What threads do while learners train, for each stage.
+
+    Attributes:
+      tuned: finds the settings of the rivals.
+      compiled: compiles what the networks will be trained by, where any are.
+    """
+
+    tuned: list[Future[dict[str, Settings]]]
+    compiled: list[list[Future[None]]]
 
 
 @contextlib.contextmanager
-def _tuning(plan: QuickstartPlan, out: Path) -> Iterator[list[Future[dict[str, Settings]]]]:
-    """The settings of the rivals of each stage, found by a thread while learners train; it stops where they fail."""
+def _beside(plan: QuickstartPlan, out: Path) -> Iterator[Beside]:
+    """Starts the threads; they stop where learners fail."""
     given_up = threading.Event()
 
     def check() -> None:
@@ -209,22 +245,36 @@ def _tuning(plan: QuickstartPlan, out: Path) -> Iterator[list[Future[dict[str, S
         if given_up.is_set():
             raise CancelledError
 
-    thread = ThreadPoolExecutor(1)
+    tuning, compiling = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     try:
-        yield [
-            thread.submit(tune_on, stage.evaluation_set, plan.config.evaluation, kept=out / results.TUNED, check=check)
-            for stage in plan.stages
-        ]
+        yield Beside(
+            tuned=[
+                tuning.submit(
+                    tune_on,
+                    stage.evaluation_set,
+                    plan.config.evaluation,
+                    kept=out / results.TUNED,
+                    check=check,
+                    panel=stage.panel,
+                )
+                for stage in plan.stages
+            ],
+            compiled=[
+                [compiling.submit(compile_training, stage.problems["dqn"])] if "dqn" in stage.problems else []
+                for stage in plan.stages
+            ],
+        )
     finally:
         given_up.set()
-        thread.shutdown(wait=False, cancel_futures=True)
+        for threads in (tuning, compiling):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _quickstart(
     plan: QuickstartPlan,
     out: Path,
     config: RunConfig,
-    tuned: Sequence[Future[dict[str, Settings]]],
+    beside: Beside,
     progress: ProgressCallback,
     doing: Callable[[str], None],
 ) -> Outcome:
@@ -232,7 +282,7 @@ def _quickstart(
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
-    for stage, settings_of_rivals in zip(plan.stages, tuned, strict=True):
+    for stage, settings_of_rivals, compiled in zip(plan.stages, *beside, strict=True):
         situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
         for method, problem in stage.problems.items():
@@ -243,10 +293,12 @@ def _quickstart(
             if problem.rule is not None and "search" in candidates:
                 # Networks add to what was found.
                 problem = dataclasses.replace(problem, rule=candidates["search"].rule)
+            if method == "dqn":
+                wait(compiled)  # what went wrong there goes wrong again here
             candidates[method] = run_training(config, problem, directory, progress=report)[0]
         doing(f"Judging all routers ({stage.evaluation_set.name})")
         candidates["untrained"] = default_policy(situation)
-        performance = performance_on(situation, stage.selection, candidates.values())
+        performance = performance_on(situation, stage.selection, candidates.values(), panel=stage.panel)
         scores = dict(zip(candidates, performance, strict=True))
         best = max(scores, key=scores.__getitem__)
         path = out / f"policy{stage.suffix}.safetensors"
@@ -257,7 +309,7 @@ def _quickstart(
         )
         judged = {LEARNED: candidates.pop(best), **candidates, **_papers(situation)}
         routers = {name: [learned_router(policy)] for name, policy in judged.items()}
-        evaluations.append(judge(stage.evaluation_set, routers, judging, settings_of_rivals.result()))
+        evaluations.append(judge(stage.evaluation_set, routers, judging, settings_of_rivals.result(), stage.panel))
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),

@@ -31,21 +31,21 @@ from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_evenly
 from besteffort.evaluation.search import draws, pieces, search
 from besteffort.learning import checkpoint
 from besteffort.learning.config import DQNConfig
-from besteffort.learning.network import values_at
-from besteffort.learning.train import Progress, train
+from besteffort.learning.network import QNetwork, to_weights, values_at
+from besteffort.learning.train import Progress, compile_ahead, train
 from besteffort.observation import VALUE, Feature, default_features, input_size, needs_in_flight
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_config, write_config
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
-from besteffort.runs.untrained import is_rule, rule_for, rule_policy
+from besteffort.runs.untrained import rule_for, rule_policy
 from besteffort.simulator.build import make_env
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.validation import as_data
-from besteffort.weights import Weights, with_share
+from besteffort.weights import Weights, merge, with_share
 from besteffort.workload import config as workloads
 from besteffort.workload import rescale
 from besteffort.workload.requests import Requests
@@ -76,6 +76,7 @@ class TrainingProblem:
       selection: lists of one length to choose on among what was learned, instead of draws of the workload.
       actual: what is simulated, where it is not `situation`, which is then what routers and learners take for granted:
         to train with wrong tables, for instance. In numbers only; None where it is the situation.
+      panel: as of `besteffort.evaluation.rollouts.play_routers`.
     """
 
     situation: Situation
@@ -87,6 +88,7 @@ class TrainingProblem:
     lists: tuple[Requests, ...] | None = None
     selection: tuple[Requests, ...] | None = None
     actual: Situation | None = None
+    panel: tuple[Router, ...] = ()
 
     def environment(self, *, history: int, horizon: int = 0) -> tuple[ServingEnvironment, Any]:
         """The environment to learn in, and its parameters; arguments as of `besteffort.simulator.build.make_env`."""
@@ -141,7 +143,7 @@ def make_training_problem(
                     f"{training.start}: the policy has no rule for a search to start from; give one that a search has "
                     "found, or leave it out."
                 )
-        elif not is_rule(policy):
+        elif not policy.is_rule:
             given, wanted = policy.ensemble_size, training.config.ensemble_size
             if given != wanted:
                 raise InputError(
@@ -255,9 +257,7 @@ def run_training(
     ranked = [*policies]
     if len(policies) > 1:
         lists = _selection(problem, _SELECTION_LISTS, problem.training.selection_requests)
-        scores = dict(
-            zip(policies, performance_on(problem.situation, lists, policies.values(), problem.actual), strict=True)
-        )
+        scores = dict(zip(policies, _performance(problem, lists, policies.values()), strict=True))
         ranked.sort(key=scores.__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
     return [policies[seed] for seed in ranked]
@@ -272,13 +272,24 @@ def _selection(problem: TrainingProblem, lists: int, requests: int) -> Sequence[
 
 
 def performance_on(
-    situation: Situation, lists: Sequence[Requests], policies: Iterable[Policy], actual: Situation | None = None
+    situation: Situation,
+    lists: Sequence[Requests],
+    policies: Iterable[Policy],
+    actual: Situation | None = None,
+    panel: Sequence[Router] = (),
 ) -> list[float]:
-    """Mean performance of each policy on the same lists of one length, played in the `actual` situation if given."""
+    """Mean performance of each policy on the same lists of one length, played in the `actual` situation if given.
+
+    `panel` is as of `besteffort.evaluation.rollouts.play_routers`.
+    """
     routers = [learned_router(policy) for policy in policies]
     rollouts = [Rollout(_kind(router), row, router, actual) for router in routers for row in range(len(lists))]
-    means = mean_rewards(situation, lists, rollouts).reshape(len(routers), -1).mean(axis=1)
+    means = mean_rewards(situation, lists, rollouts, panel=panel).reshape(len(routers), -1).mean(axis=1)
     return [float(mean) for mean in means]
+
+
+def _performance(problem: TrainingProblem, lists: Sequence[Requests], policies: Iterable[Policy]) -> list[float]:
+    return performance_on(problem.situation, lists, policies, problem.actual, problem.panel)
 
 
 def _kind(router: Router) -> str:
@@ -338,15 +349,8 @@ def _dqn_policies(
     problem: TrainingProblem, seeds: Sequence[int], checkpoint_path: Path, progress: Callable[[Progress], None]
 ) -> list[Policy]:
     """The policies of Double DQN, one for each seed."""
-    training = problem.training
-    env, params = problem.environment(history=training.history)
     trained = train(
-        env,
-        params,
-        problem.features,
-        training.config,
-        training.numbers(),
-        run_keys(seeds),
+        *_of_training(problem, seeds),
         weights=problem.weights,
         checkpoint_path=checkpoint_path,
         progress=progress,
@@ -355,6 +359,19 @@ def _dqn_policies(
         dqn_policy(problem, weights, seed, trained.decisions)
         for seed, weights in zip(seeds, trained.weights, strict=True)
     ]
+
+
+def _of_training(problem: TrainingProblem, seeds: Sequence[int]) -> tuple[Any, ...]:
+    """What `besteffort.learning.train.train` takes."""
+    training = problem.training
+    env, params = problem.environment(history=training.history)
+    return env, params, problem.features, training.config, training.numbers(), run_keys(seeds)
+
+
+def compile_training(problem: TrainingProblem) -> None:
+    """Compiles what a training by Double DQN on this problem, with whatever rule, will run."""
+    training = problem.training
+    compile_ahead(*_of_training(problem, range(training.seed, training.seed + training.seeds)))
 
 
 def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions: int) -> Policy:
@@ -376,7 +393,7 @@ def dqn_policy(problem: TrainingProblem, weights: Weights, seed: int, decisions:
         for share in _ADDED
     ]
     lists = _selection(problem, _ADDED_LISTS, min(_ADDED_REQUESTS, training.selection_requests))
-    return policies[int(np.argmax(performance_on(problem.situation, lists, policies, problem.actual)))]
+    return policies[int(np.argmax(_performance(problem, lists, policies)))]
 
 
 def search_policies(
@@ -400,6 +417,7 @@ def search_policies(
         training.search,
         seeds,
         actual=problem.actual,
+        panel=problem.panel,
         checkpoint_path=checkpoint_path,
         progress=progress,
     )
@@ -407,6 +425,17 @@ def search_policies(
         rule_policy(situation, rule, training_metadata(training, seed, found.decisions))
         for seed, rule in zip(seeds, found.rules, strict=True)
     ]
+
+
+def example_policy(problem: TrainingProblem) -> Policy:
+    """A policy of networks that have learned nothing, of the form of those that Double DQN trains on a problem."""
+    config = problem.training.config
+    network = QNetwork(config.hidden_sizes, len(problem.situation.fleet.pools), values_at(problem.features))
+    of_zeros = jnp.zeros(input_size(problem.features))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), of_zeros)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    weights = merge([to_weights(variables, values_at(problem.features))] * config.ensemble_size)
+    return make_policy(problem, weights, {}, ensemble_size=config.ensemble_size)
 
 
 def run_keys(seeds: Sequence[int]) -> Key[Array, " runs"]:

@@ -29,11 +29,6 @@ def rule_for(situation: Situation, numbers: Mapping[str, float] = UNTRAINED) -> 
     return Rule(**numbers, rates=np.array(plan["rates"]), prices=np.array(plan["prices"]))
 
 
-def is_rule(policy: Policy) -> bool:
-    """Whether a policy decides by its rule alone."""
-    return tuple(feature.name for feature in policy.features) == (VALUE,) and len(policy.weights) == 1
-
-
 def rule_policy(situation: Situation, rule: Rule, about: Mapping[str, Any]) -> Policy:
     """A policy that decides by a rule: its network passes values on.
 

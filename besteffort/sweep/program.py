@@ -217,12 +217,12 @@ def judge(policies: Sequence[Policy], sets: Sequence[EvaluationSet]) -> list[dic
         router, row = learned_router(policy), first[id(own)]
         rollouts += [Rollout("learned", row + offset, router, own.situation) for offset in range(len(mine))]
     measures = {"performance": metrics.performance, "slo_attainment": metrics.slo_attainment}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for _, result in play_rollouts(sets[0].situation, lists, rollouts):
+    found = {name: np.empty(len(rollouts)) for name in measures}
+    for indices, result in play_rollouts(sets[0].situation, lists, rollouts):
         for name, measure in measures.items():
-            found[name].append(measure(result, warm_up_s=sets[0].warm_up_s))
+            found[name][indices] = measure(result, warm_up_s=sets[0].warm_up_s)
     shape = (len(policies), len(sets[0].judged), -1)
-    means = {name: np.concatenate(parts).reshape(shape).mean(axis=1) for name, parts in found.items()}
+    means = {name: values.reshape(shape).mean(axis=1) for name, values in found.items()}
     return [{name: values[index].tolist() for name, values in means.items()} for index in range(len(policies))]
 
 

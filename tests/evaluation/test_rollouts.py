@@ -142,11 +142,14 @@ def test_what_a_rollout_assumes_is_what_its_router_takes_for_granted(
         Rollout("it", 0, router, actual=wrong, assumed=situation),
         Rollout("it", 0, router, actual=wrong),
     ]
-    ((played, result),) = play_rollouts(situation, [requests], each)
-    np.testing.assert_array_equal(played, np.arange(len(each)))
-    plain, assumed, wrapped, believed, by_default = result.model
+    indices, results = zip(*play_rollouts(situation, [requests], each), strict=True)
+    order = np.argsort(np.concatenate(indices))
+    model, reward = (
+        np.concatenate([getattr(result, name) for result in results])[order] for name in ("model", "reward")
+    )
+    plain, assumed, wrapped, believed, by_default = model
     np.testing.assert_array_equal(assumed, wrapped)
-    np.testing.assert_array_equal(result.reward[1], result.reward[2])
+    np.testing.assert_array_equal(reward[1], reward[2])
     assert (assumed != plain).any()
     # Whoever is not told otherwise assumes what all have in common, wherever it is played.
     np.testing.assert_array_equal(believed, by_default)
@@ -157,15 +160,47 @@ def test_blocks_of_lanes_are_what_all_together_are(
 ) -> None:
     routers = {"mixed": [StaticRouter(index % 3) for index in range(4)], "random": [RandomRouter()] * 4}
     whole = play_routers(situation, lists, routers)
-    monkeypatch.setattr(rollouts, "_LANES", {"cpu": 3})
+    monkeypatch.setattr(rollouts, "_LANES", 3)
     each_rollout = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
     blocks = list(play_rollouts(situation, lists, each_rollout))
-    assert [len(block) for block, _ in blocks] == [3, 3, 2]
+    assert [len(block) for block, _ in blocks] == [3, 1, 3, 1]
     assert [each_rollout[index] for block, _ in blocks for index in block] == each_rollout
     for name, start in (("mixed", 0), ("random", 4)):
         for field in ("model", "latency_s", "reward", "arrival_s"):
             found = np.concatenate([getattr(result, field) for _, result in blocks])[start : start + 4]
             np.testing.assert_array_equal(found, getattr(whole[name], field))
+
+
+def test_lanes_of_all_kinds_are_what_blocks_of_each_are(
+    situation: Situation, lists: list[Requests], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerators play them."""
+    routers = {
+        "static": [StaticRouter(index % 3) for index in range(4)],
+        "random": [RandomRouter()] * 4,
+        "priced": [PricedRouter(0.1 * index) for index in range(4)],
+        "fewest": [FewestPromptTokens()] * 4,
+    }
+    apart = play_routers(situation, lists, routers)
+    monkeypatch.setattr(rollouts, "_mixes_lanes", lambda: True)
+    mixed = play_routers(situation, lists, routers)
+    for name, result in apart.items():
+        for field in ("model", "replica", "latency_s", "reward"):
+            np.testing.assert_array_equal(getattr(mixed[name], field), getattr(result, field))
+
+
+def test_calls_with_one_panel_share_their_programs(situation: Situation, lists: list[Requests]) -> None:
+    """Whatever their routers, how many, and the length of their lists; what is played does not depend on the panel."""
+    panel = [StaticRouter(0), PricedRouter(0.1), FewestPromptTokens()]
+    short = [requests.part(slice(0, 200), 0.0) for requests in lists]
+    alone = play_routers(situation, short, {"priced": [PricedRouter(0.3)] * 4})["priced"]
+    play_routers(situation, lists, {"static": [StaticRouter(1)] * 4}, panel=panel)
+    programs = rollouts._play_lanes._cache_size()
+    played = play_routers(situation, short, {"priced": [PricedRouter(0.3)] * 4}, panel=panel)["priced"]
+    mean_rewards(situation, lists[:1], [Rollout("static", 0, StaticRouter(2))], panel=panel)
+    assert rollouts._play_lanes._cache_size() == programs
+    for field in ("model", "replica", "latency_s", "reward"):
+        np.testing.assert_array_equal(getattr(played, field), getattr(alone, field))
 
 
 def test_routers_of_one_name_differ_in_numbers_only(situation: Situation, lists: list[Requests]) -> None:
@@ -202,12 +237,13 @@ def test_networks_that_differ_are_played_apart_with_the_same_outcome(
     learned = [network(), network()] * 2
     routers = {"small": [StaticRouter(0)] * 4, "learned": learned, "priced": [PricedRouter(0.1)] * 4}
     each_rollout = [Rollout(name, row, router) for name, each in routers.items() for row, router in enumerate(each)]
-    assert [program.tolist() for program in rollouts._programs(each_rollout)] == [
+    assert [program.tolist() for program in rollouts._programs(each_rollout, mixed=True)] == [
         [4, 5, 6, 7],
         [0, 1, 2, 3, 8, 9, 10, 11],
     ]
+    assert [program.tolist() for program in rollouts._programs(each_rollout, mixed=False)] == [list(range(12))]
     shared = [rollout._replace(router=learned[0]) if rollout.kind == "learned" else rollout for rollout in each_rollout]
-    assert [program.tolist() for program in rollouts._programs(shared)] == [list(range(12))]
+    assert [program.tolist() for program in rollouts._programs(shared, mixed=True)] == [list(range(12))]
     apart = play_routers(situation, lists, routers)
     monkeypatch.setattr(rollouts, "_MANY", 10_000)
     together = play_routers(situation, lists, routers)
@@ -223,7 +259,10 @@ def test_reading_the_requests_in_flight_changes_nothing_for_others(situation: Si
     reading = {"fewest": [FewestPromptTokens()] * 4}
     each = others | reading
     each_rollout = [Rollout(name, row, router) for name, routers in each.items() for row, router in enumerate(routers)]
-    assert [program.tolist() for program in rollouts._programs(each_rollout)] == [[8, 9, 10, 11], list(range(8))]
+    assert [program.tolist() for program in rollouts._programs(each_rollout, mixed=True)] == [
+        [8, 9, 10, 11],
+        list(range(8)),
+    ]
     together = play_routers(situation, lists, each)
     assert list(together) == list(each)
     alone = play_routers(situation, lists, others) | play_routers(situation, lists, reading)

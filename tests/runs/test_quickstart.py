@@ -69,6 +69,7 @@ def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(quickstart, "tune_on", tuned)
     monkeypatch.setattr(quickstart, "run_training", training)
+    monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
     plan = quickstart.make_plan(load_quickstart(str(small), None))
     with pytest.raises(InputError, match="It diverged"):
         quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
@@ -92,6 +93,7 @@ def test_nobody_waits_for_the_tuning_where_a_training_fails(
 
     monkeypatch.setattr(quickstart, "tune_on", tuned)
     monkeypatch.setattr(quickstart, "run_training", training)
+    monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
     plan = quickstart.make_plan(load_quickstart(str(small), None))
     with pytest.raises(InputError, match="It diverged"):
         quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)

@@ -20,7 +20,6 @@ from besteffort.runs.config import load_config
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog
 from besteffort.runs.training import dqn_policy, make_policy, make_training_problem, run_training
-from besteffort.runs.untrained import is_rule
 from besteffort.simulator.build import build
 from besteffort.weights import with_bypass
 from besteffort.workload import arrivals
@@ -185,7 +184,7 @@ def test_a_search_leaves_the_files_of_a_training(trained: Path, searched: Path, 
     _, situation = load_run(search_config)
     one, two = (load_policy(searched / f"policy-{seed}.safetensors", situation) for seed in (0, 1))
     for seed, policy in enumerate((one, two)):
-        assert is_rule(policy)
+        assert policy.is_rule
         assert (policy.training["method"], policy.training["seed"]) == ("search", seed)
         assert policy.training["search"]["population"] == 4
     assert one.rule.width != two.rule.width

@@ -12,7 +12,7 @@ from besteffort.observation import VALUE
 from besteffort.policy import load_policy, save_policy
 from besteffort.routers.learned import learned_router
 from besteffort.runs.config import load_situation
-from besteffort.runs.untrained import default_policy, is_rule, rule_for
+from besteffort.runs.untrained import default_policy, rule_for
 from besteffort.simulator.simulate import simulate
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task
 from besteffort.weights import with_bypass
@@ -40,7 +40,7 @@ def situation_of(models: int) -> Situation:
 def test_it_keeps_its_numbers_in_a_file(tmp_path: Path) -> None:
     situation = load_situation("paper")
     policy = default_policy(situation)
-    assert is_rule(policy)
+    assert policy.is_rule
     assert policy.situation.view.features == (VALUE,)
     save_policy(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy", situation)
@@ -68,4 +68,4 @@ def test_a_network_that_adds_to_values_is_no_rule() -> None:
     policy = default_policy(load_situation("paper"))
     hidden = (np.ones((3, 4), np.float32), np.zeros(4, np.float32))
     last = (np.ones((4, 3), np.float32), np.array([0.0, 1.0, 0.0], np.float32))
-    assert not is_rule(dataclasses.replace(policy, weights=with_bypass((hidden, last), 0)))
+    assert not dataclasses.replace(policy, weights=with_bypass((hidden, last), 0)).is_rule
