@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.timing import Case
+from besteffort.keys import straight
 from besteffort.routers.registry import make_router
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
@@ -163,7 +164,7 @@ def _play(
         total = total + timestep.reward if rewards else total
         return (state, _route(router, timestep, route_keys, params), total), None
 
-    return jax.lax.scan(step, carry, jax.random.split(key, steps))[0]
+    return jax.lax.scan(step, carry, jax.random.split(straight(key), steps))[0]
 
 
 def part_cases(scenario: Scenario, environments: int, decisions: int) -> list[Case]:

@@ -12,7 +12,7 @@ import pytest
 
 # From the ground up: a module may import from its own line and from the lines above it.
 LAYERS = """
-errors ranges version lazy digests files documents validation device interrupts pytrees
+errors ranges version lazy digests files documents validation device interrupts pytrees keys
 profile
 autoscaler pools situation observation weights
 estimates

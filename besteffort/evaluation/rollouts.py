@@ -22,6 +22,7 @@ from besteffort import interrupts
 from besteffort.device import cores
 from besteffort.errors import InputError
 from besteffort.evaluation.metrics import after_warm_up, mean_over
+from besteffort.keys import straight
 from besteffort.pytrees import node_types
 from besteffort.routers.switch import SwitchRouter
 from besteffort.simulator.build import build_alike
@@ -468,7 +469,7 @@ def _play_lanes(
             params, members = jax.tree.unflatten(structure, numbers)
             state, step = environment.arrive(state, arrival, params)
             router = SwitchRouter(members, chosen)
-            key = jax.random.fold_in(jax.random.wrap_key_data(key), step.index)
+            key = jax.random.fold_in(straight(jax.random.wrap_key_data(key)), step.index)
             model = router.route(step.observation, params.believed, key)
             state, placement = environment.place(state, model, params)
             return state, (placement.pool, placement.replica)

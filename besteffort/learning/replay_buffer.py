@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from besteffort.keys import straight
 from besteffort.simulator.types import Outcomes
 
 
@@ -150,7 +151,7 @@ def sample(
     with its episode and before its next random choice, so all but its first decision are greedy (Watkins, 1989).
     Decisions that may not be learned from are drawn too and get weight 0.
     """
-    age_key, env_key = jax.random.split(key)
+    age_key, env_key = jax.random.split(straight(key))
     filled = jnp.minimum(steps, buffer.length)
     youngest = max(min_age, length) + 1
     age = jax.random.randint(age_key, shape, youngest, jnp.maximum(filled, youngest) + 1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from besteffort.estimates.encoding import network_input
+from besteffort.keys import straight
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import Networks, Variables, q_values
 from besteffort.learning.replay_buffer import Rows
@@ -78,7 +79,7 @@ def collect(
     """
     network, baseline = networks
     shape = (config.rollout_length, config.num_envs)
-    explore_key, action_key, step_key = jax.random.split(key, 3)
+    explore_key, action_key, step_key = jax.random.split(straight(key), 3)
     explore = jax.random.uniform(explore_key, shape) < epsilon
     random_action = jax.random.randint(action_key, shape, 0, env.shape.pools)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from besteffort.keys import straight
 from besteffort.observation import Observation
 from besteffort.routers.prediction import picked
 from besteffort.simulator.types import EnvParams
@@ -36,7 +37,7 @@ class RandomRouter:
 
     def route(self, observation: Observation, params: EnvParams, key: Key[Array, ""]) -> Int[Array, ""]:
         # Without a type the draws of the same key would differ between float32 and float64.
-        return jax.random.randint(key, (), 0, observation.instance_batch_sizes.shape[-1], jnp.int32)
+        return jax.random.randint(straight(key), (), 0, observation.instance_batch_sizes.shape[-1], jnp.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from besteffort.estimates.correction import Comparison, compared, fixed_s, observed_slowdown
+from besteffort.keys import straight
 from besteffort.observation import Observation, next_rate
 from besteffort.pools import least_loaded
 from besteffort.simulator import closed_form, iterative, stale_view
@@ -111,7 +112,7 @@ class ServingEnvironment:
 
     def reset(self, key: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
         """Empty cluster, first request pending."""
-        init_key, next_key = jax.random.split(key)
+        init_key, next_key = jax.random.split(straight(key))
         arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
         arrival = _counted_alike(arrival, params)
         state, step = self.arrive(self.start(arrival)._replace(workload=workload), arrival, params)
@@ -121,7 +122,7 @@ class ServingEnvironment:
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
         """Places the pending request in pool `action` and advances time to the next arrival."""
         state, placement = self.place(state, action, params)
-        arrival, workload = params.workload.next(key, state.workload)
+        arrival, workload = params.workload.next(straight(key), state.workload)
         arrival = _counted_alike(arrival, params)
         state, step = self.arrive(state._replace(workload=workload), arrival, params)
         return state, dataclasses.replace(step, credit=placement.credit)
