@@ -66,6 +66,7 @@ class Seats(NamedTuple):
       done_s: time of departure.
       arrival_s: time of arrival.
       deadline_s: deadline on the end-to-end latency.
+      value: reward if it departs as planned.
       admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
       prompt_tokens: None unless `EnvShape.context_cost` or `EnvShape.estimates`.
       cache_tokens: None unless `EnvShape.cache_limit`.
@@ -87,6 +88,7 @@ class Seats(NamedTuple):
     done_s: Array
     arrival_s: Array
     deadline_s: Array
+    value: Array
     admitted: Array | None
     prompt_tokens: Array | None
     cache_tokens: Array | None
@@ -110,7 +112,6 @@ class DeparturePlan(NamedTuple):
 
     Attributes:
       age_s: the current time; negative while the boundary lies ahead.
-      seen_s: the time up to which rewards have been paid.
       admission_s: length of the iteration that starts at the boundary.
       prefill_s: the part of it that is prefill.
       joined: requests admitted at the boundary.
@@ -123,7 +124,6 @@ class DeparturePlan(NamedTuple):
     """
 
     age_s: Array
-    seen_s: Array
     admission_s: Array
     prefill_s: Array
     joined: Array
@@ -192,6 +192,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         done_s=real - jnp.inf,
         arrival_s=real,
         deadline_s=real,
+        value=real,
         admitted=whole if shape.context_cost or shape.record or estimates else None,
         prompt_tokens=whole if shape.context_cost or estimates else None,
         cache_tokens=real if shape.cache_limit else None,
@@ -207,7 +208,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
     )
     zero, none = jnp.zeros(one), jnp.zeros(one, jnp.int32)
     mark = (zero, none) if estimates else (None, None)
-    plan = DeparturePlan(zero, zero, zero, zero, none, *mark)
+    plan = DeparturePlan(zero, zero, zero, none, *mark)
     if shape.compare_times:
         plan = plan._replace(counted_s=zero)
     if compares_iterations(shape):
@@ -221,7 +222,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
     """(rows, pools) running plus waiting requests."""
     present = instances.seats.done_s > instances.plan.age_s[:, None]
-    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.pools)
+    return _count(present).reshape(shape.replicas, shape.pools)
 
 
 def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
@@ -229,7 +230,7 @@ def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: 
     seats, plan = instances
     seen_s = plan.age_s[:, None] - _late_s(params, seats, index)
     present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
-    return jnp.sum(present, axis=1, dtype=jnp.int32).reshape(shape.replicas, shape.pools)
+    return _count(present).reshape(shape.replicas, shape.pools)
 
 
 def _late_s(params: EnvParams, seats: Any, index: Array) -> Array:
@@ -249,24 +250,26 @@ def leave_s(instances: Instances) -> Array:
     return instances.seats.done_s - instances.plan.age_s[:, None]
 
 
-def lose(instances: Instances, fails_s: Array) -> Instances:
+def lose(shape: EnvShape, params: EnvParams, instances: Instances, fails_s: Array) -> Instances:
     """Instances that fail in so many seconds, if that is finite, lose whoever is there then."""
     seats, plan = instances
     at_s = (plan.age_s + fails_s)[:, None]
     lost = seats.done_s > at_s
-    return Instances(seats._replace(done_s=jnp.where(lost, at_s, seats.done_s), lost=seats.lost | lost), plan)
+    value = jnp.where(lost, refused(shape, params, seats.task, seats.deadline_s, seats.tenant_weight), seats.value)
+    done_s = jnp.where(lost, at_s, seats.done_s)
+    return Instances(seats._replace(done_s=done_s, value=value, lost=seats.lost | lost), plan)
 
 
 def advance(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
 ) -> tuple[Instances, Ledger, Array]:
     """Advances time by `gap_s`. The third result is the summed reward of the requests that departed meanwhile."""
-    del newest  # The ledger is written later: when a seat is needed, or by `flush`.
+    del shape, params, newest  # The ledger is written later: when a seat is needed, or by `flush`.
     seats, plan = instances
     age_s = plan.age_s + gap_s
-    departed = (seats.done_s > plan.seen_s[:, None]) & (seats.done_s <= age_s[:, None])
-    reward = jnp.sum(jnp.where(departed, _values(shape, params, seats, _pool_of_each(shape)[:, None]), 0.0))
-    return Instances(seats, plan._replace(age_s=age_s, seen_s=age_s)), ledger, reward
+    departed = (seats.done_s > plan.age_s[:, None]) & (seats.done_s <= age_s[:, None])
+    reward = jnp.sum(jnp.where(departed, seats.value, 0.0))
+    return Instances(seats, plan._replace(age_s=age_s)), ledger, reward
 
 
 def submit(
@@ -286,9 +289,8 @@ def submit(
     pool = instance % shape.pools
     seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
     first: Seats = jax.tree.map(lambda x: x[0], seats)
-    value = _values(shape, params, first, pool)
     timing = _timing(shape, first)
-    ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, value, timing)
+    ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, first.value, timing)
 
     boundary = _admission(shape, params, pool, seats, plan, request)
     at_s, clock = boundary.at_s, boundary.clock
@@ -316,7 +318,7 @@ def submit(
         added_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
         others = seats._replace(fixed_s=seats.fixed_s + added_s)
     new = _admit(shape, params, pool, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
-    credit = _planned(shape, params, *new, pool) - _planned(shape, params, seats, plan, pool)
+    credit = _planned(*new) - _planned(seats, plan)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
 
@@ -356,10 +358,10 @@ def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Arr
 
 def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array) -> Ledger:
     """Writes every request that has departed by now into the ledger."""
+    del params
     seats, plan = instances
     left = (seats.done_s <= plan.age_s[:, None]) & (seats.index >= 0)
-    values = _values(shape, params, seats, _pool_of_each(shape)[:, None])
-    return ledgers.write(ledger, seats.index, left, newest, values, _timing(shape, seats))
+    return ledgers.write(ledger, seats.index, left, newest, seats.value, _timing(shape, seats))
 
 
 def _pool_of_each(shape: EnvShape) -> Array:
@@ -367,19 +369,27 @@ def _pool_of_each(shape: EnvShape) -> Array:
     return jnp.arange(shape.instances) % shape.pools
 
 
-def _values(shape: EnvShape, params: EnvParams, seats: Seats, pool: Array) -> Array:
-    """Rewards of the requests if they depart as planned."""
-    weight = seats.tenant_weight
-    took_s = seats.done_s - seats.arrival_s
-    value = earned(shape, params, pool, seats.task, took_s, seats.deadline_s, seats.delay_s, weight)
-    if seats.lost is None:
-        return value
-    return jnp.where(seats.lost, refused(shape, params, seats.task, seats.deadline_s, weight), value)
+def _count(which: Array) -> Array:
+    """How many are true along the last axis.
+
+    In two steps: XLA for CPUs (jaxlib 0.10.2) adds up the second axis from the right in vector registers, but the last
+    element by element. Between them a change of type, so that it does not make one step of the two.
+    """
+    parts = 4
+    if which.shape[-1] % parts:
+        return jnp.sum(which, axis=-1, dtype=jnp.int32)
+    halves = which.reshape(*which.shape[:-1], parts, -1)
+    return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1)
 
 
-def _planned(shape: EnvShape, params: EnvParams, seats: Seats, plan: DeparturePlan, pool: Array) -> Array:
+def _seat(field: Array, seat: Array) -> Array:
+    """The field of one seat, of any seat if there is no such seat."""
+    return field.at[jnp.clip(seat, 0, field.shape[0] - 1)].get(mode="promise_in_bounds")
+
+
+def _planned(seats: Seats, plan: DeparturePlan) -> Array:
     """() summed reward of the requests present at an instance if they depart as planned."""
-    return jnp.sum(jnp.where(seats.done_s > plan.age_s, _values(shape, params, seats, pool), 0.0))
+    return jnp.sum(jnp.where(seats.done_s > plan.age_s, seats.value, 0.0))
 
 
 def _timing(shape: EnvShape, seats: Seats) -> Timing | None:
@@ -567,16 +577,18 @@ def _admission(
     """The iteration boundary at which `request`, which arrives now, is admitted."""
     boundary = _next_boundary(shape, params, pool, seats, plan, request.ready_s)
     runs = seats.finish > boundary.clock
-    room = jnp.sum(runs, dtype=jnp.int32) < slots(shape, params, pool)
+    number = _count(runs)
+    room = number < slots(shape, params, pool)
     makes_room = runs
+    # Of several that leave together the last frees the most. Their times are equal, so the first has that time.
+    first = runs.shape[0] - number
     if seats.cache_tokens is not None and request.cache_tokens is not None:
         limit = params.cache_tokens[pool] - request.cache_tokens
         claimed = jnp.where(runs, seats.cache_tokens, 0.0)
         room &= jnp.sum(claimed) <= limit
         makes_room &= jnp.cumsum(claimed[::-1])[::-1] - claimed <= limit
-    # Of several that leave together the last frees the most. Their times are equal, so the minimum is that time.
-    departure_s = jnp.min(jnp.where(makes_room, seats.done_s, jnp.inf))
-    departure = jnp.min(jnp.where(makes_room, seats.finish, _NEVER))
+        first = jnp.argmax(makes_room)
+    departure_s, departure = _seat(seats.done_s, first), _seat(seats.finish, first)
     excess_s = boundary.excess_s
     if excess_s is not None:
         excess_s = jnp.where(room, excess_s, _excess_at(seats, makes_room & (seats.finish == departure)))
@@ -596,10 +608,11 @@ def _next_boundary(
     While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
     """
     left = seats.done_s <= plan.age_s
-    batch = left.shape[0] - jnp.sum(left, dtype=jnp.int32)
+    gone = _count(left)
+    batch = left.shape[0] - gone
     # The current run of equal iterations began with the last departure, or after the admission.
-    start_s = jnp.maximum(plan.admission_s, jnp.max(jnp.where(left, seats.done_s, -jnp.inf)))
-    start = jnp.maximum(1, jnp.max(jnp.where(left, seats.finish, 0)))
+    start_s = jnp.maximum(plan.admission_s, jnp.where(gone > 0, _seat(seats.done_s, gone - 1), -jnp.inf))
+    start = jnp.maximum(1, jnp.where(gone > 0, _seat(seats.finish, gone - 1), 0))
     # More than `max_batch` only while the boundary lies ahead; the result is then not used.
     number = jnp.minimum(batch, shape.max_batch)
     first_s = jnp.where(batch > 0, params.decode[pool, number], 1.0)
@@ -610,10 +623,10 @@ def _next_boundary(
         first_s = first_s + cost_s * (origin + batch * start)
         growth_s = cost_s * batch
 
-    until_departure = jnp.min(jnp.where(left, _NEVER, seats.finish)) - start
+    until_departure = jnp.where(batch > 0, _seat(seats.finish, gone), _NEVER) - start
     whole = _ended(shape, start_s, first_s, growth_s, plan.age_s, until_departure - 1)
     iterations = jnp.clip(whole + 1, 1, until_departure)
-    departure_s = jnp.min(jnp.where(left, jnp.inf, seats.done_s))
+    departure_s = jnp.where(batch > 0, _seat(seats.done_s, gone), jnp.inf)
     ends_s = _after(start_s, first_s, growth_s, iterations)
     decoding_s = jnp.where(iterations == until_departure, departure_s, ends_s)
 
@@ -689,7 +702,6 @@ def _move(shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary: Boundary
     )
     plan = plan._replace(
         age_s=plan.age_s - boundary_s,
-        seen_s=plan.seen_s - boundary_s,
         mark_s=earlier(plan.mark_s),
         mark=before(plan.mark),
         counted_s=earlier(plan.counted_s),
@@ -713,13 +725,13 @@ def _admit(
 
     `join` means that the boundary is the one planned before, so its admissions add up.
     """
-    place = jnp.sum(seats.finish <= request.output_tokens, dtype=jnp.int32) - 1
+    place = _count(seats.finish <= request.output_tokens) - 1
     position = jnp.arange(seats.finish.shape[0])
 
     def insert(array: Array | None, value: Any) -> Any:
         if array is None:
             return None
-        shifted = jnp.concatenate([array[1:], array[-1:]])
+        shifted = jax.lax.pad(array, jnp.zeros((), array.dtype), [(-1, 1, 0)])
         return jnp.where(position < place, shifted, jnp.where(position == place, value, array))
 
     seats = Seats(
@@ -729,6 +741,7 @@ def _admit(
         done_s=insert(seats.done_s, jnp.inf),
         arrival_s=insert(seats.arrival_s, plan.age_s),
         deadline_s=insert(seats.deadline_s, request.deadline_s),
+        value=insert(seats.value, 0.0),
         admitted=insert(seats.admitted, 0),
         prompt_tokens=insert(seats.prompt_tokens, request.prompt_tokens),
         cache_tokens=insert(seats.cache_tokens, request.cache_tokens),
@@ -747,10 +760,11 @@ def _admit(
         tenant_weight=insert(seats.tenant_weight, request.tenant_weight),
     )
     runs = seats.finish > 0
+    number = _count(runs)
     joined = jnp.where(join, plan.joined, 0) + 1
     prefill_s = jnp.where(join, plan.prefill_s, 0.0) + request.prefill_s
     decode_s = params.decode[pool]
-    admission_s = prefill_s + decode_s[jnp.sum(runs, dtype=jnp.int32) - joined]
+    admission_s = prefill_s + decode_s[number - joined]
 
     # The same beyond the assumed tables, term by term, so that nothing remains where these are the tables.
     excess = plan.prefill_excess_s is not None and request.prefill_excess_s is not None
@@ -760,7 +774,7 @@ def _admit(
     if excess:
         prefill_excess_s = jnp.where(join, plan.prefill_excess_s, 0.0) + request.prefill_excess_s
         decode_excess_s = _decode_excess_s(params, pool)
-        admission_excess_s = prefill_excess_s + decode_excess_s[jnp.sum(runs, dtype=jnp.int32) - joined]
+        admission_excess_s = prefill_excess_s + decode_excess_s[number - joined]
 
     # After the admission the clock shows 1; from then on `still[j]` requests run until the j-th leaves.
     still = shape.max_batch - jnp.arange(shape.max_batch)
@@ -784,13 +798,15 @@ def _admit(
             cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             admission_excess_s = admission_excess_s + cost_excess_s * begun
             duration_excess_s = duration_excess_s + cost_excess_s * held
-    upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)
+    seated, waits = seats.finish.shape[0], seats.finish.shape[0] - shape.max_batch
+    upto = jnp.tri(seated, shape.max_batch, -waits, dtype=duration_s.dtype)
     planned_s = admission_s + jnp.matmul(upto, duration_s, precision=jax.lax.Precision.HIGHEST)
-    planned_s = jnp.concatenate([seats.done_s[: -shape.max_batch], planned_s])
-    seats = seats._replace(done_s=jnp.where(runs, planned_s, seats.done_s))
+    latency_s = planned_s - seats.arrival_s
+    weight = seats.tenant_weight
+    value = earned(shape, params, pool, seats.task, latency_s, seats.deadline_s, seats.delay_s, weight)
+    seats = seats._replace(done_s=jnp.where(runs, planned_s, seats.done_s), value=jnp.where(runs, value, seats.value))
     if excess:
         planned_excess_s = admission_excess_s + jnp.matmul(upto, duration_excess_s, precision=jax.lax.Precision.HIGHEST)
-        planned_excess_s = jnp.concatenate([seats.done_excess_s[: -shape.max_batch], planned_excess_s])
         first = runs & (seats.admitted == 0)
         seats = seats._replace(
             done_excess_s=jnp.where(runs, planned_excess_s, seats.done_excess_s),

@@ -178,7 +178,7 @@ class ServingEnvironment:
             life = lives.begun(params.life, life, state.index < 0)
             leave_s = dynamics.leave_s(instances)
             life, fails_s = lives.live(shape, params.life, params.pools.placed, life, leave_s, gap_s)
-            instances = dynamics.lose(instances, fails_s)
+            instances = dynamics.lose(shape, params, instances, fails_s)
         instances, ledger, reward = dynamics.advance(shape, params, instances, state.ledger, state.index, gap_s)
         return state._replace(instances=instances, ledger=ledger, life=life), reward
 
