@@ -17,6 +17,10 @@ from jaxtyping import Array, Float, Int, Key
 from besteffort.keys import straight
 from besteffort.simulator.types import Outcomes
 
+_FEW_ROWS = 32
+"""Rows of a buffer per sampled decision up to which runs are worked out for all rows: in order they are read in vector
+registers, where samples are read number by number."""
+
 
 class Rows(NamedTuple):
     """Consecutive decisions of all environments.
@@ -157,24 +161,54 @@ def sample(
     age = jax.random.randint(age_key, shape, youngest, jnp.maximum(filled, youngest) + 1)
     env = jax.random.randint(env_key, shape, 0, buffer.resolved.shape[1])
     start = (steps - age) % buffer.length
-    run = jnp.arange(length).reshape((1,) * start.ndim + (length,))
-    at, envs = (start[..., None] + run) % buffer.length, env[..., None]
+    everywhere = buffer.resolved.size <= _FEW_ROWS * start.size
+
+    def following(field: Array) -> list[Array]:
+        """A field of the first decision of each run, of the second, and so on."""
+        if not everywhere:
+            return [field[(start + number) % buffer.length, env] for number in range(length)]
+        around = jnp.concatenate([field, field[:length]])
+        return [around[number : number + buffer.length] for number in range(length)]
+
     rows = buffer.rows
-    ended = jnp.roll(rows.discount[at, envs] == 0, 1, axis=-1)
-    inside = jnp.cumprod(~(rows.explored[at, envs] | ended).at[..., 0].set(False), axis=-1)
-    step_discount = jnp.where(inside, discount * rows.discount[at, envs], 1.0)
-    after = jnp.cumprod(step_discount, axis=-1)
-    before = jnp.concatenate([jnp.ones_like(after[..., :1]), after[..., :-1]], axis=-1)
-    known = jnp.where(inside, rows.valid[at, envs] & buffer.resolved[at, envs], True).all(axis=-1)
-    earned = inside * before * (buffer.reward[at, envs] - rows.baseline[at, envs])
-    end = (start + inside.sum(axis=-1)) % buffer.length
+    runs = _runs(
+        following(buffer.reward - rows.baseline),
+        following(rows.discount),
+        following(rows.explored),
+        following(rows.valid & buffer.resolved),
+        discount,
+    )
+    returns, after, known, taken = (field[start, env] for field in runs) if everywhere else runs
+    end = (start + taken) % buffer.length
     return Batch(
         features=rows.features[start, env],
         next_features=rows.features[end, env],
         action=rows.action[start, env],
         reward=buffer.reward[start, env],
         baseline=rows.baseline[start, env],
-        returns=earned.sum(axis=-1),
-        discount=after[..., -1],
+        returns=returns,
+        discount=after,
         weight=(known & (age <= filled)).astype(buffer.reward.dtype),
     )
+
+
+def _runs(
+    earned: list[Array], step: list[Array], explored: list[Array], known: list[Array], discount: Array | float
+) -> tuple[Array, Array, Array, Array]:
+    """What runs come to, of the fields of their decisions in order; a decision's `step` is its own discount.
+
+    Returns:
+      Discounted sums of what was earned, factors on the value after the last decision, whether all is known, and how
+      many decisions there are.
+    """
+    inside = jnp.ones(explored[0].shape, bool)
+    returns, after = jnp.zeros_like(earned[0]), jnp.ones_like(step[0])
+    all_known, taken = inside, jnp.zeros(inside.shape, jnp.int32)
+    for number in range(len(earned)):
+        if number:
+            inside &= ~(explored[number] | (step[number - 1] == 0))
+        returns = jnp.where(inside, returns + after * earned[number], returns)
+        after = jnp.where(inside, after * (discount * step[number]), after)
+        all_known &= known[number] | ~inside
+        taken += inside
+    return returns, after, all_known, taken
