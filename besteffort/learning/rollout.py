@@ -33,7 +33,8 @@ class Tally(NamedTuple):
     """Statistics of a rollout.
 
     Attributes:
-      reward: () mean over decisions of the reward resolved in the rollout; over a long time the performance.
+      reward: () mean over decisions of their marginal credit, or where the environment has none of the reward resolved
+        in the rollout; over a long time either is the performance.
       actions: (pools,) share of decisions for each pool.
     """
 
@@ -104,7 +105,8 @@ def collect(
             baseline=cast(Array, baseline.apply(variables.baseline, x)) if config.baseline else jnp.zeros_like(x[:, 0]),
             valid=alive & (terminated | ~timestep.truncated),
         )
-        reward = jnp.where(alive, timestep.reward, 0.0)
+        # Credits come to the same, and are there without looking at every request in flight.
+        reward = jnp.where(alive, timestep.reward if timestep.credit is None else timestep.credit, 0.0)
         alive_after = alive & ~terminated & ~timestep.truncated
         return (Actors(env_state, timestep), alive_after, keys[0]), (rows, timestep.credit, reward, alive)
 

@@ -123,8 +123,8 @@ class Trained:
       weights: weights of each run's network or ensemble, see `besteffort.weights.Weights`.
       decisions: decisions made by each network.
       metrics: (log points, runs) each, means over an ensemble: `decisions` so far; and over the decisions since the
-        previous log point: `reward` (mean reward resolved per decision), `actions` (log points, runs, models; share of
-        decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
+        previous log point: `reward` (mean per decision, see `rollout.Tally`), `actions` (log points, runs, models;
+        share of decisions for each model), `loss`, `q` (mean Q-value of sampled decisions), `epsilon`, `lost` (share of
         decisions that left the buffer before their reward was known); and `norm`, of the weights.
     """
 
