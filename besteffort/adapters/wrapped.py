@@ -13,7 +13,16 @@ from jaxtyping import Array, Float
 from besteffort.errors import InputError
 from besteffort.estimates.correction import HIGHEST
 from besteffort.estimates.encoding import network_input
-from besteffort.observation import OBSERVED_SLOWDOWN, SIGNED, VALUE, Feature, Observation, input_size, needs_in_flight
+from besteffort.observation import (
+    OBSERVED_SLOWDOWN,
+    SIGNED,
+    TENANT_WEIGHT,
+    VALUE,
+    Feature,
+    Observation,
+    input_size,
+    needs_in_flight,
+)
 from besteffort.runs.training import TrainingProblem, load_training_problem
 from besteffort.simulator.types import Environment, EnvShape, believed
 
@@ -113,6 +122,7 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     |---|---|---|
     | `batch_sizes`, `smallest_batch` | 0 | what the cluster, or an instance, holds |
     | `own` | -weight x penalty, of the task where that is least | weight x quality, of the best model and task |
+    | `tenant_weight` | 0 | that of the tenant that counts most; it is a factor on the weights of tasks, too |
     | `harm` | 0 | weight x (quality + penalty), for each request that an instance, with slow-down a replica, holds |
     | `value` | minus the largest number: prices have no bound | that of `own` |
     | `work` | 0 | the longest prefill and the most decode work of a task |
@@ -122,8 +132,11 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     """
     largest = float(np.finfo(np.float32).max)
     ranges = {"batch_sizes": (0.0, shape.replicas * _seats(shape)), "smallest_batch": (0.0, _seats(shape))}
+    of_tenants = getattr(params, "tenant_weight", None)
+    heaviest = 1.0 if of_tenants is None else float(np.max(of_tenants))
+    ranges[TENANT_WEIGHT] = (0.0, heaviest)
     if needs_in_flight(feature.name for feature in features):
-        ranges |= _ranges_of_estimates(shape, believed(params))
+        ranges |= _ranges_of_estimates(shape, believed(params), heaviest)
     low, high = np.zeros((2, input_size(features)))
     start = 0
     for feature in features:
@@ -139,9 +152,9 @@ def bounds_of(features: tuple[Feature, ...], shape: EnvShape, params: Any) -> Bo
     return Bounds(low.astype(np.float32), high.astype(np.float32))
 
 
-def _ranges_of_estimates(shape: EnvShape, params: Any) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of the features that have a range."""
-    weight = np.asarray(params.weight, float)[:, None]
+def _ranges_of_estimates(shape: EnvShape, params: Any, heaviest: float) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of the features that have a range, with tenants that weigh so much at most."""
+    weight = heaviest * np.asarray(params.weight, float)[:, None]
     quality, penalty = np.asarray(params.quality, float), float(params.miss_penalty)
     harmed = _seats(shape) * (shape.pools if shape.slowdown else 1)
     # Of work, as much as the slow-down that is observed may make of it.
