@@ -218,7 +218,7 @@ def _part_case(name: str, part: Callable[[Any, jax.Array], Any], carry: Any, env
 
     @partial(jax.jit, donate_argnums=0)
     def program(carry: Any, key: jax.Array) -> Any:
-        return jax.lax.scan(lambda c, k: (part(c, k), None), carry, jax.random.split(key, steps))[0]
+        return jax.lax.scan(lambda c, k: (part(c, k), None), carry, jax.random.split(straight(key), steps))[0]
 
     def run(number: int) -> None:
         nonlocal held

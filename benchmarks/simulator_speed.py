@@ -56,7 +56,7 @@ class Size:
 
     loads: tuple[float, ...] = (0.3, 0.9, 3.0, 10.0)
     routers: tuple[str, ...] = ("random", "static largest", "deadline")
-    environments: tuple[int, ...] = (64, 256, 1024, 4096)
+    environments: tuple[int, ...] = (64, 128, 256, 1024, 4096)
     rounds: int = 5
     decisions: int = 2**17
     warm_steps: int = 1536

@@ -343,9 +343,12 @@ def exactness() -> str:
 def simulator_speed() -> str:
     """Decisions per second."""
     found = read("simulator_speed")["per_second"]
-    sizes = {"64": "64 envs", "256": "256", "1,024": "1,024", "4,096": "4,096"}
+    sizes = {"64": "64 envs", "128": "128", "256": "256", "1,024": "1,024", "4,096": "4,096"}
     others = {"reference": "reference", "SimPy": "SimPy", "SimPy x2": "SimPy, two processes", "sched-sim": "sched-sim"}
-    others = {key: words for key, words in others.items() if any(key in cases for cases in found.values())}
+    sizes, others = (
+        {key: words for key, words in each.items() if any(key in cases for cases in found.values())}
+        for each in (sizes, others)
+    )
     rows = [
         [name, *(f"{cases[key]['median']:,}" if key in cases else "-" for key in (*sizes, *others))]
         for name, cases in found.items()
