@@ -379,7 +379,7 @@ def _count(which: Array) -> Array:
     if which.shape[-1] % parts:
         return jnp.sum(which, axis=-1, dtype=jnp.int32)
     halves = which.reshape(*which.shape[:-1], parts, -1)
-    return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1)
+    return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1, dtype=jnp.int32)
 
 
 def _seat(field: Array, seat: Array) -> Array:
