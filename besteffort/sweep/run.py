@@ -229,7 +229,7 @@ def _entry(out: Path, trial: Trial, failed: Mapping[str, str]) -> Entry:
 class _Outcome:
     """The file of a trial's outcome."""
 
-    status: Literal["finished", "diverged"]
+    status: Literal["finished", "diverged", "stopped"]
     decisions: int = 0
     reason: str = ""
     performance: tuple[float, ...] = ()

@@ -11,7 +11,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.runs.backends import EarlyStopping, Local, Ray
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
-from besteffort.sweep.run import ProgramProgress, run_sweep
+from besteffort.sweep.run import ProgramProgress, _conclude_stopped, _entry, run_sweep
 from tests import clusters
 
 pytest.importorskip("ray")
@@ -64,3 +64,11 @@ def test_early_stopping_compares_like_with_like(small: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"`reward\.miss_penalty` changes by itself"):
         run_sweep(plan, tmp_path / "out", on=Ray(early=EarlyStopping()))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_trial_is_an_entry_that_says_why(plan: SweepPlan, tmp_path: Path) -> None:
+    trial = plan.trials[0]
+    (tmp_path / "trials" / trial.name).mkdir(parents=True)
+    _conclude_stopped(tmp_path, [trial.name], ProgramProgress("000", 2, 5))
+    entry = _entry(tmp_path, trial, {})
+    assert (entry.status, entry.reason) == ("stopped", "it lagged behind after 2 of 5 log points")
