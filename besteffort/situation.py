@@ -256,9 +256,13 @@ def as_text(value: Any) -> str:
 
 
 def _check_mix(listed: Sequence[Origin | Tenant], kind: str, field: str) -> None:
-    """Raises `InputError` if a name is listed twice, or all shares are 0."""
+    """Raises `InputError` if a name cannot be shown or is listed twice, or all shares are 0."""
     names = [each.name for each in listed]
     for name in names:
+        if not name.strip() or not name.isprintable():
+            raise InputError(
+                f"{kind} `{brief(name)}` under `{field}` cannot be shown; give it a name of printable characters."
+            )
         if names.count(name) > 1:
             raise InputError(f"{kind} `{brief(name)}` is listed twice under `{field}`; list it once.")
     if listed and sum(each.share for each in listed) <= 0:

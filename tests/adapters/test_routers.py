@@ -46,7 +46,7 @@ def same(one: Result, other: Result) -> None:
 
 
 def test_a_function_decides_beside_ours(situation: Situation, lists: list[Requests]) -> None:
-    """Two lists at once, in one program with the router that it copies; the function is asked once per decision."""
+    """Two lists at once; the function is asked once per decision."""
     asked: list[int] = []
 
     def counted(observation: Observation) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_a_function_decides_beside_ours(situation: Situation, lists: list[Reques
     mine, ours = HostRouter(counted), LadderRouter(np.array(THRESHOLDS))
     played = play_routers(situation, lists, {"mine": [mine] * 2, "ours": [ours] * 2})
     same(played["mine"], played["ours"])
-    assert asked == [4] * 150  # every lane carries all routers
+    assert asked == [8] * 150  # a block has eight lanes, be they filled or not
 
 
 @pytest.mark.parametrize("backend", ["jax", "reference"])
