@@ -99,6 +99,7 @@ class _Request:
     arrival_s: float
     origin: int | None = None
     cached_tokens: int = 0
+    tenant: int | None = None
     instance: int = -1
     seat: int = -1
     tokens: int = 0
@@ -110,8 +111,6 @@ class _Request:
     found: int = 0  # requests on its instance when it was sent, itself included
     stakes: Stakes | None = None  # once it is sent
     delay_s: float = 0.0
-    tenant: int | None = None
-    tenant_weight: float = 1.0  # factor on its rewards
 
 
 @dataclasses.dataclass(slots=True)
@@ -299,9 +298,8 @@ class InFlight:
         self._founds |= cached_tokens > 0
         self._know_prompt(prompt_tokens)
         self._requests[request] = _Request(
-            index, prompt_tokens, max_tokens, factor, now, place, min(cached_tokens, prompt_tokens - 1)
+            index, prompt_tokens, max_tokens, factor, now, place, min(cached_tokens, prompt_tokens - 1), whose
         )
-        self._weigh(self._requests[request], whose)
 
     def sent(self, request: Hashable, pool: str | int, replica: int = 0, *, at: float | None = None) -> None:
         """A request goes to a pool, given by its name or index, and a replica of it.
@@ -348,7 +346,7 @@ class InFlight:
         known.delay_s = self._delay_of(known.origin, index)
         known.stakes = stakes = self._stakes_of(known, index)
         self._delay_s[here] = known.delay_s
-        self._tenant_weight[here] = known.tenant_weight
+        self._tenant_weight[here] = self._weight_of(known)
         self._limit[here] = _NO_LIMIT if known.max_tokens is None else known.max_tokens
         self._law[here] = stakes.law
         self._base_s[here], self._per_token_s[here] = stakes.deadline_base_s, stakes.deadline_per_token_s
@@ -510,8 +508,8 @@ class InFlight:
             known.arrival_s,
             known.origin,
             known.cached_tokens,
+            known.tenant,
         )
-        self._weigh(self._requests[request], known.tenant)
 
     def use_only(self, available: np.ndarray) -> None:
         """Says where requests may be sent from now on; everywhere unless told otherwise.
@@ -575,9 +573,8 @@ class InFlight:
                 known.arrival_s,
                 self._origins.get(origins[known.origin]) if known.origin is not None else None,
                 known.cached_tokens,
+                self._tenants.get(tenants[known.tenant]) if known.tenant is not None else None,
             )
-            if known.tenant is not None:
-                self._weigh(self._requests[request], self._tenants.get(tenants[known.tenant]))
             if place is not None:
                 self.sent(request, *place, at=known.sent_s)
         for request, sent in taken.items():
@@ -689,7 +686,7 @@ class InFlight:
         if "prompt_tokens" in names:
             given["prompt_tokens"] = known.prompt_tokens
         if TENANT_WEIGHT in names:
-            given[TENANT_WEIGHT] = known.tenant_weight
+            given[TENANT_WEIGHT] = self._weight_of(known)
         if ORIGIN in names:
             given[ORIGIN] = None if known.origin is None else self.situation.origin_names[known.origin]
         return policy.values(
@@ -1101,20 +1098,19 @@ class InFlight:
         """Network delay of a pool to an origin, or to none."""
         return self._delays[pool] if origin is None else self._origin_delays[origin][pool]
 
-    def _weigh(self, known: _Request, tenant: int | None) -> None:
-        """Says whose a request is, and so how much it counts."""
-        known.tenant = tenant
-        known.tenant_weight = 1.0 if self._tenant_weights is None else self._tenant_weights[tenant]
+    def _weight_of(self, known: _Request) -> float:
+        """Factor on the rewards of a request by its tenant."""
+        return 1.0 if self._tenant_weights is None else self._tenant_weights[known.tenant]
 
     def _weight_told(self, known: _Request) -> float | None:
-        """Factor on the rewards of a request; None where all count the same."""
-        return None if self._tenant_weights is None else known.tenant_weight
+        """The same; None where all count the same."""
+        return None if self._tenant_weights is None else self._weight_of(known)
 
     def _stakes_of(self, known: _Request, pool: int) -> Stakes:
         """What a request has to lose that is sent to a pool, in plain numbers."""
         params, task = self._plain[pool], known.task
         longest = params.priors.longest_law
-        law, weight = task * (longest + 1), params.weight[task] * known.tenant_weight
+        law, weight = task * (longest + 1), params.weight[task] * self._weight_of(known)
         return Stakes(
             law=law,
             limit=None if known.max_tokens is None else law + min(known.max_tokens, longest),
