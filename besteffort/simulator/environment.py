@@ -40,7 +40,7 @@ from besteffort.simulator.request import (
     refused,
     slots,
     takers,
-    weight_of,
+    tenant_weight_of,
 )
 from besteffort.simulator.stale_view import StaleView
 from besteffort.simulator.types import EnvParams, EnvShape, Outcomes, TimeStep
@@ -204,7 +204,7 @@ class ServingEnvironment:
         reward = reward + state.refused
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
-        weight = weight_of(params, arrival)
+        weight = tenant_weight_of(params, arrival)
         loss = refused(shape, params, arrival.task, arrival.deadline_s, weight)
         ledger = ledgers.open_slot(ledger, index, loss, due_s)
         state = EnvState(
@@ -275,7 +275,7 @@ class ServingEnvironment:
         if shape.cache_limit:
             cache_tokens = arrival.prompt_tokens + jnp.ceil(params.cache_output_share * arrival.output_tokens)
             accept &= cache_tokens <= params.cache_tokens[pool]
-        believed, number, weight = params.believed, column[row] + 1, weight_of(params, arrival)
+        believed, number, weight = params.believed, column[row] + 1, tenant_weight_of(params, arrival)
         prefill_s = read_s(params, pool, arrival.prompt_tokens, arrival.cached_tokens)
         excess_s = fixed = None
         if compares_iterations(shape):

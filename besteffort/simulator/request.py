@@ -158,7 +158,7 @@ def refused(
     return earned(shape, params, jnp.zeros_like(task), task, never_s, deadline_s, tenant_weight=tenant_weight)
 
 
-def weight_of(params: EnvParams, arrival: Arrival) -> Array | None:
+def tenant_weight_of(params: EnvParams, arrival: Arrival) -> Array | None:
     """Factor on the rewards of a request by its tenant; None where all count the same."""
     return None if params.tenant_weight is None or arrival.tenant is None else params.tenant_weight[arrival.tenant]
 
