@@ -50,7 +50,6 @@ RULES = ("ladder", "deadline-reserve", "priced", "deadline-reserve-ahead", "pric
 OURS = "search"
 LEARNED = ("untrained", "search", "dqn")
 AIM = 0.02
-_BURSTS_LOAD = (0.5 * 0.12 + 4.0 * 0.06) / 0.18
 _WARM_UP_S = 0.5  # for the estimate of the rate
 _SECONDS = 2.0  # that a list lasts
 _TUNING_REQUESTS = 1500  # lists to tune on are of one length
@@ -105,8 +104,7 @@ def _lists(situation: Situation, settings: Sequence[str], seed: int) -> dict[str
     found = {}
     for name in settings:
         workload = SETTINGS[name]
-        load = workload.load if isinstance(workload, Poisson) else _BURSTS_LOAD
-        requests = math.ceil(_SECONDS * load * situation.capacity()[-1])
+        requests = math.ceil(_SECONDS * float(workload.process(situation.unit_load).mean_rate()))
         found[name] = live.listed(workload, situation, requests, seed)
     return found
 
