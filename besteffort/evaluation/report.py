@@ -26,6 +26,7 @@ from besteffort.pools import Fleet, Pool
 from besteffort.profile import Profile, Source
 from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation
+from besteffort.workload.requests import Party
 
 _BETWEEN = 2  # characters between the columns of a terminal's table
 _HAPPENS = {"start": "started", "drain": "drained", "fail": "failed"}
@@ -188,9 +189,6 @@ def format_cell(cell: Cell, column: Column) -> str:
     return f"{text} ± {scale * half_width:.{column.digits}f}" if math.isfinite(half_width) else text
 
 
-Party = Literal["origin", "tenant"]
-"""By what requests are told apart: where they come from, or whose they are."""
-
 _OF_ORIGINS = (
     Column("Share of requests (%)", brief=True),
     Column("Performance (%)", digits=2, brief=True),
@@ -321,9 +319,7 @@ def by_party(
 ) -> list[tuple[str, tuple[Interval, ...]]]:
     """Of each origin or tenant its name and the figures of `PARTY_COLUMNS`; none where requests have none."""
     rows = []
-    names, of = (
-        (situation.origin_names, result.origin) if party == "origin" else (situation.tenant_names, result.tenant)
-    )
+    names, of = getattr(situation, f"{party}_names"), getattr(result, party)
     for index, name in enumerate(names if of is not None else ()):
         mine = np.asarray(of == index)
         latency_s = metrics.latency_percentiles(result, (50.0, 99.0), warm_up_s=warm_up_s, among=mine)

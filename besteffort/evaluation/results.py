@@ -28,7 +28,6 @@ from besteffort.evaluation.judging import (
 from besteffort.evaluation.report import (
     PARTY_COLUMNS,
     Column,
-    Party,
     Picture,
     Report,
     Table,
@@ -44,7 +43,7 @@ from besteffort.policy import Policy
 from besteffort.routers.learned import learned_router
 from besteffort.situation import Situation
 from besteffort.version import __version__
-from besteffort.workload.requests import PARTIES
+from besteffort.workload.requests import PARTIES, Party
 
 TUNED = "tuned.json"
 """File of an output directory that keeps the settings of heuristics, so that a resumed run does not tune them again."""

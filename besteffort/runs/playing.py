@@ -22,7 +22,7 @@ from besteffort.situation import Situation
 from besteffort.validation import did_you_mean
 from besteffort.workload import rescale
 from besteffort.workload.reading import ALL, Reading
-from besteffort.workload.requests import PARTIES, Requests
+from besteffort.workload.requests import PARTIES, Party, Requests
 from besteffort.workload.resample import with_lengths_of
 from besteffort.workload.traces import TraceInfo, read_trace
 
@@ -109,8 +109,7 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     models = (*(pool.model for pool in fleet.pools), "")
     columns: dict[str, Any] = {
         "task": [situation.task_names[task] for task in result.task.tolist()],
-        **({} if result.origin is None else {"origin": [situation.origin_names[i] for i in result.origin.tolist()]}),
-        **({} if result.tenant is None else {"tenant": [situation.tenant_names[i] for i in result.tenant.tolist()]}),
+        **{party: _names_of(result, situation, party) for party in PARTIES if getattr(result, party) is not None},
         "prompt_tokens": result.prompt_tokens.tolist(),
         "output_tokens": result.output_tokens.tolist(),
         "model": [models[pool] for pool in result.model.tolist()],
@@ -132,6 +131,11 @@ def write_result(result: Result, situation: Situation, name: str, out: Path) -> 
     figures = _figures(table)[name] | {f"{party}s": _figures(one) for party, one in stated.items()}
     write_json(out / "summary.json", jsonable({"router": name, **figures}))
     return [table, *stated.values()]
+
+
+def _names_of(result: Result, situation: Situation, party: Party) -> list[str]:
+    names: tuple[str, ...] = getattr(situation, f"{party}_names")
+    return [names[index] for index in getattr(result, party).tolist()]
 
 
 def _figures(table: Table) -> dict[str, dict[str, float]]:

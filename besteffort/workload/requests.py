@@ -13,6 +13,11 @@ from besteffort.situation import Situation
 NO_LIMIT = int(np.iinfo(np.int32).max)
 """The limit on output tokens of a request whose client states none."""
 
+Party = Literal["origin", "tenant"]
+"""By what requests are told apart: where they come from, or whose they are."""
+
+PARTIES: tuple[Party, ...] = ("origin", "tenant")
+
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
@@ -115,7 +120,7 @@ class Requests:
                     f"{self.prompt_tokens[off[0]]} tokens; give at least 0 and at most these."
                 )
             object.__setattr__(self, "cached_tokens", np.minimum(cached, self.prompt_tokens - 1).astype(np.int32))
-        for name in ("origin", "tenant"):
+        for name in PARTIES:
             index, names = getattr(self, name), getattr(self, f"{name}s")
             if index is None:
                 continue
@@ -163,8 +168,8 @@ def check_parties(requests: Requests, situation: Situation) -> None:
     Raises:
       InputError: if they are not.
     """
-    for name, known in zip(PARTIES, (situation.origin_names, situation.tenant_names), strict=True):
-        stated = getattr(requests, f"{name}s")
+    for name in PARTIES:
+        stated, known = getattr(requests, f"{name}s"), getattr(situation, f"{name}_names")
         if getattr(requests, name) is not None and stated != known:
             raise InputError(
                 f"The list's {name}s are {', '.join(stated)}, the situation's {', '.join(known) or 'none'}; give the "
@@ -176,10 +181,6 @@ def weight_of_each(requests: Requests, situation: Situation) -> np.ndarray | Non
     """(n,) factor on the rewards of each request that its tenant makes; None where all count the same."""
     weights = situation.tenant_weights
     return None if weights is None or requests.tenant is None else weights[requests.tenant]
-
-
-PARTIES: tuple[Literal["origin"], Literal["tenant"]] = ("origin", "tenant")
-"""Where a request comes from, and whose it is."""
 
 
 _DTYPES = {
