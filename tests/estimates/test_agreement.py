@@ -21,14 +21,16 @@ LISTS = 22
 TOLERANCE = 1e-9
 
 
+def draw_lists(index: int, count: int) -> list[Case]:
+    """So many lists of a kind."""
+    streamed, limits = index < len(STREAMED), index % 3 == 1
+    return [draw_list(KINDS[index], 1000 * index + k, streamed=streamed, limits=limits) for k in range(count)]
+
+
 @cache
 def lists(index: int) -> tuple[tuple[Case, Seen], ...]:
     """The lists of a kind, each with what the reference and live book-keeping see."""
-    cases = [
-        draw_list(KINDS[index], 1000 * index + k, streamed=index < len(STREAMED), limits=index % 3 == 1)
-        for k in range(LISTS)
-    ]
-    return tuple((case, reference(case, live=True)) for case in cases)
+    return tuple((case, reference(case, live=True)) for case in draw_lists(index, LISTS))
 
 
 def marks(kind: Kind) -> list[pytest.MarkDecorator]:
@@ -47,12 +49,19 @@ def test_all_three_agree_at_every_decision(index: int) -> None:
 
 def check_agreement(seen: Sequence[Seen], found: Estimates, models: np.ndarray) -> None:
     """Compares what the reference and live book-keeping see of lists with what the compiled simulator does."""
+    check_simulators(seen, found, models)
+    for of_reference in seen:
+        assert of_reference.estimates is not None
+        assert of_reference.live is not None
+        assert max(apart(of_reference.live, of_reference.estimates).values()) <= TOLERANCE
+
+
+def check_simulators(seen: Sequence[Seen], found: Estimates, models: np.ndarray) -> None:
+    """Compares what the reference sees of lists with what the compiled simulator does."""
     for lane, (of_reference, chosen) in enumerate(zip(seen, models, strict=True)):
         np.testing.assert_array_equal(chosen, of_reference.models)
         assert of_reference.estimates is not None
-        assert of_reference.live is not None
         assert max(apart(at(found, lane), of_reference.estimates).values()) <= TOLERANCE
-        assert max(apart(of_reference.live, of_reference.estimates).values()) <= TOLERANCE
 
 
 # Of these kinds live book-keeping adds up event by event, has all extras to follow, or counts no tokens.

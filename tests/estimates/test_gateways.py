@@ -14,8 +14,8 @@ from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.gateways import gateway_of, unseen
 from besteffort.situation import View
-from tests.estimates.lists import apart, compiled, draw_list, draw_rule, reference
-from tests.estimates.test_agreement import KINDS, STREAMED, TOLERANCE, at
+from tests.estimates.lists import apart, compiled, draw_rule, reference
+from tests.estimates.test_agreement import KINDS, TOLERANCE, check_simulators, draw_lists
 from tests.simulator.cases import Case
 
 LISTS = 3
@@ -24,11 +24,7 @@ EACH = [pytest.param(i, id=str(KINDS[i])) for i in (1, 7, 5, 11)]
 
 
 def drawn(index: int, gateways: int, delay_s: float) -> list[Case]:
-    cases = [
-        draw_list(KINDS[index], 1000 * index + k, streamed=index < len(STREAMED), limits=index % 3 == 1)
-        for k in range(LISTS)
-    ]
-    return [through(case, gateways, delay_s) for case in cases]
+    return [through(case, gateways, delay_s) for case in draw_lists(index, LISTS)]
 
 
 def through(case: Case, gateways: int, delay_s: float) -> Case:
@@ -42,13 +38,11 @@ def test_both_simulators_show_a_gateway_the_same(index: int) -> None:
     cases = drawn(index, 3, 0.125)
     rules = [draw_rule(case, rates=1) for case in cases]
     seen = [reference(case, rule=rule) for case, rule in zip(cases, rules, strict=True)]
-    found, models = compiled(cases, rules)
-    for lane, (case, of_reference) in enumerate(zip(cases, seen, strict=True)):
-        np.testing.assert_array_equal(models[lane], of_reference.models)
+    check_simulators(seen, *compiled(cases, rules))
+    for case, of_reference, rule in zip(cases, seen, rules, strict=True):
         assert of_reference.estimates is not None
-        assert max(apart(at(found, lane), of_reference.estimates).values()) <= TOLERANCE
         # Some of it is late.
-        fresh = reference(through(case, 1, 0.0), rule=rules[lane])
+        fresh = reference(through(case, 1, 0.0), rule=rule)
         if (fresh.models == of_reference.models).all():
             assert fresh.estimates is not None
             assert max(apart(fresh.estimates, of_reference.estimates).values()) > TOLERANCE

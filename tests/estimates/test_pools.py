@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from besteffort.estimates.params import ServingParams
-from tests.estimates.lists import apart, compiled, draw_rule, reference
-from tests.estimates.test_agreement import TOLERANCE, at, check_agreement
+from tests.estimates.lists import compiled, draw_rule, reference
+from tests.estimates.test_agreement import check_agreement, check_simulators
 from tests.simulator.cases import Case
 from tests.simulator.pool_cases import PoolKind, draw_pool_case, draw_pool_kinds
 
@@ -42,12 +42,7 @@ def test_all_three_agree_at_every_decision(index: int) -> None:
 def test_what_a_gateway_sees_late_agrees_too() -> None:
     """Live book-keeping is of one gateway, so this compares the compiled simulator with the reference."""
     cases = [draw_pool_list(KINDS[0], k, gateways=3, gateway_delay_s=0.25) for k in range(LISTS)]
-    found, pools = compiled(cases)
-    for lane, case in enumerate(cases):
-        seen = reference(case)
-        np.testing.assert_array_equal(pools[lane], seen.models)
-        assert seen.estimates is not None
-        assert max(apart(at(found, lane), seen.estimates).values()) <= TOLERANCE
+    check_simulators([reference(case) for case in cases], *compiled(cases))
 
 
 def test_the_delay_of_a_pool_counts_in_own_and_in_no_other_time() -> None:

@@ -12,21 +12,13 @@ from besteffort.errors import InputError
 from besteffort.estimates.estimates import Estimates
 from besteffort.in_flight import InFlight
 from besteffort.situation import Cluster, Deadline, Situation, Task, Tenant
-from tests.estimates.lists import apart, compiled, draw_list, draw_rule, reference
-from tests.estimates.test_agreement import KINDS, STREAMED, TOLERANCE, at, check_agreement
+from tests.estimates.lists import apart, compiled, draw_rule, reference
+from tests.estimates.test_agreement import KINDS, check_agreement, check_simulators, draw_lists
 from tests.estimates.test_pools import KINDS as POOL_KINDS
 from tests.estimates.test_pools import draw_pool_list
 from tests.simulator.cases import Case, make_profile, with_tenants
 
 LISTS = 2
-
-
-def drawn(index: int) -> list[Case]:
-    cases = [
-        draw_list(KINDS[index], 1000 * index + k, streamed=index < len(STREAMED), limits=index % 3 == 1)
-        for k in range(LISTS)
-    ]
-    return [with_tenants(case) for case in cases]
 
 
 def check(cases: Sequence[Case]) -> None:
@@ -52,7 +44,7 @@ def check(cases: Sequence[Case]) -> None:
 # Streamed with nothing else, and not streamed with a limited cache.
 @pytest.mark.parametrize("index", [pytest.param(i, id=str(KINDS[i])) for i in (1, 12)])
 def test_all_three_agree_at_every_decision(index: int) -> None:
-    check(drawn(index))
+    check([with_tenants(case) for case in draw_lists(index, LISTS)])
 
 
 @pytest.mark.optimised
@@ -63,12 +55,7 @@ def test_pools_that_slow_each_other_down_agree_too() -> None:
 def test_what_a_gateway_sees_late_agrees_too() -> None:
     """Live book-keeping is of one gateway, so this compares the compiled simulator with the reference."""
     cases = [with_tenants(draw_pool_list(POOL_KINDS[0], k, gateways=3, gateway_delay_s=0.25)) for k in range(LISTS)]
-    found, pools = compiled(cases)
-    for lane, case in enumerate(cases):
-        seen = reference(case)
-        np.testing.assert_array_equal(pools[lane], seen.models)
-        assert seen.estimates is not None
-        assert max(apart(at(found, lane), seen.estimates).values()) <= TOLERANCE
+    check_simulators([reference(case) for case in cases], *compiled(cases))
 
 
 SITUATION = Situation(
