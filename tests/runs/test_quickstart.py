@@ -49,6 +49,22 @@ def test_without_training_it_judges_the_policy_that_needs_none(
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
+def diverge(
+    small: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tuned: Callable[..., dict[str, object]],
+    training: Callable[..., None],
+) -> None:
+    """A quickstart with another tuning and with a training that fails."""
+    monkeypatch.setattr(quickstart, "tune_on", tuned)
+    monkeypatch.setattr(quickstart, "run_training", training)
+    monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
+    plan = quickstart.make_plan(load_quickstart(str(small), None))
+    with pytest.raises(InputError, match="It diverged"):
+        quickstart.quickstart(plan, out, progress=lambda _, __: lambda _: None)
+
+
 def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rivals are tuned beside the trainings; nobody waits for them to end once there is nothing to hold them to."""
     begun, failed, generations = threading.Event(), threading.Event(), []
@@ -67,12 +83,7 @@ def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeyp
         failed.set()
         raise InputError("It diverged.")
 
-    monkeypatch.setattr(quickstart, "tune_on", tuned)
-    monkeypatch.setattr(quickstart, "run_training", training)
-    monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
-    plan = quickstart.make_plan(load_quickstart(str(small), None))
-    with pytest.raises(InputError, match="It diverged"):
-        quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
+    diverge(small, tmp_path, monkeypatch, tuned, training)
     assert len(generations) < 1_000
 
 
@@ -91,11 +102,6 @@ def test_nobody_waits_for_the_tuning_where_a_training_fails(
         assert begun.wait(60)
         raise InputError("It diverged.")
 
-    monkeypatch.setattr(quickstart, "tune_on", tuned)
-    monkeypatch.setattr(quickstart, "run_training", training)
-    monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
-    plan = quickstart.make_plan(load_quickstart(str(small), None))
-    with pytest.raises(InputError, match="It diverged"):
-        quickstart.quickstart(plan, tmp_path, progress=lambda _, __: lambda _: None)
+    diverge(small, tmp_path, monkeypatch, tuned, training)
     assert not released.is_set()
     released.set()

@@ -24,7 +24,7 @@ from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import _play
 from besteffort.simulator.types import EnvParams, EnvShape, Router
 from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, Tenant, View
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import Party, Requests
 from besteffort.workload.types import Arrival
 
 LENGTH = 500
@@ -165,6 +165,21 @@ class Difference(NamedTuple):
     outcomes: int
     time: float
     reward: float
+
+
+def lone_requests(party: Party, index: list[int] | None, names: tuple[str, ...]) -> Requests:
+    """Requests of `task0` that meet no other, each a prefill, of these origins or tenants; four of none."""
+    n = 4 if index is None else len(index)
+    stated = {} if index is None else {party: np.array(index), f"{party}s": names}
+    return Requests(
+        tasks=("task0",),
+        arrival_s=10.0 * np.arange(n),
+        task=np.zeros(n),
+        prompt_tokens=np.ones(n),
+        output_tokens=np.ones(n),
+        deadline_s=np.full(n, 2.0),
+        **stated,
+    )
 
 
 def make_profile(

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,13 +21,9 @@ from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import make_policy, make_training_problem
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Origin, Situation, Task
-from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
-from besteffort.workload.resample import resample
-from besteffort.workload.sample import sample_requests, sample_workload
-from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
-from tests.simulator.cases import make_profile
+from tests.simulator.cases import lone_requests, make_profile
 
 PROFILE = make_profile(np.full((1, 4), 0.5), np.full((1, 8), 1.0))
 TASK = Task("task0", prompt_tokens=(1, 8), output_tokens=(1, 3), deadline=Deadline(2.0, 0.0))
@@ -43,17 +38,7 @@ SITUATION = Situation(
 
 def listed(origin: list[int] | None, origins: tuple[str, ...] = ("asia", "europe", "mars")) -> Requests:
     """Requests that meet no other, each a prefill of a second."""
-    n = 4 if origin is None else len(origin)
-    return Requests(
-        tasks=("task0",),
-        arrival_s=10.0 * np.arange(n),
-        task=np.zeros(n),
-        prompt_tokens=np.ones(n),
-        output_tokens=np.ones(n),
-        deadline_s=np.full(n, 2.0),
-        origin=None if origin is None else np.array(origin),
-        origins=() if origin is None else origins,
-    )
+    return lone_requests("origin", origin, origins)
 
 
 def test_the_delay_between_origin_and_pool_counts() -> None:
@@ -71,23 +56,6 @@ def test_requests_without_an_origin_have_the_delay_of_the_pool() -> None:
     assert result.origin is None
 
 
-def test_a_synthetic_workload_draws_origins_by_share_and_nothing_else_changes() -> None:
-    requests = sample_requests(SITUATION, Poisson(100.0), 2000, seed=3)
-    assert requests.origins == ("asia", "europe", "mars")
-    assert requests.origin is not None
-    counts = np.bincount(requests.origin, minlength=3)
-    assert counts[2] == 0
-    assert 0.71 < counts[0] / 2000 < 0.79
-    nowhere = dataclasses.replace(
-        SITUATION, origins=(), pools=tuple(dataclasses.replace(pool, delays=()) for pool in POOLS)
-    )
-    without = sample_requests(nowhere, Poisson(100.0), 2000, seed=3)
-    assert without.origin is None
-    assert without.columns.keys() | {"origin"} == requests.columns.keys()
-    for name, column in without.columns.items():
-        np.testing.assert_array_equal(requests.columns[name], column)
-
-
 def test_many_rollouts_repeat_the_origins_of_each_list() -> None:
     lists = [listed([0, 1, 2, 0]), listed([1, 1, 0, 2])]
     for name, played in play_routers(SITUATION, lists, {"east": [StaticRouter(0)] * 2}).items():
@@ -95,18 +63,6 @@ def test_many_rollouts_repeat_the_origins_of_each_list() -> None:
         np.testing.assert_array_equal(played.origin, [each.origin for each in lists])
         np.testing.assert_array_equal(played.latency_s[0], [1.25, 2.5, 1.0, 1.25])
         assert played.lanes(1).origin.tolist() == [1, 1, 0, 2]
-
-
-@pytest.mark.parametrize("how", ["replay", "resample"])
-def test_lists_as_workloads_keep_origins(how: str) -> None:
-    requests = listed([0, 1, 2, 1, 0, 2])
-    requests = dataclasses.replace(requests, prompt_tokens=np.array([1, 2, 3, 2, 1, 3]))
-    workload = replay(requests, "first") if how == "replay" else resample(requests, Poisson(1.0))
-    drawn = sample_workload(workload, requests.tasks, 20, seed=0)
-    assert drawn.origins == requests.origins
-    np.testing.assert_array_equal(drawn.origin, drawn.prompt_tokens - 1)
-    with jax.enable_x64(False):
-        assert drawn.part(slice(3, 9), 0.0).origin.tolist() == drawn.origin[3:9].tolist()
 
 
 FILE = """\

@@ -25,10 +25,7 @@ from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.result import Result
 from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Deadline, Situation, Task, Tenant
-from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests, weight_of_each
-from besteffort.workload.resample import resample
-from besteffort.workload.sample import sample_requests, sample_workload
 from besteffort.workload.trace_workload import replay
 from besteffort.workload.traces import read_trace
 from besteffort.workload.types import Arrival
@@ -38,6 +35,7 @@ from tests.simulator.cases import (
     compare,
     draw_case,
     draw_kinds,
+    lone_requests,
     make_profile,
     play_compiled,
     with_tenants,
@@ -53,17 +51,7 @@ NOBODY = dataclasses.replace(SITUATION, tenants=())
 
 def listed(tenant: list[int] | None, tenants: tuple[str, ...] = ("gold", "silver", "lead")) -> Requests:
     """Requests that meet no other, each a prefill of a second."""
-    n = 4 if tenant is None else len(tenant)
-    return Requests(
-        tasks=("task0",),
-        arrival_s=10.0 * np.arange(n),
-        task=np.zeros(n),
-        prompt_tokens=np.ones(n),
-        output_tokens=np.ones(n),
-        deadline_s=np.full(n, 2.0),
-        tenant=None if tenant is None else np.array(tenant),
-        tenants=() if tenant is None else tenants,
-    )
+    return lone_requests("tenant", tenant, tenants)
 
 
 def test_weights_have_a_mean_of_one_over_the_mix() -> None:
@@ -76,34 +64,6 @@ def test_weights_have_a_mean_of_one_over_the_mix() -> None:
     alike = tuple(dataclasses.replace(tenant, weight=7.0) for tenant in TENANTS)
     assert dataclasses.replace(SITUATION, tenants=alike).tenant_weights is None
     assert NOBODY.tenant_weights is None
-
-
-def test_a_synthetic_workload_draws_tenants_by_share_and_nothing_else_changes() -> None:
-    requests = sample_requests(SITUATION, Poisson(100.0), 2000, seed=3)
-    assert requests.tenants == ("gold", "silver", "lead")
-    assert requests.tenant is not None
-    counts = np.bincount(requests.tenant, minlength=3)
-    assert counts[2] == 0
-    assert 0.71 < counts[0] / 2000 < 0.79
-    without = sample_requests(NOBODY, Poisson(100.0), 2000, seed=3)
-    assert without.tenant is None
-    assert without.columns.keys() | {"tenant"} == requests.columns.keys()
-    for name, column in without.columns.items():
-        np.testing.assert_array_equal(requests.columns[name], column)
-
-
-@pytest.mark.parametrize("how", ["replay", "resample"])
-def test_lists_as_workloads_keep_tenants(how: str) -> None:
-    requests = listed([0, 1, 2, 1, 0, 2])
-    requests = dataclasses.replace(requests, prompt_tokens=np.array([1, 2, 3, 2, 1, 3]))
-    workload = replay(requests, "first") if how == "replay" else resample(requests, Poisson(1.0))
-    drawn = sample_workload(workload, requests.tasks, 20, seed=0)
-    assert drawn.tenants == requests.tenants
-    np.testing.assert_array_equal(drawn.tenant, drawn.prompt_tokens - 1)
-    with jax.enable_x64(False):
-        part = drawn.part(slice(3, 9), 0.0)
-    assert part.tenants == requests.tenants
-    np.testing.assert_array_equal(part.tenant, drawn.tenant[3:9])
 
 
 def test_results_repeat_the_tenants_and_rewards_do_not_count_them() -> None:
