@@ -317,7 +317,9 @@ def submit(
         # Its prefill comes in between for those that are there.
         added_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
         others = seats._replace(fixed_s=seats.fixed_s + added_s)
-    new = _admit(shape, params, pool, *_move(shape, others, marked, boundary), clock == 0, request, eligible)
+    place = _count(others.finish - clock <= request.output_tokens) - 1
+    moved = _move(shape, _make_place(others, place), marked, boundary)
+    new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible)
     credit = _planned(*new) - _planned(seats, plan)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
@@ -673,6 +675,19 @@ def _ended(shape: EnvShape, start_s: Array, first_s: Array, growth_s: Array, now
     return whole + (_after(start_s, first_s, growth_s, whole + 1) <= now_s)
 
 
+def _make_place(seats: Seats, place: Array) -> Seats:
+    """The same requests, those up to `place` one seat further left; the first is forgotten, and `place` is free.
+
+    Before anything is worked out of them: XLA for CPUs does so anew, in a branch, for all that it shifts.
+    """
+    left = jnp.arange(seats.finish.shape[0]) < place
+
+    def shift(array: Array) -> Array:
+        return jnp.where(left, jax.lax.pad(array, jnp.zeros((), array.dtype), [(-1, 1, 0)]), array)
+
+    return jax.tree.map(shift, seats)
+
+
 def _move(shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary: Boundary) -> tuple[Seats, DeparturePlan]:
     """The same instance with times and clocks relative to a later boundary."""
     boundary_s, clock = boundary.at_s, boundary.clock
@@ -719,20 +734,17 @@ def _admit(
     plan: DeparturePlan,
     join: Array,
     request: Request,
+    place: Array,
     eligible: Array | None,
 ) -> tuple[Seats, DeparturePlan]:
-    """Seats `request` at the boundary and recomputes all departures after it.
+    """Seats `request` at the boundary, in the seat `place`, and recomputes all departures after it.
 
     `join` means that the boundary is the one planned before, so its admissions add up.
     """
-    place = _count(seats.finish <= request.output_tokens) - 1
-    position = jnp.arange(seats.finish.shape[0])
+    new = jnp.arange(seats.finish.shape[0]) == place
 
     def insert(array: Array | None, value: Any) -> Any:
-        if array is None:
-            return None
-        shifted = jax.lax.pad(array, jnp.zeros((), array.dtype), [(-1, 1, 0)])
-        return jnp.where(position < place, shifted, jnp.where(position == place, value, array))
+        return None if array is None else jnp.where(new, value, array)
 
     seats = Seats(
         index=insert(seats.index, request.index),
