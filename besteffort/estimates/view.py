@@ -79,7 +79,7 @@ class InFlightView:
       order: (pools, seats) rises in order of arrival; None where `running` is given.
       tokens: (pools, seats) tokens received, 0 before the first.
       task: (pools, seats) index of its task.
-      prompt_tokens: (pools, seats) length of its prompt.
+      prompt_tokens: (pools, seats) length of its prompt; None where `read_s` is all that counts of it.
       cached_tokens: (pools, seats) how much of it was found in a prefix cache; None where requests state none.
       age_s: (pools, seats) seconds since its arrival.
       elapsed_s: (pools,) seconds since the iteration in progress began, or the first of several that give no one a
@@ -88,6 +88,8 @@ class InFlightView:
       deadline_factor: (pools, seats) factor in force on its deadline; None where deadlines do not change.
       delay_s: (pools, seats) network delay of its answer; None where requests have no origin.
       tenant_weight: (pools, seats) factor on its rewards by its tenant; None where all count the same.
+      read_s: (pools, seats) seconds of reading what was not found of its prompt, by the tables that are taken for
+        granted; None where that is looked up.
       batch_sizes: (pools,) requests running and waiting on all replicas, as counted now: batch sizes of an observation
         may have been read earlier.
       seen_s: (pools, seats) seconds since it was as this view says; None where all is as of now.
@@ -124,4 +126,5 @@ class InFlightView:
     beside: Any = None
     cached_tokens: Any = None
     tenant_weight: Any = None
+    read_s: Any = None
     terms: Terms = Terms(1)

@@ -49,6 +49,7 @@ from besteffort.workload.types import Arrival
 Array = jax.Array
 _NEVER = jnp.iinfo(jnp.int32).max
 _LONG_AGO = 2**30
+_SMALL = 2**8  # as many tasks have numbers of one byte: the state has to fit a core's cache
 
 
 class Seats(NamedTuple):
@@ -68,7 +69,7 @@ class Seats(NamedTuple):
       deadline_s: deadline on the end-to-end latency.
       value: reward if it departs as planned.
       admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
-      prompt_tokens: None unless `EnvShape.context_cost` or `EnvShape.estimates`.
+      prompt_tokens: None unless `EnvShape.context_cost`, or `EnvShape.cache_limit` and `EnvShape.estimates`.
       cache_tokens: None unless `EnvShape.cache_limit`.
       admission_s, first_token_s: None unless `EnvShape.record` or `EnvShape.estimates`.
       eligible: iterations from the boundary to the first that might admit it; None unless estimates infer admissions.
@@ -77,7 +78,8 @@ class Seats(NamedTuple):
         less what would have by the assumed tables; None unless iterations are compared.
       fixed_s: see `besteffort.estimates.correction.Answers`; None unless answers are compared.
       delay_s: network delay; None where requests have no origin.
-      cached_tokens: None unless `EnvShape.estimates`, and where requests state none.
+      read_s: seconds of reading what was not found of its prompt, by the assumed tables; None unless
+        `EnvShape.estimates`.
       lost: whether it left without an answer, since the instance failed; None unless `EnvShape.life`.
       tenant_weight: factor on its rewards; None where all count the same.
     """
@@ -102,7 +104,7 @@ class Seats(NamedTuple):
     first_token_excess_s: Any = None
     fixed_s: Any = None
     delay_s: Any = None
-    cached_tokens: Any = None
+    read_s: Any = None
     lost: Any = None
     tenant_weight: Any = None
 
@@ -187,14 +189,14 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
     whole, real = jnp.zeros(all_seats, jnp.int32), jnp.zeros(all_seats)
     seats = Seats(
         index=whole - 1,
-        task=whole,
+        task=whole.astype(jnp.uint8) if shape.tasks <= _SMALL else whole,
         finish=whole,
         done_s=real - jnp.inf,
         arrival_s=real,
         deadline_s=real,
         value=real,
         admitted=whole if shape.context_cost or shape.record or estimates else None,
-        prompt_tokens=whole if shape.context_cost or estimates else None,
+        prompt_tokens=whole if shape.context_cost or (shape.cache_limit and estimates) else None,
         cache_tokens=real if shape.cache_limit else None,
         admission_s=real if shape.record or estimates else None,
         first_token_s=real if shape.record or estimates else None,
@@ -202,7 +204,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         output_limit=whole if estimates and like and like.output_limit is not None else None,
         deadline_factor=real if estimates and like and like.deadline_factor is not None else None,
         delay_s=real if like and like.origin is not None else None,
-        cached_tokens=whole if estimates and like and like.cached_tokens is not None else None,
+        read_s=real if estimates else None,
         lost=jnp.zeros(all_seats, bool) if shape.life else None,
         tenant_weight=real if like and like.tenant is not None else None,
     )
@@ -313,13 +315,15 @@ def submit(
                 mark_excess_s=jnp.where(idle, boundary.excess_s, progress.excess_s),
                 counted_s=jnp.where(idle, at_s, plan.counted_s),
             )
+    assumed_s = None
+    if seats.read_s is not None:
+        assumed_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
     if seats.fixed_s is not None:
         # Its prefill comes in between for those that are there.
-        added_s = read_s(params.believed, pool, request.prompt_tokens, request.cached_tokens)
-        others = seats._replace(fixed_s=seats.fixed_s + added_s)
+        others = seats._replace(fixed_s=seats.fixed_s + assumed_s)
     place = _count(others.finish - clock <= request.output_tokens) - 1
     moved = _move(shape, _make_place(others, place), marked, boundary)
-    new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible)
+    new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible, assumed_s)
     credit = _planned(*new) - _planned(seats, plan)
     new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
     return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
@@ -382,6 +386,20 @@ def _count(which: Array) -> Array:
         return jnp.sum(which, axis=-1, dtype=jnp.int32)
     halves = which.reshape(*which.shape[:-1], parts, -1)
     return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+
+
+def _largest(whole: Array) -> Array:
+    """The largest along the last axis, in two steps as in `_count`: the second is a minimum, so that they stay two."""
+    parts = 4
+    if whole.shape[-1] % parts:
+        return jnp.max(whole, axis=-1)
+    halves = whole.reshape(*whole.shape[:-1], parts, -1)
+    return -jnp.min(-jnp.max(halves, axis=-2), axis=-1)
+
+
+def _least(whole: Array) -> Array:
+    """The least along the last axis; opposites of all numbers have to be numbers."""
+    return -_largest(-whole)
 
 
 def _seat(field: Array, seat: Array) -> Array:
@@ -462,9 +480,9 @@ def in_flight(
         present=present,
         running=None if infers else present & (seats.admission_s <= seen_s),
         tokens=jnp.where(started, clock - seats.admitted, 0) * terms.streamed,
-        task=seats.task,
+        task=seats.task.astype(jnp.int32),
         prompt_tokens=seats.prompt_tokens,
-        cached_tokens=seats.cached_tokens,
+        read_s=seats.read_s,
         age_s=age_s - seats.arrival_s,
         elapsed_s=elapsed_s,
         eligible=seats.eligible <= clock if infers else None,
@@ -521,8 +539,8 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
     events = jnp.where(present, seats.admitted + started, seats.finish)
     past = ~present | started | joining
     last_s = jnp.maximum(jnp.max(jnp.where(past, events_s, -jnp.inf)), plan.mark_s)
-    last = jnp.maximum(jnp.max(jnp.where(past, events, -_LONG_AGO)), plan.mark)
-    number = jnp.sum(started, dtype=jnp.int32)
+    last = jnp.maximum(_largest(jnp.where(past, events, -_LONG_AGO)), plan.mark)
+    number = _count(started)
     first_s = jnp.where(number > 0, params.decode[pool, jnp.minimum(number, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if shape.context_cost:
@@ -530,9 +548,11 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
         origin = jnp.sum(jnp.where(started, seats.prompt_tokens - seats.admitted, 0))
         first_s = first_s + cost_s * (origin + number * last)
         growth_s = cost_s * number
-    most = jnp.min(jnp.where(started, seats.finish, _NEVER)) - last - 1
+    # The next departure, unless a request joins, which ends the run of equal iterations at once.
+    nearest = _least(jnp.where(started, seats.finish, jnp.where(joining, -_NEVER, _NEVER)))
+    equal = (nearest > -_NEVER) & (number > 0)
+    most = jnp.where(equal, nearest - last - 1, 0)
     whole = jnp.clip(_ended(shape, last_s, first_s, growth_s, now_s, most), 0, most)
-    whole = jnp.where(joining.any() | (number == 0), 0, whole)
     excess_s = None
     if plan.mark_excess_s is not None:
         events_excess_s = jnp.where(
@@ -549,7 +569,7 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
             first_excess_s = first_excess_s + cost_excess_s * (origin + number * last)
             growth_excess_s = cost_excess_s * number
         excess_s = _after(last_excess_s, first_excess_s, growth_excess_s, whole)
-    return Progress(_after(last_s, first_s, growth_s, whole), last + whole, ~present.any(), excess_s)
+    return Progress(_after(last_s, first_s, growth_s, whole), last + whole, _count(present) == 0, excess_s)
 
 
 def _decode_excess_s(params: EnvParams, pool: Array) -> Array:
@@ -736,6 +756,7 @@ def _admit(
     request: Request,
     place: Array,
     eligible: Array | None,
+    assumed_s: Array | None,
 ) -> tuple[Seats, DeparturePlan]:
     """Seats `request` at the boundary, in the seat `place`, and recomputes all departures after it.
 
@@ -744,7 +765,7 @@ def _admit(
     new = jnp.arange(seats.finish.shape[0]) == place
 
     def insert(array: Array | None, value: Any) -> Any:
-        return None if array is None else jnp.where(new, value, array)
+        return None if array is None else jnp.where(new, jnp.asarray(value, array.dtype), array)
 
     seats = Seats(
         index=insert(seats.index, request.index),
@@ -767,7 +788,7 @@ def _admit(
         first_token_excess_s=insert(seats.first_token_excess_s, 0.0),
         fixed_s=insert(seats.fixed_s, request.fixed_s),
         delay_s=insert(seats.delay_s, request.delay_s),
-        cached_tokens=insert(seats.cached_tokens, request.cached_tokens),
+        read_s=insert(seats.read_s, assumed_s),
         lost=insert(seats.lost, False),
         tenant_weight=insert(seats.tenant_weight, request.tenant_weight),
     )
@@ -810,15 +831,20 @@ def _admit(
             cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             admission_excess_s = admission_excess_s + cost_excess_s * begun
             duration_excess_s = duration_excess_s + cost_excess_s * held
-    seated, waits = seats.finish.shape[0], seats.finish.shape[0] - shape.max_batch
-    upto = jnp.tri(seated, shape.max_batch, -waits, dtype=duration_s.dtype)
-    planned_s = admission_s + jnp.matmul(upto, duration_s, precision=jax.lax.Precision.HIGHEST)
+    # Those further left leave before the boundary.
+    left = (seats.finish.shape[0] - shape.max_batch, 0)
+    upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)
+
+    def summed(durations_s: Array) -> Array:
+        return jnp.pad(jnp.matmul(upto, durations_s, precision=jax.lax.Precision.HIGHEST), left)
+
+    planned_s = admission_s + summed(duration_s)
     latency_s = planned_s - seats.arrival_s
     weight = seats.tenant_weight
     value = earned(shape, params, pool, seats.task, latency_s, seats.deadline_s, seats.delay_s, weight)
     seats = seats._replace(done_s=jnp.where(runs, planned_s, seats.done_s), value=jnp.where(runs, value, seats.value))
     if excess:
-        planned_excess_s = admission_excess_s + jnp.matmul(upto, duration_excess_s, precision=jax.lax.Precision.HIGHEST)
+        planned_excess_s = admission_excess_s + summed(duration_excess_s)
         first = runs & (seats.admitted == 0)
         seats = seats._replace(
             done_excess_s=jnp.where(runs, planned_excess_s, seats.done_excess_s),
