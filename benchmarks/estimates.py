@@ -1,11 +1,13 @@
-"""What estimates cost: live, per decision in NumPy, and in the compiled simulator.
+"""What estimates cost: live, per decision in NumPy, in the compiled simulator, and in training.
 
     python -m benchmarks.estimates [--out FILE] [--fast]
 
 Live: `InFlight.estimates` with 64 requests in flight on each instance, batches full and lines long, for the three
 models of the default profile, for twelve, and for twelve pools on three kinds of hardware in two sites; with and
 without harm. Compiled: steps of the environment with random choices at load 0.9, as it is, with the requests in flight
-shown but not read, and with all estimates made at every step. One thread, processor time, cases in turn.
+shown but not read, and with all estimates made at every step. Training: one network of `besteffort quickstart` by
+Double DQN, its input the paper's state, or with the estimates of `configs/quickstart.yaml`. One thread, processor time,
+compilation not counted, cases in turn.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ from benchmarks.timing import Case, Speeds, machine, measure
 from besteffort.diagnosis.wrong_profiles import perturb_latency
 from besteffort.estimates.estimates import Newcomer, estimate
 from besteffort.in_flight import InFlight
+from besteffort.learning.config import DQNHyperparams
+from besteffort.learning.train import initial_state, segment
 from besteffort.pools import Pool
 from besteffort.runs.config import load_situation
+from besteffort.runs.experiment import load_run
+from besteffort.runs.training import make_training_problem
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Cluster, Situation
@@ -50,16 +56,18 @@ class Size:
     Attributes:
       decisions: live ones in a round.
       envs, steps: environments side by side, and steps of each in a round.
+      rollouts: of training in a round, each with its updates.
       rounds: how often every case is run.
     """
 
     decisions: int = 2_000
     envs: int = 64
     steps: int = 1_024
+    rollouts: int = 4
     rounds: int = 9
 
 
-FAST = Size(decisions=20, envs=4, steps=8, rounds=1)
+FAST = Size(decisions=20, envs=4, steps=8, rollouts=1, rounds=1)
 
 
 def live_case(name: str, situation: Situation, size: Size, *, with_harm: bool) -> Case:
@@ -129,6 +137,30 @@ def compiled_case(name: str, size: Size) -> Case:
     return Case("compiled", name, size.envs * size.steps, run, compile_s)
 
 
+def training_case(name: str, size: Size) -> Case:
+    """Training of one network, its input the paper's state, or all that the quickstart's network reads."""
+    config, situation = load_run("quickstart")
+    if name == OFF:
+        situation = dataclasses.replace(situation, view=load_situation("paper").view)
+    problem = make_training_problem(situation, config.training)
+    settings = dataclasses.replace(problem.training.config, ensemble_size=1, log_interval=size.rollouts)
+    numbers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], DQNHyperparams.for_decisions(settings.decisions))
+    history, rule = problem.training.history, problem.rule
+    shape, params = build(problem.situation, problem.workload, history=history, rule=rule)
+    environment, features = ServingEnvironment(shape), problem.features
+    keys = jax.random.split(jax.random.key(0), 1)
+    state = {"now": initial_state(environment, features, settings, params, numbers, keys, None)}
+
+    def run(number: int) -> None:
+        del number
+        state["now"] = segment(environment, features, settings, params, numbers, state["now"])[0]
+        jax.block_until_ready(state["now"])
+
+    began = time.perf_counter()
+    run(-1)
+    return Case("training", name, settings.decisions_per_log_point, run, time.perf_counter() - began)
+
+
 def _situation(models: int) -> Situation:
     situation = load_situation("paper")
     if models == len(situation.profile.models):
@@ -165,6 +197,7 @@ def run(size: Size, console: Console) -> dict[str, Any]:
         live_case(name, situation, size, with_harm=harm) for name, situation in found.items() for harm in (True, False)
     ]
     cases += [compiled_case(name, size) for name in (OFF, SHOWN, ON)]
+    cases += [training_case(name, size) for name in (OFF, ON)]
     speeds = measure(cases, size.rounds, console, time.process_time)
     console.print(_table(speeds))
     compiled = speeds["compiled"]
@@ -178,6 +211,7 @@ def run(size: Size, console: Console) -> dict[str, Any]:
             for row, columns in speeds.items()
         },
         "share_of_speed": {name: round(compiled[name].median / compiled[OFF].median, 3) for name in (SHOWN, ON)},
+        "training_per_second": {name: round(speed.fastest) for name, speed in speeds["training"].items()},
     }
 
 

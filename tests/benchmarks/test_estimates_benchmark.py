@@ -15,8 +15,10 @@ def test_it_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
     main(["--fast", "--out", str(tmp_path / "estimates.json")])
     result = json.loads((tmp_path / "estimates.json").read_text(encoding="utf-8"))
-    assert set(result["microseconds"]) == {"live, 3 models", "live, 12 models", "live, 12 pools", "compiled"}
+    rows_of = {"live, 3 models", "live, 12 models", "live, 12 pools", "compiled", "training"}
+    assert set(result["microseconds"]) == rows_of
     assert set(result["microseconds"]["compiled"]) == {OFF, SHOWN, ON}
+    assert set(result["training_per_second"]) == {OFF, ON}
     assert all(cost > 0 for row in result["microseconds"].values() for cost in row.values())
     assert "with harm" in capsys.readouterr().out
     assert all(row.ratio is not None and row.ratio > 0 for row in rows(result))
