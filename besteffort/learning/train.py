@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from besteffort import interrupts
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
+from besteffort.keys import straight
 from besteffort.learning import checkpoint, double_dqn, replay_buffer, rollout, schedules
 from besteffort.learning.checkpoint import Metrics
 from besteffort.learning.config import DQNConfig, DQNHyperparams, check
@@ -271,6 +272,7 @@ def initial_state(
 
     def one(env_params: Any, hyper: DQNHyperparams, key: Key[Array, ""], start: Any | None) -> Run:
         network_key, baseline_key, env_key, key = jax.random.split(key, 4)
+        network_key, baseline_key, env_key = map(straight, (network_key, baseline_key, env_key))
         actors = rollout.reset(env, env_params, config.num_envs, env_key)
         if config.credit == "marginal" and actors.timestep.credit is None:
             raise InputError(
@@ -291,7 +293,10 @@ def initial_state(
             key,
         )
 
-    return TrainState(_each_run(one, env_params)(hyper, keys, start), jnp.int32(0))
+    runs = _each_run(one, env_params)(hyper, keys, start)
+    # Without weak types, which `compile_ahead` is not told of: with them, the first segment would be compiled again.
+    runs = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), runs)
+    return TrainState(runs, jnp.int32(0))
 
 
 @partial(jax.jit, static_argnames=("env", "features", "config"), donate_argnames="state")

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import ARGUMENTS, CONFIG, HYPER, LONG, probe, q_values
+from probes import ARGUMENTS, CONFIG, HYPER, LONG, Probe, ProbeState, Table, probe, q_values
 
 import besteffort
 from besteffort.errors import InputError
 from besteffort.learning import DQNConfig, DQNHyperparams, Progress, Trained, per_run, train
+from besteffort.learning.train import initial_state
 from besteffort.observation import Feature
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
+from besteffort.simulator.types import TimeStep
 from besteffort.weights import merge
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.synthetic_workload import synthetic
@@ -247,6 +250,25 @@ def test_marginal_credit_is_refused_where_there_is_none(stated: dict[str, Any]) 
             ServingEnvironment(shape), params, features, dataclasses.replace(SHORT, credit="own"), HYPER, keys(1)
         )
         assert np.isfinite(flat(trained)).all()
+
+
+class WeaklyTyped(Probe):
+    """A probe in whose first state some numbers have a weak type, as constants of Python give it."""
+
+    def reset(self, key: jax.Array, params: Table) -> tuple[ProbeState, TimeStep]:
+        state, timestep = super().reset(key, params)
+        return state._replace(rewards=jnp.full(self.shape.history, 0.0)), timestep
+
+
+def test_a_training_starts_with_the_types_that_were_compiled_ahead() -> None:
+    """With weak ones, which the shapes of a lowered program do not tell, everything would be compiled twice."""
+    env, params, features = PROBE
+    each = jax.tree.map(lambda number: jnp.full(1, number), HYPER)
+    weak = WeaklyTyped(env.shape)
+    state, _ = weak.reset(jax.random.key(0), params)
+    assert jax.typeof(state.rewards).weak_type
+    first = initial_state(weak, features, SHORT, params, each, keys(1), None)
+    assert not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(first))
 
 
 def test_numbers_of_the_environment_may_differ_between_runs() -> None:
