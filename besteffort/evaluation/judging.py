@@ -268,6 +268,7 @@ def judge(
     config: EvaluationConfig,
     tuned: Mapping[str, Settings] | None = None,
     panel: Sequence[Router] = (),
+    bounds: Sequence[list[Bound]] | None = None,
 ) -> EvaluationResult:
     """Tunes the heuristics and plays every router on every list.
 
@@ -278,6 +279,7 @@ def judge(
       config: generations and population of the tuning.
       tuned: settings of the heuristics, if they are not to be tuned on the evaluation set's own lists.
       panel: as of `besteffort.evaluation.rollouts.play_routers`.
+      bounds: as from `bounds_of`, if they are known already.
     """
     if tuned is None:
         tuned = tune_on(evaluation_set, config, panel=panel)
@@ -294,8 +296,13 @@ def judge(
             {name: result.lanes(slice(start, start + seeds)) for name, result in played.items()}
             for start in range(0, len(lists), seeds)
         ),
-        list_bounds=tuple(list_bounds(evaluation_set, group) for group in evaluation_set.judged),
+        list_bounds=tuple(bounds_of(evaluation_set) if bounds is None else bounds),
     )
+
+
+def bounds_of(evaluation_set: EvaluationSet) -> list[list[Bound]]:
+    """Per load the upper bounds of the lists to judge on."""
+    return [list_bounds(evaluation_set, group) for group in evaluation_set.judged]
 
 
 def list_bounds(evaluation_set: EvaluationSet, lists: Sequence[Requests]) -> list[Bound]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from besteffort.evaluation.judging import (
     LEARNED,
     EvaluationResult,
     EvaluationSet,
+    bounds_of,
     burst_set,
     draw_lists,
     halves_of,
@@ -219,54 +219,45 @@ def quickstart(
     """
     _keep_plan(plan, out)
     config = _written(plan, out)
-    with _beside(plan, out) as beside:
+    beside = Beside(plan, out / results.TUNED)
+    try:
         return _quickstart(plan, out, config, beside, progress, doing)
+    finally:
+        beside.end()
 
 
-class Beside(NamedTuple):
-    """What threads do while learners train, for each stage.
+class Beside:
+    """What threads do while learners train.
 
     Attributes:
-      tuned: finds the settings of the rivals.
-      compiled: compiles what the networks will be trained by, where any are.
+      compiled: for each stage, compiles what its networks will be trained by, where there are any.
+      bounds: for each stage, works out the upper bounds of its lists.
     """
 
-    tuned: list[Future[dict[str, Settings]]]
-    compiled: list[list[Future[None]]]
+    def __init__(self, plan: QuickstartPlan, kept: Path) -> None:
+        self._judging, self._kept, self._given_up = plan.config.evaluation, kept, threading.Event()
+        self._tuning, self._compiling = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.compiled: list[list[Future[None]]] = [
+            [self._compiling.submit(compile_training, stage.problems["dqn"])] if "dqn" in stage.problems else []
+            for stage in plan.stages
+        ]
+        self.bounds = [self._compiling.submit(bounds_of, stage.evaluation_set) for stage in plan.stages]
 
+    def tune(self, stage: Stage) -> Future[dict[str, Settings]]:
+        """Begins to find the settings of a stage's rivals."""
+        return self._tuning.submit(
+            tune_on, stage.evaluation_set, self._judging, kept=self._kept, check=self._check, panel=stage.panel
+        )
 
-@contextlib.contextmanager
-def _beside(plan: QuickstartPlan, out: Path) -> Iterator[Beside]:
-    """Starts the threads; they stop where learners fail."""
-    given_up = threading.Event()
-
-    def check() -> None:
+    def _check(self) -> None:
         interrupts.check()
-        if given_up.is_set():
+        if self._given_up.is_set():
             raise CancelledError
 
-    tuning, compiling = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-    try:
-        yield Beside(
-            tuned=[
-                tuning.submit(
-                    tune_on,
-                    stage.evaluation_set,
-                    plan.config.evaluation,
-                    kept=out / results.TUNED,
-                    check=check,
-                    panel=stage.panel,
-                )
-                for stage in plan.stages
-            ],
-            compiled=[
-                [compiling.submit(compile_training, stage.problems["dqn"])] if "dqn" in stage.problems else []
-                for stage in plan.stages
-            ],
-        )
-    finally:
-        given_up.set()
-        for threads in (tuning, compiling):
+    def end(self) -> None:
+        """Stops the threads where they can, and waits for none."""
+        self._given_up.set()
+        for threads in (self._tuning, self._compiling):
             threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -282,9 +273,10 @@ def _quickstart(
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
-    for stage, settings_of_rivals, compiled in zip(plan.stages, *beside, strict=True):
+    for stage, compiled, bounds in zip(plan.stages, beside.compiled, beside.bounds, strict=True):
         situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
+        rivals: Future[dict[str, Settings]] | None = None
         for method, problem in stage.problems.items():
             directory = out / f"{method}{stage.suffix}"
             with os_errors_as_input_errors(directory):
@@ -294,6 +286,7 @@ def _quickstart(
                 # Networks add to what was found.
                 problem = dataclasses.replace(problem, rule=candidates["search"].rule)
             if method == "dqn":
+                rivals = beside.tune(stage)  # not beside the search, which keeps all cores busy by itself
                 wait(compiled)  # what went wrong there goes wrong again here
             candidates[method] = run_training(config, problem, directory, progress=report)[0]
         doing(f"Judging all routers ({stage.evaluation_set.name})")
@@ -309,7 +302,8 @@ def _quickstart(
         )
         judged = {LEARNED: candidates.pop(best), **candidates, **_papers(situation)}
         routers = {name: [learned_router(policy)] for name, policy in judged.items()}
-        evaluations.append(judge(stage.evaluation_set, routers, judging, settings_of_rivals.result(), stage.panel))
+        tuned = (rivals or beside.tune(stage)).result()
+        evaluations.append(judge(stage.evaluation_set, routers, judging, tuned, stage.panel, bounds.result()))
     pictures: list[Picture] = [
         results.draw_comparison(evaluations[0], 0, out / "quickstart"),
         results.draw_timeline(evaluations[0], out / "timeline"),

@@ -9,9 +9,11 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.policy import load_policy
+from besteffort.policy import Policy, load_policy
 from besteffort.runs import quickstart
 from besteffort.runs.own_logs import load_quickstart
+from besteffort.runs.training import TrainingProblem
+from besteffort.runs.untrained import default_policy
 
 
 @pytest.mark.slow
@@ -54,11 +56,17 @@ def diverge(
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     tuned: Callable[..., dict[str, object]],
-    training: Callable[..., None],
+    training: Callable[[], None],
 ) -> None:
-    """A quickstart with another tuning and with a training that fails."""
+    """A quickstart with another tuning and with a training of networks that fails."""
+
+    def train(_: object, problem: TrainingProblem, *__: object, **___: object) -> list[Policy]:
+        if problem.training.method == "dqn":
+            training()
+        return [default_policy(problem.situation)]
+
     monkeypatch.setattr(quickstart, "tune_on", tuned)
-    monkeypatch.setattr(quickstart, "run_training", training)
+    monkeypatch.setattr(quickstart, "run_training", train)
     monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
     plan = quickstart.make_plan(load_quickstart(str(small), None))
     with pytest.raises(InputError, match="It diverged"):
@@ -78,7 +86,7 @@ def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeyp
             time.sleep(0.01)
         return {}
 
-    def training(*_: object, **__: object) -> None:
+    def training() -> None:
         assert begun.wait(60)
         failed.set()
         raise InputError("It diverged.")
@@ -98,7 +106,7 @@ def test_nobody_waits_for_the_tuning_where_a_training_fails(
         released.wait(60)
         return {}
 
-    def training(*_: object, **__: object) -> None:
+    def training() -> None:
         assert begun.wait(60)
         raise InputError("It diverged.")
 
