@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
+from besteffort.keys import straight
 from besteffort.pytrees import node_types
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Arrivals
@@ -95,7 +96,7 @@ def _go_on(
     indices = first + jnp.arange(_PART)
 
     def of_workload(workload: Any, states: Any) -> tuple[Any, Arrival]:
-        return jax.vmap(lambda key, state: _arrivals(workload, key, state, indices))(keys, states)
+        return jax.vmap(lambda key, state: _arrivals(workload, key, state, indices))(straight(keys), states)
 
     return jax.vmap(of_workload)(workload, states)
 
