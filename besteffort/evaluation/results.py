@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -113,6 +114,11 @@ def full_table(evaluation: EvaluationResult, index: int, config: EvaluationConfi
         bound=evaluation.bounds[index],
         focus=LEARNED,
     )
+
+
+def full_tables(evaluation: EvaluationResult, config: EvaluationConfig) -> tuple[Table, ...]:
+    """`full_table` at every load."""
+    return tuple(full_table(evaluation, index, config) for index in range(len(evaluation.set.loads)))
 
 
 def by_party_table(evaluation: EvaluationResult, index: int, party: Party) -> Table | None:
@@ -272,12 +278,14 @@ def draw_comparison(evaluation: EvaluationResult, index: int, path: Path) -> Pic
     return Picture(path.with_suffix(".png"), f"{evaluation_set.title}: one bar per router.")
 
 
-def figures_of(evaluation: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Every figure of an evaluation as plain JSON values, shares and SI units; null where a table has none."""
+def figures_of(evaluation: EvaluationResult, tables: Sequence[Table]) -> dict[str, Any]:
+    """Every figure of an evaluation as plain JSON values, shares and SI units; null where a table has none.
+
+    `tables` are its `full_tables`.
+    """
     evaluation_set = evaluation.set
     groups = []
-    for index, load in enumerate(evaluation_set.loads):
-        table = full_table(evaluation, index, config)
+    for index, (load, table) in enumerate(zip(evaluation_set.loads, tables, strict=True)):
         keys = [column.name for column in table.columns]
         groups.append(
             {
@@ -322,13 +330,14 @@ def write_outcome(
     config: EvaluationConfig,
     pictures: Sequence[Picture],
     settings: Mapping[str, str],
-) -> None:
-    """Writes `results.json` and `report.md`; `evaluations` has at least one.
+) -> list[tuple[Table, ...]]:
+    """Writes `results.json` and `report.md`, and returns each evaluation's `full_tables`; there is at least one.
 
     Raises:
       InputError: if a file cannot be written.
     """
-    write_json(out / "results.json", [figures_of(evaluation, config) for evaluation in evaluations])
+    tables = [full_tables(evaluation, config) for evaluation in evaluations]
+    write_json(out / "results.json", [*map(figures_of, evaluations, tables)])
     tuned = {
         f"Tuned on other lists ({evaluation.set.name})": "; ".join(
             f"{name}: {', '.join(f'{key} {value}' for key, value in chosen.items())}"
@@ -353,11 +362,7 @@ def write_outcome(
         tables=(
             performance_table(evaluations, config, intervals=True),
             *(sustained_table(evaluation) for evaluation in evaluations if len(evaluation.set.loads) > 1),
-            *(
-                full_table(evaluation, i, config)
-                for evaluation in evaluations
-                for i in range(len(evaluation.set.loads))
-            ),
+            *itertools.chain.from_iterable(tables),
             *(
                 table
                 for evaluation in evaluations
@@ -369,6 +374,7 @@ def write_outcome(
         pictures=tuple(pictures),
     )
     write_report(report, out / "report.md")
+    return tables
 
 
 def _summary(evaluations: Sequence[EvaluationResult]) -> str:

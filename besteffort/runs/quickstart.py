@@ -315,8 +315,8 @@ def _quickstart(
     settings = {"Taken": " ".join(plan.taken)} if plan.taken else {}
     settings |= {f"Trace {name}": note for name, note in plan.notes.items()}
     settings |= {f"Exported ({name})": note for name, note in exported.items()}
-    results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
-    table = brief = results.full_table(evaluations[0], 0, judging)
+    full = results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
+    table = brief = full[0][0]
     if plan.notes:
         table = results.performance_table(evaluations, judging, intervals=True)
         brief = results.performance_table(evaluations, judging, intervals=False)

@@ -11,7 +11,7 @@ import pytest
 from besteffort.bounds.prices import Bound
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet
-from besteffort.evaluation.results import figures_of, write_outcome
+from besteffort.evaluation.results import figures_of, full_tables, write_outcome
 from besteffort.pools import OriginDelay, Pool
 from besteffort.situation import Cluster, Origin, Tenant
 from besteffort.workload.requests import Requests
@@ -52,13 +52,14 @@ def without_origins(evaluation):
 
 def test_figures_of_origins_stand_with_each_router(evaluation):
     config = EvaluationConfig()
-    rows = figures_of(evaluation, config)["loads"][1]["rows"]
+    rows = figures_of(evaluation, full_tables(evaluation, config))["loads"][1]["rows"]
     assert rows[LEARNED]["origins"]["far"]["slo_attainment"] == {"mean": 1.0, "half_width": 0.0}
     assert rows["always model0"]["origins"]["near"]["performance"]["mean"] == 1.0
     assert rows["always model0"]["origins"]["far"]["performance"]["mean"] == 0.0
     assert rows["always model0"]["origins"]["far"]["latency_p50_s"]["mean"] == 2.0
     assert "origins" not in rows["upper bound"]
-    plain = figures_of(without_origins(evaluation), config)["loads"][1]["rows"]
+    without = without_origins(evaluation)
+    plain = figures_of(without, full_tables(without, config))["loads"][1]["rows"]
     assert not any("origins" in row for row in plain.values())
     assert all({k: v for k, v in rows[name].items() if k != "origins"} == row for name, row in plain.items())
 
@@ -71,7 +72,7 @@ def test_figures_of_tenants_stand_with_each_router_and_in_the_report(evaluation,
     situation = dataclasses.replace(evaluation.set.situation, tenants=(Tenant("gold", 3.0, 0.25), Tenant("lead")))
     sets = dataclasses.replace(evaluation.set, situation=situation)
     evaluation = dataclasses.replace(evaluation, results=results, set=sets)
-    rows = figures_of(evaluation, EvaluationConfig())["loads"][1]["rows"]
+    rows = figures_of(evaluation, full_tables(evaluation, EvaluationConfig()))["loads"][1]["rows"]
     assert rows["always model0"]["tenants"]["gold"]["performance"]["mean"] == 0.0
     assert rows["always model0"]["tenants"]["lead"]["performance"]["mean"] == 1.0
     assert rows["always model0"]["worst_tenant"]["mean"] == 0.0
