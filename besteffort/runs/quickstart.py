@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from besteffort import interrupts
+from besteffort.bounds.prices import Bound
 from besteffort.digests import array_digest
 from besteffort.errors import InputError
 from besteffort.evaluation import results
@@ -230,18 +231,20 @@ class Beside:
     """What threads do while learners train.
 
     Attributes:
-      compiled: for each stage, compiles what its networks will be trained by, where there are any.
       bounds: for each stage, works out the upper bounds of its lists.
+      compiled: for each stage, compiles what its networks will be trained by, where there are any.
     """
 
     def __init__(self, plan: QuickstartPlan, kept: Path) -> None:
         self._judging, self._kept, self._given_up = plan.config.evaluation, kept, threading.Event()
-        self._tuning, self._compiling = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.compiled: list[list[Future[None]]] = [
-            [self._compiling.submit(compile_training, stage.problems["dqn"])] if "dqn" in stage.problems else []
-            for stage in plan.stages
-        ]
-        self.bounds = [self._compiling.submit(bounds_of, stage.evaluation_set) for stage in plan.stages]
+        self._tuning, self._beside = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.bounds: list[Future[list[list[Bound]]]] = []
+        self.compiled: list[list[Future[None]]] = []
+        for stage in plan.stages:
+            # Bounds first: tracing what is to be compiled would keep the search's programs from being traced.
+            self.bounds.append(self._beside.submit(bounds_of, stage.evaluation_set))
+            problems = [problem for method, problem in stage.problems.items() if method == "dqn"]
+            self.compiled.append([self._beside.submit(compile_training, problem) for problem in problems])
 
     def tune(self, stage: Stage) -> Future[dict[str, Settings]]:
         """Begins to find the settings of a stage's rivals."""
@@ -257,7 +260,7 @@ class Beside:
     def end(self) -> None:
         """Stops the threads where they can, and waits for none."""
         self._given_up.set()
-        for threads in (self._tuning, self._compiling):
+        for threads in (self._tuning, self._beside):
             threads.shutdown(wait=False, cancel_futures=True)
 
 
