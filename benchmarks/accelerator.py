@@ -128,7 +128,8 @@ _PAPER = {
     **{f"training.config.{name}": value for name, value in RECIPE.items()},
     **{f"training.hyper.{name}": value for name, value in NUMBERS.items()},
 }
-_SEARCH = {"training.method": "search"}
+_DQN = {"training.config.decisions": 2**19}
+_SEARCH = {"training.method": "search", "training.search.generations": 8, "training.search.requests": 12_000}
 FULL = Size(
     models=("opt-125m", "opt-1.3b", "opt-6.7b", "opt-2.7b", "opt-350m", "opt-13b"),
     batches=(1, 8, 32, 128, 256),
@@ -139,11 +140,11 @@ FULL = Size(
     decisions=2**23,
     warm_steps=1536,
     trainings=(
-        ("Double DQN", 1, "quickstart", {}),
+        ("Double DQN", 1, "quickstart", _DQN),
         ("search", 1, "quickstart", _SEARCH),
         ("the paper's iterations", 1, "paper", _PAPER),
         ("search", 64, "quickstart", _SEARCH),
-        ("Double DQN", 64, "quickstart", {}),
+        ("Double DQN", 64, "quickstart", _DQN),
         ("the paper's iterations", 64, "paper", _PAPER),
     ),
     logits=("opt-125m", "opt-1.3b"),

@@ -86,7 +86,7 @@ class Size:
       requests: length of a list.
       decisions: of a training, by learner; one that is left out does not take part.
       snapshots: of a training.
-      search: settings of the search; by default the quickstart's.
+      search: settings of the search; by default those of a configuration that states none.
     """
 
     seeds: int = 3
@@ -373,7 +373,7 @@ def judge(ground: Ground, problem: TrainingProblem, curves: Sequence[Curve]) -> 
 
 def searched(config: RunConfig, ground: Ground, size: Size, console: Console) -> dict[str, Any]:
     """What searches take and come to, one per seed; the first of all is repeated, since it compiles."""
-    search = size.search or config.training.search
+    search = size.search or SearchConfig()
     training = dataclasses.replace(config.training, method="search", search=search, seeds=1)
     problem = make_training_problem(config.build(), training)
     seconds, rules, compile_s = [], [], 0.0
