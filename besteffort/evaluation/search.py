@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from besteffort import interrupts
@@ -208,7 +207,7 @@ def _score(
     rollouts = []
     for index, of_seed in enumerate(candidates):
         rows = range(index * each, (index + 1) * each)
-        routers = [ValueRouter(jax.tree.map(jnp.asarray, _rule(shape, start, steps, config))) for steps in of_seed]
+        routers = [ValueRouter(jax.tree.map(np.asarray, _rule(shape, start, steps, config))) for steps in of_seed]
         rollouts += [Rollout(_ROUTER, row, router, actual) for router in routers for row in rows]
     found = score_rollouts(situation, lists, rollouts, config, warm_up_s=warm_up_s, panel=panel)
     return found.reshape(len(candidates), len(candidates[0]), each).mean(axis=2)
