@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,7 +135,7 @@ def _settings(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Setting]]:
         yield f"steady, load {load:g}", constant(situation, steady, load, networks=load in STEADY_WITH_NETWORKS)
     yield from _on_counts(lab, situation, how)
     for name, loads in TRACE_LOADS.items():
-        yield from _on_trace(lab, situation, how, name, loads)
+        yield from on_trace(lab, situation, how, name, loads)
     yield from _with_deadlines(situation, how)
     for variant in where_it_pays.variants(situation):
         if variant.name:
@@ -177,32 +176,35 @@ def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterato
 
     Policies learn on sample A at all loads.
     """
-    paths = [path for name in unpredictable_load.SAMPLES if (path := lab.trace(name)) is not None]
-    if len(paths) < len(unpredictable_load.SAMPLES):
+    sets = {load: unpredictable_load.maf_set(lab, situation, load, how) for load in COUNT_LOADS}
+    path = lab.trace(unpredictable_load.SAMPLES[0])
+    if path is None:
         return
-    capacity = situation.unit_load
     own = range(how.unjudged_seeds.stop, how.unjudged_seeds.stop + _DRAWN)
-    sample_a, sample_b = paths
+    learning = [
+        each
+        for load in COUNT_LOADS
+        for each in unpredictable_load.maf_lists(path, situation, own, load * situation.unit_load, _DRAWN_REQUESTS)
+    ]
+    for load, made in sets.items():
+        if made is not None:
+            yield (
+                f"Azure Functions, load {load:g}",
+                Setting(situation, _as_is(made), networks=True, tuning=cut_alike(learning)),
+            )
 
-    def drawn(path: Path, load: float, seeds: range, requests: int) -> tuple[Requests, ...]:
-        return unpredictable_load.maf_lists(path, situation, seeds, load * capacity, requests)
 
-    learning = [each for load in COUNT_LOADS for each in drawn(sample_a, load, own, _DRAWN_REQUESTS)]
-    shortest = min(map(len, learning))
-    cut = tuple(each.part(slice(shortest), 0.0) for each in learning)
-    for load in COUNT_LOADS:
-        tuning = drawn(sample_a, load, how.unjudged_seeds, how.tuning_requests)
-        judged = drawn(sample_b, load, how.judging_seeds, how.requests)
-        title = f"Azure Functions 2019, sample B, mean load {load:g}"
-        made = EvaluationSet("counts", title, situation, (load,), (judged,), tuning, capacity, how.warm_up_s)
-        yield f"Azure Functions, load {load:g}", Setting(situation, _as_is(made), networks=True, tuning=cut)
+def cut_alike(lists: Sequence[Requests]) -> tuple[Requests, ...]:
+    """The beginnings of lists, all as long as the shortest."""
+    shortest = min(map(len, lists), default=0)
+    return tuple(each.part(slice(shortest), 0.0) for each in lists)
 
 
 def _as_is(made: EvaluationSet) -> Callable[[], EvaluationSet]:
     return lambda: made
 
 
-def _on_trace(
+def on_trace(
     lab: Lab, situation: Situation, how: EvaluationConfig, name: str, loads: tuple[float, ...]
 ) -> Iterator[tuple[str, Setting]]:
     """A public trace at each of its loads; policies learn on its first half at all of them."""

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from besteffort.evaluation import metrics, plots
+from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.formats import percent, points, times, with_name
 from besteffort.evaluation.judging import LEARNED, EvaluationResult, EvaluationSet, burst_set, read_halves, trace_set
 from besteffort.evaluation.ranking import ranking
@@ -59,7 +60,8 @@ def run(lab: Lab) -> Findings:
         dataclasses.replace(lines, name="bursts_long_lines", title=f"{lines.title}, lines of {LONG_LINE}"),
     ]
     for load in (MEAN_LOAD, 2 * MEAN_LOAD):
-        maf = maf_set(lab, situation, load)
+        longer = dataclasses.replace(judging, tuning_requests=LONGER * lab.scale.tuning_requests)
+        maf = maf_set(lab, situation, load, longer)
         if maf is not None:
             evaluation_sets.append(maf)
     evaluations = [lab.judge(evaluation_set, policies) for evaluation_set in evaluation_sets]
@@ -91,24 +93,17 @@ def run(lab: Lab) -> Findings:
     )
 
 
-def maf_set(lab: Lab, situation: Situation, load: float) -> EvaluationSet | None:
+def maf_set(lab: Lab, situation: Situation, load: float, how: EvaluationConfig) -> EvaluationSet | None:
     """The most variable minutes of sample B at a mean load; heuristics are tuned on those of sample A."""
     paths = [path for name in SAMPLES if (path := lab.trace(name)) is not None]
     if len(paths) < len(SAMPLES):
         return None
-    judging = lab.evaluation
+    sample_a, sample_b = paths
     capacity = situation.unit_load
-    tuning, judged = (
-        maf_lists(path, situation, seeds, load * capacity, LONGER * requests)
-        for path, seeds, requests in zip(
-            paths,
-            (judging.unjudged_seeds, judging.judging_seeds),
-            (judging.tuning_requests, judging.requests),
-            strict=True,
-        )
-    )
+    tuning = maf_lists(sample_a, situation, how.unjudged_seeds, load * capacity, how.tuning_requests)
+    judged = maf_lists(sample_b, situation, how.judging_seeds, load * capacity, how.requests)
     title = f"Azure Functions 2019, sample B, mean load {load:g}"
-    return EvaluationSet(f"maf_{load:g}", title, situation, (load,), (judged,), tuning, capacity, judging.warm_up_s)
+    return EvaluationSet(f"maf_{load:g}", title, situation, (load,), (judged,), tuning, capacity, how.warm_up_s)
 
 
 def code_evaluation(lab: Lab, situation: Situation) -> EvaluationResult | None:

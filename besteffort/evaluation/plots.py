@@ -411,7 +411,9 @@ def plot_panels(panels: Sequence[Panel], *, focus: str | None = None, columns: i
     return figure
 
 
-def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
+def plot_settings(
+    settings: Sequence[Setting], *, title: str, label: str = "Performance, in percent of peak quality"
+) -> Figure:
     """A row per setting: the best static model, the best heuristic, the learned router and the bound on one line.
 
     Beside each row, by how much the learned router is ahead of the best heuristic: bold where the interval leaves no
@@ -448,7 +450,7 @@ def plot_settings(settings: Sequence[Setting], *, title: str) -> Figure:
     ax.set(xlim=(0, 1.22), ylim=(rows[-1] - 0.7, rows[0] + 1.2))
     ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel("Performance, in percent of peak quality", color=INK, loc="left")
+    ax.set_xlabel(label, color=INK, loc="left")
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
     handles = [*ax.get_legend_handles_labels()[0], Line2D([], [], color=INK, marker="|", linestyle="", label="bound")]
     legend = figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=9)
