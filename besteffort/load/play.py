@@ -24,7 +24,7 @@ from besteffort.estimates.reward import reward
 from besteffort.gateway.events import AnswerStream, EventReader, usage_of
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
-from besteffort.workload.requests import Requests
+from besteffort.workload.requests import PARTIES, Requests
 
 _LOOK_S = 0.5  # between two looks for an interrupt
 _CONNECT_S = 5.0
@@ -197,8 +197,10 @@ async def _ask(
         "x-llm-d-slo-ttft-ms": f"{1e3 * factor * task.deadline.base_s:.6f}",
         "x-llm-d-slo-tpot-ms": f"{1e3 * factor * task.deadline.per_token_s:.6f}",
     }
-    if requests.tenant is not None:
-        headers["x-besteffort-tenant"] = requests.tenants[requests.tenant[index]]
+    for party in PARTIES:
+        which = getattr(requests, party)
+        if which is not None:
+            headers[f"x-besteffort-{party}"] = getattr(requests, f"{party}s")[which[index]]
     answer = _Answer(loop.time() - start)
     try:
         async with session.post(f"{target.url}/completions", json=body, headers=headers) as response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.load.play import Target, play
+from besteffort.policy import Policy
+from besteffort.situation import Origin, Tenant
 from besteffort.workload.requests import Requests
 from tests.gateway.backends import Call, answer, backend, event, running
 from tests.gateway.policies import greedy
@@ -35,14 +38,14 @@ def listed(count: int, gap_s: float = 0.02) -> Requests:
 
 
 @contextmanager
-def serving(folder: Path, behaviour: Any) -> Iterator[tuple[str, Any, Any]]:
+def serving(folder: Path, behaviour: Any, policy: Policy | None = None) -> Iterator[tuple[str, Any, Any]]:
     """A gateway in front of a server, in a thread of its own: its address, the server and the gateway."""
     ready, over = threading.Event(), None
     found: dict[str, Any] = {}
 
     async def scenario() -> None:
         nonlocal over
-        async with backend(behaviour) as (url, made), running(folder, [[url]]) as gateway:
+        async with backend(behaviour) as (url, made), running(folder, [[url]], policy_of=policy) as gateway:
             over, found["loop"] = asyncio.Event(), asyncio.get_running_loop()
             found["all"] = (f"{gateway.address}/v1", made, gateway)
             ready.set()
@@ -75,6 +78,25 @@ def test_requests_go_out_at_their_times_with_task_deadline_and_lengths(tmp_path:
         assert made.calls[0].body["prompt"].split() == ["hello"] * 10
         assert sorted({record.task for record in gateway.records}) == sorted(SITUATION.task_names[:2])
         assert {round(ticket.deadline_s, 3) for ticket in gateway.records} == {0.13}
+
+
+def test_requests_say_whose_they_are_and_where_they_come_from(tmp_path: Path) -> None:
+    situation = dataclasses.replace(
+        SITUATION, tenants=(Tenant("gold", 3.0), Tenant("lead")), origins=(Origin("east"), Origin("west"))
+    )
+    told = dataclasses.replace(
+        listed(3),
+        tenant=np.array([1, 0, 0]),
+        tenants=("gold", "lead"),
+        origin=np.array([0, 1, 0]),
+        origins=("east", "west"),
+    )
+    with serving(tmp_path, answer, dataclasses.replace(greedy(), situation=situation)) as (url, _, gateway):
+        played = play(told, situation, Target(url))
+    assert not played.failures
+    records = sorted(gateway.records, key=lambda record: record.arrival_s)
+    assert [record.tenant for record in records] == ["lead", "gold", "gold"]
+    assert [record.origin for record in records] == ["east", "west", "east"]
 
 
 def test_failures_are_counted_and_earn_nothing(tmp_path: Path) -> None:
