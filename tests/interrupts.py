@@ -63,7 +63,7 @@ axes:
 """
 
 # What tells of times, of the machine or of how often a run was begun.
-_OF_THE_DAY = ("tensorboard", "log.txt", "logs", "seconds.json", "lock")
+_OF_THE_DAY = ("tensorboard", "log.txt", "logs", "ray", "seconds.json", "lock")
 
 
 class Outcome(NamedTuple):
@@ -159,6 +159,13 @@ def _content(path: Path) -> bytes:
     return json.dumps(found).encode()
 
 
+def differing(one: Path, other: Path) -> list[str]:
+    """Files of two directories whose content differs, or that one of them lacks."""
+    those, these = digests(one), digests(other)
+    differ = [path for path in sorted({*those, *these}) if those.get(path) != these.get(path)]
+    return [path for path in differ if not path.endswith("claims.md")]
+
+
 def interrupted(
     name: str, command: Sequence[str], directory: Path, moments: int, rng: np.random.Generator
 ) -> tuple[list[Outcome], list[str]]:
@@ -177,9 +184,7 @@ def interrupted(
     last = run(command, out, name, None)
     if last.status != 0:
         outcomes.append(last._replace(said=f"to the end: {last.said}"))
-    one, other = digests(straight), digests(out)
-    differ = [path for path in sorted({*one, *other}) if one.get(path) != other.get(path)]
-    return outcomes, [path for path in differ if not path.endswith("claims.md")]
+    return outcomes, differing(straight, out)
 
 
 def tell(line: str) -> None:
