@@ -15,7 +15,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, _leave)
     from besteffort import cli
 
-    return cli.main()
+    status = cli.main()
+    # All is written. The interpreter lets go of handlers before libraries have ended, and a signal would kill it then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

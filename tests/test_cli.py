@@ -152,6 +152,13 @@ def test_a_platform_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupt_as_the_process_ends_does_not_change_its_status() -> None:
+    ends = "signal.raise_signal(signal.SIGINT); print('whole')"
+    code = f"import signal, sys; from besteffort.__main__ import main; sys.argv[1:] = ['list']; main(); {ends}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "whole"), ended.stderr
+
+
 def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(path: object) -> None:
         raise KeyboardInterrupt
