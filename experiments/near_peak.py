@@ -166,11 +166,12 @@ def _cases(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Case]]:
 
 def _judged(lab: Lab, name: str, case: Case, how: EvaluationConfig, fraction: float) -> dict[str, Result]:
     """What every router does on the lists of a case, by name."""
+    learned_on = case.learned_on.tuning or case.tuned_on.tuning
     looked_for = SearchConfig(
         generations=_GENERATIONS,
         population=_POPULATION,
         lists=_LISTS,
-        requests=len(case.tuned_on.tuning[0]),
+        requests=len(learned_on[0]),
         objective="near_peak",
         window_s=CLAIMED_S,
         peak_share=fraction,
