@@ -31,6 +31,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = (
     "stable_load",
     "unpredictable_load",
+    "near_peak",
     "hardware_utility",
     "task_mix_shift",
     "arrival_shift",
@@ -58,6 +59,7 @@ _LONG = (
         "methods",
         "any_profile",
         "mixed_hardware",
+        "near_peak",
         "where_it_pays",
         "rivals",
         "more_models",

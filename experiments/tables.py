@@ -102,6 +102,11 @@ def stable_load() -> str:
     return written("stable_load.md", "Learned router against the best other router, by load")
 
 
+def near_peak() -> str:
+    """Windows near the peak, searched for."""
+    return written("near_peak.md", "Windows of 1 s near the peak: a rule searched for them, rivals tuned for them")
+
+
 def where_it_pays() -> str:
     """Sixteen settings."""
     rows = []
@@ -461,6 +466,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         headline,
         claims,
         stable_load,
+        near_peak,
         where_it_pays,
         rivals,
         methods,
