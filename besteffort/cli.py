@@ -402,7 +402,8 @@ def sweep(
     answer.table(board.table, board.brief)
     if board.unfinished:
         answer.note(f"{len(board.unfinished)} of {len(plan.trials)} trials did not finish; the report says why.")
-    answer.file("picture", board.picture)
+    if board.picture is not None:
+        answer.file("picture", board.picture)
     answer.file("report", board.report)
     answer.file("results", out / "results.json")
     return answer

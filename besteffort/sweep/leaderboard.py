@@ -5,7 +5,7 @@
 | `report.md` | the leaderboard, the plot, and the trials that did not finish |
 | `results.json` | every figure |
 | `trials.csv` | a row per trial: its values, status and performance |
-| `what-mattered.png` | performance against each axis |
+| `what-mattered.png` | performance against each axis, where there is one besides seeds |
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ class Leaderboard:
       entries: all trials in order.
       table: settings, best first.
       brief: the best settings, for a terminal.
-      report, picture: paths of the report and the plot.
+      report: path of the report.
+      picture: path of the plot; None where only seeds differ.
     """
 
     entries: tuple[Entry, ...]
     table: Table
     brief: Table
     report: Path
-    picture: Path
+    picture: Path | None
 
     @property
     def unfinished(self) -> tuple[Entry, ...]:
@@ -99,13 +100,7 @@ def write_leaderboard(
     note = f"{table.note} {further} further settings are in the report." if further > 0 else table.note
     brief = dataclasses.replace(table, rows=table.rows[:_SHOWN], note=note)
     sound = [setting for setting in settings if setting.finished]
-    axes = [_axis(name, short, sound, log=name in logarithmic) for name, short in names.items()]
-    axes.sort(key=lambda axis: -np.nan_to_num(axis.explained))
-    performance = np.stack([setting.performance for setting in sound])
-    # The part that settings share on a list carries no information about settings.
-    deviation = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
-    figure = plots.plot_sweep(axes, dataclasses.replace(deviation, mean=performance.mean(axis=1)))
-    png = plots.save_figure(figure, out / "what-mattered")
+    picture = _plot(names, sound, logarithmic, out) if names else None
     unfinished = [
         f"- {entry.trial} ({describe_values(entry.values)}, seed {entry.seed}) {entry.status}: {entry.reason}."
         for entry in entries
@@ -114,8 +109,14 @@ def write_leaderboard(
     parts = [
         f"# {title}",
         f"{len(entries)} trials, {len(settings)} settings. {judged_on}",
-        f"![Performance against each axis]({png.name})",
-        "*Performance on the judged draws against each axis, the one that explains most first.*",
+        *(
+            [
+                f"![Performance against each axis]({picture.name})",
+                "*Performance on the judged draws against each axis, the one that explains most first.*",
+            ]
+            if picture
+            else []
+        ),
         table.markdown().rstrip(),
         *(["## Not finished", "\n".join(unfinished)] if unfinished else []),
     ]
@@ -123,7 +124,17 @@ def write_leaderboard(
     write_text(report, "\n\n".join(parts) + "\n")
     write_json(out / "results.json", {"judged_on": judged_on, "trials": [_figures(entry) for entry in entries]})
     write_text(out / "trials.csv", _trials_csv(entries))
-    return Leaderboard(tuple(entries), table, brief, report, png)
+    return Leaderboard(tuple(entries), table, brief, report, picture)
+
+
+def _plot(names: Mapping[str, str], settings: Sequence[_Setting], logarithmic: Sequence[str], out: Path) -> Path:
+    axes = [_axis(name, short, settings, log=name in logarithmic) for name, short in names.items()]
+    axes.sort(key=lambda axis: -np.nan_to_num(axis.explained))
+    performance = np.stack([setting.performance for setting in settings])
+    # The part that settings share on a list carries no information about settings.
+    deviation = paired_difference(performance, np.broadcast_to(performance.mean(axis=0), performance.shape))
+    figure = plots.plot_sweep(axes, dataclasses.replace(deviation, mean=performance.mean(axis=1)))
+    return plots.save_figure(figure, out / "what-mattered")
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
