@@ -450,6 +450,21 @@ def closed_loop() -> str:
     return markdown(["The gateway believes", "Right and in time", "In bursts", "In time", "By model"], rows)
 
 
+def cluster() -> str:
+    """A sweep on one worker and on two, and what more would take."""
+    found = read("cluster")
+    rows = []
+    for name, each in found["seconds"].items():
+        model = found["models"][name]
+        more = [f"{one['speed_up']:.1f}" for one in model["workers"].values()]
+        walls = [f"{each[workers]['wall']:.0f} s" for workers in each]
+        rows.append(
+            [{"ray": "Ray cluster", "local": "local processes"}[name], *walls, f"{model['speed_up_of_two']:.2f}", *more]
+        )
+    more_workers = [f"of {workers}, worked out" for workers in next(iter(found["models"].values()))["workers"]]
+    return markdown(["Where", "1 worker", "2 workers", "Speed-up of 2", *more_workers], rows)
+
+
 def heuristics() -> str:
     """What the rules do, and the numbers that tuning finds for them."""
     rows = [
@@ -495,6 +510,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         live_headline,
         live_http,
         closed_loop,
+        cluster,
         heuristics,
     )
 }
