@@ -69,7 +69,7 @@ class Seats(NamedTuple):
       deadline_s: deadline on the end-to-end latency.
       value: reward if it departs as planned.
       admitted: iterations from the boundary to its admission, 0 or less; None unless needed.
-      prompt_tokens: None unless `EnvShape.context_cost`, or `EnvShape.cache_limit` and `EnvShape.estimates`.
+      prompt_tokens: None unless `EnvShape.context_cost` or `EnvShape.estimates`.
       cache_tokens: None unless `EnvShape.cache_limit`.
       admission_s, first_token_s: None unless `EnvShape.record` or `EnvShape.estimates`.
       eligible: iterations from the boundary to the first that might admit it; None unless estimates infer admissions.
@@ -196,7 +196,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
         deadline_s=real,
         value=real,
         admitted=whole if shape.context_cost or shape.record or estimates else None,
-        prompt_tokens=whole if shape.context_cost or (shape.cache_limit and estimates) else None,
+        prompt_tokens=whole if shape.context_cost or estimates else None,
         cache_tokens=real if shape.cache_limit else None,
         admission_s=real if shape.record or estimates else None,
         first_token_s=real if shape.record or estimates else None,
