@@ -80,8 +80,8 @@ class InFlightView:
       tokens: (pools, seats) tokens received, 0 before the first.
       task: (pools, seats) index of its task.
       prompt_tokens: (pools, seats) length of its prompt.
-      cached_tokens: (pools, seats) how much of it was found in a prefix cache; None where requests state none, or `read_s` is
-        given.
+      cached_tokens: (pools, seats) how much of it was found in a prefix cache; None where requests state none, or
+        `read_s` is given.
       age_s: (pools, seats) seconds since its arrival.
       elapsed_s: (pools,) seconds since the iteration in progress began, or the first of several that give no one a
         token; of no meaning where nothing runs, and where answers are not streamed.
