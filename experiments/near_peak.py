@@ -37,7 +37,7 @@ from besteffort.workload.requests import Requests
 from experiments import methods, rivals
 from experiments.lab import Claim, ClaimStatus, Findings, Lab, main, status_of_ratio
 from experiments.rivals import Setting
-from experiments.unpredictable_load import CLAIMED_S, CLAIMS, LONG_LINE, MEAN_LOAD, maf_set
+from experiments.unpredictable_load import CLAIMED_S, CLAIMS, LONG_LINE, MEAN_LOAD, maf_samples, maf_set
 
 WINDOWS = 300
 """Windows of a list to judge on at least, and of the lists to learn or tune on together."""
@@ -71,6 +71,7 @@ def run(lab: Lab) -> Findings:
         for name, case in lab.selected(cases, fast=(BURSTS,)).items()
         for fraction in CLAIMS
     }
+    shown = ("windows", "light", "searched", "rule", "ahead", "static", "ratio", "ceiling", "performance")
     table = Table(
         title=f"Windows of {CLAIMED_S:g} s near the peak: a rule searched for them, rivals tuned for them",
         head="Setting",
@@ -86,17 +87,7 @@ def run(lab: Lab) -> Findings:
             Column("Performance of searched (%)", digits=2),
         ),
         rows=tuple(
-            (
-                _label(name, fraction),
-                (
-                    row["windows"],
-                    *(
-                        row[each]
-                        for each in ("light", "searched", "rule", "ahead", "static", "ratio", "ceiling", "performance")
-                    ),
-                ),
-            )
-            for (name, fraction), row in rows.items()
+            (_label(name, fraction), tuple(row[each] for each in shown)) for (name, fraction), row in rows.items()
         ),
         note=(
             "Mean ± half the 95% interval over policies and lists, paired. The best rule and the best static model are "
@@ -153,12 +144,13 @@ def _cases(lab: Lab, how: EvaluationConfig) -> Iterator[tuple[str, Case]]:
     patient = dataclasses.replace(situation, cluster=dataclasses.replace(situation.cluster, queue_capacity=LONG_LINE))
     yield f"{BURSTS}, lines of {LONG_LINE}", Case(burst_set(patient, bursty), made, drawn)
 
-    sets = {load: maf_set(lab, situation, load, lasting(load)) for load in rivals.COUNT_LOADS}
-    counts = {load: one for load, one in sets.items() if one is not None}
-    lists = [each for one in counts.values() for each in one.tuning]
-    learned_on = Setting(situation, lambda: made, tuning=rivals.cut_alike(lists))
-    for load, one in counts.items():
-        yield f"Azure Functions, load {load:g}", Case(one, one, learned_on)
+    samples = maf_samples(lab)
+    if samples is not None:
+        counts = {load: maf_set(samples, situation, load, lasting(load)) for load in rivals.COUNT_LOADS}
+        lists = [each for one in counts.values() for each in one.tuning]
+        learned_on = Setting(situation, lambda: made, tuning=rivals.cut_alike(lists))
+        for load, one in counts.items():
+            yield f"Azure Functions, load {load:g}", Case(one, one, learned_on)
     for name, setting in rivals.on_trace(lab, situation, how, "code", (MEAN_LOAD,)):
         half = setting.make()
         yield name, Case(half, half, setting)

@@ -176,22 +176,22 @@ def _on_counts(lab: Lab, situation: Situation, how: EvaluationConfig) -> Iterato
 
     Policies learn on sample A at all loads.
     """
-    sets = {load: unpredictable_load.maf_set(lab, situation, load, how) for load in COUNT_LOADS}
-    path = lab.trace(unpredictable_load.SAMPLES[0])
-    if path is None:
+    samples = unpredictable_load.maf_samples(lab)
+    if samples is None:
         return
     own = range(how.unjudged_seeds.stop, how.unjudged_seeds.stop + _DRAWN)
-    learning = [
-        each
-        for load in COUNT_LOADS
-        for each in unpredictable_load.maf_lists(path, situation, own, load * situation.unit_load, _DRAWN_REQUESTS)
-    ]
-    for load, made in sets.items():
-        if made is not None:
-            yield (
-                f"Azure Functions, load {load:g}",
-                Setting(situation, _as_is(made), networks=True, tuning=cut_alike(learning)),
+    learning = cut_alike(
+        [
+            each
+            for load in COUNT_LOADS
+            for each in unpredictable_load.maf_lists(
+                samples[0], situation, own, load * situation.unit_load, _DRAWN_REQUESTS
             )
+        ]
+    )
+    for load in COUNT_LOADS:
+        made = unpredictable_load.maf_set(samples, situation, load, how)
+        yield f"Azure Functions, load {load:g}", Setting(situation, _as_is(made), networks=True, tuning=learning)
 
 
 def cut_alike(lists: Sequence[Requests]) -> tuple[Requests, ...]:

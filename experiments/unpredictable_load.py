@@ -59,11 +59,10 @@ def run(lab: Lab) -> Findings:
         burst_set(situation, judging),
         dataclasses.replace(lines, name="bursts_long_lines", title=f"{lines.title}, lines of {LONG_LINE}"),
     ]
-    for load in (MEAN_LOAD, 2 * MEAN_LOAD):
+    samples = maf_samples(lab)
+    if samples is not None:
         longer = dataclasses.replace(judging, tuning_requests=LONGER * lab.scale.tuning_requests)
-        maf = maf_set(lab, situation, load, longer)
-        if maf is not None:
-            evaluation_sets.append(maf)
+        evaluation_sets += [maf_set(samples, situation, load, longer) for load in (MEAN_LOAD, 2 * MEAN_LOAD)]
     evaluations = [lab.judge(evaluation_set, policies) for evaluation_set in evaluation_sets]
     code = code_evaluation(lab, situation)
     if code is not None:
@@ -93,12 +92,15 @@ def run(lab: Lab) -> Findings:
     )
 
 
-def maf_set(lab: Lab, situation: Situation, load: float, how: EvaluationConfig) -> EvaluationSet | None:
+def maf_samples(lab: Lab) -> tuple[Path, Path] | None:
+    """Samples A and B of Azure Functions 2019, if both are at hand."""
+    sample_a, sample_b = map(lab.trace, SAMPLES)
+    return None if sample_a is None or sample_b is None else (sample_a, sample_b)
+
+
+def maf_set(samples: tuple[Path, Path], situation: Situation, load: float, how: EvaluationConfig) -> EvaluationSet:
     """The most variable minutes of sample B at a mean load; heuristics are tuned on those of sample A."""
-    paths = [path for name in SAMPLES if (path := lab.trace(name)) is not None]
-    if len(paths) < len(SAMPLES):
-        return None
-    sample_a, sample_b = paths
+    sample_a, sample_b = samples
     capacity = situation.unit_load
     tuning = maf_lists(sample_a, situation, how.unjudged_seeds, load * capacity, how.tuning_requests)
     judged = maf_lists(sample_b, situation, how.judging_seeds, load * capacity, how.requests)
