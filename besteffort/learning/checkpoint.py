@@ -24,7 +24,7 @@ import numpy as np
 from besteffort.errors import InputError, brief
 from besteffort.files import os_errors_as_input_errors, replacing
 
-FORMAT = 2
+FORMAT = 1
 
 Metrics = dict[str, np.ndarray]
 
