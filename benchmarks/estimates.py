@@ -145,9 +145,8 @@ def training_case(name: str, size: Size) -> Case:
     problem = make_training_problem(situation, config.training)
     settings = dataclasses.replace(problem.training.config, ensemble_size=1, log_interval=size.rollouts)
     numbers = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], DQNHyperparams.for_decisions(settings.decisions))
-    history, rule = problem.training.history, problem.rule
-    shape, params = build(problem.situation, problem.workload, history=history, rule=rule)
-    environment, features = ServingEnvironment(shape), problem.features
+    environment, params = problem.environment(history=problem.training.history)
+    features = problem.features
     keys = jax.random.split(jax.random.key(0), 1)
     state = {"now": initial_state(environment, features, settings, params, numbers, keys, None)}
 
