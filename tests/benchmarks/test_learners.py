@@ -56,6 +56,17 @@ def test_the_gymnax_loop_learns_what_it_should() -> None:
     assert float(paid) == pytest.approx(1.0 - 0.1 * 1.5, abs=0.05)  # a tenth of all decisions is random and wrong
 
 
+def test_ours_and_the_gymnax_loop_learn_the_same_problem() -> None:
+    from benchmarks.learners import GYMNAX, LEARNERS, OURS, make_problem, make_task
+
+    _, problem = make_problem()
+    task = make_task(problem)
+    for name in (OURS, GYMNAX):
+        (first, _), *_ = LEARNERS[name](task, 4_096, 2, 0).proceed()
+        assert first.shape == (sum(feature.size for feature in problem.features), 64)
+        assert np.all(np.isfinite(first))
+
+
 def test_when_a_quality_is_reached_and_when_it_is_kept() -> None:
     from benchmarks.learners import Curve, describe
 
