@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,13 +74,13 @@ class Rollouts:
     def __init__(self, decisions: int, warm_steps: int) -> None:
         self._decisions = decisions
         self._warm_steps = warm_steps
-        self._programs: dict[Any, tuple[Callable[..., Carry], float]] = {}
+        self._programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}
         self._warmed: dict[tuple[str, str], Carry] = {}
 
     def case(
         self, scenario: Scenario, router_name: str, environments: int, *, rewards: bool = True, devices: int = 1
     ) -> Case:
-        """A rollout of `environments`, a multiple of `WARMED`, spread evenly over `devices`.
+        """A rollout of `environments` that are spread evenly over `devices`.
 
         Without `rewards` they are not read, and XLA leaves them out.
         """
@@ -90,8 +91,8 @@ class Rollouts:
             warm, _ = self._program(shape, numbers, WARMED, self._warm_steps, rewards=True, devices=1)
             keys = jax.random.split(jax.random.key(1), 1)
             self._warmed[name] = warm(_start(shape, WARMED, *numbers), keys, jax.tree.leaves(numbers))
-        copies = environments // WARMED
-        held = jax.tree.map(lambda x: jnp.copy(jnp.concatenate([x] * copies)), self._warmed[name])
+        copies = math.ceil(environments / WARMED)
+        held = jax.tree.map(lambda x: jnp.copy(jnp.concatenate([x] * copies)[:environments]), self._warmed[name])
         steps = self._decisions // environments
         rollout, compile_s = self._program(shape, numbers, environments, steps, rewards, devices)
 
@@ -107,6 +108,12 @@ class Rollouts:
         row += "" if devices == 1 else f"; {devices} devices, one per core"
         return Case(row, f"{environments:,}", steps * environments, run, compile_s)
 
+    def step(self, scenario: Scenario, router_name: str, environments: int) -> jax.stages.Compiled:
+        """The program of a single step of `environments`."""
+        shape, params = build(scenario.situation, scenario.workload, history=HISTORY)
+        numbers = (params, routers(shape)[router_name])
+        return self._program(shape, numbers, environments, 1, rewards=True, devices=1)[0]
+
     def state_bytes(self, scenario: Scenario, router_name: str) -> int:
         """Bytes of the state of one environment, of a scenario and router that there is a case of."""
         state = self._warmed[scenario.name, router_name][0]
@@ -120,7 +127,7 @@ class Rollouts:
         steps: int,
         rewards: bool,
         devices: int,
-    ) -> tuple[Callable[..., Carry], float]:
+    ) -> tuple[jax.stages.Compiled, float]:
         """The compiled rollout, and the seconds that its compilation took."""
         leaves, structure = jax.tree.flatten(numbers)
         name = (shape, structure, environments, steps, rewards, devices)

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.cartpole import cartpole_case
 from benchmarks.compiled import Rollouts, Scenario, part_cases, scenarios
+from benchmarks.limits import limits, limits_table
 from benchmarks.rivals import SCHED_SIM, Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, machine, measure
@@ -178,8 +179,9 @@ def run(size: Size, console: Console) -> dict[str, Any]:
             cases += [cartpole_case(count, size.cartpole_steps // count, given=given) for count in size.environments]
         speeds = measure(cases, size.rounds, console)
     parts = measure(part_cases(headline, PARTS_AT, max(size.decisions, PARTS_AT)), size.rounds, console)
+    bounds = limits(headline, HEADLINE.rpartition(", ")[2], size.decisions, size.warm_steps)
     count, speed = best(speeds[HEADLINE])
-    console.print(speed_table(speeds, size), parts_table(parts), sep="\n")
+    console.print(speed_table(speeds, size), parts_table(parts), limits_table(bounds), sep="\n")
     console.print(
         f"Headline, {HEADLINE} router, rewards read, {count} environments: {speed.median:,.0f} decisions/s; "
         f"the target of {TARGET:,} is {'met' if speed.median >= TARGET else 'missed'}."
@@ -193,6 +195,7 @@ def run(size: Size, console: Console) -> dict[str, Any]:
         "per_second": {name: {key: _rounded(value) for key, value in row.items()} for name, row in speeds.items()},
         "ratios": {name: {key: round(value, 2) for key, value in row.items()} for name, row in ratios(speeds).items()},
         "parts_ns": {name: round(1e9 / value.median) for name, row in parts.items() for value in row.values()},
+        "limits": bounds,
     }
 
 

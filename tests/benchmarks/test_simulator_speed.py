@@ -97,4 +97,9 @@ def test_it_runs_and_writes(tmp_path: Path) -> None:
     assert result["per_second"]["load 0.9, random"].keys() >= {"64", "reference", "SimPy"}
     assert result["per_second"]["gymnax CartPole"]["64"]["median"] > 0
     assert all(value > 0 for value in result["parts_ns"].values())
+    limits = result["limits"]
+    assert limits["bytes_per_decision"] > limits["state_bytes"] > 0  # each decision reads every seat
+    assert 0 < limits["share_of_arithmetic"] < 1
+    assert 0 < limits["share_of_bandwidth"] < 1
+    assert 0 < limits["step_of_one_us"] < limits["step_us"]
     assert result["machine"]["packages"]["jax"]

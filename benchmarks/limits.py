@@ -1,0 +1,108 @@
+"""What bounds the compiled simulator on one core: arithmetic, the caches, and the starts of its kernels.
+
+XLA counts the operations and the bytes of a step; a byte that two kernels read counts twice, wherever it comes from.
+The ceilings are measured beside it: a product of matrices for arithmetic, a pass over numbers as large as the states
+for the caches. All of it is processor time, the fastest of several rounds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from benchmarks.compiled import Rollouts, Scenario
+
+ENVIRONMENTS = 64
+_SIDE, _PRODUCTS = 512, 20
+_PASSES = 2_000
+_ROUNDS = 9
+_KERNELS = re.compile(r"^\s+(?:ROOT )?\S+ = .*?\s(fusion|copy|while|sort|scatter|gather|dot|call)\(", re.MULTILINE)
+
+
+def limits(scenario: Scenario, router: str, decisions: int, warm_steps: int) -> dict[str, Any]:
+    """A step of `ENVIRONMENTS` environments against the ceilings of a core.
+
+    Args:
+      scenario: what is served.
+      router: its name, as of `benchmarks.compiled.routers`.
+      decisions: of a timed rollout, over all environments.
+      warm_steps: of every environment before.
+    """
+    rollouts = Rollouts(decisions, warm_steps)
+    case = rollouts.case(scenario, router, ENVIRONMENTS)
+    step_s = _fastest(lambda: case.run(0)) / case.work * ENVIRONMENTS
+    alone = Rollouts(max(decisions // ENVIRONMENTS, 1), warm_steps).case(scenario, router, 1)
+    program = rollouts.step(scenario, router, ENVIRONMENTS)
+    counted, text = program.cost_analysis() or {}, program.as_text() or ""
+    operations, moved = counted["flops"], counted["bytes accessed"]
+    arithmetic, streamed = _arithmetic_per_s(), _bytes_per_s(rollouts.state_bytes(scenario, router) * ENVIRONMENTS)
+    return {
+        "environments": ENVIRONMENTS,
+        "state_bytes": rollouts.state_bytes(scenario, router),
+        "step_us": 1e6 * step_s,
+        "step_of_one_us": 1e6 * _fastest(lambda: alone.run(0)) / alone.work,
+        "kernels_per_step": len(_KERNELS.findall(text.partition("ENTRY")[2])),
+        "operations_per_decision": operations / ENVIRONMENTS,
+        "bytes_per_decision": moved / ENVIRONMENTS,
+        "peak_operations_per_s": arithmetic,
+        "peak_bytes_per_s": streamed,
+        "share_of_arithmetic": operations / step_s / arithmetic,
+        "share_of_bandwidth": moved / step_s / streamed,
+    }
+
+
+def limits_table(found: dict[str, Any]) -> Table:
+    """The shares, and what they are shares of."""
+    table = Table(title=f"A step of {found['environments']} environments on one core, {found['step_us']:.0f} us")
+    for heading in ("what", "per decision", "of a core's", "share of it"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    table.add_row(
+        "arithmetic",
+        f"{found['operations_per_decision']:,.0f} operations",
+        f"{found['peak_operations_per_s'] / 1e9:,.0f} G/s",
+        f"{found['share_of_arithmetic']:.0%}",
+    )
+    table.add_row(
+        "passes over memory",
+        f"{found['bytes_per_decision']:,.0f} bytes",
+        f"{found['peak_bytes_per_s'] / 1e9:,.0f} GB/s",
+        f"{found['share_of_bandwidth']:.0%}",
+    )
+    table.add_row(
+        f"starts of {found['kernels_per_step']} kernels, from a step of one environment",
+        "",
+        f"{found['step_of_one_us']:.0f} us",
+        f"{found['step_of_one_us'] / found['step_us']:.0%}",
+    )
+    return table
+
+
+def _arithmetic_per_s() -> float:
+    """Operations per second of a product of float32 matrices, two for each multiplication and addition."""
+    matrix = jnp.eye(_SIDE) * 0.5
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, _PRODUCTS, lambda i, y: y @ x, x))
+    return 2.0 * _SIDE**3 * _PRODUCTS / _fastest(lambda: program(matrix))
+
+
+def _bytes_per_s(size: int) -> float:
+    """Bytes read and written per second by passes over `size` bytes, each in one kernel."""
+    numbers = jnp.ones(size // 4, jnp.float32)
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, _PASSES, lambda i, y: y * 0.5 + 1.0, x))
+    return 2.0 * numbers.nbytes * _PASSES / _fastest(lambda: program(numbers))
+
+
+def _fastest(run: Callable[[], Any]) -> float:
+    """Seconds of processor time, the least of several rounds after a first."""
+    jax.block_until_ready(run())
+    spent = []
+    for _ in range(_ROUNDS):
+        begun = time.process_time()
+        jax.block_until_ready(run())
+        spent.append(time.process_time() - begun)
+    return min(spent)
