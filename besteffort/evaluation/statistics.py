@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import stdtrit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def mean_interval(samples: Float[np.ndarray, "*rest"], *, axis: int = -1, confid
     mean = np.asarray(samples.mean(axis=-1))
     if seeds == 1:
         return Interval(mean, np.full(mean.shape, np.inf), seeds, confidence)
-    quantile = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    quantile = stdtrit(seeds - 1, (1 + confidence) / 2)
     half_width = quantile * samples.std(axis=-1, ddof=1) / np.sqrt(seeds)
     return Interval(mean, np.asarray(half_width), seeds, confidence)
 
