@@ -357,6 +357,33 @@ def simulator_speed() -> str:
     return markdown(["Situation, router", *sizes.values(), *others.values()], rows)
 
 
+def simulator_limits() -> str:
+    """A step of the simulator against the ceilings of a core."""
+    found = read("simulator_speed")["limits"]
+    starts = found["step_of_one_us"]
+    rows = [
+        [
+            "arithmetic",
+            f"{found['operations_per_decision']:,.0f} operations",
+            f"{found['peak_operations_per_s'] / 1e9:.0f} G/s",
+            f"{found['share_of_arithmetic']:.0%}",
+        ],
+        [
+            "passes over memory",
+            f"{found['bytes_per_decision'] / 1e3:.0f} KB",
+            f"{found['peak_bytes_per_s'] / 1e9:.0f} GB/s",
+            f"{found['share_of_bandwidth']:.0%}",
+        ],
+        [
+            f"starts of {found['kernels_per_step']} kernels",
+            "-",
+            f"{starts:.0f} of {found['step_us']:.0f} µs",
+            f"{starts / found['step_us']:.0%}",
+        ],
+    ]
+    return markdown(["", "A decision takes", "A core has, or a step", "Share of it"], rows)
+
+
 def laptop_tier() -> str:
     """Right answers of the laptop tier."""
     found = read("laptop_tier")["quality"]
@@ -497,6 +524,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         opt_speed,
         exactness,
         simulator_speed,
+        simulator_limits,
         laptop_tier,
         laptop_bursts,
         measured_bursts,
