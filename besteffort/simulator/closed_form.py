@@ -43,6 +43,7 @@ from besteffort.simulator.request import (
     slots,
     takers,
 )
+from besteffort.simulator.rows import count, largest, least, seat
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -224,7 +225,7 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
 def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
     """(rows, pools) running plus waiting requests."""
     present = instances.seats.done_s > instances.plan.age_s[:, None]
-    return _count(present).reshape(shape.replicas, shape.pools)
+    return count(present).reshape(shape.replicas, shape.pools)
 
 
 def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
@@ -232,7 +233,7 @@ def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: 
     seats, plan = instances
     seen_s = plan.age_s[:, None] - _late_s(params, seats, index)
     present = (seats.arrival_s <= seen_s) & (seats.done_s > seen_s)
-    return _count(present).reshape(shape.replicas, shape.pools)
+    return count(present).reshape(shape.replicas, shape.pools)
 
 
 def _late_s(params: EnvParams, seats: Any, index: Array) -> Array:
@@ -321,7 +322,7 @@ def submit(
     if seats.fixed_s is not None:
         # Its prefill comes in between for those that are there.
         others = seats._replace(fixed_s=seats.fixed_s + assumed_s)
-    place = _count(others.finish - clock <= request.output_tokens) - 1
+    place = count(others.finish - clock <= request.output_tokens) - 1
     moved = _move(shape, _make_place(others, place), marked, boundary)
     new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible, assumed_s)
     credit = _planned(*new) - _planned(seats, plan)
@@ -373,38 +374,6 @@ def flush(shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledg
 def _pool_of_each(shape: EnvShape) -> Array:
     """(instances,) pool of each instance."""
     return jnp.arange(shape.instances) % shape.pools
-
-
-def _count(which: Array) -> Array:
-    """How many are true along the last axis.
-
-    In two steps: XLA for CPUs (jaxlib 0.10.2) adds up the second axis from the right in vector registers, but the last
-    element by element. Between them a change of type, so that it does not make one step of the two.
-    """
-    parts = 4
-    if which.shape[-1] % parts:
-        return jnp.sum(which, axis=-1, dtype=jnp.int32)
-    halves = which.reshape(*which.shape[:-1], parts, -1)
-    return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1, dtype=jnp.int32)
-
-
-def _largest(whole: Array) -> Array:
-    """The largest along the last axis, in two steps as in `_count`: the second is a minimum, so that they stay two."""
-    parts = 4
-    if whole.shape[-1] % parts:
-        return jnp.max(whole, axis=-1)
-    halves = whole.reshape(*whole.shape[:-1], parts, -1)
-    return -jnp.min(-jnp.max(halves, axis=-2), axis=-1)
-
-
-def _least(whole: Array) -> Array:
-    """The least along the last axis; opposites of all numbers have to be numbers."""
-    return -_largest(-whole)
-
-
-def _seat(field: Array, seat: Array) -> Array:
-    """The field of one seat, of any seat if there is no such seat."""
-    return field.at[jnp.clip(seat, 0, field.shape[0] - 1)].get(mode="promise_in_bounds")
 
 
 def _planned(seats: Seats, plan: DeparturePlan) -> Array:
@@ -539,8 +508,8 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
     events = jnp.where(present, seats.admitted + started, seats.finish)
     past = ~present | started | joining
     last_s = jnp.maximum(jnp.max(jnp.where(past, events_s, -jnp.inf)), plan.mark_s)
-    last = jnp.maximum(_largest(jnp.where(past, events, -_LONG_AGO)), plan.mark)
-    number = _count(started)
+    last = jnp.maximum(largest(jnp.where(past, events, -_LONG_AGO)), plan.mark)
+    number = count(started)
     first_s = jnp.where(number > 0, params.decode[pool, jnp.minimum(number, shape.max_batch)], 1.0)
     growth_s = jnp.zeros_like(first_s)
     if shape.context_cost:
@@ -549,7 +518,7 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
         first_s = first_s + cost_s * (origin + number * last)
         growth_s = cost_s * number
     # The next departure, unless a request joins, which ends the run of equal iterations at once.
-    nearest = _least(jnp.where(started, seats.finish, jnp.where(joining, -_NEVER, _NEVER)))
+    nearest = least(jnp.where(started, seats.finish, jnp.where(joining, -_NEVER, _NEVER)))
     equal = (nearest > -_NEVER) & (number > 0)
     most = jnp.where(equal, nearest - last - 1, 0)
     whole = jnp.clip(_ended(shape, last_s, first_s, growth_s, now_s, most), 0, most)
@@ -569,7 +538,7 @@ def _in_progress(shape: EnvShape, params: EnvParams, pool: Array, seats: Any, pl
             first_excess_s = first_excess_s + cost_excess_s * (origin + number * last)
             growth_excess_s = cost_excess_s * number
         excess_s = _after(last_excess_s, first_excess_s, growth_excess_s, whole)
-    return Progress(_after(last_s, first_s, growth_s, whole), last + whole, _count(present) == 0, excess_s)
+    return Progress(_after(last_s, first_s, growth_s, whole), last + whole, count(present) == 0, excess_s)
 
 
 def _decode_excess_s(params: EnvParams, pool: Array) -> Array:
@@ -599,7 +568,7 @@ def _admission(
     """The iteration boundary at which `request`, which arrives now, is admitted."""
     boundary = _next_boundary(shape, params, pool, seats, plan, request.ready_s)
     runs = seats.finish > boundary.clock
-    number = _count(runs)
+    number = count(runs)
     room = number < slots(shape, params, pool)
     makes_room = runs
     # Of several that leave together the last frees the most. Their times are equal, so the first has that time.
@@ -610,7 +579,7 @@ def _admission(
         room &= jnp.sum(claimed) <= limit
         makes_room &= jnp.cumsum(claimed[::-1])[::-1] - claimed <= limit
         first = jnp.argmax(makes_room)
-    departure_s, departure = _seat(seats.done_s, first), _seat(seats.finish, first)
+    departure_s, departure = seat(seats.done_s, first), seat(seats.finish, first)
     excess_s = boundary.excess_s
     if excess_s is not None:
         excess_s = jnp.where(room, excess_s, _excess_at(seats, makes_room & (seats.finish == departure)))
@@ -630,11 +599,11 @@ def _next_boundary(
     While the boundary lies ahead, it is the boundary: no request is admitted before earlier arrivals.
     """
     left = seats.done_s <= plan.age_s
-    gone = _count(left)
+    gone = count(left)
     batch = left.shape[0] - gone
     # The current run of equal iterations began with the last departure, or after the admission.
-    start_s = jnp.maximum(plan.admission_s, jnp.where(gone > 0, _seat(seats.done_s, gone - 1), -jnp.inf))
-    start = jnp.maximum(1, jnp.where(gone > 0, _seat(seats.finish, gone - 1), 0))
+    start_s = jnp.maximum(plan.admission_s, jnp.where(gone > 0, seat(seats.done_s, gone - 1), -jnp.inf))
+    start = jnp.maximum(1, jnp.where(gone > 0, seat(seats.finish, gone - 1), 0))
     # More than `max_batch` only while the boundary lies ahead; the result is then not used.
     number = jnp.minimum(batch, shape.max_batch)
     first_s = jnp.where(batch > 0, params.decode[pool, number], 1.0)
@@ -645,10 +614,10 @@ def _next_boundary(
         first_s = first_s + cost_s * (origin + batch * start)
         growth_s = cost_s * batch
 
-    until_departure = jnp.where(batch > 0, _seat(seats.finish, gone), _NEVER) - start
+    until_departure = jnp.where(batch > 0, seat(seats.finish, gone), _NEVER) - start
     whole = _ended(shape, start_s, first_s, growth_s, plan.age_s, until_departure - 1)
     iterations = jnp.clip(whole + 1, 1, until_departure)
-    departure_s = jnp.where(batch > 0, _seat(seats.done_s, gone), jnp.inf)
+    departure_s = jnp.where(batch > 0, seat(seats.done_s, gone), jnp.inf)
     ends_s = _after(start_s, first_s, growth_s, iterations)
     decoding_s = jnp.where(iterations == until_departure, departure_s, ends_s)
 
@@ -718,13 +687,13 @@ def _move(shape: EnvShape, seats: Seats, plan: DeparturePlan, boundary: Boundary
     def less(excess_s: Array | None) -> Any:
         return None if excess_s is None else excess_s - boundary.excess_s
 
-    def before(count: Array | None) -> Any:
-        return None if count is None else count - clock
+    def before(clocks: Array | None) -> Any:
+        return None if clocks is None else clocks - clock
 
     # A seat that no one takes any more would count down for ever.
-    least = 0 if shape.estimates is None else -_LONG_AGO
+    lowest = 0 if shape.estimates is None else -_LONG_AGO
     seats = seats._replace(
-        finish=jnp.maximum(seats.finish - clock, least),
+        finish=jnp.maximum(seats.finish - clock, lowest),
         done_s=earlier(seats.done_s),
         arrival_s=earlier(seats.arrival_s),
         admitted=before(seats.admitted),
@@ -793,7 +762,7 @@ def _admit(
         tenant_weight=insert(seats.tenant_weight, request.tenant_weight),
     )
     runs = seats.finish > 0
-    number = _count(runs)
+    number = count(runs)
     joined = jnp.where(join, plan.joined, 0) + 1
     prefill_s = jnp.where(join, plan.prefill_s, 0.0) + request.prefill_s
     decode_s = params.decode[pool]

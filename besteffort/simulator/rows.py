@@ -1,0 +1,40 @@
+"""Operations on rows of seats, in the forms that XLA for CPUs (jaxlib 0.10.2) compiles to vector instructions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def count(which: Array) -> Array:
+    """How many are true along the last axis.
+
+    In two steps: XLA adds up the second axis from the right in vector registers, but the last element by element.
+    Between them a change of type, so that it does not make one step of the two.
+    """
+    parts = 4
+    if which.shape[-1] % parts:
+        return jnp.sum(which, axis=-1, dtype=jnp.int32)
+    halves = which.reshape(*which.shape[:-1], parts, -1)
+    return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+
+
+def largest(whole: Array) -> Array:
+    """The largest along the last axis, in two steps as in `count`: the second is a minimum, so that they stay two."""
+    parts = 4
+    if whole.shape[-1] % parts:
+        return jnp.max(whole, axis=-1)
+    halves = whole.reshape(*whole.shape[:-1], parts, -1)
+    return -jnp.min(-jnp.max(halves, axis=-2), axis=-1)
+
+
+def least(whole: Array) -> Array:
+    """The least along the last axis; opposites of all numbers have to be numbers."""
+    return -largest(-whole)
+
+
+def seat(field: Array, number: Array) -> Array:
+    """The field of one seat of a row, of any seat if there is no such seat."""
+    return field.at[jnp.clip(number, 0, field.shape[0] - 1)].get(mode="promise_in_bounds")
