@@ -43,7 +43,7 @@ from besteffort.simulator.request import (
     slots,
     takers,
 )
-from besteffort.simulator.rows import count, largest, least, seat
+from besteffort.simulator.rows import count, largest, least, pick, seat
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -290,7 +290,7 @@ def submit(
     planned to earn, less the loss of the requests that it delays beyond their deadlines.
     """
     pool = instance % shape.pools
-    seats, plan = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, instance, keepdims=False), instances)
+    seats, plan = jax.tree.map(lambda field: pick(field, instance), instances)
     first: Seats = jax.tree.map(lambda x: x[0], seats)
     timing = _timing(shape, first)
     ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, first.value, timing)
@@ -421,7 +421,7 @@ def in_flight(
         {} if infers else {"eligible": None} if shape.late_others else {"index": None, "eligible": None}
     )
     wanted = Instances(instances.seats._replace(**needless), instances.plan)
-    picked = jax.tree.map(lambda field: field.at[rows].get(mode="promise_in_bounds"), wanted)
+    picked = jax.tree.map(lambda field: pick(field, rows), wanted)
     # Rows are read once, not anew for everything that is made of them.
     seats: Any
     seats, plan = jax.lax.optimization_barrier(picked)

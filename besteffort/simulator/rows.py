@@ -35,6 +35,18 @@ def least(whole: Array) -> Array:
     return -largest(-whole)
 
 
+def pick(field: Array, which: Array) -> Array:
+    """Rows `which`, one or several, of a field of shape (instances, ...).
+
+    In parts of a vector register: XLA copies a longer row element by element.
+    """
+    width = 8
+    parts = field
+    if field.ndim > 1 and field.shape[-1] % width == 0:
+        parts = field.reshape(*field.shape[:-1], -1, width)
+    return parts.at[which].get(mode="promise_in_bounds").reshape(*which.shape, *field.shape[1:])
+
+
 def seat(field: Array, number: Array) -> Array:
     """The field of one seat of a row, of any seat if there is no such seat."""
     return field.at[jnp.clip(number, 0, field.shape[0] - 1)].get(mode="promise_in_bounds")
