@@ -781,7 +781,7 @@ def _admit(
     # After the admission the clock shows 1; from then on `still[j]` requests run until the j-th leaves.
     still = shape.max_batch - jnp.arange(shape.max_batch)
     clock = jnp.maximum(seats.finish[-shape.max_batch :], 1)
-    before = jnp.concatenate([jnp.ones_like(clock[:1]), clock[:-1]])
+    before = jnp.maximum(jnp.pad(seats.finish, (1, 0))[-shape.max_batch - 1 : -1], 1)
     steps = clock - before
     duration_s = steps * decode_s[:0:-1]
     if excess:
@@ -800,12 +800,11 @@ def _admit(
             cost_excess_s = cost_s - params.believed.context_cost_s[pool]
             admission_excess_s = admission_excess_s + cost_excess_s * begun
             duration_excess_s = duration_excess_s + cost_excess_s * held
-    # Those further left leave before the boundary.
-    left = (seats.finish.shape[0] - shape.max_batch, 0)
-    upto = jnp.tri(shape.max_batch, dtype=duration_s.dtype)
+    # Those further left leave before the boundary: their columns are 0.
+    upto = jnp.triu(jnp.ones((shape.max_batch, runs.shape[0]), duration_s.dtype), runs.shape[0] - shape.max_batch)
 
     def summed(durations_s: Array) -> Array:
-        return jnp.pad(jnp.matmul(upto, durations_s, precision=jax.lax.Precision.HIGHEST), left)
+        return jnp.matmul(durations_s, upto, precision=jax.lax.Precision.HIGHEST)
 
     planned_s = admission_s + summed(duration_s)
     latency_s = planned_s - seats.arrival_s
