@@ -326,8 +326,9 @@ def submit(
     moved = _move(shape, _make_place(others, place), marked, boundary)
     new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible, assumed_s)
     credit = _planned(*new) - _planned(seats, plan)
-    new = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, (seats, plan))
-    return Instances(*_put(tuple(instances), instance, new)), ledger, jnp.where(accept, credit, 0.0)
+    nowhere = shape.instances
+    instances = Instances(*_put(tuple(instances), jnp.where(accept, instance, nowhere), new))
+    return instances, ledger, jnp.where(accept, credit, 0.0)
 
 
 def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> tuple[Instances, Array, Array]:
@@ -548,12 +549,12 @@ def _decode_excess_s(params: EnvParams, pool: Array) -> Array:
 
 @batched_over_vmap
 def _put(tree: Any, instance: Array, row: Any) -> Any:
-    """Writes `row` over row `instance` of every array; all have a leading batch axis."""
+    """Writes `row` over row `instance` of every array, if there is such a row; all have a leading batch axis."""
     size = instance.shape[0]
 
     def put(array: Array, new: Array) -> Array:
         if size > 1:
-            return array.at[jnp.arange(size), instance].set(new)
+            return array.at[jnp.arange(size), instance].set(new, mode="drop")
         # For a batch of one, XLA for CPUs (jaxlib 0.10.2) would turn the line above into an update in place, fused with
         # the computation of `new`, which then reads elements of the old row that it has already overwritten.
         mine = (jnp.arange(array.shape[1])[None] == instance[:, None]).reshape(1, -1, *(1,) * (array.ndim - 2))
