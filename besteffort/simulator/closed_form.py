@@ -43,7 +43,7 @@ from besteffort.simulator.request import (
     slots,
     takers,
 )
-from besteffort.simulator.rows import count, largest, least, pick, seat
+from besteffort.simulator.rows import count, largest, least, once, pick, seat
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -295,7 +295,7 @@ def submit(
     timing = _timing(shape, first)
     ledger = ledgers.write(ledger, first.index, accept & (first.index >= 0), request.index, first.value, timing)
 
-    boundary = _admission(shape, params, pool, seats, plan, request)
+    boundary = jax.tree.map(once, _admission(shape, params, pool, seats, plan, request))
     at_s, clock = boundary.at_s, boundary.clock
     eligible = None
     marked, others = plan, seats
@@ -666,14 +666,11 @@ def _ended(shape: EnvShape, start_s: Array, first_s: Array, growth_s: Array, now
 
 
 def _make_place(seats: Seats, place: Array) -> Seats:
-    """The same requests, those up to `place` one seat further left; the first is forgotten, and `place` is free.
-
-    Before anything is worked out of them: XLA for CPUs does so anew, in a branch, for all that it shifts.
-    """
+    """The same requests, those up to `place` one seat further left; the first is forgotten, and `place` is free."""
     left = jnp.arange(seats.finish.shape[0]) < place
 
     def shift(array: Array) -> Array:
-        return jnp.where(left, jax.lax.pad(array, jnp.zeros((), array.dtype), [(-1, 1, 0)]), array)
+        return once(jnp.where(left, jax.lax.pad(array, jnp.zeros((), array.dtype), [(-1, 1, 0)]), array))
 
     return jax.tree.map(shift, seats)
 
