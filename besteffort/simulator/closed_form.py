@@ -43,7 +43,7 @@ from besteffort.simulator.request import (
     slots,
     takers,
 )
-from besteffort.simulator.rows import count, largest, least, once, pick, seat
+from besteffort.simulator.rows import count, count_and_total, largest, least, once, pick, seat
 from besteffort.simulator.types import EnvParams, EnvShape
 from besteffort.workload.types import Arrival
 
@@ -222,12 +222,6 @@ def empty(shape: EnvShape, like: Arrival | None = None) -> Instances:
     return Instances(seats, plan)
 
 
-def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
-    """(rows, pools) running plus waiting requests."""
-    present = instances.seats.done_s > instances.plan.age_s[:, None]
-    return count(present).reshape(shape.replicas, shape.pools)
-
-
 def seen_sizes(shape: EnvShape, params: EnvParams, instances: Instances, index: Array) -> Array:
     """(rows, pools) batch sizes as the gateway of decision `index` sees them."""
     seats, plan = instances
@@ -265,14 +259,20 @@ def lose(shape: EnvShape, params: EnvParams, instances: Instances, fails_s: Arra
 
 def advance(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
-) -> tuple[Instances, Ledger, Array]:
-    """Advances time by `gap_s`. The third result is the summed reward of the requests that departed meanwhile."""
-    del shape, params, newest  # The ledger is written later: when a seat is needed, or by `flush`.
+) -> tuple[Instances, Ledger, Array, Array]:
+    """Advances time by `gap_s`.
+
+    The third result is the summed reward of the requests that departed meanwhile, the last are the (rows, pools) batch
+    sizes then: running plus waiting requests.
+    """
+    del params, newest  # The ledger is written later: when a seat is needed, or by `flush`.
     seats, plan = instances
     age_s = plan.age_s + gap_s
-    departed = (seats.done_s > plan.age_s[:, None]) & (seats.done_s <= age_s[:, None])
-    reward = jnp.sum(jnp.where(departed, seats.value, 0.0))
-    return Instances(seats, plan._replace(age_s=age_s)), ledger, reward
+    present = seats.done_s > age_s[:, None]
+    departed = (seats.done_s > plan.age_s[:, None]) & ~present
+    sizes, reward = count_and_total(present, jnp.where(departed, seats.value, 0.0))
+    instances = Instances(seats, plan._replace(age_s=age_s))
+    return instances, ledger, reward, sizes.reshape(shape.replicas, shape.pools)
 
 
 def submit(

@@ -148,7 +148,7 @@ class ServingEnvironment:
     def drain(self, state: EnvState, params: EnvParams) -> EnvState:
         """Finishes all requests in flight, without new arrivals; afterwards every placed request is in the ledger."""
         end_s = jnp.full_like(state.clock_s, jnp.inf)
-        state, _ = self._advance(state, end_s, params)
+        state, _, _ = self._advance(state, end_s, params)
         return self.flush(state._replace(clock_s=end_s), params)
 
     def start(self, like: Arrival) -> EnvState:
@@ -171,25 +171,25 @@ class ServingEnvironment:
             life=lives.empty(shape) if shape.life else None,
         )
 
-    def _advance(self, state: EnvState, gap_s: Array, params: EnvParams) -> tuple[EnvState, Array]:
-        """What happens on the instances within `gap_s`, and the summed reward of the requests that leave meanwhile."""
+    def _advance(self, state: EnvState, gap_s: Array, params: EnvParams) -> tuple[EnvState, Array, Array]:
+        """What happens on the instances within `gap_s`, and the last two results of `closed_form.advance`."""
         shape, dynamics, instances, life = self.shape, self._dynamics, state.instances, state.life
         if params.life is not None and life is not None and params.pools is not None:
             life = lives.begun(params.life, life, state.index < 0)
             leave_s = dynamics.leave_s(instances)
             life, fails_s = lives.live(shape, params.life, params.pools.placed, life, leave_s, gap_s)
             instances = dynamics.lose(shape, params, instances, fails_s)
-        instances, ledger, reward = dynamics.advance(shape, params, instances, state.ledger, state.index, gap_s)
-        return state._replace(instances=instances, ledger=ledger, life=life), reward
+        instances, ledger, reward, sizes = dynamics.advance(shape, params, instances, state.ledger, state.index, gap_s)
+        return state._replace(instances=instances, ledger=ledger, life=life), reward, sizes
 
     def arrive(self, state: EnvState, arrival: Arrival, params: EnvParams) -> tuple[EnvState, TimeStep]:
         """Advances time by `arrival.gap_s`; the arrival becomes the pending request."""
         shape, dynamics = self.shape, self._dynamics
         index = state.index + 1
-        state, reward = self._advance(state, arrival.gap_s, params)
+        state, reward, sizes = self._advance(state, arrival.gap_s, params)
         instances, ledger, life = state.instances, state.ledger, state.life
         rate = jnp.where(index == 0, 0.0, next_rate(state.rate, arrival.gap_s, params.rate_tau_s, jnp))
-        sizes = known_sizes = dynamics.batch_sizes(shape, instances)
+        known_sizes = sizes
         if shape.late_others:
             known_sizes = closed_form.seen_sizes(shape, params, instances, index)
         view, seen_rate, seen_sizes = stale_view.delayed_observation(

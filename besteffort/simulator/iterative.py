@@ -138,7 +138,7 @@ def empty(shape: EnvShape, like: Arrival) -> Instances:
     )
 
 
-def batch_sizes(shape: EnvShape, instances: Instances) -> Array:
+def _batch_sizes(shape: EnvShape, instances: Instances) -> Array:
     """(rows, pools) running plus waiting requests."""
     running = jnp.sum(instances.running.request.index >= 0, axis=1, dtype=jnp.int32)
     return (running + instances.waiting).reshape(shape.replicas, shape.pools)
@@ -151,8 +151,8 @@ def last_departure_s(instances: Instances) -> Array:
 
 def advance(
     shape: EnvShape, params: EnvParams, instances: Instances, ledger: Ledger, newest: Array, gap_s: Array
-) -> tuple[Instances, Ledger, Array]:
-    """Advances time by `gap_s`. The third result is the summed reward of the requests that departed meanwhile."""
+) -> tuple[Instances, Ledger, Array, Array]:
+    """Advances time by `gap_s`; results as those of `closed_form.advance`."""
 
     def pending(carry: tuple[Instances, Ledger, Array]) -> Array:
         end_s = jnp.min(carry[0].end_s)
@@ -166,7 +166,8 @@ def advance(
         return _start(shape, params, instances, now_s, ended), ledger, reward + earned_now
 
     instances, ledger, reward = jax.lax.while_loop(pending, turn, (instances, ledger, jnp.zeros_like(gap_s)))
-    return _later(instances, jnp.where(jnp.isfinite(gap_s), gap_s, 0.0)), ledger, reward
+    instances = _later(instances, jnp.where(jnp.isfinite(gap_s), gap_s, 0.0))
+    return instances, ledger, reward, _batch_sizes(shape, instances)
 
 
 def submit(

@@ -21,6 +21,20 @@ def count(which: Array) -> Array:
     return jnp.sum(jnp.sum(halves, axis=-2, dtype=jnp.int8).astype(jnp.int32), axis=-1, dtype=jnp.int32)
 
 
+def count_and_total(which: Array, values: Array) -> tuple[Array, Array]:
+    """How many are true along the last axis, and () the sum of all values, of as many numbers.
+
+    In one pass over memory, in two steps as in `count`: XLA would pass over it twice, and keep the values in between.
+    """
+    parts = 8
+    if which.shape[-1] % parts:
+        return count(which), jnp.sum(values)
+    halves = [field.reshape(*field.shape[:-1], parts, -1) for field in (which.astype(jnp.int32), values)]
+    zeros = [jnp.zeros((), field.dtype) for field in halves]
+    counts, totals = jax.lax.reduce(halves, zeros, lambda a, b: [a[0] + b[0], a[1] + b[1]], (which.ndim - 1,))
+    return jnp.sum(counts.astype(jnp.int8), axis=-1, dtype=jnp.int32), jnp.sum(totals)
+
+
 def largest(whole: Array) -> Array:
     """The largest along the last axis, in two steps as in `count`: the second is a minimum, so that they stay two."""
     parts = 4
