@@ -103,7 +103,7 @@ class ServingEnvironment:
     """The exact serving model of `ARCHITECTURE.md`. `version` changes whenever behaviour does."""
 
     shape: EnvShape
-    version = "3"
+    version = "4"
 
     @property
     def endless(self) -> bool:
