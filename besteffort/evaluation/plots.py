@@ -482,7 +482,7 @@ def plot_matrix(
     limit = max(float(np.nanmax(np.abs(values))), 1e-3)
     ax.imshow(values, cmap=DIFFERENCES, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = PAPER if abs(value) > 0.7 * limit else INK
+        colour = PAPER if abs(value) > 0.6 * limit else INK
         ax.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=9, color=colour)
     _decorate(ax, title)
     ax.grid(False)
