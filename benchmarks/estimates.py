@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.summary import Row
-from benchmarks.timing import Case, Speeds, machine, measure
+from benchmarks.timing import Case, Speeds, machine, measure, one_core
 from besteffort.diagnosis.wrong_profiles import perturb_latency
 from besteffort.estimates.estimates import Newcomer, estimate
 from besteffort.in_flight import InFlight
@@ -255,7 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "estimates.json", help="file to write")
     parser.add_argument("--fast", action="store_true", help="few decisions and rounds: whether it runs, not how fast")
     args = parser.parse_args(arguments)
-    result = run(FAST if args.fast else Size(), Console(width=160))
+    with one_core():
+        result = run(FAST if args.fast else Size(), Console(width=160))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -72,6 +74,20 @@ def measure(
         speed = Speed(statistics.median(found), min(found), max(found), case.compile_s)
         speeds.setdefault(case.row, {})[case.column] = speed
     return speeds
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keeps to one core meanwhile, where the system can; JAX, if it starts there, has one thread for good."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def machine(*packages: str) -> dict[str, Any]:
