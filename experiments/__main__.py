@@ -48,6 +48,7 @@ EXPERIMENTS = (
     "any_profile",
     "estimate_quality",
     "ablations",
+    "estimate_ablations",
     "robustness",
     "wrong_beliefs",
 )
@@ -57,6 +58,7 @@ EXPERIMENTS = (
 _LONG = (
     *(
         "methods",
+        "estimate_ablations",
         "any_profile",
         "mixed_hardware",
         "near_peak",

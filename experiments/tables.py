@@ -143,6 +143,11 @@ def any_profile() -> str:
     return written("any_profile.md", "Random situations: points ahead of the best rival in hindsight")
 
 
+def estimate_ablations() -> str:
+    """What a rule loses without one of its parts."""
+    return written("estimate_ablations.md", "Searched rules with a part left out: difference to the whole rule")
+
+
 def estimates() -> str:
     """Estimates against what happened."""
     return written("estimate_quality.md", "Estimates at the decision, and what happened")
@@ -508,6 +513,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         methods,
         mixed_hardware,
         any_profile,
+        estimate_ablations,
         estimates,
         estimate_costs,
         gateway_costs,
