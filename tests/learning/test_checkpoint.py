@@ -59,8 +59,8 @@ def test_another_training_is_refused(file: Path) -> None:
 
 
 def test_another_format_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(InputError, match="has format 1, this version reads 2"):
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with pytest.raises(InputError, match=f"has format {checkpoint.FORMAT - 1}, this version reads {checkpoint.FORMAT}"):
         checkpoint.load(file, state(), IDENTITY)
 
 
