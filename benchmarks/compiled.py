@@ -84,8 +84,7 @@ class Rollouts:
 
         Without `rewards` they are not read, and XLA leaves them out.
         """
-        shape, params = build(scenario.situation, scenario.workload, history=HISTORY)
-        numbers = (params, routers(shape)[router_name])
+        shape, numbers = _shape_and_numbers(scenario, router_name)
         name = (scenario.name, router_name)
         if name not in self._warmed:
             warm, _ = self._program(shape, numbers, WARMED, self._warm_steps, rewards=True, devices=1)
@@ -110,8 +109,7 @@ class Rollouts:
 
     def step(self, scenario: Scenario, router_name: str, environments: int) -> jax.stages.Compiled:
         """The program of a single step of `environments`."""
-        shape, params = build(scenario.situation, scenario.workload, history=HISTORY)
-        numbers = (params, routers(shape)[router_name])
+        shape, numbers = _shape_and_numbers(scenario, router_name)
         return self._program(shape, numbers, environments, 1, rewards=True, devices=1)[0]
 
     def state_bytes(self, scenario: Scenario, router_name: str) -> int:
@@ -147,6 +145,11 @@ class Rollouts:
             compiled = lowered.compile()
             self._programs[name] = compiled, time.perf_counter() - start
         return self._programs[name]
+
+
+def _shape_and_numbers(scenario: Scenario, router_name: str) -> tuple[EnvShape, tuple[EnvParams, Router]]:
+    shape, params = build(scenario.situation, scenario.workload, history=HISTORY)
+    return shape, (params, routers(shape)[router_name])
 
 
 def _route(router: Router, timestep: TimeStep, keys: jax.Array, params: EnvParams) -> jax.Array:

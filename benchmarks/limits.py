@@ -10,16 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import re
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compiled import Rollouts, Scenario
-from benchmarks.timing import one_core
+from benchmarks.timing import Case, measure, one_core
 
 ENVIRONMENTS = 64
 _SIDE, _PRODUCTS = 512, 20
@@ -39,28 +39,29 @@ def limits(scenario: Scenario, router: str, decisions: int, warm_steps: int) -> 
     """
     context = multiprocessing.get_context("spawn")  # JAX has not started there, and will use what cores it has
     with ProcessPoolExecutor(1, context) as process:
-        return process.submit(_on_one_core, scenario, router, decisions, warm_steps).result()
+        return process.submit(_limits, scenario, router, decisions, warm_steps).result()
 
 
-def _on_one_core(scenario: Scenario, router: str, decisions: int, warm_steps: int) -> dict[str, Any]:
-    with one_core():
-        return _limits(scenario, router, decisions, warm_steps)
-
-
+@one_core()
 def _limits(scenario: Scenario, router: str, decisions: int, warm_steps: int) -> dict[str, Any]:
     rollouts = Rollouts(decisions, warm_steps)
-    case = rollouts.case(scenario, router, ENVIRONMENTS)
-    step_s = _fastest(lambda: case.run(0)) / case.work * ENVIRONMENTS
-    alone = Rollouts(max(decisions // ENVIRONMENTS, 1), warm_steps).case(scenario, router, 1)
+    many = rollouts.case(scenario, router, ENVIRONMENTS)
+    one = Rollouts(max(decisions // ENVIRONMENTS, 1), warm_steps).case(scenario, router, 1)
+    state_bytes = rollouts.state_bytes(scenario, router)
+    cases = [many, one, _product(), _passes(state_bytes * ENVIRONMENTS)]
+    speeds = measure(cases, _ROUNDS, Console(quiet=True), time.process_time)
+    decisions_per_s, decisions_of_one_per_s, arithmetic, streamed = (
+        speeds[case.row][case.column].fastest for case in cases
+    )
+    step_s = ENVIRONMENTS / decisions_per_s
     program = rollouts.step(scenario, router, ENVIRONMENTS)
     counted, text = program.cost_analysis() or {}, program.as_text() or ""
     operations, moved = counted["flops"], counted["bytes accessed"]
-    arithmetic, streamed = _arithmetic_per_s(), _bytes_per_s(rollouts.state_bytes(scenario, router) * ENVIRONMENTS)
     return {
         "environments": ENVIRONMENTS,
-        "state_bytes": rollouts.state_bytes(scenario, router),
+        "state_bytes": state_bytes,
         "step_us": 1e6 * step_s,
-        "step_of_one_us": 1e6 * _fastest(lambda: alone.run(0)) / alone.work,
+        "step_of_one_us": 1e6 / decisions_of_one_per_s,
         "kernels_per_step": len(_KERNELS.findall(text.partition("ENTRY")[2])),
         "operations_per_decision": operations / ENVIRONMENTS,
         "bytes_per_decision": moved / ENVIRONMENTS,
@@ -97,26 +98,20 @@ def limits_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _arithmetic_per_s() -> float:
-    """Operations per second of a product of float32 matrices, two for each multiplication and addition."""
+def _product() -> Case:
+    """A product of float32 matrices; its work are operations, two for each multiplication and addition."""
     matrix = jnp.eye(_SIDE) * 0.5
     program = jax.jit(lambda x: jax.lax.fori_loop(0, _PRODUCTS, lambda i, y: y @ x, x))
-    return 2.0 * _SIDE**3 * _PRODUCTS / _fastest(lambda: program(matrix))
+    return _case("product of matrices", 2 * _SIDE**3 * _PRODUCTS, program, matrix)
 
 
-def _bytes_per_s(size: int) -> float:
-    """Bytes read and written per second by passes over `size` bytes, each in one kernel."""
+def _passes(size: int) -> Case:
+    """Passes over `size` bytes, each in one kernel; its work are the bytes read and written."""
     numbers = jnp.ones(size // 4, jnp.float32)
     program = jax.jit(lambda x: jax.lax.fori_loop(0, _PASSES, lambda i, y: y * 0.5 + 1.0, x))
-    return 2.0 * numbers.nbytes * _PASSES / _fastest(lambda: program(numbers))
+    return _case("passes", 2 * numbers.nbytes * _PASSES, program, numbers)
 
 
-def _fastest(run: Callable[[], Any]) -> float:
-    """Seconds of processor time, the least of several rounds after a first."""
-    jax.block_until_ready(run())
-    spent = []
-    for _ in range(_ROUNDS):
-        begun = time.process_time()
-        jax.block_until_ready(run())
-        spent.append(time.process_time() - begun)
-    return min(spent)
+def _case(name: str, work: int, program: jax.stages.Wrapped, operand: jax.Array) -> Case:
+    compiled = program.lower(operand).compile()
+    return Case(name, "", work, lambda number: jax.block_until_ready(compiled(operand)))
