@@ -12,9 +12,9 @@ from besteffort.workload.requests import Requests
 
 
 def mean_rate(requests: Requests) -> float:
-    """Requests per second, one over the mean gap; infinite if all arrive at one instant."""
-    span = requests.arrival_s[-1] - requests.arrival_s[0]
-    return float((len(requests) - 1) / span) if span > 0 else float("inf")
+    """Requests per second, one over the mean gap; infinite if all arrive at one instant, or as good as at one."""
+    span = float(requests.arrival_s[-1] - requests.arrival_s[0])
+    return (len(requests) - 1) / span if span > 0 else float("inf")
 
 
 def scale_time(requests: Requests, factor: float) -> Requests:

@@ -46,10 +46,11 @@ def test_scaling(requests):
             scale_time(requests, factor)
         with pytest.raises(InputError, match="positive factor"):
             scale_rate(requests, factor)
-    together = dataclasses.replace(requests, arrival_s=np.ones(4))
-    assert mean_rate(together) == np.inf
-    with pytest.raises(InputError, match="one instant"):
-        to_mean_rate(together, 2.0)
+    for times in (np.ones(4), np.array([0.0, 0.0, 0.0, 1e-320])):
+        together = dataclasses.replace(requests, arrival_s=times)
+        assert mean_rate(together) == np.inf
+        with pytest.raises(InputError, match="one instant"):
+            to_mean_rate(together, 2.0)
 
 
 def test_capacity_is_the_situations_for_lengths_of_the_situation(situation):
