@@ -1,11 +1,12 @@
 """Damaged policy files and checkpoints are refused in one sentence, or serve: no traceback, no gigabyte.
 
-A policy file is signed again after the damage, as another program might write it. `python -m tests.fuzz` runs these
-checks for minutes.
+A policy file is signed again after the damage, as another program might write it. `python -m tests.fuzz` damages them
+for minutes, led by what they reach.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import resource
@@ -100,11 +101,19 @@ def signed_again(content: bytes, chance: random.Random) -> bytes:
     return safetensors.numpy.save(tensors, {"besteffort": json.dumps(metadata)})
 
 
-def check_policy(seed: int, contents: list[bytes], path: Path) -> bool:
-    """Whether a damaged policy file is read, and then decides; what is not must be refused as it should be."""
-    chance = random.Random(seed)
-    content = chance.choice(contents)
-    path.write_bytes(damaged_bytes(content, chance) if chance.random() < 0.3 else signed_again(content, chance))
+def damaged_policy(content: bytes, chance: random.Random) -> bytes:
+    """A policy file with other bytes somewhere, or signed for other metadata or weights where it is one."""
+    if chance.random() < 0.3:
+        return damaged_bytes(content, chance)
+    try:
+        return signed_again(content, chance)
+    except Exception:  # damaged before, so that no program could sign it
+        return damaged_bytes(content, chance)
+
+
+def check_policy(content: bytes, path: Path) -> bool:
+    """Whether a file is read as a policy, and then decides; what is not must be refused as it should be."""
+    path.write_bytes(content)
     try:
         policy = load_policy(path)
     except InputError as error:
@@ -119,9 +128,17 @@ def check_policy(seed: int, contents: list[bytes], path: Path) -> bool:
     return True
 
 
-def altered(path: Path, chance: random.Random) -> None:
-    """Writes a checkpoint whose arrays or header are other than they should be."""
-    with np.load(path) as file:
+def checkpoint_file(path: Path) -> bytes:
+    """A checkpoint as it should be."""
+    path.unlink(missing_ok=True)
+    checkpoint.save(path, STATE, METRICS, IDENTITY)
+    checkpoint.end(path)
+    return path.read_bytes()
+
+
+def altered(content: bytes, chance: random.Random) -> bytes:
+    """A checkpoint whose arrays or header are other than they should be."""
+    with np.load(io.BytesIO(content)) as file:
         arrays: dict[str, Any] = dict(file)
     name = chance.choice(list(arrays))
     if name == "header":
@@ -134,19 +151,24 @@ def altered(path: Path, chance: random.Random) -> None:
         value = chance.choice(other)
         if value is not None:
             arrays[chance.choice((name, name, "metrics/other"))] = value
-    np.savez(path, **arrays)
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    return written.getvalue()
 
 
-def check_checkpoint(seed: int, path: Path) -> bool:
-    """Whether a damaged checkpoint is read; what is not must be refused as it should be."""
-    chance = random.Random(seed)
-    path.unlink(missing_ok=True)
-    checkpoint.save(path, STATE, METRICS, IDENTITY)
-    checkpoint.end(path)
+def damaged_checkpoint(content: bytes, chance: random.Random) -> bytes:
+    """A checkpoint with other bytes somewhere, or with other arrays or another header where it is one."""
     if chance.random() < 0.5:
-        path.write_bytes(damaged_bytes(path.read_bytes(), chance))
-    else:
-        altered(path, chance)
+        return damaged_bytes(content, chance)
+    try:
+        return altered(content, chance)
+    except Exception:  # damaged before, so that it cannot be opened
+        return damaged_bytes(content, chance)
+
+
+def check_checkpoint(content: bytes, path: Path) -> bool:
+    """Whether a file is read as a checkpoint; what is not must be refused as it should be."""
+    path.write_bytes(content)
     try:
         state, metrics = checkpoint.load(path, STATE, IDENTITY)
     except InputError as error:
@@ -161,9 +183,12 @@ def check_checkpoint(seed: int, path: Path) -> bool:
 @pytest.mark.filterwarnings("error")
 @given(seed=st.integers(0, 2**62))
 def test_damaged_policies(seed: int, contents: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
-    check_policy(seed, contents, tmp_path_factory.getbasetemp() / "damaged.safetensors")
+    chance = random.Random(seed)
+    content = damaged_policy(chance.choice(contents), chance)
+    check_policy(content, tmp_path_factory.getbasetemp() / "damaged.safetensors")
 
 
 @given(seed=st.integers(0, 2**62))
 def test_damaged_checkpoints(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check_checkpoint(seed, tmp_path_factory.getbasetemp() / "damaged.npz")
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    check_checkpoint(damaged_checkpoint(checkpoint_file(path), random.Random(seed)), path)
