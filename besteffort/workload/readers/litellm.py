@@ -5,7 +5,8 @@ https://github.com/BerriAI/litellm, schema.prisma: `startTime`, `completionStart
 `completionStartTime` is empty, or the end. `model` is the deployment that answered, whose times the log has;
 `model_group` the public name that was asked for, behind which there may be several deployments. `metadata`, an object
 or its text, has the usage that the server told (`usage_object`), with the tokens that its prefix cache had. The tenant
-is the team of the key, `team_id`; `--columns tenant=user` or `tenant=end_user` takes another.
+is the team of the key, `team_id`; `--columns tenant=user` or `tenant=end_user` takes another. With `cache_hit` LiteLLM
+answered from a cache of its own, and no model did.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ def _cached(metadata: Any) -> Any:
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    header = source.header
+    hits, header = 0, source.header
     for row in source.rows():
         cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
+        if str(cells.get("cache_hit")).lower() == "true":
+            hits += 1
+            continue
         yield Row(row.number, {**cells, "cached_tokens": cells.get("cached_tokens") or _cached(cells.get("metadata"))})
+    if hits:
+        source.notes.append(f"{hits:,} requests were answered from LiteLLM's own cache and are left out")
 
 
 READER = Reader(

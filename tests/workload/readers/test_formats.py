@@ -118,6 +118,19 @@ def test_litellm_without_streaming_has_no_first_tokens(file: Callable[[str], Pat
     assert "20 first tokens are stated at the end of their answers" in " ".join(log.notes)
 
 
+def test_what_litellm_answered_from_its_cache_is_no_work_of_a_model(file: Callable[[str], Path]) -> None:
+    table = rows(
+        lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "cache_hit": "True" if i < 3 else ("False", "")[i % 2]}
+    )
+    for path in (
+        file(csv(table)),
+        file(json.dumps([{**row, "cache_hit": row["cache_hit"] == "True"} for row in table])),
+    ):
+        log = read_log(path)
+        assert len(log) == 37
+        assert "3 requests were answered from LiteLLM's own cache and are left out" in " ".join(log.notes)
+
+
 def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
     (log,) = read_logs([path], Reading(columns), names)
     return log
