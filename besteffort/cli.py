@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -845,10 +846,10 @@ def profile_fit(
         answer.file(what, file)
     situation = outcome.files[1]
     if not alone:
-        traces = " ".join(f"--trace {path}" for path in log)
+        read = [*(f"--trace {path}" for path in log), *(f"--columns {shlex.quote(text)}" for text in part.columns)]
         answer.note(
-            f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} {traces} "
-            "--out first-run`."
+            f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} "
+            f"{' '.join(read)} --out first-run`."
         )
     return answer
 

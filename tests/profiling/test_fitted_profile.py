@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -349,6 +350,19 @@ def test_from_a_log_to_a_situation(tmp_path: Path, capsys: pytest.CaptureFixture
     assert np.abs(figures["models"][0]["held_out"]["end to end"]["relative_error"]).max() < 0.03
     assert main(["profile", "fit", str(log), "--out", str(out)]) == 2
     assert "the file exists" in capsys.readouterr().err
+
+
+def test_what_comes_next_reads_the_log_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "s.json"
+    log.write_text(log_text(40, model=True).replace("prompt_tokens", "words in"), encoding="utf-8")
+    files = fitted_profile.outcome_files(out)
+    monkeypatch.setattr("besteffort.cli._fit", lambda *_, **__: SimpleNamespace(files=files))
+    options = ["--quality", "chat=a:1,b:2", "--columns", "prompt=words in", "--columns", "model=model"]
+    assert main(["profile", "fit", str(log), "--out", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    assert f"--config {files[1]} --trace {log} --columns 'prompt=words in' --columns model=model --out" in said
 
 
 @pytest.mark.parametrize(
