@@ -292,7 +292,7 @@ def _needed(found: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for have, what, column in (
         ("prompt" in found.counts, "the prompt length", "prompt_tokens"),
         ("output" in found.counts, "the output length", "output_tokens"),
-        ("last" in found.seconds, "the last token", "last_token_s"),
+        ("last" in found.seconds, "the last token or the latency", "last_token_s` or `latency_s"),
     ):
         if not have:
             raise InputError(

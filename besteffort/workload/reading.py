@@ -227,7 +227,7 @@ def _require_arrivals(source: Source, reader: Reader) -> None:
         field = reader.fields.get("arrival") or reader.fields.get("last")
         raise InputError(
             f"{source.path}: column `{field.names[0] if field else 'arrival'}` is missing; the header has "
-            f"{listed(source.header)}; no column has the arrivals."
+            f"{listed(source.header)}; no column has the arrivals, so say which one does, `--columns arrival=NAME`."
         )
 
 

@@ -164,7 +164,7 @@ def changed(row: int, table: Callable[[], Rows] = rows, **values: Any) -> Rows:
         (csv(rows())[:30] + "\n", ["no rows below its header"]),
         (csv(rows())[:-3], ["cut short"]),
         (csv(without("arrival_s")), ["no column has the arrivals", "`arrival_s`"]),
-        (csv(without("last_token_s")), ["no column has the last token", "`last_token_s`"]),
+        (csv(without("last_token_s")), ["no column has the last token", "`last_token_s` or `latency_s`"]),
         (csv(without("prompt_tokens")), ["no column has the prompt length", "`prompt_tokens`"]),
         (csv(without("output_tokens")), ["no column has the output length", "`output_tokens`"]),
         (csv(changed(3, prompt_tokens="many")), ["line 5", "`prompt_tokens` is `many`", "not a number"]),

@@ -235,7 +235,7 @@ def test_a_column_that_the_user_names_stands_for_another_of_the_same(write: Writ
         ("arrival=when:min", "`min` is no unit; choose from s, ms, us, ns"),
         ("arrival=when,prompt=n_in:ms", "`prompt` has no unit"),
         ("arrival=when,arrival=t1", "names `arrival` twice"),
-        ("prompt=n_in,output=n_out", "column `arrival` is missing"),
+        ("prompt=n_in,output=n_out", "column `arrival` is missing.*`--columns arrival=NAME`"),
         ("arrival=kind", "`kind` is `piqa`, which is not a number"),
     ],
 )
