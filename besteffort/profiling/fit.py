@@ -327,7 +327,7 @@ def _curve_term(
     seconds = columns @ values
     spread_s = 2 * np.sqrt(np.einsum("ij,jk,ik->i", columns, covariance, columns))
     clear = bool((spread_s < _LOOSE * seconds).all())
-    shown = [f"{1e3 * v:.3g} ± {1e3 * s:.2g} ms" for v, s in zip(seconds, spread_s, strict=True)]
+    shown = [f"{_plain(1e3 * v, 3)} ± {_plain(1e3 * s, 2)} ms" for v, s in zip(seconds, spread_s, strict=True)]
     text = f"A {what} {at[0]} lasts {shown[0]}"
     if at[1] > at[0]:
         text += f", of {at[1]} {shown[1]}"
@@ -358,6 +358,11 @@ def _middle(values: np.ndarray, weight: np.ndarray) -> tuple[int, int]:
 
 def _range(ends: tuple[int, int]) -> str:
     return f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _plain(value: float, digits: int) -> str:
+    """A value to so many digits, large ones without a power of ten."""
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _points(curve: Curve, coefficients: np.ndarray) -> Points:

@@ -14,7 +14,7 @@ from besteffort.errors import InputError
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
 from besteffort.profiling import evidence
 from besteffort.profiling.evidence import Curve
-from besteffort.profiling.fit import Fitted, fit
+from besteffort.profiling.fit import Fitted, _curve_term, fit
 from besteffort.profiling.log_simulation import UNLIMITED, Candidates, Player
 from besteffort.profiling.server_log import RequestLog
 from besteffort.simulator.simulate import simulate_by_reference
@@ -112,6 +112,12 @@ def seconds(points: tuple[tuple[int, float], ...], x: float) -> float:
 def term(found: Fitted, name: str) -> tuple[bool, str]:
     (one,) = (term for term in found.terms if term.name == name)
     return one.determined, one.text
+
+
+def test_long_times_are_written_without_powers_of_ten() -> None:
+    columns, covariance = np.array([[1.0], [3.0]]), np.array([[0.055**2]])
+    found = _curve_term("prefill", np.array([0.484]), covariance, columns, (86, 3764), "prefill of", "prompt lengths")
+    assert "A prefill of 86 lasts 484 ± 110 ms, of 3764 1450 ± 330 ms;" in found.text
 
 
 def predicted(log: RequestLog) -> np.ndarray:
