@@ -522,7 +522,14 @@ def _batch_words(models: Sequence[FittedModel]) -> str:
     if model.fitted.batch_from == "given":
         return f"`max_batch` is {size}, as given."
     if model.fitted.batch_from == "log":
-        return f"`max_batch` is {size}, because requests of {model.name} waited while so many ran."
+        explanations = {(each.cache, each.max_batch): each for each in (model.fitted.assumed, *model.fitted.alike)}
+        if len(explanations) == 1:
+            return f"`max_batch` is {size}, because requests of {model.name} waited while so many ran."
+        return (
+            f"`max_batch` is {size}, which is assumed, because what held requests of {model.name} back is undetermined "
+            f"between {limit_words(explanations.values())}; state it with `profile fit --max-batch` (vLLM: "
+            "`--max-num-seqs`)."
+        )
     return (
         f"`max_batch` is {size}, which is assumed, with room above the {model.fitted.largest_batch} requests of "
         f"{model.name} that ran at once, because the log does not show the server's limit; state it with `profile fit "

@@ -211,6 +211,11 @@ def test_a_situation_says_where_its_numbers_are_from(tmp_path: Path) -> None:
         fitted = dataclasses.replace(models[1].fitted, max_batch=32, batch_from=batch_from)
         text = written([models[0], dataclasses.replace(models[1], fitted=fitted)], {})
         assert f"`max_batch` is {words.replace('16', '32')}" in text
+    assumed, free = Assumption(max_batch=32), Assumption()
+    fitted = dataclasses.replace(fitted, batch_from="log", assumed=assumed, alike=(assumed, free))
+    text = written([models[0], dataclasses.replace(models[1], fitted=fitted)], {})
+    assert "`max_batch` is 32, which is assumed, because what held requests of large back is undetermined" in text
+    assert "between no limit and a largest batch of 32; state it with" in text
 
 
 def test_what_is_written_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
