@@ -279,9 +279,17 @@ def _fit(
     `again` says what goes on with a fit that was interrupted.
     """
     from besteffort.profiling import fitted_profile
+    from besteffort.workload.sources import listed
 
     for log in logs:
         answer.note(str(log))
+    lacking = fitted_profile.tasks_left_out(logs, options["qualities"], options.get("into"))
+    if lacking:
+        stated = ",".join(f"{model}:PERCENT" for log in logs for model in log.models)
+        answer.note(
+            f"The log names tasks without a quality, {listed(lacking)}, which the situation leaves out; state it for "
+            f"each, `--quality TASK={stated}`."
+        )
     kept = fitted_profile.kept_file(out)
     interrupts.advise(f"fits that are finished stay in {kept}, and {again} goes on from there")
     with answer.status("Fitting") as say:

@@ -252,6 +252,13 @@ def check(logs: Sequence[RequestLog], qualities: Qualities, base: Profile | None
     make_profile(blank, name="any", qualities=qualities, into=base)
 
 
+def tasks_left_out(logs: Sequence[RequestLog], qualities: Qualities, base: Profile | None = None) -> tuple[str, ...]:
+    """Tasks that logs name and `make_profile` gets no quality of, so that the situation does not have them."""
+    known = {*qualities, *(() if base is None else base.task_names)}
+    named = dict.fromkeys(task for log in logs for task in log.tasks if task)
+    return tuple(task for task in named if known and task not in known)
+
+
 def make_profile(
     models: Sequence[FittedModel],
     *,

@@ -370,6 +370,25 @@ def test_what_comes_next_reads_the_log_alike(
     assert f"--config {files[1]} --trace {log} --columns 'prompt=words in' --columns model=model --out" in said
 
 
+def test_tasks_that_have_no_quality_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "s.json"
+    header, *lines = log_text(40, model=True).splitlines()
+    table = [f"{header},task", *(f"{line},{('talk', 'code')[i % 3 == 0]}" for i, line in enumerate(lines))]
+    log.write_text("\n".join(table) + "\n", encoding="utf-8")
+    files = fitted_profile.outcome_files(out)
+    outcome = SimpleNamespace(files=files, doubts=(), notes=(), table=fitted_profile.error_table([]))
+    monkeypatch.setattr(fitted_profile, "fit_to_file", lambda *_, **__: outcome)
+    arguments = ["profile", "fit", str(log), "--out", str(out), "--quality", "talk=a:1,b:2"]
+    assert main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The log names tasks without a quality, `code`, which the situation leaves out" in said
+    assert "each, `--quality TASK=a:PERCENT,b:PERCENT`" in said
+    assert main([*arguments, "--quality", "code=a:1,b:2"]) == 0
+    assert "without a quality" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
