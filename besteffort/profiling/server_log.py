@@ -213,7 +213,7 @@ def log_of(found: Records) -> RequestLog:
     arrival, arrival_name = _arrivals(found, arrival, queued, scheduled, first, last, answered, notes)
     # Gateways write the end into the column of the first token where an answer was not streamed.
     whole = answered & (output > 1) & (first == last)
-    if whole.sum() > answered.sum() / 10:
+    if whole.any():
         notes.append(f"{whole.sum():,} first tokens are stated at the end of their answers and count as unknown.")
         first = np.where(whole, np.nan, first)
     first = np.where(np.isnan(first) & (output == 1), last, first)

@@ -109,13 +109,14 @@ def test_what_failed_is_left_out_and_counted(file: Callable[[str], Path], situat
     assert "1 requests of the warm-up are left out" in str(info)
 
 
-def test_litellm_without_streaming_has_no_first_tokens(file: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("whole", [2, 20])
+def test_litellm_without_streaming_has_no_first_tokens(file: Callable[[str], Path], whole: int) -> None:
     table = rows(lambda i: litellm(i, "%Y-%m-%d %H:%M:%S.%f"))
-    for row in table[:20]:
+    for row in table[:whole]:
         row["completionStartTime"] = row["endTime"]
     log = read_log(file(csv(table)))
-    assert np.isnan(log.first_token_s).sum() == 20
-    assert "20 first tokens are stated at the end of their answers" in " ".join(log.notes)
+    assert np.isnan(log.first_token_s).sum() == whole
+    assert f"{whole} first tokens are stated at the end of their answers" in " ".join(log.notes)
 
 
 def test_what_litellm_answered_from_its_cache_is_no_work_of_a_model(file: Callable[[str], Path]) -> None:
