@@ -376,11 +376,12 @@ def _refuse_backwards(
     (name, values), (earlier_name, earliest) = later, earlier
     backwards = answered & (values < earliest - _ROUNDING_S)
     if backwards.any():
-        row = int(np.argmax(backwards))
-        raise InputError(
-            f"{found.place(row)}: `{name}` lies {earliest[row] - values[row]:.3g} s before "
-            f"`{earlier_name}`, so {cause}; mend or remove the line."
-        )
+        row, others = int(np.argmax(backwards)), int(backwards.sum()) - 1
+        said = f"{found.place(row)}: `{name}` lies {earliest[row] - values[row]:.3g} s before `{earlier_name}`"
+        if others >= answered.sum() / 2:
+            cause = f"as in {others:,} more, so units are wrong or durations are taken for times"
+            raise InputError(f"{said}, {cause}; state them, as in `--columns ttft=NAME:ms,latency=NAME:s`.")
+        raise InputError(f"{said}, so {cause}; mend or remove the line{f', and {others:,} more' if others else ''}.")
 
 
 def _name(found: Records, field: str) -> str:

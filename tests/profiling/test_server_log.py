@@ -176,6 +176,14 @@ def changed(row: int, table: Callable[[], Rows] = rows, **values: Any) -> Rows:
             csv(changed(3, last_token_s=2.5)),
             ["line 5", "`last_token_s` lies 0.7 s before `first_token_s`", "backwards"],
         ),
+        (
+            csv([{**row, "first_token_s": row["last_token_s"] + 1} if row["arrival_s"] < 3 else row for row in rows()]),
+            ["`last_token_s` lies 1 s before", "backwards", "mend or remove the line, and 2 more"],
+        ),
+        (
+            csv([{**row, "last_token_s": 0.01 * row["last_token_s"]} for row in rows()]),
+            ["line 2", "as in 19 more, so units are wrong", "`--columns ttft=NAME:ms,latency=NAME:s`"],
+        ),
         (csv(changed(3, first_token_s=2.5)), ["line 5", "`first_token_s` lies 0.5 s before `arrival_s`", "backwards"]),
         (jsonl(changed(3, vllm, scheduled_ts=27_500.0)), ["line 4", "`scheduled_ts`", "before `queued_ts`"]),
         (jsonl(rows()) + "7\n", ["line 21", "not a JSON object"]),
