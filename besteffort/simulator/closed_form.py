@@ -423,7 +423,8 @@ def in_flight(
     )
     wanted = Instances(instances.seats._replace(**needless), instances.plan)
     picked = jax.tree.map(lambda field: pick(field, rows), wanted)
-    # Rows are read once, not anew for everything that is made of them.
+    # Asks for rows that are read once, not anew for everything that is made of them. XLA drops barriers before it fuses
+    # for CPUs, so there the program is the same without.
     seats: Any
     seats, plan = jax.lax.optimization_barrier(picked)
     each = jax.vmap(_in_progress, in_axes=(None, None, 0, 0, 0))
