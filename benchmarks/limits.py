@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks.compiled import Rollouts, Scenario
 from benchmarks.timing import Case, measure, one_core
+from experiments.tables import LIMITS_HEADER, limits_rows
 
 ENVIRONMENTS = 64
 _SIDE, _PRODUCTS = 512, 20
@@ -75,26 +76,10 @@ def _limits(scenario: Scenario, router: str, decisions: int, warm_steps: int) ->
 def limits_table(found: dict[str, Any]) -> Table:
     """The shares, and what they are shares of."""
     table = Table(title=f"A step of {found['environments']} environments on one core, {found['step_us']:.0f} us")
-    for heading in ("what", "per decision", "of a core's", "share of it"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-    table.add_row(
-        "arithmetic",
-        f"{found['operations_per_decision']:,.0f} operations",
-        f"{found['peak_operations_per_s'] / 1e9:,.0f} G/s",
-        f"{found['share_of_arithmetic']:.0%}",
-    )
-    table.add_row(
-        "passes over memory",
-        f"{found['bytes_per_decision']:,.0f} bytes",
-        f"{found['peak_bytes_per_s'] / 1e9:,.0f} GB/s",
-        f"{found['share_of_bandwidth']:.0%}",
-    )
-    table.add_row(
-        f"starts of {found['kernels_per_step']} kernels, from a step of one environment",
-        "",
-        f"{found['step_of_one_us']:.0f} us",
-        f"{found['step_of_one_us'] / found['step_us']:.0%}",
-    )
+    for heading in LIMITS_HEADER:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in limits_rows(found):
+        table.add_row(*row)
     return table
 
 

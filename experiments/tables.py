@@ -364,29 +364,35 @@ def simulator_speed() -> str:
 
 def simulator_limits() -> str:
     """A step of the simulator against the ceilings of a core."""
-    found = read("simulator_speed")["limits"]
+    return markdown(LIMITS_HEADER, limits_rows(read("simulator_speed")["limits"]))
+
+
+LIMITS_HEADER = ("", "A decision takes", "A core has, or a step", "Share of it")
+
+
+def limits_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What `benchmarks.limits` found, below `LIMITS_HEADER`."""
     starts = found["step_of_one_us"]
-    rows = [
-        [
+    return [
+        (
             "arithmetic",
             f"{found['operations_per_decision']:,.0f} operations",
             f"{found['peak_operations_per_s'] / 1e9:.0f} G/s",
             f"{found['share_of_arithmetic']:.0%}",
-        ],
-        [
+        ),
+        (
             "passes over memory",
             f"{found['bytes_per_decision'] / 1e3:.0f} KB",
             f"{found['peak_bytes_per_s'] / 1e9:.0f} GB/s",
             f"{found['share_of_bandwidth']:.0%}",
-        ],
-        [
+        ),
+        (
             f"starts of {found['kernels_per_step']} kernels",
             "-",
             f"{starts:.0f} of {found['step_us']:.0f} µs",
             f"{starts / found['step_us']:.0%}",
-        ],
+        ),
     ]
-    return markdown(["", "A decision takes", "A core has, or a step", "Share of it"], rows)
 
 
 def laptop_tier() -> str:
