@@ -123,6 +123,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_site_has_what_pages_link_to() -> None:
+    script = (CHECKOUT / ".ci" / "docs").read_text("utf-8")
+    laid_out = script.partition("git ls-files")[2].partition("':!:")[0].replace("\\", "").split()
+    for page in pages():
+        for path, _ in LINK.findall(page.read_text("utf-8")):
+            target = (page.parent / path).resolve() if path else page
+            assert any(target.is_relative_to(CHECKOUT / each) for each in laid_out), f"{page.name}: {path}"
+
+
 def test_there_are_commands() -> None:
     assert len(chosen("besteffort ")) >= 15
     assert len(chosen("python ")) >= 15
