@@ -556,7 +556,7 @@ _LEARNERS = {
     "Stable-Baselines3, as it comes": "Stable-Baselines3 DQN as it comes, one environment",
 }
 _TIMES = ("end to end", "first token")
-_NETWORKS = {"trained": "the quickstart's policy, an ensemble of four"}
+_NETWORKS = {"trained": "trained, an ensemble of four"}
 
 
 def read(name: str) -> Any:
