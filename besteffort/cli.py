@@ -82,8 +82,8 @@ class Columns:
 
     Attributes:
       columns: where a log states what, such as `arrival=ts:ms,prompt=n_in,output=n_out`; also `first`, `last`, `ttft`,
-        `latency`, `task`, `model`, `limit`, `cached`; in place of single columns of a known format, or all of an
-        unknown one. A unit is `s`, `ms`, `us` or `ns`.
+        `latency`, `task`, `origin`, `tenant`, `model`, `limit`, `cached`; in place of single columns of a known format,
+        or all of an unknown one. A unit is `s`, `ms`, `us` or `ns`.
       limit: read only so many rows of a log.
     """
 

@@ -159,12 +159,12 @@ class Policy:
     def decide(
         self, *, task: str, batch_sizes: Mapping[str, int] | Sequence[int], arrival_rate: float, **further: Any
     ) -> str:
-        """Name of the model that shall answer a request.
+        """Name of the model that shall answer a request; where there are pools, of the pool.
 
         Args:
           task: name of the request's task.
-          batch_sizes: per model, by name or in the order of `models`, the requests running and waiting on all replicas,
-            without this one.
+          batch_sizes: per model or pool, by name or in the order of `models`, the requests running and waiting on all
+            replicas, without this one.
           arrival_rate: the rate estimate in requests per second, see `besteffort.observation.next_rate`.
           **further: its further features by name: `deadline_s`, `since_change_s`, `smallest_batch` (per model), and
             `origin` (its name, or None) and `tenant_weight` (1 for no tenant); see

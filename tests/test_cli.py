@@ -414,6 +414,12 @@ def test_every_help_fits_80_columns_and_ends_with_an_example(
     assert not re.search(r"\(default: *\)|None", text)
 
 
+def test_help_of_columns_names_what_a_log_may_say(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("simulate", capsys)
+    for field in ("task", "origin", "tenant", "model", "limit", "cached"):
+        assert f"`{field}`" in text
+
+
 def test_top_level_help_lists_commands_and_documentation(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("", capsys)
     for name in COMMANDS:
