@@ -184,6 +184,24 @@ def test_servegen_window_and_lengths(write, situation):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            maf_file([[4_000_000, 1_000_001]]),
+            "its 5,000,001 invocations are more than 5,000,000; choose fewer `minutes`",
+        ),
+        (
+            SERVEGEN.replace("0,0,1.0", "0,0,8331"),
+            "its 5,001,630 requests are more than 5,000,000; choose a shorter `window_s`",
+        ),
+    ],
+)
+def test_small_files_do_not_fill_the_memory(write, text, message):
+    with pytest.raises(InputError, match=message):
+        read(write("small.csv", text))
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", "", "a.csv: the file is empty"),

@@ -20,8 +20,8 @@ from besteffort.workload.renewal import renewal_times
 from besteffort.workload.sources import Source
 
 MINUTE_S = 60.0
-MOST_REQUESTS = 50_000_000
-"""The most requests that are drawn of a file."""
+MOST_REQUESTS = 5_000_000
+"""The most requests that are drawn of a file, in less than half a gigabyte: a small file may state any number."""
 _CHUNK = 1_000
 
 
