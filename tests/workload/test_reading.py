@@ -326,3 +326,17 @@ def test_records_keep_their_places(write: Write) -> None:
     found = read(write("a.csv", f'{HEAD},text\n0,piqa,1,2,"a\nb"\n1,piqa,1,2,c\n'))
     assert isinstance(found, Records)
     assert [found.place(i).rpartition(", ")[2] for i in range(2)] == ["line 2", "line 4"]
+
+
+def test_how_long_a_request_took_is_no_arrival(write: Write, situation: Any) -> None:
+    """Web servers call the time that a request takes `request_time`."""
+    rows = [{"request_time": 0.9 - 0.1 * i, "prompt_tokens": 5, "output_tokens": 5 + i} for i in range(6)]
+    stamped = [{**row, "timestamp": 1.76e9 + i} for i, row in enumerate(rows)]
+    requests, _ = read_trace(write("a.jsonl", jsonl(stamped)), situation)
+    np.testing.assert_array_equal(requests.arrival_s, np.arange(6))
+    np.testing.assert_array_equal(requests.output_tokens, 5 + np.arange(6))
+    with pytest.raises(InputError, match="fits no known trace format"):
+        read_trace(write("a.jsonl", jsonl(rows)), situation)
+    dated = [{**row, "request_time": 1.76e9 + i} for i, row in enumerate(rows)]
+    requests, _ = read_trace(write("a.jsonl", jsonl(dated)), situation)
+    np.testing.assert_array_equal(requests.arrival_s, np.arange(6))

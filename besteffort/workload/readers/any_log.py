@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from besteffort.workload.cells import is_date, missing, number
+from besteffort.workload.columns import getter
 from besteffort.workload.fields import Field, found
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Source
 
 _UNITS = ("_s", "_ms", "_us", "_ns")
+_STAMPS = ("_ts", "_timestamp", "_at")
 
 
-def _times(*stems: str) -> tuple[str, ...]:
+def _times(*stems: str, words: tuple[str, ...] = ("", "_time", *_STAMPS)) -> tuple[str, ...]:
     """Names of a time: stems with `_time` and the like and their units, also in camel case."""
-    words = ("", "_time", "_ts", "_timestamp", "_at")
     names = [f"{stem}{word}{unit}" for stem in stems for word in words for unit in ("", *_UNITS) if word or unit]
     return (*names, *map(_camel, names))
 
@@ -33,14 +35,21 @@ def _camel(name: str) -> str:
     return first + "".join(part.capitalize() for part in others)
 
 
+_AMBIGUOUS = _times("request", words=("", "_time"))
+"""Names of an arrival that web servers give to a duration; the last to count."""
+_EPOCH_S = 1e8
+
 FIELDS: Mapping[str, Field] = {
     "id": Field(("request_id", "requestId", "req_id", "x_request_id", "response_id")),
     "arrival": Field(
         (
-            *_times("arrival", "arrived", "request_start", "start", "request", "received", "send", "sent", "submitted"),
+            *_times("arrival", "arrived", "request_start", "start"),
+            *_times("request", words=_STAMPS),
+            *_times("received", "send", "sent", "submitted"),
             *("arrival", "created_at", "createdAt", "created", "startTimeUnixNano"),
             *(f"{stem}{unit}" for stem in ("timestamp", "time", "ts") for unit in (*_UNITS, "")),
             *("Timestamp", "TIMESTAMP", "@timestamp", "datetime", "date"),
+            *_AMBIGUOUS,
         )
     ),
     "queued": Field(_times("queued", "enqueued", "enqueue")),
@@ -108,8 +117,17 @@ FIELDS: Mapping[str, Field] = {
 
 
 def _fits(source: Source) -> bool:
-    has = found(FIELDS, source.header).keys()
-    return bool(has & {"arrival", "queued"}) and bool(has & {"prompt", "output"})
+    has = found(FIELDS, source.header)
+    if has.get("arrival") in _AMBIGUOUS and not _are_times(source, has["arrival"]):
+        return False
+    return bool(has.keys() & {"arrival", "queued"}) and bool(has.keys() & {"prompt", "output"})
+
+
+def _are_times(source: Source, name: str) -> bool:
+    """Whether the first cells of a column are dates or times since 1970, and no durations."""
+    take = getter(source, [name])
+    cells = [cell for row in source.sample for cell in take(row) if not missing(cell)]
+    return all(is_date(cell) or (number(cell) or 0.0) >= _EPOCH_S for cell in cells)
 
 
 READER = Reader(
