@@ -8,7 +8,7 @@ or more than half a second for it, and otherwise they are taken for seconds. Wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from besteffort.workload.fields import PER_SECOND, TIMES, Unit
 
 _EPOCH_S, _LATEST_S = 1e8, 1e11
 _LONGEST_PACE_S = 0.5
+_PROMPT_IN_TOKENS = 10  # reading a prompt may take as long as so many tokens
+_SHORTEST_S = 1e-3  # no first token comes sooner
 _LONGEST_SPAN_S = 20 * 366 * 86_400.0
 _WORDS: dict[Unit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _UNITS: tuple[Unit, ...] = ("s", "ms", "us", "ns")
@@ -135,13 +137,14 @@ def _relative_unit(undecided: Sequence[str], columns: Mapping[str, Column], unit
     start = next((field for field in ("first", "scheduled", "queued", "arrival") if field in undecided), None)
     if start is None or not {"last"} <= set(undecided) or "output" not in columns:
         return None
-    return _by_pace(columns["last"].values - columns[start].values, columns["output"].values)
+    read = 0 if start == "first" else _PROMPT_IN_TOKENS
+    return _by_pace(columns["last"].values - columns[start].values, columns["output"].values + read)
 
 
-def _by_pace(durations: np.ndarray, output: np.ndarray) -> Unit | None:
+def _by_pace(durations: np.ndarray, tokens: np.ndarray) -> Unit | None:
     """The unit in which a token takes a plausible time; None where none was timed."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        pace = durations / output
+        pace = durations / tokens
     pace = pace[np.isfinite(pace) & (pace > 0)]
     if not len(pace):
         return None
@@ -170,7 +173,7 @@ def _words(numbers: Mapping[str, Column], units: Mapping[str, Unit], assumed: Se
 def _durations(
     columns: Mapping[str, Column], seconds: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Unit]]:
-    """Durations in seconds, and the units they had; where none is stated, a token's time or the longer one decides."""
+    """Durations in seconds, and the units they had; where none is stated, a token's time or the others decide."""
     found: dict[str, np.ndarray] = {}
     units: dict[str, Unit] = {}
     for field in ("latency", "decode", "tpot", "ttft", "wait"):
@@ -179,18 +182,24 @@ def _durations(
         column = columns[field]
         unit = column.unit
         if unit is None and field in ("latency", "decode") and "output" in columns:
-            unit = _by_pace(column.values, columns["output"].values)
+            read = 0 if field == "decode" else _PROMPT_IN_TOKENS
+            unit = _by_pace(column.values, columns["output"].values + read)
         elif unit is None and field == "tpot":
             unit = _by_pace(column.values, np.ones(len(column.values)))
         elif unit is None:
             whole = found.get("latency", np.array([np.inf]))
             if "latency" not in found and {"arrival", "last"} <= seconds.keys():
                 whole = seconds["last"] - seconds["arrival"]
-            longest, middle = _median(whole), _median(column.values)
-            unit = next((u for u in _UNITS if middle <= 1.01 * longest * PER_SECOND[u]), "s")
+            unit = _within(_median(column.values), 1.01 * _median(whole), units.values())
         units[field] = unit or "s"
         found[field] = column.values / PER_SECOND[units[field]]
     return found, units
+
+
+def _within(middle: float, longest_s: float, others: Iterable[Unit]) -> Unit:
+    """The unit in which a duration is part of a longer one: that of the log's other durations, if it may be."""
+    choices = [unit for unit in dict.fromkeys((*others, *_UNITS)) if middle <= longest_s * PER_SECOND[unit]]
+    return next((unit for unit in choices if middle >= _SHORTEST_S * PER_SECOND[unit]), (*choices, "s")[0])
 
 
 def _least(column: Column) -> float:

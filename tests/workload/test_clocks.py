@@ -106,3 +106,29 @@ def test_gaps_stay_gaps() -> None:
     np.testing.assert_allclose(clocks.seconds["arrival"] - 1.76e9, [0.0, np.nan, 0.5], atol=1e-6)
     empty = read(arrival=Column("t", np.full(3, np.nan)))
     assert np.isnan(empty.seconds["arrival"]).all()
+
+
+@pytest.mark.parametrize("unit", PER_SECOND)
+def test_short_answers_to_long_prompts(unit: Unit) -> None:
+    """A second for one token is time to read the prompt, no millisecond."""
+    latency = np.array([0.7, 0.9, 1.4, 2.0])
+    columns = {"arrival": Column("x", ARRIVAL, "s"), "output": Column("n", np.ones(4))}
+    clocks = read(latency=Column("latency", latency * PER_SECOND[unit]), **columns)
+    np.testing.assert_allclose(clocks.seconds["latency"], latency)
+
+
+@pytest.mark.parametrize("unit", PER_SECOND)
+def test_the_first_token_has_the_unit_of_the_further_ones(unit: Unit) -> None:
+    factor = PER_SECOND[unit]
+    ttft, tpot = np.array([0.35, 0.2, 0.5, 0.4]), np.full(4, 0.012)
+    columns = {"arrival": Column("x", ARRIVAL, "s"), "output": Column("n", OUTPUT)}
+    clocks = read(ttft=Column("ttft", ttft * factor), tpot=Column("tpot", tpot * factor), **columns)
+    np.testing.assert_allclose(clocks.seconds["ttft"], ttft)
+    # As small a number as the whole latency in seconds, but of its unit.
+    ttft, latency = np.full(4, 0.015), np.full(4, 20.0)
+    columns["output"] = Column("n", np.full(4, 1000.0))
+    clocks = read(ttft=Column("ttft", ttft * factor), latency=Column("latency", latency * factor), **columns)
+    np.testing.assert_allclose(clocks.seconds["ttft"], ttft)
+    # What would be a few microseconds is of another unit.
+    clocks = read(ttft=Column("ttft", ttft), latency=Column("latency_ms", latency * 1e3, "ms"), **columns)
+    np.testing.assert_allclose(clocks.seconds["ttft"], ttft)
