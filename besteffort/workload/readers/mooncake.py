@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
+from besteffort.workload.cells import number
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
+
+_EPOCH = 1e8  # numbers from there on are times since 1970, whose size tells the unit
 
 
 def _is_time(value: Any) -> TypeGuard[int | float]:
@@ -43,7 +46,7 @@ def _unfold(source: Source) -> Iterator[Row]:
 
 
 def _fits(source: Source) -> bool:
-    """Without hashes, only whole numbers are milliseconds: other tools write the same names in seconds."""
+    """Without hashes, only whole numbers from a start are milliseconds: others have the same names in other units."""
     if not source.has("input_length", "output_length") or source.has("session_id"):
         return False
     if source.has("timestamp_ms") or (source.has("timestamp") and source.has("hash_ids")):
@@ -52,7 +55,8 @@ def _fits(source: Source) -> bool:
     if at is None:
         return False
     cells = [row.cells[at] if isinstance(row.cells, list) else row.cells.get("timestamp") for row in source.sample]
-    return all(isinstance(cell, int) or (isinstance(cell, str) and cell.strip().isdecimal()) for cell in cells)
+    whole = all(isinstance(cell, int) or (isinstance(cell, str) and cell.strip().isdecimal()) for cell in cells)
+    return whole and all((number(cell) or 0.0) < _EPOCH for cell in cells)
 
 
 READER = Reader(

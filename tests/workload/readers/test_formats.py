@@ -255,9 +255,14 @@ def test_later_turns_of_sessions(file: Callable[[str], Path], situation: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("stamps", "kind", "span_s"), [((0, 500, 2000), "mooncake", 2.0), ((0.0, 0.5, 2.25), "log", 2.25)]
+    ("stamps", "kind", "span_s"),
+    [
+        ((0, 500, 2000), "mooncake", 2.0),
+        ((0.0, 0.5, 2.25), "log", 2.25),
+        ((EPOCH_S, EPOCH_S + 5, EPOCH_S + 20), "log", 20.0),
+    ],
 )
-def test_without_hashes_only_whole_numbers_are_milliseconds(
+def test_without_hashes_only_whole_numbers_from_a_start_are_milliseconds(
     file: Callable[[str], Path], situation: Any, stamps: tuple[float, ...], kind: str, span_s: float
 ) -> None:
     table = [{"timestamp": stamp, "input_length": 10, "output_length": 5 + i} for i, stamp in enumerate(stamps)]
