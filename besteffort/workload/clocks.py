@@ -46,10 +46,11 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
     """Reads times and durations as seconds.
 
     Raises:
-      InputError: if a column mixes units, or its values cannot be of the unit that its name states.
+      InputError: if a column mixes units, its values cannot be of the unit that its name states, or some dates name a
+        time zone and others do not.
     """
     times = {field: columns[field] for field in TIMES if field in columns}
-    seconds, words = _dates(times)
+    seconds, words = _dates(path, times)
     numbers = {field: column for field, column in times.items() if not column.dated}
     units: dict[str, Unit] = {}
     # Counts of nanoseconds from some start are as large as times since 1970, but begin with smaller ones.
@@ -80,8 +81,18 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
     return Clocks(seconds, ", ".join(dict.fromkeys(words)), naive)
 
 
-def _dates(times: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Seconds since the first date of all; exact to the nanosecond near it."""
+def _dates(path: Path, times: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Seconds since the first date of all; exact to the nanosecond near it.
+
+    Raises:
+      InputError: if some columns name a time zone and others do not.
+    """
+    zones = {column.zoned: column.name for column in times.values() if column.dated}
+    if len(zones) > 1:
+        raise InputError(
+            f"{path}: `{zones[False]}` names no time zone and `{zones[True]}` does, so they may be hours apart; write "
+            "both in UTC."
+        )
     missing = np.iinfo(np.int64).min
     dated = {field: column.values for field, column in times.items() if column.dated}
     firsts = [values[values != missing].min() for values in dated.values() if (values != missing).any()]

@@ -340,3 +340,13 @@ def test_how_long_a_request_took_is_no_arrival(write: Write, situation: Any) -> 
     dated = [{**row, "request_time": 1.76e9 + i} for i, row in enumerate(rows)]
     requests, _ = read_trace(write("a.jsonl", jsonl(dated)), situation)
     np.testing.assert_array_equal(requests.arrival_s, np.arange(6))
+
+
+def test_dates_of_which_some_name_a_zone_are_refused(write: Write) -> None:
+    rows = [
+        {"created_at": f"2025-01-01T10:00:{i:02d}Z", "end_time": f"2025-01-01T11:00:{i + 9:02d}"}
+        | {"prompt_tokens": 9, "output_tokens": 900}
+        for i in range(9)
+    ]
+    with pytest.raises(InputError, match="`end_time` names no time zone and `created_at` does"):
+        read_log(write("a.jsonl", jsonl(rows)))
