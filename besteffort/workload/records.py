@@ -51,6 +51,12 @@ class Records:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def answered(self) -> np.ndarray:
+        """(n,) whether a request has all that the file tells of answers, and did not fail."""
+        told = [values for values in (self.counts.get("output"), self.seconds.get("last")) if values is not None]
+        return ~self.failed & np.all([np.isfinite(values) for values in told], axis=0)
+
     def place(self, index: int) -> str:
         """The file and a request's place in it, for messages."""
         return f"{self.path}, {'entry' if self.layout == 'json' else 'line'} {self.rows[index]}"
@@ -104,22 +110,28 @@ def _or(stated: np.ndarray | None, derived: np.ndarray) -> np.ndarray:
 def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
     """Leaves out requests that stand in the file twice.
 
-    Those are requests of one id. Where the file has no ids they are rows that agree in all that is read, unless the
-    clock is too coarse, a millisecond or more, to tell requests apart; such rows are kept and counted.
+    Those are answered requests of one id and equal lengths, the later of which arrives before the earlier one ends.
+    Others of one id are a further try, or of another worker that counts its own. Where the file has no ids they are
+    rows that agree in all that is read, unless the clock is too coarse to tell requests apart, a millisecond or more,
+    or a second where durations are known, too; such rows are kept and counted.
     """
     n = len(records)
     if n < 2:
         return records
     if ids is not None and (ids != 0).any():
-        _, first = np.unique(ids, return_index=True)
-        distinct = np.zeros(n, bool)
-        distinct[first] = True
-        distinct |= ids == 0
-        twice = n - int(distinct.sum())
-        if not twice:
+        known = np.flatnonzero((ids != 0) & records.answered)
+        distinct = n - len(known) + len(np.unique(ids[known]))
+        if distinct == n:
             return records
-        if distinct.sum() >= n / 3:
-            return records.part(distinct, f"{twice:,} of {n:,} rows have the id of an earlier row and are left out")
+        if distinct >= n / 3:
+            twice = _seen_again(records, ids, known)
+            others = n - distinct - len(twice)
+            notes = []
+            if len(twice):
+                notes.append(f"{len(twice):,} of {n:,} rows have the id of an earlier row and are left out")
+            if others:
+                notes.append(f"{others:,} of {n:,} rows have the id of another but are no copy of it and stay")
+            return records.part(np.delete(np.arange(n), twice), *notes)
     keys = [*records.seconds.values(), *records.counts.values()]
     keys += [each.index.astype(np.float64) for each in records.labels.values()]
     table = np.ascontiguousarray(np.nan_to_num(np.stack(keys, axis=1), nan=-1.0))
@@ -133,12 +145,22 @@ def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
     return records.part(np.sort(first), f"{twice:,} of {n:,} rows equal an earlier row and are left out")
 
 
+def _seen_again(records: Records, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Rows, of those `known` by their id, that state a request of an earlier row."""
+    arrival, last = records.seconds["arrival"], records.time("last")
+    order = known[np.lexsort((known, arrival[known], ids[known]))]
+    row, before = order[1:], order[:-1]
+    again = (ids[row] == ids[before]) & ~((arrival[row] >= last[before]) & (arrival[row] > arrival[before]))
+    for values in records.counts.values():
+        again &= (values[row] == values[before]) | np.isnan(values[row]) | np.isnan(values[before])
+    return row[again]
+
+
 def _coarse(records: Records) -> bool:
-    """Whether arrivals are all that is known of times, and all are whole milliseconds."""
-    if len(records.seconds) > 1:
-        return False
+    """Whether all times are whole seconds or, where arrivals are all that is known, whole milliseconds."""
+    step_s = 1.0 if len(records.seconds) > 1 else _COARSE_S
     times = [values[np.isfinite(values)] for values in records.seconds.values()]
-    return all(np.allclose(values / _COARSE_S, np.rint(values / _COARSE_S), rtol=0, atol=1e-3) for values in times)
+    return all(np.allclose(values / step_s, np.rint(values / step_s), rtol=0, atol=1e-3) for values in times)
 
 
 def in_order(records: Records, *, strict: bool, naive: tuple[str, ...]) -> Records:

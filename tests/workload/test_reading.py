@@ -350,3 +350,41 @@ def test_dates_of_which_some_name_a_zone_are_refused(write: Write) -> None:
     ]
     with pytest.raises(InputError, match="`end_time` names no time zone and `created_at` does"):
         read_log(write("a.jsonl", jsonl(rows)))
+
+
+def test_the_answered_try_of_an_id_counts(write: Write, situation: Any) -> None:
+    """A request that fails and is sent again under its id is the one that was answered."""
+    table = []
+    for row in served():
+        if row["request_id"].endswith("3"):
+            failed = {"arrival_time": row["arrival_time"] - 0.01, "output_tokens": None, "error": "timeout"}
+            table.append({**row, **failed, "first_token_ts": None, "last_token_ts": None})
+        table.append({**row, "error": None})
+    path = write("a.jsonl", jsonl(table))
+    same(read_log(path), read_log(write("b.jsonl", jsonl(served()))))
+    requests, info = read_trace(path, situation)
+    assert len(requests) == 120
+    assert "12 of 132 requests failed or were not answered" in str(info)
+
+
+def test_ids_that_every_worker_counts_from_0_are_of_several_requests(write: Write) -> None:
+    table = [{**row, "request_id": i % 60} for i, row in enumerate(served())]
+    log = read_log(write("a.jsonl", jsonl(table)))
+    same(log, read_log(write("b.jsonl", jsonl(served()))))
+    assert "60 of 120 rows have the id of another but are no copy of it and stay." in log.notes
+
+
+def test_a_request_that_two_hops_log_is_one(write: Write) -> None:
+    table = served()
+    inner = [{**row, "arrival_time": row["arrival_time"] + 0.002} for row in table]
+    log = read_log(write("a.jsonl", jsonl(table + inner)))
+    same(log, read_log(write("b.jsonl", jsonl(table))))
+    assert "120 of 240 rows have the id of an earlier row and are left out." in log.notes
+
+
+def test_whole_seconds_of_a_benchmark_cannot_tell_requests_apart(write: Write) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 20}
+    rows = [{"created": 1_760_000_000 + i // 4, "duration_s": 3, "usage": usage} for i in range(40)]
+    log = read_log(write("a.jsonl", jsonl(rows)))
+    assert len(log) == 40
+    assert "30 of 40 rows equal another and are kept" in log.notes[0]
