@@ -152,3 +152,8 @@ def says_failed(cell: Any) -> bool:
     if re.fullmatch(r"2\d\d", text):  # of HTTP
         return False
     return text not in _DONE
+
+
+def denies(cell: Any) -> bool:
+    """Whether a column of successes says that there was none."""
+    return not missing(cell) and str(cell).strip().lower() in ("false", "no", "0", "0.0")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
-from besteffort.workload.cells import NO_DATE, CellError, dates, is_date, missing, numbers, says_failed
-from besteffort.workload.fields import COUNTS, LABELS, TIMES, Field, Unit, found, unit_in_name
+from besteffort.workload.cells import NO_DATE, CellError, dates, denies, is_date, missing, numbers, says_failed
+from besteffort.workload.fields import COUNTS, LABELS, OUTCOMES, TIMES, Field, Unit, found, unit_in_name
 from besteffort.workload.sources import Row, Source, listed, shown
 
 MOST_TOKENS = 10_000_000
@@ -88,33 +88,116 @@ def gather(source: Source, fields: Mapping[str, Field], rows: Iterable[Row], lim
       InputError: naming the line of the first cell that is no number, no date, below 0 or too large; if a name that is
         read stands twice; if there are too many rows.
     """
-    names = found(fields, source.header)
-    for name in names.values():
-        if source.layout == "csv" and source.header.count(name) > 1:
-            raise InputError(f"{source.path}: the column `{name}` stands twice in the header; rename or remove one.")
-    builders = {field: _builder(field, names[field], each) for field, each in fields.items() if field in names}
-    take = getter(source, [names[field] for field in builders])
-    places: list[np.ndarray] = []
-    total = 0
-    # Only the wanted cells are kept, because others hold whole prompts.
-    picked = ((row.number, *take(row)) for row in itertools.islice(rows, limit))
-    while chunk := list(itertools.islice(picked, _CHUNK)):
-        numbers, *cells_of = zip(*chunk, strict=True)
-        at = np.array(numbers, np.int64)
-        for builder, cells in zip(builders.values(), cells_of, strict=True):
-            builder.add(source, at, cells)
-        places.append(at)
-        total += len(chunk)
-        _refuse_repeated(source, names.values())
-        if total > MOST_ROWS:
+    table = _Table(source, fields)
+    for row in itertools.islice(rows, limit):
+        table.add(row)
+    return table.gathered()
+
+
+class _Table:
+    """The columns that are wanted of the rows so far; of objects also those that first stand in a later row."""
+
+    def __init__(self, source: Source, fields: Mapping[str, Field]) -> None:
+        self.source, self.fields = source, fields
+        self.builders: list[tuple[str, str, _Numbers | _Names | _Mapped]] = []
+        self.places: list[np.ndarray] = []
+        self.total = 0
+        # Only the wanted cells are kept, because others hold whole prompts.
+        self.chunk: list[tuple[Any, ...]] = []
+        for field, name in self._present(source.header):
+            self._want(field, name)
+        self._begin()
+
+    def _present(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Fields and the columns, of these, that state them."""
+        one = [(field, name) for field, name in found(self.fields, names).items() if field not in OUTCOMES]
+        known = set(names)
+        stated = [(field, self.fields[field].names) for field in OUTCOMES if field in self.fields]
+        return one + [(field, name) for field, each in stated for name in each if name in known]
+
+    def _want(self, field: str, name: str) -> None:
+        if self.source.layout == "csv" and self.source.header.count(name) > 1:
             raise InputError(
-                f"{source.path}: the file has more than {MOST_ROWS:,} requests; read a part of it with `--limit`."
+                f"{self.source.path}: the column `{name}` stands twice in the header; rename or remove one."
             )
-    columns = {field: builder.column() for field, builder in builders.items() if isinstance(builder, _Numbers)}
-    labels = {field: builder.labels() for field, builder in builders.items() if isinstance(builder, _Names)}
-    plain = {field: builder.array() for field, builder in builders.items() if isinstance(builder, _Mapped)}
-    where = np.concatenate(places) if places else np.zeros(0, np.int64)
-    return Gathered(columns, labels, plain.get("id"), plain.get("failed"), where)
+        builder = _builder(field, name, self.fields[field])
+        if self.total:
+            builder.pad(self.total)
+        self.builders.append((field, name, builder))
+
+    def _begin(self) -> None:
+        """Prepares for rows with the present columns."""
+        names = [name for _, name, _ in self.builders]
+        self.take = getter(self.source, names)
+        stated = {field for field, _, _ in self.builders if field not in OUTCOMES}
+        self.later: dict[str, list[tuple[str, str]]] = {}
+        for field, each in self.fields.items():
+            for name in set(each.names) - set(names) if field not in stated else ():
+                beginning, _, rest = name.partition(".")
+                self.later.setdefault(name, []).append((name, ""))
+                if rest:
+                    self.later.setdefault(beginning, []).append((name, rest.partition(".")[0]))
+
+    def add(self, row: Row) -> None:
+        if isinstance(row.cells, dict) and not self.later.keys().isdisjoint(row.cells):
+            self._widen(row.cells)
+        self.chunk.append((row.number, *self.take(row)))
+        if len(self.chunk) == _CHUNK:
+            self._flush()
+
+    def _widen(self, cells: dict[str, Any]) -> None:
+        """Adds columns that stand in a row for the first time."""
+        names = []
+        for beginning in self.later.keys() & cells.keys():
+            cell = cells[beginning]
+            for name, inner in self.later[beginning]:
+                value = cell if not inner else None
+                if inner and isinstance(cell, dict) and inner in cell:
+                    value = _nested(cells, name.split("."))
+                if not missing(value):
+                    names.append(name)
+        if not names:
+            return
+        self._flush()
+        stated = {field for field, _, _ in self.builders if field not in OUTCOMES}
+        for field, name in self._present(names):
+            if field not in stated:
+                self._want(field, name)
+        self._begin()
+
+    def _flush(self) -> None:
+        if not self.chunk:
+            return
+        numbers, *cells_of = zip(*self.chunk, strict=True)
+        at = np.array(numbers, np.int64)
+        for (_, _, builder), cells in zip(self.builders, cells_of, strict=True):
+            builder.add(self.source, at, cells)
+        self.places.append(at)
+        self.total += len(at)
+        self.chunk = []
+        _refuse_repeated(self.source, [name for _, name, _ in self.builders])
+        if self.total > MOST_ROWS:
+            raise InputError(
+                f"{self.source.path}: the file has more than {MOST_ROWS:,} requests; read a part of it with `--limit`."
+            )
+
+    def gathered(self) -> Gathered:
+        self._flush()
+        columns = {field: each.column() for field, _, each in self.builders if isinstance(each, _Numbers)}
+        labels = {field: each.labels() for field, _, each in self.builders if isinstance(each, _Names)}
+        plain = [(field, each.array()) for field, _, each in self.builders if isinstance(each, _Mapped)]
+        ids = next((values for field, values in plain if field == "id"), None)
+        failed = _any_failed([values for field, values in plain if field in OUTCOMES])
+        where = np.concatenate(self.places) if self.places else np.zeros(0, np.int64)
+        return Gathered(columns, labels, ids, failed, where)
+
+
+def _any_failed(said: list[np.ndarray]) -> np.ndarray | None:
+    """(n,) whether any column says that a request failed; one that alone says it of all is in other words."""
+    if not said:
+        return None
+    some = [each for each in said if not each.all()]
+    return np.logical_or.reduce(some or said)
 
 
 def _refuse_repeated(source: Source, names: Iterable[str]) -> None:
@@ -182,6 +265,10 @@ class _Numbers:
             hint = hint if error.why.endswith("a number") else ""
             source.refuse(int(at[error.row]), self.name, cells[error.row], error.why + hint)
 
+    def pad(self, count: int) -> None:
+        """Adds empty cells in front."""
+        self.parts.append(np.full(count, np.nan))
+
     def column(self) -> Column:
         values = np.concatenate(self.parts) if self.parts else np.zeros(0)
         return Column(self.name, values, self.unit, bool(self.dated), bool(self.zoned))
@@ -230,6 +317,9 @@ class _Names:
             )
         self.parts.append(index)
 
+    def pad(self, count: int) -> None:
+        self.parts.append(np.full(count, -1, np.int32))
+
     def labels(self) -> Labels:
         return Labels(self.name, tuple(self.codes), np.concatenate(self.parts) if self.parts else np.zeros(0, np.int32))
 
@@ -245,6 +335,9 @@ class _Mapped:
         del source, at
         self.parts.append(np.fromiter(map(self.value, cells), self.dtype, len(cells)))
 
+    def pad(self, count: int) -> None:
+        self.parts.append(np.zeros(count, self.dtype))
+
     def array(self) -> np.ndarray:
         return np.concatenate(self.parts) if self.parts else np.zeros(0, self.dtype)
 
@@ -252,6 +345,6 @@ class _Mapped:
 def _builder(field: str, name: str, each: Field) -> _Numbers | _Names | _Mapped:
     if field == "id":
         return _Mapped(lambda cell: 0 if missing(cell) else hash(str(cell)), np.int64)
-    if field == "failed":
-        return _Mapped(each.means or says_failed, np.bool_)
+    if field in OUTCOMES:
+        return _Mapped(each.means or (says_failed if field == "failed" else denies), np.bool_)
     return (_Names if field in LABELS else _Numbers)(field, name, each)

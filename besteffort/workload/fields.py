@@ -14,9 +14,11 @@ TIMES = ("arrival", "queued", "scheduled", "first", "last")
 DURATIONS = ("wait", "ttft", "latency", "decode", "tpot")
 COUNTS = ("prompt", "output", "limit", "cached")
 LABELS = ("task", "origin", "tenant", "model", "replica")
-FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed")
+FIELDS = (*TIMES, *DURATIONS, *COUNTS, *LABELS, "id", "failed", "succeeded")
 """All that a file may say of a request; `wait` is until it is scheduled, `decode` from the first token to the last,
 `tpot` from one token to the next; `cached` is how much of the prompt was found in a prefix cache."""
+OUTCOMES = ("failed", "succeeded")
+"""Of these every column of a file counts, for some state errors and others what became of a request."""
 
 _UNIT_SUFFIXES: dict[str, Unit] = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
@@ -31,9 +33,10 @@ class Field:
     """Where a format states something.
 
     Attributes:
-      names: columns, of which the first that the file has counts; those of nested objects are dotted.
+      names: columns, of which the first that the file has counts, of `OUTCOMES` each; those of nested objects are
+        dotted.
       unit: unit of times; None where the column's name says it (`_ms`), or the data decide.
-      means: turns a cell into the field's value; for `failed`, whether it means that the request failed.
+      means: turns a cell into the field's value; for `OUTCOMES`, whether it means that the request failed.
     """
 
     names: tuple[str, ...]

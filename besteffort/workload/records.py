@@ -124,14 +124,14 @@ def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
         if distinct == n:
             return records
         if distinct >= n / 3:
-            twice = _seen_again(records, ids, known)
-            others = n - distinct - len(twice)
+            again = _seen_again(records, ids, known)
+            others = n - distinct - len(again)
             notes = []
-            if len(twice):
-                notes.append(f"{len(twice):,} of {n:,} rows have the id of an earlier row and are left out")
+            if len(again):
+                notes.append(f"{len(again):,} of {n:,} rows have the id of an earlier row and are left out")
             if others:
                 notes.append(f"{others:,} of {n:,} rows have the id of another but are no copy of it and stay")
-            return records.part(np.delete(np.arange(n), twice), *notes)
+            return records.part(np.delete(np.arange(n), again), *notes)
     keys = [*records.seconds.values(), *records.counts.values()]
     keys += [each.index.astype(np.float64) for each in records.labels.values()]
     table = np.ascontiguousarray(np.nan_to_num(np.stack(keys, axis=1), nan=-1.0))

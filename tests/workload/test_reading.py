@@ -388,3 +388,43 @@ def test_whole_seconds_of_a_benchmark_cannot_tell_requests_apart(write: Write) -
     log = read_log(write("a.jsonl", jsonl(rows)))
     assert len(log) == 40
     assert "30 of 40 rows equal another and are kept" in log.notes[0]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        lambda bad: {"error": None, "status": "cancelled" if bad else "ok"},
+        lambda bad: {"error": "timeout" if bad else None, "status": "FINISHED_STOPPED"},
+        lambda bad: {"success": not bad},
+        lambda bad: {"success": str(not bad), "error_message": ""},
+    ],
+)
+@pytest.mark.parametrize("layout", ["csv", "jsonl"])
+def test_any_column_may_say_that_a_request_failed(write: Write, outcome: Callable[[bool], Any], layout: str) -> None:
+    table = [{**row, **outcome(i % 5 == 0)} for i, row in enumerate(served())]
+    lines = [",".join("" if v is None else str(v) for v in row.values()) for row in table]
+    text = jsonl(table) if layout == "jsonl" else "\n".join([",".join(table[0]), *lines, ""])
+    log = read_log(write("a.log", text))
+    assert len(log) == 96
+    assert "24 of 120 requests were aborted or unfinished" in log.notes[0]
+
+
+def test_fields_that_first_stand_in_a_later_row(write: Write, situation: Any) -> None:
+    """Many tools leave out what is empty: errors, tokens of a cache, first tokens of what is not streamed."""
+    table = served(300)
+    for i, row in enumerate(table):
+        if i < 150:
+            del row["first_token_ts"]
+        if i == 200:
+            row["error"] = "cancelled"
+        if i >= 220:
+            row["usage"] = {"prompt_tokens_details": {"cached_tokens": 8}}
+    log = read_log(write("a.jsonl", jsonl(table)))
+    assert len(log) == 299
+    assert np.isfinite(log.ttft_s).sum() == 149
+    assert log.cached_tokens is not None
+    assert ((log.cached_tokens > 0).sum(), log.cached_tokens.max()) == (80, 8)
+    for row in table[150:]:
+        row["task"] = "piqa"
+    with pytest.raises(InputError, match="`task` is empty for 150 requests"):
+        read_trace(write("b.jsonl", jsonl(table)), situation)

@@ -113,6 +113,7 @@ FIELDS: Mapping[str, Field] = {
     "model": Field(("model", "model_name", "modelName", "Model")),
     "replica": Field(("replica", "instance")),
     "failed": Field(("error", "status", "failed", "error_message")),
+    "succeeded": Field(("success", "succeeded", "is_success")),
 }
 
 
