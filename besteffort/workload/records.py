@@ -93,7 +93,9 @@ def with_derived_times(seconds: dict[str, np.ndarray], output: np.ndarray | None
     if "arrival" in made and "wait" in made:
         made["scheduled"] = _or(made.get("scheduled"), made["arrival"] + made["wait"])
     if "arrival" in made and "ttft" in made:
-        made["first"] = _or(made.get("first"), made["arrival"] + made["ttft"])
+        # Where an answer is not streamed, many tools write 0.
+        ttft = np.where(made["ttft"] > 0, made["ttft"], np.nan)
+        made["first"] = _or(made.get("first"), made["arrival"] + ttft)
     if "arrival" in made and "latency" in made:
         made["last"] = _or(made.get("last"), made["arrival"] + made["latency"])
     if "first" in made and "decode" in made:

@@ -428,3 +428,18 @@ def test_fields_that_first_stand_in_a_later_row(write: Write, situation: Any) ->
         row["task"] = "piqa"
     with pytest.raises(InputError, match="`task` is empty for 150 requests"):
         read_trace(write("b.jsonl", jsonl(table)), situation)
+
+
+def test_no_first_token_comes_at_once(write: Write) -> None:
+    """Where an answer is not streamed, tools write a time to the first token of 0, or of the whole answer."""
+    table = served()
+    for i, row in enumerate(table):
+        ttft = row.pop("first_token_ts") - row["arrival_time"]
+        row["ttft_s"] = ttft if i % 3 else 0.0
+    log, truth = read_log(write("a.jsonl", jsonl(table))), read_log(write("b.jsonl", jsonl(served())))
+    np.testing.assert_allclose(log.ttft_s, np.where(np.arange(120) % 3, truth.ttft_s, np.nan))
+    assert "40 of 120 answered requests have no time of their first token." in log.notes
+    table = served()
+    table[7]["first_token_ts"] = table[7]["last_token_ts"]
+    log = read_log(write("a.jsonl", jsonl(table)))
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(log.ttft_s)), [7])
