@@ -5,8 +5,9 @@ https://github.com/BerriAI/litellm, schema.prisma: `startTime`, `completionStart
 `completionStartTime` is empty, or the end. `model` is the deployment that answered, whose times the log has;
 `model_group` the public name that was asked for, behind which there may be several deployments. `metadata`, an object
 or its text, has the usage that the server told (`usage_object`), with the tokens that its prefix cache had. The tenant
-is the team of the key, `team_id`; `--columns tenant=user` or `tenant=end_user` takes another. With `cache_hit` LiteLLM
-answered from a cache of its own, and no model did.
+is the team of the key, `team_id`; `--columns tenant=user` or `tenant=end_user` takes another. Answers from LiteLLM's
+own cache (`cache_hit`) reached no server, and calls of some types (`call_type`) generate no text; both are left out.
+Earlier versions have the status in the metadata.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
+_OTHER_CALLS = ("embedding", "image", "speech", "transcription", "moderation", "rerank")
 _CACHED = (("prompt_tokens_details", "cached_tokens"), ("cache_read_input_tokens",))
+
+
+def _object(metadata: Any) -> Any:
+    try:
+        return json.loads(metadata) if isinstance(metadata, str) else metadata
+    except (ValueError, RecursionError):
+        return None
 
 
 def _cached(metadata: Any) -> Any:
     """Tokens of the prompt that the prefix cache had, where the metadata of a request say so."""
-    try:
-        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
-    except (ValueError, RecursionError):
-        return None
     for usage in ("usage_object", "additional_usage_values"):
         for path in _CACHED:
             value = metadata
@@ -39,15 +44,24 @@ def _cached(metadata: Any) -> Any:
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    hits, header = 0, source.header
+    header = source.header
+    hits = others = 0
     for row in source.rows():
         cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
         if str(cells.get("cache_hit")).lower() == "true":
             hits += 1
             continue
-        yield Row(row.number, {**cells, "cached_tokens": cells.get("cached_tokens") or _cached(cells.get("metadata"))})
+        if any(kind in str(cells.get("call_type")).lower() for kind in _OTHER_CALLS):
+            others += 1
+            continue
+        metadata = _object(cells.get("metadata"))
+        status = metadata.get("status") if isinstance(metadata, dict) else None
+        told = {"cached_tokens": cells.get("cached_tokens") or _cached(metadata), "status": cells.get("status") or status}
+        yield Row(row.number, {**cells, **told})
     if hits:
         source.notes.append(f"{hits:,} requests were answered from LiteLLM's own cache and are left out")
+    if others:
+        source.notes.append(f"{others:,} calls generated no text (`call_type`) and are left out")
 
 
 READER = Reader(

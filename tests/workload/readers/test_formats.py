@@ -132,6 +132,29 @@ def test_what_litellm_answered_from_its_cache_is_no_work_of_a_model(file: Callab
         assert "3 requests were answered from LiteLLM's own cache and are left out" in " ".join(log.notes)
 
 
+@pytest.mark.parametrize("layout", ["csv", "jsonl"])
+def test_litellm_logs_what_no_server_answered(file: Callable[[str], Path], situation: Any, layout: str) -> None:
+    table = rows(lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "call_type": "acompletion", "cache_hit": "False"})
+    for row in table[:4]:
+        row |= {"cache_hit": "True", "endTime": row["startTime"], "completionStartTime": row["startTime"]}
+    for row in table[4:10]:
+        row |= {"call_type": "aembedding", "completion_tokens": 0}
+    path = file(csv(table) if layout == "csv" else jsonl(table))
+    requests, info = read_trace(path, situation)
+    np.testing.assert_array_equal(requests.prompt_tokens, PROMPT[10:])
+    assert "4 answers came from LiteLLM's own cache and are left out" in str(info)
+    assert "6 calls generated no text (`call_type`) and are left out" in str(info)
+    np.testing.assert_allclose(read_log(path).latency_s, (LAST - ARRIVAL)[10:], atol=2e-6)
+
+
+def test_litellm_had_its_status_in_the_metadata(file: Callable[[str], Path], situation: Any) -> None:
+    table = rows(lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "metadata": {"status": "failure" if i < 5 else None}})
+    for row in table:
+        del row["status"]
+    table[0]["completion_tokens"] = 0
+    assert read_trace(file(jsonl(table)), situation)[1].requests == 35
+
+
 def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
     (log,) = read_logs([path], Reading(columns), names)
     return log
