@@ -2,7 +2,11 @@
 
 https://langfuse.com/docs/api-and-data-platform/features: blob-storage-export-fields and observations-api. Dates in UTC,
 `startTime`, `completionStartTime`, `endTime` (or with underscores), and the tokens as `promptTokens`, `usage.input`,
-`usageDetails.input` or `usage_details.input`. Observations of another `type` than GENERATION are left out.
+`usageDetails.input` or `usage_details.input`. Observations of another `type` than GENERATION are left out, and those
+of `level` ERROR failed.
+
+Usage details count every kind of token once: `input` has no tokens of `input_cached_tokens` (or
+`cache_read_input_tokens`), `output` none of `output_reasoning_tokens`, so a prompt is the sum of its kinds.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from besteffort.workload.cells import missing, number
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
@@ -25,6 +30,7 @@ _OUTPUT = (
 )
 
 _OBJECTS = ("usage", "usageDetails", "usage_details")
+_DETAILS = _OBJECTS[1:]
 
 
 def _fits(source: Source) -> bool:
@@ -40,6 +46,35 @@ def _object(cell: Any) -> Any:
         return None
 
 
+def _sum(details: dict[str, Any], *words: str) -> float | None:
+    """The sum of the kinds of tokens that have a word in their name; None where there is none."""
+    counts = [number(count) for kind, count in details.items() if any(word in kind for word in words)]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _lengths(cells: dict[str, Any]) -> dict[str, Any]:
+    """The columns of tokens, of which sums over kinds of details come first."""
+    details = next((each for name in _DETAILS if isinstance(each := cells.get(name), dict) and each), {})
+    prompt, output, total = _sum(details, "input"), _sum(details, "output"), number(details.get("total"))
+    if prompt is None or output is None or (total is not None and prompt + output > total):
+        return {}
+    cached = _sum(details, "cached", "cache_read", "cache_hit")
+    return {_PROMPT[0]: prompt, _OUTPUT[0]: output, "cached_tokens": cached}
+
+
+def _stated(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of these columns that is not empty; those of nested objects are dotted."""
+    for name in names:
+        outer, _, inner = name.partition(".")
+        value = cells.get(outer)
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if not missing(value):
+            return value
+    return None
+
+
 def _unfold(source: Source) -> Iterator[Row]:
     others, header = 0, source.header
     for row in source.rows():
@@ -48,7 +83,9 @@ def _unfold(source: Source) -> Iterator[Row]:
             others += 1
             continue
         # Exports to CSV have objects as text.
-        yield Row(row.number, {**cells, **{name: _object(cells[name]) for name in _OBJECTS if name in cells}})
+        cells = {**cells, **{name: _object(cells[name]) for name in _OBJECTS if name in cells}}
+        lengths = {_PROMPT[0]: _stated(cells, _PROMPT), _OUTPUT[0]: _stated(cells, _OUTPUT)}
+        yield Row(row.number, {**cells, **lengths, **_lengths(cells)})
     if others:
         source.notes.append(f"{others:,} observations are no generations and are left out")
 
@@ -62,8 +99,10 @@ READER = Reader(
         "arrival": Field(("startTime", "start_time")),
         "first": Field(("completionStartTime", "completion_start_time")),
         "last": Field(("endTime", "end_time")),
-        "prompt": Field(_PROMPT),
-        "output": Field(_OUTPUT),
+        "prompt": Field(_PROMPT[:1]),
+        "output": Field(_OUTPUT[:1]),
+        "cached": Field(("cached_tokens",)),
+        "failed": Field(("level",), means=lambda cell: str(cell).upper() == "ERROR"),
         "model": Field(("model", "providedModelName", "provided_model_name")),
     },
     unfold=_unfold,

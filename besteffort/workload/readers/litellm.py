@@ -56,7 +56,10 @@ def _unfold(source: Source) -> Iterator[Row]:
             continue
         metadata = _object(cells.get("metadata"))
         status = metadata.get("status") if isinstance(metadata, dict) else None
-        told = {"cached_tokens": cells.get("cached_tokens") or _cached(metadata), "status": cells.get("status") or status}
+        told = {
+            "cached_tokens": cells.get("cached_tokens") or _cached(metadata),
+            "status": cells.get("status") or status,
+        }
         yield Row(row.number, {**cells, **told})
     if hits:
         source.notes.append(f"{hits:,} requests were answered from LiteLLM's own cache and are left out")

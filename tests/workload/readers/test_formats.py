@@ -31,6 +31,7 @@ from tests.workload.readers.written import (
     csv,
     guidellm,
     jsonl,
+    langfuse,
     litellm,
     otel,
     own,
@@ -153,6 +154,29 @@ def test_litellm_had_its_status_in_the_metadata(file: Callable[[str], Path], sit
         del row["status"]
     table[0]["completion_tokens"] = 0
     assert read_trace(file(jsonl(table)), situation)[1].requests == 35
+
+
+@pytest.mark.parametrize("layout", ["csv", "jsonl"])
+@pytest.mark.parametrize("name", ["usageDetails", "usage_details"])
+def test_langfuse_counts_each_token_once(file: Callable[[str], Path], situation: Any, name: str, layout: str) -> None:
+    """Cached tokens are no part of `input`, nor reasoning of `output`, unless the total says so."""
+    table = rows(lambda i: langfuse(i, name))
+    for i, row in enumerate(table):
+        row |= {"level": "ERROR" if i == 7 else "DEFAULT", "promptTokens": None}
+        details = {"input": int(PROMPT[i]) - 12, "input_cached_tokens": 12, "output": int(OUTPUT[i]) - 1}
+        details |= {"output_reasoning_tokens": 1, "total": int(PROMPT[i] + OUTPUT[i])}
+        if i == 8:
+            details |= {"input": int(PROMPT[i]), "output": int(OUTPUT[i])}
+        if i == 9:
+            details = {"input": 3, "cache_read_input_tokens": int(PROMPT[i]) - 3, "output": int(OUTPUT[i])}
+        row[name] = details if layout == "jsonl" else '"' + json.dumps(details).replace('"', '""') + '"'
+    path = file(jsonl(table) if layout == "jsonl" else csv(table))
+    requests, _ = read_trace(path, situation)
+    kept = np.arange(N) != 7
+    np.testing.assert_array_equal(requests.prompt_tokens, PROMPT[kept])
+    np.testing.assert_array_equal(requests.output_tokens, OUTPUT[kept])
+    assert requests.cached_tokens is not None
+    assert requests.cached_tokens[:9].tolist() == [12] * 7 + [0] + [PROMPT[9] - 3]
 
 
 def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
