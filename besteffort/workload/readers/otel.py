@@ -4,7 +4,8 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/ for `gen_ai.usa
 `cache_read.input_tokens`, which the first includes;
 https://github.com/vllm-project/vllm, vllm/tracing.py, for `gen_ai.latency.time_to_first_token`, `e2e` and
 `time_in_queue` (s) and the former names `prompt_tokens` and `completion_tokens`. The file exporter of the collector
-writes `resourceSpans[].scopeSpans[].spans[]`, with `startTimeUnixNano`. Spans without tokens are other work.
+writes `resourceSpans[].scopeSpans[].spans[]`, with `startTimeUnixNano`. Spans without tokens are other work, and so are
+those of agents and tools, which sum up the tokens of the spans in them, and of embeddings (`gen_ai.operation.name`).
 
 A span becomes a row of its own attributes, those of its resource (`service.name`) and its times. Where spans state a
 thing by several names, the row has it under one of them.
@@ -21,6 +22,7 @@ from besteffort.workload.sources import Row, Source
 
 _USAGE = ("gen_ai.usage.prompt_tokens", "gen_ai.usage.input_tokens")
 _TIMES = ("startTimeUnixNano", "start_time", "endTimeUnixNano", "end_time")
+_OTHER_WORK = ("create_agent", "invoke_agent", "invoke_workflow", "execute_tool", "embeddings", "retrieval")
 _IDS = ("spanId", "span_id")
 FIELDS = {
     "id": Field(("gen_ai.request.id", *_IDS)),
@@ -69,9 +71,9 @@ def _plain(attributes: Any) -> dict[str, Any]:
 
 
 def _cells(span: dict[str, Any], resource: Any) -> dict[str, Any] | None:
-    """What a span states; None of one without tokens."""
+    """What a span states; None of one without tokens of its own."""
     attributes = _plain(span.get("attributes"))
-    if all(attributes.get(name) is None for name in _USAGE):
+    if all(attributes.get(name) is None for name in _USAGE) or attributes.get("gen_ai.operation.name") in _OTHER_WORK:
         return None
     status = span.get("status")
     code = status.get("code", status.get("status_code")) if isinstance(status, dict) else status
@@ -103,7 +105,7 @@ def _unfold(source: Source) -> Iterator[Row]:
                 cells[usual[field]] = value
             yield Row(row.number, cells)
     if others:
-        source.notes.append(f"{others:,} spans without tokens are left out")
+        source.notes.append(f"{others:,} spans without tokens of their own are left out")
 
 
 def _fits(source: Source) -> bool:

@@ -36,6 +36,7 @@ from tests.workload.readers.written import (
     otel,
     own,
     rows,
+    span_line,
     vllm_bench,
     vllm_request,
 )
@@ -232,6 +233,18 @@ def test_spans_name_their_service_and_their_attributes(file: Callable[[str], Pat
     log = named(file(jsonl(table)))
     assert (log.models, log.model_column) == (("m", "m-1"), "gen_ai.response.model")
     assert "`--columns model=gen_ai.request.model`" in str(log)
+
+
+def test_spans_of_agents_sum_up_others(file: Callable[[str], Path], situation: Any) -> None:
+    table = rows(span_line)
+    for row in table:
+        row["attributes"]["gen_ai.operation.name"] = "chat"
+    agents = rows(span_line)
+    for row in agents:
+        row["attributes"]["gen_ai.operation.name"] = "invoke_agent"
+    requests, info = read_trace(file(jsonl(agents + table)), situation)
+    np.testing.assert_array_equal(requests.prompt_tokens, PROMPT)
+    assert "40 spans without tokens of their own are left out" in str(info)
 
 
 def test_guidellm_names_the_model_that_it_was_told(file: Callable[[str], Path]) -> None:
