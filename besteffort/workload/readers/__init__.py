@@ -6,6 +6,7 @@ A new format needs a `Reader` in a module and a line in `READERS`.
 
 from besteffort.workload.readers import (
     aiperf,
+    anthropic,
     any_log,
     azure_llm,
     blis,
@@ -57,6 +58,7 @@ READERS: dict[str, Reader] = {
     "blis": blis.READER,
     "splitwise": splitwise.READER,
     "llm_serving_sim": llm_serving_sim.READER,
+    "anthropic": anthropic.READER,
     "log": any_log.READER,
     "maf": maf_2019.READER,
 }

@@ -104,7 +104,7 @@ FIELDS: Mapping[str, Field] = {
         (
             *("cached_tokens", "num_cached_tokens", "cached_prompt_tokens", "cache_read_input_tokens"),
             *("prompt_tokens_details.cached_tokens", "usage.prompt_tokens_details.cached_tokens"),
-            *("usage.input_tokens_details.cached_tokens", "usage.cached_tokens"),
+            *("usage.input_tokens_details.cached_tokens", "usage.cached_tokens", "usage.cache_read_input_tokens"),
         )
     ),
     "task": Field(("task", "task_name", "taskName")),

@@ -180,6 +180,19 @@ def test_langfuse_counts_each_token_once(file: Callable[[str], Path], situation:
     assert requests.cached_tokens[:9].tolist() == [12] * 7 + [0] + [PROMPT[9] - 3]
 
 
+def test_anthropic_counts_cached_tokens_beside_the_prompt(file: Callable[[str], Path], situation: Any) -> None:
+    requests, info = read_trace(file(FORMATS["Anthropic"][1]), situation)
+    assert requests.cached_tokens is not None
+    np.testing.assert_array_equal(requests.cached_tokens, PROMPT // 2)
+    assert "as Anthropic counts them" in str(info)
+    # LiteLLM has the same name for a part of the whole prompt.
+    usage = {"prompt_tokens": 90, "completion_tokens": 5, "input_tokens": 90, "cache_read_input_tokens": 60}
+    table = rows(lambda i: {"created_at": EPOCH_S + ARRIVAL[i], "usage": usage})
+    requests, info = read_trace(file(jsonl(table)), situation)
+    assert requests.cached_tokens is not None
+    assert (info.kind, requests.prompt_tokens[0], requests.cached_tokens[0]) == ("log", 90, 60)
+
+
 def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
     (log,) = read_logs([path], Reading(columns), names)
     return log

@@ -239,6 +239,14 @@ def gateway(i: int) -> Row:
     }
 
 
+def anthropic(i: int, *, nested: bool) -> Row:
+    cached = int(PROMPT[i]) // 2
+    usage = {"input_tokens": int(PROMPT[i]) - cached - 7, "cache_read_input_tokens": cached}
+    usage |= {"cache_creation_input_tokens": 7, "output_tokens": int(OUTPUT[i])}
+    times = {"created_at": EPOCH_S + ARRIVAL[i], "ttft_s": FIRST[i] - ARRIVAL[i], "latency_s": LAST[i] - ARRIVAL[i]}
+    return {**times, "usage": usage} if nested else {**times, **usage}
+
+
 def per_token(i: int) -> Row:
     return {
         "timestamp_ms": 1e3 * (EPOCH_S + ARRIVAL[i]),
@@ -299,6 +307,8 @@ FORMATS: dict[str, tuple[str, str, str]] = {
     "splitwise-sim": ("splitwise", csv(rows(splitwise)), ""),
     "LLMServingSim": ("llm_serving_sim", jsonl(rows(serving_sim)), ""),
     "LLMServingSim, tabs": ("llm_serving_sim", csv(rows(serving_sim), separator="\t"), ""),
+    "Anthropic, CSV": ("anthropic", csv(rows(lambda i: anthropic(i, nested=False))), "first"),
+    "Anthropic": ("anthropic", jsonl(rows(lambda i: anthropic(i, nested=True))), "first"),
     "any benchmark": ("log", csv(rows(per_token)), "first"),
     "any gateway": ("log", jsonl(rows(gateway)), "first"),
 }
