@@ -131,7 +131,8 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
         gathered, path=source.path, kind=name, layout=source.layout, seconds=timed.seconds, units=timed.said
     )
     model_columns = _model_columns(source, reader)
-    requests = dataclasses.replace(requests, notes=tuple(source.notes), model_columns=model_columns)
+    notes = (*source.notes, *_other_arrivals(source, reader))
+    requests = dataclasses.replace(requests, notes=notes, model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
     requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)
     return _between(records.in_order(requests, strict=reader.ordered, naive=timed.naive), reading)
@@ -180,6 +181,15 @@ def _model_columns(source: Source, reader: Reader) -> tuple[str, ...]:
         return ()
     columns = zip(*map(getter(source, others), source.sample), strict=True)
     return tuple(name for name, cells in zip(others, columns, strict=False) if not all(map(missing, cells)))
+
+
+def _other_arrivals(source: Source, reader: Reader) -> tuple[str, ...]:
+    """Says which of several columns that may tell arrivals was read."""
+    names = reader.fields["arrival"].names if "arrival" in reader.fields else ()
+    used, *others = [name for name in names if source.has(name)] or [""]
+    if not others:
+        return ()
+    return (f"arrivals are `{used}`, not {listed(others, 3)}, which `--columns arrival={others[0]}` would take",)
 
 
 def _named(source: Source, texts: Sequence[str]) -> dict[str, Field]:

@@ -443,3 +443,14 @@ def test_no_first_token_comes_at_once(write: Write) -> None:
     table[7]["first_token_ts"] = table[7]["last_token_ts"]
     log = read_log(write("a.jsonl", jsonl(table)))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(log.ttft_s)), [7])
+
+
+def test_of_several_arrivals_the_line_says_which_was_read(write: Write, situation: Any) -> None:
+    rows = [
+        {"created_at": 1.76e9 + i, "start_time": 1.76e9 + i + 0.2, "prompt_tokens": 5, "output_tokens": 5}
+        for i in range(9)
+    ]
+    path = write("a.jsonl", jsonl(rows))
+    note = "arrivals are `start_time`, not `created_at`, which `--columns arrival=created_at` would take"
+    assert note in str(read_trace(path, situation)[1])
+    assert "would take" not in str(read_trace(path, situation, Reading(("arrival=created_at",)))[1])
