@@ -15,9 +15,9 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.columns import Column
-from besteffort.workload.fields import PER_SECOND, TIMES, Unit
+from besteffort.workload.fields import EARLIEST, PER_SECOND, TIMES, Unit
 
-_EPOCH_S, _LATEST_S = 1e8, 1e11
+_LATEST_S = 1e11
 _LONGEST_PACE_S = 0.5
 _PROMPT_IN_TOKENS = 10  # reading a prompt may take as long as so many tokens
 _SHORTEST_S = 1e-3  # no first token comes sooner
@@ -54,7 +54,7 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
     numbers = {field: column for field, column in times.items() if not column.dated}
     units: dict[str, Unit] = {}
     # Counts of nanoseconds from some start are as large as times since 1970, but begin with smaller ones.
-    counting = max((_median(column.values) for column in numbers.values() if _least(column) < _EPOCH_S), default=0.0)
+    counting = max((_median(column.values) for column in numbers.values() if _least(column) < EARLIEST), default=0.0)
     for field, column in numbers.items():
         unit = _stated_or_epoch(path, column, counting)
         if unit is not None:
@@ -100,7 +100,7 @@ def _dates(path: Path, times: Mapping[str, Column]) -> tuple[dict[str, np.ndarra
         return {field: np.full(len(values), np.nan) for field, values in dated.items()}, []
     origin = min(firsts)
     # A file may have dates and times since 1970: then dates are such times, too.
-    mixed = any(not column.dated and np.nanmax(column.values, initial=0) >= _EPOCH_S for column in times.values())
+    mixed = any(not column.dated and np.nanmax(column.values, initial=0) >= EARLIEST for column in times.values())
     seconds = {}
     for field, values in dated.items():
         apart = np.where(values == missing, 0, values - origin) / 1e9 + (origin / 1e9 if mixed else 0.0)
@@ -128,7 +128,7 @@ def _stated_or_epoch(path: Path, column: Column, counting: float) -> Unit | None
                 f"rename it, or state its unit, as in `--columns arrival={column.name}:ms`."
             )
         return column.unit
-    if values.min() < _EPOCH_S:
+    if values.min() < EARLIEST:
         return None
     if values.max() > 10 * values.min():
         if middle < 10 * counting:
@@ -165,7 +165,7 @@ def _by_pace(durations: np.ndarray, tokens: np.ndarray) -> Unit | None:
 
 def _is_epoch(column: Column, unit: Unit) -> bool:
     values = column.values[np.isfinite(column.values)]
-    return bool(len(values)) and float(np.median(values)) >= _EPOCH_S * PER_SECOND[unit]
+    return bool(len(values)) and float(np.median(values)) >= EARLIEST * PER_SECOND[unit]
 
 
 def _words(numbers: Mapping[str, Column], units: Mapping[str, Unit], assumed: Sequence[str]) -> list[str]:

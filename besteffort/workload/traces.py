@@ -10,6 +10,7 @@ import numpy as np
 from besteffort.errors import InputError, brief
 from besteffort.situation import Situation
 from besteffort.workload.columns import Labels
+from besteffort.workload.fields import EARLIEST
 from besteffort.workload.readers import MafOptions, ServeGenOptions
 from besteffort.workload.reading import ALL, Drawing, Reading, read
 from besteffort.workload.records import Records
@@ -253,8 +254,8 @@ def _parts(found: Records, situation: Situation) -> _Parts:
         notes.append(f"{(~kept).sum():,} of {len(kept):,} requests failed or were not answered and are left out")
         found = found.part(kept)
     arrival_s = found.seconds["arrival"]
-    # Times of this package's own lists are kept as they are; others count from the first arrival.
-    if found.kind != "csv":
+    # Times of this package's own lists are kept as they are, unless since 1970; others count from the first arrival.
+    if found.kind != "csv" or arrival_s[0] >= EARLIEST:
         arrival_s = arrival_s - arrival_s[0]
     limit, output = found.counts.get("limit"), found.counts.get("output")
     if limit is not None and output is not None:

@@ -454,3 +454,10 @@ def test_of_several_arrivals_the_line_says_which_was_read(write: Write, situatio
     note = "arrivals are `start_time`, not `created_at`, which `--columns arrival=created_at` would take"
     assert note in str(read_trace(path, situation)[1])
     assert "would take" not in str(read_trace(path, situation, Reading(("arrival=created_at",)))[1])
+
+
+def test_arrivals_since_1970_count_from_the_first(write: Write, situation: Any) -> None:
+    """Also of this package's own format: a replay would begin with a gap of half a century."""
+    rows = "".join(f"{1_760_000_000.25 + i},piqa,5,5\n" for i in range(5))
+    requests, _ = read_trace(write("a.csv", f"{HEAD}\n{rows}"), situation)
+    np.testing.assert_array_equal(requests.arrival_s, np.arange(5))

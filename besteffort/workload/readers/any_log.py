@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from besteffort.workload.cells import is_date, missing, number
 from besteffort.workload.columns import getter
-from besteffort.workload.fields import Field, found
+from besteffort.workload.fields import EARLIEST, Field, found
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Source
 
@@ -37,7 +37,6 @@ def _camel(name: str) -> str:
 
 _AMBIGUOUS = _times("request", words=("", "_time"))
 """Names of an arrival that web servers give to a duration; the last to count."""
-_EPOCH_S = 1e8
 
 FIELDS: Mapping[str, Field] = {
     "id": Field(("request_id", "requestId", "req_id", "x_request_id", "response_id")),
@@ -128,7 +127,7 @@ def _are_times(source: Source, name: str) -> bool:
     """Whether the first cells of a column are dates or times since 1970, and no durations."""
     take = getter(source, [name])
     cells = [cell for row in source.sample for cell in take(row) if not missing(cell)]
-    return all(is_date(cell) or (number(cell) or 0.0) >= _EPOCH_S for cell in cells)
+    return all(is_date(cell) or (number(cell) or 0.0) >= EARLIEST for cell in cells)
 
 
 READER = Reader(

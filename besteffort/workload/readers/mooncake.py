@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 from besteffort.workload.cells import number
-from besteffort.workload.fields import Field
+from besteffort.workload.fields import EARLIEST, Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
-
-_EPOCH = 1e8  # numbers from there on are times since 1970, whose size tells the unit
 
 
 def _is_time(value: Any) -> TypeGuard[int | float]:
@@ -56,7 +54,7 @@ def _fits(source: Source) -> bool:
         return False
     cells = [row.cells[at] if isinstance(row.cells, list) else row.cells.get("timestamp") for row in source.sample]
     whole = all(isinstance(cell, int) or (isinstance(cell, str) and cell.strip().isdecimal()) for cell in cells)
-    return whole and all((number(cell) or 0.0) < _EPOCH for cell in cells)
+    return whole and all((number(cell) or 0.0) < EARLIEST for cell in cells)
 
 
 READER = Reader(
