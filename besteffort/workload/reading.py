@@ -135,7 +135,8 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
     requests = dataclasses.replace(requests, notes=notes, model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
     requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)
-    return _between(records.in_order(requests, strict=reader.ordered, naive=timed.naive), reading)
+    requests = records.with_coarseness(records.in_order(requests, strict=reader.ordered, naive=timed.naive))
+    return _between(requests, reading)
 
 
 def _reader(source: Source, reading: Reading, kind: str | None) -> tuple[str, Reader]:

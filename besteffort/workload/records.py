@@ -14,6 +14,7 @@ from besteffort.workload.sources import Layout
 
 _CLOCK_CHANGE_S = 1800.0
 _COARSE_S = 1e-3
+_FEW = 20  # requests, of which fewer say nothing of a clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,16 @@ def _coarse(records: Records) -> bool:
     step_s = 1.0 if len(records.seconds) > 1 else _COARSE_S
     times = [values[np.isfinite(values)] for values in records.seconds.values()]
     return all(np.allclose(values / step_s, np.rint(values / step_s), rtol=0, atol=1e-3) for values in times)
+
+
+def with_coarseness(records: Records) -> Records:
+    """Says where most requests share their time of arrival, as where a spreadsheet has rounded it."""
+    n, distinct = len(records), len(np.unique(records.seconds["arrival"]))
+    if n < _FEW or distinct >= n / 2:
+        return records
+    name = records.names.get("arrival", "arrival")
+    note = f"only {distinct:,} of {n:,} arrivals differ, so the clock of `{name}` is coarse or was rounded"
+    return dataclasses.replace(records, notes=(*records.notes, note))
 
 
 def in_order(records: Records, *, strict: bool, naive: tuple[str, ...]) -> Records:

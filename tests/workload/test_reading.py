@@ -461,3 +461,11 @@ def test_arrivals_since_1970_count_from_the_first(write: Write, situation: Any) 
     rows = "".join(f"{1_760_000_000.25 + i},piqa,5,5\n" for i in range(5))
     requests, _ = read_trace(write("a.csv", f"{HEAD}\n{rows}"), situation)
     np.testing.assert_array_equal(requests.arrival_s, np.arange(5))
+
+
+@pytest.mark.parametrize("stamp", ["2025-01-01 10:0{0}", "1.76000{0}E+12", "176000000{0}"])
+def test_rounded_arrivals_are_remarked_on(write: Write, situation: Any, stamp: str) -> None:
+    """Spreadsheets leave the seconds of dates out, and most digits of large numbers."""
+    rows = "".join(f"{stamp.format(i // 9)},5,{5 + i}\n" for i in range(60))
+    _, info = read_trace(write("a.csv", f"timestamp,prompt_tokens,output_tokens\n{rows}"), situation)
+    assert "only 7 of 60 arrivals differ, so the clock of `timestamp` is coarse or was rounded" in str(info)
