@@ -2,7 +2,8 @@
 
 https://github.com/vllm-project/guidellm, docs/guides/outputs.md: `benchmarks[].requests.successful[]`, and `errored`
 and `incomplete` beside it. Times are seconds since 1970, in later versions inside `info.timings`. The model is that of
-`config.backend` of a benchmark or of `args`, where `--model` named one.
+`config.backend` of a benchmark or of `args`, where `--model` named one. What is not streamed has no tokens' times, but
+the end of the request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from besteffort.workload.sources import Row, Source
 _TIMES = {
     "start": ("request_start_time", "request_start", "start_time"),
     "first": ("first_token_time", "first_token_iteration", "first_iteration"),
-    "last": ("last_token_time", "last_token_iteration", "last_iteration"),
+    "last": ("last_token_time", "last_token_iteration", "last_iteration", "request_end_time", "request_end"),
 }
 
 
@@ -49,7 +50,7 @@ def _request(request: dict[str, Any], model: str | None, *, failed: bool) -> dic
     timings = info.get("timings") if isinstance(info, dict) else None
     places = (request, timings if isinstance(timings, dict) else {})
     times = {
-        field: next((place[name] for place in places for name in names if place.get(name) is not None), None)
+        field: next((place[name] for name in names for place in places if place.get(name) is not None), None)
         for field, names in _TIMES.items()
     }
     prompt = request.get("prompt_tokens", request.get("input_tokens"))

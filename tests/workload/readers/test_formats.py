@@ -27,6 +27,7 @@ from tests.workload.readers.written import (
     Row,
     aiperf,
     attributes,
+    bailian,
     burst,
     csv,
     guidellm,
@@ -191,6 +192,27 @@ def test_anthropic_counts_cached_tokens_beside_the_prompt(file: Callable[[str], 
     requests, info = read_trace(file(jsonl(table)), situation)
     assert requests.cached_tokens is not None
     assert (info.kind, requests.prompt_tokens[0], requests.cached_tokens[0]) == ("log", 90, 60)
+
+
+def test_guidellm_without_streaming_has_the_ends_of_requests(file: Callable[[str], Path]) -> None:
+    document = json.loads(guidellm(None))
+    for i, request in enumerate(document["benchmarks"][0]["requests"]["successful"]):
+        request["info"]["timings"] |= {"request_end": EPOCH_S + LAST[i] + 1e-3}
+        if i % 2:
+            request["info"]["timings"] |= {"first_token_iteration": None, "last_token_iteration": None}
+    log = read_log(file(json.dumps(document)))
+    odd = np.arange(N) % 2
+    np.testing.assert_allclose(log.latency_s, LAST - ARRIVAL + 1e-3 * odd, atol=2e-6)
+    assert np.isnan(log.ttft_s).sum() == N / 2
+
+
+def test_bailian_has_turns_where_chats_are_left_out(file: Callable[[str], Path], situation: Any) -> None:
+    table = [{**bailian(i), "type": "text", "turn": 1, "hash_ids": [i]} for i in range(N)]
+    for row in table:
+        del row["chat_id"], row["parent_chat_id"]
+    requests, info = read_trace(file(jsonl(table)), situation)
+    assert info.kind == "qwen_bailian"
+    np.testing.assert_allclose(requests.arrival_s, ARRIVAL - ARRIVAL[0], atol=2e-6)
 
 
 def named(path: Path, *columns: str, names: tuple[str, ...] = ()) -> RequestLog:
