@@ -20,12 +20,9 @@ from besteffort.workload.reading import ALL, Drawing, Reading, read
 from besteffort.workload.records import Records
 from besteffort.workload.sources import listed
 
-_ROUNDING_S = 1e-3
+_ROUNDING_S, _JUMP_S, _LONGEST_WAIT_S = 1e-3, 1.0, 60.0
 _OTHER_CLOCK_S = 86_400.0  # arrivals this far from all other times are from another clock
-_JUMP_S = 1.0
-_LONGEST_WAIT_S = 60.0
-_SLOWEST_TOKEN_S, _FASTEST_TOKEN_S = 10.0, 1e-6
-_DOUBTFUL_TOKEN_S = 0.5
+_SLOWEST_TOKEN_S, _FASTEST_TOKEN_S, _DOUBTFUL_TOKEN_S = 10.0, 1e-6, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +227,8 @@ def log_of(found: Records) -> RequestLog:
         times[index] = (name, np.fmax(values, earliest) + 0.0 * values)
         earliest, earlier_name = np.fmax(earliest, values), name if np.isfinite(values).any() else earlier_name
     scheduled, first, last = (values for _, values in times)
-    per_token_s = float(np.median((last - np.fmax(first, arrival))[answered] / output[answered]))
+    begun = np.where(output > 1, np.fmax(first, arrival), arrival)
+    per_token_s = float(np.median((last - begun)[answered] / output[answered]))
     if not _FASTEST_TOKEN_S < per_token_s < _SLOWEST_TOKEN_S:
         raise InputError(
             f"{found.path}: a token takes {per_token_s:.3g} s in the median, so times are not in {found.units}; "
@@ -362,10 +360,13 @@ def _refuse_drift(found: Records, one: tuple[str, np.ndarray], other: tuple[str,
     (name, arrivals), (other_name, others) = one, other
     waits = others - arrivals
     spread, spans = float(np.ptp(waits)), (float(np.ptp(arrivals)), float(np.ptp(others)))
-    if spread > _LONGEST_WAIT_S and spread > 0.5 * max(spans):
+    # Durations, which some call by the names of times, do not grow with the arrivals.
+    still = spans[1] < 0.5 * spans[0] and spread > 0.75 * spans[0]
+    if still or (spread > _LONGEST_WAIT_S and spread > 0.5 * max(spans)):
         raise InputError(
             f"{found.path}: `{name}` spans {spans[0]:.4g} s and `{other_name}` {spans[1]:.4g} s, so they are of "
-            f"different units or clocks that no offset reconciles; state units, as in `--columns arrival={name}:ms`."
+            f"different units or clocks that no offset reconciles; state units, as in `--columns arrival={name}:ms`, "
+            f"or, if `{other_name}` is how long it took, `--columns latency={other_name}`."
         )
 
 

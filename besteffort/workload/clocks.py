@@ -143,13 +143,32 @@ def _stated_or_epoch(path: Path, column: Column, counting: float) -> Unit | None
 def _relative_unit(undecided: Sequence[str], columns: Mapping[str, Column], units: Mapping[str, Unit]) -> Unit | None:
     """The unit of times that count from some start, which others of the clock or a token's time tell; None if not."""
     alike = {units[field] for field in units if not _is_epoch(columns[field], units[field])}
-    if len(alike) == 1:
+    if len(alike) == 1 and _follow(columns, undecided, next(iter(alike))):
         return alike.pop()
     start = next((field for field in ("first", "scheduled", "queued", "arrival") if field in undecided), None)
     if start is None or not {"last"} <= set(undecided) or "output" not in columns:
         return None
     read = 0 if start == "first" else _PROMPT_IN_TOKENS
     return _by_pace(columns["last"].values - columns[start].values, columns["output"].values + read)
+
+
+def _follow(columns: Mapping[str, Column], undecided: Sequence[str], unit: Unit) -> bool:
+    """Whether stated times lie after arrivals read in a unit and grow with them, as durations do not.
+
+    Args:
+      columns: the columns, by field.
+      undecided: fields of no known unit.
+      unit: the unit of the others.
+    """
+    if "arrival" not in undecided:
+        return True
+    arrival_s = columns["arrival"].values / PER_SECOND[unit]
+    stated = [columns[field] for field in TIMES if field in columns and field not in undecided]
+    later = [column.values / PER_SECOND[column.unit] for column in stated if column.unit and not column.dated]
+    return all(
+        _median(values - arrival_s) >= 0 and _span(values[np.isfinite(arrival_s)]) >= 0.5 * _span(arrival_s)
+        for values in later
+    )
 
 
 def _by_pace(durations: np.ndarray, tokens: np.ndarray) -> Unit | None:
@@ -215,6 +234,10 @@ def _within(middle: float, longest_s: float, others: Iterable[Unit]) -> Unit:
 
 def _least(column: Column) -> float:
     return float(np.nanmin(column.values, initial=np.inf))
+
+
+def _span(values: np.ndarray) -> float:
+    return float(np.nanmax(values, initial=-np.inf) - np.nanmin(values, initial=np.inf))
 
 
 def _median(values: np.ndarray) -> float:

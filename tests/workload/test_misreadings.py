@@ -160,3 +160,36 @@ def test_rounded_arrivals_are_remarked_on(write: Write, situation: Any, stamp: s
     rows = "".join(f"{stamp.format(i // 9)},5,{5 + i}\n" for i in range(60))
     _, info = read_trace(write("a.csv", f"timestamp,prompt_tokens,output_tokens\n{rows}"), situation)
     assert "only 7 of 60 arrivals differ, so the clock of `timestamp` is coarse or was rounded" in str(info)
+
+
+@pytest.mark.parametrize("name", ["completion_time", "completion_ms"])
+def test_durations_by_the_name_of_a_time_are_refused(write: Write, name: str) -> None:
+    """A short log is no longer than a wait may be; still its durations do not grow with its arrivals."""
+    table = served(40)
+    for row in table:
+        took = row.pop("last_token_ts") - row["arrival_time"]
+        row |= {"arrival_time": 1.76e9 + row["arrival_time"], name: 1e3 * took if name.endswith("ms") else took}
+        del row["first_token_ts"]
+    path = write("a.jsonl", jsonl(table))
+    with pytest.raises(InputError, match=f"or, if `{name}` is how long it took, `--columns latency={name}`"):
+        read_log(path)
+    log = read_log(path, Reading((f"latency={name}",)))
+    np.testing.assert_allclose(log.latency_s, read_log(write("b.jsonl", jsonl(served(40)))).latency_s, atol=1e-6)
+
+
+def test_arrivals_have_no_unit_of_durations(write: Write, situation: Any) -> None:
+    table = [
+        {"timestamp": 10.0 * i, "first_token_ms": 350, "prompt_tokens": 5, "completion_tokens": 5 + i} for i in range(9)
+    ]
+    requests, info = read_trace(write("a.jsonl", jsonl(table)), situation)
+    np.testing.assert_allclose(requests.arrival_s, 10.0 * np.arange(9))
+    assert "seconds (`timestamp`), assumed" in info.units
+
+
+def test_a_log_of_answers_of_one_token_is_read(write: Write) -> None:
+    rows = [
+        {"timestamp": 1.76e9 + i, "latency": 0.7 + 0.1 * (i % 4), "prompt_tokens": 900 + i, "output_tokens": 1}
+        for i in range(20)
+    ]
+    log = read_log(write("a.jsonl", jsonl(rows)))
+    np.testing.assert_allclose(log.latency_s, 0.7 + 0.1 * (np.arange(20) % 4), atol=1e-6)
