@@ -277,7 +277,7 @@ def _cached(found: Records, answered: np.ndarray, notes: list[str]) -> np.ndarra
     had = np.nan_to_num(np.minimum(cached, prompt))
     share = had[answered].sum() / prompt[answered].sum()
     notes.append(f"{share:.0%} of the prompts' tokens were in the prefix cache, as the log says, and cost no prefill.")
-    return np.minimum(had, prompt - 1).astype(np.int32)
+    return np.nan_to_num(np.minimum(had, prompt - 1)).astype(np.int32)
 
 
 def _needed(found: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

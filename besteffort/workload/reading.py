@@ -260,9 +260,12 @@ def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
     if reader.ordered and limit is not None:
         _refuse_limits(source, requests, requests.names["limit"], limit, output)
     cached, prompt = requests.counts.get("cached"), requests.counts.get("prompt")
-    if reader.ordered and cached is not None and prompt is not None and (cached > prompt).any():
-        row, why = int(np.argmax(cached > prompt)), "which is above its `prompt_tokens`"
-        source.refuse(int(requests.rows[row]), requests.names["cached"], f"{cached[row]:g}", why)
+    if cached is not None and prompt is not None and (high := cached > prompt).any():
+        if reader.ordered:
+            row, why = int(np.argmax(high)), "which is above its `prompt_tokens`"
+            source.refuse(int(requests.rows[row]), requests.names["cached"], f"{cached[row]:g}", why)
+        note = f"{high.sum():,} prompts have more tokens in the prefix cache than they have, which counts as all"
+        requests = dataclasses.replace(requests, notes=(*requests.notes, note))
     kept = np.isfinite(requests.seconds["arrival"])
     if kept.all():
         return requests

@@ -265,11 +265,7 @@ def _parts(found: Records, situation: Situation) -> _Parts:
             limit = np.where(low, np.nan, limit)
     cached, prompt = found.counts.get("cached"), found.counts.get("prompt")
     if cached is not None:
-        cached = np.nan_to_num(cached)
-        if prompt is not None and (high := cached > prompt).any():
-            notes.append(
-                f"{high.sum():,} prompts have more tokens in the prefix cache than they have, which counts as all"
-            )
+        cached = np.nan_to_num(cached if prompt is None else np.minimum(cached, prompt))
         if prompt is None or not cached.any():
             cached = None
         else:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 from besteffort.errors import InputError
 from besteffort.evaluation.rollouts import play_routers
+from besteffort.profiling.server_log import read_log
 from besteffort.routers import DeadlineRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.simulate import simulate
@@ -98,7 +100,15 @@ def test_columns_name_them(write, situation: Situation) -> None:
     requests, info = read_trace(path, situation, Reading(("arrival=when:s,prompt=n_in,output=n_out,cached=hit",)))
     assert requests.cached_tokens is not None
     assert requests.cached_tokens.tolist() == [40, 49]
-    assert "1 prompts have more tokens in the prefix cache than they have, which counts as all" in str(info)
+    note = "1 prompts have more tokens in the prefix cache than they have, which counts as all"
+    assert note in str(info)
+    path = write("odd.csv", "when,took,n_in,n_out,hit\n0,1,100,5,40\n1,1,50,5,6000\n")
+    columns = Reading(("arrival=when:s,latency=took:s,prompt=n_in,output=n_out,cached=hit",))
+    assert "60% of the prompts' tokens were found in a prefix cache" in str(read_trace(path, situation, columns)[1])
+    assert f"{note}." in read_log(path, columns).notes
+    write("odd.csv", "when,took,n_in,n_out,hit\n0,1,100,5,40\n1,,,,\n")
+    with warnings.catch_warnings(action="error"):
+        assert len(read_log(path, columns)) == 1
 
 
 OPENAI = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 64}}
