@@ -29,6 +29,7 @@ _DONE = frozenset(
         "unset",
     ]
 )
+_DENIALS = frozenset(["false", "no", "0", "0.0", "abort", "aborted", "cancelled", "canceled", "error", "timeout"])
 NO_DATE = int(np.iinfo(np.int64).min)
 """Stands for a missing date, as in NumPy."""
 
@@ -155,5 +156,5 @@ def says_failed(cell: Any) -> bool:
 
 
 def denies(cell: Any) -> bool:
-    """Whether a column of successes says that there was none."""
-    return not missing(cell) and str(cell).strip().lower() in ("false", "no", "0", "0.0")
+    """Whether a column of successes, or of reasons to finish, says that there was none."""
+    return not missing(cell) and str(cell).strip().lower() in _DENIALS

@@ -346,5 +346,11 @@ def _builder(field: str, name: str, each: Field) -> _Numbers | _Names | _Mapped:
     if field == "id":
         return _Mapped(lambda cell: 0 if missing(cell) else hash(str(cell)), np.int64)
     if field in OUTCOMES:
+        if name == "status" and each.means is None:  # a truth there is one of success
+            return _Mapped(lambda cell: denies(cell) if _is_truth(cell) else says_failed(cell), np.bool_)
         return _Mapped(each.means or (says_failed if field == "failed" else denies), np.bool_)
     return (_Names if field in LABELS else _Numbers)(field, name, each)
+
+
+def _is_truth(cell: Any) -> bool:
+    return str(cell).strip().lower() in ("true", "false")

@@ -87,6 +87,9 @@ def test_whole_seconds_of_a_benchmark_cannot_tell_requests_apart(write: Write) -
         lambda bad: {"error": None, "status": "cancelled" if bad else "ok"},
         lambda bad: {"error": "timeout" if bad else None, "status": "FINISHED_STOPPED"},
         lambda bad: {"success": not bad},
+        lambda bad: {"status": not bad},
+        lambda bad: {"status_code": 499 if bad else 200},
+        lambda bad: {"finish_reason": "abort" if bad else "length"},
         lambda bad: {"success": str(not bad), "error_message": ""},
     ],
 )

@@ -111,8 +111,8 @@ FIELDS: Mapping[str, Field] = {
     "tenant": Field(("tenant", "tenant_id", "tenantId")),
     "model": Field(("model", "model_name", "modelName", "Model")),
     "replica": Field(("replica", "instance")),
-    "failed": Field(("error", "status", "failed", "error_message")),
-    "succeeded": Field(("success", "succeeded", "is_success")),
+    "failed": Field(("error", "status", "failed", "error_message", "status_code", "http_status")),
+    "succeeded": Field(("success", "succeeded", "is_success", "finish_reason", "finished_reason")),
 }
 
 
