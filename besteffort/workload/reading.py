@@ -131,7 +131,8 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
         gathered, path=source.path, kind=name, layout=source.layout, seconds=timed.seconds, units=timed.said
     )
     model_columns = _model_columns(source, reader)
-    notes = (*source.notes, *_other_arrivals(source, reader))
+    counted = (f"{count:,} {what}" for what, count in source.counted.items())
+    notes = (*source.notes, *counted, *_other_arrivals(source, reader))
     requests = dataclasses.replace(requests, notes=notes, model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
     requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)

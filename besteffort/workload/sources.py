@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,12 +39,14 @@ class Source:
       sample: the first rows.
       repeated: names that stand twice in one JSON object, and where.
       notes: what a reader has to say of it.
+      counted: what a reader has to say of some of the rows read so far, and of how many.
     """
 
     def __init__(self, path: Path, layout: Layout, rows: Iterable[Row], header: tuple[str, ...] = ()) -> None:
         self.path, self.layout = path, layout
         self.repeated: dict[str, int] = {}
         self.notes: list[str] = []
+        self.counted: collections.Counter[str] = collections.Counter()
         self.ends_with_newline = True
         self.document: dict[str, Any] | None = None
         self._rows = iter(rows)

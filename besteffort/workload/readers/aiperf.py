@@ -16,13 +16,12 @@ from besteffort.workload.sources import Row, Source
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    warm_up = 0
     for row in source.rows():
         metadata, metrics = row.cells.get("metadata"), row.cells.get("metrics")
         metadata = metadata if isinstance(metadata, dict) else {}
         metrics = metrics if isinstance(metrics, dict) else {}
         if metadata.get("benchmark_phase") == "warmup":
-            warm_up += 1
+            source.counted["requests of the warm-up are left out"] += 1
             continue
         yield Row(
             row.number,
@@ -36,8 +35,6 @@ def _unfold(source: Source) -> Iterator[Row]:
                 "error": bool(row.cells.get("error")) or bool(metadata.get("was_cancelled")),
             },
         )
-    if warm_up:
-        source.notes.append(f"{warm_up:,} requests of the warm-up are left out")
 
 
 def _value(metrics: dict[str, Any], *names: str) -> Any:

@@ -76,18 +76,16 @@ def _stated(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    others, header = 0, source.header
+    header = source.header
     for row in source.rows():
         cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
         if cells.get("type") not in (None, "", "GENERATION"):
-            others += 1
+            source.counted["observations are no generations and are left out"] += 1
             continue
         # Exports to CSV have objects as text.
         cells = {**cells, **{name: _object(cells[name]) for name in _OBJECTS if name in cells}}
         lengths = {_PROMPT[0]: _stated(cells, _PROMPT), _OUTPUT[0]: _stated(cells, _OUTPUT)}
         yield Row(row.number, {**cells, **lengths, **_lengths(cells)})
-    if others:
-        source.notes.append(f"{others:,} observations are no generations and are left out")
 
 
 READER = Reader(

@@ -45,14 +45,13 @@ def _cached(metadata: Any) -> Any:
 
 def _unfold(source: Source) -> Iterator[Row]:
     header = source.header
-    hits = others = 0
     for row in source.rows():
         cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
         if str(cells.get("cache_hit")).lower() == "true":
-            hits += 1
+            source.counted["requests were answered from LiteLLM's own cache and are left out"] += 1
             continue
         if any(kind in str(cells.get("call_type")).lower() for kind in _OTHER_CALLS):
-            others += 1
+            source.counted["calls generated no text (`call_type`) and are left out"] += 1
             continue
         metadata = _object(cells.get("metadata"))
         status = metadata.get("status") if isinstance(metadata, dict) else None
@@ -61,10 +60,6 @@ def _unfold(source: Source) -> Iterator[Row]:
             "status": cells.get("status") or status,
         }
         yield Row(row.number, {**cells, **told})
-    if hits:
-        source.notes.append(f"{hits:,} requests were answered from LiteLLM's own cache and are left out")
-    if others:
-        source.notes.append(f"{others:,} calls generated no text (`call_type`) and are left out")
 
 
 READER = Reader(

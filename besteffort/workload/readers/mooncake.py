@@ -16,6 +16,8 @@ from besteffort.workload.fields import EARLIEST, Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
+_TURNS = "later turns of sessions arrive their `delay` after the turn before them, its answer not counted"
+
 
 def _is_time(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and abs(value) < 2**63
@@ -24,7 +26,6 @@ def _is_time(value: Any) -> TypeGuard[int | float]:
 def _unfold(source: Source) -> Iterator[Row]:
     """The rows, later turns with a timestamp of their own."""
     latest: dict[str, float] = {}
-    turns = 0
     for row in source.rows():
         cells = row.cells
         if isinstance(cells, dict) and cells.get("session_id") is not None:
@@ -33,14 +34,10 @@ def _unfold(source: Source) -> Iterator[Row]:
             if stamp is None and session in latest and _is_time(delay):
                 stamp = latest[session] + delay
                 cells = {**cells, "timestamp": stamp}
-                turns += 1
+                source.counted[_TURNS] += 1
             if _is_time(stamp):
                 latest[session] = stamp
         yield Row(row.number, cells)
-    if turns:
-        source.notes.append(
-            f"{turns:,} later turns of sessions arrive their `delay` after the turn before them, its answer not counted"
-        )
 
 
 def _fits(source: Source) -> bool:

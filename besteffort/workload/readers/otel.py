@@ -91,12 +91,11 @@ def _unfold(source: Source) -> Iterator[Row]:
         field: next((name for name in each.names if any(cells.get(name) is not None for cells in some)), each.names[0])
         for field, each in FIELDS.items()
     }
-    others = 0
     for row in source.rows():
         for span, resource in _spans(row.cells):
             cells = _cells(span, resource)
             if cells is None:
-                others += 1
+                source.counted["spans without tokens of their own are left out"] += 1
                 continue
             for field, each in FIELDS.items():
                 value = next((cells[name] for name in each.names if cells.get(name) is not None), None)
@@ -104,8 +103,6 @@ def _unfold(source: Source) -> Iterator[Row]:
                     cells.pop(name, None)
                 cells[usual[field]] = value
             yield Row(row.number, cells)
-    if others:
-        source.notes.append(f"{others:,} spans without tokens of their own are left out")
 
 
 def _fits(source: Source) -> bool:
