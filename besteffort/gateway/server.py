@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 
 from besteffort.gateway import http
 from besteffort.gateway.assembly import Assembly, can_assemble
-from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
+from besteffort.gateway.core import Claim, Core, Outcome, RefusedError, Ticket
 from besteffort.gateway.errors import ApiError
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
@@ -184,7 +184,7 @@ class Server:
         try:
             response = await call.run()
         except _EndedError as ended:
-            core.close(ticket, "invalid" if ended.error.status < 500 else "failed", ended.error.code or "")
+            core.close(ticket, ended.outcome, ended.error.code or "")
             return http.error_response(ended.error, call.headers())
         except RefusedError as refused:
             core.close(ticket, "refused", refused.code)
@@ -205,9 +205,9 @@ class Server:
 class _EndedError(Exception):
     """A request ends with an error before anything of its answer was sent."""
 
-    def __init__(self, error: ApiError) -> None:
+    def __init__(self, error: ApiError, outcome: Outcome) -> None:
         super().__init__(error.message)
-        self.error = error
+        self.error, self.outcome = error, outcome
 
 
 class _ClientGoneError(Exception):
@@ -263,7 +263,7 @@ class _Call:
                 return await self._send(claim)
             except InvalidRequestError as invalid:
                 core.failed(claim, "invalid", blame=False)
-                raise _EndedError(invalid.error) from invalid
+                raise _EndedError(invalid.error, "invalid") from invalid
             except UpstreamError as failure:
                 last = failure
                 if failure.busy_s is not None:
@@ -290,7 +290,7 @@ class _Call:
         """Ends with the error of the last server: as an event, if the stream has begun."""
         response = self._response
         if response is None:
-            raise _EndedError(failure.error)
+            raise _EndedError(failure.error, "failed")
         self._core.close(self._ticket, "failed", failure.why)
         await self._write(failure.error.event())
         return await self._close_stream()

@@ -304,6 +304,19 @@ def test_a_busy_server_is_left_alone_and_another_answers(tmp_path: Path) -> None
     run(scenario())
 
 
+def test_a_request_that_only_busy_servers_get_failed_and_was_not_wrong(tmp_path: Path) -> None:
+    async def busy(call: Call) -> None:
+        await call.respond(429, {"error": {"message": "slow down"}}, {"retry-after": "1"})
+
+    async def scenario() -> None:
+        async with backend(busy) as (url, _), running(tmp_path, [[url]]) as found:
+            status, body, headers = await found.post()
+            assert (status, body["error"]["code"], headers["retry-after"]) == (429, "busy", "1")
+            assert [(record.outcome, record.error) for record in found.records] == [("failed", "busy")]
+
+    run(scenario())
+
+
 def test_a_wrong_request_is_not_tried_elsewhere_and_blames_nobody(tmp_path: Path) -> None:
     async def refuses(call: Call) -> None:
         await call.respond(400, {"detail": "temperature is out of range"})
