@@ -184,7 +184,6 @@ class Server:
         try:
             response = await call.run()
         except _EndedError as ended:
-            core.close(ticket, ended.outcome, ended.error.code or "")
             return http.error_response(ended.error, call.headers())
         except RefusedError as refused:
             core.close(ticket, "refused", refused.code)
@@ -205,9 +204,9 @@ class Server:
 class _EndedError(Exception):
     """A request ends with an error before anything of its answer was sent."""
 
-    def __init__(self, error: ApiError, outcome: Outcome) -> None:
+    def __init__(self, error: ApiError) -> None:
         super().__init__(error.message)
-        self.error, self.outcome = error, outcome
+        self.error = error
 
 
 class _ClientGoneError(Exception):
@@ -254,7 +253,7 @@ class _Call:
                 claim = core.claim(ticket)
             except RefusedError:
                 if last is not None:
-                    return await self._give_up(last)
+                    return await self._end(last.error, "failed")
                 raise
             seconds = time.perf_counter() - started
             self._decided_s += seconds
@@ -263,7 +262,7 @@ class _Call:
                 return await self._send(claim)
             except InvalidRequestError as invalid:
                 core.failed(claim, "invalid", blame=False)
-                raise _EndedError(invalid.error, "invalid") from invalid
+                return await self._end(invalid.error, "invalid")
             except UpstreamError as failure:
                 last = failure
                 if failure.busy_s is not None:
@@ -279,20 +278,19 @@ class _Call:
                     failure.why,
                 )
                 if self._begun or not core.may_retry(ticket):
-                    return await self._give_up(failure)
+                    return await self._end(failure.error, "failed")
 
     def _own_fault(self, failure: UpstreamError) -> bool:
         """Whether a server may have been silent only because nobody listened."""
         waited_s = failure.waited_s
         return waited_s is not None and self._server.lag.share(waited_s) >= _OWN_FAULT
 
-    async def _give_up(self, failure: UpstreamError) -> web.StreamResponse:
+    async def _end(self, error: ApiError, outcome: Outcome) -> web.StreamResponse:
         """Ends with the error of the last server: as an event, if the stream has begun."""
-        response = self._response
-        if response is None:
-            raise _EndedError(failure.error, "failed")
-        self._core.close(self._ticket, "failed", failure.why)
-        await self._write(failure.error.event())
+        self._core.close(self._ticket, outcome, error.code or "")
+        if self._response is None:
+            raise _EndedError(error)
+        await self._write(error.event())
         return await self._close_stream()
 
     async def _send(self, claim: Claim) -> web.StreamResponse:

@@ -463,6 +463,33 @@ def test_silence_is_filled_with_comments(tmp_path: Path, monkeypatch: pytest.Mon
     run(scenario())
 
 
+def test_a_wrong_request_after_comments_is_an_error_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("besteffort.gateway.server._SILENCE_S", 0.05)
+
+    async def breaks(call: Call) -> None:
+        await call.begin_stream()
+        await asyncio.sleep(0.15)
+        call.reset()
+
+    async def refuses(call: Call) -> None:
+        await call.respond(400, {"error": {"message": "too long for this model", "code": "context_length_exceeded"}})
+
+    async def scenario() -> None:
+        async with (
+            backend(breaks) as (bad, _),
+            backend(refuses) as (small, _),
+            running(tmp_path, [[small], [bad]], retries=PLENTY) as found,
+        ):
+            raw = await found.stream()
+            comments, _, last = raw.partition(b"\n\ndata: ")
+            assert comments.startswith(b": waiting\n\n")
+            assert json.loads(last)["error"]["message"] == "too long for this model"
+            (record,) = found.records
+            assert (record.outcome, record.error) == ("invalid", "context_length_exceeded")
+
+    run(scenario())
+
+
 def test_a_server_that_does_not_stream_is_another_failure(tmp_path: Path) -> None:
     async def plain(call: Call) -> None:
         await call.respond(200, completion())
