@@ -47,6 +47,8 @@ def application(logger: logging.Logger, what: str) -> web.Application:
             raise
         except Exception:
             logger.exception("A request failed inside.")
+            if request.writer.output_size > 0:
+                raise ConnectionError("A part of the answer was sent.") from None
             return error_response(_failed(what))
 
     middlewares: list[Middleware] = [errors]

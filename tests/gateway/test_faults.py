@@ -490,6 +490,34 @@ def test_a_wrong_request_after_comments_is_an_error_event(tmp_path: Path, monkey
     run(scenario())
 
 
+def test_a_failure_inside_writes_no_second_answer_into_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async def in_parts(call: Call) -> None:
+            await call.begin_stream()
+            await call.chunk(event("4"))
+            await asyncio.sleep(0.05)
+            await call.chunk(event("", "stop") + DONE)
+            await call.end_stream()
+
+        async with backend(in_parts) as (url, _), running(tmp_path, [[url]]) as found:
+
+            def fail(*_: object, **__: object) -> None:
+                raise RuntimeError
+
+            monkeypatch.setattr(found.gateway.core, "finished", fail)
+            body = {"model": "besteffort", "prompt": "a", "stream": True}
+            async with found.session.post(f"{found.address}/v1/completions", json=body) as response:
+                assert await response.content.readany() == event("4")
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.content.read()
+            assert [record.error for record in found.records] == ["internal_error"]
+            assert found.counts() == 0
+
+    run(scenario())
+
+
 def test_a_server_that_does_not_stream_is_another_failure(tmp_path: Path) -> None:
     async def plain(call: Call) -> None:
         await call.respond(200, completion())
