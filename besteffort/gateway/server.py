@@ -222,6 +222,7 @@ class _Call:
         self._decided_s = 0.0
         self._response: web.StreamResponse | None = None  # once a stream has begun
         self._begun = False  # once a part of the answer was sent
+        self._wrote_s = asyncio.get_running_loop().time()  # when something was sent last
 
     def headers(self) -> dict[str, str]:
         """What the client is told about the decision."""
@@ -429,15 +430,15 @@ class _Call:
         """
         loop = asyncio.get_running_loop()
         while True:
-            until = min(limit, loop.time() + _SILENCE_S)
+            # What comes may be nothing that is sent on yet, such as a server's own comments.
+            until = min(limit, self._wrote_s + _SILENCE_S) if self._intake.streamed else limit
             try:
                 async with asyncio.timeout_at(until):
                     return await content.readany()
             except TimeoutError:
                 if loop.time() >= limit:
                     raise
-            if self._intake.streamed:
-                await self._write(b": waiting\n\n", begins=False)
+            await self._write(b": waiting\n\n", begins=False)
 
     async def _write(self, content: bytes, *, begins: bool = True) -> None:
         """Writes to the client, whose response it begins.
@@ -454,6 +455,7 @@ class _Call:
                 await response.prepare(self._request)
             if content:
                 await response.write(content)
+                self._wrote_s = asyncio.get_running_loop().time()
         except ConnectionError as error:
             # Not an error of a server, whose connection is in use around this.
             raise _ClientGoneError from error

@@ -463,6 +463,29 @@ def test_silence_is_filled_with_comments(tmp_path: Path, monkeypatch: pytest.Mon
     run(scenario())
 
 
+def test_comments_of_a_server_before_the_first_token_are_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are held back with all else that comes before the first token."""
+    monkeypatch.setattr("besteffort.gateway.server._SILENCE_S", 0.1)
+
+    async def pings(call: Call) -> None:
+        await call.begin_stream()
+        for _ in range(10):
+            await asyncio.sleep(0.04)
+            await call.chunk(b": processing\n\n")
+        await call.chunk(event("4") + event("", "stop") + DONE)
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(pings) as (url, _), running(tmp_path, [[url]]) as found:
+            before, _, after = (await found.stream()).partition(b": processing\n\n")
+            assert before.count(b": waiting\n\n") >= 2
+            assert after.endswith(event("4") + event("", "stop") + DONE)
+
+    run(scenario())
+
+
 def test_a_wrong_request_after_comments_is_an_error_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("besteffort.gateway.server._SILENCE_S", 0.05)
 
