@@ -22,6 +22,7 @@ from besteffort.gateway.pools import Place
 _KEEP_S = 3.0
 MOST_ANSWER_BYTES = 2**26
 """Size of the largest answer that is held here as a whole."""
+_MOST_ERROR_BYTES = 2**16
 _LONGEST_MESSAGE = 500
 _BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
 
@@ -197,7 +198,9 @@ async def _refused(response: aiohttp.ClientResponse, place: Place) -> NoReturn:
         # What it says may quote its key, or be about the gateway.
         lacks = status in LACKS_PATH
         raise UpstreamError(f"status_{status}", f"The server answered with status {status}.", lacks_path=lacks)
-    raw = await response.content.read(2**16)
+    raw = b""
+    while len(raw) <= _MOST_ERROR_BYTES and (part := await response.content.readany()):
+        raw += part
     raise InvalidRequestError(_clients_error(status, raw, place))
 
 

@@ -342,6 +342,23 @@ def test_a_wrong_request_is_not_tried_elsewhere_and_blames_nobody(tmp_path: Path
     run(scenario())
 
 
+def test_what_is_wrong_with_a_request_may_come_in_parts(tmp_path: Path) -> None:
+    async def refuses(call: Call) -> None:
+        await call.send(b"HTTP/1.1 400 X\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        await call.chunk(b'{"error": {"message": "too ')
+        await asyncio.sleep(0.05)
+        await call.chunk(b'long", "code": "context_length_exceeded"}}')
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(refuses) as (url, _), running(tmp_path, [[url]]) as found:
+            status, body, _ = await found.post()
+            assert (status, body["error"]["message"]) == (400, "too long")
+            assert body["error"]["code"] == "context_length_exceeded"
+
+    run(scenario())
+
+
 # Streams
 
 
