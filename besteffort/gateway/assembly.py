@@ -10,13 +10,16 @@ from typing import Any
 
 # What streams say in another form than whole answers, or not at all.
 _NOT_STREAMED = (
-    *("audio", "best_of", "echo", "functions", "logprobs", "modalities", "prompt_logprobs", "tools", "top_logprobs"),
+    *("audio", "best_of", "echo", "functions", "logprobs", "modalities", "prompt_logprobs", "return_token_ids"),
+    *("tools", "top_logprobs"),
 )
 
 
 def can_assemble(body: Mapping[str, Any]) -> bool:
     """Whether the answer to a request is text and no more."""
-    return not any(body.get(name) for name in _NOT_STREAMED)
+    values = (body.get(name) for name in _NOT_STREAMED)
+    # A number of 0 asks for something: `logprobs` of the tokens themselves, and no others.
+    return not any(value or type(value) is int for value in values)
 
 
 class Assembly:

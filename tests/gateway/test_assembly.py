@@ -69,8 +69,12 @@ def test_odd_chunks_do_no_harm(chunk: dict[str, Any], chat: bool) -> None:
 
 def test_only_text_is_put_together() -> None:
     assert can_assemble({"prompt": "a", "logprobs": None, "echo": False})
+    assert can_assemble({"tools": [], "return_token_ids": False})
     for name in ("logprobs", "tools", "best_of", "echo"):
         assert not can_assemble({name: [1]})
+    # Each chunk has those of its own tokens, and only these.
+    for asked in ({"logprobs": 0}, {"prompt_logprobs": 0}, {"return_token_ids": True}):
+        assert not can_assemble(asked)
 
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
