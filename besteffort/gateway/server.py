@@ -84,7 +84,7 @@ class Server:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/", self._page)
         app.router.add_get("/page/{name}", self._page)
-        app.router.add_get("/events", self._events)
+        app.router.add_get("/events", self._events, allow_head=False)  # it never ends
         app.cleanup_ctx.append(self.lag.watched)
         return app
 
