@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import hdrs, web
@@ -17,6 +19,7 @@ CUT_OFF_S = 0.05
 """Seconds that requests have to end once they are cut off."""
 
 _BACKLOG = 512
+_UNREAD_S = 60.0  # after which a client is gone that takes nothing of what is sent to it
 
 # aiohttp would log lines that it cannot read, and a key may be in these.
 _SILENT = logging.getLogger("besteffort.gateway.http")
@@ -186,6 +189,13 @@ class _Connection(web.RequestHandler):
     """A connection that answers what is no HTTP as all else, and does not repeat it."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if sys.platform == "linux":
+            # Else a client that reads no more keeps its connection, and what is written for it, as long as it likes.
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1e3 * _UNREAD_S))
 
     def handle_error(
         self,

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -662,6 +663,45 @@ def test_the_limit_of_connections_holds(tmp_path: Path) -> None:
                 assert await asyncio.wait_for(reader.read(), 5) == b""
             for _, other in (*pairs, (reader, writer)):
                 other.close()
+
+    run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_USER_TIMEOUT")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_no_more_holds_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("besteffort.gateway.http._UNREAD_S", 0.5)
+    sent = json.dumps({"model": "besteffort", "prompt": "a", "stream": stream}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+    async def large(call: Call) -> None:
+        if not call.body.get("stream"):
+            await call.respond(200, completion("a" * 2**24))
+            return
+        await call.begin_stream()
+        while True:
+            await call.chunk(event("a" * 2**15))
+
+    async def scenario() -> None:
+        async with backend(large) as (url, made):
+            given = with_timeouts([[url]])
+            given = dataclasses.replace(given, listen=Listen(port=0, connections=1, drain_s=0.0))
+            async with started(given, tmp_path) as found:
+                _, writer = await asyncio.open_connection("127.0.0.1", int(found.address.rpartition(":")[2]))
+                writer.transport.pause_reading()
+                writer.write(head % len(sent) + sent)
+                while not found.records:
+                    await asyncio.sleep(0.01)
+                made.behaviour = answer
+                async with asyncio.timeout(20):
+                    while True:
+                        with contextlib.suppress(aiohttp.ClientError):
+                            assert (await found.post())[0] == 200
+                            break
+                        await asyncio.sleep(0.1)
+                writer.transport.abort()
 
     run(scenario())
 
