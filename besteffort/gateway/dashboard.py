@@ -72,7 +72,10 @@ PANELS = (
     Panel(
         "Outcomes other than answers",
         "reqps",
-        {"{{outcome}}": f'sum by (outcome) (rate(besteffort_requests_total{{outcome!="answered"}}{_RATE}))'},
+        {
+            "{{outcome}}": f'sum by (outcome) (rate(besteffort_requests_total{{outcome!="answered"}}{_RATE}))',
+            "{{reason}}": f"sum by (reason) (rate(besteffort_requests_turned_away_total{_RATE}))",
+        },
         stacked=True,
     ),
     Panel(

@@ -84,6 +84,12 @@ class Metrics:
             "besteffort_decision_seconds", "That a decision takes.", buckets=_DECISIONS_S, registry=figures
         )
         self._reloads = Counter("besteffort_reloads", "Reloads.", ("result",), registry=figures)
+        self._turned_away = Counter(
+            "besteffort_requests_turned_away",
+            "Requests refused as they came, since the gateway was full or draining.",
+            ("reason",),
+            registry=figures,
+        )
         self._arm_requests = Counter(
             "besteffort_arm_requests",
             "Requests that ended, by the policy that decided them.",
@@ -170,6 +176,10 @@ class Metrics:
         self._compared.labels(ticket.ask.task).inc()
         if ticket.shadow_pool != pool:
             self._disagreed.labels(ticket.ask.task, pool, ticket.shadow_pool).inc()
+
+    def turned_away(self, reason: str) -> None:
+        """Counts a request that was refused as it came; it has no record."""
+        self._turned_away.labels(reason).inc()
 
     def reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()

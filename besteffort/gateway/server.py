@@ -179,7 +179,8 @@ class Server:
         try:
             ticket = core.arrive(intake.ask, name)
         except RefusedError as refused:
-            raise _refusal(refused, name) from None
+            self.metrics.turned_away(refused.code)
+            raise _refusal(refused) from None
         call = _Call(self, request, intake, path, ticket)
         try:
             response = await call.run()
@@ -187,7 +188,7 @@ class Server:
             return http.error_response(ended.error, call.headers())
         except RefusedError as refused:
             core.close(ticket, "refused", refused.code)
-            return http.error_response(_refusal(refused, name), call.headers())
+            return http.error_response(_refusal(refused), call.headers())
         except _ClientGoneError:
             core.close(ticket, "cancelled", "client")
             raise ConnectionResetError("The client has left.") from None
@@ -473,7 +474,7 @@ class _Call:
         self._core.close(self._ticket, "answered")
 
 
-def _refusal(refused: RefusedError, name: str) -> ApiError:
+def _refusal(refused: RefusedError) -> ApiError:
     return ApiError(
         _STATUS[refused.code], str(refused), kind="server_error", code=refused.code, retry_after_s=refused.retry_after_s
     )

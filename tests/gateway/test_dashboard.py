@@ -32,6 +32,7 @@ def samples() -> dict[str, set[str]]:
     made.close(ticket, "answered")
     metrics.record(records[0])
     metrics.reloaded("done")
+    metrics.turned_away("draining")
     metrics.drift.look()
     families = text_string_to_metric_families(metrics.text()[0].decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

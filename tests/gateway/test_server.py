@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from besteffort.gateway.config import Breaker, Key, Listen, Pool, Retries
+from besteffort.gateway.core import Ask
 from tests.gateway.backends import (
     WHOLE,
     Call,
@@ -209,6 +210,26 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
             assert f"besteffort_time_to_first_token_seconds_count{{{model}}} 1.0" in text
             assert "besteffort_decision_seconds_count 2.0" in text
             assert len(made.calls) == 2
+
+    run(scenario())
+
+
+def test_metrics_count_requests_that_a_full_or_draining_gateway_refuses(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        listen = Listen(port=0, requests=1, drain_s=0.0)
+        async with backend(answer) as (url, _), running(tmp_path, [[url]], listen=listen) as found:
+            core = found.gateway.core
+            held = core.arrive(Ask("piqa"), "held")
+            for _ in range(2):
+                status, body, _ = await found.post()
+                assert (status, body["error"]["code"]) == (503, "too_many_requests")
+            core.close(held, "failed")
+            core.draining = True
+            assert (await found.post())[1]["error"]["code"] == "draining"
+            async with found.session.get(f"{found.address}/metrics") as response:
+                text = await response.text()
+            assert 'besteffort_requests_turned_away_total{reason="too_many_requests"} 2.0' in text
+            assert 'besteffort_requests_turned_away_total{reason="draining"} 1.0' in text
 
     run(scenario())
 
