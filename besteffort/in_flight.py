@@ -76,6 +76,12 @@ from besteffort.situation import Situation, deadline_s
 _MOST_PROSPECTS = 1024
 _FEW = 12  # requests on the instances looked at, up to which plain numbers are faster than arrays
 _NO_LIMIT = np.iinfo(np.int64).max
+_SEATED = (
+    *("_present", "_running", "_eligible", "_task", "_prompt", "_tokens", "_order", "_law", "_limit", "_arrival_s"),
+    *("_factor", "_added_s", "_delay_s", "_tenant_weight", "_cached", "_base_s", "_per_token_s", "_quality"),
+    "_penalty",
+)
+"""Arrays of `InFlight` of shape (instances, seats); others may have the same shape by chance."""
 
 
 class Decision(NamedTuple):
@@ -1305,12 +1311,12 @@ class InFlight:
 
     def _widen(self) -> None:
         """Twice as many seats: servers may hold more than the situation says."""
-        seats = self._present.shape
-        for name, value in vars(self).items():
-            if isinstance(value, np.ndarray) and value.shape == seats:
-                setattr(self, name, np.concatenate([value, np.zeros_like(value)], axis=1))
+        seats = self._present.shape[1]
+        for name in _SEATED:
+            value = getattr(self, name)
+            setattr(self, name, np.concatenate([value, np.zeros_like(value)], axis=1))
         for instance in self._instances:
-            instance.free += range(2 * seats[1] - 1, seats[1] - 1, -1)
+            instance.free += range(2 * seats - 1, seats - 1, -1)
 
 
 class _PlainLaws(NamedTuple):

@@ -16,12 +16,12 @@ from besteffort.errors import InputError
 from besteffort.estimates.encoding import appraise
 from besteffort.estimates.estimates import Estimates
 from besteffort.estimates.params import ServingParams
-from besteffort.in_flight import InFlight
+from besteffort.in_flight import _SEATED, InFlight
 from besteffort.observation import default_features
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy, rule_policy
-from besteffort.situation import Situation
+from besteffort.situation import Cluster, Pool, Situation
 from tests.estimates.lists import apart, known
 
 SITUATION = load_situation("paper")
@@ -139,6 +139,35 @@ def test_more_in_flight_than_the_situation_says_is_counted(flight: InFlight) -> 
         flight.sent(number, SMALLEST, at=0.1)
     assert flight.batch_sizes[0, 0] == capacity + 5
     assert finite(flight.estimates("new", at=0.1))
+
+
+def test_arrays_that_have_the_shape_of_seats_by_chance_stay_as_they_are() -> None:
+    """As many places as columns of sums over answers, and one place on the replicas of one pool."""
+    view = dataclasses.replace(SITUATION.view, streamed=False, slowdown_tau_s=2.0)
+    cluster = dataclasses.replace(SITUATION.cluster, max_batch=2, queue_capacity=1)
+    three = dataclasses.replace(SITUATION, view=view, cluster=cluster)
+    pool = Pool("alone", LARGEST, replicas=2, max_batch=1, queue_capacity=0)
+    one = dataclasses.replace(SITUATION, view=view, cluster=Cluster(), pools=(pool,))
+    for situation, places in ((three, 3), (one, 1)):
+        flight = InFlight(situation)
+        shape = flight.batch_sizes.shape
+        for number in range(places + 1):
+            flight.arrived(number, task=TASK, prompt_tokens=10, at=0.1 * number)
+            flight.sent(number, 0, at=0.1 * number)
+        assert flight.batch_sizes.shape == shape
+        flight.use_only(np.ones(shape, bool))
+        for number in range(places + 1):
+            flight.done(number, output_tokens=5, at=1.0 + 0.1 * number)
+        flight.arrived("next", task=TASK, prompt_tokens=10, at=3.0)
+        assert flight.estimates("next", at=3.0).completion_s.shape == shape[1:]
+        assert flight.batch_sizes.sum() == 0
+
+
+def test_all_arrays_over_seats_are_widened() -> None:
+    flight = InFlight(SITUATION)
+    seats = flight._present.shape
+    arrays = {name for name, value in vars(flight).items() if isinstance(value, np.ndarray) and value.shape == seats}
+    assert arrays == set(_SEATED)
 
 
 def test_a_deadline_and_a_limit_of_the_client_count(flight: InFlight) -> None:
