@@ -34,6 +34,7 @@ class RequestLog:
           begun: whether it is in order, and others write to it, too.
         """
         self.path = path
+        self._rest = b""  # of a line that was begun
         with os_errors_as_input_errors(path):
             self._file = path.open("a+b", buffering=0)
             try:
@@ -53,14 +54,14 @@ class RequestLog:
         """Writes what is held back.
 
         Raises:
-          InputError: if the disk is full; what was held back is dropped.
+          InputError: if the disk is full; what was held back is dropped, but for the rest of a line that was begun.
         """
-        if not self._held:
+        if not self._held and not self._rest:
             return
         held, self._held = self._held, []
         text = "".join(_line([_cell(getattr(record, name)) for name in COLUMNS]) for record in held)
         with os_errors_as_input_errors(self.path):
-            self._write(text.encode())
+            self._write(self._rest + text.encode())
 
     def close(self) -> None:
         try:
@@ -69,8 +70,14 @@ class RequestLog:
             self._file.close()
 
     def _write(self, content: bytes) -> None:
-        while content:
-            content = content[self._file.write(content) or 0 :]
+        written = 0
+        try:
+            while written < len(content):
+                written += self._file.write(content[written:]) or 0
+        finally:
+            # Whole lines are dropped; half a one would spoil the file for its readers.
+            begun = not content[:written].endswith(b"\n") if written else bool(self._rest)
+            self._rest = content[written : content.index(b"\n", written) + 1] if begun else b""
 
     def _begin(self) -> None:
         """Writes the header into a new file; drops a last line that a kill cut short."""

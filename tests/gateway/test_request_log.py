@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,46 @@ def test_a_file_is_taken_up_again_without_a_line_that_a_kill_cut_short(tmp_path:
     assert lines[0] == ",".join(COLUMNS)
     assert [line.split(",")[0] for line in lines[1:]] == ["r0", "r1", "r2", "r0"]
     assert path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize(("whole", "more"), [(0, 0), (0, 1), (1, -1), (1, 0), (2, 50)])
+def test_a_disk_that_was_full_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int, more: int
+) -> None:
+    path = tmp_path / "requests.csv"
+    log = RequestLog(path)
+    log.add(RECORD)
+    log.flush()
+    line = len(path.read_bytes().splitlines(keepends=True)[1])
+    room = whole * line + more
+    file = log._file
+
+    class Full:
+        """Takes so many bytes more."""
+
+        def __init__(self, room: int) -> None:
+            self.room = room
+
+        def write(self, content: bytes) -> int:
+            taken = min(len(content), self.room)
+            self.room -= taken
+            if not taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return file.write(content[:taken])
+
+    monkeypatch.setattr(log, "_file", Full(room))
+    for _ in range(2):
+        for number in range(4):
+            log.add(dataclasses.replace(RECORD, request_id=f"f{number}"))
+        with pytest.raises(InputError, match="no space left"):
+            log.flush()
+    monkeypatch.setattr(log, "_file", file)
+    log.add(dataclasses.replace(RECORD, request_id="later"))
+    log.close()
+    lines = path.read_text().splitlines()
+    assert {len(line.split(",")) for line in lines} == {len(COLUMNS)}
+    assert lines[-1].startswith("later,")
+    assert len(lines) == 3 + -(-room // line)
 
 
 @pytest.mark.parametrize("cut", ["", "request_id,arr"])
