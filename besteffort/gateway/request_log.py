@@ -84,7 +84,7 @@ class RequestLog:
         self._file.seek(0)
         first = self._file.readline(2**16)
         header = _line(COLUMNS).encode()
-        if not first.endswith(b"\n"):
+        if first != header and header.startswith(first):
             self._file.truncate(0)
             self._write(header)
             return

@@ -116,12 +116,13 @@ def test_a_header_that_a_kill_cut_short_is_written_again(tmp_path: Path, cut: st
     assert path.read_text() == ",".join(COLUMNS) + "\n"
 
 
-def test_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"models": []}', "a" * 2**17])
+def test_another_file_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "requests.csv"
-    path.write_text("a,b\n1,2\n")
+    path.write_text(content)
     with pytest.raises(InputError, match="no request log"):
         RequestLog(path)
-    assert path.read_text() == "a,b\n1,2\n"
+    assert path.read_text() == content
     with pytest.raises(InputError, match="cannot write"):
         RequestLog(tmp_path / "missing" / "requests.csv")
 
