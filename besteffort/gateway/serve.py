@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from besteffort.errors import InputError
@@ -95,6 +95,7 @@ class Gateway:
         self._hosts = None if redis is None else Hosts(self.core, redis, group)
         self._sharing: asyncio.Task[None] | None = None
         self._path = path
+        self._watched = snapshot.config  # as read last, whether it is in use or not
         self._digest = "" if path is None else _digest(path, snapshot.config)
         self._request_log: RequestLog | None = None
         self._listener: Listener | None = None
@@ -134,8 +135,8 @@ class Gateway:
         self.core.sweep()
         self._flush()
         self._watch()
-        path, config = self._path, self.core.snapshot.config
-        if path is not None and await asyncio.to_thread(_digest, path, config) != self._digest:
+        path = self._path
+        if path is not None and await asyncio.to_thread(_digest, path, self._watched) != self._digest:
             await self.reload()
 
     async def reload(self) -> bool:
@@ -143,7 +144,7 @@ class Gateway:
         before, path = self.core.snapshot, self._path
         if path is None:
             return False
-        self._digest = await asyncio.to_thread(_digest, path, before.config)
+        self._digest = await asyncio.to_thread(_digest, path, self._watched)
         try:
             snapshot = await asyncio.to_thread(self._read_again, path, before)
         except InputError as error:
@@ -157,7 +158,6 @@ class Gateway:
         ):
             LOGGER.warning("`listen.host`, `listen.port`, `redis` and `request_log` change with a restart only.")
         self.core.replace(snapshot)
-        self._digest = await asyncio.to_thread(_digest, path, snapshot.config)
         self.metrics.reloaded("done")
         LOGGER.info("Reloaded: snapshot %d.", snapshot.number)
         return True
@@ -196,11 +196,15 @@ class Gateway:
                 LOGGER.info("Drift of %s is not watched: %s.", measure, why)
 
     def _read_again(self, path: Path, before: Snapshot) -> Snapshot:
+        # Digests are from before the reading, so that what changes meanwhile is read once more.
+        own = _file_digest(path)
         config, path = load_gateway(path)
+        digests = {arm: _policy_digest(path, source) for arm, source in sources(config).items()}
+        self._watched, self._digest = config, _joined(own, digests.values())
         read: dict[str, Policy] = {}
         policies: dict[ArmName, Policy] = {}
         for arm, source in sources(config).items():
-            digest = _policy_digest(path, source)
+            digest = digests[arm]
             known = read.get(digest) or self._policies.get(digest)
             policies[arm] = read[digest] = _policy(source, path) if known is None else known
         snapshot = _snapshot(config, path, policies, before)
@@ -274,8 +278,11 @@ def _snapshot(
 
 def _digest(path: Path, config: GatewayConfig) -> str:
     """Of the files that a reload would read."""
-    policies = (_policy_digest(path, source) for source in sources(config).values())
-    return "\n".join((_file_digest(path), *policies))
+    return _joined(_file_digest(path), (_policy_digest(path, source) for source in sources(config).values()))
+
+
+def _joined(own: str, policies: Iterable[str]) -> str:
+    return "\n".join((own, *policies))
 
 
 def _policy_digest(path: Path, source: Source) -> str:
@@ -286,5 +293,5 @@ def _policy_digest(path: Path, source: Source) -> str:
 def _file_digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # a path may have characters that none can have
         return ""

@@ -10,12 +10,15 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import yaml
 
+from besteffort.gateway import serve
 from besteffort.gateway.config import Listen
+from besteffort.gateway.snapshot import Snapshot
 from besteffort.policy import save_policy
 from tests.gateway.backends import answer, backend, once, run, running, started
 from tests.gateway.policies import MODELS, config, contrary, greedy
@@ -206,6 +209,47 @@ def test_files_that_change_are_read_again_and_others_are_not(tmp_path: Path) -> 
                 assert gateway.core.snapshot.policy is policy
 
     run(scenario(), 120.0)
+
+
+def test_what_changes_while_files_are_read_is_read_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, late = serve.make_snapshot, ["smallest"]
+
+    def make_and_write(*given: Any, **others: Any) -> Snapshot:
+        if late:
+            write(tmp_path, "http://127.0.0.1:9/v1", when_late=late.pop())
+        return make(*given, **others)
+
+    async def scenario() -> None:
+        write(tmp_path, "http://127.0.0.1:9/v1")
+        async with running(tmp_path, [["http://127.0.0.1:9/v1"]]) as found:
+            monkeypatch.setattr(serve, "make_snapshot", make_and_write)
+            write(tmp_path, "http://127.0.0.1:9/v1", when_late="refuse")
+            used = []
+            for _ in range(3):
+                await found.gateway.tick()
+                used.append(found.gateway.core.snapshot.config.when_late)
+            assert used == ["refuse", "smallest", "smallest"]
+
+    run(scenario())
+
+
+def test_a_policy_that_comes_after_the_file_that_names_it_is_read(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        write(tmp_path, "http://127.0.0.1:9/v1")
+        async with running(tmp_path, [["http://127.0.0.1:9/v1"]]) as found:
+            gateway = found.gateway
+            for named in ("next.safetensors", "a\0b", "next.safetensors"):
+                write(tmp_path, "http://127.0.0.1:9/v1", policy=named)
+                await gateway.tick()
+                assert gateway.core.snapshot.number == 0
+            save_policy(contrary(), tmp_path / "whole.safetensors")
+            whole = (tmp_path / "whole.safetensors").read_bytes()
+            for content, number in ((whole[:100], 0), (whole, 1)):
+                (tmp_path / "next.safetensors").write_bytes(content)
+                await gateway.tick()
+                assert gateway.core.snapshot.number == number
+
+    run(scenario())
 
 
 def test_check_says_what_would_be_served(tmp_path: Path) -> None:
