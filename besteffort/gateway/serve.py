@@ -137,16 +137,21 @@ class Gateway:
         self._watch()
         path = self._path
         if path is not None and await asyncio.to_thread(_digest, path, self._watched) != self._digest:
-            await self.reload()
+            await self.reload(changed_only=True)
 
-    async def reload(self) -> bool:
-        """Reads configuration and policy again; whether they are in use. If they do not fit, those before stay."""
+    async def reload(self, *, changed_only: bool = False) -> bool:
+        """Reads configuration and policy again; whether they are in use. If they do not fit, those before stay.
+
+        Args:
+          changed_only: whether a policy is left as it is whose file has not changed; what a situation names, such as
+            its profile, may have.
+        """
         before, path = self.core.snapshot, self._path
         if path is None:
             return False
         self._digest = await asyncio.to_thread(_digest, path, self._watched)
         try:
-            snapshot = await asyncio.to_thread(self._read_again, path, before)
+            snapshot = await asyncio.to_thread(self._read_again, path, before, changed_only)
         except InputError as error:
             LOGGER.error("Not reloaded, the last one stays in use: %s", error)
             self.metrics.reloaded("refused")
@@ -195,17 +200,18 @@ class Gateway:
             for measure, why in drift.left_out.items():
                 LOGGER.info("Drift of %s is not watched: %s.", measure, why)
 
-    def _read_again(self, path: Path, before: Snapshot) -> Snapshot:
+    def _read_again(self, path: Path, before: Snapshot, changed_only: bool) -> Snapshot:
         # Digests are from before the reading, so that what changes meanwhile is read once more.
         own = _file_digest(path)
         config, path = load_gateway(path)
         digests = {arm: _policy_digest(path, source) for arm, source in sources(config).items()}
         self._watched, self._digest = config, _joined(own, digests.values())
+        kept = self._policies if changed_only else {}
         read: dict[str, Policy] = {}
         policies: dict[ArmName, Policy] = {}
         for arm, source in sources(config).items():
             digest = digests[arm]
-            known = read.get(digest) or self._policies.get(digest)
+            known = read.get(digest) or kept.get(digest)
             policies[arm] = read[digest] = _policy(source, path) if known is None else known
         snapshot = _snapshot(config, path, policies, before)
         self._policies = read

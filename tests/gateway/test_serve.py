@@ -18,8 +18,8 @@ import yaml
 
 from besteffort.gateway import serve
 from besteffort.gateway.config import Listen
-from besteffort.gateway.snapshot import Snapshot
-from besteffort.policy import save_policy
+from besteffort.gateway.snapshot import Snapshot, Source
+from besteffort.policy import Policy, save_policy
 from tests.gateway.backends import answer, backend, once, run, running, started
 from tests.gateway.policies import MODELS, config, contrary, greedy
 
@@ -248,6 +248,31 @@ def test_a_policy_that_comes_after_the_file_that_names_it_is_read(tmp_path: Path
                 (tmp_path / "next.safetensors").write_bytes(content)
                 await gateway.tick()
                 assert gateway.core.snapshot.number == number
+
+    run(scenario())
+
+
+def test_a_reload_that_is_asked_for_reads_what_a_situation_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str | None] = []
+
+    def make(source: Source, folder: Path) -> Policy:
+        made.append(source.situation)
+        return greedy()
+
+    async def scenario() -> None:
+        write(tmp_path, "http://127.0.0.1:9/v1")
+        async with running(tmp_path, [["http://127.0.0.1:9/v1"]]) as found:
+            gateway = found.gateway
+            monkeypatch.setattr(serve, "make_policy", make)
+            write(tmp_path, "http://127.0.0.1:9/v1", policy=None, situation="my.yaml")
+            await gateway.tick()
+            write(tmp_path, "http://127.0.0.1:9/v1", policy=None, situation="my.yaml", when_late="refuse")
+            await gateway.tick()
+            assert made == ["my.yaml"]
+            assert await gateway.reload()
+            assert made == ["my.yaml"] * 2
 
     run(scenario())
 
