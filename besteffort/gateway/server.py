@@ -78,7 +78,7 @@ class Server:
         app.router.add_post(COMPLETIONS, self._completions)
         app.router.add_post(CHAT, self._chat)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{model}", self._model)
+        app.router.add_get("/v1/models/{model:.+}", self._model)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)

@@ -194,6 +194,18 @@ def test_other_paths_methods_and_types_are_errors_in_the_same_shape(tmp_path: Pa
     run(scenario())
 
 
+def test_a_model_whose_name_has_slashes_is_found(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        name = "facebook/opt-125m"
+        given = {"models": (name,)}
+        async with backend(answer) as (url, _), running(tmp_path, [[url]], **given) as found, client(found) as sdk:
+            assert (await sdk.models.retrieve(name)).id == name
+            async with found.session.get(f"{found.address}/v1/models/{name}") as response:
+                assert (await response.json())["id"] == name
+
+    run(scenario())
+
+
 def test_metrics_count_what_happened(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with backend(answer) as (url, made), running(tmp_path, [[url]]) as found:
