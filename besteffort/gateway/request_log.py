@@ -1,14 +1,17 @@
 """The request log: a CSV file with a line per request, which `simulate`, `profile fit` and `--trace` read.
 
-It has lengths, times and outcomes, and no prompt, answer or key.
+It has lengths, times and outcomes, and no prompt, answer or key. To rotate it, move it away: a new file is begun.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 import io
+import os
 from pathlib import Path
+from typing import IO
 
 from besteffort.errors import InputError
 from besteffort.files import os_errors_as_input_errors
@@ -39,7 +42,8 @@ class RequestLog:
             self._file = path.open("a+b", buffering=0)
             try:
                 if not begun:
-                    self._begin()
+                    self._begin(self._file)
+                    self._mend()
             except BaseException:
                 self._file.close()
                 raise
@@ -51,16 +55,19 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is held back.
+        """Writes what is held back, into a new file if the present one was moved away.
 
         Raises:
-          InputError: if the disk is full; what was held back is dropped, but for the rest of a line that was begun.
+          InputError: if the disk is full, or a new file cannot be had; what was held back is dropped, but for the rest
+            of a line that was begun.
         """
         if not self._held and not self._rest:
             return
         held, self._held = self._held, []
         text = "".join(_line([_cell(getattr(record, name)) for name in COLUMNS]) for record in held)
         with os_errors_as_input_errors(self.path):
+            if self._moved():
+                self._open_again()
             self._write(self._rest + text.encode())
 
     def close(self) -> None:
@@ -79,17 +86,45 @@ class RequestLog:
             begun = not content[:written].endswith(b"\n") if written else bool(self._rest)
             self._rest = content[written : content.index(b"\n", written) + 1] if begun else b""
 
-    def _begin(self) -> None:
-        """Writes the header into a new file; drops a last line that a kill cut short."""
-        self._file.seek(0)
-        first = self._file.readline(2**16)
+    def _moved(self) -> bool:
+        """Whether no file, or another one, has the name."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def _open_again(self) -> None:
+        file = self.path.open("a+b", buffering=0)
+        try:
+            # Of several workers the first one writes the header, before any writes a record.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._begin(file)
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except BaseException:
+            file.close()
+            raise
+        self._file.close()
+        self._file, self._rest = file, b""
+
+    def _begin(self, file: IO[bytes]) -> None:
+        """Writes the header into a new file.
+
+        Raises:
+          InputError: if a file is there that is no request log.
+        """
+        file.seek(0)
+        first = file.readline(2**16)
         header = _line(COLUMNS).encode()
-        if first != header and header.startswith(first):
-            self._file.truncate(0)
-            self._write(header)
+        if first == header:
             return
-        if first != header:
+        if not header.startswith(first):
             raise InputError(f"{self.path}: the file is no request log of this version; name another one.")
+        file.truncate(0)
+        while header:
+            header = header[file.write(header) :]
+
+    def _mend(self) -> None:
+        """Drops a last line that a kill cut short."""
         size = self._file.seek(0, 2)
         self._file.seek(max(size - 2**16, 0))
         tail = self._file.read(2**16)

@@ -93,6 +93,9 @@ def test_a_disk_that_was_full_leaves_whole_lines(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return file.write(content[:taken])
 
+        def fileno(self) -> int:
+            return file.fileno()
+
     monkeypatch.setattr(log, "_file", Full(room))
     for _ in range(2):
         for number in range(4):
@@ -114,6 +117,39 @@ def test_a_header_that_a_kill_cut_short_is_written_again(tmp_path: Path, cut: st
     path.write_text(cut)
     RequestLog(path).close()
     assert path.read_text() == ",".join(COLUMNS) + "\n"
+
+
+def ids(path: Path) -> list[str]:
+    """Those of a log's requests, below its header."""
+    header, *lines = path.read_text().splitlines()
+    assert header == ",".join(COLUMNS)
+    return [line.split(",")[0] for line in lines]
+
+
+def test_a_file_that_is_moved_away_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    path, moved = tmp_path / "requests.csv", tmp_path / "requests.csv.1"
+    logs = [RequestLog(path), *(RequestLog(path, begun=True) for _ in range(2))]
+    first, second, third = records(3)
+    for log in logs:
+        log.add(first)
+        log.flush()
+    path.rename(moved)
+    for log in logs:
+        log.add(second)
+        log.flush()
+    assert ids(moved) == ["r0"] * 3
+    assert ids(path) == ["r1"] * 3
+    path.unlink()
+    path.write_text("a,b\n1,2\n")
+    logs[0].add(third)
+    with pytest.raises(InputError, match="no request log"):
+        logs[0].flush()
+    assert path.read_text() == "a,b\n1,2\n"
+    path.unlink()
+    for log in logs:
+        log.add(third)
+        log.close()
+    assert ids(path) == ["r2"] * 3
 
 
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"models": []}', "a" * 2**17])
