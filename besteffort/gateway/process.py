@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+LOGGER = logging.getLogger("besteffort.gateway")
 _TICK_S = 1.0
 
 
@@ -31,7 +32,7 @@ async def until_told(
     again: Callable[[], Awaitable[object]] | None = None,
     over: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Returns on SIGTERM or SIGINT.
+    """Returns on SIGTERM or SIGINT. What is awaited here may fail; that is logged, and does not end what is served.
 
     Args:
       ready: called once these signals are heeded.
@@ -51,11 +52,18 @@ async def until_told(
             await asyncio.wait_for(ended.wait(), _TICK_S)
         if again is not None and asked.is_set():
             asked.clear()
-            await again()
+            await _attempt(again)
         elif tick is not None:
-            await tick()
+            await _attempt(tick)
         if over():
             return
+
+
+async def _attempt(work: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await work()
+    except Exception:
+        LOGGER.exception("What was due failed inside; the server goes on.")
 
 
 def log_to_stderr(logger: logging.Logger) -> None:
