@@ -16,10 +16,11 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.cells import NO_DATE, CellError, dates, denies, is_date, missing, numbers, says_failed
-from besteffort.workload.fields import COUNTS, LABELS, OUTCOMES, TIMES, Field, Unit, found, unit_in_name
+from besteffort.workload.fields import COUNTS, DURATIONS, LABELS, OUTCOMES, TIMES, Field, Unit, found, unit_in_name
 from besteffort.workload.sources import Row, Source, listed, shown
 
 MOST_TOKENS = 10_000_000
+MOST_TIME = 1e20  # nanoseconds of some thousand years
 MOST_ROWS = 10_000_000
 _CHUNK = 20_000
 _MOST_NAMES, _LONGEST_NAME = 1_000, 200
@@ -282,6 +283,8 @@ class _Numbers:
         if self.field in COUNTS:
             bad[f"which is above {MOST_TOKENS:,} tokens"] = values > MOST_TOKENS
             bad["which is no whole number of tokens"] = (values != np.rint(values)) & ~np.isnan(values)
+        if self.field in (*TIMES, *DURATIONS):
+            bad[f"which is above {MOST_TIME:g}, and no time in any unit"] = values > MOST_TIME
         for why, rows in bad.items():
             if rows.any():
                 raise CellError(int(np.argmax(rows)), why)
