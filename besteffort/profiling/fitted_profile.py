@@ -297,15 +297,13 @@ def make_profile(
         )
     qualities_of = given or {task: dict.fromkeys(costs, 100.0) for task in _tasks(models)}
     assumed = "as given by the user" if given else "assumed: a single model is its own best"
+    percents = _percents(qualities_of, tuple(costs), qualities_of)
     return Profile(
         format=1,
         name=name,
         device=device or "unknown",
         models=tuple(costs.values()),
-        tasks=tuple(
-            TaskQuality(task, "unstated", assumed, _quality(task, values, tuple(costs), values))
-            for task, values in qualities_of.items()
-        ),
+        tasks=tuple(TaskQuality(task, "unstated", assumed, percent) for task, percent in percents.items()),
         provenance=Provenance(
             decode=measured,
             prefill=measured,
@@ -343,17 +341,11 @@ def _merged_profile(
         )
     if len(merged) > len(old):
         merged.sort(key=lambda model: model.decode[0][1])
-    tasks = []
-    for task in into.tasks:
-        given = qualities.get(task.name, {})
-        known = {**dict(zip(into.model_names, task.quality_percent, strict=True)), **given}
-        quality = _quality(task.name, known, [model.name for model in merged], given)
-        tasks.append(dataclasses.replace(task, quality_percent=quality))
-    for task_name, values in qualities.items():
-        if task_name in [task.name for task in into.tasks]:
-            continue
-        quality = _quality(task_name, values, [model.name for model in merged], values)
-        tasks.append(TaskQuality(task_name, "unstated", "as given by the user", quality))
+    before = {task.name: dict(zip(into.model_names, task.quality_percent, strict=True)) for task in into.tasks}
+    known = {task: {**before.get(task, {}), **qualities.get(task, {})} for task in (*before, *qualities)}
+    percents = _percents(known, [model.name for model in merged], qualities)
+    tasks = [dataclasses.replace(task, quality_percent=percents.pop(task.name)) for task in into.tasks]
+    tasks += [TaskQuality(task, "unstated", "as given by the user", percent) for task, percent in percents.items()]
     provenance = dataclasses.replace(
         into.provenance,
         decode=_joined(into.provenance.decode, measured, bool(kept)),
@@ -564,18 +556,26 @@ def _by_model(
     return {fresh[0]: values[""]}
 
 
-def _quality(
-    task: str, known: Mapping[str, float], models: Sequence[str], given: Mapping[str, float]
-) -> tuple[float, ...]:
-    """Percent by model on a task; `given` is what the user said of it."""
-    lacking = [model for model in models if model not in known]
+def _percents(
+    known: Mapping[str, Mapping[str, float]], models: Sequence[str], given: Mapping[str, Mapping[str, float]]
+) -> dict[str, tuple[float, ...]]:
+    """Percent by model on each task; `given` is what the user said of them.
+
+    Raises:
+      InputError: if a model lacks a quality on some task, naming all of these.
+    """
+    lacking = {task: [model for model in models if model not in values] for task, values in known.items()}
+    lacking = {task: names for task, names in lacking.items() if names}
     if lacking:
-        stated = [f"{model}:{percent:g}" for model, percent in given.items()]
-        whole = ",".join(stated + [f"{model}:PERCENT" for model in lacking])
-        raise InputError(
-            f"Task `{task}` has no quality of model `{'`, `'.join(lacking)}`; add `--quality {task}={whole}`."
-        )
-    return tuple(known[model] for model in models)
+        where = ", ".join(f"of `{'`, `'.join(names)}` on `{task}`" for task, names in lacking.items())
+        whole = {
+            task: [f"{model}:{percent:g}" for model, percent in given.get(task, {}).items()]
+            + [f"{model}:PERCENT" for model in names]
+            for task, names in lacking.items()
+        }
+        remedy = " ".join(f"--quality {task}={','.join(figures)}" for task, figures in whole.items())
+        raise InputError(f"No quality is stated {where}; add `{remedy}`.")
+    return {task: tuple(values[model] for model in models) for task, values in known.items()}
 
 
 def _model_profile(model: FittedModel) -> ModelProfile:

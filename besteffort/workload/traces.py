@@ -67,7 +67,8 @@ class TraceInfo:
                 f"clipped: {self.clipped_outputs:.2%} of outputs, {self.clipped_prompts:.2%} of prompts, to the "
                 f"models' {self.context_tokens:,} tokens"
             )
-        said.append(f"raised to one token: {self.raised:.2%}")
+        if self.raised:
+            said.append(f"{self.raised:.2%} have an empty prompt or answer, which counts as one token")
         if self.drawn:
             said.append(f"drawn by seed: {', '.join(self.drawn)}")
         return "; ".join([*said, *self.notes])

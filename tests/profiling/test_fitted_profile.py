@@ -107,7 +107,7 @@ def test_several_models_need_qualities() -> None:
         fitted_profile.make_profile(models, name="p", qualities={"chat": {"": 60.0}})
     # One option states all of a task, so the remedy names what was given, too.
     with pytest.raises(
-        InputError, match=r"no quality of model `large`; add `--quality chat=small:60,large:PERCENT`\.$"
+        InputError, match=r"No quality is stated of `large` on `chat`; add `--quality chat=small:60,large:PERCENT`\.$"
     ):
         fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 60.0}})
     with pytest.raises(
@@ -252,7 +252,8 @@ def test_a_new_model_takes_its_place_by_its_pace(base: Profile) -> None:
     assert profile.tasks[0].quality_percent[1] == 50.0
     assert profile.tasks[0].quality_percent[0] == base.tasks[0].quality_percent[0]
     assert profile.tasks[-1].quality_percent == (1.0, 2.0, 1.0, 1.0)
-    with pytest.raises(InputError, match=r"no quality of model `opt-350m`; add `--quality \w+=opt-350m:PERCENT`"):
+    remedy = " ".join(f"--quality {task}=opt-350m:PERCENT" for task in base.task_names)
+    with pytest.raises(InputError, match=f"on `{base.task_names[-1]}`; add `{remedy}`"):
         fitted_profile.make_profile([fitted_model("opt-350m", 0.002)], name="p", qualities={}, into=base)
 
 
@@ -397,7 +398,7 @@ def test_tasks_that_have_no_quality_are_named(
         (log_text(40, model=True), ["--name", "m"], ["names its models (a, b)", "leave it out"]),
         (log_text(40, model=True), [], ["2 models", "--quality"]),
         (log_text(), ["--quality", "chat=bad"], ["`bad` is not a percentage"]),
-        (log_text(), ["--into", "opt-a100", "--name", "m"], ["no quality of model `m`"]),
+        (log_text(), ["--into", "opt-a100", "--name", "m"], ["No quality is stated of `m` on `piqa`, of `m` on "]),
         (log_text(), ["--max-batch", "0"], ["`--max-batch` is 0; give a number from 1"]),
         (log_text()[:-2], [], ["cut short"]),
     ],
