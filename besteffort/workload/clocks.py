@@ -1,6 +1,6 @@
 """Units and clocks of logged times: what the format or a column's name says, else what the data say.
 
-Numbers that are all 1e8 or more are times since 1970, whose size tells the unit. Others count from some start; where
+Numbers that are all 1e9 or more are times since 1970, whose size tells the unit. Others count from some start; where
 first and last tokens are known, the time per token tells their unit, since no server takes less than half a millisecond
 or more than half a second for it, and otherwise they are taken for seconds. Whatever was decided is said.
 """

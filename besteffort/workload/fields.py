@@ -10,7 +10,7 @@ from typing import Any, Literal
 Unit = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
-EARLIEST = 1e8
+EARLIEST = 1e9
 """Numbers from there on are times since 1970, whatever their unit."""
 
 TIMES = ("arrival", "queued", "scheduled", "first", "last")

@@ -41,6 +41,15 @@ def test_the_time_of_a_token_tells_the_unit(unit: Unit) -> None:
     assert clocks.said == WORDS[unit]
 
 
+def test_days_of_uptime_in_milliseconds_are_no_times_since_1970() -> None:
+    up = 5 * 86_400e3
+    clocks = read(
+        arrival=Column("start", up + 1e3 * ARRIVAL), last=Column("end", up + 1e3 * LAST), output=Column("n", OUTPUT)
+    )
+    np.testing.assert_allclose(clocks.seconds["last"] - clocks.seconds["arrival"], LAST - ARRIVAL, atol=1e-6)
+    assert clocks.said == "milliseconds"
+
+
 @pytest.mark.parametrize("unit", PER_SECOND)
 def test_stated_units_count(unit: Unit) -> None:
     clocks = read(arrival=Column("x", ARRIVAL * PER_SECOND[unit], unit))
