@@ -36,9 +36,12 @@ from besteffort.policy import Policy, load_policy
 from besteffort.routers.learned import LearnedRouter, learned_router
 from besteffort.runs.experiment import load_run
 from besteffort.runs.training import make_policy, make_training_problem
+from besteffort.workload.sources import listed
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMPY, ONNX, JAX = "NumPy", "ONNX Runtime", "JAX"
+_INPUTS = {"task", "batch_sizes", "arrival_rate"}
 
 State = tuple[str, tuple[int, ...], float]
 """Name of the task, batch sizes, arrival rate: what a gateway knows."""
@@ -87,6 +90,21 @@ def random_states(policy: Policy, count: int) -> list[State]:
     return [(task, tuple(size), rate) for task, size, rate in zip(tasks, sizes, rates, strict=True)]
 
 
+def on_the_papers_inputs(path: Path) -> Policy:
+    """The policy of a file, which all three libraries can ask.
+
+    Raises:
+      InputError: if it cannot be read, or reads more than the paper's inputs.
+    """
+    policy = load_policy(path)
+    if {feature.name for feature in policy.features} != _INPUTS:
+        raise InputError(
+            f"{path}: the policy reads {listed(feature.name for feature in policy.features)}; give one on the paper's "
+            f"inputs, {listed(sorted(_INPUTS))}, such as `besteffort train paper` makes."
+        )
+    return policy
+
+
 def deciders(policy: Policy) -> dict[str, Decide]:
     """The same policy by each library."""
     names = {model: index for index, model in enumerate(policy.models)}
@@ -97,8 +115,7 @@ def deciders(policy: Policy) -> dict[str, Decide]:
         to_onnx(policy).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     router = learned_router(policy)
-    if not isinstance(router, LearnedRouter):
-        raise InputError("The policy decides by its rule alone; give one of networks.")
+    assert isinstance(router, LearnedRouter)
     unread = np.zeros((), np.float32)
 
     @jax.jit
@@ -223,7 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="few states and rounds: whether it runs, not how fast")
     args = parser.parse_args(arguments)
     size = FAST if args.fast else Size()
-    policies = {str(path.stem): load_policy(path) for path in args.policy}
+    with exiting("benchmarks.decisions"):
+        policies = {path.stem: on_the_papers_inputs(path) for path in args.policy}
     policies |= {f"random {' x '.join(map(str, hidden))}": random_policy(hidden) for hidden in ((64, 64), (256, 256))}
     result = run(size, policies, Console(width=160))
     args.out.parent.mkdir(parents=True, exist_ok=True)

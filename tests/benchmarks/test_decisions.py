@@ -28,3 +28,20 @@ def test_it_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for row in rows(result):
         assert row.ratio is not None
         assert row.ratio > 0
+
+
+def test_a_policy_that_reads_more_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.decisions import main
+    from besteffort.policy import save_policy
+    from besteffort.runs.config import load_situation
+    from besteffort.runs.untrained import default_policy
+
+    path, out = tmp_path / "rule.safetensors", tmp_path / "decisions.json"
+    save_policy(default_policy(load_situation("paper")), path)
+    with pytest.raises(SystemExit) as ended:
+        main(["--fast", "--policy", str(path), "--out", str(out)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"benchmarks.decisions: {path}: the policy reads `value`; give one on the paper's inputs, ")
+    assert said.count("\n") == 1
+    assert not out.exists()
