@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -153,6 +154,14 @@ def says_failed(cell: Any) -> bool:
     if re.fullmatch(r"2\d\d", text):  # of HTTP
         return False
     return text not in _DONE
+
+
+def json_in_text(cell: Any) -> Any:
+    """What a cell holds, where tables have it as JSON in text; None if that is damaged."""
+    try:
+        return json.loads(cell) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError):
+        return None
 
 
 def denies(cell: Any) -> bool:

@@ -57,6 +57,12 @@ class Source:
         """All rows, once."""
         return itertools.chain(self.sample, self._rows)
 
+    def objects(self) -> Iterator[Row]:
+        """All rows, once, as objects: those of a table by their columns."""
+        header = self.header
+        for row in self.rows():
+            yield Row(row.number, dict(zip(header, row.cells, strict=True))) if isinstance(row.cells, list) else row
+
     def replace_rest(self, change: Callable[[Iterator[Row]], Iterator[Row]]) -> None:
         """Puts what `change` makes of the rows after the sample in their place."""
         self._rows = change(self._rows)

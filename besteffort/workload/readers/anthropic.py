@@ -26,9 +26,8 @@ def _fits(source: Source) -> bool:
 
 def _unfold(source: Source) -> Iterator[Row]:
     source.notes.append(f"prompts are `{_PROMPT}`, `{_READ}` and `{_WRITTEN}` together, as Anthropic counts them")
-    header = source.header
-    for row in source.rows():
-        cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
+    for row in source.objects():
+        cells = row.cells
         yield Row(row.number, {**cells, **_counts(cells)})
 
 

@@ -11,11 +11,10 @@ Usage details count every kind of token once: `input` has no tokens of `input_ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-from besteffort.workload.cells import missing, number
+from besteffort.workload.cells import json_in_text, missing, number
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
@@ -37,13 +36,6 @@ def _fits(source: Source) -> bool:
     dated = source.has("startTime", "endTime") or source.has("start_time", "end_time")
     known = source.has("traceId") or source.has("trace_id") or source.has("completionStartTime")
     return dated and known and any(source.has(name) or source.has(name.partition(".")[0]) for name in _PROMPT)
-
-
-def _object(cell: Any) -> Any:
-    try:
-        return json.loads(cell) if isinstance(cell, str) else cell
-    except (ValueError, RecursionError):
-        return None
 
 
 def _sum(details: dict[str, Any], *words: str) -> float | None:
@@ -76,14 +68,13 @@ def _stated(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    header = source.header
-    for row in source.rows():
-        cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
+    for row in source.objects():
+        cells = row.cells
         if cells.get("type") not in (None, "", "GENERATION"):
             source.counted["observations are no generations and are left out"] += 1
             continue
         # Exports to CSV have objects as text.
-        cells = {**cells, **{name: _object(cells[name]) for name in _OBJECTS if name in cells}}
+        cells = {**cells, **{name: json_in_text(cells[name]) for name in _OBJECTS if name in cells}}
         lengths = {_PROMPT[0]: _stated(cells, _PROMPT), _OUTPUT[0]: _stated(cells, _OUTPUT)}
         yield Row(row.number, {**cells, **lengths, **_lengths(cells)})
 

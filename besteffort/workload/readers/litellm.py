@@ -12,23 +12,16 @@ Earlier versions have the status in the metadata.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from besteffort.workload.cells import json_in_text
 from besteffort.workload.fields import Field
 from besteffort.workload.readers.types import Reader
 from besteffort.workload.sources import Row, Source
 
 _OTHER_CALLS = ("embedding", "image", "speech", "transcription", "moderation", "rerank")
 _CACHED = (("prompt_tokens_details", "cached_tokens"), ("cache_read_input_tokens",))
-
-
-def _object(metadata: Any) -> Any:
-    try:
-        return json.loads(metadata) if isinstance(metadata, str) else metadata
-    except (ValueError, RecursionError):
-        return None
 
 
 def _cached(metadata: Any) -> Any:
@@ -44,16 +37,15 @@ def _cached(metadata: Any) -> Any:
 
 
 def _unfold(source: Source) -> Iterator[Row]:
-    header = source.header
-    for row in source.rows():
-        cells = dict(zip(header, row.cells, strict=True)) if isinstance(row.cells, list) else row.cells
+    for row in source.objects():
+        cells = row.cells
         if str(cells.get("cache_hit")).lower() == "true":
             source.counted["requests were answered from LiteLLM's own cache and are left out"] += 1
             continue
         if any(kind in str(cells.get("call_type")).lower() for kind in _OTHER_CALLS):
             source.counted["calls generated no text (`call_type`) and are left out"] += 1
             continue
-        metadata = _object(cells.get("metadata"))
+        metadata = json_in_text(cells.get("metadata"))
         status = metadata.get("status") if isinstance(metadata, dict) else None
         told = {
             "cached_tokens": cells.get("cached_tokens") or _cached(metadata),
