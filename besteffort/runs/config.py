@@ -270,7 +270,8 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
             inner: Any = data
             for part in parents:
                 inner = inner[part]
-            inner[last] = value
+            # A copy for each place, so that a later change of one leaves the others alone.
+            inner[last] = copy.deepcopy(value)
     return data
 
 

@@ -175,6 +175,13 @@ def test_changes_reach_entries_of_lists_and_fields_that_the_file_leaves_out() ->
     assert load_situation("paper", changes={}) == before
 
 
+def test_what_is_set_in_many_places_can_be_changed_in_one() -> None:
+    whole = {"base_s": 1.0, "per_token_s": 0.1}
+    after = load_situation("paper", changes={"tasks.*.deadline": whole, "tasks.piqa.deadline.base_s": 2.0})
+    assert [task.deadline.base_s for task in after.tasks] == [2.0, 1.0, 1.0, 1.0]
+    assert whole == {"base_s": 1.0, "per_token_s": 0.1}
+
+
 def test_changes_are_yaml() -> None:
     texts = ["a.b=64", "a.c=1e-3", "d=[1, 2]", "e={f: true}", "g=null", "h=two words", "i=x=y"]
     expected = {"a.b": 64, "a.c": 1e-3, "d": [1, 2], "e": {"f": True}, "g": None, "h": "two words", "i": "x=y"}
