@@ -167,9 +167,18 @@ def config_text(path: Path, config: Any) -> str:
 
     def beside(profile: str) -> str:
         elsewhere = Path(profile).is_absolute() and not Path(profile).is_relative_to(path.parent.absolute())
-        return profile if elsewhere else os.path.relpath(profile, path.parent)
+        relative = os.path.relpath(profile, path.parent)
+        # Where the directory is behind a symbolic link, its `..` is another one.
+        if os.path.realpath(path.parent / relative) != os.path.realpath(profile):
+            return str(Path(profile).absolute())
+        return profile if elsewhere else relative
 
     return to_yaml(_with_profiles(config, beside))
+
+
+def located(config: T) -> T:
+    """A configuration with the absolute paths of its profiles, so that others can be compared with it."""
+    return _with_profiles(config, os.path.realpath)
 
 
 def _with_profiles(config: T, change: Callable[[str], str]) -> T:

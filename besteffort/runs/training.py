@@ -36,7 +36,7 @@ from besteffort.learning.train import Progress, compile_ahead, train
 from besteffort.observation import VALUE, Feature, default_features, input_size, needs_in_flight
 from besteffort.policy import Policy, load_policy, save_policy
 from besteffort.routers.learned import learned_router
-from besteffort.runs.config import load_config, write_config
+from besteffort.runs.config import load_config, located, write_config
 from besteffort.runs.experiment import RunConfig, TrainingConfig, load_run
 from besteffort.runs.trackers import MetricsLog, TrackerName, flat
 from besteffort.runs.untrained import rule_for, rule_policy
@@ -342,7 +342,7 @@ def _keep_config(config: RunConfig, out: Path) -> None:
 
 def _trains(config: RunConfig) -> RunConfig:
     """What of a configuration a training depends on."""
-    return dataclasses.replace(config, evaluation=EvaluationConfig())
+    return located(dataclasses.replace(config, evaluation=EvaluationConfig()))
 
 
 def _dqn_policies(

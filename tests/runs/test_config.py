@@ -15,6 +15,7 @@ from besteffort.runs.config import (
     from_mapping,
     load_config,
     load_situation,
+    located,
     parse_changes,
     to_yaml,
     write_config,
@@ -251,6 +252,35 @@ def test_the_path_of_a_profile_counts_from_its_configuration(tmp_path: Path, mon
     absolute = tmp_path / "a" / "mine.json"
     write_config(Path("a/b/u.yaml"), SituationConfig(str(absolute), (Task("piqa"),)))
     assert f"profile: {absolute}" in Path("a/b/u.yaml").read_text(encoding="utf-8")
+
+
+def test_a_configuration_behind_a_link_is_read_from_either_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the directory of runs is a link to a disk with room: a sweep's programs know their real directory."""
+    (tmp_path / "disk" / "far" / "x").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "far")
+    monkeypatch.chdir(tmp_path)
+    profile = load_profile("opt-a100")
+    for place in (Path("mine.json"), Path("runs/x/its.json")):
+        save_profile(profile, place)
+        write_config(Path("runs/x/s.yaml"), SituationConfig(str(place), (Task("piqa"),)))
+        for path in (Path("runs/x/s.yaml"), Path("runs/x/s.yaml").absolute(), Path("runs/x/s.yaml").resolve()):
+            assert load_situation(path).profile == profile
+    assert "profile: its.json" in Path("runs/x/s.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("out", ["run", "../beside", "absolute"])
+def test_what_is_read_back_names_the_same_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    directory = tmp_path / "absolute" if out == "absolute" else Path(out)
+    directory.mkdir()
+    config = SituationConfig("mine.json", (Task("piqa"),))
+    write_config(directory / "s.yaml", config)
+    read = load_config(directory / "s.yaml", SituationConfig)
+    assert located(read) == located(config)
+    assert located(read) != located(dataclasses.replace(config, profile="other.json"))
 
 
 def test_the_path_of_hardware_counts_from_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
