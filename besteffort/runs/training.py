@@ -29,7 +29,6 @@ from besteffort.estimates.rule import Rule
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.rollouts import Rollout, mean_rewards, sample_evenly
 from besteffort.evaluation.search import draws, pieces, search
-from besteffort.learning import checkpoint
 from besteffort.learning.config import DQNConfig
 from besteffort.learning.network import QNetwork, to_weights, values_at
 from besteffort.learning.train import Progress, compile_ahead, train
@@ -329,10 +328,12 @@ def train_policies(
 
 
 def _keep_config(config: RunConfig, out: Path) -> None:
-    """Writes the configuration, unless a training with another one has begun there."""
+    """Writes the configuration, unless a training with another one has begun there.
+
+    It need not have come to a checkpoint: points that it has recorded would stay among those of this one.
+    """
     path = out / "config.yaml"
-    begun = checkpoint.exists(out / CHECKPOINT) and path.exists()
-    if begun and _trains(load_config(path, RunConfig)) != _trains(config):
+    if path.exists() and _trains(load_config(path, RunConfig)) != _trains(config):
         raise InputError(
             f"{path}: the training that began here has another configuration; give the same one to continue it, "
             "or another directory."

@@ -16,7 +16,8 @@ from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.files import read_jsonl
 from besteffort.policy import load_policy
-from besteffort.runs.config import load_config
+from besteffort.profile import save_profile
+from besteffort.runs.config import load_config, write_config
 from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.runs.trackers import MetricsLog
 from besteffort.runs.training import dqn_policy, make_policy, make_training_problem, run_training
@@ -144,6 +145,26 @@ def test_another_configuration_is_not_written_over_the_one_that_began(
     assert main(["train", str(other), "--seeds", "2", "--out", str(out), "--resume"]) == 2
     assert "another configuration; give the same one" in " ".join(capsys.readouterr().err.split())
     assert (out / "config.yaml").read_bytes() == (trained / "config.yaml").read_bytes()
+    for left in out.glob("*checkpoint.npz"):
+        left.unlink()
+    assert main(["train", str(other), "--seeds", "2", "--out", str(out), "--resume"]) == 2
+    assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_whose_profile_is_beside_it_goes_on(
+    trained: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile's path is relative, that of the run is not."""
+    monkeypatch.chdir(tmp_path)
+    run, situation = load_run(small)
+    save_profile(situation.profile, "mine.json")
+    mine = dataclasses.replace(run, profile="mine.json")
+    write_config(Path("mine.yaml"), mine)
+    out = tmp_path / "deep" / "out"
+    shutil.copytree(trained, out)
+    write_config(out / "config.yaml", dataclasses.replace(mine, training=dataclasses.replace(mine.training, seeds=2)))
+    assert main(["train", "mine.yaml", "--seeds", "2", "--out", str(out), "--resume"]) == 0
+    assert (out / "policy.safetensors").read_bytes() == (trained / "policy.safetensors").read_bytes()
 
 
 def test_a_trace_to_train_on_brings_its_own_lengths(small: Path, trace: Path) -> None:
