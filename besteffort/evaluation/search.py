@@ -35,6 +35,7 @@ from besteffort.workload.synthetic_workload import spreads_rates
 _ROUTER = "value"
 _FINALISTS = 7
 _LISTS = 10_000  # seeds of draws from one seed to the next
+_SEEDS = 2**32  # that there are; beyond, they begin again
 _MORE = 4  # times as many lists where rates are spread, each half as long: one list has few rates
 # Time constants of the rate estimate that do not count, since it starts at 0. Of three, a search has found numbers that
 # jam as long as the estimate is low, and only then: three points lost at a steady load.
@@ -78,10 +79,10 @@ def draws(situation: Situation, workload: Any, config: SearchConfig, seed: int) 
     count, length = config.lists, config.requests
     if spreads_rates(workload):
         count, length = _MORE * count, max(2, length * 2 // _MORE)
-    names, middle = situation.task_names, first + count
+    seeds = [each % _SEEDS for each in range(first, first + 2 * count)]
     return Lists(
-        search=sample_evenly(workload, names, length, range(first, middle)),
-        final=sample_evenly(workload, names, 2 * length, range(middle, middle + count)),
+        search=sample_evenly(workload, situation.task_names, length, seeds[:count]),
+        final=sample_evenly(workload, situation.task_names, 2 * length, seeds[count:]),
     )
 
 
