@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import jax
 import numpy as np
 import tyro
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -39,7 +39,7 @@ from besteffort.files import jsonable, os_errors_as_input_errors, read_json, wri
 from besteffort.learning import checkpoint
 from besteffort.learning.train import Progress
 from besteffort.policy import Policy
-from besteffort.ranges import Count, NonNegative, Seed
+from besteffort.ranges import Count, NonNegative
 from besteffort.routers.learned import learned_router
 from besteffort.routers.registry import Settings
 from besteffort.runs.compilation import set_up_compilation
@@ -72,7 +72,7 @@ class Scale:
       requests: length of a list to judge on.
       tuning_requests: length of a list to tune heuristics on.
       warm_up_s: seconds of a list that do not count.
-      seed: another one gives other networks and other lists throughout.
+      seed: another one gives other networks and other lists throughout; each takes a thousand seeds of lists.
     """
 
     name: Literal["full", "fast"]
@@ -83,7 +83,7 @@ class Scale:
     requests: Annotated[int, Ge(2)]
     tuning_requests: Annotated[int, Ge(2)]
     warm_up_s: NonNegative
-    seed: Seed = 0
+    seed: Annotated[int, Ge(0), Le(10_000)] = 0
 
 
 FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)

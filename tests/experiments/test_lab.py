@@ -144,6 +144,7 @@ def test_figures_in_words() -> None:
 def test_ratio_of_means() -> None:
     exact = ratio_interval(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
     assert (float(exact.mean), float(exact.half_width)) == (pytest.approx(2.0), pytest.approx(0.0))
+        ({"seed": 20_261_129}, "`seed` is 20261129, but should be less than or equal to 10000"),
     one_zero = ratio_interval(np.array([2.0, 2.0, 2.0]), np.array([0.0, 1.0, 2.0]))
     assert np.isfinite([one_zero.mean, one_zero.half_width]).all()
     assert np.isinf(ratio_interval(np.ones(3), np.zeros(3)).mean)
