@@ -455,7 +455,8 @@ def _digest_of(tree: Any) -> str:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock."""
+    """Waits until no other process holds the lock, where the file system has locks."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig, load_run
 from besteffort.situation import Situation
 from experiments.__main__ import EXPERIMENTS, claims_table, plan
-from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, conduct, fingerprint
+from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, _alone, conduct, fingerprint
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
 
@@ -84,6 +86,17 @@ def test_only_what_is_stated_of_lengths_makes_another_training() -> None:
     assert stated[1] == plain[1].replace("None)", "None, output_quantiles=(10.0, 30.0))", 1)
 
 
+def test_without_locks_experiments_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with _alone(tmp_path / "lock"):
+        pass
+
+
 def test_policies_are_judged_seed_by_seed(
     lab: Lab, problem: tuple[Situation, TrainingConfig], policies: list[Policy]
 ) -> None:
@@ -124,6 +137,7 @@ def test_an_experiment_writes_what_it_found(tmp_path: Path) -> None:
     [
         ({"seeds": 1}, "seeds"),
         ({"decisions": 0}, "decisions"),
+        ({"seed": 20_261_129}, "`seed` is 20261129, but should be less than or equal to 10000"),
         ({"data": Path("nowhere")}, "nowhere: there is no such directory"),
     ],
 )
@@ -144,7 +158,6 @@ def test_figures_in_words() -> None:
 def test_ratio_of_means() -> None:
     exact = ratio_interval(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
     assert (float(exact.mean), float(exact.half_width)) == (pytest.approx(2.0), pytest.approx(0.0))
-        ({"seed": 20_261_129}, "`seed` is 20261129, but should be less than or equal to 10000"),
     one_zero = ratio_interval(np.array([2.0, 2.0, 2.0]), np.array([0.0, 1.0, 2.0]))
     assert np.isfinite([one_zero.mean, one_zero.half_width]).all()
     assert np.isinf(ratio_interval(np.ones(3), np.zeros(3)).mean)
