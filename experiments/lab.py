@@ -254,13 +254,21 @@ class Lab:
     def _place(self, problem: TrainingProblem) -> Path:
         return self.work / "trainings" / _digest(problem)
 
+    @property
+    def amount(self) -> str:
+        """The scale in a word, for names of files; one whose numbers were changed has another."""
+        scale = self.scale
+        usual = dataclasses.replace(FULL if scale.name == "full" else FAST, seed=scale.seed)
+        changed = "" if scale == usual else f"-{hashlib.sha256(repr(scale).encode()).hexdigest()[:8]}"
+        return f"{scale.name}-{scale.seed}{changed}"
+
     def kept(self, what: str, name: str, made: EvaluationSet) -> Path:
-        """The file that keeps what was found in a setting; another one as soon as anything differs that is judged."""
+        """The file that keeps what was found in a setting at this scale; another one where other lists are judged."""
         lists = [*made.tuning, *itertools.chain(*made.judged)]
         columns = [(f"{field} {i}", values) for i, each in enumerate(lists) for field, values in each.columns.items()]
         digest = array_digest(columns, start=f"{as_text(made.situation)} {made.warm_up_s}")[:12]
         plain = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-        return self.work / what / f"{self.scale.name}-{self.scale.seed}-{plain}-{digest}.json"
+        return self.work / what / f"{self.amount}-{plain}-{digest}.json"
 
     def judge(
         self,

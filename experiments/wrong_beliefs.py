@@ -106,7 +106,7 @@ def _policies(lab: Lab, situation: Situation, workload: Any, searches: int) -> d
 
 def _kept(lab: Lab, part: str, make: Callable[[], Performance]) -> dict[str, dict[str, np.ndarray]]:
     """Performance on each list, by world and router, found again where it was done before."""
-    place = lab.work / "wrong_beliefs" / f"{lab.scale.name}-{lab.scale.seed}-{part}.json"
+    place = lab.work / "wrong_beliefs" / f"{lab.amount}-{part}.json"
     if not place.exists():
         plain = {world: {name: values.tolist() for name, values in each.items()} for world, each in make().items()}
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _late_name(delay_s: float) -> str:
 
 def _tuned(lab: Lab, judged: EvaluationSet, seen: Situation, how: EvaluationConfig) -> dict[str, Settings]:
     """Settings of the rivals where others are seen late, found again where that was done before."""
-    place = lab.work / "wrong_beliefs" / f"{lab.scale.name}-{lab.scale.seed}-{seen.view.gateway_delay_s:g}.json"
+    place = lab.work / "wrong_beliefs" / f"{lab.amount}-{seen.view.gateway_delay_s:g}.json"
     if not place.exists():
         lab.log("tuning rivals")
         lists = [requests.part(slice(_TUNING_REQUESTS), 0.0) for requests in judged.tuning[:1]]

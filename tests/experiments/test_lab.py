@@ -86,6 +86,13 @@ def test_only_what_is_stated_of_lengths_makes_another_training() -> None:
     assert stated[1] == plain[1].replace("None)", "None, output_quantiles=(10.0, 30.0))", 1)
 
 
+def test_what_is_kept_is_of_one_scale(tmp_path: Path) -> None:
+    """Amounts of training change what is found on the same lists."""
+    scales = [FAST, FULL, *(dataclasses.replace(FAST, **{name: 7}) for name in ("decisions", "ensemble_size", "seed"))]
+    assert len({Lab(scale, tmp_path).amount for scale in scales}) == len(scales)
+    assert [Lab(scale, tmp_path).amount for scale in (FAST, FULL, scales[-1])] == ["fast-0", "full-0", "fast-7"]
+
+
 def test_without_locks_experiments_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some network file systems have none."""
 
