@@ -224,7 +224,8 @@ def load_sweep(
     if isinstance(data, dict) and isinstance(data.get("axes"), dict):
         axes = {name: {"values": axis} if isinstance(axis, list) else axis for name, axis in data["axes"].items()}
         data = {**data, "axes": axes}
-        refuse_renamed([*axes, *(data.get("changes") or {})], str(path))
+        stated = data.get("changes")
+        refuse_renamed([*axes, *(stated if isinstance(stated, dict) else ())], str(path))
     sweep = from_mapping(SweepConfig, data, str(path))
     if not changes:
         return sweep

@@ -199,6 +199,10 @@ BAD = {
         "axes: {cluster.replicas: [1]}\nchanges: {cluster.replicas: 2}",
         "`cluster.replicas` is in both `changes` and `axes`",
     ),
+    "changes that are none": (
+        "axes: {cluster.replicas: [1]}\nchanges: 5",
+        "`changes` is 5, but should be a mapping",
+    ),
     "samples of a grid": (
         "axes: {cluster.replicas: [1]}\nsamples: 2",
         "`samples` is 2, but all axes list their values",
