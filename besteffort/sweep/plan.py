@@ -27,7 +27,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.learning.config import check
 from besteffort.ranges import Few, Seed
 from besteffort.runs.config import (
@@ -111,8 +111,12 @@ class Axis:
                 raise InputError(f"`axes`: `{name}` has `{way}` [{low:g}, {high:g}]; put the smaller number first.")
             if way == "log_uniform" and low <= 0:
                 raise InputError(f"`axes`: `{name}` has `log_uniform` from {low:g}; start above 0.")
-        elif self.whole:
+            return
+        if self.whole:
             raise InputError(f"`axes`: `{name}` lists its values, so `whole` has nothing to round; leave it out.")
+        twice = [value for index, value in enumerate(values) if value in values[:index]]
+        if way == "values" and twice:
+            raise InputError(f"`axes`: `{name}` lists {brief(twice[0])} twice; list it once.")
 
 
 @dataclasses.dataclass(frozen=True)
