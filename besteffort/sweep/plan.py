@@ -340,6 +340,14 @@ def _check_axes(data: dict[str, Any], sweep: SweepConfig) -> None:
             raise InputError(f"`axes`: `{name}` would judge trials differently; set it under `changes`, for all.")
         if name == "training.seeds":
             raise InputError(f"`axes`: `{name}` is no axis; set `seeds` to the number of networks per setting.")
+    for name in sweep.changes:
+        over = [
+            next((axis for at, axis in taken.items() if place[: len(at)] == at), "") for place in places(data, name)
+        ]
+        if all(over):
+            raise InputError(
+                f"`changes`: `{name}` has no effect, for the axis `{over[0]}` sets it, too; leave one of them out."
+            )
 
 
 def _check_ends(data: dict[str, Any], sweep: SweepConfig, base: RunConfig, where: str) -> None:

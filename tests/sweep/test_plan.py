@@ -198,6 +198,10 @@ BAD = {
         "axes: {cluster.replicas: [1]}\nchanges: {cluster.replicas: 2}",
         "`cluster.replicas` is in both `changes` and `axes`",
     ),
+    "changed in vain": (
+        "axes: {tasks.*.weight: [1.0]}\nchanges: {tasks.piqa.weight: 2.0}",
+        "`changes`: `tasks.piqa.weight` has no effect, for the axis `tasks.*.weight` sets it, too",
+    ),
     "changes that are none": (
         "axes: {cluster.replicas: [1]}\nchanges: 5",
         "`changes` is 5, but should be a mapping",
