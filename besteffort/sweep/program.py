@@ -83,7 +83,7 @@ def run_program(
     members = [_read(out / "trials" / name) for name in read_programs(out)[program]]
     checkpoint = out / "programs" / program / CHECKPOINT
     if all((member.directory / OUTCOME).exists() for member in members):
-        _discard(checkpoint)
+        discard(checkpoint)
         return
     sweep, base = load_config(out / "sweep.yaml", SweepConfig), load_config(out / "base.yaml", RunConfig)
     # Before the training, so that unsuitable evaluation lists raise an error now.
@@ -108,7 +108,7 @@ def run_program(
     for index, outcome in zip(sound, judged, strict=True):
         made = policies[sound.index(index)].training["decisions_made"]
         _conclude(members[index], {"status": "finished", "decisions": made, **outcome})
-    _discard(checkpoint)
+    discard(checkpoint)
 
 
 def _by_dqn(
@@ -161,7 +161,8 @@ def _by_search(
     return policies
 
 
-def _discard(checkpoint: Path) -> None:
+def discard(checkpoint: Path) -> None:
+    """Removes a program's checkpoint, those before it, and those of its single trials."""
     for path in checkpoint.parent.glob(f"*{checkpoint.name}"):
         path.unlink()
 

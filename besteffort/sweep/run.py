@@ -31,7 +31,7 @@ from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.runs.training import CHECKPOINT
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
-from besteffort.sweep.program import OUTCOME, read_programs
+from besteffort.sweep.program import OUTCOME, discard, read_programs
 
 _HERE = Local()
 
@@ -175,7 +175,7 @@ def _run(
         status = statuses[job.name]
         if status is None:
             _conclude_stopped(out, programs[job.name], far.get(job.name, ProgramProgress(job.name)))
-            (job.log.parent / CHECKPOINT).unlink(missing_ok=True)
+            discard(job.log.parent / CHECKPOINT)
         elif status:
             failures[job.name] = _why(job, status)
     return failures

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 
 from besteffort.cli import main
+from besteffort.errors import InputError
 from besteffort.files import read_jsonl
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
 from besteffort.runs.backends import Local
+from besteffort.runs.processes import Job
 from besteffort.runs.training import make_training_problem, run_keys
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import ServingEnvironment
@@ -177,6 +180,20 @@ def test_another_sweep_is_not_resumed_here(
     other.write_text(file.read_text(encoding="utf-8") + "seed: 1\n", encoding="utf-8")
     assert main(["sweep", str(other), "--out", str(killed), "--resume"]) == 2
     assert "another sweep began here; give the same one to resume it" in capsys.readouterr().err
+
+
+def test_a_program_that_is_stopped_early_leaves_no_checkpoint(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(on: Local, jobs: Sequence[Job], **_: object) -> dict[str, None]:
+        for name in ("checkpoint.npz", "previous-checkpoint.npz", "0-checkpoint.npz"):
+            (jobs[0].log.parent / name).touch()
+        return {job.name: None for job in jobs}
+
+    monkeypatch.setattr("besteffort.sweep.run.run_on", stop)
+    with pytest.raises(InputError, match="no trial finished; the first one stopped"):
+        run_sweep(make_plan(SweepConfig(str(small), {LR: Axis(values=(1e-3,))})), tmp_path / "out")
+    assert not list(tmp_path.rglob("*checkpoint.npz"))
 
 
 def first_updates(plan: SweepPlan, trials: slice) -> tuple[Weights, ...]:
