@@ -3,6 +3,7 @@
 | file | what |
 |---|---|
 | `sweep.yaml`, `base.yaml` | the sweep, and the configuration that it varies, every field written out |
+| `inputs.json` | digests of the files that trials depend on, by name |
 | `programs.json` | the trials of each program, see `besteffort.sweep.plan` |
 | `programs/<program>/` | the output of its process, and its checkpoint until its trials are evaluated |
 | `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and the outcome of the trial |
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import signal
 import sys
@@ -23,6 +25,7 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.files import begin_run, os_errors_as_input_errors, read_json, write_json, write_text
+from besteffort.profile import load_profile
 from besteffort.runs.backends import Backend, Local, Ray
 from besteffort.runs.config import config_text, from_mapping, to_yaml, write_config
 from besteffort.runs.jobs import run_on
@@ -32,8 +35,10 @@ from besteffort.runs.training import CHECKPOINT
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, discard, read_programs
+from besteffort.workload.config import Trace
 
 _HERE = Local()
+_INPUTS = "inputs.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,7 @@ def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
             write_config(out / "trials" / trial.name / "config.yaml", trial.config)
         for name, text in stated.items():
             write_text(out / name, text)
+        write_json(out / _INPUTS, _inputs(plan))
         programs = {f"{index:03d}": [f"{trial:04d}" for trial in trials] for index, trials in enumerate(plan.programs)}
         write_json(out / "programs.json", programs)
     for name, text in stated.items():
@@ -141,7 +147,38 @@ def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
             begun = (out / name).read_text(encoding="utf-8")
         if begun != text:
             raise InputError(f"{out / name}: another sweep began here; give the same one to resume it.")
+    _check_inputs(plan, out)
     return read_programs(out)
+
+
+def _inputs(plan: SweepPlan) -> dict[str, str]:
+    """Digests of profiles, of policies to start from and of traces, by the names that configurations give them."""
+    digests: dict[str, str] = {}
+    for trial in plan.trials:
+        config, training = trial.config, trial.config.training
+        hardware = (pool.hardware for pool in config.pools if pool.hardware is not None)
+        for profile in (config.profile, *hardware):
+            if profile not in digests:
+                digests[profile] = load_profile(profile).digest()
+        trace = training.workload.path if isinstance(training.workload, Trace) else None
+        for path in (training.start, trace):
+            if path is not None and str(path) not in digests:
+                with os_errors_as_input_errors(path, "read"), path.open("rb") as file:
+                    digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _check_inputs(plan: SweepPlan, out: Path) -> None:
+    """Raises `InputError` if a file that trials depend on is not what it was when the sweep began."""
+    if not (out / _INPUTS).exists():  # begun by a version that kept none
+        return
+    begun = read_json(out / _INPUTS)
+    for name, digest in _inputs(plan).items():
+        if not isinstance(begun, dict) or begun.get(name, digest) != digest:
+            raise InputError(
+                f"{name}: this is not what it was when the sweep in {out} began; put it back to resume, or sweep anew "
+                "in another directory."
+            )
 
 
 def _run(

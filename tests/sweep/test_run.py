@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from besteffort.errors import InputError
 from besteffort.files import read_jsonl
 from besteffort.learning.train import per_run, train
 from besteffort.policy import load_policy
+from besteffort.profile import load_profile, save_profile
 from besteffort.runs.backends import Local
 from besteffort.runs.processes import Job
 from besteffort.runs.training import make_training_problem, run_keys
@@ -194,6 +196,28 @@ def test_a_program_that_is_stopped_early_leaves_no_checkpoint(
     with pytest.raises(InputError, match="no trial finished; the first one stopped"):
         run_sweep(make_plan(SweepConfig(str(small), {LR: Axis(values=(1e-3,))})), tmp_path / "out")
     assert not list(tmp_path.rglob("*checkpoint.npz"))
+
+
+def test_a_sweep_is_not_resumed_with_another_profile(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials would be of two profiles. A profile that says the same in other words is the same."""
+    monkeypatch.setattr("besteffort.sweep.run.run_on", lambda on, jobs, **_: {job.name: 1 for job in jobs})
+    monkeypatch.setattr("besteffort.sweep.run._why", lambda job, status: "it ended")
+    profile, mine = load_profile("opt-a100"), tmp_path / "mine.json"
+    save_profile(profile, mine)
+    (tmp_path / "base.yaml").write_text(
+        small.read_text(encoding="utf-8").replace("profile: opt-a100", f"profile: {mine}"), encoding="utf-8"
+    )
+    sweep = SweepConfig(str(tmp_path / "base.yaml"), {LR: Axis(values=(1e-3,))})
+    with pytest.raises(InputError, match="no trial finished"):
+        run_sweep(make_plan(sweep), tmp_path / "out")
+    mine.write_text(json.dumps(json.loads(mine.read_text(encoding="utf-8"))), encoding="utf-8")
+    with pytest.raises(InputError, match="no trial finished"):
+        run_sweep(make_plan(sweep), tmp_path / "out", resume=True)
+    save_profile(dataclasses.replace(profile, device="another"), mine)
+    with pytest.raises(InputError, match=r"mine\.json: this is not what it was when the sweep in .*out began"):
+        run_sweep(make_plan(sweep), tmp_path / "out", resume=True)
 
 
 def first_updates(plan: SweepPlan, trials: slice) -> tuple[Weights, ...]:
