@@ -9,7 +9,8 @@ Share x[k, m] of task k's requests that pool m answers in time, reward weight x 
 `seconds[k, m]` is the least instance time that one answer in time takes, from `besteffort.estimates.charges`. A late
 answer has a charge there, too, and a router that does not see output lengths cannot choose which requests are late; so
 `seconds` is the smallest ratio of charges to answers in time over all choices of which output lengths are to be in
-time. Prompt lengths enter by their mean, which by the convexity of G only lowers the charge.
+time. The same holds of prompt lengths, in groups: all prompts are charged their mean prefill, those in time have what
+the shortest of their group leaves for decodes.
 
 The dual of the programme prices an instance-second of each pool: what the best use of one more of them would earn.
 
@@ -33,6 +34,7 @@ from besteffort.estimates.charges import Work, gains, stretches, typical_work
 from besteffort.situation import Situation
 
 _PROGRAMMES_AT_ONCE = 256  # independent programmes that are solved as one
+_PROMPT_GROUPS = 32  # of each task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def fluid_bound(
     quality = situation.quality
     weight = situation.weights
     penalty = situation.reward.miss_penalty
-    work, gain = typical_work(situation), gains(quality, situation.reward)
+    work, gain = _work(situation, even_prefills), gains(quality, situation.reward)
     replicas = situation.fleet.replicas.astype(np.float64)
     best = gain[..., 0]
     seconds = _seconds(work, gain, stretches(situation.reward), even_prefills)
@@ -91,7 +93,7 @@ def fluid_bound(
 def seconds_per_answer(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, "tasks pools"]:
     """Least instance time in seconds that one answer in time takes; infinite where no answer can be in time."""
     one = np.ones((len(situation.tasks), len(situation.fleet.pools), 1))
-    return _seconds(typical_work(situation), one, np.ones(1), even_prefills)
+    return _seconds(_work(situation, even_prefills), one, np.ones(1), even_prefills)
 
 
 def throughput(situation: Situation, *, even_prefills: bool = False) -> Float[np.ndarray, " pools"]:
@@ -100,6 +102,11 @@ def throughput(situation: Situation, *, even_prefills: bool = False) -> Float[np
     This is `Situation.capacity` wherever a full batch is the cheapest one and deadlines leave time for it.
     """
     return situation.fleet.replicas / (situation.shares @ seconds_per_answer(situation, even_prefills=even_prefills))
+
+
+def _work(situation: Situation, even_prefills: bool) -> Work:
+    """The kinds of requests: those of a bound, or those of an estimate, whose prompts are all as the mean."""
+    return typical_work(situation, prompt_groups=None if even_prefills else _PROMPT_GROUPS)
 
 
 def _seconds(

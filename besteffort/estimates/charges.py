@@ -57,7 +57,9 @@ class Work:
       count: number of requests of the kind, or their probability within the task.
       decodes: output tokens after the first.
       deadline_s: deadline on the end-to-end latency.
-      own_s: (pools, kinds) instance-seconds of its prefill and of the context cost of its own tokens.
+      own_s: (pools, kinds) instance-seconds of its prefill and of the context cost of its own tokens; their mean where
+        the prompts of a kind differ.
+      least_s: (pools, kinds) what these take at least of the time to the deadline.
       fits: (pools, kinds) whether the cache holds it.
       late_costs: (pools,) whether every late answer costs; not where the cache rejects some requests for their size.
       tables: durations of iterations.
@@ -70,6 +72,7 @@ class Work:
     decodes: np.ndarray
     deadline_s: np.ndarray
     own_s: np.ndarray
+    least_s: np.ndarray
     fits: np.ndarray
     late_costs: np.ndarray
     tables: Tables
@@ -94,7 +97,7 @@ class Work:
         batch = np.arange(1, self.batch_limit[pool] + 1)
         decode = self.tables.decode[pool, batch]
         pace, per_token = _envelope(decode + beside_s * (batch - 1), decode / batch)
-        slack = self.deadline_s[:, None] * stretch - self.network_delay_s[pool][:, None] - own[:, None]
+        slack = self.deadline_s[:, None] * stretch - self.network_delay_s[pool][:, None] - self.least_s[pool][:, None]
         decodes = self.decodes[:, None]
         share = np.divide(slack, decodes, out=np.full(slack.shape, np.inf), where=decodes > 0)
         possible = self.fits[pool][:, None] & (slack >= -_ROUNDING) & (share >= pace[0] * (1 - _ROUNDING))
@@ -102,37 +105,67 @@ class Work:
         return self.late_costs[pool] * (own + self.decodes * per_token[-1]), in_time
 
 
-def typical_work(situation: Situation) -> Work:
-    """One kind per task and output length, as the tasks state them; prefills are means over the prompt lengths.
+def typical_work(situation: Situation, *, prompt_groups: int | None = None) -> Work:
+    """One kind per task, group of prompt lengths and output length, as the tasks state them.
+
+    Without `prompt_groups`, for estimates, all prompts of a task are one group, and their mean prefill counts. A bound
+    needs groups, of about equal probability: where the mean prompt is late, shorter ones may be in time. As nobody
+    chooses by lengths which prompts to read, a kind's charge has the mean prefill of its group; but the time that is
+    left for decodes is that of the group's shortest prompt.
 
     Where a task states quantiles of its output lengths, these are the lengths. Where it states a mean, lengths follow
     the maximum-entropy distribution with that mean on their range, which is uniform if the mean is the middle. For a
-    model whose cache rejects long prompts, all prompts count as the task's shortest. Requests count as if all came from
-    the origin that is nearest to each pool, which only lowers their charges.
+    model whose cache rejects long prompts, all prompts of a group count as the shortest. Requests count as if all came
+    from the origin that is nearest to each pool, which only lowers their charges.
     """
     tasks = situation.tasks
     tables = Tables.of(situation.fleet, max(task.prompt_tokens[1] for task in tasks))
     outputs = [output_law(task) for task in tasks]
-    prompts = [length_law(task.prompt_tokens, task.mean_prompt_tokens) for task in tasks]
-    task = np.repeat(np.arange(len(tasks)), [len(values) for values, _ in outputs])
-    output = np.concatenate([values for values, _ in outputs])
-    shortest, longest = np.array([one.prompt_tokens for one in tasks]).T
+    groups = [
+        (index, *group)
+        for index, task in enumerate(tasks)
+        for group in _prompt_groups(*length_law(task.prompt_tokens, task.mean_prompt_tokens), prompt_groups)
+    ]
+    group = np.repeat(np.arange(len(groups)), [len(outputs[index][0]) for index, *_ in groups])
+    task = np.array([index for index, *_ in groups])[group]
+    output = np.concatenate([outputs[index][0] for index, *_ in groups])
+    longest = np.array([one.prompt_tokens[1] for one in tasks])
     late_costs = (longest[task] + np.ceil(tables.cache_output_share * output)).max() <= tables.cache_tokens
-    mean_s = np.stack([tables.prefill[:, values] @ share for values, share in prompts], axis=1)
-    mean = np.array([values @ share for values, share in prompts])
+    shortest = np.array([values[0] for _, _, values, _ in groups])
+    mean = np.array([values @ share for _, _, values, share in groups])
+    mean_s = np.stack([tables.prefill[:, values] @ share for _, _, values, share in groups], axis=1)
+    least, least_s = shortest[None], tables.prefill[:, shortest]
+    held = np.where(late_costs[:, None], mean, least)
+    prefill_s = np.where(late_costs[:, None], mean_s, least_s)
     return work_of(
         situation,
         tables,
         task=task,
-        count=np.concatenate([share for _, share in outputs]),
-        prompt=shortest[task],
-        held=np.where(late_costs[:, None], mean, shortest)[:, task],
-        prefill_s=np.where(late_costs[:, None], mean_s, tables.prefill[:, shortest])[:, task],
+        count=np.concatenate([part * outputs[index][1] for index, part, *_ in groups]),
+        prompt=shortest[group],
+        held=held[:, group],
+        prefill_s=prefill_s[:, group],
         output=output,
         deadline_s=situation.deadlines(task, output),
         late_costs=late_costs,
         delay_s=situation.least_delay_s[:, None],
+        least=None if prompt_groups is None else (least[:, group], least_s[:, group]),
     )
+
+
+def _prompt_groups(
+    values: Int[np.ndarray, " lengths"], share: Float[np.ndarray, " lengths"], count: int | None
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Of each group of neighbouring lengths its probability, its lengths, and their probabilities within it."""
+    if count is None:
+        return [(1.0, values, share)]
+    number = np.minimum(((np.cumsum(share) - share / 2) * count).astype(int), count - 1)
+    found = []
+    for mine in (number == one for one in np.unique(number)):
+        part = float(share[mine].sum())
+        if part > 0:
+            found.append((part, values[mine], share[mine] / part))
+    return found
 
 
 def gains(quality: Float[np.ndarray, "tasks pools"], reward: Reward) -> Float[np.ndarray, "tasks pools steps"]:
@@ -164,6 +197,7 @@ def work_of(
     deadline_s: Float[np.ndarray, " kinds"],
     late_costs: np.ndarray,
     delay_s: np.ndarray,
+    least: tuple[np.ndarray, Float[np.ndarray, "pools kinds"]] | None = None,
 ) -> Work:
     """The costs of kinds of requests.
 
@@ -179,17 +213,23 @@ def work_of(
       deadline_s: (kinds,) deadline on the latency.
       late_costs: (pools,) see `Work`.
       delay_s: (pools, kinds or 1) network delay of the answers.
+      least: what `held` and `prefill_s` are for a kind's shortest prompt, where these are means.
     """
     claim = prompt + np.ceil(tables.cache_output_share * output)
     together = np.floor(tables.cache_tokens / claim.min())  # as if all were as short as the shortest
+
     # A request holds p + 1, ..., p + n - 1 tokens during its n - 1 decodes.
-    token_decodes = (output - 1) * held + output * (output - 1) / 2
+    def own_s(held: np.ndarray, prefill_s: Float[np.ndarray, "pools kinds"]) -> Float[np.ndarray, "pools kinds"]:
+        token_decodes = (output - 1) * held + output * (output - 1) / 2
+        return np.asarray(prefill_s + tables.context_cost_s[:, None] * token_decodes)
+
     return Work(
         task=task,
         count=count,
         decodes=output - 1,
         deadline_s=deadline_s,
-        own_s=prefill_s + tables.context_cost_s[:, None] * token_decodes,
+        own_s=own_s(held, prefill_s),
+        least_s=own_s(*(least or (held, prefill_s))),
         fits=claim <= tables.cache_tokens[:, None],
         late_costs=late_costs,
         tables=tables,

@@ -120,6 +120,27 @@ def test_lengths_that_cannot_be_in_time_still_cost(make_situation):
     np.testing.assert_allclose(seconds_per_answer(situation), [[1.0 + late]])
 
 
+@pytest.mark.parametrize("deadline_s", [0.9, 1.2])
+def test_short_prompts_are_in_time_where_the_mean_prompt_is_late(make_situation, deadline_s):
+    # Reading takes 10 ms per token: prompts of up to 90 or 120 tokens can be in time, and the mean has 100.
+    task = {"prompt_tokens": (1, 199), "deadline": Deadline(deadline_s, 0.0)}
+    made = make_situation([CONSTANT], [0.01], [(80.0,)], tasks=[task])
+    models = tuple(dataclasses.replace(model, prefill=((1, 0.01), (200, 2.0))) for model in made.profile.models)
+    situation = dataclasses.replace(made, profile=dataclasses.replace(made.profile, models=models))
+    rates = np.array([0.05, 0.5, 2.0])
+    bound = fluid_bound(situation, rates)
+    rng = np.random.default_rng(0)
+    for rate, performance in zip(rates, bound.performance, strict=True):
+        requests = listed(situation, np.cumsum(rng.exponential(1 / rate, 2_000)), rng.integers(1, 200, 2_000))
+        assert simulate_by_reference(requests, situation, lambda index, _: 0).reward.mean() <= performance
+    # All are read, 1 s each in the mean; of those in groups of six or seven up to the one that begins by the deadline.
+    in_time = sum(1 for begin in 1 + 199 * np.arange(32) / 32 if begin <= 100 * deadline_s) / 32
+    np.testing.assert_allclose(seconds_per_answer(situation), [[1.0 / in_time]], rtol=0.05)
+    # Plans take the mean prompt for all.
+    expected = 1.0 if deadline_s > 1 else np.inf
+    np.testing.assert_allclose(seconds_per_answer(situation, even_prefills=True), [[expected]])
+
+
 def test_network_delay_context_cost_and_cache_only_lower_the_bound(make_situation):
     task = {"prompt_tokens": (2, 6), "output_tokens": (4, 8), "deadline": Deadline(4.0, 2.0)}
     make = lambda **more: throughput(make_situation([AFFINE], [0.3], [(80.0,)], tasks=[task], **more))  # noqa: E731
