@@ -20,6 +20,7 @@ from besteffort.bounds.clairvoyant import clairvoyant_bound
 from besteffort.bounds.prices import Bound
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
+from besteffort.evaluation.metrics import after_warm_up
 from besteffort.evaluation.rollouts import play_routers
 from besteffort.evaluation.tuning import RouterKind, heuristic_routers, router_kinds, tune
 from besteffort.routers.registry import Settings
@@ -169,15 +170,24 @@ def synthetic_set(
     """
     judged = draw_lists(situation, workloads, config.requests, config.judging_seeds)
     tuning = sum(draw_lists(situation, workloads, config.tuning_requests, config.unjudged_seeds), ())
-    shortest_s = min(float(requests.arrival_s[-1]) for requests in (*sum(judged, ()), *tuning))
-    if shortest_s <= config.warm_up_s:
-        raise InputError(
-            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
-            f"{config.warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
-            "`evaluation.warm_up_s` or the loads."
-        )
+    check_outlast((*sum(judged, ()), *tuning), config.warm_up_s, name)
     capacity = situation.unit_load
     return EvaluationSet(name, title, situation, loads, judged, tuning, capacity, config.warm_up_s)
+
+
+def check_outlast(lists: Sequence[Requests], warm_up_s: float, name: str) -> None:
+    """Checks that something counts of every one of some lists, which a `name` stands for.
+
+    Raises:
+      InputError: if one ends within the warm-up.
+    """
+    if not all(after_warm_up(requests.arrival_s, warm_up_s).any() for requests in lists):
+        shortest_s = min(float(requests.arrival_s[-1] - requests.arrival_s[0]) for requests in lists)
+        raise InputError(
+            f"The shortest list of the {name} lasts {shortest_s:.3g} s, all of it in `evaluation.warm_up_s`, "
+            f"{warm_up_s:g} s; raise `evaluation.requests` and `evaluation.tuning_requests`, or lower "
+            "`evaluation.warm_up_s` or the loads."
+        )
 
 
 def draw_lists(
@@ -306,9 +316,19 @@ def bounds_of(evaluation_set: EvaluationSet) -> list[list[Bound]]:
 
 
 def list_bounds(evaluation_set: EvaluationSet, lists: Sequence[Requests]) -> list[Bound]:
-    """Upper bound on what counts of each of some of an evaluation set's lists, whatever a router knows of them."""
-    counted = [rescale.window(requests, evaluation_set.warm_up_s + requests.arrival_s[0], np.inf) for requests in lists]
-    return [clairvoyant_bound(evaluation_set.situation, requests) for requests in counted]
+    """Upper bound on what counts of each of some of an evaluation set's lists, whatever a router knows of them.
+
+    Raises:
+      InputError: if a list ends within the warm-up.
+    """
+    check_outlast(lists, evaluation_set.warm_up_s, evaluation_set.name)
+    found = []
+    for requests in lists:
+        counted = after_warm_up(requests.arrival_s, evaluation_set.warm_up_s)
+        # Times stay as they are: replicas start, drain and fail by the same clock.
+        later = requests.part(slice(int((~counted).sum()), None), 0.0)
+        found.append(clairvoyant_bound(evaluation_set.situation, later))
+    return found
 
 
 def mean_bound(each: Sequence[Bound]) -> Bound:

@@ -9,11 +9,16 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.evaluation import judging
-from besteffort.evaluation.judging import grid_set, read_halves, trace_set
+from besteffort.evaluation import judging, metrics
+from besteffort.evaluation.judging import EvaluationSet, grid_set, list_bounds, read_halves, trace_set
+from besteffort.pools import Pool, ReplicaEvent, What
 from besteffort.routers.names import RIVALS
 from besteffort.runs.experiment import load_run
+from besteffort.simulator.simulate import simulate_by_reference
+from besteffort.situation import Cluster, Deadline, Situation, Task
 from besteffort.workload import rescale
+from besteffort.workload.requests import Requests
+from tests.simulator.cases import make_profile
 
 ROUTERS = {
     *("learned", "always opt-125m", "always opt-1.3b", "always opt-6.7b", "upper bound"),
@@ -121,8 +126,27 @@ def test_a_log_that_says_everything_is_one_list(small: Path, tmp_path: Path) -> 
     assert 0 < evaluation_set.warm_up_s <= min(group[0].arrival_s[-1] for group in evaluation_set.judged) / 10
 
 
+@pytest.mark.parametrize(("what", "expected"), [("start", 15 / 17), ("fail", 2 / 17)])
+def test_bounds_after_the_warm_up_keep_the_times_of_replicas(what: What, expected: float) -> None:
+    # One request every 2 s takes 1 s and may take 1.5 s; the only replica starts or fails after 10 s.
+    pool = Pool("a", "model0", replicas=1, start_s=0.0, max_batch=1, events=(ReplicaEvent(10.0, 0, what),))
+    task = Task("task0", prompt_tokens=(1, 1), output_tokens=(1, 1), deadline=Deadline(1.5, 0.0))
+    situation = Situation(make_profile(np.ones((1, 1)), np.ones((1, 1))), Cluster(), (task,), pools=(pool,))
+    n = 20
+    one = np.ones(n, int)
+    requests = Requests(("task0",), 2.0 * np.arange(n), 0 * one, one, one, np.full(n, 1.5))
+    made = EvaluationSet("one", "one list", situation, (1.0,), ((requests,),), (requests,), 1.0, warm_up_s=6.0)
+    result = simulate_by_reference(requests, situation, lambda index, _: 0)
+    assert metrics.performance(result, warm_up_s=6.0) == pytest.approx(expected)
+    (bound,) = list_bounds(made, [requests])
+    assert expected - 1e-6 <= bound.performance <= expected + 0.02  # bins are a quarter of a deadline wide
+
+
 def test_lists_shorter_than_the_warm_up_are_refused(small: Path) -> None:
     run, situation = load_run(small)
     config = dataclasses.replace(run.evaluation, warm_up_s=1e4)
     with pytest.raises(InputError, match=r"all of it in `evaluation.warm_up_s`.*; raise `evaluation.requests`"):
         grid_set(situation, config)
+    refused = r"The shortest list of the grid lasts .* all of it in `evaluation.warm_up_s`"
+    with pytest.raises(InputError, match=refused):
+        list_bounds(dataclasses.replace(made := grid_set(situation, run.evaluation), warm_up_s=1e4), made.judged[0])
