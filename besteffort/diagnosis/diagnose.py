@@ -32,6 +32,7 @@ from besteffort.evaluation.judging import (
     EvaluationSet,
     TraceHalves,
     burst_set,
+    check_outlast,
     draw_lists,
     list_bounds,
     mean_bound,
@@ -157,6 +158,8 @@ def synthetic_suite(situation: Situation, config: EvaluationConfig, loads: tuple
         alone = [dataclasses.replace(config.burst, mix=MixConfig((tuple(row),))) for row in np.eye(len(names)).tolist()]
         lists = draw(alone, config.requests, config.judging_seeds)
         shifts += [perturbation("task mix", f"{name} only", 1.0, each) for name, each in zip(names, lists, strict=True)]
+    for shift in shifts:
+        check_outlast(shift.lists, config.warm_up_s, f"perturbation `{shift.name}`")
     return DiagnosisSuite(evaluation_set, tuple(shifts), tuple(tuning), _left_out(set(needed) - {*short, *long}))
 
 

@@ -17,6 +17,7 @@ from besteffort.pools import ReplicaEvent
 from besteffort.runs.experiment import load_run
 from besteffort.situation import Cluster
 from besteffort.workload import rescale
+from besteffort.workload.config import Markov
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,14 @@ def test_loads_that_would_take_too_long_are_left_out_and_named(small: Path) -> N
     run, situation = load_run(small)
     suite = diagnose.synthetic_suite(situation, run.evaluation, (0.05, 1000.0))
     assert suite.notes[0].startswith("Load 1500 was left out")
+
+
+def test_other_arrivals_that_end_within_the_warm_up_are_refused(small: Path) -> None:
+    run, situation = load_run(small)
+    calm = Markov(loads=(0.1, 0.1), dwell_s=(1.0, 1.0))  # as many requests come much sooner in the bursts of the suite
+    config = dataclasses.replace(run.evaluation, burst=calm, warm_up_s=4.0)
+    with pytest.raises(InputError, match=r"list of the perturbation `.*` lasts .* all of it in `evaluation.warm_up_s`"):
+        diagnose.synthetic_suite(situation, config, (0.1, 0.1))
 
 
 def test_around_a_trace(small: Path, trace: Path) -> None:
