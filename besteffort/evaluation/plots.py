@@ -168,7 +168,9 @@ def plot_against_rate(
         _decorate(ax, title)
         _load_axis(ax, loads, requests_per_s)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.set_ylim(top=1.02, bottom=min(0.0, ax.get_ylim()[0]))
+        shown = [curve.mean for curve in curves.values()] + ([] if limit is None else [limit])
+        highest = max(float(np.nanmax(values)) for values in (*shown, np.ones(1)))
+        ax.set_ylim(top=1.02 * highest, bottom=min(0.0, ax.get_ylim()[0]))  # weights may take a mean beyond 1
     handles = [Line2D([], [], label=name, **styles[name]) for name in performance]
     if bound is not None:
         handles.append(Line2D([], [], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="upper bound"))
@@ -264,13 +266,14 @@ def plot_timeline(
 
     styles = _router_styles(tuple(results), focus)
     centres = (edges[1:] + edges[:-1]) / 2
-    every = max(1, bins // 20)
+    every, highest = max(1, bins // 20), 1.0
     for offset, (name, result) in enumerate(results.items()):
         _, mean = per_bin(result, result.reward)
         bottom.plot(centres, mean, **styles[name], markevery=(offset % every, every))
+        highest = max(highest, *mean[np.isfinite(mean)])
     bottom.set_ylabel("Performance\n(mean reward)", color=INK)
     bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    bottom.set_ylim(top=1.04)
+    bottom.set_ylim(top=1.04 * highest)  # weights may take a mean beyond 1
     bottom.set_xlabel("Time of arrival (s)", color=INK)
     for ax in (top, middle, bottom):
         _decorate(ax)
@@ -447,7 +450,8 @@ def plot_settings(
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
-    ax.set(xlim=(0, 1.22), ylim=(rows[-1] - 0.7, rows[0] + 1.2))
+    lowest = min(float(np.nanmin(values)) for *_, values in marks)  # below 0 where misses cost
+    ax.set(xlim=(lowest - 0.02 if lowest < 0 else 0, 1.22), ylim=(rows[-1] - 0.7, rows[0] + 1.2))
     ax.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(label, color=INK, loc="left")

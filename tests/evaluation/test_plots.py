@@ -140,6 +140,22 @@ def test_predictions_stand_beside_what_was_measured():
     assert [ax.get_title(loc="left") for ax in named.axes] == ["a: end to end", "b: end to end", "c: end to end"]
 
 
+def test_rewards_beyond_one_and_below_zero_are_in_the_picture(make_result):
+    # A task may weigh 2, and a miss may cost.
+    twice = mean_interval(np.full((len(LOADS), 3), 1.8))
+    performance, attainment = plots.plot_against_rate(LOADS, {"one": twice}, curves(["one"])).axes
+    assert performance.get_ylim()[1] == pytest.approx(1.02 * 1.8)
+    assert attainment.get_ylim()[1] == 1.02
+    worth = make_result(np.arange(10.0), reward=1.8)
+    *_, bottom = plots.plot_timeline({"one": worth}, MODELS, start_s=0.0, end_s=10.0, width_s=1.0, focus="one").axes
+    assert bottom.get_ylim()[1] == pytest.approx(1.04 * 1.8)
+    one = mean_interval(np.full(3, 0.5))
+    setting = plots.Setting("group", "name", static=-0.4, heuristic=0.2, learned=one, ahead=one, bound=float("nan"))
+    for static, left in ((-0.4, -0.42), (0.1, 0.0)):
+        (ax,) = plots.plot_settings([dataclasses.replace(setting, static=static)], title="").axes
+        assert ax.get_xlim()[0] == pytest.approx(left)
+
+
 def test_a_bar_is_never_cut():
     wide = Interval(np.array([0.5, 0.6]), np.array([0.4, np.inf]), 3)
     other = Interval(np.array([0.55, np.nan]), np.array([0.1, np.nan]), 3)
