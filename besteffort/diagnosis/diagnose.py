@@ -166,8 +166,11 @@ def synthetic_suite(situation: Situation, config: EvaluationConfig, loads: tuple
 def trace_suite(
     trace: TraceHalves, situation: Situation, config: EvaluationConfig, loads: tuple[float, float], load: float
 ) -> DiagnosisSuite:
-    """The second half of a trace at a mean `load`, at other loads, and with one task alone; `loads` as above."""
-    first, second = trace.first[0], trace.second
+    """The second half of a trace at a mean `load`, at other loads, and with one task alone; `loads` as above.
+
+    A half of which nothing was drawn is one list; stretches of it, one for each seed, take its place.
+    """
+    first, second = trace.first[0], _several(trace.second, config)
     trace = trace._replace(
         first=(_cut(first, config.tuning_requests),), second=tuple(_cut(half, config.requests) for half in second)
     )
@@ -313,6 +316,18 @@ def _cut(requests: Requests, length: int) -> Requests:
     return requests.part(slice(None, length), 0.0)
 
 
+def _several(lists: Sequence[Requests], config: EvaluationConfig) -> Sequence[Requests]:
+    """The lists; of one alone, which has no interval, stretches of one length, evenly spaced."""
+    if len(lists) > 1:
+        return lists
+    (one,) = lists
+    length = min(config.requests, len(one) // config.seeds)
+    begins = np.linspace(0, len(one) - length, config.seeds).round().astype(int).tolist()
+    if length < 2 or any(one.arrival_s[begin] == one.arrival_s[begin + length - 1] for begin in begins):
+        return lists
+    return [one.part(slice(begin, begin + length), float(one.arrival_s[begin])) for begin in begins]
+
+
 def _of_task(requests: Requests, index: int, situation: Situation) -> Requests:
     """The same requests, all of one task, with its deadlines."""
     task = np.full(len(requests), index)
@@ -339,7 +354,9 @@ def _checked(outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:
         for family, names in families.items()
     ]
     tried = f"Checked in {len(outcomes)} perturbations: everything as known, {enumerate_words(parts)}."
-    return " ".join([tried, *notes])
+    alone = sum(len(outcome.perturbation.lists) == 1 for outcome in outcomes)
+    unsure = f"In {alone} of them there is one list, without an interval, so that nothing can be found; see the table."
+    return " ".join([tried, *notes, *([unsure] if alone else [])])
 
 
 def perturbations_table(compared: Sequence[Comparison], bounds: Sequence[float | None]) -> Table:

@@ -9,6 +9,7 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.diagnosis import diagnose
+from besteffort.diagnosis.perturbations import Outcome, as_known
 from besteffort.errors import InputError
 from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.judging import read_halves
@@ -98,6 +99,29 @@ def test_around_a_trace(small: Path, trace: Path) -> None:
         np.testing.assert_allclose(perturbation.lists[0].deadline_s, wanted)
     for requests in (*suite.evaluation_set.tuning, *suite.range_tuning):
         np.testing.assert_array_equal(requests.prompt_tokens, halves.first[0].prompt_tokens)
+
+
+def test_a_log_that_leaves_nothing_to_draw_is_cut_into_several_lists(small: Path, tmp_path: Path) -> None:
+    run, situation = load_run(small)
+    path = tmp_path / "log.csv"
+    rows = [f"{0.1 * i},piqa,50,{10 + i}" for i in range(80)]
+    path.write_text("\n".join(["arrival_s,task,prompt_tokens,output_tokens", *rows]) + "\n", encoding="utf-8")
+    (halves,) = read_halves([path], situation, run.evaluation.judging_seeds)
+    for seeds, expected in ((2, [50, 70]), (3, [50, 64, 77]), (1, [50]), (40, [50])):
+        config = dataclasses.replace(run.evaluation, seeds=seeds)
+        suite = diagnose.trace_suite(halves, situation, config, (0.05, 0.1), 0.1)
+        lists = suite.evaluation_set.judged[0]
+        assert [int(requests.output_tokens[0]) for requests in lists] == expected
+        assert {len(requests) for requests in lists} == {40 // len(expected)}
+        for requests in lists:
+            assert requests.arrival_s[0] == 0.0
+            capacity = rescale.unit_load(requests, suite.evaluation_set.situation)
+            assert rescale.mean_rate(requests) == pytest.approx(0.1 * capacity)
+        known = Outcome(as_known(situation, lists), {}, {}, {}, {})
+        said = diagnose._checked([known, known], ())
+        assert ("In 2 of them there is one list, without an interval, so that nothing can be found" in said) == (
+            len(lists) == 1
+        )
 
 
 @pytest.mark.slow
