@@ -224,10 +224,11 @@ def test_seeds_have_lists_of_their_own(situation: Situation, lists: Lists, start
 
 def test_draws_are_of_the_workload_and_never_the_same_twice(situation: Situation, workload: Any) -> None:
     config = SearchConfig(lists=3, requests=20)
-    one, two = (draws(situation, workload, config, seed) for seed in (0, 1))
+    # The last one is the largest seed that a training may have.
+    one, two, last = (draws(situation, workload, config, seed) for seed in (0, 1, 2**31 - 1))
     assert [len(requests) for requests in (*one.search, *one.final)] == [20] * 3 + [40] * 3
-    begins = [tuple(requests.arrival_s[:20]) for part in (*one, *two) for requests in part]
-    assert len(set(begins)) == 12
+    begins = [tuple(requests.arrival_s[:20]) for part in (*one, *two, *last) for requests in part]
+    assert len(set(begins)) == 18
     again = draws(situation, workload, config, 1)
     np.testing.assert_array_equal(again.search[2].arrival_s, two.search[2].arrival_s)
     # A date, and the last seed that a configuration can name: with 10,000 lists each, there are no seeds for so many.
