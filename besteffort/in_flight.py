@@ -134,7 +134,8 @@ class _Instance:
     begun_s: float = 0.0
     boundary: bool = False  # an iteration has begun whose admissions are not settled
     iterations: int = 0  # that have ended
-    ended_s: float = 0.0  # when the last one did, or the instance got to work
+    ended_s: float = 0.0  # when the last one did, or the instance got to work; nan where no one saw it
+    compared: bool = True  # whether what came with the last one is compared with the tables
     decoded: int = 0  # requests that it gave a token beyond their first
     stretch: float = 1.0  # what it took as many times as long for other models on the replica
     waiting: dict[Hashable, _Request] = dataclasses.field(default_factory=dict)
@@ -465,7 +466,8 @@ class InFlight:
         Args:
           request: its name.
           output_tokens: length of the answer. Needed only to compare times with the tables where answers are not
-            streamed; an answer without it is not compared.
+            streamed; an answer without it is not compared. Where they are, one that showed no token before its end is
+            not compared, unless it has one token only.
           last_token: whether it comes with this; not where `tokens` has told it.
           at: when; now, by default.
 
@@ -479,8 +481,10 @@ class InFlight:
         if last_token:
             self._begin(known.instance, now)
         if self._tau_s and self._terms.streamed:
-            if last_token:
+            if last_token and (known.tokens or output_tokens == 1):
                 self._observe(known, 1, now)
+            elif last_token:
+                self._pass_over(known)
         elif self._tau_s and output_tokens is not None:
             self._hear_of(known, output_tokens, now)
         self._leave(request, known)
@@ -1151,10 +1155,12 @@ class InFlight:
         ahead = known.iteration + count - instance.iterations
         if first and (self._terms.infers_admissions or not known.running):
             # No one saw when it was admitted.
-            ahead = int(now > instance.ended_s)
+            ahead = int(not now <= instance.ended_s)
         assumed_s = 0.0
         if ahead > 0:
-            self._observed_s[pool] += now - instance.ended_s
+            instance.compared = not math.isnan(instance.ended_s)
+            if instance.compared:
+                self._observed_s[pool] += now - instance.ended_s
             instance.iterations += ahead
             instance.ended_s, instance.decoded = now, 0
             instance.stretch = self._stretch(row, pool) if self._slows_down else 1.0
@@ -1167,7 +1173,17 @@ class InFlight:
             assumed_s += costs.decode(instance.decoded + 1) - costs.decode(instance.decoded)
             assumed_s += costs.context_cost_s * (known.prompt_tokens + known.tokens)
             instance.decoded += 1
-        self._assumed_s[pool] += assumed_s * instance.stretch
+        if instance.compared:
+            self._assumed_s[pool] += assumed_s * instance.stretch
+
+    def _pass_over(self, known: _Request) -> None:
+        """An answer that came whole tells of no iteration, only that its prompt was read in one of them."""
+        instance = self._instances[known.instance]
+        if not instance.decoding:
+            instance.ended_s = math.nan
+        elif instance.compared:
+            # The tokens of others tell how long all took.
+            self._assumed_s[known.instance % len(self._pools)] += known.prefill_s * instance.stretch
 
     def _stretch(self, row: int, pool: int) -> float:
         """Slow-down of an instance by the others on its GPU that hold requests, as far as can be seen."""

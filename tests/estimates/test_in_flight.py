@@ -366,6 +366,34 @@ def test_a_last_token_is_one_iteration_however_it_is_told(told_before: bool) -> 
     np.testing.assert_allclose(flight.observed_slowdown, 1.0, rtol=1e-9)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_answers_that_come_whole_among_streamed_ones_are_not_taken_for_slow(beside: bool) -> None:
+    """As those with tools do; one token at their end is not all that their time went into."""
+    view = dataclasses.replace(SITUATION.view, slowdown_tau_s=2.0)
+    situation = dataclasses.replace(SITUATION, view=view)
+    params = ServingParams.of(situation)
+    prefill_s, decode_s = params.prefill[-1, 100], params.decode[-1]
+    flight, now = InFlight(situation), 0.0
+    if beside:
+        flight.arrived("streamed", task=TASK, prompt_tokens=100, at=now)
+        flight.sent("streamed", LARGEST, at=now)
+        now += prefill_s
+        flight.tokens("streamed", at=now)
+    for number, length in enumerate((20, 20, 1, 20, 20, 1, 1, 20)):
+        flight.arrived(number, task=TASK, prompt_tokens=100, at=now)
+        flight.sent(number, LARGEST, at=now)
+        if beside:
+            for gap_s in (decode_s[1], decode_s[1] + prefill_s, *[decode_s[2]] * (length - 1)):
+                now += gap_s
+                flight.tokens("streamed", at=now)
+        else:
+            now += prefill_s + (length - 1) * decode_s[1]
+        flight.done(number, output_tokens=length, at=now)
+    flight.arrived("next", task=TASK, prompt_tokens=100, at=now)
+    assert flight.observed_slowdown is not None
+    np.testing.assert_allclose(flight.observed_slowdown, 1.0, rtol=0.01 if beside else 1e-9)
+
+
 def test_requests_of_another_gateway_count_as_own_ones_but_for_the_rate() -> None:
     own, told = InFlight(SITUATION), InFlight(SITUATION)
     told.others = lambda now: 7.0
