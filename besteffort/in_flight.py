@@ -571,15 +571,19 @@ class InFlight:
             if tasks[known.task] not in self._tasks:
                 continue
             taken[request] = place is not None
+            task, factor = self._tasks[tasks[known.task]], known.deadline_factor
+            if factor != 1.0:
+                # One of its own stays what it is, whatever those of the tasks are here.
+                factor = self._factor_of(task, factor * other._visible_deadline_s[known.task])
             self._know_prompt(known.prompt_tokens)
             self._limits |= known.max_tokens is not None
-            self._factors |= known.deadline_factor != 1.0
+            self._factors |= factor != 1.0
             self._founds |= known.cached_tokens > 0
             self._requests[request] = _Request(
-                self._tasks[tasks[known.task]],
+                task,
                 known.prompt_tokens,
                 known.max_tokens,
-                known.deadline_factor,
+                factor,
                 known.arrival_s,
                 self._origins.get(origins[known.origin]) if known.origin is not None else None,
                 known.cached_tokens,

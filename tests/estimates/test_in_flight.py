@@ -21,7 +21,7 @@ from besteffort.observation import default_features
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy, rule_policy
-from besteffort.situation import Cluster, Pool, Situation
+from besteffort.situation import Cluster, Deadline, Pool, Situation
 from tests.estimates.lists import apart, known
 
 SITUATION = load_situation("paper")
@@ -322,6 +322,20 @@ def test_requests_of_unknown_tasks_and_missing_replicas_are_not_taken_over() -> 
     assert sum(taken.values()) == old.batch_sizes[1].sum()
     assert (moved.batch_sizes[0] == old.batch_sizes[1]).all()
     assert not moved.batch_sizes[1:].any()
+
+
+def test_a_deadline_of_its_own_is_taken_over_as_it_is() -> None:
+    def longer(deadline: Deadline) -> Deadline:
+        return Deadline(4 * deadline.base_s, 4 * deadline.per_token_s)
+
+    tasks = tuple(dataclasses.replace(task, deadline=longer(task.deadline)) for task in SITUATION.tasks)
+    old, new = InFlight(SITUATION), InFlight(dataclasses.replace(SITUATION, tasks=tasks))
+    old.arrived("own", task=TASK, prompt_tokens=70, deadline_s=0.3, at=0.0)
+    old.arrived("usual", task=TASK, prompt_tokens=70, at=0.0)
+    new.take_over(old, {})
+    assert new.observation("own", at=0.1).deadline_s == pytest.approx(0.3)
+    usual_s = old.observation("usual", at=0.1).deadline_s
+    assert new.observation("usual", at=0.1).deadline_s == pytest.approx(4 * usual_s)
 
 
 def test_a_prediction_is_that_of_the_moment() -> None:
