@@ -611,6 +611,8 @@ class InFlight:
     ) -> None:
         """A replica starts; one that still has requests, since it drains, takes new ones at once.
 
+        Nothing changes for one that is up and has requests. One that is starting is up when the last call says.
+
         Args:
           pool: its pool, by name or index.
           replica: its number in the pool.
@@ -625,7 +627,8 @@ class InFlight:
         if not 0 <= later_s < math.inf:
             raise InputError(f"`up_in_s` is {later_s:g}; give a number of seconds, at least 0.")
         now, alive = self._advance(at), self._life()
-        if alive[row, index] or not self.batch_sizes[row, index]:
+        starting = alive[row, index] and self._ready_s[row, index] > now
+        if starting or not self.batch_sizes[row, index]:
             self._ready_s[row, index] = now + later_s
             number = row * len(self._pools) + index
             if number in self._starting:

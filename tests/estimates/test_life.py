@@ -125,6 +125,19 @@ class TestLive:
         assert flight.observation("x", at=0.5).open.tolist() == [True, True]
         assert flight.observation("x", at=0.5).ready_s.tolist() == [0.0, 0.0]
 
+    def test_a_start_told_again_changes_only_when_a_starting_replica_is_up(self) -> None:
+        flight = self.flight()
+        flight.arrived("x", task="task0", prompt_tokens=1, at=0.0)
+        flight.sent("x", "b", at=0.0)
+        flight.started("b", up_in_s=30.0, at=0.5)
+        assert flight.observation("x", at=0.5).ready_s.tolist() == [0.0, 0.0]
+        flight.cancelled("x", at=1.0)
+        flight.started("b", up_in_s=30.0, at=1.0)
+        flight.arrived("y", task="task0", prompt_tokens=1, at=1.0)
+        flight.sent("y", "b", at=1.0)
+        flight.started("b", up_in_s=4.0, at=2.0)
+        assert flight.observation("y", at=2.0).ready_s.tolist() == [0.0, 4.0]
+
     def test_a_situation_says_who_is_down_at_first(self) -> None:
         pool = Pool("a", "model0", replicas=2, events=(ReplicaEvent(9.0, 0, "start"),))
         flight = InFlight(Situation(FAST, Cluster(), (Task("task0"),), pools=(pool,)))
