@@ -670,7 +670,7 @@ class InFlight:
         """
         worth = self.values(request, at=at)
         if (takes := self._where.pools) is not None:
-            if self._available is not None and not takes.any():
+            if not takes.any():
                 raise InputError(f"Request {request!r}: no replica is available; decide when one is.")
             worth = np.where(takes, worth, -math.inf)
         pool = int(worth.argmax())

@@ -12,6 +12,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.in_flight import InFlight
 from besteffort.pools import Pool, ReplicaEvent
+from besteffort.runs.untrained import default_policy
 from besteffort.situation import Cluster, Situation, Task
 from tests.estimates.lists import LENGTH, Seen, compiled, draw_rule, known, reference
 from tests.estimates.test_agreement import check_agreement
@@ -137,6 +138,17 @@ class TestLive:
         flight.sent("y", "b", at=1.0)
         flight.started("b", up_in_s=4.0, at=2.0)
         assert flight.observation("y", at=2.0).ready_s.tolist() == [0.0, 4.0]
+
+    def test_nothing_is_decided_where_all_are_down(self) -> None:
+        flight = InFlight(default_policy(self.flight().situation))
+        flight.arrived("x", task="task0", prompt_tokens=1, at=0.0)
+        left = {("a", 0), ("b", 0), ("a", 1)}
+        while left:
+            chosen = flight.decide("x", at=0.0)
+            left.remove(chosen)  # one that is up
+            flight.failed_replica(*chosen, at=0.0)
+        with pytest.raises(InputError, match="no replica is available"):
+            flight.decide("x", at=0.0)
 
     def test_a_situation_says_who_is_down_at_first(self) -> None:
         pool = Pool("a", "model0", replicas=2, events=(ReplicaEvent(9.0, 0, "start"),))
