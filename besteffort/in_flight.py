@@ -737,6 +737,9 @@ class InFlight:
         """
         known = self._known(request)
         now = self._advance(at)
+        ready_s = self._until_up(self._where.picked)
+        if ready_s is None and self._where.pools is not None:
+            ready_s = np.zeros(len(self._pools))  # so that routers look at which pools take requests
         return Observation(
             task=known.task,
             batch_sizes=self.batch_sizes.sum(0),
@@ -747,7 +750,7 @@ class InFlight:
             takes=self._where.takes,
             origin=known.origin,
             tenant_weight=self._weight_told(known),
-            ready_s=self._until_up(self._where.picked),
+            ready_s=ready_s,
             prompt_tokens=known.prompt_tokens,
             cached_tokens=known.cached_tokens if self._founds else None,
             output_limit=known.max_tokens,

@@ -17,7 +17,7 @@ from besteffort.estimates.encoding import appraise
 from besteffort.estimates.estimates import Estimates
 from besteffort.estimates.params import ServingParams
 from besteffort.in_flight import _SEATED, InFlight
-from besteffort.observation import default_features
+from besteffort.observation import default_features, value_of
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy, rule_policy
@@ -279,6 +279,11 @@ def test_only_what_is_available_is_chosen_and_estimated() -> None:
     available[1:, 0] = False
     flight.use_only(available)
     assert flight.estimates("a", at=0.07).first_token_s[0] > emptier
+    available[:, 0] = False
+    flight.use_only(available.copy())
+    seen = flight.observation("a", at=0.07)
+    assert seen.open.tolist() == [False, True, True]
+    assert value_of("smallest_batch", seen).tolist() == [0, 0, 0]
     flight.use_only(np.zeros_like(available))
     with pytest.raises(InputError, match="no replica is available"):
         flight.decide("a", at=0.07)
