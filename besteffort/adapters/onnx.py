@@ -11,7 +11,7 @@
 | `origin` | int64 | (batch,) | index of the request's origin, in the order of the metadata; their number for none |
 | `tenant_weight` | double | (batch,) | weight of the request's tenant, see `Situation.tenant_weights`; 1 for none |
 | `own`, `harm`, `work`, `load`, `value` | double | (batch, pools) | estimates, see below |
-| `first_token_s`, `completion_s` | double | (batch, pools) | estimates, see below |
+| `first_token_s`, `completion_s`, `observed_slowdown` | double | (batch, pools) | estimates, see below |
 
 | output | type | shape | |
 |---|---|---|---|
