@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.estimates.correction import HIGHEST
 from besteffort.estimates.encoding import network_input
 from besteffort.observation import (
@@ -52,8 +52,8 @@ class WrappedEnv:
         later, for learners that join it (`besteffort.adapters.stable_baselines3`).
 
     Raises:
-      InputError: if the environment does not return the credit, or does not show the requests in flight that a feature
-        needs.
+      InputError: if there is no such credit, or the environment does not return it, or does not show the requests in
+        flight that a feature needs.
     """
 
     env: Environment
@@ -62,6 +62,8 @@ class WrappedEnv:
     credit: Credit = "marginal"
 
     def __post_init__(self) -> None:
+        if self.credit not in get_args(Credit):
+            raise InputError(f"`credit` is `{brief(self.credit)}`; choose from {', '.join(get_args(Credit))}.")
         if self.credit == "marginal" and self.env.shape.stepwise:
             raise InputError(
                 "`credit` is `marginal`, which this environment does not know, because models slow each other "

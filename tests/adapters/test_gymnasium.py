@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -107,6 +108,14 @@ def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
     for lane in range(2):
         one = jax.tree.map(lambda value, lane=lane: np.asarray(value)[lane], seen)
         np.testing.assert_allclose(view.observation[lane], encode(one, problem.features, np), rtol=1e-5)
+
+
+def test_an_unknown_credit_is_refused(problem: WrappedEnv) -> None:
+    """Gymnasium hands it on from its own `make`, where no checker of types sees it."""
+    mistaken = copy.copy(problem)
+    object.__setattr__(mistaken, "credit", "marginall")
+    with pytest.raises(InputError, match="`credit` is `marginall`; choose from step, marginal, own"):
+        mistaken.__post_init__()
 
 
 def test_features_must_be_shown(problem: WrappedEnv, seeing: WrappedEnv) -> None:
