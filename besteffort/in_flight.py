@@ -544,7 +544,8 @@ class InFlight:
     def take_over(self, other: InFlight, where: Mapping[tuple[str, int], tuple[str, int]]) -> dict[Hashable, bool]:
         """Takes over the requests of other books and their rate, where a gateway changes its policy.
 
-        Where pools and tables are the same, how observed times compare with these, too.
+        Likewise which replicas are up, starting, draining or down, where the other books were told of any. Where pools
+        and tables are the same, how observed times compare with these, too.
 
         Of its tokens, a request had all when the other books were told of the last event, so what is estimated of it
         is rough until more of them come.
@@ -564,6 +565,11 @@ class InFlight:
         pools, tasks = tuple(other._pools), tuple(other._tasks)
         origins, tenants = tuple(other._origins), tuple(other._tenants)
         taken: dict[Hashable, bool] = {}
+        if other._alive is not None:
+            alive = self._life()
+            for there, here in where.items():
+                old, new = other._place_of(*there), self._place_of(*here)
+                alive[new], self._ready_s[new] = other._alive[old], other._ready_s[old]
         # In the order of sending, and then those that wait to be sent.
         for request, known in sorted(other._requests.items(), key=lambda item: (item[1].instance < 0, item[1].sent_s)):
             row, pool = divmod(known.instance, len(pools))

@@ -150,6 +150,19 @@ class TestLive:
         with pytest.raises(InputError, match="no replica is available"):
             flight.decide("x", at=0.0)
 
+    def test_new_books_know_which_replicas_are_up(self) -> None:
+        old, new = self.flight(), self.flight()
+        old.drained("a", 0, at=0.0)
+        old.failed_replica("b", at=0.0)
+        old.started("b", up_in_s=9.0, at=1.0)
+        old.arrived("x", task="task0", prompt_tokens=1, at=2.0)
+        old.sent("x", "b", at=2.0)
+        new.take_over(old, {place: place for place in (("a", 0), ("a", 1), ("b", 0))})
+        for at in (4.0, 11.5):
+            np.testing.assert_array_equal(new.observation("x", at=at).takes, old.observation("x", at=at).takes)
+            np.testing.assert_array_equal(new.observation("x", at=at).ready_s, old.observation("x", at=at).ready_s)
+            assert self.first_token_s(new, at) == self.first_token_s(old, at)
+
     def test_a_situation_says_who_is_down_at_first(self) -> None:
         pool = Pool("a", "model0", replicas=2, events=(ReplicaEvent(9.0, 0, "start"),))
         flight = InFlight(Situation(FAST, Cluster(), (Task("task0"),), pools=(pool,)))
