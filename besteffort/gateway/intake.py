@@ -24,7 +24,9 @@ from besteffort.gateway.snapshot import PREFIX, Snapshot
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
-_LONGEST_S = 86_400.0
+LONGEST_S = 86_400.0
+"""The longest deadline that a client may state, and the longest time that it waits."""
+
 _MOST_TOKENS = 2**22
 _MESSAGE_CHARACTERS = 12  # that a chat template adds to a message, about
 _IMAGE_TOKENS_AS_CHARACTERS = 2_000
@@ -241,14 +243,14 @@ def _deadline(headers: Mapping[str, str]) -> tuple[float | None, float]:
     if first is None:
         return None, 0.0
     each = headers.get("x-llm-d-slo-tpot-ms")
-    per_token_s = 0.0 if each is None else _milliseconds("x-llm-d-slo-tpot-ms", each)
+    per_token_s = 0.0 if each is None else _milliseconds("x-llm-d-slo-tpot-ms", each, least=0)
     return _milliseconds("x-llm-d-slo-ttft-ms", first), per_token_s
 
 
-def _milliseconds(name: str, text: str) -> float:
+def _milliseconds(name: str, text: str, least: int = 1) -> float:
     found = _number(text)
-    if found is None or not 1e-3 <= found / 1e3 <= _LONGEST_S:
-        raise ApiError(400, f"`{name}` is {brief(text)}; give a number of milliseconds, at least 1.", param=name)
+    if found is None or not least <= found <= 1e3 * LONGEST_S:
+        raise ApiError(400, f"`{name}` is {brief(text)}; give a number of milliseconds, at least {least}.", param=name)
     return found / 1e3
 
 
@@ -267,7 +269,7 @@ def _patience(headers: Mapping[str, str]) -> float | None:
     if text and (match := re.search(r"(?:^|[,;\s])wait\s*=\s*([0-9]{1,8})(?![0-9.])", text)):
         found.append(float(match[1]))
     found = [seconds for seconds in found if seconds >= 1e-3]
-    return min(*found, _LONGEST_S) if found else None
+    return min(*found, LONGEST_S) if found else None
 
 
 def _tier(body: Mapping[str, Any], snapshot: Snapshot) -> float:

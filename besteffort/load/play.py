@@ -22,6 +22,7 @@ from besteffort import interrupts
 from besteffort.errors import InputError, brief
 from besteffort.estimates.reward import reward
 from besteffort.gateway.events import AnswerStream, EventReader, usage_of
+from besteffort.gateway.intake import LONGEST_S
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 from besteffort.workload.requests import PARTIES, Requests
@@ -194,8 +195,8 @@ async def _ask(
         body["stream_options"] = {"include_usage": True}
     headers = {
         "x-besteffort-task": task.name,
-        "x-llm-d-slo-ttft-ms": f"{1e3 * factor * task.deadline.base_s:.6f}",
-        "x-llm-d-slo-tpot-ms": f"{1e3 * factor * task.deadline.per_token_s:.6f}",
+        "x-llm-d-slo-ttft-ms": f"{1e3 * min(factor * task.deadline.base_s, LONGEST_S):.6f}",
+        "x-llm-d-slo-tpot-ms": f"{1e3 * min(factor * task.deadline.per_token_s, LONGEST_S):.6f}",
     }
     for party in PARTIES:
         which = getattr(requests, party)

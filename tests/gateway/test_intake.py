@@ -110,6 +110,8 @@ def test_the_tenant_is_one_that_the_policy_knows_and_that_of_the_key() -> None:
         ({}, (None, 0.0, None)),
         ({"x-besteffort-deadline-ms": "250"}, (0.25, 0.0, None)),
         ({"x-llm-d-slo-ttft-ms": "200", "x-llm-d-slo-tpot-ms": "20.5"}, (0.2, 0.0205, None)),
+        ({"x-llm-d-slo-ttft-ms": "200", "x-llm-d-slo-tpot-ms": "0"}, (0.2, 0.0, None)),
+        ({"x-llm-d-slo-ttft-ms": "200", "x-llm-d-slo-tpot-ms": "0.5"}, (0.2, 0.0005, None)),
         ({"x-llm-d-slo-tpot-ms": "20"}, (None, 0.0, None)),
         ({"x-besteffort-deadline-ms": "250", "x-llm-d-slo-ttft-ms": "200"}, (0.25, 0.0, None)),
         ({"x-stainless-read-timeout": "600"}, (None, 0.0, 600.0)),

@@ -16,7 +16,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.load.play import Target, play
 from besteffort.policy import Policy
-from besteffort.situation import Origin, Tenant
+from besteffort.situation import Deadline, Origin, Tenant
 from besteffort.workload.requests import Requests
 from tests.gateway.backends import Call, answer, backend, event, running
 from tests.gateway.policies import greedy
@@ -78,6 +78,16 @@ def test_requests_go_out_at_their_times_with_task_deadline_and_lengths(tmp_path:
         assert made.calls[0].body["prompt"].split() == ["hello"] * 10
         assert sorted({record.task for record in gateway.records}) == sorted(SITUATION.task_names[:2])
         assert {round(ticket.deadline_s, 3) for ticket in gateway.records} == {0.13}
+
+
+@pytest.mark.parametrize("deadline", [Deadline(0.1, 0.0), Deadline(0.1, 0.0005), Deadline(1e6, 0.0)])
+def test_the_gateway_takes_any_deadline_that_a_task_may_have(tmp_path: Path, deadline: Deadline) -> None:
+    tasks = tuple(dataclasses.replace(task, deadline=deadline) for task in SITUATION.tasks)
+    situation = dataclasses.replace(SITUATION, tasks=tasks)
+    with serving(tmp_path, answer, dataclasses.replace(greedy(), situation=situation)) as (url, _, gateway):
+        played = play(listed(2), situation, Target(url))
+    assert not played.failures
+    assert len(gateway.records) == 2
 
 
 def test_requests_say_whose_they_are_and_where_they_come_from(tmp_path: Path) -> None:
