@@ -21,7 +21,7 @@ import numpy as np
 from besteffort import interrupts
 from besteffort.errors import InputError, brief
 from besteffort.estimates.reward import reward
-from besteffort.gateway.events import AnswerStream, EventReader, usage_of
+from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
 from besteffort.gateway.intake import LONGEST_S
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
@@ -217,6 +217,8 @@ async def _ask(
         answer.failure = "time-out"
     except (aiohttp.ClientError, OSError):
         answer.failure = "connection"
+    except EventTooLargeError:
+        answer.failure = "event too large"
     answer.end_s = loop.time() - start
     return answer
 
@@ -252,7 +254,7 @@ async def _read_stream(
 def _read_whole(raw: bytes, answer: _Answer) -> None:
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         answer.failure = "no JSON"

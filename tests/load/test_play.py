@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from besteffort.errors import InputError
+from besteffort.gateway.events import MOST_BYTES
 from besteffort.load.play import Target, play
 from besteffort.policy import Policy
 from besteffort.situation import Deadline, Origin, Tenant
@@ -38,16 +41,15 @@ def listed(count: int, gap_s: float = 0.02) -> Requests:
 
 
 @contextmanager
-def serving(folder: Path, behaviour: Any, policy: Policy | None = None) -> Iterator[tuple[str, Any, Any]]:
-    """A gateway in front of a server, in a thread of its own: its address, the server and the gateway."""
+def in_thread(begin: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[Any]:
+    """What a context gives, which is open in an event loop of another thread."""
     ready, over = threading.Event(), None
     found: dict[str, Any] = {}
 
     async def scenario() -> None:
         nonlocal over
-        async with backend(behaviour) as (url, made), running(folder, [[url]], policy_of=policy) as gateway:
-            over, found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-            found["all"] = (f"{gateway.address}/v1", made, gateway)
+        async with begin() as given:
+            over, found["loop"], found["all"] = asyncio.Event(), asyncio.get_running_loop(), given
             ready.set()
             await over.wait()
 
@@ -59,6 +61,19 @@ def serving(folder: Path, behaviour: Any, policy: Policy | None = None) -> Itera
     finally:
         found["loop"].call_soon_threadsafe(over.set)
         thread.join()
+
+
+@contextmanager
+def serving(folder: Path, behaviour: Any, policy: Policy | None = None) -> Iterator[tuple[str, Any, Any]]:
+    """A gateway in front of a server, in a thread of its own: its address, the server and the gateway."""
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[tuple[str, Any, Any]]:
+        async with backend(behaviour) as (url, made), running(folder, [[url]], policy_of=policy) as gateway:
+            yield f"{gateway.address}/v1", made, gateway
+
+    with in_thread(begin) as found:
+        yield found
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -127,6 +142,32 @@ def test_failures_are_counted_and_earn_nothing(tmp_path: Path) -> None:
     assert played.result.rejected.sum() == 4
     assert np.isinf(played.result.latency_s[played.result.rejected]).all()
     assert not played.result.reward[played.result.rejected].any()
+
+
+@pytest.mark.parametrize(
+    ("streamed", "raw", "failure"),
+    [
+        (True, b"data: " + bytes(2 * MOST_BYTES) + b"\n\n", "event too large"),
+        (False, b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_costs_no_other_its_results(streamed: bool, raw: bytes, failure: str) -> None:
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "besteffort"}]})
+
+    async def bad(request: web.Request) -> web.Response:
+        return web.Response(body=raw)
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[str]:
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", models), web.post("/v1/completions", bad)])
+        async with TestServer(app) as server:
+            yield str(server.make_url("/v1"))
+
+    with in_thread(begin) as url:
+        played = play(listed(2), SITUATION, Target(url, streamed=streamed))
+    assert played.failures == {failure: 2}
 
 
 def test_a_server_that_is_none_is_one_sentence(tmp_path: Path) -> None:
