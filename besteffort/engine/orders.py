@@ -14,6 +14,7 @@ _MOST_STOPS = 4
 _LONGEST_STOP = 256  # characters
 _UNSUPPORTED = ("echo", "suffix", "logprobs", "top_logprobs", "tools", "functions", "logit_bias")
 _LARGEST_SEED = 2**63
+_LARGEST = 1e308  # that numbers in JSON may be; beyond it whole ones are none that a float holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _number(body: dict[str, Any], name: str, default: float) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
         raise ApiError(400, f"`{name}` is {brief(value)}; give a number.", param=name)
     return float(value)
 

@@ -28,6 +28,7 @@ NEEDS_KEY = "Random choice (`temperature` above 0) needs a `key`; give one, such
 
 _PROMPTS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _LENGTHS = (128, 256, 512, 1024, 2048)
+_MOST_KEPT = 2**31 - 1  # tokens to sample from, as far as a program counts them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +365,7 @@ def _rules(rows: Sequence[_Row | None]) -> Rules:
     sampling = [row.sampling if row else GREEDY for row in rows]
     return Rules(
         temperature=np.array([s.temperature for s in sampling], np.float32),
-        top_k=np.array([s.top_k for s in sampling], np.int32),
+        top_k=np.array([min(s.top_k, _MOST_KEPT) for s in sampling], np.int32),
         top_p=np.array([s.top_p for s in sampling], np.float32),
         key_data=np.array([row.key_data if row else (0, 0) for row in rows], np.uint32),
         drawn=np.array([row.drawn if row else 0 for row in rows], np.int32),

@@ -44,6 +44,7 @@ def test_what_is_not_said_is_as_openai_has_it() -> None:
         (False, {"max_tokens": 0}, "max_tokens"),
         (False, {"max_tokens": 1.5}, "max_tokens"),
         (False, {"temperature": "hot"}, "temperature"),
+        (False, {"temperature": 10**400}, "temperature"),
         (False, {"stop": ["a"] * 5}, "stop"),
         (False, {"stop": [""]}, "stop"),
         (False, {"seed": "x"}, "seed"),

@@ -87,6 +87,9 @@ def test_answers_are_those_of_the_engine() -> None:
             texts = [answer.choices[0].text for answer in drawn]
             assert texts[0] == texts[1]
             assert len(set(texts)) > 1
+            # More than there are is all of them, however many more.
+            every = await create(model=NAME, prompt=PROMPTS[0], seed=1, max_tokens=7, extra_body={"top_k": 2**62})
+            assert every.choices[0].text == texts[0]
             # By path: the model need not be named, and no other can be.
             async with openai.AsyncOpenAI(base_url=f"{found.address}/other/v1", api_key="x", max_retries=0) as client:
                 assert [each.id async for each in client.models.list()] == ["other"]
