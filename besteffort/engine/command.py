@@ -82,7 +82,7 @@ def serve(
     status: Callable[[str], None] = lambda text: None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT, or until a model fails, whose error then ends it.
 
     Args:
       loaded: the models.
@@ -112,7 +112,7 @@ def serve(
             listener = Listener(EngineServer(engine, loaded.texts, listen, ring).application(), listen)
             try:
                 address = await listener.start()
-                await process.until_told(lambda: ready(address))
+                await process.until_told(lambda: ready(address), over=lambda: not engine.serving)
             finally:
                 await listener.stop()
 
