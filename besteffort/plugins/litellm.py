@@ -18,6 +18,7 @@ In LiteLLM's proxy, the instance stands in a module of yours, named in `router_s
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,23 @@ _SIGNALS, _OURS = "routing_plugin_signals", "besteffort"
 _TASK = "besteffort_task"
 _FAILED_S = 2.0  # that LiteLLM has to try a failed request again
 
-_CORES: dict[Path, Core] = {}
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _State:
+    """What the instances of one file of configuration share: one of them decides, another one hears what came of it.
+
+    Attributes:
+      core: decides and counts.
+      calls: requests by name, those that have ended by their lease included.
+      ends: what ends those that failed, unless LiteLLM tries them again.
+    """
+
+    core: Core
+    calls: dict[str, Ticket] = dataclasses.field(default_factory=dict)
+    ends: dict[str, asyncio.TimerHandle] = dataclasses.field(default_factory=dict)
+
+
+_STATES: dict[Path, _State] = {}
 
 
 class BestEffort(CustomLogger):
@@ -65,11 +82,10 @@ class BestEffort(CustomLogger):
                 f"{path}: `models` names the pools {', '.join(map(brief, models.values()))}; name each of "
                 f"{', '.join(pools)} once."
             )
-        self.core = _CORES.setdefault(path.resolve(), Core(snapshot))
+        state = _STATES.setdefault(path.resolve(), _State(Core(snapshot)))
+        self.core, self._calls, self._ends = state.core, state.calls, state.ends
         self.models = dict(models)
         self._names = {pool: name for name, pool in models.items()}
-        self._calls: dict[str, Ticket] = {}
-        self._ends: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self, context: Any) -> Any:
         """Decides for a request; called by LiteLLM before it picks a deployment, and again before each retry.
@@ -98,7 +114,7 @@ class BestEffort(CustomLogger):
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """An answer is whole."""
-        ticket = self._calls.get(_id_of_call(kwargs))
+        ticket = self._calls.get(_id_in(kwargs.get("litellm_params")))
         if ticket is None or ticket.claim is None:
             return
         usage = getattr(response_obj, "usage", None)
@@ -108,7 +124,7 @@ class BestEffort(CustomLogger):
 
     async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """A deployment failed a request, which LiteLLM may try again."""
-        ticket = self._calls.get(_id_of_call(kwargs))
+        ticket = self._calls.get(_id_in(kwargs.get("litellm_params")))
         if ticket is None or ticket.claim is None:
             return
         self._fail(ticket.claim, kwargs.get("exception"))
@@ -155,13 +171,13 @@ class BestEffort(CustomLogger):
         """Leases end requests without a word."""
         self.core.sweep()
         if len(self._calls) > 2 * self.core.open_requests + 16:
-            self._calls = {name: ticket for name, ticket in self._calls.items() if ticket.open}
+            for name in [name for name, ticket in self._calls.items() if not ticket.open]:
+                del self._calls[name]
 
 
-def _id_of_call(kwargs: Mapping[str, Any]) -> str:
-    """Name of the request that a callback is about, none if it is not ours."""
-    given = kwargs.get("litellm_params") or {}
-    found = (_id_of(given.get(place)) for place in ("metadata", "litellm_metadata"))
+def _id_in(parameters: Mapping[str, Any] | None) -> str:
+    """Name of the request that LiteLLM's parameters are of, none if it is not ours."""
+    found = (_id_of((parameters or {}).get(place)) for place in ("metadata", "litellm_metadata"))
     return next(filter(None, found), "")
 
 

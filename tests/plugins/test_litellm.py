@@ -194,6 +194,19 @@ def test_instances_of_one_file_share_their_counts(tmp_path: Path) -> None:
     assert BestEffort(path, MODELS).core is BestEffort(str(path), MODELS).core
 
 
+def test_one_instance_decides_and_another_hears_of_the_end(tmp_path: Path, run: Callable[..., None]) -> None:
+    """As in the proxy, which loads the module once for its router and once for its callbacks."""
+
+    async def scenario() -> None:
+        async with group(tmp_path, [answer_chat] * 3) as made:
+            litellm.callbacks = [BestEffort(tmp_path / "gateway.yaml", MODELS)]
+            assert (await made.ask()).choices[0].message.content == "42"
+            await made.settle()
+            assert made.best.core.open_requests == 0
+
+    run(scenario())
+
+
 @pytest.mark.checkout
 def test_the_page_has_an_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
