@@ -37,6 +37,8 @@ _SIGNALS, _OURS = "routing_plugin_signals", "besteffort"
 _TASK = "besteffort_task"
 _FAILED_S = 2.0  # that LiteLLM has to try a failed request again
 
+_COOLDOWN_S = 5.0  # as long as LiteLLM leaves a deployment out, unless told otherwise
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _State:
@@ -128,6 +130,30 @@ class BestEffort(CustomLogger):
         if ticket is None or ticket.claim is None:
             return
         self._fail(ticket.claim, kwargs.get("exception"))
+        self._end_later(ticket)
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Any],
+        messages: Any,
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: Any = None,
+    ) -> list[dict[str, Any]]:
+        """LiteLLM has left out deployments, such as those that failed of late, and now raises if none is left of ours.
+
+        Of that it tells nobody where it is used as a library, so the place is freed here.
+        """
+        ticket = self._calls.get(_id_in(request_kwargs))
+        if ticket is not None and ticket.claim is not None:
+            name = self._names[ticket.claim.place.pool.name]
+            if not any(deployment["litellm_params"]["model"] == name for deployment in healthy_deployments):
+                self.core.busy(ticket.claim, _COOLDOWN_S)
+                self._end_later(ticket)
+        return healthy_deployments
+
+    def _end_later(self, ticket: Ticket) -> None:
+        """Ends a request that failed, unless LiteLLM tries it again soon."""
         later = asyncio.get_running_loop().call_later(_FAILED_S, self._end, ticket.name, "failed", ticket.why)
         self._ends[ticket.name] = later
 

@@ -75,7 +75,9 @@ class Group:
 
 
 @asynccontextmanager
-async def group(folder: Path, behaviours: list[Any], retries: int = 0, **config: Any) -> AsyncIterator[Group]:
+async def group(
+    folder: Path, behaviours: list[Any], retries: int = 0, cooldowns: bool = False, **config: Any
+) -> AsyncIterator[Group]:
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(backend(behaviour)) for behaviour in behaviours]
         best = BestEffort(write_config(folder, **config), MODELS)
@@ -86,7 +88,7 @@ async def group(folder: Path, behaviours: list[Any], retries: int = 0, **config:
             }
             for model, (url, _) in zip(MODELS, found, strict=True)
         ]
-        router = litellm.Router(model_list=models, plugins=[best], num_retries=retries, disable_cooldowns=True)
+        router = litellm.Router(model_list=models, plugins=[best], num_retries=retries, disable_cooldowns=not cooldowns)
         litellm.callbacks = [best]
         try:
             yield Group(best, router, [server for _, server in found])
@@ -155,6 +157,25 @@ def test_a_failed_request_is_decided_anew_for_another_model(tmp_path: Path, run:
             (record,) = records
             assert record.outcome == "answered"
             assert record.attempts == sum(made.got)
+
+    run(scenario())
+
+
+def test_a_deployment_that_litellm_leaves_out_holds_no_place(tmp_path: Path, run: Callable[..., None]) -> None:
+    async def fail(call: Call) -> None:
+        await call.respond(429, {"error": {"message": "slow down"}})
+
+    async def scenario() -> None:
+        async with group(tmp_path, [answer_chat, answer_chat, fail], cooldowns=True) as made:
+            with pytest.raises(litellm.RateLimitError):
+                await made.ask()
+            with pytest.raises(ValueError, match="No deployments left"):
+                await made.ask()
+            await made.settle()
+            # What it leaves out for a while counts as busy for as long.
+            assert [(await made.ask()).choices[0].message.content for _ in range(3)] == ["42"] * 3
+            await made.settle()
+            assert made.got[2] == 1
 
     run(scenario())
 
