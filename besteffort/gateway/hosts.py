@@ -9,6 +9,7 @@ set says until when a gateway's counts hold that says no more. Without Redis eac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 import struct
@@ -124,7 +125,9 @@ class Hosts:
                 if self.connected or first:
                     say(f"Redis cannot be reached ({type(error).__name__}); only own requests are counted.")
                 self.connected = False
-                await self._client.connection_pool.disconnect()
+                # One that does not close in time, as TLS may not, is an error of its own.
+                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    await self._client.connection_pool.disconnect()
                 if self._core.now() - self._heard_s > self._settings.lease_s:
                     self._forget(frozenset())
             else:

@@ -259,6 +259,36 @@ def test_counts_are_right_within_a_second_of_redis_return(tmp_path: Path, way: s
     run(scenario(), 90.0)
 
 
+def test_a_connection_that_does_not_close_ends_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others' counts would stay as they were for good."""
+    errors = pytest.importorskip("redis.exceptions")
+    clock, said, closed = Clock(), [], []
+
+    async def stuck() -> None:
+        closed.append(clock())
+        raise errors.TimeoutError("Timed out closing connection")
+
+    async def scenario() -> None:
+        made = core(clock=clock)
+        hosts = Hosts(made, Redis("redis://127.0.0.1:9/0", every_s=0.01, lease_s=1.0), "host")
+        monkeypatch.setattr(hosts._client.connection_pool, "disconnect", stuck)
+        elsewhere = core()
+        elsewhere.shares = True
+        elsewhere.claim(elsewhere.arrive(ASK, "r0"))
+        made.peers.replace("redis a.b", elsewhere.shown(), None)
+        assert counts(made) == 1
+        task = asyncio.create_task(hosts.keep(said.append))
+        clock.now += 2.0
+        async with asyncio.timeout(10.0):
+            while len(closed) < 3:
+                await asyncio.sleep(0.01)
+        assert counts(made) == 0
+        task.cancel()
+
+    run(scenario())
+    assert len(said) == 1
+
+
 def test_a_gateway_without_redis_serves(tmp_path: Path) -> None:
     pytest.importorskip("redis")
 
