@@ -12,7 +12,11 @@ from besteffort.opt.sampling import Sampling
 
 _MOST_STOPS = 4
 _LONGEST_STOP = 256  # characters
-_UNSUPPORTED = ("echo", "suffix", "logprobs", "top_logprobs", "tools", "functions", "logit_bias")
+_UNSUPPORTED = (
+    *("echo", "suffix", "logprobs", "top_logprobs", "tools", "functions", "logit_bias", "frequency_penalty"),
+    *("presence_penalty", "min_p", "stop_token_ids"),
+)
+_ONLY_1 = ("n", "best_of", "repetition_penalty")
 _LARGEST_SEED = 2**63
 _LARGEST = 1e308  # that numbers in JSON may be; beyond it whole ones are none that a float holds
 
@@ -61,7 +65,7 @@ def read_order(raw: bytes, *, chat: bool) -> Order:
     for name in _UNSUPPORTED:
         if body.get(name):
             raise ApiError(400, f"`{name}` is not supported; leave it out.", param=name)
-    for name in ("n", "best_of"):
+    for name in _ONLY_1:
         if body.get(name) not in (None, 1):
             raise ApiError(400, f"`{name}` is {brief(body[name])}; only 1 is supported.", param=name)
     if isinstance(form := body.get("response_format"), dict) and form.get("type") != "text":

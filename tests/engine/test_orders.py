@@ -29,6 +29,7 @@ def test_what_is_not_said_is_as_openai_has_it() -> None:
     assert read(prompt=[[2, 5]]).prompt == (2, 5)
     assert read(max_tokens=3, max_completion_tokens=4).max_tokens == 4
     assert read(stop="=").stop == ("=",)
+    assert read(frequency_penalty=0, presence_penalty=0.0, repetition_penalty=1.0, min_p=0) == order
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_what_is_not_said_is_as_openai_has_it() -> None:
         (False, {"echo": True}, "echo"),
         (False, {"logprobs": 5}, "logprobs"),
         (False, {"n": 2}, "n"),
+        (False, {"frequency_penalty": 0.5}, "frequency_penalty"),
+        (False, {"repetition_penalty": 1.1}, "repetition_penalty"),
         (False, {"max_tokens": 0}, "max_tokens"),
         (False, {"max_tokens": 1.5}, "max_tokens"),
         (False, {"temperature": "hot"}, "temperature"),
