@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 CLIENTS_FAULT = (400, 413, 415, 422)
@@ -10,6 +11,28 @@ CLIENTS_FAULT = (400, 413, 415, 422)
 
 LACKS_PATH = (404, 405, 501)
 """Statuses of servers that live, but have no such path."""
+
+
+_BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
+
+
+def busy_s(status: int, headers: Mapping[str, str]) -> float | None:
+    """Seconds for which a server that answers so wants to be left alone; None if it does not say that it is busy."""
+    stated_s = _retry_after_s(headers)
+    if status != 429 and (status != 503 or stated_s is None):
+        return None
+    return _BUSY_S if stated_s is None else stated_s
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = unit * float(headers[name])
+        except (KeyError, ValueError):
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
 
 
 class ApiError(Exception):

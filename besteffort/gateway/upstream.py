@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import aiohttp
 
 from besteffort.errors import printable
-from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError
+from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
 from besteffort.gateway.pools import Place
 
 # uvicorn, which most servers run on, closes connections that are idle for 5 s; one that it closes as a request is on
@@ -24,7 +24,6 @@ MOST_ANSWER_BYTES = 2**26
 """Size of the largest answer that is held here as a whole."""
 _MOST_ERROR_BYTES = 2**16
 _LONGEST_MESSAGE = 500
-_BUSY_S = 0.5  # that a server is left alone which says that it is busy, and not for how long
 
 
 class UpstreamError(Exception):
@@ -189,11 +188,8 @@ async def _refused(response: aiohttp.ClientResponse, place: Place) -> NoReturn:
       InvalidRequestError: if it is the client's.
     """
     status = response.status
-    busy_s = _retry_after_s(response.headers)
-    if status == 429 or (status == 503 and busy_s is not None):
-        raise UpstreamError(
-            "busy", "The server is busy.", status=429, blame=False, busy_s=_BUSY_S if busy_s is None else busy_s
-        )
+    if (seconds := busy_s(status, response.headers)) is not None:
+        raise UpstreamError("busy", "The server is busy.", status=429, blame=False, busy_s=seconds)
     if status not in CLIENTS_FAULT:
         # What it says may quote its key, or be about the gateway.
         lacks = status in LACKS_PATH
@@ -229,14 +225,3 @@ def _clients_error(status: int, raw: bytes, place: Place) -> ApiError:
         code=None if code is None else shown(str(code)),
         param=shown(param) if isinstance(param, str) else None,
     )
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = unit * float(headers[name])
-        except (KeyError, ValueError):
-            continue
-        if 0 <= seconds < float("inf"):
-            return seconds
-    return None

@@ -34,13 +34,14 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 
 from besteffort.errors import InputError
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
-from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError
+from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.serve import prepare
 
 POOL_HEADER = "x-besteffort-pool"
 _MOST_BYTES = 2**22  # of an answer that is no stream, whose usage is read
+_WRONG_KEY = (401, 403)  # the client's own, which Envoy passes on
 _SWEEP_S = 1.0
 _DRAIN_S = 30.0
 
@@ -133,8 +134,11 @@ class _Exchange:
         if self._ticket is None or self._claim is None:
             return
         status = int(headers.get(":status", "200"))
-        if status != 200:
-            client = status in CLIENTS_FAULT
+        if (seconds := busy_s(status, headers)) is not None:
+            self._core.busy(self._claim, seconds)
+            self._core.close(self._ticket, "failed")
+        elif status != 200:
+            client = status in (*CLIENTS_FAULT, *_WRONG_KEY)
             why = "invalid" if client else f"status_{status}"
             self._core.failed(self._claim, why, blame=not client, lacks_path=status in LACKS_PATH)
             self._core.close(self._ticket, "invalid" if client else "failed")
