@@ -29,6 +29,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from besteffort.errors import InputError, brief
 from besteffort.gateway.core import Ask, Claim, Core, RefusedError, Ticket
+from besteffort.gateway.errors import busy_s
 from besteffort.gateway.intake import message_characters
 from besteffort.gateway.serve import prepare
 
@@ -185,6 +186,11 @@ class BestEffort(CustomLogger):
 
     def _fail(self, claim: Claim, error: Any) -> None:
         status = getattr(error, "status_code", None)
+        if isinstance(status, int):
+            headers = getattr(getattr(error, "response", None), "headers", None)
+            if (seconds := busy_s(status, headers or {})) is not None:
+                self.core.busy(claim, seconds)
+                return
         self.core.failed(claim, f"status_{status}" if status else "error", blame=status not in (400, 413, 422))
 
     def _end(self, name: str, outcome: Any, error: str = "") -> None:

@@ -167,8 +167,11 @@ def test_a_deployment_that_litellm_leaves_out_holds_no_place(tmp_path: Path, run
 
     async def scenario() -> None:
         async with group(tmp_path, [answer_chat, answer_chat, fail], cooldowns=True) as made:
+            records: list[Any] = []
+            made.best.core._log = records.append
             with pytest.raises(litellm.RateLimitError):
                 await made.ask()
+            await asyncio.sleep(1.0)  # as long as a server is left alone that does not say for how long, and more
             with pytest.raises(ValueError, match="No deployments left"):
                 await made.ask()
             await made.settle()
@@ -176,6 +179,9 @@ def test_a_deployment_that_litellm_leaves_out_holds_no_place(tmp_path: Path, run
             assert [(await made.ask()).choices[0].message.content for _ in range(3)] == ["42"] * 3
             await made.settle()
             assert made.got[2] == 1
+            await asyncio.sleep(2.5)  # in which LiteLLM might try again those that failed
+            assert sorted(record.outcome for record in records) == ["answered"] * 3 + ["failed"] * 2
+            assert {record.error for record in records} == {"", "busy"}
 
     run(scenario())
 
