@@ -60,8 +60,10 @@ class BestEffort:
             pool = claim.place.pool.name
             try:
                 text = await self.models[pool].remote(prompt)
-            except BaseException as error:  # a client that leaves, too
-                self.core.failed(claim, type(error).__name__)
+            except BaseException as error:
+                if left := not isinstance(error, Exception):  # the client has left, which is no fault of the pool
+                    outcome = "cancelled"
+                self.core.failed(claim, type(error).__name__, blame=not left)
                 raise
             self.core.finished(claim, output_tokens=len(text.split()))
             outcome = "answered"
