@@ -256,7 +256,9 @@ def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
     for field, values in needed.items():
         gaps = np.zeros(0, int) if values is None else np.flatnonzero(np.isnan(values) & ~unfinished)
         if len(gaps):
-            source.refuse(int(requests.rows[gaps[0]]), requests.names.get(field, field), "", "which is not a number")
+            more = f" ({len(gaps) - 1:,} more lack it)" if len(gaps) > 1 else ""
+            why = f"but an answered request has to state it{more}"
+            source.refuse(int(requests.rows[gaps[0]]), requests.names.get(field, field), "", why)
     limit = requests.counts.get("limit")
     if reader.ordered and limit is not None:
         _refuse_limits(source, requests, requests.names["limit"], limit, output)

@@ -170,6 +170,7 @@ def changed(row: int, table: Callable[[], Rows] = rows, **values: Any) -> Rows:
         (csv(changed(3, prompt_tokens="many")), ["line 5", "`prompt_tokens` is `many`", "not a number"]),
         (csv(changed(3, prompt_tokens=None)), ["line 5", "`prompt_tokens` is ``"]),
         (jsonl(changed(3, prompt_tokens=None)), ["line 4", "`prompt_tokens` is ``"]),
+        (csv(changed(3, lambda: changed(7, prompt_tokens=None), prompt_tokens=None)), ["line 5", "(1 more lack it)"]),
         (csv(changed(3, arrival_s=None)), ["line 5", "`arrival_s` is ``"]),
         (csv(changed(3, output_tokens=-4)), ["line 5", "`output_tokens` is `-4`", "below 0"]),
         (
