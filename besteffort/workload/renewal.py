@@ -17,6 +17,8 @@ def renewal_times(
     mean_count: Float[np.ndarray, " windows"],
     shape: Float[np.ndarray, " windows"],
     length_s: float,
+    *,
+    most: int | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Draws arrivals of one renewal process per window, each over `[0, length_s)`.
 
@@ -29,9 +31,13 @@ def renewal_times(
       mean_count: expected arrivals of each window; windows with 0, or less than 1e-9, stay empty.
       shape: shape parameter of each window's gaps. Gamma: `1 / cv^2`.
       length_s: length of every window in seconds.
+      most: arrivals of all windows; None for any number. Gaps of a small shape may draw far more than expected.
 
     Returns:
       Window and time within it, in seconds, of every arrival, in order of window, then time.
+
+    Raises:
+      OverflowError: if there are more than `most`.
     """
     windows = np.flatnonzero(mean_count > _LEAST_COUNT)
     mean_count, shape = mean_count[windows], shape[windows]
@@ -46,6 +52,7 @@ def renewal_times(
 
     owners, times = [np.zeros(0, np.int64)], [np.zeros(0)]
     active = np.arange(len(windows))
+    drawn = 0
     while True:
         inside = reached < length_s
         active, reached = active[inside], reached[inside]
@@ -66,6 +73,9 @@ def renewal_times(
         inner[last] = False
         owners.append(owner[inner])
         times.append(reach[inner])
+        drawn += len(times[-1])
+        if most is not None and drawn > most:
+            raise OverflowError(f"more than {most:,} arrivals")
         reached = reach[last]
     owner, time = np.concatenate(owners), np.concatenate(times)
     order = np.lexsort((time, owner))

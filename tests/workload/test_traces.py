@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.workload.readers import Drawn, MafOptions, ServeGenOptions
+from besteffort.workload.readers import Drawn, MafOptions, ServeGenOptions, types
 from besteffort.workload.reading import Drawing, read
 from besteffort.workload.records import Records
 from besteffort.workload.traces import read_trace
@@ -199,6 +199,15 @@ def test_servegen_window_and_lengths(write, situation):
 def test_small_files_do_not_fill_the_memory(write, text, message):
     with pytest.raises(InputError, match=message):
         read(write("small.csv", text))
+
+
+def test_uneven_gaps_do_not_fill_the_memory(write, monkeypatch):
+    path = write("uneven.csv", SERVEGEN)
+    monkeypatch.setattr(types, "MOST_REQUESTS", 1000)
+    with pytest.raises(InputError, match="gaps are so uneven that more than 1,200 arrivals were drawn; choose another"):
+        draw_as("servegen", path, 1, 0, ServeGenOptions())
+    with pytest.raises(InputError, match="which is no shape of gaps"):
+        read(write("uneven.csv", SERVEGEN.replace("Weibull,0.6", "Weibull,0.009")))
 
 
 @pytest.mark.parametrize(

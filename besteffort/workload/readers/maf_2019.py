@@ -15,13 +15,10 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.ranges import Positive
-from besteffort.workload.readers.types import Draw, Drawn, Reader, some
-from besteffort.workload.renewal import renewal_times
+from besteffort.workload.readers.types import MOST_REQUESTS, Draw, Drawn, Reader, some, some_gaps
 from besteffort.workload.sources import Source
 
 MINUTE_S = 60.0
-MOST_REQUESTS = 5_000_000
-"""The most requests that are drawn of a file, in less than half a gigabyte: a small file may state any number."""
 _CHUNK = 1_000
 
 
@@ -95,7 +92,7 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
     shape = np.full_like(mean_count, own.cv**-2)
 
     def draw(rng: np.random.Generator) -> Drawn:
-        window, offset_s = renewal_times(rng, "Gamma", mean_count, shape, MINUTE_S)
+        window, offset_s = some_gaps(source, rng, "Gamma", mean_count, shape, MINUTE_S)
         task, minute = np.divmod(window, end - first)
         arrival_s = some(source, minute * MINUTE_S + offset_s)
         order = np.argsort(arrival_s, kind="stable")

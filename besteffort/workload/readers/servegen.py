@@ -16,9 +16,7 @@ from besteffort.errors import InputError
 from besteffort.ranges import Positive
 from besteffort.workload.columns import gather
 from besteffort.workload.fields import Field
-from besteffort.workload.readers.maf_2019 import MOST_REQUESTS
-from besteffort.workload.readers.types import Draw, Drawn, Reader, require_newline, some
-from besteffort.workload.renewal import renewal_times
+from besteffort.workload.readers.types import MOST_REQUESTS, Draw, Drawn, Reader, require_newline, some, some_gaps
 from besteffort.workload.sources import Source, shown
 
 WINDOW_S = 600.0
@@ -70,8 +68,9 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
     label = table.labels["model"]
     names = (*label.names, "")
     patterns = np.array([names[index] for index in label.index.tolist()])
+    least = np.where(patterns == "Weibull", 1e-2, 1e-3)  # below, moments are beyond what a number holds
     for bad, name, values, why in (
-        (active & ~((shape >= 1e-3) & (shape <= 1e6)), "arg1", shape, "which is no shape of gaps"),
+        (active & ~((shape >= least) & (shape <= 1e6)), "arg1", shape, "which is no shape of gaps"),
         (active & ~np.isin(patterns, _LAWS), "pattern", patterns, "but known are Gamma and Weibull"),
     ):
         if bad.any():
@@ -96,7 +95,7 @@ def _draw(source: Source, tasks: int, options: Any) -> Draw:
     def draw(rng: np.random.Generator) -> Drawn:
         parts = []
         for law in _LAWS:
-            window, offset_s = renewal_times(rng, law, np.where(patterns == law, mean_count, 0), shape, WINDOW_S)
+            window, offset_s = some_gaps(source, rng, law, np.where(patterns == law, mean_count, 0), shape, WINDOW_S)
             parts.append(start_s[window] + offset_s)
         return Drawn(some(source, np.sort(np.concatenate(parts) - start_s.min())))
 

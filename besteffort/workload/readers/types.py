@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.fields import Field
+from besteffort.workload.renewal import renewal_times
 from besteffort.workload.sources import Row, Source
+
+MOST_REQUESTS = 5_000_000
+"""The most requests that are drawn of a file, in less than half a gigabyte: a small file may state any number."""
+_BY_CHANCE = 1.2  # times as many that may be drawn where so many are expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,28 @@ def require_newline(source: Source, last: int) -> None:
             f"{source.place(last)}: the file ends without a line break, so it may be cut short; "
             "copy it again, or end it with a line break if it is complete."
         )
+
+
+def some_gaps(
+    source: Source,
+    rng: np.random.Generator,
+    law: Literal["Gamma", "Weibull"],
+    mean_count: np.ndarray,
+    shape: np.ndarray,
+    length_s: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`besteffort.workload.renewal.renewal_times` of a file.
+
+    Raises:
+      InputError: if far more arrivals are drawn than are expected, as gaps of a small shape may.
+    """
+    try:
+        return renewal_times(rng, law, mean_count, shape, length_s, most=round(_BY_CHANCE * MOST_REQUESTS))
+    except OverflowError as error:
+        raise InputError(
+            f"{source.path}: its gaps are so uneven that {error} were drawn; choose another seed, a shorter part or a "
+            "smaller `rate_scale`."
+        ) from None
 
 
 def some(source: Source, arrival_s: np.ndarray) -> np.ndarray:
