@@ -187,12 +187,12 @@ def test_servegen_window_and_lengths(write, situation):
     ("text", "message"),
     [
         (
-            maf_file([[4_000_000, 1_000_001]]),
-            "its 5,000,001 invocations are more than 5,000,000; choose fewer `minutes`",
+            maf_file([[2_000_000, 1_000_001]]),
+            "its 3,000,001 invocations are more than 3,000,000; choose fewer `minutes`",
         ),
         (
-            SERVEGEN.replace("0,0,1.0", "0,0,8331"),
-            "its 5,001,630 requests are more than 5,000,000; choose a shorter `window_s`",
+            SERVEGEN.replace("0,0,1.0", "0,0,4998"),
+            "its 3,001,830 requests are more than 3,000,000; choose a shorter `window_s`",
         ),
     ],
 )

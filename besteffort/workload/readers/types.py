@@ -13,7 +13,7 @@ from besteffort.workload.fields import Field
 from besteffort.workload.renewal import renewal_times
 from besteffort.workload.sources import Row, Source
 
-MOST_REQUESTS = 5_000_000
+MOST_REQUESTS = 3_000_000
 """The most requests that are drawn of a file, in less than half a gigabyte: a small file may state any number."""
 _BY_CHANCE = 1.2  # times as many that may be drawn where so many are expected
 
