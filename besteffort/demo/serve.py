@@ -11,8 +11,8 @@ from besteffort.engine.command import load_models, warm_up
 from besteffort.gateway import process
 from besteffort.gateway.config import GatewayConfig, Listen, Pool
 from besteffort.gateway.http import Listener
+from besteffort.gateway.process import LOGGER
 from besteffort.gateway.serve import Gateway
-from besteffort.gateway.server import LOGGER
 from besteffort.gateway.snapshot import make_snapshot
 from besteffort.runs.config import load_situation
 

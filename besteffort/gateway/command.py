@@ -39,7 +39,7 @@ def serve(path_or_name: str, say: Callable[[str], None], workers: int = 1) -> No
     snapshot, path = _prepared(path_or_name)
     from besteffort.gateway import process
     from besteffort.gateway import serve as serving
-    from besteffort.gateway.server import LOGGER
+    from besteffort.gateway.process import LOGGER
 
     if not 1 <= workers <= MOST_WORKERS:
         raise InputError(f"`--workers` is {workers}; give 1 to {MOST_WORKERS}.")

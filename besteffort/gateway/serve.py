@@ -18,8 +18,9 @@ from besteffort.gateway.hosts import Hosts, make_client
 from besteffort.gateway.http import Listener
 from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
+from besteffort.gateway.process import LOGGER
 from besteffort.gateway.request_log import RequestLog
-from besteffort.gateway.server import LOGGER, Server
+from besteffort.gateway.server import Server
 from besteffort.gateway.snapshot import ArmName, Snapshot, Source, make_policy, make_snapshot, sources
 from besteffort.gateway.upstream import Upstream
 from besteffort.policy import Policy

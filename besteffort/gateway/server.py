@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import logging
 import re
 import secrets
 import time
@@ -27,10 +26,9 @@ from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.gateway.lag import Lag
 from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
+from besteffort.gateway.process import LOGGER
 from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
 from besteffort.version import __version__
-
-LOGGER = logging.getLogger("besteffort.gateway")
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event

@@ -22,8 +22,8 @@ from besteffort.errors import InputError
 from besteffort.gateway.board import Board, make_board
 from besteffort.gateway.http import cannot_listen
 from besteffort.gateway.metrics import COUNTS_FOLDER
+from besteffort.gateway.process import LOGGER
 from besteffort.gateway.request_log import RequestLog
-from besteffort.gateway.server import LOGGER
 from besteffort.gateway.snapshot import Snapshot
 
 _AGAIN_S = 0.5  # until a worker that has ended is started again
