@@ -15,9 +15,8 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.columns import Column
-from besteffort.workload.fields import EARLIEST, PER_SECOND, TIMES, Unit
+from besteffort.workload.fields import EARLIEST, LATEST_S, PER_SECOND, TIMES, Unit
 
-_LATEST_S = 1e11
 _LONGEST_PACE_S = 0.5
 _PROMPT_IN_TOKENS = 10  # reading a prompt may take as long as so many tokens
 _SHORTEST_S = 1e-3  # no first token comes sooner
@@ -122,7 +121,7 @@ def _stated_or_epoch(path: Path, column: Column, counting: float) -> Unit | None
         return column.unit or "s"
     middle = float(np.median(values))
     if column.unit is not None:
-        if middle >= _LATEST_S * PER_SECOND[column.unit]:
+        if middle >= LATEST_S * PER_SECOND[column.unit]:
             raise InputError(
                 f"{path}: `{column.name}` is {middle:.4g} in the middle, which cannot be {_WORDS[column.unit]}; "
                 f"rename it, or state its unit, as in `--columns arrival={column.name}:ms`."
@@ -137,7 +136,7 @@ def _stated_or_epoch(path: Path, column: Column, counting: float) -> Unit | None
             f"{path}: `{column.name}` goes from {values.min():.4g} to {values.max():.4g}, so it mixes units or clocks; "
             "write all of it in one unit."
         )
-    return next((unit for unit in _UNITS if middle < _LATEST_S * PER_SECOND[unit]), "ns")
+    return next((unit for unit in _UNITS if middle < LATEST_S * PER_SECOND[unit]), "ns")
 
 
 def _relative_unit(undecided: Sequence[str], columns: Mapping[str, Column], units: Mapping[str, Unit]) -> Unit | None:

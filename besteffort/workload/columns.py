@@ -16,11 +16,23 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.cells import NO_DATE, CellError, dates, denies, is_date, missing, numbers, says_failed
-from besteffort.workload.fields import COUNTS, DURATIONS, LABELS, OUTCOMES, TIMES, Field, Unit, found, unit_in_name
+from besteffort.workload.fields import (
+    COUNTS,
+    DURATIONS,
+    LABELS,
+    LATEST_S,
+    OUTCOMES,
+    PER_SECOND,
+    TIMES,
+    Field,
+    Unit,
+    found,
+    unit_in_name,
+)
 from besteffort.workload.sources import Row, Source, listed, shown
 
 MOST_TOKENS = 10_000_000
-MOST_TIME = 1e20  # nanoseconds of some thousand years
+MOST_TIME = LATEST_S * max(PER_SECOND.values())
 MOST_ROWS = 10_000_000
 _CHUNK = 20_000
 _MOST_NAMES, _LONGEST_NAME = 1_000, 200

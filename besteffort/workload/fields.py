@@ -12,6 +12,8 @@ PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 EARLIEST = 1e9
 """Numbers from there on are times since 1970, whatever their unit."""
+LATEST_S = 1e11
+"""No time since 1970 is later, in seconds."""
 
 TIMES = ("arrival", "queued", "scheduled", "first", "last")
 DURATIONS = ("wait", "ttft", "latency", "decode", "tpot")
