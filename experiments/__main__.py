@@ -154,7 +154,7 @@ def reproduce(
     statuses = run_on(on, jobs, notes=out / "work" / "ray", directory=CHECKOUT, progress=progress)
     table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
     page = out / "claims.md"
-    write_text(page, table.markdown() + "\n" + _pictures(out))
+    write_text(page, claims_page(table, out))
     return Reproduction(table, page, {job.name: job.log for job in jobs if statuses[job.name]})
 
 
@@ -185,6 +185,11 @@ def claims_table(names: Sequence[str], out: Path) -> Table:
         note="Mean ± half the 95% interval over policies and lists. The best static model and the best heuristic are "
         f"the best in hindsight on the same requests; heuristics are tuned on others.{fast}",
     )
+
+
+def claims_page(table: Table, out: Path) -> str:
+    """The text of `claims.md`: the claims, and the pictures of the experiments whose results are in `out`."""
+    return table.markdown() + "\n" + _pictures(out)
 
 
 def _pictures(out: Path) -> str:

@@ -1,4 +1,5 @@
-"""Tables in README.md and docs/, written from the files in results/ and, where they name things, from the code.
+"""Tables in README.md and docs/, and results/claims.md: written from the files in results/ and, where they name things,
+from the code.
 
     python -m experiments.tables [--check]
 
@@ -29,7 +30,7 @@ from besteffort.evaluation.report import Column, Kind, format_cell
 from besteffort.evaluation.statistics import Interval
 from besteffort.files import write_text
 from besteffort.routers.names import ROUTER_NAMES
-from experiments.__main__ import EXPERIMENTS
+from experiments.__main__ import EXPERIMENTS, claims_page, claims_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -670,10 +671,17 @@ def _performance(row: tuple[str, dict[str, Any]]) -> float:
 
 def differences() -> Iterator[str]:
     """Lines in which pages differ from the results."""
-    for page in pages():
-        text = page.read_text("utf-8")
+    for page, wanted in _wanted().items():
+        lines = page.read_text("utf-8").splitlines()
         name = str(page.relative_to(ROOT))
-        yield from difflib.unified_diff(text.splitlines(), filled(text).splitlines(), name, "results", n=0, lineterm="")
+        yield from difflib.unified_diff(lines, wanted.splitlines(), name, "results", n=0, lineterm="")
+
+
+def _wanted() -> dict[Path, str]:
+    """Per page the text that the results give it."""
+    found = {page: filled(page.read_text("utf-8")) for page in pages()}
+    # An experiment that runs alone leaves the page of all claims as it is.
+    return found | {RESULTS / "claims.md": claims_page(claims_table(EXPERIMENTS, RESULTS), RESULTS)}
 
 
 def main() -> int:
@@ -684,10 +692,9 @@ def main() -> int:
         found = list(differences())
         print("\n".join(found) or "All tables are as in results/.")
         return int(bool(found))
-    for page in pages():
-        text = page.read_text("utf-8")
-        if filled(text) != text:
-            write_text(page, filled(text))
+    for page, wanted in _wanted().items():
+        if wanted != page.read_text("utf-8"):
+            write_text(page, wanted)
             print(page.relative_to(ROOT))
     return 0
 
