@@ -67,6 +67,33 @@ def test_the_readme_says_how_often_the_router_wins_and_loses() -> None:
     assert f"at load {loads[-1]['load']:g}, by {-gains[-1]:.0f} points" in text
 
 
+def test_sentences_have_the_figures_of_the_results() -> None:
+    from experiments import tables
+
+    learned = {one["perturbation"]: 100 * one["learned"]["mean"] for one in tables.read("robustness")["data"]}
+    cost = learned["everything as known"] - learned["batch sizes up to 50 ms old"]
+    assert f"50 ms cost {cost:.1f} of its own" in README.read_text("utf-8")
+    assert f"50 ms cost {cost:.1f} of its own" in (CHECKOUT / "docs" / "gotchas.md").read_text("utf-8")
+
+    claims = tables.read("unpredictable_load")["claims"]
+    bounded = [one for one in claims if "clairvoyant" in one["claim"] and "code" not in one["claim"]]
+    below = [100 - float(one["ours"].split(" ")[0]) for one in bounded]
+    results = (CHECKOUT / "docs" / "results.md").read_text("utf-8")
+    assert f"is {min(below):.1f} to {max(below):.1f}% below the clairvoyant bound" in results
+
+    stays = {
+        name: sum(seconds is not None for seconds in one["seconds_to_stay_above"]["each"])
+        for name, one in tables.read("learners")["learners"].items()
+        if "seconds_to_stay_above" in one
+    }
+    assert stays == {
+        "ours": 2,
+        "gymnax loop": 1,
+        "Stable-Baselines3, tuned": 1,
+        "Stable-Baselines3, as it comes": 0,
+    }, "docs/benchmarks.md says how many trainings stay above the line"
+
+
 def test_the_readme_is_short() -> None:
     text = README.read_text("utf-8")
     assert len(text.splitlines()) <= 150
