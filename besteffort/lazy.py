@@ -30,7 +30,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
                 raise
             # No AttributeError: `from besteffort import simulate` would drop its sentence.
             raise ImportError(
-                f"`{name}` needs the full package: `pip uninstall besteffort-gateway`, then `pip install besteffort`.",
+                f"`{name}` needs the full package: `pip uninstall besteffort-gateway`, then `pip install .` in a "
+                "checkout of besteffort.",
                 name=modules[name],
             ) from None
         names[name] = getattr(module, name)

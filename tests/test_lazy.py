@@ -42,7 +42,7 @@ def test_name_is_loaded_when_first_used(package: ModuleType) -> None:
 def test_name_of_a_missing_module_says_which_package_has_it(package: ModuleType) -> None:
     for name in ("gone", "deep"):
         with pytest.raises(
-            ImportError, match=f"^`{name}` needs the full package: .*`pip install besteffort`.$"
+            ImportError, match=f"^`{name}` needs the full package: .*`pip install .` in a checkout of besteffort.$"
         ) as error:
             getattr(package, name)
         assert type(error.value) is ImportError

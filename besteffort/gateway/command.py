@@ -80,7 +80,8 @@ def needs_extra(name: str) -> Iterator[None]:
         if str(error.name).partition(".")[0] == "besteffort":
             raise
         raise InputError(
-            f"`{name}` needs {error.name}, which is not installed; `pip install 'besteffort[gateway]'`."
+            f"`{name}` needs {error.name}, which is not installed; `pip install '.[gateway]'` in a checkout of "
+            "besteffort."
         ) from error
 
 

@@ -187,9 +187,7 @@ def make_client(settings: Redis) -> Any:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"`redis` needs {error.name}, which is not installed; `pip install 'besteffort[redis]'`."
-        ) from error
+        raise InputError(f"`redis` needs {error.name}, which is not installed; `pip install redis`.") from error
     password = None
     if settings.password_env is not None:
         password = secret_of("`redis`", settings.password_env)

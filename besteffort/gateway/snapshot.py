@@ -157,8 +157,8 @@ def make_policy(source: Source, folder: Path) -> Policy:
         from besteffort import default_policy
     except ImportError as error:
         raise InputError(
-            "`situation` asks for the untrained policy, which is worked out by the full package; `pip install "
-            "besteffort`, or write a policy file there and name it in `policy`."
+            "`situation` asks for the untrained policy, which is worked out by the full package; write a policy file "
+            "where that is installed, and name it in `policy`."
         ) from error
     return default_policy(situation)
 

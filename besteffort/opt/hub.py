@@ -15,7 +15,7 @@ from typing import Any
 
 from besteffort.errors import InputError
 
-_EXTRA = 'install them with `pip install "besteffort[opt]"`'
+_EXTRA = "install them with `pip install '.[opt]'` in a checkout of besteffort"
 
 
 def fetch_config(name: str | Path) -> Path:

@@ -38,7 +38,8 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise InputError(
-        'lm-evaluation-harness is not installed; run `pip install "besteffort[quality]"` to measure quality.'
+        "lm-evaluation-harness is not installed; run `pip install '.[quality]'` in a checkout of besteffort to measure "
+        "quality."
     ) from error
 
 MAX_NEW_TOKENS = 256

@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,32 @@ def test_the_site_has_what_pages_link_to() -> None:
         for path, _ in LINK.findall(page.read_text("utf-8")):
             target = (page.parent / path).resolve() if path else page
             assert any(target.is_relative_to(CHECKOUT / each) for each in laid_out), f"{page.name}: {path}"
+
+
+INSTALL = re.compile(r"pip install ([^`\n&]*)")
+
+
+def extras() -> set[str]:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+    return set(project["optional-dependencies"])
+
+
+def test_what_is_installed_is_a_path_with_extras_that_exist() -> None:
+    """Another project has the name `besteffort`, so pip must not be told to look for it."""
+    light = CHECKOUT / "packaging" / "gateway"
+    texts = [*pages(), CHECKOUT / "CONTRIBUTING.md", light / "README.md", *(CHECKOUT / "besteffort").rglob("*.py")]
+    stated = [line for path in texts for line in INSTALL.findall(path.read_text("utf-8"))]
+    assert len(stated) >= 12
+    for line in stated:
+        assert not re.search(r"(?:^|\s|['\"])besteffort(?:-gateway)?(?:$|[\s'\"\[.,;])", line), line
+        for names in re.findall(r"['\"]\.\[([\w,]+)\]", line):
+            assert set(names.split(",")) <= extras(), line
+
+
+def test_extras_are_explained() -> None:
+    table = (CHECKOUT / "docs" / "index.md").read_text("utf-8").partition("| Extra |")[2]
+    named = {name for row in re.findall(r"^\| (`[^|]*) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert named == extras() - {"bench", "dev", "docs", "fuzz", "test"}
 
 
 def test_there_are_commands() -> None:
