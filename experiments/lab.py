@@ -145,7 +145,7 @@ class Lab:
     Attributes:
       scale: how much of everything.
       work: directory that keeps trainings.
-      data: directory with public traces, see README; None where there is none.
+      data: directory with public traces, see docs/research.md; None where there is none.
       log: called with what is going on, line by line.
       missing: names of traces that were asked for and not at hand.
     """

@@ -159,6 +159,16 @@ def test_extras_are_explained() -> None:
     assert named == extras() - {"bench", "dev", "docs", "fuzz", "test"}
 
 
+def test_files_that_experiments_need_are_named_with_their_source() -> None:
+    from experiments.unpredictable_load import SAMPLES
+
+    sources = "".join(path.read_text("utf-8") for path in (CHECKOUT / "experiments").glob("*.py"))
+    needed = {*SAMPLES, *re.findall(r"(?<![\w}])[\w.-]+\.(?:csv|jsonl)\.gz", sources)}
+    assert len(needed) >= 7
+    page = (CHECKOUT / "docs" / "research.md").read_text("utf-8")
+    assert not {name for name in needed if f"`{name}`" not in page}
+
+
 def test_there_are_commands() -> None:
     assert len(chosen("besteffort ")) >= 15
     assert len(chosen("python ")) >= 15
