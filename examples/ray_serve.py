@@ -1,6 +1,6 @@
 """Ray Serve: models as deployments, and one in front of them that picks which of them answers.
 
-    pip install besteffort "ray[serve]"
+    python -m pip install '.[gateway]' 'ray[serve]'
     serve run examples.ray_serve:application
 
     curl http://127.0.0.1:8000/ -d '{"task": "piqa", "prompt": "To open a jar,"}'
