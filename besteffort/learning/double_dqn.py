@@ -46,15 +46,19 @@ def loss(
     """Weighted mean loss of the temporal-difference error, and weighted mean Q-value of the decisions taken.
 
     The error is `returns + discount x Q_target(next, argmax Q_online(next)) - Q_online(features, action)`, over runs of
-    one or more decisions. Returns are rewards less a baseline: the average reward of decisions at the same task and
-    arrival rate, which the second network learns. No decision changes tasks and arrivals, so the baseline adds the same
-    to the value of every action; without it values would vary far more with the arrival rate than with the router's
-    choices (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
+    one or more decisions. The next action is that of a pool which takes requests, since policies choose no other.
+
+    Returns are rewards less a baseline: the average reward of decisions at the same task and arrival rate, which the
+    second network learns. No decision changes tasks and arrivals, so the baseline adds the same to the value of every
+    action; without it values would vary far more with the arrival rate than with the router's choices (Mao et al.,
+    Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
     """
     network, baseline = networks
     q = q_values(network, online.q, batch.features)
     valued = q_values(network, target.q, batch.next_features)
     chosen_by = q_values(network, online.q, batch.next_features) if config.double else valued
+    if batch.next_open is not None:
+        chosen_by = jnp.where(batch.next_open, chosen_by, -jnp.inf)
     error = jax.vmap(rlax.double_q_learning)(q, batch.action, batch.returns, batch.discount, valued, chosen_by)
     cost = optax.losses.huber_loss(error, delta=hyper.huber_delta) if config.loss == "huber" else 0.5 * error**2
     if config.baseline:

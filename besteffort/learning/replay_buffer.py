@@ -34,6 +34,7 @@ class Rows(NamedTuple):
       baseline: (time, envs) average reward of decisions in such circumstances; see `double_dqn.loss`.
       valid: (time, envs) whether the decision may be learned from: its episode had not ended before it, and the next
         row holds the observation that follows it or the episode terminated (neither is true across a truncation).
+      open: (time, envs, pools) which pools take requests; None where all do.
     """
 
     features: Array
@@ -42,6 +43,7 @@ class Rows(NamedTuple):
     explored: Array
     baseline: Array
     valid: Array
+    open: Array | None = None
 
 
 class ReplayBuffer(NamedTuple):
@@ -73,6 +75,7 @@ class Batch(NamedTuple):
       returns: (...) discounted sum of the credits of all decisions less their baselines.
       discount: (...) factor on the value after the last decision; 0 after termination.
       weight: (...) 1 if the decisions may be learned from and their rewards are known, else 0.
+      next_open: (..., pools) which pools take requests after the last decision; None where all do.
     """
 
     features: Array
@@ -83,6 +86,7 @@ class Batch(NamedTuple):
     returns: Array
     discount: Array
     weight: Array
+    next_open: Array | None = None
 
 
 def empty(length: int, like: Rows, reward_dtype: Any) -> ReplayBuffer:
@@ -189,6 +193,7 @@ def sample(
         returns=returns,
         discount=after,
         weight=(known & (age <= filled)).astype(buffer.reward.dtype),
+        next_open=None if rows.open is None else rows.open[end, env],
     )
 
 

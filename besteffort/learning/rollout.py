@@ -104,6 +104,7 @@ def collect(
             explored=action != greedy,
             baseline=cast(Array, baseline.apply(variables.baseline, x)) if config.baseline else jnp.zeros_like(x[:, 0]),
             valid=alive & (terminated | ~timestep.truncated),
+            open=there,
         )
         # Credits come to the same, and are there without looking at every request in flight.
         reward = jnp.where(alive, timestep.reward if timestep.credit is None else timestep.credit, 0.0)

@@ -283,8 +283,16 @@ def initial_state(
         q = networks.q.init(network_key, x) if start is None else start
         online = Variables(q, networks.baseline.init(baseline_key, x))
         action = jnp.zeros((1, config.num_envs), jnp.int32)
-        real, truth = action.astype(x.dtype), action.astype(bool)
-        like = Rows(features=x[None], action=action, discount=real, explored=truth, baseline=real, valid=truth)
+        real, truth, there = action.astype(x.dtype), action.astype(bool), actors.timestep.observation.open
+        like = Rows(
+            features=x[None],
+            action=action,
+            discount=real,
+            explored=truth,
+            baseline=real,
+            valid=truth,
+            open=None if there is None else there[None],
+        )
         return Run(
             double_dqn.start(online, hyper),
             jax.tree.map(jnp.copy, q),

@@ -64,6 +64,7 @@ class Table:
       delay: () decisions until a reward is resolved.
       gap_s: () seconds between decisions; None for no time.
       horizon: () decisions until an episode is truncated; 0 for never. A number here, so that it is not compiled in.
+      takes: (states, actions) which actions a policy may choose; None for all.
     """
 
     reward: Any
@@ -72,6 +73,7 @@ class Table:
     delay: Any
     gap_s: Any
     horizon: Any
+    takes: Any = None
 
 
 class ProbeState(NamedTuple):
@@ -114,6 +116,8 @@ class Probe:
         zeros = jnp.zeros((1, self.shape.pools), jnp.int32)
         zero = jnp.zeros(())
         observation = Observation(state.table_state, zeros[0], zero, zeros, zero, zero)
+        if params.takes is not None:
+            observation = observation._replace(takes=params.takes[state.table_state][None], ready_s=zero)
         return TimeStep(observation, reward, terminated, truncated, state.index, credit, params.gap_s)
 
 
@@ -126,6 +130,7 @@ def probe(
     gap_s: float | None = None,
     horizon: int = 0,
     history: int = 64,
+    takes: list[list[bool]] | None = None,
 ) -> tuple[Probe, Table, tuple[Feature, ...]]:
     """Environment, parameters and features; by default the next state is random and no state is terminal."""
     states, actions = len(reward), len(reward[0])
@@ -137,6 +142,7 @@ def probe(
         delay=jnp.int32(delay),
         gap_s=None if gap_s is None else jnp.array(gap_s),
         horizon=jnp.int32(horizon),
+        takes=None if takes is None else jnp.array(takes),
     )
     return Probe(shape), table, (Feature("task", states, "one_hot"),)
 

@@ -123,6 +123,16 @@ def test_a_baseline_moves_all_actions_alike(run: int) -> None:
     np.testing.assert_allclose(values[:, 0] - values[:, 1], np.subtract(*np.transpose(CREDIT_Q)), atol=3e-2)
 
 
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("run", [1, 4])
+def test_the_future_is_worth_what_a_policy_may_choose(run: int, *, double: bool) -> None:
+    config = dataclasses.replace(CONFIG, n_step=run, double=double)
+    # In the first state the better action is closed, so V0 = V1 / 2 and V1 = 1/2 + V0 / 2: V0 = 1/3 and V1 = 2/3.
+    closed = [[False, True], [True, True]]
+    values = learn(config, HYPER, runs=1, reward=CREDIT, follows=TURNS, takes=closed)[0]
+    np.testing.assert_allclose(values, [[1 + 1 / 3, 1 / 3], [-2 + 1 / 6, 1 / 2 + 1 / 6]], atol=5e-3)
+
+
 def test_discount_may_differ_between_runs_that_train_together() -> None:
     # The same in both states, so that the value is the sum of a geometric series.
     for discounts in ((0.0, 0.25), (0.25, 0.5)):
