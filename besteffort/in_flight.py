@@ -750,7 +750,7 @@ class InFlight:
             task=known.task,
             batch_sizes=self.batch_sizes.sum(0),
             arrival_rate=self._rate(),
-            instance_batch_sizes=self.batch_sizes,
+            instance_batch_sizes=self.batch_sizes.copy(),
             deadline_s=self._visible_deadline_s[known.task] * known.deadline_factor,
             since_change_s=now - self._changed_s if math.isfinite(self._changed_s) else 0.0,
             takes=self._where.takes,

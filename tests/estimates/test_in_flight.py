@@ -108,6 +108,12 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(
         assert set(apart(flight.estimates("new", at=0.07), before).values()) == {0.0}
 
 
+def test_an_observation_stays_what_was_seen(flight: InFlight) -> None:
+    seen = flight.observation("new", at=0.06)
+    flight.sent("new", LARGEST, at=0.06)
+    assert seen.instance_batch_sizes.sum() == seen.batch_sizes.sum() == 1
+
+
 def test_a_clock_that_steps_back_stands_still(flight: InFlight) -> None:
     before = flight.estimates("new", at=0.07)
     assert set(apart(flight.estimates("new", at=-5.0), before).values()) == {0.0}
