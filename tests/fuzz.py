@@ -76,6 +76,8 @@ def fuzz(name: str, target: Target, seconds: float, folder: Path) -> None:
     until = time.process_time() + seconds
 
     def one(content: bytes) -> None:
+        if not ended and not failures:  # Atheris puts its own in place just before
+            free_comparisons()
         try:
             ended[checked(target, content)] += 1
         except Exception as error:
@@ -105,7 +107,6 @@ def fuzz(name: str, target: Target, seconds: float, folder: Path) -> None:
             content = atheris.Mutate(content, max(len(content), 1))
         return content[:most]
 
-    free_comparisons()
     longest = 4 * max(map(len, target.originals))
     options = ("-verbosity=0", f"-rss_limit_mb={MEGABYTES}", "-timeout=60", f"-max_len={longest}")
     atheris.Setup([name, str(corpus), *options, f"-artifact_prefix={failing}/"], one, custom_mutator=damage)
