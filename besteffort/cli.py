@@ -352,11 +352,14 @@ def train(
     problem = make_training_problem(situation, training, lengths)
     _begin(out, "train", resume)
     with training_bars(output) as bars:
-        run_training(run, problem, out, progress=bars.training(out.name, problem), track=track)
-    each = f"; one per seed beside it, {training.seeds} in all" if training.seeds > 1 else ""
+        trained = run_training(run, problem, out, progress=bars.training(out.name, problem), track=track)
+    seeded = sorted(trained.policies)
+    each = f"; one per seed beside it, {len(seeded)} in all" if training.seeds > 1 else ""
     answer.file("policy", out / "policy.safetensors", each)
-    seeded = range(training.seed, training.seed + training.seeds)
     answer.files("policies", "", [out / f"policy-{seed}.safetensors" for seed in seeded])
+    if trained.diverged:
+        answer.finish()
+        raise InputError(trained.diverged)
     return answer
 
 

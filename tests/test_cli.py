@@ -38,6 +38,7 @@ from besteffort.routers import ROUTERS
 from besteffort.runs import quickstart
 from besteffort.runs.config import load_situation, parse_changes
 from besteffort.runs.experiment import load_run
+from besteffort.runs.training import TrainedSeeds
 from besteffort.situation import Origin, Situation, Tenant
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import load_sweep
@@ -619,9 +620,10 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Table:
     )
     finding = Finding("worse", "load", "With load 8 it routes worse.", float("inf"), ("load 8",))
 
-    def trained(*given: object, **named: object) -> None:
+    def trained(*given: object, **named: object) -> TrainedSeeds:
         sys.stdout.write("words of a library\n")
         warnings.warn("a warning", stacklevel=1)
+        return TrainedSeeds({0: random_policy(load_situation("paper"))})
 
     results: dict[str, Any] = {
         "besteffort.runs.training.run_training": trained,

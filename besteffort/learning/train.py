@@ -115,6 +115,10 @@ class Progress(NamedTuple):
         """The metrics of one run, plain numbers and lists."""
         return {name: values[run].tolist() for name, values in self.metrics.items()}
 
+    def finite(self, run: int) -> bool:
+        """Whether the metrics of one run are finite; those of a run that has diverged are not."""
+        return all(np.isfinite(values[run]).all() for values in self.metrics.values())
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:

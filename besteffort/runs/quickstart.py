@@ -76,7 +76,7 @@ class Outcome:
       picture: file of the picture.
       policies: files of the policies.
       report: file of the report.
-      notes: what was exported.
+      notes: what was exported, and which seeds of a training diverged.
       situation: file of the situation, where it was no file's.
     """
 
@@ -276,6 +276,7 @@ def _quickstart(
     evaluations: list[EvaluationResult] = []
     files: list[Path] = []
     exported: dict[str, str] = {}
+    diverged: list[str] = []
     for stage, compiled, bounds in zip(plan.stages, beside.compiled, beside.bounds, strict=True):
         situation = stage.evaluation_set.situation
         candidates: dict[str, Policy] = {}
@@ -291,7 +292,9 @@ def _quickstart(
             if method == "dqn":
                 rivals = beside.tune(stage)  # not beside the search, which keeps all cores busy by itself
                 wait(compiled)  # what went wrong there goes wrong again here
-            candidates[method] = run_training(config, problem, directory, progress=report)[0]
+            trained = run_training(config, problem, directory, progress=report)
+            candidates[method] = next(iter(trained.policies.values()))
+            diverged += [trained.diverged] * bool(trained.diverged)
         doing(f"Judging all routers ({stage.evaluation_set.name})")
         candidates["untrained"] = default_policy(situation)
         performance = performance_on(situation, stage.selection, candidates.values(), panel=stage.panel)
@@ -330,7 +333,7 @@ def _quickstart(
         policies=tuple(files),
         report=out / "report.md",
         situation=out / SITUATION if plan.own else None,
-        notes=tuple(f"Learned is {note} ({name})." for name, note in exported.items()),
+        notes=(*(f"Learned is {note} ({name})." for name, note in exported.items()), *diverged),
     )
 
 

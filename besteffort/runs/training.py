@@ -5,7 +5,7 @@
 | `config.yaml` | the configuration, every field written out |
 | `metrics.jsonl`, `metrics.csv`, `tensorboard/` | the metrics of each log point and seed, as they came |
 | `checkpoint.npz` | to resume from |
-| `policy-<seed>.safetensors` | the policy of each seed |
+| `policy-<seed>.safetensors` | the policy of each seed that did not diverge |
 | `policy.safetensors` | that of the seed which did best on draws of the training load that nothing is judged on |
 """
 
@@ -101,6 +101,19 @@ class TrainingProblem:
             rule=self.rule,
             assumed=None if self.actual is None else self.situation,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedSeeds:
+    """What came of the seeds of a training.
+
+    Attributes:
+      policies: by seed, of those that did not diverge; the best first, where they were compared.
+      diverged: a sentence about those that did; empty where there are none.
+    """
+
+    policies: dict[int, Policy]
+    diverged: str = ""
 
 
 def make_training_problem(
@@ -242,24 +255,27 @@ def run_training(
     *,
     progress: Callable[[Progress], None] | None = None,
     track: Sequence[TrackerName] = (),
-) -> list[Policy]:
+) -> TrainedSeeds:
     """Trains all seeds, writes everything of the module's table to `out`, and returns the policies, best first.
 
-    A checkpoint in `out` is continued. The trackers `track` hear the metrics, too.
+    A checkpoint in `out` is continued. The trackers `track` hear the metrics, too. Seeds that diverge leave no policy,
+    and the others go on.
 
     Raises:
-      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
+      InputError: as `besteffort.learning.train.train`, if all seeds diverge, a file cannot be written, or a tracker
+        does not start.
     """
     config = dataclasses.replace(config, tasks=problem.situation.tasks, training=problem.training)
     _keep_config(config, out)
-    policies = train_policies(problem, out, progress=progress, track=track)
+    trained = _train_seeds(problem, out, progress, track)
+    policies = trained.policies
     ranked = [*policies]
     if len(policies) > 1:
         lists = _selection(problem, _SELECTION_LISTS, problem.training.selection_requests)
         scores = dict(zip(policies, _performance(problem, lists, policies.values()), strict=True))
         ranked.sort(key=scores.__getitem__, reverse=True)
     save_policy(policies[ranked[0]], out / "policy.safetensors")
-    return [policies[seed] for seed in ranked]
+    return dataclasses.replace(trained, policies={seed: policies[seed] for seed in ranked})
 
 
 def _selection(problem: TrainingProblem, lists: int, requests: int) -> Sequence[Requests]:
@@ -308,23 +324,53 @@ def train_policies(
     A checkpoint in `out` is continued.
 
     Raises:
-      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
+      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start; if a
+        seed diverges, when the policies of the others are written.
+    """
+    trained = _train_seeds(problem, out, progress, track)
+    if trained.diverged:
+        raise InputError(trained.diverged)
+    return trained.policies
+
+
+def _train_seeds(
+    problem: TrainingProblem,
+    out: Path,
+    progress: Callable[[Progress], None] | None,
+    track: Sequence[TrackerName],
+) -> TrainedSeeds:
+    """What `train_policies` does, where seeds may diverge.
+
+    Raises:
+      InputError: as `train_policies`, but only if all seeds diverge.
     """
     training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
-    learn = {"dqn": _dqn_policies, "search": search_policies}[training.method]
+    methods: dict[str, Callable[..., Sequence[Policy | int]]] = {"dqn": _dqn_policies, "search": search_policies}
+    learn = methods[training.method]
     with MetricsLog(out, seeds, problem.situation.fleet.names, settings(problem), track) as log:
 
         def keep(latest: Progress) -> None:
             for index, seed in enumerate(seeds):
-                log.add(seed, latest.of(index))
+                if latest.finite(index):
+                    log.add(seed, latest.of(index))
             if progress is not None:
                 progress(latest)
 
-        policies = dict(zip(seeds, learn(problem, seeds, out / CHECKPOINT, keep), strict=True))
+        learned = dict(zip(seeds, learn(problem, seeds, out / CHECKPOINT, keep), strict=True))
+    policies = {seed: policy for seed, policy in learned.items() if isinstance(policy, Policy)}
     for seed, policy in policies.items():
         save_policy(policy, out / f"policy-{seed}.safetensors")
-    return policies
+    diverged = {seed: decisions for seed, decisions in learned.items() if isinstance(decisions, int)}
+    if not diverged:
+        return TrainedSeeds(policies)
+    lost = ", ".join(f"seed {seed} has lost its finite weights by {by:,} decisions" for seed, by in diverged.items())
+    remedy = "lower `training.hyper.learning_rate` or `training.hyper.discount`, or check that rewards are finite"
+    kept = f"; {out} keeps the policies of the other seeds" if policies else ""
+    said = f"Training diverged: {lost}; {remedy}{kept}."
+    if not policies:
+        raise InputError(said)
+    return TrainedSeeds(policies, said)
 
 
 def _keep_config(config: RunConfig, out: Path) -> None:
@@ -348,17 +394,18 @@ def _trains(config: RunConfig) -> RunConfig:
 
 def _dqn_policies(
     problem: TrainingProblem, seeds: Sequence[int], checkpoint_path: Path, progress: Callable[[Progress], None]
-) -> list[Policy]:
-    """The policies of Double DQN, one for each seed."""
+) -> list[Policy | int]:
+    """The policies of Double DQN, one for each seed; of one that diverged the decisions by which it had."""
     trained = train(
         *_of_training(problem, seeds),
         weights=problem.weights,
         checkpoint_path=checkpoint_path,
         progress=progress,
+        tolerant=True,
     )
     return [
-        dqn_policy(problem, weights, seed, trained.decisions)
-        for seed, weights in zip(seeds, trained.weights, strict=True)
+        dqn_policy(problem, weights, seed, trained.decisions) if diverged is None else diverged
+        for seed, weights, diverged in zip(seeds, trained.weights, trained.diverged, strict=True)
     ]
 
 

@@ -120,9 +120,8 @@ def _by_dqn(
 
     def keep(latest: Progress) -> None:
         for run, (member, log) in enumerate(zip(members, logs, strict=True)):
-            point = latest.of(run)
-            if np.isfinite([point["loss"], point["norm"]]).all():
-                log.add(member.seed, point)
+            if latest.finite(run):
+                log.add(member.seed, latest.of(run))
         progress(latest)
 
     # All members have the same static settings.

@@ -9,10 +9,10 @@ import pytest
 
 from besteffort.cli import main
 from besteffort.errors import InputError
-from besteffort.policy import Policy, load_policy
+from besteffort.policy import load_policy
 from besteffort.runs import quickstart
 from besteffort.runs.own_logs import load_quickstart
-from besteffort.runs.training import TrainingProblem
+from besteffort.runs.training import TrainedSeeds, TrainingProblem
 from besteffort.runs.untrained import default_policy
 
 
@@ -60,10 +60,10 @@ def diverge(
 ) -> None:
     """A quickstart with another tuning and with a training of networks that fails."""
 
-    def train(_: object, problem: TrainingProblem, *__: object, **___: object) -> list[Policy]:
+    def train(_: object, problem: TrainingProblem, *__: object, **___: object) -> TrainedSeeds:
         if problem.training.method == "dqn":
             training()
-        return [default_policy(problem.situation)]
+        return TrainedSeeds({0: default_policy(problem.situation)})
 
     monkeypatch.setattr(quickstart, "tune_on", tuned)
     monkeypatch.setattr(quickstart, "run_training", train)

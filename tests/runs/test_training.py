@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from besteffort.cli import main
 from besteffort.errors import InputError
 from besteffort.files import read_jsonl
+from besteffort.learning.train import Trained, train
 from besteffort.policy import load_policy
 from besteffort.profile import save_profile
 from besteffort.runs.config import load_config, write_config
@@ -74,6 +77,48 @@ def test_resumed_run_ends_alike(trained: Path, small: Path, tmp_path: Path) -> N
     assert main(["train", str(small), "--seeds", "2", "--out", str(out), "--resume"]) == 0
     for name in ("policy.safetensors", "policy-0.safetensors", "policy-1.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_seeds_beside_one_that_diverges_are_kept(
+    trained: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command says which seed, and its exit status that not all went well; so does one that resumes."""
+
+    def unlike(*given: Any, **named: Any) -> Trained:
+        env, params, features, config, hyper, keys = given
+        rates = {name: np.array([getattr(hyper, name), 1e30]) for name in ("learning_rate", "learning_rate_end")}
+        return train(env, params, features, config, dataclasses.replace(hyper, **rates), keys, **named)
+
+    monkeypatch.setattr("besteffort.runs.training.train", unlike)
+    out = tmp_path / "diverged"
+    arguments = ["train", str(small), "--seeds", "2", "--out", str(out)]
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    sentence = "besteffort: Training diverged: seed 1 has lost its finite weights by 2,048 decisions; lower"
+    assert sentence in said.err
+    assert f"{out} keeps the policies of the other seeds" in said.err
+    assert f"Policy: {out / 'policy.safetensors'}" in said.out
+    assert not (out / "policy-1.safetensors").exists()
+    for name in ("policy.safetensors", "policy-0.safetensors"):
+        assert (out / name).read_bytes() == (trained / "policy-0.safetensors").read_bytes()
+    assert {record["seed"] for record in read_jsonl(out / "metrics.jsonl")} == {0}
+
+    assert main([*arguments, "--resume", "--json"]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert json.loads(said.out)["files"]["policies"] == [str(out / "policy-0.safetensors")]
+
+
+def test_a_training_of_which_no_seed_is_left_says_so(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its metrics are no JSON numbers, and not written."""
+    rate = ["--set", "training.hyper.learning_rate=1e30", "--set", "training.hyper.learning_rate_end=1e30"]
+    assert main(["train", str(small), *rate, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "Training diverged: seed 0 has lost its finite weights by 2,048 decisions; lower" in said.err
+    assert "keeps" not in said.err
+    assert not list((tmp_path / "out").glob("policy*"))
 
 
 def test_lines_after_the_checkpoint_come_once(trained: Path, small: Path, tmp_path: Path) -> None:
