@@ -129,7 +129,7 @@ def run(lab: Lab) -> Findings:
 
 def _group(lab: Lab, group: int, size: int) -> list[dict[str, Any]]:
     """Points ahead in each situation of a group, found again where they were found before."""
-    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}.json"
+    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}{lab.environment}.json"
     if place.exists():
         known: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
         return known
@@ -177,7 +177,7 @@ def _group(lab: Lab, group: int, size: int) -> list[dict[str, Any]]:
 
 def _added(lab: Lab, group: int, size: int) -> float:
     """What networks add to the rule that is found in a group's first situation, as a share of the peak."""
-    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}-{NETWORKS}.json"
+    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}-{NETWORKS}{lab.environment}.json"
     if place.exists():
         return float(json.loads(place.read_text(encoding="utf-8")))
     draw = draw_group(SEED, group, size)[0]

@@ -46,7 +46,7 @@ from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
-from besteffort.simulator.environment import ServingEnvironment
+from besteffort.simulator.environment import ServingEnvironment, kept_number
 from besteffort.situation import Situation, as_text
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
@@ -256,11 +256,17 @@ class Lab:
 
     @property
     def amount(self) -> str:
-        """The scale in a word, for names of files; one whose numbers were changed has another."""
+        """The scale in a word, for names of files; one whose numbers were changed has another, as have environments."""
         scale = self.scale
         usual = dataclasses.replace(FULL if scale.name == "full" else FAST, seed=scale.seed)
         changed = "" if scale == usual else f"-{hashlib.sha256(repr(scale).encode()).hexdigest()[:8]}"
-        return f"{scale.name}-{scale.seed}{changed}"
+        return f"{scale.name}-{scale.seed}{changed}{self.environment}"
+
+    @property
+    def environment(self) -> str:
+        """The end of a file's name that keeps apart what was found in other versions of the environment."""
+        number = kept_number()
+        return f"-environment-{number}" if number else ""
 
     def kept(self, what: str, name: str, made: EvaluationSet) -> Path:
         """The file that keeps what was found in a setting at this scale; another one where other lists are judged."""
@@ -385,6 +391,7 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
     record = {
         "experiment": name,
         "version": __version__,
+        "environment": ServingEnvironment.version,
         "scale": dataclasses.asdict(scale),
         "traces": arguments.data is not None and not lab.missing,
         "seconds": round(time.perf_counter() - started, 1),

@@ -3,7 +3,7 @@
 | file | what |
 |---|---|
 | `sweep.yaml`, `base.yaml` | the sweep, and the configuration that it varies, every field written out |
-| `inputs.json` | digests of the files that trials depend on, by name |
+| `inputs.json` | digests of the files that trials depend on, by name, and the environment's number |
 | `programs.json` | the trials of each program, see `besteffort.sweep.plan` |
 | `programs/<program>/` | the output of its process, and its checkpoint until its trials are evaluated |
 | `trials/<trial>/` | a run directory, see `besteffort.runs.training`, and the outcome of the trial |
@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from besteffort.errors import InputError
+from besteffort.errors import InputError, brief
 from besteffort.files import begin_run, os_errors_as_input_errors, read_json, write_json, write_text
 from besteffort.profile import load_profile
 from besteffort.runs.backends import Backend, Local, Ray
@@ -32,6 +32,7 @@ from besteffort.runs.jobs import run_on
 from besteffort.runs.processes import Job, JobProgress
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.runs.training import CHECKPOINT
+from besteffort.simulator.environment import NOT_STATED, ServingEnvironment
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, discard, read_programs
@@ -39,6 +40,7 @@ from besteffort.workload.config import Trace
 
 _HERE = Local()
 _INPUTS = "inputs.json"
+_ENVIRONMENT = "environment"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _write_plan(plan: SweepPlan, out: Path) -> dict[str, list[str]]:
             write_config(out / "trials" / trial.name / "config.yaml", trial.config)
         for name, text in stated.items():
             write_text(out / name, text)
-        write_json(out / _INPUTS, _inputs(plan))
+        write_json(out / _INPUTS, {_ENVIRONMENT: ServingEnvironment.version, **_inputs(plan)})
         programs = {f"{index:03d}": [f"{trial:04d}" for trial in trials] for index, trials in enumerate(plan.programs)}
         write_json(out / "programs.json", programs)
     for name, text in stated.items():
@@ -169,10 +171,16 @@ def _inputs(plan: SweepPlan) -> dict[str, str]:
 
 
 def _check_inputs(plan: SweepPlan, out: Path) -> None:
-    """Raises `InputError` if a file that trials depend on is not what it was when the sweep began."""
+    """Raises `InputError` if a file that trials depend on, or the environment, is not what it was at the start."""
     if not (out / _INPUTS).exists():  # begun by a version that kept none
         return
     begun = read_json(out / _INPUTS)
+    number = begun.get(_ENVIRONMENT, NOT_STATED) if isinstance(begun, dict) else None
+    if number != ServingEnvironment.version:
+        raise InputError(
+            f"{out / _INPUTS}: the sweep began with version {brief(number)} of the environment, and this is "
+            f"{ServingEnvironment.version}, so its trials would not compare; sweep anew in another directory."
+        )
     for name, digest in _inputs(plan).items():
         if not isinstance(begun, dict) or begun.get(name, digest) != digest:
             raise InputError(

@@ -23,6 +23,7 @@ from besteffort.routers.value import ValueRouter
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import rule_for
 from besteffort.simulator.build import build
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Cluster, Reward, Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
@@ -181,6 +182,15 @@ def test_a_checkpoint_of_another_search_is_refused(
     given |= {name: value(given[name]) if callable(value) else value for name, value in change.items()}
     with pytest.raises(InputError, match=f"the checkpoint is of a training {words}"):
         search(**given | {"lists": [given["lists"]]}, checkpoint_path=checkpoint)
+
+
+def test_a_checkpoint_of_another_environment_is_refused(
+    situation: Situation, lists: Lists, start: Rule, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores from both would be mixed."""
+    monkeypatch.setattr(ServingEnvironment, "version", "another")
+    with pytest.raises(InputError, match="with environment None, but this one has version another"):
+        search(situation, [lists], start, CONFIG, [0], checkpoint_path=checkpoint)
 
 
 @pytest.fixture(scope="module")

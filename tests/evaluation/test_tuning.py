@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from besteffort.evaluation.config import EvaluationConfig
 from besteffort.evaluation.objectives import score_rollouts
 from besteffort.evaluation.rollouts import Rollout, _play_lanes, mean_rewards
 from besteffort.evaluation.tuning import TUNED_RIVALS, heuristic_routers, maker, tune
+from besteffort.files import read_json
 from besteffort.learning.config import SearchConfig
 from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import Settings, dimensions, settings_at
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
+from besteffort.simulator.environment import NOT_STATED, ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
@@ -77,6 +80,16 @@ def test_groups_are_tuned_as_each_would_be_alone(situation: Situation, lists: li
     for name in set(TUNED_RIVALS) - {"gear"}:
         assert alone[name] == tuned[1][name]
         assert alone[name] != tuned[0][name]
+
+
+def test_what_is_kept_is_of_one_environment(
+    situation: Situation, lists: list[Requests], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "tuned.json"
+    for version, known in ((NOT_STATED, 1), (NOT_STATED, 1), ("another", 2), (NOT_STATED, 2)):
+        monkeypatch.setattr(ServingEnvironment, "version", version)
+        tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0, names=["deadline-reserve"], kept=kept)
+        assert len(read_json(kept)) == known
 
 
 def test_all_generations_share_their_compiled_programs(situation: Situation, lists: list[Requests]) -> None:

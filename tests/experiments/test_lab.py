@@ -20,8 +20,9 @@ from besteffort.files import jsonable
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig, load_run
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
-from experiments.__main__ import EXPERIMENTS, claims_table, plan
+from experiments.__main__ import EXPERIMENTS, _done, claims_table, plan
 from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, _alone, conduct, fingerprint
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
@@ -86,11 +87,22 @@ def test_only_what_is_stated_of_lengths_makes_another_training() -> None:
     assert stated[1] == plain[1].replace("None)", "None, output_quantiles=(10.0, 30.0))", 1)
 
 
-def test_what_is_kept_is_of_one_scale(tmp_path: Path) -> None:
+def test_what_is_kept_is_of_one_scale_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Amounts of training change what is found on the same lists."""
     scales = [FAST, FULL, *(dataclasses.replace(FAST, **{name: 7}) for name in ("decisions", "ensemble_size", "seed"))]
     assert len({Lab(scale, tmp_path).amount for scale in scales}) == len(scales)
     assert [Lab(scale, tmp_path).amount for scale in (FAST, FULL, scales[-1])] == ["fast-0", "full-0", "fast-7"]
+    monkeypatch.setattr(ServingEnvironment, "version", "another")
+    assert Lab(FAST, tmp_path).amount == "fast-0-environment-another"
+
+
+def test_a_result_is_of_one_scale_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conduct(lambda lab: Findings({}), "trial", Arguments(out=tmp_path, work=tmp_path, fast=True))
+    result = tmp_path / "trial.json"
+    assert _done(result, FAST, traces=False)
+    assert not _done(result, FULL, traces=False)
+    monkeypatch.setattr(ServingEnvironment, "version", "another")
+    assert not _done(result, FAST, traces=False)
 
 
 def test_without_locks_experiments_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

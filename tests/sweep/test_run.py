@@ -220,6 +220,21 @@ def test_a_sweep_is_not_resumed_with_another_profile(
         run_sweep(make_plan(sweep), tmp_path / "out", resume=True)
 
 
+def test_a_sweep_is_not_resumed_in_another_environment(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials would be of two."""
+    monkeypatch.setattr("besteffort.sweep.run.run_on", lambda on, jobs, **_: {job.name: 1 for job in jobs})
+    monkeypatch.setattr("besteffort.sweep.run._why", lambda job, status: "it ended")
+    plan = make_plan(SweepConfig(str(small), {LR: Axis(values=(1e-3,))}))
+    for resume in (False, True):
+        with pytest.raises(InputError, match="no trial finished"):
+            run_sweep(plan, tmp_path / "out", resume=resume)
+    monkeypatch.setattr(ServingEnvironment, "version", "another")
+    with pytest.raises(InputError, match=r"the sweep began with version \w+ of the environment, and this is another"):
+        run_sweep(plan, tmp_path / "out", resume=True)
+
+
 def first_updates(plan: SweepPlan, trials: slice) -> tuple[Weights, ...]:
     """Networks after the first hundred updates, of trials that train side by side."""
     problems = [make_training_problem(each.config.build(), each.config.training) for each in plan.trials[trials]]
