@@ -285,10 +285,10 @@ class InFlight:
           InputError: if the name is taken, the task, the origin or the tenant unknown, or a number out of range.
         """
         index = self._checked(request, task, prompt_tokens, max_tokens, deadline_s, "has arrived already")
-        if not 0 <= cached_tokens <= prompt_tokens:
+        if not (_whole(cached_tokens) and 0 <= cached_tokens <= prompt_tokens):
             raise InputError(
                 f"Request {request!r}: `cached_tokens` is {cached_tokens}; give at least 0 and at most its "
-                f"`prompt_tokens`, {prompt_tokens}."
+                f"`prompt_tokens`, {prompt_tokens}, a whole number."
             )
         place = _index_of(request, "origin", origin, self._origins)
         whose = _index_of(request, "tenant", tenant, self._tenants)
@@ -1426,6 +1426,11 @@ def _index_of(request: Hashable, kind: str, name: str | None, known: Mapping[str
     return None if name is None else known[name]
 
 
+def _whole(value: object) -> bool:
+    """Whether it can be a place in a table: 10.0 and True cannot."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _at_least_one(request: Hashable, name: str, value: int) -> None:
-    if not value >= 1:
-        raise InputError(f"Request {request!r}: `{name}` is {value}; give at least 1.")
+    if not (_whole(value) and value >= 1):
+        raise InputError(f"Request {request!r}: `{name}` is {value}; give at least 1, a whole number.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +108,38 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(
     assert flight.batch_sizes.min() >= 0
     if before is not None:
         assert set(apart(flight.estimates("new", at=0.07), before).values()) == {0.0}
+
+
+UNTYPED = """
+from besteffort.errors import InputError
+from besteffort.in_flight import InFlight
+from besteffort.runs.config import load_situation
+
+flight = InFlight(load_situation("paper"))
+flight.arrived("sent", task="piqa", prompt_tokens=10, at=0.0)
+flight.sent("sent", 0, at=0.0)
+for wrong in ({"prompt_tokens": 10.0}, {"prompt_tokens": "10"}, {"max_tokens": 5.0}, {"cached_tokens": True}):
+    try:
+        flight.arrived("new", **{"task": "piqa", "prompt_tokens": 10, "at": 0.1, **wrong})
+    except InputError as error:
+        print(error)
+try:
+    flight.tokens("sent", 2.0, at=0.1)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_lengths_that_are_no_whole_numbers_are_refused() -> None:
+    """In a process of its own, since the checks of types that are on here would come first."""
+    said = subprocess.run([sys.executable, "-c", UNTYPED], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "Request 'new': `prompt_tokens` is 10.0; give at least 1, a whole number.",
+        "Request 'new': `prompt_tokens` is 10; give at least 1, a whole number.",
+        "Request 'new': `max_tokens` is 5.0; give at least 1, a whole number.",
+        "Request 'new': `cached_tokens` is True; give at least 0 and at most its `prompt_tokens`, 10, a whole number.",
+        "Request 'sent': `count` is 2.0; give at least 1, a whole number.",
+    ]
 
 
 def test_an_observation_stays_what_was_seen(flight: InFlight) -> None:
