@@ -241,6 +241,11 @@ def _like_requests(situation: Situation, training: TrainingConfig, lengths: Requ
     capacity = rescale.unit_load(lengths, situation)
     if isinstance(rates, workloads.RandomRates) and rates.deadlines is None:
         highest = rates.high / rates.burst_factor
+        if highest < rates.low:
+            raise InputError(
+                "`training.workload.high` over its `burst_factor`, the largest load of a trace, which has its own "
+                f"bursts, is {highest:g}, below `low`, {rates.low:g}; raise `high` or lower `low`."
+            )
         workload: Any = replay_at_rates(lengths, rates.low * capacity, highest * capacity, len(lengths) / 2)
     else:
         factors = None if rates.deadlines is None else rates.deadlines.build()

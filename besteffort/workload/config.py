@@ -98,6 +98,9 @@ class Steps(SyntheticConfig):
       starts_s: start of each segment in seconds; the first is 0.
       period_s: length of a cycle; null if the last segment lasts for ever.
       random_start: begin at a random time of the cycle.
+
+    Raises:
+      InputError: if there are not as many loads as starts, or none that would ever bring another arrival.
     """
 
     kind: Literal["steps"] = "steps"
@@ -106,17 +109,40 @@ class Steps(SyntheticConfig):
     period_s: Positive | None = None
     random_start: bool = False
 
+    def __post_init__(self) -> None:
+        if len(self.loads) != len(self.starts_s):
+            raise InputError(
+                f"Workload `steps`: `loads` has {len(self.loads)} value(s) and `starts_s` {len(self.starts_s)}; give "
+                "one start for each load."
+            )
+        if not (self.loads[-1] if self.period_s is None else max(self.loads)):
+            which = "the last one, which lasts," if self.period_s is None else "one of them"
+            raise InputError(f"Workload `steps`: `loads` is {list(self.loads)}; let {which} be positive.")
+
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.steps([load * capacity for load in self.loads], self.starts_s, self.period_s, self.random_start)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Markov(SyntheticConfig):
-    """Markov-modulated Poisson arrivals: each state's load and mean dwell time."""
+    """Markov-modulated Poisson arrivals: each state's load and mean dwell time.
+
+    Raises:
+      InputError: if there are not as many loads as dwell times, or all loads are 0.
+    """
 
     kind: Literal["markov"] = "markov"
     loads: Annotated[tuple[_LoadOrNone, ...], Len(2)]
     dwell_s: Annotated[tuple[Positive, ...], Len(2)]
+
+    def __post_init__(self) -> None:
+        if len(self.loads) != len(self.dwell_s):
+            raise InputError(
+                f"Workload `markov`: `loads` has {len(self.loads)} values and `dwell_s` {len(self.dwell_s)}; give one "
+                "dwell time for each load."
+            )
+        if not max(self.loads):
+            raise InputError(f"Workload `markov`: `loads` is {list(self.loads)}; let one of them be positive.")
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.markov_modulated([load * capacity for load in self.loads], self.dwell_s)
@@ -161,6 +187,9 @@ class RandomRates(SyntheticConfig):
       burst_probability: share of calm stretches that end in a burst.
       burst_factor: load of a burst, relative to the load before it.
       burst_requests: mean number of requests in a burst.
+
+    Raises:
+      InputError: if the smallest load is above the largest.
     """
 
     kind: Literal["random_rates"] = "random_rates"
@@ -170,6 +199,12 @@ class RandomRates(SyntheticConfig):
     burst_probability: Annotated[float, Interval(ge=0, lt=1)] = 0.5
     burst_factor: Load = 4.0
     burst_requests: Positive = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise InputError(
+                f"Workload `random_rates`: `low` is {self.low:g} and `high` {self.high:g}; let `high` not be below it."
+            )
 
     def process(self, capacity: float) -> arrivals.Arrivals:
         return arrivals.random_rates(

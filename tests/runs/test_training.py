@@ -162,6 +162,9 @@ def test_course_of_a_trace(small: Path, trace: Path) -> None:
     for other in (Poisson(load=1.0), RandomRates(deadlines=DeadlinesConfig((0.5,)))):
         changed = make_training_problem(situation, dataclasses.replace(own, workload=other), lengths)
         assert isinstance(changed.workload, ResampledWorkload)
+    narrow = RandomRates(low=1.0, high=2.0, burst_factor=4.0)
+    with pytest.raises(InputError, match=r"`training.workload.high` over .* is 0\.5, below `low`, 1;"):
+        make_training_problem(situation, dataclasses.replace(own, workload=narrow), lengths)
     assert problem.situation.mean_output_tokens.mean() == pytest.approx(lengths.output_tokens.mean(), rel=0.1)
     # For own-request credit ring and history hold what is open at the highest load, in whole chunks.
     assert problem.training.config.buffer_length % run.training.config.rollout_length == 0

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pydantic
 import pytest
 
 from besteffort.errors import InputError
+from besteffort.runs.experiment import TrainingConfig
+from besteffort.validation import from_json
 from besteffort.workload.config import WorkloadConfig, build, load_trace
 from besteffort.workload.rescale import capacity as list_capacity
 from besteffort.workload.rescale import mean_rate
@@ -29,6 +33,42 @@ def test_loads_are_multiples_of_the_largest_models_capacity(situation, config, l
     workload = build(ADAPTER.validate_python(config), situation)
     assert float(workload.arrivals.mean_rate()) == pytest.approx(load * situation.capacity()[-1], rel=1e-5)
     assert len(sample_workload(workload, situation.task_names, 20, seed=0)) == 20
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            {"kind": "steps", "loads": [1, 2], "starts_s": [0]},
+            "Workload `steps`: `loads` has 2 value(s) and `starts_s` 1; give one start for each load.",
+        ),
+        (
+            {"kind": "steps", "loads": [1, 0], "starts_s": [0, 2]},
+            "Workload `steps`: `loads` is [1.0, 0.0]; let the last one, which lasts, be positive.",
+        ),
+        (
+            {"kind": "steps", "loads": [0, 0], "starts_s": [0, 2], "period_s": 4},
+            "Workload `steps`: `loads` is [0.0, 0.0]; let one of them be positive.",
+        ),
+        (
+            {"kind": "markov", "loads": [1, 2, 3], "dwell_s": [1, 1]},
+            "Workload `markov`: `loads` has 3 values and `dwell_s` 2; give one dwell time for each load.",
+        ),
+        (
+            {"kind": "markov", "loads": [0, 0], "dwell_s": [1, 1]},
+            "Workload `markov`: `loads` is [0.0, 0.0]; let one of them be positive.",
+        ),
+        (
+            {"kind": "random_rates", "low": 30},
+            "Workload `random_rates`: `low` is 30 and `high` 24; let `high` not be below it.",
+        ),
+    ],
+)
+def test_mistakes_name_loads_and_the_file(config, sentence):
+    """Not rates, which nobody has stated."""
+    with pytest.raises(InputError) as error:
+        from_json(TrainingConfig, json.dumps({"workload": config}), "mine.yaml")
+    assert str(error.value) == f"mine.yaml: {sentence}"
 
 
 def test_mix(situation):
@@ -82,9 +122,6 @@ def test_values_out_of_range_are_refused(config):
 @pytest.mark.parametrize(
     "config",
     [
-        {"kind": "steps", "loads": [1, 3], "starts_s": [0]},
-        {"kind": "markov", "loads": [1, 2], "dwell_s": [1, 2, 3]},
-        {"kind": "random_rates", "low": 2, "high": 1},
         {"kind": "poisson", "load": 1, "mix": {"shares": [[1, 1, 1]]}},
         {"kind": "poisson", "load": 1, "deadlines": {"factors": [1, 2]}},
         {"kind": "trace", "path": "nowhere.csv"},
