@@ -599,16 +599,28 @@ def list_names(
     return answer
 
 
-def policy(
-    action: tyro.conf.Positional[Literal["show", "export"]],
-    file: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]],
-    onnx: MaybeFile = None,
-    output: SharedOutput = Output(),
+def policy_show(
+    file: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]], output: SharedOutput = Output()
 ) -> Answer:
-    """Show what a policy file holds, or export it for other languages.
+    """Show what a policy file holds.
 
     Args:
-      action: `show`, or `export`.
+      file: policy file.
+      output: options on what is printed.
+    """
+    from besteffort.policy import load_policy
+
+    answer = Answer("policy show", output)
+    _show(load_policy(file), answer)
+    return answer
+
+
+def policy_export(
+    file: tyro.conf.Positional[Annotated[Path, _metavar("POLICY")]], onnx: NewFile, output: SharedOutput = Output()
+) -> Answer:
+    """Export a policy file for other languages.
+
+    Args:
       file: policy file.
       onnx: new ONNX file to export to.
       output: options on what is printed.
@@ -616,17 +628,9 @@ def policy(
     from besteffort.files import check_new_file
     from besteffort.policy import load_policy
 
-    if action == "export" and onnx is not None:
-        check_new_file(onnx)
-    answer = Answer(f"policy {action}", output)
+    check_new_file(onnx)
+    answer = Answer("policy export", output)
     loaded = load_policy(file)
-    if action == "show":
-        if onnx is not None:
-            raise InputError("`--onnx` names a file to export to, and `show` writes none; leave it out or `export`.")
-        _show(loaded, answer)
-        return answer
-    if onnx is None:
-        raise InputError("`export` needs to know where to; name a new file, `--onnx OUT.onnx`.")
     from besteffort.adapters.onnx import export_onnx
 
     export_onnx(loaded, onnx)
@@ -1091,14 +1095,18 @@ COMMANDS: dict[str, Command] = {
     "load": Command(load, "besteffort load http://127.0.0.1:8080/v1 my_log.csv --load 2 --out played"),
     "reproduce": Command(reproduce, "besteffort reproduce stable_load --fast --out reproduced"),
     "list": Command(list_names, "besteffort list configurations"),
-    "policy": Command(policy, "besteffort policy show first-run/policy.safetensors"),
+    "policy show": Command(policy_show, "besteffort policy show first-run/policy.safetensors"),
+    "policy export": Command(policy_export, "besteffort policy export first-run/policy.safetensors --onnx policy.onnx"),
     "profile measure": Command(profile_measure, "besteffort profile measure opt-125m opt-350m --out my_device.json"),
     "profile quality": Command(profile_quality, "besteffort profile quality opt-125m --task piqa --out qualities.json"),
     "profile fit": Command(profile_fit, "besteffort profile fit my_log.jsonl --quality piqa=71.7 --out server.json"),
 }
 """All commands; those of two words make groups."""
 
-GROUPS = {"profile": "What models cost and give: measured here, or read off a server log."}
+GROUPS = {
+    "policy": "What a policy file holds, shown or exported for other languages.",
+    "profile": "What models cost and give: measured here, or read off a server log.",
+}
 
 _DESCRIPTION = "Best-effort LLM serving: learn in simulation which model answers which request."
 _CLOSING = """\
@@ -1257,8 +1265,8 @@ def _mistake(box: str, given: Sequence[str]) -> str:
     command = f"besteffort {name}".strip()
     text = " ".join(line for line in lines if line)
     remedy = f"`{command} --help` says what there is"
-    if found := re.match(r"Unrecognized options: (.*)", text):
-        unknown = found[1].split(", ")[0]
+    if found := re.match(r"Unrecognized (?:or misplaced )?options: (.*)", text):
+        unknown = re.split(r", | \(applied to", found[1])[0]
         known = [*COMMANDS] if not name else sorted(_options_of(name))
         if name in GROUPS:
             known = [one.removeprefix(f"{name} ") for one in COMMANDS if one.startswith(f"{name} ")]

@@ -147,8 +147,8 @@ def test_the_command_line(situation: Situation, tmp_path: Path, capsys: pytest.C
     assert out.read_bytes() == to_onnx(policy).SerializeToString()
     for arguments, words in (
         (["export", file, "--onnx", str(out)], f"{out}: the file exists; name another one or remove it first."),
-        (["export", file], "`export` needs to know where to; name a new file, `--onnx OUT.onnx`."),
-        (["show", file, "--onnx", str(out)], "`show` writes none; leave it out or `export`."),
+        (["export", file], "`besteffort policy export` lacks --onnx FILE; add it"),
+        (["show", file, "--onnx", str(out)], "There is no option `--onnx`; `besteffort policy show --help`"),
         (["export", str(out), "--onnx", f"{out}.onnx"], f"{out}: not a whole policy file"),
     ):
         assert main(["policy", *arguments]) == 2
