@@ -126,7 +126,8 @@ def reproduce(
       progress: called with each line that an experiment prints, and when it has ended.
 
     Raises:
-      InputError: if `data` is no directory, nothing can be written, or as `run_on`.
+      InputError: if `data` is no directory, an indication would replace a result of the full scale, nothing can be
+        written, or as `run_on`.
     """
     if data is not None and not data.is_dir():
         raise InputError(f"{data}: there is no such directory; give `--data` the one with the traces.")
@@ -152,6 +153,8 @@ def reproduce(
         for name in order
         if not _done(out / f"{name}.json", scale, data is not None)
     ]
+    for job in jobs:
+        _check_replaced(out / f"{job.name}.json", scale)
     statuses = run_on(on, jobs, notes=out / "work" / "ray", directory=CHECKOUT, progress=progress)
     table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
     page = out / "claims.md"
@@ -218,6 +221,20 @@ def _done(path: Path, scale: Scale, traces: bool) -> bool:
     known = (record.get("version"), record.get("environment", NOT_STATED), record.get("scale"))
     wanted = (__version__, ServingEnvironment.version, dataclasses.asdict(scale))
     return known == wanted and (record.get("traces") or not traces)
+
+
+def _check_replaced(path: Path, scale: Scale) -> None:
+    """Raises `InputError` if a result of the full scale would be replaced by an indication."""
+    try:
+        record = read_json(path)
+        known = record["scale"]["name"]
+    except (InputError, KeyError, TypeError):
+        return
+    if known == FULL.name and scale.name != FULL.name:
+        raise InputError(
+            f"{path}: this is a result of the full scale, which `--fast` would replace by an indication; name another "
+            "directory, `--out DIR`."
+        )
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m experiments") -> None:

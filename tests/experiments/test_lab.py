@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from besteffort.files import jsonable
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig, load_run
+from besteffort.runs.processes import Job
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
-from experiments.__main__ import EXPERIMENTS, _done, claims_table, plan
+from experiments.__main__ import EXPERIMENTS, _done, claims_table, plan, reproduce
 from experiments.lab import FAST, FULL, Arguments, Claim, Findings, Lab, _alone, conduct, fingerprint
 
 TINY = dataclasses.replace(FAST, seeds=2, requests=200, tuning_requests=100, warm_up_s=0.1)
@@ -172,6 +174,30 @@ def test_figures_in_words() -> None:
     assert times(Interval(np.asarray(4.14), np.asarray(np.inf), 1)) == "4.1x"
     assert times(Interval(np.asarray(4.14), np.asarray(0.26), 5)) == "4.1 ± 0.3x"
     assert jsonable({"a": [np.float64("nan"), np.int64(2)], 3: (Claim("c", "", ""),)})["a"] == [None, 2]
+
+
+def test_an_indication_does_not_replace_a_result_of_the_full_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default directory is the same, and a result may have taken hours."""
+    ran: list[str] = []
+
+    def run(on: object, jobs: Sequence[Job], **_: object) -> dict[str, int]:
+        ran.extend(job.name for job in jobs)
+        return {job.name: 0 for job in jobs}
+
+    monkeypatch.setattr("experiments.__main__.run_on", run)
+    for fast in (True, False):
+        conduct(lambda lab: Findings({}), "stable_load", Arguments(out=tmp_path, work=tmp_path, fast=fast))
+        before = (tmp_path / "stable_load.json").read_bytes()
+        reproduce(["stable_load"], tmp_path, fast=fast)
+        assert not ran  # since it is done
+    with pytest.raises(InputError, match=r"stable_load\.json: this is a result of the full scale, which `--fast`"):
+        reproduce(["rivals", "stable_load"], tmp_path, fast=True)
+    assert not ran
+    assert (tmp_path / "stable_load.json").read_bytes() == before
+    reproduce(["rivals"], tmp_path, fast=True)
+    assert ran == ["rivals"]
 
 
 def test_ratio_of_means() -> None:
