@@ -649,6 +649,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
         "tasks": ", ".join(loaded.tasks),
         "features": ", ".join(f"{f.name} ({f.size}, {f.transform}, scale {scales[f.name]})" for f in loaded.features),
         "network": " x ".join(map(str, layers)),
+        "decides by": _decides_by(loaded),
         "deadlines": "; ".join(
             f"{1000 * task.deadline.base_s:g} ms + {1000 * task.deadline.per_token_s:g} ms per token"
             for task in situation.tasks
@@ -679,6 +680,7 @@ def _show(loaded: Policy, answer: Answer) -> None:
         tasks=loaded.tasks,
         features=[dataclasses.asdict(feature) for feature in loaded.features],
         layers=layers,
+        decides_by=_decides_by(loaded),
         deadlines={task.name: dataclasses.asdict(task.deadline) for task in situation.tasks},
         **(
             {"pools": [dataclasses.asdict(pool) for pool in situation.pools]}
@@ -692,6 +694,17 @@ def _show(loaded: Policy, answer: Answer) -> None:
         written_by=loaded.version,
         training=loaded.training,
     )
+
+
+def _decides_by(loaded: Policy) -> str:
+    """Whether the rule of a policy decides, its networks, or both."""
+    if loaded.rule is None:
+        return "its networks"
+    if loaded.is_rule:
+        return "its rule"
+    # Training keeps the share of what networks have learned that did best, which may be none.
+    nothing = loaded.training.get("added") == 0
+    return "its rule, to which its networks add nothing" if nothing else "its rule and networks"
 
 
 def profile_measure(

@@ -37,8 +37,9 @@ from besteffort.profile import save_profile
 from besteffort.routers import ROUTERS
 from besteffort.runs import quickstart
 from besteffort.runs.config import load_situation, parse_changes
-from besteffort.runs.experiment import load_run
-from besteffort.runs.training import TrainedSeeds
+from besteffort.runs.experiment import TrainingConfig, load_run
+from besteffort.runs.training import TrainedSeeds, example_policy, make_training_problem
+from besteffort.runs.untrained import default_policy
 from besteffort.situation import Origin, Situation, Tenant
 from besteffort.sweep.leaderboard import Leaderboard
 from besteffort.sweep.plan import load_sweep
@@ -591,6 +592,27 @@ def test_json_of_policy(policy: Path, situation: Situation, capsys: pytest.Captu
     assert found["profile"] == {"name": "opt-a100", "digest": situation.profile.digest()}
     assert "origins" not in found
     assert "tenants" not in found
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [(0.0, "its rule, to which its networks add nothing"), (0.5, "its rule and networks"), (None, "its rule")],
+)
+def test_a_policy_shows_what_decides(
+    situation: Situation, added: float | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of which no share was kept has the shape of any other."""
+    policy, path = default_policy(situation), tmp_path / "policy.safetensors"
+    if added is not None:
+        view = dataclasses.replace(situation.view, features=("task", "value"))
+        problem = make_training_problem(dataclasses.replace(situation, view=view), TrainingConfig())
+        policy = dataclasses.replace(example_policy(problem), training={"added": added})
+    save_policy(policy, path)
+    assert main(["policy", "show", str(path)]) == 0
+    assert re.search(rf"^decides by +{said}$", capsys.readouterr().out, re.M)
+    save_policy(random_policy(situation), path)
+    assert main(["policy", "show", str(path), "--json"]) == 0
+    assert document(capsys)["decides_by"] == "its networks"
 
 
 def test_a_policy_shows_its_origins(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
