@@ -256,6 +256,7 @@ def _fit_first(
     _begin(out, "quickstart", resume)
     made = out / "server.json"
     if resume and all(file.exists() for file in fitted_profile.outcome_files(made)):
+        fitted_profile.check_made(made, qualities)
         return made
     again = "the same command with `--resume`"
     outcome = _fit(read, made, answer, again, qualities=qualities, deadlines=deadlines)

@@ -18,7 +18,7 @@ from besteffort.errors import InputError
 from besteffort.evaluation import plots
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import jsonable, write_json
-from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, save_profile
+from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality, load_profile, save_profile
 from besteffort.profiling.fit import LEAST_REQUESTS, Fitted, fit, limit_words
 from besteffort.profiling.kept_fits import NOTHING_KEPT, KeptFits
 from besteffort.profiling.problem import Progress
@@ -250,6 +250,20 @@ def check(logs: Sequence[RequestLog], qualities: Qualities, base: Profile | None
         for model, log in _parts(logs)
     ]
     make_profile(blank, name="any", qualities=qualities, into=base)
+
+
+def check_made(path: Path, qualities: Qualities) -> None:
+    """Checks that a new profile, which was made of fitted models, has these qualities of them.
+
+    Raises:
+      InputError: if it has others.
+    """
+    made = load_profile(path)
+    if qualities != {task.name: dict(zip(made.model_names, task.quality_percent, strict=True)) for task in made.tasks}:
+        raise InputError(
+            f"{path}: the profile that was fitted here has other qualities, or of other models; give the same ones to "
+            "continue, or another directory."
+        )
 
 
 def tasks_left_out(logs: Sequence[RequestLog], qualities: Qualities, base: Profile | None = None) -> tuple[str, ...]:

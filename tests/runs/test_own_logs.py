@@ -213,6 +213,14 @@ def test_a_server_log_becomes_a_plan_in_one_go(
     assert plan.stages[1].problems.keys() == {"dqn", "search"}
     assert load_situation(out / "server.yaml").task_names == ("chat", "code")
     assert default_policy(situation).models == ("small", "large")
+    again = ["quickstart", "--fit", str(log), *changes, "--deadline", "1+0.1", "--out", str(out), "--resume"]
+    assert main([*again, *quality]) == 2
+    assert plans[1].situation == situation
+    capsys.readouterr()
+    quality[1] = "chat=small:55,large:75"
+    assert main([*again, *quality]) == 2
+    assert f"{out / 'server.json'}: the profile that was fitted here has other qualities" in capsys.readouterr().err
+    assert len(plans) == 2
 
 
 def test_counts_are_spread_over_the_tasks_of_a_log_beside_them(small: Path, log: Path, tmp_path: Path) -> None:
