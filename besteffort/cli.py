@@ -419,6 +419,13 @@ def sweep(
         answer.file("picture", board.picture)
     answer.file("report", board.report)
     answer.file("results", out / "results.json")
+    failed = sum(entry.status == "failed" for entry in board.entries)
+    if failed:
+        answer.finish()
+        raise InputError(
+            f"{failed} of {len(plan.trials)} trials failed, {board.report} says why; the same command with `--resume` "
+            "tries them again."
+        )
     return answer
 
 

@@ -41,7 +41,7 @@ from besteffort.runs.experiment import TrainingConfig, load_run
 from besteffort.runs.training import TrainedSeeds, example_policy, make_training_problem
 from besteffort.runs.untrained import default_policy
 from besteffort.situation import Origin, Situation, Tenant
-from besteffort.sweep.leaderboard import Leaderboard
+from besteffort.sweep.leaderboard import Entry, Leaderboard
 from besteffort.sweep.plan import load_sweep
 from besteffort.version import __version__
 
@@ -678,6 +678,28 @@ def arguments_of(command: str, policy: Path, small: Path, tmp_path: Path) -> lis
     sweep = written(tmp_path / "sweep.yaml", f"base: {small}\naxes: {{training.hyper.tau: [0.9]}}\n")
     positional = {"train": [small], "evaluate": [policy], "diagnose": [policy], "sweep": [sweep], "quickstart": []}
     return [command, *map(str, positional[command]), "--out", str(tmp_path / "out")]
+
+
+def test_a_sweep_whose_trials_failed_says_so_at_its_end(
+    stubbed: Table,
+    policy: Path,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that diverged has an outcome, like any other."""
+    entries = tuple(Entry(name, 0, 0, {}, name, "it ended") for name in ("finished", "diverged", "failed"))
+    report = tmp_path / "report.md"
+    board = Leaderboard(entries, stubbed, stubbed, report, None)
+    monkeypatch.setattr("besteffort.sweep.run.run_sweep", lambda plan, out, **_: board)
+    arguments = arguments_of("sweep", policy, small, tmp_path)
+    assert main([*arguments, "--json", "--quiet"]) == 2
+    said = capsys.readouterr()
+    assert f"1 of 1 trials failed, {report} says why; the same command with `--resume` tries them again." in said.err
+    assert json.loads(said.out)["files"]["report"] == str(report)
+    board = dataclasses.replace(board, entries=entries[:2])
+    assert main([*arguments, "--resume"]) == 0
 
 
 @pytest.mark.parametrize("command", LONG)
