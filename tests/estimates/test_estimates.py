@@ -7,9 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from besteffort.estimates.estimates import Estimates, Softness
+from besteffort.estimates.estimates import Estimates, Newcomer, Softness, all_together, capacity, estimate
+from besteffort.estimates.params import ServingParams
+from besteffort.estimates.view import InFlightView, Terms
 from besteffort.in_flight import InFlight
-from besteffort.situation import Cluster, Deadline, Reward, Situation, Task
+from besteffort.pools import Pool
+from besteffort.runs.config import load_situation
+from besteffort.situation import Cluster, Deadline, Reward, Situation, Task, View
 from tests.simulator.cases import make_profile
 
 SHARP = Softness(width=1e-6, in_flight=1e-6)
@@ -116,3 +120,122 @@ def test_harm_covers_the_other_models_of_the_replica(deadline_s: float, lost: fl
     flight.tokens("old", 5, at=0.5)
     flight.arrived("new", task="task0", prompt_tokens=8, at=0.5)
     assert flight.estimates("new", at=0.5).harm[1] == pytest.approx(lost, abs=1e-6)
+
+
+def costly(**costs: object) -> Situation:
+    """The same model, whose iterations or admissions depend on the tokens that are held."""
+    return situation(profile=make_profile(DECODE + 0.001 * np.arange(1, 5)[None], np.full((1, 16), PREFILL), **costs))
+
+
+def test_tokens_that_are_held_make_iterations_longer() -> None:
+    each_s = 1e-3
+    found = behind(1, 1, 0.5, costly(context_cost_s=np.array([each_s])))
+    # One runs and holds 8 + 1 tokens. A tenth of it leaves with the iteration in progress; from then on a request
+    # holds what one holds on average, its prompt of 8.5 tokens and half of its output.
+    rest_s, stay, held = DECODE + 0.001 + 9 * each_s, 0.9, 8.5 + 11 / 2
+    first_s = rest_s + PREFILL + stay * (DECODE + 0.001 + held * each_s)
+    step_s = DECODE + (0.001 + held * each_s) * (stay + 1) + stay * PREFILL / 11
+    assert found.first_token_s[0] == pytest.approx(first_s)
+    assert found.completion_s[0] == pytest.approx(first_s + 10 * step_s)
+
+
+def test_a_full_cache_is_waited_for_until_enough_of_it_is_free() -> None:
+    # Two run, one token each, and claim 8 + 11 tokens of the cache each, as the new one does.
+    found = behind(2, 1, 0.5, costly(cache_tokens=[57]))
+    assert found.first_token_s[0] == pytest.approx(DECODE + 0.002 + PREFILL + DECODE + 0.001 * 1.8)
+    found = behind(2, 1, 0.5, costly(cache_tokens=[40]))
+    # 17 tokens are lacking, which 17 / 19 of a request has to free; one leaves in five iterations.
+    iterations = 5 * 17 / 19
+    assert found.first_token_s[0] == pytest.approx(iterations * (DECODE + 0.002) + PREFILL + DECODE + 0.001)
+
+
+def test_whom_the_cache_holds_up_reads_its_prompt_before_the_new_one() -> None:
+    flight = InFlight(costly(cache_tokens=[40]))
+    for number in range(3):
+        flight.arrived(number, task="task0", prompt_tokens=8, at=0.0)
+        flight.sent(number, 0, at=0.0)
+    flight.tokens(0, at=0.1)
+    flight.arrived("new", task="task0", prompt_tokens=8, at=0.1)
+    found = flight.estimates("new", at=0.1)
+    # The second runs with the first, for which the cache has room; 57 of its 40 tokens are claimed with the third.
+    iterations = (57 + 19 - 40) / 19 / (1 / 10 + 1 / 11)
+    rest_s = DECODE + 0.001 + PREFILL
+    assert found.first_token_s[0] == pytest.approx(
+        rest_s + (iterations - 1) * (DECODE + 0.002) + 2 * PREFILL + DECODE + 0.001
+    )
+
+
+def test_a_request_that_no_cache_holds_earns_the_penalty() -> None:
+    tasks = (dataclasses.replace(situation().tasks[0], deadline=Deadline(100.0, 0.0)),)
+    for tokens, value in ((19, 1.0), (18, -0.5)):
+        where = dataclasses.replace(costly(cache_tokens=[tokens]), tasks=tasks, reward=Reward(0.0, 0.5))
+        assert behind(0, 0, 0.0, where).own[0] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("deadline_s", "lost"), [(0.29, 0.0), (0.30, 1.0), (0.40, 1.0), (0.41, 0.0)])
+def test_without_streaming_an_age_tells_the_tokens_that_came(deadline_s: float, lost: float) -> None:
+    # After its prefill of 0.1 s, the other one had another 0.1 s; at 0.018 s a token these are 5, and one more when the
+    # new one begins, half a decode from now. The other 5 take it until 0.297 s, or with the new one until 0.404 s.
+    stay = 1 - 1 / 11
+    pace_s = stay * (DECODE + 0.001 + PREFILL / 11)
+    assert 0.2 + (DECODE + 0.001) / 2 + 5 * pace_s == pytest.approx(0.297, abs=1e-3)
+    tasks = (dataclasses.replace(situation().tasks[0], deadline=Deadline(deadline_s, 0.0)),)
+    found = behind(1, 0, 0.2, situation(tasks=tasks, view=View(streamed=False)))
+    assert found.harm[0] == pytest.approx(lost, abs=1e-6)
+
+
+def test_harm_under_a_soft_deadline_is_what_fades_and_the_penalty_of_a_miss() -> None:
+    # As above: without the new one all three are in time, with it they are late by so much.
+    due_s, pace_s = 0.70, DECODE + 0.001 * 2.5 + 2.5 * PREFILL / 11
+    late_s = 0.5 + 0.013 + 5 * pace_s + 0.104 - due_s
+    tasks = (dataclasses.replace(situation().tasks[0], deadline=Deadline(due_s, 0.0)),)
+    found = behind(3, 5, 0.5, situation(tasks=tasks, reward=Reward(1.0, 0.5)))
+    assert found.harm[0] == pytest.approx(3 * (late_s / due_s + 0.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("unseen", [1.5, 5.0])
+def test_those_seen_late_and_not_at_all_are_reckoned_with(unseen: float) -> None:
+    # Of 2 to 11 tokens; one was seen 0.06 s ago with its first. At 0.026 s each it has had two more, and is there still
+    # with a chance of 8 in 10, for 4.5 more tokens on average.
+    where = situation(tasks=(dataclasses.replace(situation().tasks[0], output_tokens=(2, 11)),))
+    seat = {
+        "present": np.array([[True]]),
+        "running": np.array([[True]]),
+        "tokens": np.array([[1]]),
+        "task": np.array([[0]]),
+        "prompt_tokens": np.array([[8]]),
+        "age_s": np.array([[0.2]]),
+        "seen_s": np.array([[0.06]]),
+    }
+    view = InFlightView(**seat, elapsed_s=np.zeros(1), unseen=np.array([unseen]), terms=Terms.of(where))
+    found = estimate(Newcomer(0, 8, 1.0), view, ServingParams.of(where))
+    # As many of the others as have room run, with a mean length of 6.5 tokens; the rest wait with their prompts.
+    joined = min(unseen, 4 - 0.8)
+    running, waiting, leaving = 0.8 + joined, unseen - joined, 0.8 / 4.5 + joined / 6.5
+    iteration_s = DECODE + 0.001 * running
+    if waiting:
+        iterations, before = (waiting + 1) / leaving, running - 1
+    else:
+        iterations, before = 1.0, running - leaving
+    first_s = iterations * iteration_s + (waiting + 1) * PREFILL + DECODE + 0.001 * before
+    others = running - 1 if waiting else before
+    step_s = DECODE + 0.001 * (others + 1) + others * PREFILL / 6.5
+    assert found.first_token_s[0] == pytest.approx(first_s)
+    assert found.completion_s[0] == pytest.approx(first_s + 5.5 * step_s)
+
+
+def test_a_pool_that_is_slower_takes_its_share_off_the_capacity_of_the_smaller_ones() -> None:
+    paper = load_situation("paper")
+    small, middle, large = paper.profile.model_names
+    pools = (Pool("m", middle), Pool("l", large, replicas=2), Pool("s", small), Pool("l2", large))
+    params = ServingParams.of(dataclasses.replace(paper, cluster=Cluster(), pools=pools))
+    alone, size, slowdown = params.priors.alone, (1, 2, 0, 2), np.array([2.0, 4.0, 1.0, 0.5])
+    expected = [
+        sum(rate / slow for rate, slow, at in zip(alone, slowdown, size, strict=True) if at >= one) for one in size
+    ]
+    np.testing.assert_allclose(capacity(slowdown, params), expected)
+    assert all_together(slowdown, params) == pytest.approx((alone / slowdown).sum())
+    cluster = ServingParams.of(paper)
+    each = cluster.priors.capacity - np.append(cluster.priors.capacity[1:], 0.0)
+    slowdown = np.array([2.0, 4.0, 0.5])
+    np.testing.assert_allclose(capacity(slowdown, cluster), np.cumsum((each / slowdown)[::-1])[::-1])
