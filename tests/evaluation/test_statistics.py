@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from besteffort.evaluation.statistics import mean_interval, paired_difference
+from besteffort.evaluation.statistics import best_mean, explained_share, mean_interval, paired_difference
 
 
 def test_known_interval():
@@ -53,3 +53,22 @@ def test_pairing_removes_what_the_seeds_have_in_common():
     assert abs(paired.mean - 0.5) < paired.half_width + 0.01
     assert paired.half_width < 0.02
     assert mean_interval(ours).half_width > 1.0
+
+
+def test_the_share_that_groups_explain_is_freed_of_chance() -> None:
+    # Sums of squares: 20 in all, 4 within; chance alone puts 4 / 2 between two groups.
+    assert explained_share("aabb", np.array([1.0, 3.0, 5.0, 7.0])) == pytest.approx((20 - 4 - 2) / 20)
+    # 76 in all, 12 within three groups of different sizes.
+    groups, samples = [0, 1, 1, 1, 2, 2, 0], np.array([1.0, 5.0, 6.0, 7.0, 12.0, 8.0, 3.0])
+    assert explained_share(groups, samples) == pytest.approx((76 - 12 - 2 * 12 / 4) / 76)
+    assert explained_share("abab", np.array([1.0, 1.0, 3.0, 3.0])) == 0.0
+    for nothing in ("aaaa", "abcd"):
+        assert np.isnan(explained_share(nothing, np.array([1.0, 2.0, 3.0, 4.0])))
+    assert np.isnan(explained_share("aabb", np.ones(4)))
+
+
+def test_the_best_mean_is_among_those_asked_for_and_the_first_of_equals() -> None:
+    values = {"one": np.array([1.0, 3.0]), "two": np.array([2.0, 2.0]), "more": np.array([0.0, 9.0])}
+    assert best_mean(values) == "more"
+    assert best_mean(values, ("one", "two")) == "one"
+    assert best_mean(values, ("two", "one")) == "two"
