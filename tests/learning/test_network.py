@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from besteffort.errors import InputError
-from besteffort.learning.network import QNetwork, from_weights, to_weights, values_at
+from besteffort.learning.network import Baseline, QNetwork, exogenous, from_weights, to_weights, values_at
 from besteffort.observation import default_features
 from besteffort.weights import Weights
 
@@ -101,3 +101,14 @@ def test_weights_without_a_bypass_are_refused(weights: Weights | None) -> None:
         weights = to_weights(QNetwork((5, 4), 3).init(jax.random.key(0), jnp.zeros((1, 8))))
     with pytest.raises(InputError, match="but this training needs"):
         from_weights(weights, 8, ADDING)
+
+
+def test_the_baseline_reads_nothing_that_a_decision_changes() -> None:
+    """Otherwise it would take from a choice what the choice has earned."""
+    reads = exogenous(default_features(2, 3, 1, 8, 10.0, ("harm", "task", "batch_sizes", "arrival_rate")))
+    assert reads == (False,) * 3 + (True,) * 2 + (False,) * 3 + (True,)
+    baseline, x = Baseline(reads), jax.random.normal(jax.random.key(1), 9)
+    variables = baseline.init(jax.random.key(0), x)
+    for place, read in enumerate(reads):
+        other = baseline.apply(variables, x.at[place].add(1.0))
+        assert bool(other != baseline.apply(variables, x)) == read

@@ -12,12 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from besteffort.learning.config import DQNConfig
-from besteffort.learning.schedules import crossed, decisions_at, linear
+from besteffort.learning.schedules import crossed, decisions_at, linear, spread
 
 
 def test_linear_starts_falls_and_stays() -> None:
     values = linear(1.0, 0.2, 1_000, jnp.array([0, 250, 1_000, 10_000]))
     np.testing.assert_allclose(values, [1.0, 0.8, 0.2, 0.2], rtol=1e-6)
+
+
+def test_environments_explore_from_epsilon_up_to_a_power_of_it() -> None:
+    epsilon = jnp.array([1.0, 0.0625])
+    np.testing.assert_allclose(spread(epsilon, 0.75, 4), [[1.0] * 4, [0.0625, 0.125, 0.25, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(spread(epsilon, 0.0, 3), [[1.0] * 3, [0.0625] * 3], rtol=1e-6)
+    np.testing.assert_allclose(spread(epsilon, 0.75, 1), [[1.0], [0.0625]], rtol=1e-6)
 
 
 @given(st.integers(1, 1_000), st.integers(0, 100_000), st.integers(0, 100_000))

@@ -174,10 +174,22 @@ def test_fine_tuning_starts_from_the_given_weights(straight: tuple[Trained, list
     for run in range(2):
         np.testing.assert_allclose(flat(tuned, run), flat(trained), rtol=1e-5, atol=1e-6)
 
+    # What is exported is the average of the target networks, which learn nothing here, whatever the others learn.
+    kept = train(*PROBE, SHORT, dataclasses.replace(HYPER, tau=0.0), keys(2, seed=1), weights=trained.weights[0])
+    np.testing.assert_allclose(flat(kept), flat(trained), rtol=1e-5, atol=1e-6)
+    assert (kept.metrics["loss"] > 0).all()
+
     env, table, features = PROBE
     doubled = dataclasses.replace(table, reward=2 * table.reward)
     tuned = train(env, doubled, features, CONFIG, HYPER, keys(2), weights=trained.weights[0])
     np.testing.assert_allclose(q_values(tuned.weights[0], 2), 2 * q_values(trained.weights[0], 2), atol=2e-2)
+
+
+def test_decisions_are_learned_from_once_they_are_old_enough() -> None:
+    for min_age, learns in ((63, False), (55, True)):
+        config = dataclasses.replace(CONFIG, decisions=1, log_interval=7, min_age=min_age)
+        trained = train(*PROBE, config, HYPER, keys(1))
+        assert bool(trained.metrics["loss"][0, 0] > 0) == learns
 
 
 def test_weights_of_another_network_are_refused(alone: Trained) -> None:
