@@ -174,6 +174,16 @@ def test_late_in_its_time_a_request_goes_to_a_model_that_still_can() -> None:
     assert made.claim(ticket).place.model == MODELS[0]
 
 
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_request_is_sent_again_as_often_as_the_operator_allows(most: int) -> None:
+    made, _, _ = core(urls=[[f"http://{i}/v1" for i in range(5)]], retries=Retries(most=most, share=1.0))
+    ticket = made.arrive(ASK, "r")
+    made.failed(made.claim(ticket), "reset")
+    while made.may_retry(ticket):
+        made.failed(made.claim(ticket), "reset")
+    assert made.retries == ticket.attempts - 1 == most
+
+
 def test_failures_make_no_storm_of_retries() -> None:
     """Storms (better-ccflare PR#349): of many requests that fail, a share is sent again."""
     made, _, _ = core(retries=Retries(most=2, share=0.1), breaker=Breaker(failures=1000))
@@ -245,15 +255,18 @@ def test_an_ordinary_end_is_logged_with_what_the_server_counted() -> None:
 
 @pytest.mark.parametrize(("when_late", "model"), [("policy", MODELS[1]), ("smallest", MODELS[0]), ("refuse", None)])
 def test_where_nothing_can_be_in_time_the_operator_decides(when_late: str, model: str | None) -> None:
-    made, _, _ = core(when_late=when_late)
-    ticket = made.arrive(dataclasses.replace(ASK, deadline_base_s=0.002), "r")
+    # All are worth nothing; this policy takes a larger one then.
+    base = greedy()
+    made, _, _ = core(dataclasses.replace(base, weights=((np.eye(3), np.array([0.0, 1.0, 0.0])),)), when_late=when_late)
+    ticket = made.arrive(dataclasses.replace(ASK, characters=200_000, deadline_base_s=0.002), "r")
     if model is not None:
-        # All are worth nothing, so the policy takes the first one.
-        assert made.claim(ticket).place.model == (model if when_late == "smallest" else MODELS[0])
+        assert made.claim(ticket).place.model == model
         return
+    soonest_s = made.snapshot.flight.estimates("r", with_harm=False).completion_s[:2].min()
     with pytest.raises(RefusedError) as refused:
         made.claim(ticket)
     assert refused.value.code == "too_late"
+    assert refused.value.retry_after_s == pytest.approx(soonest_s - 0.002)
 
 
 def test_deadlines_are_the_clients_the_tasks_or_its_patience() -> None:

@@ -166,6 +166,18 @@ def test_a_rate_above_the_highest_is_a_drift() -> None:
     assert World().drift.left_out == {"arrival_rate": "the policy does not carry the rates that it was trained for"}
 
 
+def test_a_rate_counts_for_as_long_as_it_lasts_however_often_it_is_looked_at() -> None:
+    world = World(with_rates(30.0))
+    world.play(40, gap_s=0.5)
+    for i in range(100):
+        world.core.close(world.core.arrive(Ask(task=TASKS[0].name), f"burst{i}"), "cancelled")
+    for _ in range(200):
+        world.clock.now += 0.001
+        world.drift.look()
+    assert world.core.arrival_rate() > 30.0
+    assert 0.0 < world.drift.measures["arrival_rate", ""].value < 0.02
+
+
 def test_more_requests_on_a_replica_than_trained_for_are_a_drift_of_the_moment() -> None:
     given = config([["http://a/v1"]], drift=LIMITS)
     pools = tuple(dataclasses.replace(pool, limit=20) for pool in given.pools)
