@@ -210,7 +210,7 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
             view = self._lanes.step_or_begin(actions, self._ended)
         else:
             view = self._lanes.step(actions)
-        self._ended = view.truncated
+        self._ended = view.truncated.copy()  # callers may write into theirs
         reward = view.credit if self.wrapped.credit == "marginal" else view.reward
         terminated, ended = np.zeros(self.num_envs, bool), view.truncated
         extra: dict[str, Any] = {}

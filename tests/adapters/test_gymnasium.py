@@ -86,6 +86,19 @@ def test_episodes_truncate_and_never_terminate(problem: WrappedEnv) -> None:
     assert steps[HORIZON][1].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_what_a_step_returns_is_the_callers(problem: WrappedEnv, mode: AutoresetMode) -> None:
+    """As one who bootstraps at time limits may do: clears the flags in place. Episodes end as before."""
+    envs = ServingVectorEnv(2, problem, autoreset_mode=mode)
+    envs.reset(seed=0)
+    seen = []
+    for actions in actions_of(2, HORIZON + 2):
+        _, _, _, truncated, infos = envs.step(actions)
+        truncated[:] = False
+        seen.append(int(infos["index"][0]))
+    assert seen[-3:] == ([HORIZON, 0, 1] if mode is AutoresetMode.NEXT_STEP else [0, 1, 2])
+
+
 def test_seeds_decide(problem: WrappedEnv) -> None:
     envs = ServingVectorEnv(2, problem)
     first, again, other = (played(envs, seed, steps=3)[-1] for seed in (1, 1, 2))
