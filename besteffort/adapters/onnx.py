@@ -20,8 +20,9 @@
 
 The graph has an input for each feature of the policy. Estimates are inputs, too: whoever asks works them out from the
 requests in flight, as `besteffort.estimates.estimates` says. The graph computes the transforms in double precision,
-like `besteffort.policy`, and the network in single precision. It does not check that values are finite and not
-negative. The file's metadata are those of the policy file, each entry as JSON.
+like `besteffort.policy`, and the network in single precision. It fails on a task or origin that there is not, and does
+not check that other values are finite and not negative. The file's metadata are those of the policy file, each entry as
+JSON.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def to_onnx(policy: Policy) -> onnx.ModelProto:
         if feature.transform == "one_hot":
             # Rows of the unit matrix: unlike `OneHot`, this fails on an invalid index. Origins have one more, for none.
             rows = np.eye(feature.size + (name == ORIGIN), feature.size, dtype=np.float32)
-            return node("Gather", [constant(f"{name}s", rows), name], f"{name}_encoded")
+            # `Gather` counts negative indices from the end, so they become one that there is not.
+            negative = node("Less", [name, constant(f"{name}_zero", np.int64(0))], f"{name}_negative")
+            index = node("Where", [negative, constant(f"{name}_count", np.int64(len(rows))), name], f"{name}_index")
+            return node("Gather", [constant(f"{name}s", rows), index], f"{name}_encoded")
         value = node("Cast", [name], f"{name}_double", to=TensorProto.DOUBLE) if name in _COUNTS else name
         if name not in PER_MODEL:
             value = node("Reshape", [value, constant(f"{name}_shape", np.array([-1, 1]))], f"{name}_column")

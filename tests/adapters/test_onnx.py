@@ -115,11 +115,14 @@ def test_the_metadata_stay(situation: Situation, tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_refused_by_the_graph(situation: Situation) -> None:
-    policy = policy_of(situation, default_features(4, 3, 4, 32, 200.0), hidden=(8,))
+    features = default_features(4, 3, 4, 32, 200.0, (*FEATURES[:3], "origin"), origins=len(ORIGINS))
+    policy = policy_of(situation, features, hidden=(8,))
     session = onnxruntime.InferenceSession(to_onnx(policy).SerializeToString())
     given = {name: value[:1] for name, value in states(policy, 1).items()}
-    with pytest.raises(Exception, match="out of data bounds"):
-        session.run(None, given | {"task": np.array([4])})
+    # Below 0 as well, which is what many languages say of a name that a list does not have.
+    for name, index in (("task", 4), ("task", -1), ("task", -4), ("origin", 3), ("origin", -1)):
+        with pytest.raises(Exception, match="out of data bounds"):
+            session.run(None, given | {name: np.array([index])})
 
 
 def test_equal_policies_give_equal_files(situation: Situation) -> None:
