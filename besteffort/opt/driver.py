@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from besteffort.errors import InputError
 from besteffort.estimates.reward import reward as reward_of
-from besteffort.observation import IN_FLIGHT, Observation, next_rate
+from besteffort.observation import FEATURES, Observation, next_rate
 from besteffort.opt.engine import Answer, Engine, OverloadedError
 from besteffort.policy import Policy
 from besteffort.simulator.result import Result
@@ -30,6 +30,7 @@ Choose = Callable[[int, Observation], int]
 """A router as a function on the host: from a request's index in the list and the observation to a model's index."""
 
 _LEAD_S = 0.05
+_FURTHER = ("deadline_s", "smallest_batch")  # features that the engine reports besides those that all policies take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,9 @@ def choose_by_policy(policy: Policy, situation: Situation) -> Choose:
     Raises:
       InputError: if it does not fit the situation, or needs a feature that the engine does not report.
     """
-    further = [feature.name for feature in policy.features if feature.name in ("deadline_s", "smallest_batch")]
-    unreported = [f"`{feature.name}`" for feature in policy.features if feature.name in ("since_change_s", *IN_FLIGHT)]
+    further = [feature.name for feature in policy.features if feature.name in _FURTHER]
+    reported = (*FEATURES[:3], *_FURTHER)
+    unreported = [f"`{feature.name}`" for feature in policy.features if feature.name not in reported]
     if unreported:
         raise InputError(
             f"The policy reads {', '.join(unreported)}, which the engine does not report; train one without."

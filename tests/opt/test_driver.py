@@ -18,7 +18,7 @@ from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.weights import Model, random_model
 from besteffort.policy import Policy
 from besteffort.profile import ModelProfile, Profile, Provenance, Source, TaskQuality
-from besteffort.situation import Cluster, Situation, Task
+from besteffort.situation import Cluster, Situation, Task, Tenant
 from besteffort.workload.requests import Requests
 
 BUCKETS = Buckets((2,), (16,), (32,))
@@ -129,11 +129,16 @@ def test_policies_choose_as_in_the_simulator(situation: Situation) -> None:
         assert policy.models[by_policy(index, seen)] == expected
         chosen.add(expected)
     assert chosen == {"one", "two"}
-    features = default_features(2, 2, 1, 2, 9.0, ("task", "since_change_s"))
-    unseen = dataclasses.replace(situation, view=dataclasses.replace(view, features=("task", "since_change_s")))
-    blind = Policy(unseen, features, ((np.zeros((3, 2)), np.zeros(2)),))
-    with pytest.raises(InputError, match="reads `since_change_s`, which the engine does not report"):
-        choose_by_policy(blind, situation)
+    for name in ("since_change_s", "prompt_tokens", "tenant_weight"):
+        features = default_features(2, 2, 1, 2, 9.0, ("task", name))
+        unseen = dataclasses.replace(
+            situation,
+            view=dataclasses.replace(view, features=("task", name)),
+            tenants=(Tenant("gold", weight=3.0), Tenant("lead")),
+        )
+        blind = Policy(unseen, features, ((np.zeros((3, 2)), np.zeros(2)),))
+        with pytest.raises(InputError, match=f"reads `{name}`, which the engine does not report"):
+            choose_by_policy(blind, situation)
     with pytest.raises(InputError, match="trained for the tasks a, b in this order, not b, a"):
         choose_by_policy(policy, dataclasses.replace(situation, tasks=situation.tasks[::-1]))
     profile = dataclasses.replace(situation.profile, models=situation.profile.models[::-1])
