@@ -24,6 +24,7 @@ from besteffort.profiling.problem import (
     MISFIT,
     STEP,
     Assumption,
+    Basis,
     Limit,
     Problem,
     Progress,
@@ -189,15 +190,11 @@ def _explain(problem: Problem, best: Solution, alike: tuple[Assumption, ...], re
     values, covariance = best.x * basis.units, _covariance(problem, best.x)
     d, c = basis.decode.size, basis.context
     seen, shown = basis.seen, basis.limits
-    tokens = basis.sizes * basis.seconds
-    batches, prompts = _middle(basis.sizes, tokens), _middle(seen.prompt_tokens, np.ones(len(seen)))
-    held = basis.held / max(float(np.average(basis.sizes, weights=basis.seconds)), 1.0)
-    decode = np.zeros((len(batches), len(best.x)))
-    decode[:, :d], decode[:, c] = basis.decode.columns(np.array(batches)), held * np.array(batches)
+    prompts = _middle(seen.prompt_tokens, np.ones(len(seen)))
     prefill = np.zeros((len(prompts), len(best.x)))
     prefill[:, d:c] = _read(basis.prefill, np.array(prompts), problem.assumption.shared_tokens)
     terms = [
-        _curve_term("decode", values, covariance, decode, batches, "decode iteration at batch size", "batch sizes"),
+        _decode_term(basis, values, covariance),
         _curve_term("prefill", values, covariance, prefill, prompts, "prefill of", "prompt lengths"),
     ]
     if shown.largest_batch == 1:
@@ -312,6 +309,20 @@ def _limit_terms(
     text = f"At most {shown.largest_batch} requests ran at once, as the cache was full; `max_batch` is at least that."
     terms.append(Term("largest batch", False, text))
     return terms
+
+
+def _decode_term(basis: Basis, values: np.ndarray, covariance: np.ndarray) -> Term:
+    """What a decode iteration lasts, with a context cost as requests of the log have it."""
+    d, c = basis.decode.size, basis.context
+    if not len(basis.sizes):  # as of a model that classifies
+        assumed = _plain(1e3 * float(basis.decode.columns(np.array(1.0)) @ values[:d]), 3)
+        text = f"No request has a second token, so decode iterations are unknown and assumed to last {assumed} ms."
+        return Term("decode", False, text)
+    batches = _middle(basis.sizes, basis.sizes * basis.seconds)
+    held = basis.held / max(float(np.average(basis.sizes, weights=basis.seconds)), 1.0)
+    columns = np.zeros((len(batches), len(values)))
+    columns[:, :d], columns[:, c] = basis.decode.columns(np.array(batches)), held * np.array(batches)
+    return _curve_term("decode", values, covariance, columns, batches, "decode iteration at batch size", "batch sizes")
 
 
 def _curve_term(

@@ -242,6 +242,15 @@ def test_a_log_of_lone_requests_says_nothing_of_batches() -> None:
     assert np.abs(predicted(log)).max() < 0.05
 
 
+def test_a_log_of_single_tokens_says_nothing_of_decoding() -> None:
+    """As of a model that classifies: each answer ends with its first token."""
+    log = served(0.001)
+    found = fit(dataclasses.replace(log, last_token_s=log.first_token_s, output_tokens=np.ones(N, np.int32)))
+    assert "No request has a second token" in term(found, "decode")[1]
+    assert not term(found, "decode")[0]
+    assert seconds(found.prefill, 500) == pytest.approx(seconds(PREFILL, 500), rel=0.02)
+
+
 def test_first_tokens_may_be_unknown() -> None:
     log = served(4.0, noise=0.002)
     silent = dataclasses.replace(log, first_token_s=np.full(N, np.nan))
