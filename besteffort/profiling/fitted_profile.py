@@ -32,6 +32,7 @@ MEASURES = {"ttft_s": "first token", "latency_s": "end to end"}
 Qualities = Mapping[str, Mapping[str, float]]
 """Percent by task and model; the model is `""` where there is only one."""
 
+_NAMELESS = "requests"  # the task of requests whose log names none
 _APART = 0.1  # of a median time, from which fits of two halves disagree
 
 GOOD = {50: 0.05, 95: 0.10}
@@ -633,15 +634,14 @@ def _tasks(models: Sequence[FittedModel]) -> tuple[str, ...]:
 
 def task_names(logs: Sequence[RequestLog]) -> tuple[str, ...]:
     """Tasks of logs, in their order; `requests` where a log names none."""
-    return tuple(dict.fromkeys(task or "requests" for log in logs for task in log.tasks))
+    return tuple(dict.fromkeys(task or _NAMELESS for log in logs for task in log.tasks))
 
 
 def _rows(log: RequestLog, task: str | None) -> np.ndarray:
     """(n,) whether a request is of a task; None for all."""
-    names = task_names([log])
     if task is None:
         return np.ones(len(log), bool)
-    return log.task == names.index(task) if task in names else np.zeros(len(log), bool)
+    return np.isin(log.task, [index for index, name in enumerate(log.tasks) if task == (name or _NAMELESS)])
 
 
 def _write_situation(

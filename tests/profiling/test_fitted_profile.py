@@ -193,6 +193,20 @@ def test_guessed_deadlines_let_every_model_be_in_time(tmp_path: Path) -> None:
     assert load_situation(tmp_path / "p.yaml").tasks[0].deadline == Deadline(2.0, 2.0)
 
 
+def test_a_task_called_requests_is_also_that_of_requests_without_one(tmp_path: Path) -> None:
+    model = fitted_model("m")
+    tasks = {"tasks": ("", "requests", "zip"), "task": np.array([0, 1, 2, 2])}
+    log = dataclasses.replace(model.log, prompt_tokens=np.array([1, 20, 300, 400]), **tasks)
+    models = [dataclasses.replace(model, log=log)]
+    profile = fitted_profile.make_profile(models, name="p", qualities={})
+    fitted_profile.write_outcome(models, profile, tmp_path / "p.json")
+    written = load_situation(tmp_path / "p.yaml").tasks
+    assert [(task.name, task.share, task.prompt_tokens) for task in written] == [
+        ("requests", 2.0, (1, 20)),
+        ("zip", 2.0, (300, 400)),
+    ]
+
+
 def test_a_situation_says_where_its_numbers_are_from(tmp_path: Path) -> None:
     models = [fitted_model("small"), fitted_model("large")]
     profile = fitted_profile.make_profile(models, name="p", qualities={"chat": {"small": 6.0, "large": 7.0}})
