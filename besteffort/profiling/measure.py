@@ -290,7 +290,7 @@ def measure_profile(
         tasks=qualities.tasks,
         provenance=_provenance(plan, qualities.source),
     )
-    remarks += interference_remarks(profile, figures)
+    remarks += [*interference_remarks(profile, figures), end_remark(profile)]
     save_profile(profile, out)
     return Report(profile, ceilings, tuple(figures), tuple(remarks))
 
@@ -664,6 +664,16 @@ def interference_remarks(profile: Profile, figures: Sequence[Measurement]) -> li
                 f"factors is {product:.2f}."
             )
     return remarks
+
+
+def end_remark(profile: Profile) -> str:
+    """Where measured tables end. Beyond, most staircases are flat, so that more work would cost nothing."""
+    batch, tokens = (min(getattr(model, field)[-1][0] for model in profile.models) for field in ("decode", "prefill"))
+    return (
+        f"The tables end at a batch size of {batch:,} and a prompt of {tokens:,} tokens. Beyond, they follow their "
+        "last two points, which are mostly equal, so more would cost nothing: keep `cluster.max_batch` and prompts "
+        "within, or measure further with `--max-batch` and `--context`."
+    )
 
 
 def _provenance(plan: MeasurementPlan, quality: Source) -> Provenance:

@@ -92,6 +92,8 @@ def test_a_measured_profile_says_what_it_is(measured: tuple[Path, Report, list])
         assert len(model.slowdown) == 2
         assert min(model.slowdown) == 1.0
     assert latest[-1] == ("done", 14, 14)
+    assert "The tables end at a batch size of 2 and a prompt of 20 tokens" in report.remarks[-1]
+    np.testing.assert_array_equal(profile.prefill_table(99)[:, 99], profile.prefill_table(20)[:, 20])
 
 
 def test_each_figure_has_its_spread_and_its_floor(measured: tuple[Path, Report, list]) -> None:
