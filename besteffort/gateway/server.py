@@ -31,7 +31,6 @@ from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, 
 from besteffort.version import __version__
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
-_DRAIN_READ_S = 0.2  # that a server has to end a stream after its last event
 _quoted = functools.lru_cache(1024)(quote)  # names of models and tasks
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FOLDER = Path(__file__).parent / "page"
@@ -403,11 +402,9 @@ class _Call:
                         limit = min(loop.time() + timeouts.between_tokens_s, end)
                 if not stream.finished and not stream.done:
                     raise UpstreamError("cut_short", "The server ended the answer before it was whole.")
+                if not answer.content.at_eof():
+                    self._server.upstream.end_later(stack.pop_all(), answer.content)
                 yield None
-                with contextlib.suppress(Exception):
-                    # Read to its end, the connection serves the next request.
-                    async with asyncio.timeout(_DRAIN_READ_S):
-                        await answer.content.read()
         except TimeoutError:
             waited = "between_tokens_timeout" if stream.begun else "first_token_timeout"
             why = "timeout" if loop.time() >= end else waited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import ssl
@@ -23,6 +24,7 @@ _KEEP_S = 3.0
 MOST_ANSWER_BYTES = 2**26
 """Size of the largest answer that is held here as a whole."""
 _MOST_ERROR_BYTES = 2**16
+_END_S = 0.2  # that a server has to end a stream after its last event
 _LONGEST_MESSAGE = 500
 
 
@@ -71,6 +73,7 @@ class Upstream:
     """Connections to all servers."""
 
     def __init__(self) -> None:
+        self._ending: set[asyncio.Task[None]] = set()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -83,6 +86,9 @@ class Upstream:
         )
 
     async def close(self) -> None:
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self._session.close()
 
     def post(self, place: Place, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Post:
@@ -110,6 +116,19 @@ class Upstream:
             timeout=_timeout(place.pool.timeouts.connect_s),
         )
         return Post(begun, place)
+
+    def end_later(self, post: contextlib.AsyncExitStack, content: aiohttp.StreamReader) -> None:
+        """Lets a server end an answer that is whole, and nobody wait for it.
+
+        Read to its end, the connection serves the next request.
+
+        Args:
+          post: has the context of the answer.
+          content: what is left of it.
+        """
+        task = asyncio.get_running_loop().create_task(_end(post, content))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
 
 class Post:
@@ -163,6 +182,13 @@ def _raise_as_upstreams(error: BaseException, place: Place) -> None:
 @functools.lru_cache(64)
 def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+
+
+async def _end(post: contextlib.AsyncExitStack, content: aiohttp.StreamReader) -> None:
+    with contextlib.suppress(Exception):
+        async with post, asyncio.timeout(_END_S):
+            while await content.readany():
+                pass
 
 
 async def read_whole(response: aiohttp.ClientResponse) -> bytes:

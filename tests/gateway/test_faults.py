@@ -14,10 +14,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from besteffort.gateway import upstream
 from besteffort.gateway.config import Breaker, Listen, Retries, Timeouts
 from tests.gateway.backends import (
     DONE,
     USAGE,
+    WHOLE,
     Call,
     answer,
     answer_chat,
@@ -456,6 +458,34 @@ def test_a_missing_done_is_added(tmp_path: Path) -> None:
         async with backend(lacks) as (url, _), running(tmp_path, [[url]]) as found:
             assert await found.stream() == event("42") + event("", "stop") + DONE
             assert found.records[0].outcome == "answered"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nobody_waits_for_the_end_of_an_answer_that_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(upstream, "_END_S", 3600.0)
+
+    async def stays_open(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(WHOLE)
+        await call.left()
+
+    async def scenario() -> None:
+        async with backend(stays_open) as (url, made):
+            pools = tuple(dataclasses.replace(pool, assemble=True) for pool in config([[url]]).pools)
+            async with running(tmp_path, [[url]], pools=pools) as found:
+                for _ in range(2):  # on one connection
+                    if stream:
+                        assert b"[DONE]" in await found.stream()
+                    else:
+                        assert (await found.post())[1]["choices"][0]["text"] == "42"
+                assert [record.outcome for record in found.records] == ["answered"] * 2
+                assert made.open == 2
+            while made.open:  # the end of the gateway is that of its connections
+                await asyncio.sleep(0.01)
 
     run(scenario())
 
