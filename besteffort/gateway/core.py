@@ -139,7 +139,7 @@ class Ticket:
       shadow_pool: where the shadow would have sent it first; empty without one.
       shadow_s: seconds that this took.
       first_s: when its first token came.
-      output_tokens: tokens that came.
+      output_tokens: tokens that came; of several choices those of the longest, and at the end those of all.
       why: what failed last.
       open: whether it has not ended.
     """
@@ -340,7 +340,7 @@ class Core:
         return claim
 
     def token(self, claim: Claim, count: int = 1) -> None:
-        """So many tokens have come."""
+        """So many tokens have come, one per iteration: of several choices, those of the longest."""
         if not claim.held:
             return
         now, ticket = self._clock(), claim.ticket
@@ -357,13 +357,21 @@ class Core:
             if sent:
                 books.tokens(ticket.name, count, at=now)
 
-    def finished(self, claim: Claim, *, output_tokens: int | None = None, prompt_tokens: int | None = None) -> None:
+    def finished(
+        self,
+        claim: Claim,
+        *,
+        output_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        choices: int = 1,
+    ) -> None:
         """The answer is whole.
 
         Args:
           claim: its place.
           output_tokens: its length as the server says; else what was counted.
           prompt_tokens: length of the prompt as the server says.
+          choices: that it has, which were decoded side by side.
         """
         ticket = claim.ticket
         if not self._free(claim):
@@ -378,7 +386,7 @@ class Core:
         now = self._clock()
         for books, sent in ticket.flights.items():
             if sent:
-                tokens = ticket.output_tokens or None
+                tokens = -(-ticket.output_tokens // choices) or None
                 books.done(ticket.name, output_tokens=tokens, last_token=not seen, at=now)
             else:
                 books.cancelled(ticket.name, at=now)

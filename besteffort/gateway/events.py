@@ -83,10 +83,17 @@ def data_of(event: bytes) -> bytes | None:
 
 
 class Usage(NamedTuple):
-    """Tokens as a server counted them; None where it says nothing that can be."""
+    """Tokens as a server counted them; None where it says nothing that can be.
+
+    Attributes:
+      prompt_tokens: of the prompt.
+      output_tokens: of all choices.
+      choices: that these are of.
+    """
 
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    choices: int = 1
 
 
 def usage_of(answer: Any) -> Usage | None:
@@ -98,7 +105,8 @@ def usage_of(answer: Any) -> Usage | None:
         value if type(value) is int and 0 <= value < 2**31 else None
         for value in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     )
-    return Usage(prompt, output)
+    choices = answer.get("choices")
+    return Usage(prompt, output, max(len(choices), 1) if isinstance(choices, list) else 1)
 
 
 class Event(NamedTuple):
@@ -106,12 +114,12 @@ class Event(NamedTuple):
 
     Attributes:
       content: what goes to the client, nothing where it shall not.
-      tokens: whether it has a part of the answer.
+      tokens: by how many the longest choice has grown.
       error: whether the server says that it failed.
     """
 
     content: bytes
-    tokens: bool = False
+    tokens: int = 0
     error: bool = False
 
 
@@ -130,7 +138,7 @@ class AnswerStream:
     with the same bytes, and have nothing in between that could end the text or needs decoding.
 
     Attributes:
-      usage: as the server said last.
+      usage: as the server said last; `counted` has what it did not say, too.
       begun: whether a part of the answer came.
       finished: whether every choice that began has a `finish_reason`.
       done: whether `[DONE]` came.
@@ -158,10 +166,19 @@ class AnswerStream:
         self._frames = 0 if take is None or take_text is not None else _MOST_FRAMES  # that were looked for
         self._keep_usage = keep_usage
         self._open: dict[int, bool] = {}  # per choice whether it lacks its end
+        self._lengths: dict[int, int] = {}  # per choice the tokens that came
+        self._longest = 0
 
     @property
     def finished(self) -> bool:
         return bool(self._open) and not any(self._open.values())
+
+    @property
+    def counted(self) -> Usage:
+        """As the server said; where it did not say how many tokens it gave, those that came."""
+        said = self.usage or Usage()
+        came = sum(self._lengths.values())
+        return Usage(said.prompt_tokens, said.output_tokens or came or None, max(len(self._open), 1))
 
     def read(self, event: bytes) -> Event:
         """Takes notice of an event, and says what goes on."""
@@ -172,7 +189,7 @@ class AnswerStream:
                 self._open[frame.choice] = True
                 if self._take_text is not None:
                     self._take_text(frame.choice, text)
-                return Event(event, tokens=True)
+                return Event(event, self._count(frame.choice))
         data = data_of(event)
         if data is None:
             return Event(event)
@@ -188,14 +205,17 @@ class AnswerStream:
         if self._take is not None:
             self._take(chunk)
         choices = chunk.get("choices")
-        tokens = False
+        tokens, has_content = 0, False
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
-                tokens |= _has_content(choice)
-                index = choice.get("index")
-                self._open[index if isinstance(index, int) else 0] = choice.get("finish_reason") is None
-        self.begun |= tokens
-        if tokens and self._frames < _MOST_FRAMES:
+                stated = choice.get("index")
+                index = stated if isinstance(stated, int) else 0
+                if _has_content(choice):
+                    has_content = True
+                    tokens += self._count(index)
+                self._open[index] = choice.get("finish_reason") is None
+        self.begun |= has_content
+        if has_content and self._frames < _MOST_FRAMES:
             self._frames += 1
             self._frame = _frame_of(event, chunk) or self._frame
         found = usage_of(chunk)
@@ -207,6 +227,17 @@ class AnswerStream:
             del chunk["usage"]
             return Event(b"data: " + json.dumps(chunk).encode() + b"\n\n", tokens)
         return Event(event, tokens)
+
+    def _count(self, choice: int) -> int:
+        """A token of a choice has come; 1 if that is now longer than all were before, else 0.
+
+        Choices are decoded side by side, so an answer is as far as its longest one.
+        """
+        length = self._lengths[choice] = self._lengths.get(choice, 0) + 1
+        if length <= self._longest:
+            return 0
+        self._longest = length
+        return 1
 
 
 def _plain_text(raw: bytes) -> str | None:

@@ -320,7 +320,7 @@ class _Call:
             found = None
         if not isinstance(found, dict) or found.get("error") is not None:
             raise UpstreamError("not_json", "The server's answer is no JSON object, or says that it failed.")
-        self._finish(claim, usage_of(found))
+        self._finish(claim, usage_of(found) or Usage())
         return web.Response(body=raw, headers=self.headers() | {"content-type": "application/json"})
 
     async def _assembled(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
@@ -334,7 +334,7 @@ class _Call:
                 size += len(content or b"")
                 if size > MOST_ANSWER_BYTES:
                     raise UpstreamError("too_large", "The server's answer is too large.")
-        self._finish(claim, stream.usage)
+        self._finish(claim, stream.counted)
         return web.json_response(assembly.whole(), headers=self.headers())
 
     async def _stream(self, claim: Claim, headers: dict[str, str]) -> web.StreamResponse:
@@ -349,7 +349,7 @@ class _Call:
                     if not (self._begun or stream.begun or stream.finished):
                         continue
                 else:
-                    self._finish(claim, stream.usage)
+                    self._finish(claim, stream.counted)
                     held.append(b"" if stream.done else b"data: [DONE]\n\n")
                 try:
                     async with asyncio.timeout_at(end):
@@ -463,9 +463,10 @@ class _Call:
             await response.write_eof()
         return response
 
-    def _finish(self, claim: Claim, usage: Usage | None) -> None:
-        usage = usage or Usage()
-        self._core.finished(claim, output_tokens=usage.output_tokens, prompt_tokens=usage.prompt_tokens)
+    def _finish(self, claim: Claim, usage: Usage) -> None:
+        self._core.finished(
+            claim, output_tokens=usage.output_tokens, prompt_tokens=usage.prompt_tokens, choices=usage.choices
+        )
         self._core.close(self._ticket, "answered")
 
 

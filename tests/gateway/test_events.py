@@ -80,11 +80,11 @@ def test_what_is_not_parsed_says_the_same(
         taken.append((one["index"], one["delta"]["content"] if chat else one["text"]))
 
     stream, expected = AnswerStream(keep_usage=False, take=take, take_text=lambda i, text: taken.append((i, text))), []
+    plain = AnswerStream(keep_usage=False, take=lambda chunk: None)
     for text, index, finish in events:
         said = {"delta": {"content": text}} if chat else {"text": text}
         body = {"id": name, "choices": [{"index": index, **said, "finish_reason": finish}], "model": name}
         event = b"data: " + json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") + b"\n\n"
-        plain = AnswerStream(keep_usage=False)
         assert stream.read(event) == plain.read(event)
         expected.append((index, text))
         assert stream.finished == (
@@ -92,6 +92,8 @@ def test_what_is_not_parsed_says_the_same(
             and all({i: f for _, i, f in events[: len(expected)]}.values())
         )
     assert taken == expected
+    assert stream.counted == plain.counted
+    assert (stream.counted.output_tokens or 0) == sum(bool(text) for text, _, _ in events)
 
 
 def test_events_of_one_form_are_parsed_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from besteffort.gateway.config import Breaker, Key, Listen, Pool, Retries
 from besteffort.gateway.core import Ask
 from tests.gateway.backends import (
+    DONE,
     WHOLE,
     Call,
     Running,
@@ -202,6 +204,38 @@ def test_a_model_whose_name_has_slashes_is_found(tmp_path: Path) -> None:
             assert (await sdk.models.retrieve(name)).id == name
             async with found.session.get(f"{found.address}/v1/models/{name}") as response:
                 assert (await response.json())["id"] == name
+
+    run(scenario())
+
+
+def test_of_choices_that_interleave_the_longest_counts_as_they_come_and_all_at_the_end(tmp_path: Path) -> None:
+    held = asyncio.Event()
+
+    def said(*choices: tuple[int, str], finish: str | None = None) -> bytes:
+        parts = [{"index": index, "text": text, "finish_reason": finish} for index, text in choices]
+        return b"data: " + json.dumps({"choices": parts}).encode() + b"\n\n"
+
+    async def twice(call: Call) -> None:
+        assert call.body["n"] == 2
+        await call.begin_stream()
+        await call.chunk(b"".join([said((0, "4")), said((1, "3")), said((0, "2"), (1, "8")), said((1, "!"))]))
+        await held.wait()
+        await call.chunk(said((0, "."), (1, ""), finish="stop") + DONE)
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with backend(twice) as (url, _), running(tmp_path, [[url]]) as found:
+            core = found.gateway.core
+            core.shares = True
+            asked = asyncio.create_task(found.stream(n=2, max_tokens=9))
+            while not (shown := core.shown()) or not next(iter(shown.values())).tokens:
+                await asyncio.sleep(0.01)
+            assert [request.tokens for request in shown.values()] == [3]
+            held.set()
+            assert (await asked).count(b'"text"') == 7
+            await found.settle()
+            (record,) = found.records
+            assert (record.outcome, record.output_tokens) == ("answered", 6)
 
     run(scenario())
 
