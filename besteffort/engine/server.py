@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -28,7 +27,6 @@ LOGGER = logging.getLogger("besteffort.engine")
 _BUSY_S = 0.1  # after which a full model may be asked again
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 _DEFAULT_TOKENS = 16
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class EngineServer:
@@ -107,17 +105,14 @@ class EngineServer:
             raise ApiError(400, f"`model` is missing; choose from {', '.join(known)}.", param="model")
         _check_model(model, known)
         answer, ends = self._submit(order, model)
-        stated = request.headers.get("x-request-id", "")
-        name = stated if _REQUEST_ID.fullmatch(stated) else secrets.token_hex(12)
+        name = request[http.ID]
         shape = Shape(f"{'chatcmpl' if chat else 'cmpl'}-{name}", model, int(time.time()), chat)
         pieces = _Pieces(answer, Tail(self._texts[model]), Stop(order.stop), ends)
         try:
             if order.streamed:
-                return await self._stream(request, pieces, shape, name, order.wants_usage)
+                return await self._stream(request, pieces, shape, order.wants_usage)
             text = "".join([piece async for piece in pieces.read()])
-            return web.json_response(
-                shape.whole(text, pieces.finish or "stop", pieces.usage), headers={"x-request-id": name}
-            )
+            return web.json_response(shape.whole(text, pieces.finish or "stop", pieces.usage))
         except StoppedError as error:
             raise _stopped() from error
         finally:
@@ -148,11 +143,9 @@ class EngineServer:
         return answer, answer.stop_tokens
 
     async def _stream(
-        self, request: web.Request, pieces: _Pieces, shape: Shape, name: str, wants_usage: bool
+        self, request: web.Request, pieces: _Pieces, shape: Shape, wants_usage: bool
     ) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={"content-type": "text/event-stream; charset=utf-8", "x-request-id": name}
-        )
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         first = True
         try:

@@ -1,9 +1,11 @@
-"""What the HTTP servers of this package have in common: listening within limits, and errors in OpenAI's shape."""
+"""What the HTTP servers of this package have in common: listening within limits, ids, errors in OpenAI's shape."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import secrets
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +20,13 @@ from besteffort.gateway.errors import ApiError
 CUT_OFF_S = 0.05
 """Seconds that requests have to end once they are cut off."""
 
+REQUEST_ID = "x-request-id"
+"""The header with a request's id."""
+
+ID = web.RequestKey("id", str)
+"""Where a request has its id."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BACKLOG = 512
 _UNREAD_S = 60.0  # after which a client is gone that takes nothing of what is sent to it
 
@@ -31,6 +40,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def application(logger: logging.Logger, what: str) -> web.Application:
     """An application without routes that answers errors in OpenAI's shape.
 
+    Each request has its id under `ID`, and each answer has it in the header `REQUEST_ID`.
+
     Args:
       logger: gets what was not foreseen.
       what: what failed then, such as "The gateway".
@@ -38,6 +49,7 @@ def application(logger: logging.Logger, what: str) -> web.Application:
 
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[ID] = request_id(request.headers)
         try:
             return await handler(request)
         except ApiError as error:
@@ -57,8 +69,18 @@ def application(logger: logging.Logger, what: str) -> web.Application:
     middlewares: list[Middleware] = [errors]
     # Bodies are limited by `read_body`, since limits may change while it runs.
     app = web.Application(middlewares=middlewares, client_max_size=2**30)
-    app.on_response_prepare.append(_hide_software)
+    app.on_response_prepare.append(_complete_headers)
     return app
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The id that a client gives its request, if that is a sane one; else a new one.
+
+    Args:
+      headers: of the request, with names in lower case, or a mapping that ignores case.
+    """
+    stated = headers.get(REQUEST_ID, "")
+    return stated if _SANE_ID.fullmatch(stated) else f"req-{secrets.token_hex(12)}"
 
 
 async def read_body(request: web.Request, listen: Listen) -> bytes:
@@ -207,7 +229,7 @@ class _Connection(web.RequestHandler):
         error = ApiError(status, "The request is no well-formed HTTP.") if status < 500 else _failed("The server")
         if request.writer.output_size > 0:
             raise ConnectionError("A part of the answer was sent.")
-        response = web.json_response(error.body(), status=error.status)
+        response = web.json_response(error.body(), status=error.status, headers={REQUEST_ID: request_id({})})
         response.force_close()
         return response
 
@@ -224,5 +246,7 @@ def _failed(what: str) -> ApiError:
     return ApiError(500, f"{what} failed.", kind="server_error", code="internal_error")
 
 
-async def _hide_software(request: web.Request, response: web.StreamResponse) -> None:
+async def _complete_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers[hdrs.SERVER] = "besteffort"
+    if REQUEST_ID not in response.headers:
+        response.headers[REQUEST_ID] = request.get(ID) or request_id(request.headers)

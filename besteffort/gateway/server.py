@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -32,7 +30,6 @@ from besteffort.version import __version__
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _quoted = functools.lru_cache(1024)(quote)  # names of models and tasks
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FOLDER = Path(__file__).parent / "page"
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
@@ -171,10 +168,8 @@ class Server:
         raw = await http.read_body(request, core.snapshot.config.listen)
         # From here to the arrival nothing waits, so that one snapshot decides.
         intake = read_request(raw, request.headers, path, client, core.snapshot)
-        stated = request.headers.get("x-request-id", "")
-        name = stated if _REQUEST_ID.fullmatch(stated) else f"req-{secrets.token_hex(12)}"
         try:
-            ticket = core.arrive(intake.ask, name)
+            ticket = core.arrive(intake.ask, request[http.ID])
         except RefusedError as refused:
             self.metrics.turned_away(refused.code)
             raise _refusal(refused) from None
@@ -226,7 +221,7 @@ class _Call:
         """What the client is told about the decision."""
         ticket = self._ticket
         found = {
-            "x-request-id": ticket.name,
+            http.REQUEST_ID: ticket.name,
             "x-besteffort-task": _quoted(ticket.ask.task),
             "x-besteffort-task-source": ticket.ask.task_source,
             "server-timing": f"decide;dur={1e3 * self._decided_s:.3f}",
@@ -293,7 +288,7 @@ class _Call:
         return await self._close_stream()
 
     async def _send(self, claim: Claim) -> web.StreamResponse:
-        headers = {"x-request-id": self._ticket.name}
+        headers = {http.REQUEST_ID: self._ticket.name}
         for name in _PASSED_ON:
             if name in self._request.headers:
                 headers[name] = self._request.headers[name]

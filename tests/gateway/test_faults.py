@@ -796,6 +796,7 @@ def test_smuggled_requests_are_refused(tmp_path: Path, head: bytes) -> None:
             writer.write(b"{}GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
             raw = await asyncio.wait_for(reader.read(), 5)
             assert raw.partition(b" ")[2].startswith(b"400")
+            assert b"x-request-id: req-" in raw.lower()
             assert (
                 json.loads(raw.rpartition(b"\r\n\r\n")[2])["error"]["message"] == "The request is no well-formed HTTP."
             )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import openai
@@ -150,6 +151,39 @@ def test_a_request_id_that_is_none_is_replaced(tmp_path: Path, stated: str) -> N
         async with backend(answer) as (url, _), running(tmp_path, [[url]]) as found:
             _, _, headers = await found.post(headers={"x-request-id": stated})
             assert re.fullmatch("req-[0-9a-f]{24}", headers["x-request-id"])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stated", ["mine-1", "a b"])
+def test_every_answer_has_a_request_id(tmp_path: Path, stated: str) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _):
+            listen = Listen(port=0, drain_s=0.0, body_bytes=4096)
+            given = config([[url]], listen=listen, keys=(Key("team", env="TEAM"),))
+            async with started(given, tmp_path, {"TEAM": SECRET}) as found:
+                sent = {"authorization": f"Bearer {SECRET}", "x-request-id": stated}
+
+                def check(headers: Mapping[str, str]) -> None:
+                    assert re.fullmatch("mine-1" if stated == "mine-1" else "req-[0-9a-f]{24}", headers["x-request-id"])
+
+                for expected, fields, others in (
+                    (401, {}, {"authorization": "Bearer wrong"}),
+                    (404, {"model": "gpt-7"}, {}),
+                    (400, {"max_tokens": 0}, {}),
+                    (413, {"prompt": "a" * 5000}, {}),
+                ):
+                    status, _, headers = await found.post(headers=sent | others, **fields)
+                    assert status == expected
+                    check(headers)
+                for path, expected in (("/health", 200), ("/v1/models", 200), ("/v1/completions", 405), ("/no", 404)):
+                    async with found.session.get(found.address + path, headers=sent) as response:
+                        assert response.status == expected
+                        check(response.headers)
+                found.gateway.core.draining = True
+                status, _, headers = await found.post(headers=sent)
+                assert status == 503
+                check(headers)
 
     run(scenario())
 
