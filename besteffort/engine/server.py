@@ -231,8 +231,10 @@ class _Metrics:
         self._output.labels(answer.model).inc(len(answer.tokens))
         if answer.tokens:
             self._first.labels(answer.model).observe(answer.first_token_s - answer.arrival_s)
-        if answer.completion_s >= answer.arrival_s:
-            self._latency.labels(answer.model).observe(answer.completion_s - answer.arrival_s)
+        # One that a stop string ended has no last token by which the engine would know its end.
+        ended_s = self._engine.clock_s() if finish is not None and not answer.done else answer.completion_s
+        if ended_s >= answer.arrival_s:
+            self._latency.labels(answer.model).observe(ended_s - answer.arrival_s)
 
     def text(self) -> bytes:
         """What a scrape gets."""

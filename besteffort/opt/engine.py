@@ -178,6 +178,7 @@ class Engine:
             )
             for name, model in models.items()
         }
+        self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -228,6 +229,10 @@ class Engine:
     def serving(self) -> bool:
         """Whether it runs, and all its models do."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def clock_s(self) -> float:
+        """Seconds on the clock of answers."""
+        return self._clock()
 
     def context(self, model: str) -> int:
         """Longest sequence of a model in tokens, prompt and answer."""

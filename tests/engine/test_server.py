@@ -78,7 +78,10 @@ def test_answers_are_those_of_the_engine() -> None:
             assert tokens.choices[0].text == expected[0]
             short = await create(model=NAME, prompt=PROMPTS[0], temperature=0, max_tokens=2)
             assert (short.choices[0].text, short.choices[0].finish_reason) == (expected[0][:2], "length")
+            latencies = f'vllm:e2e_request_latency_seconds_count{{model_name="{NAME}"}}'
+            before = (await figures(found))[latencies]
             cut = await create(model=NAME, prompt=PROMPTS[0], temperature=0, max_tokens=7, stop=expected[0][2])
+            assert (await figures(found))[latencies] == before + 1
             assert (cut.choices[0].text, cut.choices[0].finish_reason) == (
                 expected[0][: expected[0].index(expected[0][2])],
                 "stop",
