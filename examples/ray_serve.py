@@ -19,8 +19,8 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from besteffort.gateway.core import Ask, Core, Outcome, RefusedError, Ticket
-from besteffort.gateway.serve import prepare
+from besteffort.gateway.core import Ask, Outcome, RefusedError, Ticket
+from besteffort.plugins.unused import make_core
 
 POOLS = ("opt-125m", "opt-6.7b")
 
@@ -43,7 +43,7 @@ class BestEffort:
 
     def __init__(self, config: str, models: dict[str, DeploymentHandle]) -> None:
         """By pool of the gateway's configuration its model."""
-        self.core, self.models = Core(prepare(config)[0]), models
+        self.core, self.models = make_core(config, "Ray Serve"), models
 
     async def __call__(self, request: Any) -> dict[str, str]:
         asked = await request.json()

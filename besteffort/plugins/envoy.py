@@ -37,7 +37,7 @@ from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
-from besteffort.gateway.serve import prepare
+from besteffort.plugins.unused import make_core
 
 POOL_HEADER = "x-besteffort-pool"
 _MOST_BYTES = 2**22  # of an answer that is no stream, whose usage is read
@@ -294,8 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=50051, help="TCP port; 0 takes a free one")
     given = parser.parse_args(arguments)
     try:
-        snapshot, _ = prepare(given.config)
-        asyncio.run(_run(Core(snapshot), given.host, given.port))
+        asyncio.run(_run(make_core(given.config, "Envoy"), given.host, given.port))
     except InputError as error:
         sys.stderr.write(f"besteffort.plugins.envoy: {error}\n")
         return 2

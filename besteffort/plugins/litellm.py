@@ -31,7 +31,8 @@ from besteffort.errors import InputError, brief
 from besteffort.gateway.core import Ask, Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import busy_s
 from besteffort.gateway.intake import message_characters
-from besteffort.gateway.serve import prepare
+from besteffort.plugins.unused import make_core
+from besteffort.runs.config import find_config
 
 # LiteLLM hands plug-ins a copy of the metadata, and keeps in them what they signal.
 _SIGNALS, _OURS = "routing_plugin_signals", "besteffort"
@@ -39,6 +40,7 @@ _TASK = "besteffort_task"
 _FAILED_S = 2.0  # that LiteLLM has to try a failed request again
 
 _COOLDOWN_S = 5.0  # as long as LiteLLM leaves a deployment out, unless told otherwise
+_NOT_READ = ("rules", "models", "tiers")  # of a request, no path, key, model or tier is read
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,14 +80,15 @@ class BestEffort(CustomLogger):
           InputError: if the configuration does not fit, or a pool is missing, unknown or named twice.
         """
         super().__init__()
-        snapshot, path = prepare(config)
-        pools = [pool.name for pool in snapshot.config.pools]
+        path = find_config(config)
+        state = _STATES.get(path.resolve()) or _State(make_core(path, "LiteLLM", _NOT_READ))
+        pools = [pool.name for pool in state.core.snapshot.config.pools]
         if sorted(models.values()) != sorted(pools):
             raise InputError(
                 f"{path}: `models` names the pools {', '.join(map(brief, models.values()))}; name each of "
                 f"{', '.join(pools)} once."
             )
-        state = _STATES.setdefault(path.resolve(), _State(Core(snapshot)))
+        _STATES[path.resolve()] = state
         self.core, self._calls, self._ends = state.core, state.calls, state.ends
         self.models = dict(models)
         self._names = {pool: name for name, pool in models.items()}
