@@ -36,11 +36,12 @@ from besteffort.runs.config import find_config
 
 # LiteLLM hands plug-ins a copy of the metadata, and keeps in them what they signal.
 _SIGNALS, _OURS = "routing_plugin_signals", "besteffort"
+_CANDIDATES = "_routing_plugin_candidate_models"  # where it keeps, next to them, what a plug-in has left to choose from
 _TASK = "besteffort_task"
 _FAILED_S = 2.0  # that LiteLLM has to try a failed request again
 
-_COOLDOWN_S = 5.0  # as long as LiteLLM leaves a deployment out, unless told otherwise
 _NOT_READ = ("rules", "models", "tiers")  # of a request, no path, key, model or tier is read
+_COOLDOWN_S = 5.0  # as long as LiteLLM leaves a deployment out, unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,12 +105,12 @@ class BestEffort(CustomLogger):
         if not set(self.models) <= set(context.candidate_models):
             return context
         ticket = self._known(_id_of(context.metadata))
-        try:
-            ticket = ticket or self._arrive(context)
-            claim = self.core.claim(ticket)
-        except RefusedError as refused:
-            self._end("" if ticket is None else ticket.name, "refused", refused.code)
-            raise ServiceUnavailableError(str(refused), llm_provider="besteffort", model="besteffort") from refused
+        if ticket is None:
+            try:
+                ticket = self._arrive(context)
+            except RefusedError as refused:
+                raise _unavailable(refused) from refused
+        claim = self._claim(ticket)
         context.candidate_models = [self._names[claim.place.pool.name]]
         context.signals[_OURS] = {
             "request": ticket.name,
@@ -125,7 +126,8 @@ class BestEffort(CustomLogger):
             return
         usage = getattr(response_obj, "usage", None)
         tokens = [getattr(usage, name, None) for name in ("completion_tokens", "prompt_tokens")]
-        self.core.finished(ticket.claim, output_tokens=tokens[0], prompt_tokens=tokens[1])
+        choices = max(len(getattr(response_obj, "choices", None) or ()), 1)
+        self.core.finished(ticket.claim, output_tokens=tokens[0], prompt_tokens=tokens[1], choices=choices)
         self._end(ticket.name, "answered")
 
     async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
@@ -144,17 +146,39 @@ class BestEffort(CustomLogger):
         request_kwargs: dict[str, Any] | None = None,
         parent_otel_span: Any = None,
     ) -> list[dict[str, Any]]:
-        """LiteLLM has left out deployments, such as those that failed of late, and now raises if none is left of ours.
+        """LiteLLM has left out deployments, such as those that failed of late: decides among what is left.
 
-        Of that it tells nobody where it is used as a library, so the place is freed here.
+        Else it would raise now, and where it is used as a library tell nobody.
+
+        Raises:
+          litellm.exceptions.ServiceUnavailableError: if the request is refused.
         """
-        ticket = self._calls.get(_id_in(request_kwargs))
-        if ticket is not None and ticket.claim is not None:
-            name = self._names[ticket.claim.place.pool.name]
-            if not any(deployment["litellm_params"]["model"] == name for deployment in healthy_deployments):
-                self.core.busy(ticket.claim, _COOLDOWN_S)
-                self._end_later(ticket)
+        metadata = _metadata_in(request_kwargs)
+        ticket = self._calls.get(_id_of(metadata))
+        if ticket is None or ticket.claim is None:
+            return healthy_deployments
+        left = {deployment["litellm_params"]["model"] for deployment in healthy_deployments}
+        claim = ticket.claim
+        while self._names[claim.place.pool.name] not in left:
+            self.core.busy(claim, _COOLDOWN_S)
+            claim = self._claim(ticket)
+        pool = claim.place.pool.name
+        metadata[_SIGNALS][_OURS]["pool"] = pool
+        if _CANDIDATES in metadata:
+            metadata[_CANDIDATES] = [self._names[pool]]
         return healthy_deployments
+
+    def _claim(self, ticket: Ticket) -> Claim:
+        """Decides.
+
+        Raises:
+          litellm.exceptions.ServiceUnavailableError: if the request is refused, which ends it.
+        """
+        try:
+            return self.core.claim(ticket)
+        except RefusedError as refused:
+            self._end(ticket.name, "refused", refused.code)
+            raise _unavailable(refused) from refused
 
     def _end_later(self, ticket: Ticket) -> None:
         """Ends a request that failed, unless LiteLLM tries it again soon."""
@@ -210,10 +234,19 @@ class BestEffort(CustomLogger):
                 del self._calls[name]
 
 
+def _unavailable(refused: RefusedError) -> ServiceUnavailableError:
+    return ServiceUnavailableError(str(refused), llm_provider="besteffort", model="besteffort")
+
+
+def _metadata_in(parameters: Mapping[str, Any] | None) -> Any:
+    """Where LiteLLM's parameters say which request they are of; none if it is not ours."""
+    found = ((parameters or {}).get(place) for place in ("metadata", "litellm_metadata"))
+    return next(filter(_id_of, found), None)
+
+
 def _id_in(parameters: Mapping[str, Any] | None) -> str:
     """Name of the request that LiteLLM's parameters are of, none if it is not ours."""
-    found = (_id_of((parameters or {}).get(place)) for place in ("metadata", "litellm_metadata"))
-    return next(filter(None, found), "")
+    return _id_of(_metadata_in(parameters))
 
 
 def _id_of(metadata: Any) -> str:

@@ -161,7 +161,7 @@ def test_a_failed_request_is_decided_anew_for_another_model(tmp_path: Path, run:
     run(scenario())
 
 
-def test_a_deployment_that_litellm_leaves_out_holds_no_place(tmp_path: Path, run: Callable[..., None]) -> None:
+def test_a_deployment_that_litellm_leaves_out_costs_no_request(tmp_path: Path, run: Callable[..., None]) -> None:
     async def fail(call: Call) -> None:
         await call.respond(429, {"error": {"message": "slow down"}})
 
@@ -172,16 +172,34 @@ def test_a_deployment_that_litellm_leaves_out_holds_no_place(tmp_path: Path, run
             with pytest.raises(litellm.RateLimitError):
                 await made.ask()
             await asyncio.sleep(1.0)  # as long as a server is left alone that does not say for how long, and more
-            with pytest.raises(ValueError, match="No deployments left"):
-                await made.ask()
-            await made.settle()
             # What it leaves out for a while counts as busy for as long.
             assert [(await made.ask()).choices[0].message.content for _ in range(3)] == ["42"] * 3
             await made.settle()
             assert made.got[2] == 1
-            await asyncio.sleep(2.5)  # in which LiteLLM might try again those that failed
-            assert sorted(record.outcome for record in records) == ["answered"] * 3 + ["failed"] * 2
+            await asyncio.sleep(2.5)  # in which LiteLLM might try again the one that failed
+            assert [record.outcome for record in records] == ["answered"] * 3 + ["failed"]
+            assert [record.attempts for record in records] == [2, 1, 1, 1]
             assert {record.error for record in records} == {"", "busy"}
+
+    run(scenario())
+
+
+def test_without_any_deployment_that_litellm_leaves_a_request_is_refused(
+    tmp_path: Path, run: Callable[..., None]
+) -> None:
+    async def fail(call: Call) -> None:
+        await call.respond(429, {"error": {"message": "slow down"}})
+
+    async def scenario() -> None:
+        async with group(tmp_path, [fail] * 3, cooldowns=True) as made:
+            for _ in range(3):
+                with pytest.raises(litellm.RateLimitError):
+                    await made.ask()
+            await asyncio.sleep(1.0)
+            with pytest.raises(litellm.ServiceUnavailableError, match="No server can take the request now"):
+                await made.ask()
+            await made.settle()
+            assert made.got == [1, 1, 1]
 
     run(scenario())
 
