@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from besteffort.errors import InputError
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
+from besteffort.gateway.http import REQUEST_ID, request_id
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.plugins.unused import make_core
 
@@ -97,13 +97,13 @@ class _Exchange:
         path = self._headers.get(":path", "").partition("?")[0]
         if path not in (COMPLETIONS, CHAT):
             return _continue("request_body")
-        core = self._core
+        core, name = self._core, request_id(self._headers)
         try:
             intake = read_request(body, self._headers, path, "", core.snapshot)
-            self._ticket = ticket = core.arrive(intake.ask, _name(self._headers))
+            self._ticket = ticket = core.arrive(intake.ask, name)
             self._claim = claim = core.claim(ticket)
         except ApiError as error:
-            return _refuse(error)
+            return _refuse(error, name)
         except RefusedError as refused:
             if self._ticket is not None:
                 core.close(self._ticket, "refused", refused.code)
@@ -114,7 +114,8 @@ class _Exchange:
                     kind="server_error",
                     code=refused.code,
                     retry_after_s=refused.retry_after_s,
-                )
+                ),
+                name,
             )
         self._answer = _Answer(intake)
         onward = json.dumps({**intake.body, "model": claim.place.served_model}).encode()
@@ -213,10 +214,6 @@ def _plain(headers: Any) -> dict[str, str]:
     return {one.key.lower(): one.value or one.raw_value.decode("latin-1") for one in headers.headers}
 
 
-def _name(headers: Mapping[str, str]) -> str:
-    return headers.get("x-request-id") or f"envoy-{secrets.token_hex(12)}"
-
-
 def _continue(part: str | None) -> Any:
     """Go on, with nothing changed."""
     kind = {
@@ -230,11 +227,11 @@ def _continue(part: str | None) -> Any:
     return messages.ProcessingResponse(**{str(part): kind()})
 
 
-def _refuse(error: ApiError) -> Any:
+def _refuse(error: ApiError, name: str) -> Any:
     return messages.ProcessingResponse(
         immediate_response=messages.ImmediateResponse(
             status=HttpStatus(code=error.status),
-            headers=_headers({"content-type": "application/json", **error.headers()}),
+            headers=_headers({"content-type": "application/json", REQUEST_ID: name, **error.headers()}),
             body=json.dumps(error.body()).encode(),
         )
     )

@@ -105,7 +105,7 @@ def test_mistakes_and_refusals_are_answered_by_the_processor(tmp_path: Path) -> 
 
     async def scenario() -> None:
         async with front(tmp_path, [hold, hold]) as made:
-            status, raw, _ = await made.post(model="gpt")
+            status, raw, headers = await made.post(model="gpt")
             assert (status, b"model_not_found" in raw) == (404, True)
             assert not any(server.calls for server in made.servers)
             places = sum(place.limit for place in made.core.snapshot.places)
@@ -189,3 +189,5 @@ async def _listens(port: int, process: asyncio.subprocess.Process) -> None:
         writer.close()
         return
     raise AssertionError("Envoy ended")
+            assert headers["x-request-id"]
+            assert headers["x-request-id"]
