@@ -34,7 +34,7 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from besteffort.errors import InputError
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
-from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
+from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
 from besteffort.gateway.http import REQUEST_ID, request_id
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.plugins.unused import make_core
@@ -83,9 +83,9 @@ class _Exchange:
             case "request_body":
                 return self._decide(asked.request_body.body)
             case "response_headers":
-                self._begin(_plain(asked.response_headers.headers))
+                return self._begin(_plain(asked.response_headers.headers))
             case "response_body":
-                self._take(asked.response_body.body, last=asked.response_body.end_of_stream)
+                return self._take(asked.response_body.body, last=asked.response_body.end_of_stream)
         return _continue(part)
 
     def end(self) -> None:
@@ -119,7 +119,13 @@ class _Exchange:
             )
         self._answer = _Answer(intake)
         onward = json.dumps({**intake.body, "model": claim.place.served_model}).encode()
-        changed = {POOL_HEADER: claim.place.pool.name, "content-length": str(len(onward)), "x-request-id": ticket.name}
+        changed = {
+            POOL_HEADER: claim.place.pool.name,
+            "content-length": str(len(onward)),
+            # Of an answer that is compressed no tokens are seen.
+            "accept-encoding": "identity",
+            REQUEST_ID: ticket.name,
+        }
         return messages.ProcessingResponse(
             request_body=messages.BodyResponse(
                 response=messages.CommonResponse(
@@ -130,10 +136,10 @@ class _Exchange:
             )
         )
 
-    def _begin(self, headers: Mapping[str, str]) -> None:
+    def _begin(self, headers: Mapping[str, str]) -> Any:
         """The answer's headers have come."""
         if self._ticket is None or self._claim is None:
-            return
+            return _continue("response_headers")
         status = int(headers.get(":status", "200"))
         if (seconds := busy_s(status, headers)) is not None:
             self._core.busy(self._claim, seconds)
@@ -144,26 +150,39 @@ class _Exchange:
             self._core.failed(self._claim, why, blame=not client, lacks_path=status in LACKS_PATH)
             self._core.close(self._ticket, "invalid" if client else "failed")
         elif self._answer is not None:
-            self._answer.streamed = "text/event-stream" in headers.get("content-type", "")
+            self._answer.begin(headers)
+        # What goes on of a stream may be less than came.
+        shorter = self._answer is not None and self._answer.edited and "content-length" in headers
+        gone = messages.HeaderMutation(remove_headers=["content-length"] if shorter else [])
+        changed = messages.HeadersResponse(response=messages.CommonResponse(header_mutation=gone))
+        return messages.ProcessingResponse(response_headers=changed)
 
-    def _take(self, part: bytes, *, last: bool) -> None:
+    def _take(self, part: bytes, *, last: bool) -> Any:
         """A part of the answer has come."""
-        if self._ticket is None or self._claim is None or self._answer is None or not self._ticket.open:
-            return
-        tokens = self._answer.add(part)
-        if tokens:
-            self._core.token(self._claim, tokens)
-        if not last:
-            return
-        if not self._answer.whole:
+        answer = self._answer
+        if self._ticket is None or self._claim is None or answer is None:
+            return _continue("response_body")
+        tokens, onward = answer.add(part, last=last)
+        if self._ticket.open:
+            if tokens:
+                self._core.token(self._claim, tokens)
+            if last or answer.done:
+                self._end(answer)
+        if onward == part:
+            return _continue("response_body")
+        changed = messages.CommonResponse(body_mutation=messages.BodyMutation(body=onward))
+        return messages.ProcessingResponse(response_body=messages.BodyResponse(response=changed))
+
+    def _end(self, answer: _Answer) -> None:
+        assert self._ticket is not None
+        assert self._claim is not None
+        if not answer.whole:
             self._core.failed(self._claim, "cut_short")
             self._core.close(self._ticket, "failed")
             return
-        usage = self._answer.usage
+        usage = answer.usage
         self._core.finished(
-            self._claim,
-            output_tokens=None if usage is None else usage.output_tokens,
-            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            self._claim, output_tokens=usage.output_tokens, prompt_tokens=usage.prompt_tokens, choices=usage.choices
         )
         self._core.close(self._ticket, "answered")
 
@@ -172,42 +191,62 @@ class _Answer:
     """What the parts of an answer say.
 
     Attributes:
-      streamed: whether it comes as events.
+      edited: whether the client did not ask for the usage that a stream says, so that less goes on.
     """
 
     def __init__(self, intake: Intake) -> None:
-        self.streamed = intake.streamed
-        self._events, self._stream = EventReader(), AnswerStream(keep_usage=True)
+        self.edited = False
+        self._wants_usage = intake.wants_usage
+        self._streamed = self._encoded = self._failed = self._unreadable = False
+        self._events, self._stream = EventReader(), AnswerStream(keep_usage=intake.wants_usage)
         self._held = b""
-        self._unreadable = False
 
-    def add(self, part: bytes) -> int:
-        """Takes notice of a part; the tokens in it, of a stream."""
-        if not self.streamed:
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """Takes notice of the headers."""
+        # A server may compress what it was asked not to.
+        self._encoded = headers.get("content-encoding", "identity").lower() != "identity"
+        self._streamed = "text/event-stream" in headers.get("content-type", "") and not self._encoded
+        self.edited = self._streamed and not self._wants_usage
+
+    def add(self, part: bytes, *, last: bool) -> tuple[int, bytes]:
+        """Takes notice of a part; the tokens in it, of a stream, and what goes on in its place."""
+        if not self._streamed:
             self._held += part[: _MOST_BYTES - len(self._held)]
-            return 0
+            return 0, part
+        if self._unreadable:
+            return 0, part
+        tokens, onward = 0, b""
         try:
-            found = [self._stream.read(event) for event in self._events.feed(part)]
+            for event in self._events.feed(part):
+                found = self._stream.read(event)
+                self._failed |= found.error
+                tokens += found.tokens
+                onward += event if found.error else found.content
         except EventTooLargeError:
             self._unreadable = True
-            return 0
-        self._unreadable |= any(event.error for event in found)
-        return sum(event.tokens for event in found)
+        if last or self._unreadable:
+            onward += self._events.rest()
+        return tokens, onward if self.edited else part
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it is to come, though the server may keep it open."""
+        return self._stream.done
 
     @property
     def whole(self) -> bool:
-        if not self.streamed:
+        if not self._streamed:
             return True
-        return not self._unreadable and (self._stream.finished or self._stream.done)
+        return not (self._failed or self._unreadable) and (self._stream.finished or self._stream.done)
 
     @property
-    def usage(self) -> Any:
-        if self.streamed:
-            return self._stream.usage
+    def usage(self) -> Usage:
+        if self._streamed:
+            return self._stream.counted
         try:
-            return usage_of(json.loads(self._held))
+            return usage_of(json.loads(self._held)) or Usage()
         except (ValueError, RecursionError):
-            return None
+            return Usage()
 
 
 def _plain(headers: Any) -> dict[str, str]:

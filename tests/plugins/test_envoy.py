@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +23,19 @@ if ENVOY is None:
 
 from besteffort.gateway.core import Core, Record  # noqa: E402
 from besteffort.plugins.envoy import main, serve  # noqa: E402
-from tests.gateway.backends import Backend, Call, answer, backend, free_port, once, run  # noqa: E402
+from tests.gateway.backends import (  # noqa: E402
+    DONE,
+    WHOLE,
+    Backend,
+    Call,
+    answer,
+    backend,
+    completion,
+    event,
+    free_port,
+    once,
+    run,
+)
 from tests.gateway.policies import config, greedy, snapshot  # noqa: E402
 
 POOLS = ("small", "large")
@@ -87,14 +101,88 @@ def test_answers_and_streams_pass(tmp_path: Path) -> None:
             assert b'"text": "42"' in raw
             status, raw, _ = await made.post(stream=True, max_tokens=9)
             assert status == 200
-            assert b"[DONE]" in raw
+            assert raw == event("4") + event("2") + event("", "stop") + DONE
+            status, raw, _ = await made.post(stream=True, stream_options={"include_usage": True})
+            assert (status, raw) == (200, WHOLE)
             await made.settle()
+            calls = [call for server in made.servers for call in server.calls]
+            assert {call.headers["accept-encoding"] for call in calls} == {"identity"}
             assert {call.body["model"] for call in made.servers[1].calls} <= {"served-large"}
             assert {call.body["model"] for call in made.servers[0].calls} <= {"served-small"}
-            assert [record.outcome for record in made.records] == ["answered", "answered"]
+            assert [record.outcome for record in made.records] == ["answered"] * 3
             # As the server counted them, in either form.
-            assert [record.output_tokens for record in made.records] == [2, 2]
+            assert [record.output_tokens for record in made.records] == [2] * 3
             assert made.records[1].ttft_s is not None
+
+    run(scenario())
+
+
+def test_events_that_are_cut_anywhere_pass(tmp_path: Path) -> None:
+    async def bytewise(call: Call) -> None:
+        await call.begin_stream()
+        for at in range(0, len(WHOLE), 7):
+            await call.chunk(WHOLE[at : at + 7])
+            await asyncio.sleep(0.001)
+        await call.end_stream()
+
+    async def scenario() -> None:
+        async with front(tmp_path, [bytewise] * 2) as made:
+            _, raw, _ = await made.post(stream=True)
+            assert raw == event("4") + event("2") + event("", "stop") + DONE
+            _, raw, _ = await made.post(stream=True, stream_options={"include_usage": True})
+            assert raw == WHOLE
+            await made.settle()
+            assert [record.output_tokens for record in made.records] == [2, 2]
+
+    run(scenario())
+
+
+def test_a_stream_of_a_stated_length_passes_without_the_usage(tmp_path: Path) -> None:
+    async def sized(call: Call) -> None:
+        await call.respond(200, WHOLE, {"content-type": "text/event-stream"})
+
+    async def scenario() -> None:
+        async with front(tmp_path, [sized] * 2) as made:
+            _, raw, _ = await made.post(stream=True)
+            assert raw == event("4") + event("2") + event("", "stop") + DONE
+            await made.settle()
+
+    run(scenario())
+
+
+def test_an_answer_that_is_whole_frees_its_place_though_the_server_goes_on(tmp_path: Path) -> None:
+    async def stays_open(call: Call) -> None:
+        await call.begin_stream()
+        await call.chunk(WHOLE)
+        await call.left()
+
+    async def scenario() -> None:
+        async with front(tmp_path, [stays_open] * 2) as made:
+            asked = asyncio.create_task(made.post(stream=True))
+            while not made.records:
+                await asyncio.sleep(0.02)
+            await made.settle()
+            assert not asked.done()
+            assert [record.outcome for record in made.records] == ["answered"]
+            asked.cancel()
+
+    run(scenario())
+
+
+def test_an_answer_that_is_compressed_all_the_same_passes_and_blames_nobody(tmp_path: Path) -> None:
+    async def compressed(call: Call) -> None:
+        stream = call.body["stream"]
+        raw = gzip.compress(WHOLE if stream else json.dumps(completion()).encode())
+        kind = "text/event-stream" if stream else "application/json"
+        await call.respond(200, raw, {"content-encoding": "gzip", "content-type": kind})
+
+    async def scenario() -> None:
+        async with front(tmp_path, [compressed] * 2) as made:
+            for _ in range(4):
+                assert (await made.post(stream=True))[:2] == (200, WHOLE)
+                assert json.loads((await made.post())[1]) == completion()
+            await made.settle()
+            assert {record.outcome for record in made.records} == {"answered"}
 
     run(scenario())
 
@@ -107,6 +195,7 @@ def test_mistakes_and_refusals_are_answered_by_the_processor(tmp_path: Path) -> 
         async with front(tmp_path, [hold, hold]) as made:
             status, raw, headers = await made.post(model="gpt")
             assert (status, b"model_not_found" in raw) == (404, True)
+            assert headers["x-request-id"]
             assert not any(server.calls for server in made.servers)
             places = sum(place.limit for place in made.core.snapshot.places)
             asked = [asyncio.create_task(made.post()) for _ in range(places)]
@@ -116,6 +205,7 @@ def test_mistakes_and_refusals_are_answered_by_the_processor(tmp_path: Path) -> 
             status, raw, headers = await made.post()
             assert (status, b"no_capacity" in raw) == (503, True)
             assert int(headers["retry-after-ms"]) > 0
+            assert headers["x-request-id"]
             held.set()
             assert {status for status, _, _ in await asyncio.gather(*asked)} == {200}
             await made.settle()
@@ -189,5 +279,3 @@ async def _listens(port: int, process: asyncio.subprocess.Process) -> None:
         writer.close()
         return
     raise AssertionError("Envoy ended")
-            assert headers["x-request-id"]
-            assert headers["x-request-id"]
