@@ -80,6 +80,8 @@ class _Exchange:
         match part:
             case "request_headers":
                 self._headers = _plain(asked.request_headers.headers)
+                if POOL_HEADER in self._headers:
+                    return _without_pool()
             case "request_body":
                 return self._decide(asked.request_body.body)
             case "response_headers":
@@ -264,6 +266,14 @@ def _continue(part: str | None) -> Any:
         "response_trailers": messages.TrailersResponse,
     }[str(part)]
     return messages.ProcessingResponse(**{str(part): kind()})
+
+
+def _without_pool() -> Any:
+    """Go on without the header that is the processor's to write: no client chooses a cluster."""
+    gone = messages.CommonResponse(
+        header_mutation=messages.HeaderMutation(remove_headers=[POOL_HEADER]), clear_route_cache=True
+    )
+    return messages.ProcessingResponse(request_headers=messages.HeadersResponse(response=gone))
 
 
 def _refuse(error: ApiError, name: str) -> Any:

@@ -213,6 +213,24 @@ def test_mistakes_and_refusals_are_answered_by_the_processor(tmp_path: Path) -> 
     run(scenario())
 
 
+def test_no_client_chooses_a_cluster(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with front(tmp_path, [answer] * 2) as made:
+            own = {"x-besteffort-pool": "small"}
+            async with made.session.post("/v1/embeddings", json={"model": "a"}, headers=own) as response:
+                assert response.status >= 400
+            assert not any(server.calls for server in made.servers)
+            body = {"model": "besteffort", "prompt": "What?"}
+            async with made.session.post("/v1/completions", json=body, headers=own) as response:
+                assert response.status == 200
+            await made.settle()
+            assert [len(server.calls) for server in made.servers] == [
+                sum(record.pool == name for record in made.records) for name in POOLS
+            ]
+
+    run(scenario())
+
+
 def test_whatever_ends_an_exchange_frees_its_place(tmp_path: Path) -> None:
     async def never(call: Call) -> None:
         await call.begin_stream()
