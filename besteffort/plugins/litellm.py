@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from litellm.exceptions import ServiceUnavailableError
+from litellm.exceptions import BadRequestError, ServiceUnavailableError
 from litellm.integrations.custom_logger import CustomLogger
 
 from besteffort.errors import InputError, brief
@@ -100,6 +100,7 @@ class BestEffort(CustomLogger):
         Groups that have not all of `models` are left alone.
 
         Raises:
+          litellm.exceptions.BadRequestError: if there is no such task.
           litellm.exceptions.ServiceUnavailableError: if the request is refused.
         """
         if not set(self.models) <= set(context.candidate_models):
@@ -200,7 +201,8 @@ class BestEffort(CustomLogger):
         snapshot = self.core.snapshot
         task = context.metadata.get(_TASK)
         if task is not None and task not in snapshot.tasks:
-            raise InputError(f"`{_TASK}` is {brief(task)}; the tasks are {', '.join(snapshot.tasks)}.")
+            wrong = f"`{_TASK}` is {brief(task)}; the tasks are {', '.join(snapshot.tasks)}."
+            raise BadRequestError(wrong, model="besteffort", llm_provider="besteffort")
         ask = Ask(
             task=snapshot.default_task if task is None else task,
             task_source="default" if task is None else "metadata",

@@ -204,6 +204,17 @@ def test_without_any_deployment_that_litellm_leaves_a_request_is_refused(
     run(scenario())
 
 
+def test_a_task_that_is_none_is_the_callers_mistake(tmp_path: Path, run: Callable[..., None]) -> None:
+    async def scenario() -> None:
+        async with group(tmp_path, [answer_chat] * 3, retries=2) as made:
+            with pytest.raises(litellm.BadRequestError, match="the tasks are piqa"):
+                await made.ask(metadata={"besteffort_task": "nonsense"})
+            assert made.got == [0, 0, 0]
+            assert made.best.core.open_requests == 0
+
+    run(scenario())
+
+
 def test_a_cancelled_call_ends_with_its_lease(tmp_path: Path, run: Callable[..., None]) -> None:
     async def never(call: Call) -> None:
         await asyncio.sleep(60)
