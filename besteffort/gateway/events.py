@@ -284,4 +284,4 @@ def _has_content(choice: dict[str, Any]) -> bool:
     if choice.get("text"):
         return True
     delta = choice.get("delta")
-    return isinstance(delta, dict) and any(value for name, value in delta.items() if name not in ("role", "refusal"))
+    return isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role")

@@ -151,6 +151,16 @@ def test_tokens_and_the_finish_are_seen() -> None:
     assert stream.read(b": ping\n\n").content == b": ping\n\n"
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "refusal", "tool_calls"])
+def test_whatever_a_model_says_is_a_token(name: str) -> None:
+    stream = AnswerStream(keep_usage=False)
+    said = chunk(choices=[{"index": 0, "delta": {"content": None, name: ["a"]}, "finish_reason": None}])
+    assert stream.read(said) == (said, 1, False)
+    assert stream.begun
+    unsaid = chunk(choices=[{"index": 0, "delta": {"content": None, name: None}, "finish_reason": None}])
+    assert stream.read(unsaid) == (unsaid, 0, False)
+
+
 def test_a_stream_of_two_choices_is_finished_when_both_are() -> None:
     stream = AnswerStream(keep_usage=False)
     for index, finish in ((0, None), (1, None), (1, "length")):
