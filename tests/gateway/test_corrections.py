@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import aiohttp
@@ -13,13 +14,15 @@ import pytest
 
 from besteffort.gateway.board import Board, make_board
 from besteffort.gateway.config import Listen
+from besteffort.gateway.core import Ask, Core
+from besteffort.gateway.events import AnswerStream
 from besteffort.gateway.serve import Gateway
 from besteffort.gateway.snapshot import make_snapshot
 from besteffort.policy import Policy
 from besteffort.situation import Deadline
 from tests.gateway.backends import backend, run, running
 from tests.gateway.batching import BatchingServer
-from tests.gateway.policies import config, greedy
+from tests.gateway.policies import Clock, config, greedy
 
 TOKENS, PROMPT = 8, 10
 TAU_S = 2.0
@@ -153,3 +156,31 @@ def test_a_reload_keeps_what_was_observed() -> None:
     after.flight.arrived("probe", task="piqa", prompt_tokens=PROMPT)
     assert after.flight.observed_slowdown is not None
     assert after.flight.observed_slowdown[0] > 5.0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_of_four_choices_makes_no_server_four_times_as_fast(streamed: bool) -> None:
+    def observed(choices: int) -> float:
+        base, clock = policy(), Clock()
+        view = dataclasses.replace(base.situation.view, streamed=streamed)
+        its = dataclasses.replace(base, situation=dataclasses.replace(base.situation, view=view))
+        core = Core(make_snapshot(config([["http://a/v1"]]), its, environment={}, clock=clock), clock=clock)
+        for number in range(20):
+            stream = AnswerStream(keep_usage=False)
+            ticket = core.arrive(Ask("piqa", prompt_tokens=PROMPT, streamed=streamed), f"r{number}")
+            claim = core.claim(ticket)
+            for _ in range(TOKENS):
+                clock.now += 0.04  # twice as long as by the tables
+                for index in range(choices):
+                    said = {"choices": [{"index": index, "text": "a", "finish_reason": None}]}
+                    event = stream.read(b"data: " + json.dumps(said).encode() + b"\n\n")
+                    if streamed and event.tokens:
+                        core.token(claim, event.tokens)
+            core.finished(claim, output_tokens=choices * TOKENS, choices=choices)
+            core.close(ticket, "answered")
+        core.arrive(Ask("piqa", prompt_tokens=PROMPT), "probe")
+        found = core.snapshot.flight.observed_slowdown
+        assert found is not None
+        return float(found[0])
+
+    assert observed(4) == observed(1) > 1.5
