@@ -135,7 +135,7 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
     notes = (*source.notes, *counted, *_other_arrivals(source, reader))
     requests = dataclasses.replace(requests, notes=notes, model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
-    requests = records.without_duplicates(requests, gathered.ids if len(requests) == len(gathered) else None)
+    requests = records.without_duplicates(requests)
     requests = records.with_coarseness(records.in_order(requests, strict=reader.ordered, naive=timed.naive))
     return _between(requests, reading)
 

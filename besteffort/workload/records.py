@@ -31,6 +31,7 @@ class Records:
       names: what the file calls each field.
       model_columns: further columns that name models in another sense.
       rows: place of each request in the file.
+      ids: int64 hashes of the requests' ids, 0 where there is none; None where the file has none.
       layout: what the file is written in.
       units: how times were read.
       notes: what was left out, and why, a sentence each.
@@ -45,6 +46,7 @@ class Records:
     names: dict[str, str]
     rows: np.ndarray
     layout: Layout
+    ids: np.ndarray | None = None
     units: str = ""
     notes: tuple[str, ...] = ()
     model_columns: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class Records:
             labels={f: dataclasses.replace(each, index=each.index[chosen]) for f, each in self.labels.items()},
             failed=self.failed[chosen],
             rows=self.rows[chosen],
+            ids=None if self.ids is None else self.ids[chosen],
             notes=(*self.notes, *notes),
         )
 
@@ -110,7 +113,7 @@ def _or(stated: np.ndarray | None, derived: np.ndarray) -> np.ndarray:
     return derived if stated is None else np.where(np.isnan(stated), derived, stated)
 
 
-def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
+def without_duplicates(records: Records) -> Records:
     """Leaves out requests that stand in the file twice.
 
     Those are answered requests of one id and equal lengths, the later of which arrives before the earlier one ends.
@@ -118,7 +121,7 @@ def without_duplicates(records: Records, ids: np.ndarray | None) -> Records:
     rows that agree in all that is read, unless the clock is too coarse to tell requests apart, a millisecond or more,
     or a second where durations are known, too; such rows are kept and counted.
     """
-    n = len(records)
+    n, ids = len(records), records.ids
     if n < 2:
         return records
     if ids is not None and (ids != 0).any():
@@ -227,5 +230,6 @@ def from_gathered(
         },
         rows=gathered.rows,
         layout=layout,
+        ids=gathered.ids,
         units=units,
     )

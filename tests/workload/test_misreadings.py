@@ -73,6 +73,15 @@ def test_a_request_that_two_hops_log_is_one(write: Write) -> None:
     assert "120 of 240 rows have the id of an earlier row and are left out." in log.notes
 
 
+def test_hops_are_told_by_their_ids_where_a_row_has_no_arrival(write: Write) -> None:
+    table = served()
+    inner = [{**row, "arrival_time": row["arrival_time"] + 0.002} for row in table]
+    lost = {**table[0], "request_id": "lost", "arrival_time": None, "last_token_ts": None, "output_tokens": None}
+    log = read_log(write("a.jsonl", jsonl([*table, *inner, lost])))
+    same(log, read_log(write("b.jsonl", jsonl(table))))
+    assert "120 of 240 rows have the id of an earlier row and are left out." in log.notes
+
+
 def test_whole_seconds_of_a_benchmark_cannot_tell_requests_apart(write: Write) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 20}
     rows = [{"created": 1_760_000_000 + i // 4, "duration_s": 3, "usage": usage} for i in range(40)]
