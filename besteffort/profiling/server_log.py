@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from besteffort.errors import InputError
+from besteffort.workload.doubtful import OTHER_CLOCK_S
 from besteffort.workload.reading import ALL, Drawing, Reading, read
-from besteffort.workload.records import Records
+from besteffort.workload.records import ROUNDING_S, Records
 from besteffort.workload.sources import listed
 
-_ROUNDING_S, _JUMP_S, _LONGEST_WAIT_S = 1e-3, 1.0, 60.0
-_OTHER_CLOCK_S = 86_400.0  # arrivals this far from all other times are from another clock
+_JUMP_S, _LONGEST_WAIT_S = 1.0, 60.0
 _SLOWEST_TOKEN_S, _FASTEST_TOKEN_S, _DOUBTFUL_TOKEN_S = 10.0, 1e-6, 0.5
 
 
@@ -176,7 +176,7 @@ def read_log(path: str | Path, reading: Reading = ALL) -> RequestLog:
     server's clock: by the smallest difference to the entry into the queue, so that no request enters before it arrives.
 
     Raises:
-      InputError: if the file is damaged, lacks a column, no request was answered, or clocks run backwards.
+      InputError: if the file is damaged, lacks a column, no request was answered, or many run backwards.
     """
     found = read(path, reading)
     if isinstance(found, Drawing):
@@ -194,6 +194,11 @@ def log_of(found: Records) -> RequestLog:
       InputError: as `read_log`.
     """
     prompt, output, last = _needed(found)
+    if found.doubt:
+        raise InputError(
+            f"{found.path}: {found.doubt}, so units are wrong, durations are taken for times, or columns are swapped "
+            "or of different clocks; say what they are, as in `--columns ttft=NAME:ms,latency=NAME:s`, or mend them."
+        )
     first, scheduled, queued, arrival = (found.time(field) for field in ("first", "scheduled", "queued", "arrival"))
     answered = np.isfinite(last) & (output >= 1) & ~found.failed
     if not answered.any():
@@ -207,7 +212,7 @@ def log_of(found: Records) -> RequestLog:
             f"{(~answered).sum():,} of {len(found):,} requests were aborted or unfinished and are left out; "
             "the server's work for them is missing."
         )
-    arrival, arrival_name = _arrivals(found, arrival, queued, scheduled, first, last, answered, notes)
+    arrival = _arrivals(found, arrival, queued, scheduled, first, last, answered, notes)
     # Gateways write the end into the column of the first token where an answer was not streamed.
     whole = answered & (output > 1) & (first == last)
     if whole.any():
@@ -217,16 +222,10 @@ def log_of(found: Records) -> RequestLog:
     if np.isnan(first[answered]).any():
         missing = int(np.isnan(first[answered]).sum())
         notes.append(f"{missing:,} of {int(answered.sum()):,} answered requests have no time of their first token.")
-    times = [
-        (_name(found, field), values) for field, values in (("scheduled", scheduled), ("first", first), ("last", last))
-    ]
-    earliest, earlier_name = arrival, arrival_name
-    for index, (name, values) in enumerate(times):
-        cause = "a clock ran backwards or the columns are from different clocks"
-        _refuse_backwards(found, answered, (name, values), (earlier_name, earliest), cause)
-        times[index] = (name, np.fmax(values, earliest) + 0.0 * values)
-        earliest, earlier_name = np.fmax(earliest, values), name if np.isfinite(values).any() else earlier_name
-    scheduled, first, last = (values for _, values in times)
+    # Rounding may set a time before an earlier one; what is not known stays so.
+    scheduled = np.fmax(scheduled, arrival) + 0.0 * scheduled
+    first = np.fmax(first, np.fmax(arrival, scheduled)) + 0.0 * first
+    last = np.fmax(last, np.fmax(arrival, np.fmax(scheduled, first))) + 0.0 * last
     begun = np.where(output > 1, np.fmax(first, arrival), arrival)
     per_token_s = float(np.median((last - begun)[answered] / output[answered]))
     if not _FASTEST_TOKEN_S < per_token_s < _SLOWEST_TOKEN_S:
@@ -309,14 +308,14 @@ def _arrivals(
     last: np.ndarray,
     answered: np.ndarray,
     notes: list[str],
-) -> tuple[np.ndarray, str]:
-    """(n,) arrivals on the clock of the other times, and the column that they come from."""
+) -> np.ndarray:
+    """(n,) arrivals on the clock of the other times."""
     name = _name(found, "arrival")
     if not np.isfinite(queued).any():
         for field, other in (("scheduled", scheduled), ("first", first), ("last", last)):
             seen = answered & np.isfinite(other)
             waits = (other - arrival)[seen]
-            if len(waits) and abs(np.median(waits)) > _OTHER_CLOCK_S:
+            if len(waits) and abs(np.median(waits)) > OTHER_CLOCK_S:
                 _refuse_drift(found, (name, arrival[seen]), (_name(found, field), other[seen]))
                 step_s = _typical_step_s(found, first, last, answered)
                 notes.append(
@@ -324,10 +323,11 @@ def _arrivals(
                     f"assumed to be that of a further token, {step_s:.3g} s, so the part common to all waits stays "
                     "unknown."
                 )
-                return arrival + waits.min() - step_s, name
+                shortest = np.fmin(np.fmin(scheduled, first), last) - arrival
+                return arrival + shortest[answered].min() - step_s
             if len(waits):
-                return arrival, name
-        return arrival, name
+                return arrival
+        return arrival
     queue = _name(found, "queued")
     missing = np.flatnonzero(answered & np.isnan(queued))
     if len(missing):
@@ -337,11 +337,10 @@ def _arrivals(
     waits = (queued - arrival)[answered]
     if np.quantile(waits, 0.95) - waits.min() > _JUMP_S:
         notes.append(f"`{name}` jumps against `{queue}` and is not used.")
-        return queued, queue
-    if abs(np.median(waits)) > _OTHER_CLOCK_S:
-        return arrival + waits.min(), queue
-    _refuse_backwards(found, answered, (queue, queued), (name, arrival), "a clock ran backwards")
-    return arrival, name
+        return queued
+    if abs(np.median(waits)) > OTHER_CLOCK_S or waits.min() < -ROUNDING_S:
+        return arrival + waits.min()
+    return arrival
 
 
 def _typical_step_s(found: Records, first: np.ndarray, last: np.ndarray, answered: np.ndarray) -> float:
@@ -368,21 +367,6 @@ def _refuse_drift(found: Records, one: tuple[str, np.ndarray], other: tuple[str,
             f"different units or clocks that no offset reconciles; state units, as in `--columns arrival={name}:ms`, "
             f"or, if `{other_name}` is how long it took, `--columns latency={other_name}`."
         )
-
-
-def _refuse_backwards(
-    found: Records, answered: np.ndarray, later: tuple[str, np.ndarray], earlier: tuple[str, np.ndarray], cause: str
-) -> None:
-    """Raises InputError on an answered request whose later time lies before its earlier one, by more than rounding."""
-    (name, values), (earlier_name, earliest) = later, earlier
-    backwards = answered & (values < earliest - _ROUNDING_S)
-    if backwards.any():
-        row, others = int(np.argmax(backwards)), int(backwards.sum()) - 1
-        said = f"{found.place(row)}: `{name}` lies {earliest[row] - values[row]:.3g} s before `{earlier_name}`"
-        if others >= answered.sum() / 2:
-            cause = f"as in {others:,} more, so units are wrong or durations are taken for times"
-            raise InputError(f"{said}, {cause}; state them, as in `--columns ttft=NAME:ms,latency=NAME:s`.")
-        raise InputError(f"{said}, so {cause}; mend or remove the line{f', and {others:,} more' if others else ''}.")
 
 
 def _name(found: Records, field: str) -> str:

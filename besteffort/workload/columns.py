@@ -291,12 +291,14 @@ class _Numbers:
             values, self.zoned = dates(cells, self.zoned)
             return values
         values = numbers(cells)
-        bad = {"which is below 0": values < 0}
+        bad = {}
+        if self.field not in DURATIONS:  # which a clock that was set makes negative
+            bad["which is below 0"] = values < 0
         if self.field in COUNTS:
             bad[f"which is above {MOST_TOKENS:,} tokens"] = values > MOST_TOKENS
             bad["which is no whole number of tokens"] = (values != np.rint(values)) & ~np.isnan(values)
         if self.field in (*TIMES, *DURATIONS):
-            bad[f"which is above {MOST_TIME:g}, and no time in any unit"] = values > MOST_TIME
+            bad[f"which is above {MOST_TIME:g}, and no time in any unit"] = np.abs(values) > MOST_TIME
         for why, rows in bad.items():
             if rows.any():
                 raise CellError(int(np.argmax(rows)), why)

@@ -17,6 +17,7 @@ from besteffort.validation import did_you_mean
 from besteffort.workload import clocks, records
 from besteffort.workload.cells import missing
 from besteffort.workload.columns import gather, getter
+from besteffort.workload.doubtful import few, without_backwards
 from besteffort.workload.fields import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found
 from besteffort.workload.opening import open_source
 from besteffort.workload.readers import READERS, Reader, any_log
@@ -135,6 +136,7 @@ def _records(source: Source, name: str, reader: Reader, reading: Reading) -> Rec
     notes = (*source.notes, *counted, *_other_arrivals(source, reader))
     requests = dataclasses.replace(requests, notes=notes, model_columns=model_columns)
     requests = _without_gaps(source, requests, reader)
+    requests = without_backwards(requests, strict=reader.ordered)
     requests = records.without_duplicates(requests)
     requests = records.with_coarseness(records.in_order(requests, strict=reader.ordered, naive=timed.naive))
     return _between(requests, reading)
@@ -244,7 +246,7 @@ def _require_arrivals(source: Source, reader: Reader) -> None:
 
 
 def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
-    """The requests that have an arrival; of others and those without a prompt, one that was answered is refused."""
+    """The requests that have an arrival and, if answered, a prompt; many answered ones without are refused."""
     output, last = requests.counts.get("output"), requests.seconds.get("last")
     unfinished = requests.failed.copy()
     if not reader.ordered:
@@ -253,9 +255,15 @@ def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
     needed = {"arrival": requests.seconds["arrival"], "prompt": requests.counts.get("prompt")}
     if reader.ordered:
         needed["output"] = output
+    kept, notes = np.ones(len(requests), bool), []
+    total = int((~unfinished).sum())
     for field, values in needed.items():
-        gaps = np.zeros(0, int) if values is None else np.flatnonzero(np.isnan(values) & ~unfinished)
-        if len(gaps):
+        gaps = np.zeros(0, int) if values is None else np.flatnonzero(np.isnan(values) & ~unfinished & kept)
+        if len(gaps) and few(len(gaps), total) and not reader.ordered:
+            said = f"{len(gaps):,} of {total:,} answered requests state no `{requests.names.get(field, field)}` and are"
+            notes.append(f"{said} left out, the first in {requests.spot(int(gaps[0]))}")
+            kept[gaps] = False
+        elif len(gaps):
             more = f" ({len(gaps) - 1:,} more lack it)" if len(gaps) > 1 else ""
             why = f"but an answered request has to state it{more}"
             source.refuse(int(requests.rows[gaps[0]]), requests.names.get(field, field), "", why)
@@ -269,14 +277,14 @@ def _without_gaps(source: Source, requests: Records, reader: Reader) -> Records:
             source.refuse(int(requests.rows[row]), requests.names["cached"], f"{cached[row]:g}", why)
         note = f"{high.sum():,} prompts have more tokens in the prefix cache than they have, which counts as all"
         requests = dataclasses.replace(requests, notes=(*requests.notes, note))
-    kept = np.isfinite(requests.seconds["arrival"])
-    if kept.all():
-        return requests
-    if not kept.any():
+    lost = kept & np.isnan(requests.seconds["arrival"])
+    if lost.all():
         raise InputError(
             f"{source.path}: no request has a time of arrival; give a log in which requests were answered."
         )
-    return requests.part(kept, f"{(~kept).sum():,} of {len(kept):,} rows have no time of arrival and are left out")
+    if lost.any():
+        notes.append(f"{lost.sum():,} of {len(lost):,} rows have no time of arrival and are left out")
+    return requests.part(kept & ~lost, *notes) if notes else requests
 
 
 def _refuse_limits(source: Source, requests: Records, name: str, limit: np.ndarray, output: np.ndarray | None) -> None:

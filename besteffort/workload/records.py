@@ -12,6 +12,8 @@ from besteffort.workload.columns import Gathered, Labels
 from besteffort.workload.fields import COUNTS
 from besteffort.workload.sources import Layout
 
+ROUNDING_S = 1e-3
+"""Times may lie so much before an earlier one."""
 _CLOCK_CHANGE_S = 1800.0
 _COARSE_S = 1e-3
 _FEW = 20  # requests, of which fewer say nothing of a clock
@@ -35,6 +37,7 @@ class Records:
       layout: what the file is written in.
       units: how times were read.
       notes: what was left out, and why, a sentence each.
+      doubt: why no times but arrivals can be used, as more than a few requests run backwards; empty if they can.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Records:
     ids: np.ndarray | None = None
     units: str = ""
     notes: tuple[str, ...] = ()
+    doubt: str = ""
     model_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -62,7 +66,11 @@ class Records:
 
     def place(self, index: int) -> str:
         """The file and a request's place in it, for messages."""
-        return f"{self.path}, {'entry' if self.layout == 'json' else 'line'} {self.rows[index]}"
+        return f"{self.path}, {self.spot(index)}"
+
+    def spot(self, index: int) -> str:
+        """A request's place in the file."""
+        return f"{'entry' if self.layout == 'json' else 'line'} {self.rows[index]}"
 
     def time(self, field: str) -> np.ndarray:
         """(n,) seconds of a field; nan where the file has none."""
@@ -98,7 +106,7 @@ def with_derived_times(seconds: dict[str, np.ndarray], output: np.ndarray | None
         made["scheduled"] = _or(made.get("scheduled"), made["arrival"] + made["wait"])
     if "arrival" in made and "ttft" in made:
         # Where an answer is not streamed, many tools write 0.
-        ttft = np.where(made["ttft"] > 0, made["ttft"], np.nan)
+        ttft = np.where((made["ttft"] > 0) | (made["ttft"] < -ROUNDING_S), made["ttft"], np.nan)
         made["first"] = _or(made.get("first"), made["arrival"] + ttft)
     if "arrival" in made and "latency" in made:
         made["last"] = _or(made.get("last"), made["arrival"] + made["latency"])

@@ -254,6 +254,8 @@ def _parts(found: Records, situation: Situation) -> _Parts:
     if not kept.all():
         notes.append(f"{(~kept).sum():,} of {len(kept):,} requests failed or were not answered and are left out")
         found = found.part(kept)
+    if found.doubt:
+        notes.append(f"{found.doubt}, so of its times only arrivals are used")
     arrival_s = found.seconds["arrival"]
     # Times of this package's own lists are kept as they are, unless since 1970; others count from the first arrival.
     if found.kind != "csv" or arrival_s[0] >= EARLIEST:

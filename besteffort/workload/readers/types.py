@@ -49,7 +49,7 @@ class Reader:
       model_columns: further columns that name models in another sense, which `--columns model=` may choose.
       unfold: makes rows of a file that holds requests otherwise, such as one JSON document of lists.
       ordered: rows are written in order of arrival and without gaps, so anything else is damage and refused; in other
-        files rows without a length or an arrival are left out and counted.
+        files rows without a length or an arrival are left out and counted, if those that were answered are few.
       cut_shows: a last line without a line break may have lost digits, and is refused.
       draw: reads counts or rates, given the number of tasks and the format's own options, and returns what draws
         requests from them; for formats without rows per request.
