@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-_MISSING = frozenset({"", "null", "NULL", "None", "N/A", "\\N"})
+_MISSING = frozenset({"", "-", "null", "NULL", "None", "N/A", "n/a", "nan", "NaN", "NaT", "<NA>", "\\N"})
+_NEVER = frozenset({("0001", "01", "01"), ("1970", "01", "01")})  # at midnight: what a program has that sets no date
 _DATE = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[ T](\d\d:\d\d(?::\d\d(?:[.,]\d*)?)?)\s*(Z|UTC|[+-]\d\d(?::?\d\d)?)?$")
 _DONE = frozenset(
     [
@@ -97,7 +98,7 @@ def numbers(cells: Sequence[Any]) -> np.ndarray:
 
 
 def dates(cells: Sequence[Any], zoned: bool | None) -> tuple[np.ndarray, bool | None]:
-    """(n,) int64 nanoseconds since 1970, `NO_DATE` where a cell is missing, of UTC where cells say their zone.
+    """(n,) int64 nanoseconds since 1970, `NO_DATE` where a cell is missing or unset, of UTC where cells say their zone.
 
     Args:
       cells: the cells.
@@ -114,9 +115,13 @@ def dates(cells: Sequence[Any], zoned: bool | None) -> tuple[np.ndarray, bool | 
         if missing(cell):
             continue
         match = _DATE.match(cell.strip()) if isinstance(cell, str) else None
-        if match is None or not "1970" <= match[1] < "2200":
+        if match is None:
             raise CellError(row, "which is not a date")
         year, month, day, time, zone = match.groups()
+        if (year, month, day) in _NEVER and not time.strip("0:.,"):
+            continue
+        if not "1970" <= year < "2200":
+            raise CellError(row, "which is not a date")
         if zoned is not None and zoned != (zone is not None):
             raise CellError(row, "but other dates differ in whether they name a time zone")
         zoned = zone is not None

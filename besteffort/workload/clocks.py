@@ -48,7 +48,8 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
       InputError: if a column mixes units, its values cannot be of the unit that its name states, or some dates name a
         time zone and others do not.
     """
-    times = {field: columns[field] for field in TIMES if field in columns}
+    times = {field: _without_unset(columns[field]) for field in TIMES if field in columns}
+    columns = {**columns, **times}
     seconds, words = _dates(path, times)
     numbers = {field: column for field, column in times.items() if not column.dated}
     units: dict[str, Unit] = {}
@@ -78,6 +79,13 @@ def in_seconds(path: Path, columns: Mapping[str, Column]) -> Clocks:
             )
     naive = tuple(column.name for column in times.values() if column.dated and not column.zoned)
     return Clocks(seconds, ", ".join(dict.fromkeys(words)), naive)
+
+
+def _without_unset(column: Column) -> Column:
+    """The column, in which 0 among times since 1970 is none."""
+    if column.dated or not EARLIEST <= _median(column.values) < np.inf:
+        return column
+    return dataclasses.replace(column, values=np.where(column.values == 0, np.nan, column.values))
 
 
 def _dates(path: Path, times: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -35,6 +35,7 @@ MOST_TOKENS = 10_000_000
 MOST_TIME = LATEST_S * max(PER_SECOND.values())
 MOST_ROWS = 10_000_000
 _CHUNK = 20_000
+_UNSET = -1  # stands for no length, no limit and no duration in many programs
 _MOST_NAMES, _LONGEST_NAME = 1_000, 200
 
 
@@ -291,6 +292,8 @@ class _Numbers:
             values, self.zoned = dates(cells, self.zoned)
             return values
         values = numbers(cells)
+        if self.field in (*COUNTS, *DURATIONS):
+            values = np.where(values == _UNSET, np.nan, values)
         bad = {}
         if self.field not in DURATIONS:  # which a clock that was set makes negative
             bad["which is below 0"] = values < 0

@@ -24,7 +24,7 @@ def test_numbers_are_read_as_python_reads_them(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["x", "nan", "inf", "1_000", "1,5", "0x10", True, [], {}, "1e400", 10**400, float("nan")]
+    "cell", ["x", "Nan", "inf", "1_000", "1,5", "0x10", True, [], {}, "1e400", 10**400, float("nan")]
 )
 def test_other_things_are_no_numbers(cell: Any) -> None:
     assert number(cell) is None
@@ -64,6 +64,13 @@ def test_dates_as_logs_have_them(text: str, nanoseconds: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "cell", ["", " ", "-", "null", "None", "nan", "NaN", "NaT", "<NA>", "0001-01-01T00:00:00Z", "1970-01-01 00:00:00.0"]
+)
+def test_dates_that_say_that_there_is_none(cell: str) -> None:
+    assert dates([cell, "2023-11-16 00:00:00+00:00"], None)[0].tolist() == [NO_DATE, 1_700_092_800_000_000_000]
+
+
+@pytest.mark.parametrize(
     "text",
     ["2023", "2023-11", "2023-11-16", "1969-12-31 23:59:59", "2300-01-01 00:00:00", "2023-02-30 00:00:00", "now"],
 )
@@ -78,7 +85,7 @@ def test_other_things_are_no_dates(text: str) -> None:
     [
         *(
             (cell, False)
-            for cell in (None, "", "null", False, 0, "ok", "Success", "200", 204, {}, {"code": None}, "False")
+            for cell in (None, "", "nan", "-", False, 0, "ok", "Success", "200", 204, {}, {"code": None}, "False")
         ),
         *((cell, True) for cell in ("timeout", "failure", True, 1, 500, "404", {"code": 500}, "cancelled")),
     ],

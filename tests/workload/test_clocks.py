@@ -101,13 +101,23 @@ def test_dates_and_times_since_1970_together() -> None:
             "`arrival_s` is 1.76e[+]12 in the middle, which cannot be",
         ),
         (Column("t", np.array([1.76e9, 1.76e9, 1.76e12])), "mixes units or clocks"),
-        (Column("t", np.array([0.0, 1.76e9, 1.76e9])), "`t` spans 56 years"),
+        (Column("t", np.array([7.0, 1.76e9, 1.76e9])), "`t` spans 56 years"),
         (Column("t_s", np.array([0.0, 1.0, 1.76e9]), "s"), "`t_s` spans 56 years"),
     ],
 )
 def test_what_cannot_be_is_refused(column: Column, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(arrival=column)
+
+
+def test_zero_among_times_since_1970_is_none() -> None:
+    clocks = read(
+        arrival=Column("t", (1.76e9 + ARRIVAL) * 1e3), last=Column("e", np.array([0, *(1.76e9 + LAST[1:]) * 1e3]))
+    )
+    np.testing.assert_allclose(clocks.seconds["last"] - 1.76e9, [np.nan, *LAST[1:]], atol=1e-6)
+    assert clocks.said == "milliseconds"
+    zero = read(arrival=Column("t", ARRIVAL), last=Column("e", LAST))
+    assert zero.seconds["arrival"][0] == 0
 
 
 def test_gaps_stay_gaps() -> None:

@@ -12,6 +12,7 @@ import pytest
 from besteffort.errors import InputError
 from besteffort.profiling.server_log import read_log
 from besteffort.workload.reading import Reading
+from besteffort.workload.requests import NO_LIMIT
 from besteffort.workload.traces import read_trace
 from tests.workload.served import jsonl, same, served
 
@@ -146,6 +147,26 @@ def test_no_first_token_comes_at_once(write: Write) -> None:
     table[7]["first_token_ts"] = table[7]["last_token_ts"]
     log = read_log(write("a.jsonl", jsonl(table)))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(log.ttft_s)), [7])
+
+
+def test_what_stands_for_nothing(write: Write, situation: Any) -> None:
+    """Programs write -1 for no limit and no tokens in the cache, 0 or the year 1 for no date, and NaN for no number."""
+    table = served()
+    for i, row in enumerate(table):
+        row |= {"max_tokens": -1, "num_cached_tokens": -1, "error": "nan"}
+        for name in ("arrival_time", "first_token_ts", "last_token_ts"):
+            row[name] += 1.76e9
+        if i < 9:
+            row["first_token_ts"] = (0, float("nan"), "NaN")[i % 3]
+    table[50]["last_token_ts"], table[60]["error"] = 0, "timeout"
+    path = write("a.jsonl", jsonl(table))
+    log = read_log(path)
+    assert (len(log), np.isnan(log.first_token_s).sum(), log.cached_tokens) == (118, 9, None)
+    requests, info = read_trace(path, situation)
+    assert len(requests) == 119
+    assert requests.output_limit is not None
+    assert (requests.output_limit == NO_LIMIT).all()
+    assert "limits on the output" not in str(info)
 
 
 def test_of_several_arrivals_the_line_says_which_was_read(write: Write, situation: Any) -> None:

@@ -134,7 +134,7 @@ def test_logs_in_order_of_the_answers_are_sorted_and_that_is_said(write: Write, 
         (f"{HEAD}\n1.5e308,piqa,1,5\n", "`arrival_s` is `1.5e308`, which is above 1e[+]20, and no time in any unit"),
         (f"{HEAD}\n0,piqa,inf,5\n", "`prompt_tokens` is `inf`, which is not a number"),
         ('{"arrival_s": 0, "prompt_tokens": true, "output_tokens": 2}\n', "`prompt_tokens` is `True`, which is not a"),
-        ('{"arrival_s": 0, "prompt_tokens": NaN, "output_tokens": 2}\n', "`prompt_tokens` is `NaN`, which is not a"),
+        ('{"arrival_s": 0, "prompt_tokens": NaN, "output_tokens": 2}\n', "`prompt_tokens` is ``, but an answered"),
         (f"{HEAD}\n0,{'x' * 300},1,5\n", "`task` has a name of 300 characters"),
         (f"{HEAD}\n" + "".join(f"{i},t{i},1,5\n" for i in range(1001)), "more than 1,000 names"),
         (

