@@ -92,9 +92,15 @@ def numbers(cells: Sequence[Any]) -> np.ndarray:
     for row, cell in enumerate(cells):
         value = math.nan if missing(cell) else number(cell)
         if value is None:
-            raise CellError(row, "which is not a date" if is_date(cell) else "which is not a number")
+            raise CellError(row, "which is not a date" if is_date(cell) else _no_number(cell))
         values[row] = value
     return values
+
+
+def _no_number(cell: Any) -> str:
+    """Why a cell is no number."""
+    marked = isinstance(cell, str) and "," in cell and number(cell.replace(",", "")) is not None
+    return "which is not a number" + (": decimals need a point, and thousands no comma" if marked else "")
 
 
 def dates(cells: Sequence[Any], zoned: bool | None) -> tuple[np.ndarray, bool | None]:
