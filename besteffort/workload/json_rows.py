@@ -45,6 +45,11 @@ def _document_source(path: Path, layout: Layout, document: dict[str, Any], repea
     """One object; its list of rows, if it has one by a usual name, stands for it."""
     inner = next((document[name] for name in _LISTS if _is_rows(document.get(name))), None)
     if inner is None:
+        if _is_table(document):
+            raise InputError(
+                f"{path}: the JSON document is a table by columns or by index, as pandas writes by default; write an "
+                "object per request, as with `to_json(NEW, orient='records', lines=True)`."
+            )
         source = Source(path, layout, [Row(1, document)])
     else:
         source = Source(path, "json", (Row(number, value) for number, value in enumerate(inner, 1)))
@@ -110,6 +115,20 @@ def _json_values(path: Path, text: str, decoder: _Decoder) -> Iterator[Row]:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def _is_table(document: dict[str, Any]) -> bool:
+    """Whether an object holds columns, as lists or by index, or rows by index, or is split into these."""
+    if document.keys() == {"columns", "index", "data"}:
+        return True
+    values = list(document.values())
+    if len(values) < 2:
+        return False
+    if all(isinstance(each, dict) and each for each in values):
+        return all(each.keys() == values[0].keys() for each in values)
+    if not all(isinstance(each, list) and each for each in values):
+        return False
+    return all(len(each) == len(values[0]) and not isinstance(each[0], dict | list) for each in values)
 
 
 class _DeepError(Exception):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +25,13 @@ Write = Callable[[str, str], Path]
 def cells(path: Path) -> list[object]:
     with open_source(path) as source:
         return [row.cells for row in source.rows()]
+
+
+def zipped() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("a.csv", "a,b\n1,2\n")
+    return content.getvalue()
 
 
 OBJECTS = [{"a": 1, "b": {"c": "x"}}, {"a": 2, "d": None}]
@@ -44,6 +55,50 @@ def test_json_in_every_layout(write: Write, text: str) -> None:
     assert cells(path) == OBJECTS
     with open_source(path) as source:
         assert source.header == ("a", "b", "b.c", "d")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_text_that_says_its_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(("\ufeff" * encoding.endswith("e") + "a,b\r\n1,é\r\n").encode(encoding))
+    assert cells(path) == [["1", "é"]]
+    with open_source(path) as source:
+        assert source.header == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04", "the file is a Parquet file, which is not read; convert it, as with `pandas.read_parquet"),
+        (b"ARROW1\0\0", "an Arrow file, .*`pandas.read_feather"),
+        (zipped(), "a zip archive or a workbook .* unpack it"),
+        (bz2.compress(b"a,b\n1,2\n"), "bzip2, .*`bunzip2`"),
+        (lzma.compress(b"a,b\n1,2\n"), "xz, .*`unxz`"),
+        (b"\x28\xb5\x2f\xfd\x24", "zstd, .*`unzstd`"),
+        (b"SQLite format 3\0", "a SQLite database"),
+    ],
+)
+def test_other_containers_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        cells(path)
+    assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"ts": {"0": 1, "1": 2}, "n": {"0": 3, "1": 4}},
+        {"0": {"ts": 1, "n": 3}, "1": {"ts": 2, "n": 4}},
+        {"ts": [1, 2], "n": [3, 4]},
+        {"columns": ["ts", "n"], "index": [0], "data": [[1, 3]]},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_tables_by_columns_are_named(write: Write, document: object, indent: int | None) -> None:
+    with pytest.raises(InputError, match="a table by columns or by index, as pandas writes by default"):
+        cells(write("log.json", json.dumps(document, indent=indent)))
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c"])

@@ -269,7 +269,7 @@ def test_unreadable_files(tmp_path, write, situation):
     with pytest.raises(InputError, match=r"named `\.gz` but is not gzip"):
         read_trace(plain, situation)
     binary = tmp_path / "binary.csv"
-    binary.write_bytes(b"\xff\xfe\x00\x01" * 10)
+    binary.write_bytes(b"\xff\xfd\x00\x01" * 10)
     with pytest.raises(InputError, match="not UTF-8 text"):
         read_trace(binary, situation)
     with pytest.raises(InputError, match="unknown trace format `parquet`; choose from csv, azure_llm, "):
