@@ -12,17 +12,11 @@ import numpy as np
 
 from besteffort.errors import InputError
 from besteffort.workload.fields import TIMES
-from besteffort.workload.records import ROUNDING_S, Records
+from besteffort.workload.records import ROUNDING_S, Records, few
 
 OTHER_CLOCK_S = 86_400.0
 """Arrivals that are so far from all other times are from another clock."""
-_HANDFUL = 5
 _DURATIONS = {"scheduled": ("wait",), "first": ("ttft",), "last": ("latency", "decode", "tpot")}
-
-
-def few(count: int, total: int) -> bool:
-    """Whether so many rows may be left out: one in a hundred or, of a short log, a handful and at most a quarter."""
-    return count <= max(total // 100, min(_HANDFUL, total // 4))
 
 
 def without_backwards(records: Records, *, strict: bool) -> Records:

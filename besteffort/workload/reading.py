@@ -17,12 +17,12 @@ from besteffort.validation import did_you_mean
 from besteffort.workload import clocks, records
 from besteffort.workload.cells import missing
 from besteffort.workload.columns import gather, getter
-from besteffort.workload.doubtful import few, without_backwards
+from besteffort.workload.doubtful import without_backwards
 from besteffort.workload.fields import DURATIONS, FIELDS, PER_SECOND, TIMES, Field, Unit, found
 from besteffort.workload.opening import open_source
 from besteffort.workload.readers import READERS, Reader, any_log
 from besteffort.workload.readers.types import Draw, require_newline
-from besteffort.workload.records import Records
+from besteffort.workload.records import Records, few
 from besteffort.workload.sources import Source, listed, shown
 
 

@@ -16,7 +16,13 @@ ROUNDING_S = 1e-3
 """Times may lie so much before an earlier one."""
 _CLOCK_CHANGE_S = 1800.0
 _COARSE_S = 1e-3
+_HANDFUL = 5
 _FEW = 20  # requests, of which fewer say nothing of a clock
+
+
+def few(count: int, total: int) -> bool:
+    """Whether so many rows may be left out: one in a hundred or, of a short log, a handful and at most a quarter."""
+    return count <= max(total // 100, min(_HANDFUL, total // 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +208,8 @@ def in_order(records: Records, *, strict: bool, naive: tuple[str, ...]) -> Recor
     back = np.flatnonzero(np.diff(arrival) < 0)
     if not len(back):
         return records
-    jumps = -np.diff(arrival)[back]
-    at = int(back[np.argmax(jumps)]) + 1
-    if name in naive and jumps.max() >= _CLOCK_CHANGE_S and (jumps >= _CLOCK_CHANGE_S).sum() <= 2:
-        raise InputError(
-            f"{records.place(at)}: `{name}` goes back in time by {jumps.max():,.0f} s and names no time zone, as when "
-            "clocks are set back; sorting would mix two hours, so write the times in UTC."
-        )
+    if name in naive:
+        _refuse_clock_change(records, name)
     if strict:
         raise InputError(
             f"{records.place(int(back[0]) + 1)}: `{name}` goes back in time; sort the file by `{name}`, or, if a clock "
@@ -217,6 +218,27 @@ def in_order(records: Records, *, strict: bool, naive: tuple[str, ...]) -> Recor
     moved = int((np.maximum.accumulate(arrival) > arrival).sum())
     note = f"{moved:,} of {len(arrival):,} rows stood after a later arrival and are sorted"
     return records.part(np.argsort(arrival, kind="stable"), note)
+
+
+def _refuse_clock_change(records: Records, name: str) -> None:
+    """Refuses local times in which a clock was set back, from which on many rows lie before an earlier one.
+
+    Raises:
+      InputError: if one was.
+    """
+    arrival, n = records.seconds["arrival"], len(records)
+    lag = max(n // 10, 1)  # rows that are near each other may stand in any order
+    newest_first = np.median(arrival[lag:] - arrival[:-lag]) < 0
+    in_time = arrival[::-1] if newest_first else arrival
+    jumps = -np.diff(in_time)
+    behind = np.maximum.accumulate(in_time) - in_time >= _CLOCK_CHANGE_S
+    if 1 <= (jumps >= _CLOCK_CHANGE_S).sum() <= 2 and not few(int(behind.sum()), n):
+        at = int(np.argmax(jumps)) + 1
+        raise InputError(
+            f"{records.place(n - 1 - at if newest_first else at)}: `{name}` goes back in time by {jumps.max():,.0f} s "
+            "and names no time zone, as when clocks are set back; sorting would mix two hours, so write the times in "
+            "UTC."
+        )
 
 
 def from_gathered(

@@ -11,8 +11,8 @@ import pytest
 
 from besteffort.errors import InputError
 from besteffort.profiling.server_log import read_log
-from besteffort.workload.doubtful import few
 from besteffort.workload.reading import Reading
+from besteffort.workload.records import few
 from besteffort.workload.traces import read_trace
 from tests.workload.served import jsonl, same, served
 

@@ -113,6 +113,28 @@ def test_local_times_when_clocks_are_set_back(write: Write, situation: Any, name
         read_trace(path, situation)
 
 
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_local_times_in_which_no_clock_was_set_back(write: Write, situation: Any, newest_first: bool) -> None:
+    """A quiet night in a log that begins with its newest row, and a request that took an hour."""
+    stamps = [f"2024-10-27 {2 + 3 * (i >= 30)}:{i:02d}:00".replace(" ", " 0") for i in range(60)]
+    if newest_first:
+        stamps.reverse()
+    else:
+        stamps[50] = "2024-10-27 02:00:30"
+    rows = "".join(f"{stamp},857,{9 + i}\n" for i, stamp in enumerate(stamps))
+    requests, info = read_trace(write("a.csv", f"start_time,ContextTokens,GeneratedTokens\n{rows}"), situation)
+    assert len(requests) == 60
+    assert "rows stood after a later arrival and are sorted" in str(info)
+
+
+def test_a_clock_that_was_set_back_in_a_log_of_newest_rows_first(write: Write, situation: Any) -> None:
+    stamps = [f"2024-10-27 02:59:{30 + i}" for i in range(30)] + [f"2024-10-27 02:00:{i:02d}" for i in range(30)]
+    rows = "".join(f"{stamp},857,214\n" for stamp in reversed(stamps))
+    path = write("a.csv", f"start_time,ContextTokens,GeneratedTokens\n{rows}")
+    with pytest.raises(InputError, match=r"line 31: `start_time` goes back in time by 3,599 s .* clocks are set back"):
+        read_trace(path, situation)
+
+
 def test_logs_in_order_of_the_answers_are_sorted_and_that_is_said(write: Write, situation: Any) -> None:
     table = sorted(served(), key=lambda row: row["output_tokens"])
     requests, info = read_trace(write("a.jsonl", jsonl(table)), situation)
