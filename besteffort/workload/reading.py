@@ -174,6 +174,11 @@ def _with_columns(source: Source, reader: Reader, texts: Sequence[str]) -> Reade
         said = ", ".join(f"{field} is `{each.names[0]}`" for field, each in named.items())
         source.notes.append(f"as `--columns` says, {said}")
     kept = {field: each for field, each in reader.fields.items() if field not in same}
+    if "arrival" in kept:  # A column that the user calls the end is no arrival, which then follows from the latency.
+        ends = {each.names[0] for field, each in named.items() if field in TIMES}
+        names = tuple(name for name in kept["arrival"].names if name not in ends)
+        arrival = kept.pop("arrival")
+        kept |= {"arrival": dataclasses.replace(arrival, names=names)} if names else {}
     return dataclasses.replace(reader, fields={**kept, **named})
 
 

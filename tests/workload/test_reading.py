@@ -220,6 +220,27 @@ def test_a_column_that_the_user_names_stands_for_another_of_the_same(write: Writ
     assert "as `--columns` says, output is `input_tokens`" in str(info)
 
 
+def test_a_time_stamp_may_be_that_of_the_end(write: Write, situation: Any) -> None:
+    """Many gateways write their line, and its time, when an answer is complete."""
+    table = [
+        {
+            "timestamp": 1.76e9 + row["last_token_ts"],
+            "latency_ms": 1e3 * (row["last_token_ts"] - row["arrival_time"]),
+            "prompt_tokens": row["input_tokens"],
+            "completion_tokens": row["output_tokens"],
+        }
+        for row in served()
+    ]
+    path, columns = write("a.jsonl", jsonl(table)), Reading(("last=timestamp,latency=latency_ms",))
+    log, truth = read_log(path, columns), read_log(write("b.jsonl", jsonl(served())))
+    for name in ("arrival_s", "latency_s"):
+        np.testing.assert_allclose(getattr(log, name), getattr(truth, name), rtol=0, atol=1e-5)
+    requests, _ = read_trace(path, situation, columns)
+    np.testing.assert_allclose(requests.arrival_s, truth.arrival_s, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="no column has the arrivals, so say which one does"):
+        read_log(path, Reading(("last=timestamp",)))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

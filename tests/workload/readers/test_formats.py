@@ -140,6 +140,12 @@ def test_litellm_logs_what_no_server_answered(file: Callable[[str], Path], situa
     assert "4 requests were answered from LiteLLM's own cache and are left out" in str(info)
 
 
+def test_litellm_with_another_end(file: Callable[[str], Path]) -> None:
+    path = file(csv(rows(lambda i: litellm(i, "%Y-%m-%d %H:%M:%S.%f"))))
+    with pytest.raises(InputError, match="no column has the arrivals, so say which one does"):
+        read_log(path, Reading(("last=startTime",)))
+
+
 def test_litellm_had_its_status_in_the_metadata(file: Callable[[str], Path], situation: Any) -> None:
     table = rows(lambda i: {**litellm(i, "%Y-%m-%d %H:%M:%S.%f"), "metadata": {"status": "failure" if i < 5 else None}})
     for row in table:
