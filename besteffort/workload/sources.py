@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from besteffort.errors import InputError
 
 _SAMPLE = 100
-_DEEPEST = 3
+_DEEPEST = 5
 
 Layout = Literal["csv", "json lines", "json"]
 

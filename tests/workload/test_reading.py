@@ -241,6 +241,21 @@ def test_a_time_stamp_may_be_that_of_the_end(write: Write, situation: Any) -> No
         read_log(path, Reading(("last=timestamp",)))
 
 
+def test_columns_of_objects_deep_inside(write: Write, situation: Any) -> None:
+    """Files of batches have whole answers in them."""
+    table = [
+        {
+            "custom_id": f"r{i}",
+            "response": {"body": {"created": 1.76e9 + i, "usage": {"prompt_tokens": 9 + i, "completion_tokens": 5}}},
+        }
+        for i in range(9)
+    ]
+    body = "response.body"
+    columns = f"arrival={body}.created,prompt={body}.usage.prompt_tokens,output={body}.usage.completion_tokens"
+    requests, _ = read_trace(write("a.jsonl", jsonl(table)), situation, Reading((columns,)))
+    np.testing.assert_array_equal(requests.prompt_tokens, 9 + np.arange(9))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
