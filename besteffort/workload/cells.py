@@ -28,6 +28,7 @@ _DONE = frozenset(
         "length",
         "false",
         "0",
+        "0.0",
         "unset",
     ]
 )
@@ -162,7 +163,7 @@ def says_failed(cell: Any) -> bool:
     if cell in (None, False, 0) or missing(cell):
         return False
     text = str(cell).strip().lower()
-    if re.fullmatch(r"2\d\d", text):  # of HTTP
+    if re.fullmatch(r"2\d\d(\.0+)?(\s.*)?", text):  # of HTTP, perhaps as a float or with its words
         return False
     return text not in _DONE
 

@@ -83,11 +83,10 @@ def test_other_things_are_no_dates(text: str) -> None:
 @pytest.mark.parametrize(
     ("cell", "failed"),
     [
-        *(
-            (cell, False)
-            for cell in (None, "", "nan", "-", False, 0, "ok", "Success", "200", 204, {}, {"code": None}, "False")
-        ),
+        *((cell, False) for cell in (None, "", "nan", "-", False, 0, "0.0", "ok", "Success", {"code": None}, "False")),
+        *((cell, False) for cell in ("200", "200.0", 200.0, "200 OK", 204)),
         *((cell, True) for cell in ("timeout", "failure", True, 1, 500, "404", {"code": 500}, "cancelled")),
+        *((cell, True) for cell in ("500.0", "504 Gateway Timeout", "2000")),
     ],
 )
 def test_what_says_that_a_request_failed(cell: Any, failed: bool) -> None:
