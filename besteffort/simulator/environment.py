@@ -104,7 +104,12 @@ class Placement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ServingEnvironment:
-    """The exact serving model of `ARCHITECTURE.md`. `version` changes whenever behaviour does."""
+    """The exact serving model of `ARCHITECTURE.md`: pure functions of one environment, to be mapped by `jax.vmap`.
+
+    Attributes:
+      shape: counts and switches of the compiled program.
+      version: changes whenever behaviour does.
+    """
 
     shape: EnvShape
     version = "4"
@@ -115,7 +120,15 @@ class ServingEnvironment:
         return not self.shape.horizon
 
     def reset(self, key: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        """Empty cluster, first request pending."""
+        """Empty cluster, first request pending.
+
+        Args:
+          key: draws the first arrival.
+          params: the numbers.
+
+        Returns:
+          The state, and the first time step, whose `reward` is 0.
+        """
         init_key, next_key = jax.random.split(straight(key))
         arrival, workload = params.workload.next(next_key, params.workload.init(init_key))
         arrival = _counted_alike(arrival, params)
@@ -124,7 +137,19 @@ class ServingEnvironment:
         return state, dataclasses.replace(step, credit=credit)
 
     def step(self, key: Array, state: EnvState, action: Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        """Places the pending request in pool `action` and advances time to the next arrival."""
+        """Places the pending request in pool `action` and advances time to the next arrival.
+
+        Episodes do not restart by themselves: after `EnvShape.horizon` decisions steps are `truncated`.
+
+        Args:
+          key: draws the next arrival.
+          state: as from `reset` or `step`.
+          action: () integer, index of a pool, from 0 to `EnvShape.pools` - 1.
+          params: the numbers.
+
+        Returns:
+          The state, and the time step in which the next request is pending.
+        """
         state, placement = self.place(state, action, params)
         arrival, workload = params.workload.next(straight(key), state.workload)
         arrival = _counted_alike(arrival, params)
@@ -150,7 +175,7 @@ class ServingEnvironment:
         return state._replace(ledger=ledger)
 
     def drain(self, state: EnvState, params: EnvParams) -> EnvState:
-        """Finishes all requests in flight, without new arrivals; afterwards every placed request is in the ledger."""
+        """Finishes all requests in flight, without new arrivals; then `outcomes` has the rewards of all placed."""
         end_s = jnp.full_like(state.clock_s, jnp.inf)
         state, _, _ = self._advance(state, end_s, params)
         return self.flush(state._replace(clock_s=end_s), params)

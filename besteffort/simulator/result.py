@@ -15,12 +15,14 @@ class Result:
     Attributes:
       arrival_s: arrival time, seconds.
       task: index of the task.
-      prompt_tokens, output_tokens: lengths.
+      prompt_tokens: length of the prompt.
+      output_tokens: length of the output.
       deadline_s: deadline on the end-to-end latency, seconds.
-      model: index of the model that the router chose, for rejected requests too.
+      model: index of the pool that the router chose, which is that of the model unless the situation states pools; for
+        rejected requests too.
       replica: index of the replica that served it; -1 if rejected.
-      admission_s: start of the iteration that admitted it; nan if rejected, or lost before.
-      first_token_s: end of that iteration; nan likewise.
+      admission_s: start of the iteration that admitted it, seconds as `arrival_s`; nan if rejected, or lost before.
+      first_token_s: end of the iteration that read the last token of its prompt; nan likewise.
       completion_s: end of its last iteration; nan if rejected or lost. Latency is this minus arrival plus the network
         delay.
       latency_s: end-to-end latency, network delay included; inf if rejected or lost.

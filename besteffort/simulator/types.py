@@ -45,7 +45,8 @@ class EnvShape:
 
     Attributes:
       replicas: rows of arrays over replicas, see `besteffort.pools.Layout`: as many as the largest pool has, or more.
-      pools, tasks: counts.
+      pools: how many there are: what an action chooses between.
+      tasks: how many there are.
       max_batch: requests that run at once on an instance; where pools differ, the most.
       queue_capacity: requests that may wait at an instance beyond `max_batch`; where pools differ, so many that both
         together are the most that an instance holds.
@@ -127,8 +128,10 @@ class EnvParams:
       cache_output_share: () share of a request's output counted against the cache at admission.
       quality: (tasks, pools) quality, 1 = best model of the task.
       weight: (tasks,) factor on the rewards of a task.
-      mean_prompt_tokens, mean_output_tokens: (tasks,) expected lengths, which heuristics may use.
-      deadline_base_s, deadline_per_token_s: (tasks,) the numbers of `besteffort.situation.deadline_s`.
+      mean_prompt_tokens: (tasks,) expected lengths of prompts, which heuristics may use.
+      mean_output_tokens: (tasks,) expected lengths of outputs, likewise.
+      deadline_base_s: (tasks,) see `besteffort.situation.deadline_s`.
+      deadline_per_token_s: (tasks,) likewise, per output token.
       soft_span: () 0 for hard deadlines, see `besteffort.estimates.reward`.
       miss_penalty: () cost of a miss or rejection.
       network_delay_s: () added to every latency; (pools,) where pools are not uniform.
@@ -227,19 +230,19 @@ def never_ends(env: Any) -> bool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TimeStep:
-    """What `reset` and `step` return in addition to the state; scalars unless said otherwise.
+    """What `reset` and `step` return in addition to the state, of one environment; `vmap` puts axes in front.
 
     Attributes:
       observation: the request that waits for a decision, and the state of the cluster before it.
-      reward: sum of the rewards of all requests resolved since the last decision.
-      terminated: always False here; serving has no natural end. Kept for learners that need the distinction.
-      truncated: whether this decision lies beyond the horizon; it then needs no action.
-      index: number of the pending decision in this episode, from 0.
-      credit: change that the last decision made in the planned sum of all requests' rewards, if no other request
+      reward: () sum of the rewards of all requests resolved since the last decision.
+      terminated: () always False here; serving has no natural end. Kept for learners that need the distinction.
+      truncated: () whether this decision lies beyond the horizon; it then needs no action.
+      index: () number of the pending decision in this episode, from 0.
+      credit: () change that the last decision made in the planned sum of all requests' rewards, if no other request
         arrives: the reward of its own request, less the loss of the requests in flight that it delays beyond their
         deadlines. Over an episode that is drained, credits and rewards have the same sum, but for what is lost with
         replicas that fail. None where instances are coupled.
-      gap_s: seconds between the last decision and this one; None where the environment has no clock.
+      gap_s: () seconds between the last decision and this one; None where the environment has no clock.
     """
 
     observation: Observation

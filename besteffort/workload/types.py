@@ -15,8 +15,9 @@ class Arrival(NamedTuple):
     Attributes:
       gap_s: seconds since the previous arrival (since the start, for the first).
       task: index of its task.
-      prompt_tokens, output_tokens: its lengths, at least 1.
-      deadline_s: deadline on the end-to-end latency.
+      prompt_tokens: length of its prompt, at least 1.
+      output_tokens: length of its output, at least 1.
+      deadline_s: deadline on the end-to-end latency, seconds.
       deadline_factor: the factor in force on deadlines, included in `deadline_s`; None if they never change.
       output_limit: the client's limit on output tokens, at least `output_tokens`, as in
         `besteffort.workload.requests.Requests`; None if no client states one.
