@@ -508,6 +508,28 @@ def heuristics() -> str:
     return markdown(["Router", "What it does", "Tuned"], rows, words=3)
 
 
+def versions() -> str:
+    """By version of the package the files of results that it wrote, and the hours that its experiments took."""
+    made: dict[str, list[str]] = {}
+    hours: dict[str, float] = {}
+    for path in sorted(RESULTS.rglob("*.json")):
+        name = path.relative_to(RESULTS).with_suffix("").as_posix()
+        record = read(name)
+        about = record if isinstance(record, dict) else {}
+        version = about.get("version") or about.get("versions", {}).get("besteffort", "not stated")
+        made.setdefault(version, []).append(name)
+        if name in EXPERIMENTS:
+            hours[version] = hours.get(version, 0.0) + record["seconds"] / 3600
+    rows = []
+    for version, names in sorted(made.items()):
+        experiments, others = (
+            ", ".join(f"`{name}`" for name in names if (name in EXPERIMENTS) == reproduced) or "-"
+            for reproduced in (True, False)
+        )
+        rows.append([version, experiments, f"{hours[version]:.1f}" if version in hours else "-", others])
+    return markdown(["Version", "Experiments of `reproduce`", "Their hours", "Other files"], rows, words=4)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -547,6 +569,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         closed_loop,
         cluster,
         heuristics,
+        versions,
     )
 }
 

@@ -94,6 +94,17 @@ def test_sentences_have_the_figures_of_the_results() -> None:
     }, "docs/benchmarks.md says how many trainings stay above the line"
 
 
+def test_the_page_on_research_says_what_experiments_took() -> None:
+    from experiments import tables
+    from experiments.__main__ import EXPERIMENTS
+
+    seconds = {name: tables.read(name)["seconds"] for name in EXPERIMENTS}
+    longest = max(seconds, key=lambda name: float(seconds[name]))
+    text = (CHECKOUT / "docs" / "research.md").read_text("utf-8")
+    assert f"is `{longest}`, {seconds[longest] / 3600:.1f} hours" in text
+    assert f"`rivals` and `methods` ({seconds['rivals']:.0f} and {seconds['methods']:.0f} s)" in text
+
+
 def test_the_readme_is_short() -> None:
     text = README.read_text("utf-8")
     assert len(text.splitlines()) <= 150
