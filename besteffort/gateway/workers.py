@@ -72,7 +72,7 @@ class _Workers:
     """The processes."""
 
     def __init__(self, path: Path, board: Path, port: int, workers: int) -> None:
-        self._arguments = (str(path.resolve()), str(board))
+        self._arguments = (str(path.absolute()), str(board))  # a link may lead elsewhere later
         self._port, self._number = port, workers
         self._environment = os.environ | {COUNTS_FOLDER: str(board.parent)}
         self._processes: dict[int, asyncio.subprocess.Process] = {}

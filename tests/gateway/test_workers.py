@@ -276,3 +276,28 @@ def test_a_worker_that_cannot_start_ends_all(tmp_path: Path) -> None:
             assert await gateway.wait() == 2
 
     run(scenario(), 120.0)
+
+
+def test_workers_follow_a_link_to_other_files(tmp_path: Path) -> None:
+    """As Kubernetes changes what it mounts of a ConfigMap: the link is put in place anew, the files before go."""
+
+    async def scenario() -> None:
+        async with backend(once(asyncio.Event(), answer)) as (url, _):
+            plain = write(tmp_path, url)
+            path, current = tmp_path / "mounted.yaml", tmp_path / "current"
+            for name, changed in (("one", {}), ("two", {"when_late": "refuse"})):
+                (tmp_path / name).mkdir()
+                write(tmp_path, url, **changed).rename(tmp_path / name / plain.name)
+            current.symlink_to("one")
+            path.symlink_to(Path("current", plain.name))
+            async with process(path, "--workers", "2") as (gateway, address):
+                (tmp_path / "next").symlink_to("two")
+                (tmp_path / "next").rename(current)
+                (tmp_path / "one" / plain.name).unlink()
+                async with asyncio.timeout(15):
+                    while min([(await scrape(address))["besteffort_snapshot"] for _ in range(8)]) < 1:
+                        await asyncio.sleep(0.1)
+                gateway.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(gateway.wait(), 30) == 0
+
+    run(scenario(), 90.0)
