@@ -30,7 +30,7 @@ ROUTER_NAMES: Mapping[str, RouterName] = {
         "Sends every request to one model, given by its index; a model's name does the same.", ("model",)
     ),
     "random": RouterName("Sends each request to a model drawn uniformly."),
-    "shortest-queue": RouterName("Sends each request to the model whose least-loaded instance has the smallest batch."),
+    "shortest-queue": RouterName("Sends each request to the model whose least-loaded replica has the smallest batch."),
     "gear": RouterName(
         "Draws models with shares planned for the estimated arrival rate times `head_room`.",
         ("head_room",),
