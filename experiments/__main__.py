@@ -20,7 +20,7 @@ from besteffort.files import keep_out_others, os_errors_as_input_errors, read_js
 from besteffort.runs.backends import Backend, BackendName, Local, backend_of
 from besteffort.runs.jobs import run_on
 from besteffort.runs.processes import Job, JobProgress
-from besteffort.simulator.environment import NOT_STATED, ServingEnvironment
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
 from experiments.lab import FAST, FULL, Claim, Scale, exiting
@@ -218,7 +218,7 @@ def _done(path: Path, scale: Scale, traces: bool) -> bool:
         return False
     if not isinstance(record, dict):
         return False
-    known = (record.get("version"), record.get("environment", NOT_STATED), record.get("scale"))
+    known = (record.get("version"), record.get("environment"), record.get("scale"))
     wanted = (__version__, ServingEnvironment.version, dataclasses.asdict(scale))
     return known == wanted and (record.get("traces") or not traces)
 

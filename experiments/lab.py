@@ -46,7 +46,7 @@ from besteffort.runs.compilation import set_up_compilation
 from besteffort.runs.config import from_mapping
 from besteffort.runs.experiment import TrainingConfig
 from besteffort.runs.training import CHECKPOINT, TrainingProblem, make_training_problem, train_policies
-from besteffort.simulator.environment import ServingEnvironment, kept_number
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation, as_text
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
@@ -265,8 +265,7 @@ class Lab:
     @property
     def environment(self) -> str:
         """The end of a file's name that keeps apart what was found in other versions of the environment."""
-        number = kept_number()
-        return f"-environment-{number}" if number else ""
+        return f"-environment-{ServingEnvironment.version}"
 
     def kept(self, what: str, name: str, made: EvaluationSet) -> Path:
         """The file that keeps what was found in a setting at this scale; another one where other lists are judged."""

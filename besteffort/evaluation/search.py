@@ -27,7 +27,7 @@ from besteffort.learning.train import Progress
 from besteffort.routers.registry import dimensions, settings_at, steps_to
 from besteffort.routers.value import ValueRouter
 from besteffort.simulator.build import build
-from besteffort.simulator.environment import kept_number
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import EnvShape, Router
 from besteffort.situation import Situation, as_text
 from besteffort.workload.requests import Requests
@@ -242,5 +242,5 @@ def _identity(
         "lists": array_digest(arrays)[:12],
         "starting numbers": array_digest(numbers)[:12],
         "seeds": ", ".join(map(str, seeds)),
-        **({"environment": f"version {number}"} if (number := kept_number()) else {}),
+        "environment": f"version {ServingEnvironment.version}",
     }

@@ -22,7 +22,7 @@ from besteffort.learning.evolution import Evolution
 from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import TUNED, Settings, dimensions, make_router, settings_at
 from besteffort.simulator.build import build
-from besteffort.simulator.environment import kept_number
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.simulator.types import Router
 from besteffort.situation import Situation
 from besteffort.workload.requests import Requests
@@ -145,7 +145,7 @@ def _kept(
 ) -> list[dict[str, Settings]]:
     """What `tune` finds, from the file or into it; plain JSON values either way."""
     numbers = (config.tuning_generations, config.tuning_population, warm_up_s, sorted(names))
-    about = repr((situation, situations, numbers, objective, list(map(len, groups)))) + kept_number()
+    about = repr((situation, situations, numbers, objective, list(map(len, groups)), ServingEnvironment.version))
     depends_on = array_digest(
         [(name, values) for group in groups for requests in group for name, values in requests.columns.items()],
         start=about,

@@ -50,10 +50,6 @@ from besteffort.workload.types import Arrival
 Array = jax.Array
 
 
-NOT_STATED = "4"
-"""The number of the environment whose figures were kept before files stated any."""
-
-
 class EnvState(NamedTuple):
     """State between two decisions; scalars unless said otherwise.
 
@@ -359,8 +355,3 @@ class ServingEnvironment:
 def _counted_alike(arrival: Arrival, params: EnvParams) -> Arrival:
     """A request without its tenant, where all tenants count the same."""
     return arrival._replace(tenant=None) if params.tenant_weight is None else arrival
-
-
-def kept_number() -> str:
-    """The environment's number for the key of kept figures; empty for `NOT_STATED`, so that those are found again."""
-    return "" if ServingEnvironment.version == NOT_STATED else ServingEnvironment.version

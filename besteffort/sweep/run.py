@@ -32,7 +32,7 @@ from besteffort.runs.jobs import run_on
 from besteffort.runs.processes import Job, JobProgress
 from besteffort.runs.trackers import TrackerName, check_trackers
 from besteffort.runs.training import CHECKPOINT
-from besteffort.simulator.environment import NOT_STATED, ServingEnvironment
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.sweep.leaderboard import Entry, Leaderboard, short_names, write_leaderboard
 from besteffort.sweep.plan import SEED, SweepPlan, Trial
 from besteffort.sweep.program import OUTCOME, discard, read_programs
@@ -175,7 +175,7 @@ def _check_inputs(plan: SweepPlan, out: Path) -> None:
     if not (out / _INPUTS).exists():  # begun by a version that kept none
         return
     begun = read_json(out / _INPUTS)
-    number = begun.get(_ENVIRONMENT, NOT_STATED) if isinstance(begun, dict) else None
+    number = begun.get(_ENVIRONMENT) if isinstance(begun, dict) else None
     if number != ServingEnvironment.version:
         raise InputError(
             f"{out / _INPUTS}: the sweep began with version {brief(number)} of the environment, and this is "

@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_environment_is_refused(
 ) -> None:
     """Scores from both would be mixed."""
     monkeypatch.setattr(ServingEnvironment, "version", "another")
-    with pytest.raises(InputError, match="with environment None, but this one has version another"):
+    with pytest.raises(InputError, match=r"with environment version \S+, but this one has version another"):
         search(situation, [lists], start, CONFIG, [0], checkpoint_path=checkpoint)
 
 

@@ -17,7 +17,7 @@ from besteffort.routers.names import RIVALS
 from besteffort.routers.registry import Settings, dimensions, settings_at
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
-from besteffort.simulator.environment import NOT_STATED, ServingEnvironment
+from besteffort.simulator.environment import ServingEnvironment
 from besteffort.situation import Situation
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.requests import Requests
@@ -86,7 +86,7 @@ def test_what_is_kept_is_of_one_environment(
     situation: Situation, lists: list[Requests], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "tuned.json"
-    for version, known in ((NOT_STATED, 1), (NOT_STATED, 1), ("another", 2), (NOT_STATED, 2)):
+    for version, known in (("one", 1), ("one", 1), ("another", 2), ("one", 2)):
         monkeypatch.setattr(ServingEnvironment, "version", version)
         tune(situation, [lists[1:]], CONFIG, warm_up_s=0.0, names=["deadline-reserve"], kept=kept)
         assert len(read_json(kept)) == known

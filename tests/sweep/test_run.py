@@ -231,7 +231,7 @@ def test_a_sweep_is_not_resumed_in_another_environment(
         with pytest.raises(InputError, match="no trial finished"):
             run_sweep(plan, tmp_path / "out", resume=resume)
     monkeypatch.setattr(ServingEnvironment, "version", "another")
-    with pytest.raises(InputError, match=r"the sweep began with version \w+ of the environment, and this is another"):
+    with pytest.raises(InputError, match=r"the sweep began with version \S+ of the environment, and this is another"):
         run_sweep(plan, tmp_path / "out", resume=True)
 
 
