@@ -23,7 +23,7 @@ from besteffort.runs.processes import Job, JobProgress
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
-from experiments.lab import FAST, FULL, Claim, Scale, exiting
+from experiments.lab import FAST, FULL, Claim, Scale, check_replaced, exiting
 
 _HERE = Local()
 
@@ -154,7 +154,7 @@ def reproduce(
         if not _done(out / f"{name}.json", scale, data is not None)
     ]
     for job in jobs:
-        _check_replaced(out / f"{job.name}.json", scale)
+        check_replaced(out / f"{job.name}.json", scale)
     statuses = run_on(on, jobs, notes=out / "work" / "ray", directory=CHECKOUT, progress=progress)
     table = claims_table([name for name in EXPERIMENTS if (out / f"{name}.json").is_file()], out)
     page = out / "claims.md"
@@ -221,20 +221,6 @@ def _done(path: Path, scale: Scale, traces: bool) -> bool:
     known = (record.get("version"), record.get("environment"), record.get("scale"))
     wanted = (__version__, ServingEnvironment.version, dataclasses.asdict(scale))
     return known == wanted and (record.get("traces") or not traces)
-
-
-def _check_replaced(path: Path, scale: Scale) -> None:
-    """Raises `InputError` if a result of the full scale would be replaced by an indication."""
-    try:
-        record = read_json(path)
-        known = record["scale"]["name"]
-    except (InputError, KeyError, TypeError):
-        return
-    if known == FULL.name and scale.name != FULL.name:
-        raise InputError(
-            f"{path}: this is a result of the full scale, which `--fast` would replace by an indication; name another "
-            "directory, `--out DIR`."
-        )
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m experiments") -> None:

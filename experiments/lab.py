@@ -372,11 +372,13 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
     """Runs an experiment and writes `<name>.json`, `<name>.md` and its figures to `arguments.out`.
 
     Raises:
-      InputError: if a number is out of range, a trace is damaged, or a file cannot be written.
+      InputError: if a number is out of range, an indication would replace a result of the full scale, a trace is
+        damaged, or a file cannot be written.
     """
     if arguments.data is not None and not arguments.data.is_dir():
         raise InputError(f"{arguments.data}: there is no such directory; give `--data` the one with the traces.")
     scale = arguments.scale()
+    check_replaced(arguments.out / f"{name}.json", scale)
     started = time.perf_counter()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     lab = Lab(scale, arguments.work, arguments.data, lambda line: console.print(f"{name}: {line}"))
@@ -399,6 +401,24 @@ def conduct(run: Callable[[Lab], Findings], name: str, arguments: Arguments) -> 
     }
     write_json(arguments.out / f"{name}.json", jsonable(record))
     return findings
+
+
+def check_replaced(path: Path, scale: Scale) -> None:
+    """Checks that no indication replaces a result of the full scale.
+
+    Raises:
+      InputError: if one would.
+    """
+    try:
+        record = read_json(path)
+        known = record["scale"]["name"]
+    except (InputError, KeyError, TypeError):
+        return
+    if known == FULL.name and scale.name != FULL.name:
+        raise InputError(
+            f"{path}: this is a result of the full scale, which `--fast` would replace by an indication; name another "
+            "directory, `--out DIR`."
+        )
 
 
 def status_of(held: int, of: int) -> ClaimStatus:

@@ -17,7 +17,7 @@ from besteffort.evaluation.judging import LEARNED, burst_set
 from besteffort.evaluation.ranking import as_setting, ranking, settings_table
 from besteffort.evaluation.report import Column, Table
 from besteffort.evaluation.statistics import Interval, ratio_interval
-from besteffort.files import jsonable
+from besteffort.files import jsonable, read_json
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
 from besteffort.runs.experiment import TrainingConfig, load_run
@@ -105,6 +105,13 @@ def test_a_result_is_of_one_scale_and_environment(tmp_path: Path, monkeypatch: p
     assert not _done(result, FULL, traces=False)
     monkeypatch.setattr(ServingEnvironment, "version", "another")
     assert not _done(result, FAST, traces=False)
+
+
+def test_an_indication_does_not_replace_a_result(tmp_path: Path) -> None:
+    conduct(lambda lab: Findings({"of": "full"}), "trial", Arguments(out=tmp_path, work=tmp_path))
+    with pytest.raises(InputError, match="is a result of the full scale, which `--fast` would replace"):
+        conduct(pytest.fail, "trial", Arguments(out=tmp_path, work=tmp_path, fast=True))
+    assert read_json(tmp_path / "trial.json")["data"] == {"of": "full"}
 
 
 def test_without_locks_experiments_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
