@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from besteffort.policy import Policy
     from besteffort.profiling.fitted_profile import Outcome as FitOutcome
     from besteffort.profiling.server_log import RequestLog
+    from besteffort.situation import Situation
     from besteffort.workload.reading import Reading
 
 
@@ -211,6 +212,7 @@ def quickstart(
     answer.table(outcome.table, outcome.brief)
     profiled = plan.situation.profile
     answer.note(f"Profile {profiled.name}: {profiled.provenance.summary}.")
+    _note_tables(answer, plan.situation)
     answer.file("picture", outcome.picture)
     answer.files("policies", "Policy", outcome.policies)
     if outcome.situation is not None:
@@ -219,6 +221,12 @@ def quickstart(
     answer.file("report", outcome.report)
     answer.file("results", out / "results.json")
     return answer
+
+
+def _note_tables(answer: Answer, situation: Situation) -> None:
+    """Says what latency tables do not reach."""
+    if beyond := situation.beyond_tables():
+        answer.note(beyond)
 
 
 def _fit_first(
@@ -352,6 +360,7 @@ def train(
         answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)
     _begin(out, "train", resume)
+    _note_tables(answer, situation)
     with training_bars(output) as bars:
         trained = run_training(run, problem, out, progress=bars.training(out.name, problem), track=track)
     seeded = sorted(trained.policies)
@@ -467,6 +476,7 @@ def evaluate(
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
     halves = read_halves(trace, situation, judging.judging_seeds, part.reading())
     _begin(out, "evaluate", resume)
+    _note_tables(answer, situation)
     for half in halves:
         answer.note(str(half.info))
     if (own := loaded.situation.profile).digest() != situation.profile.digest():
@@ -520,6 +530,7 @@ def diagnose(
     judging = run.evaluation
     halves = read_halves([] if trace is None else [trace], situation, judging.judging_seeds, part.reading())
     _begin(out, "diagnose", resume)
+    _note_tables(answer, situation)
     for half in halves:
         answer.note(str(half.info))
     with answer.status("Diagnosing"):
@@ -577,6 +588,7 @@ def simulate(
     for table in write_result(result, situation, router, out):
         answer.table(table)
     answer.note(str(info))
+    _note_tables(answer, situation)
     answer.file("per_request", out / "requests.csv")
     answer.file("summary", out / "summary.json")
     return answer

@@ -540,6 +540,13 @@ class Fleet:
         most = int(self.max_batch.max())
         return self._of_pools(lambda profile: profile.decode_table(most))
 
+    def table_ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """(pools,) largest batch size and longest prompt of each pool's tables."""
+        return (
+            self._of_pools(lambda profile: np.array([model.decode[-1][0] for model in profile.models])),
+            self._of_pools(lambda profile: np.array([model.prefill[-1][0] for model in profile.models])),
+        )
+
     def full_decode_s(self) -> np.ndarray:
         """(pools,) seconds of a decode of `max_batch` requests."""
         return self.decode_table()[np.arange(len(self.pools)), self.max_batch]

@@ -475,6 +475,24 @@ class Situation:
         decodes_s = (mean_output_tokens - 1) * fleet.full_decode_s() / fleet.max_batch
         return np.asarray(fleet.replicas / (mean_prefill_s + decodes_s))
 
+    def beyond_tables(self) -> str:
+        """A sentence about batches and prompts that latency tables do not reach; empty where they reach all."""
+        fleet, longest = self.fleet, max(task.prompt_tokens[1] for task in self.tasks)
+        batches, prompts = fleet.table_ends()
+        found = []
+        for table, ends, unit, what, needed in (
+            ("decode", batches, "requests", "batches", fleet.max_batch),
+            ("prefill", prompts, "tokens", "prompts", np.full(len(prompts), longest)),
+        ):
+            short = np.flatnonzero(needed > ends)
+            if len(short):
+                pool = short[np.argmin(ends[short])]
+                name, end, reached = fleet.names[pool], ends[pool], needed[pool]
+                found.append(f"the {table} table of {name} ends at {end:,} {unit}, {what} at {reached:,}")
+        if not found:
+            return ""
+        return f"Profile {self.profile.name}: {'; '.join(found)}; beyond, times go on as between the last two points."
+
     @property
     def unit_load(self) -> float:
         """Requests per second at load 1: what all pools of the largest model that is served sustain together."""

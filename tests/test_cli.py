@@ -302,12 +302,17 @@ def test_policy_for_others(
         assert f"trained for the {field} {name}" in said
 
 
-def test_policy_with_other_features_routes(tmp_path: Path, requests: Path, situation: Situation) -> None:
-    """`view.features` is what would be trained."""
+def test_policy_with_other_features_routes(
+    tmp_path: Path, requests: Path, situation: Situation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`view.features` is what would be trained. That tables are left is said."""
     path = tmp_path / "other.safetensors"
     save_policy(random_policy(situation, ("task", "batch_sizes", "deadline_s")), path)
     out = tmp_path / "out"
-    assert main(["simulate", str(requests), "--router", str(path), "--backend", "reference", "--out", str(out)]) == 0
+    beyond = ["--set", "cluster.max_batch=65"]
+    play = ["simulate", str(requests), "--router", str(path), "--backend", "reference", "--out", str(out)]
+    assert main([*play, *beyond]) == 0
+    assert "decode table of opt-125m ends at 64 requests, batches at 65" in capsys.readouterr().out.replace("\n", " ")
     assert len((out / "requests.csv").read_text(encoding="utf-8").splitlines()) == 4
 
 

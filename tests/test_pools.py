@@ -54,6 +54,18 @@ def test_tables_and_qualities_are_those_of_the_pools_model_on_its_hardware() -> 
     np.testing.assert_array_equal(found.largest, [True, False, True])
 
 
+def test_what_tables_do_not_reach_is_told() -> None:
+    task = Task("task0", prompt_tokens=(1, 9), output_tokens=(1, 5))
+    pools = (Pool("a", "model0", max_batch=4), Pool("b", "model1", max_batch=5), Pool("c", "model2", max_batch=2))
+    situation = Situation(FAST, Cluster(), (task,), pools=pools)
+    assert situation.beyond_tables() == (
+        "Profile fast: the decode table of b ends at 4 requests, batches at 5; the prefill table of a ends at 8 "
+        "tokens, prompts at 9; beyond, times go on as between the last two points."
+    )
+    within = dataclasses.replace(task, prompt_tokens=(1, 8))
+    assert not Situation(FAST, Cluster(), (within,), pools=(pools[0], pools[2])).beyond_tables()
+
+
 def test_models_slow_each_other_down_on_a_shared_gpu_only() -> None:
     found = fleet(
         Pool("a", "model0", replicas=2, gpus=(0, 1)),
