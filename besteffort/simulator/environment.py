@@ -60,7 +60,8 @@ class EnvState(NamedTuple):
       pending: the request that waits for a decision.
       sizes: (rows, pools) batch sizes as the pending request finds them.
       index: number of the pending decision.
-      clock_s: seconds since the start; only outcomes depend on it, so its rounding in float32 does no harm.
+      clock_s: seconds since the start; only outcomes depend on it. Rounded to float32, it lags by 0.2% after four
+        million decisions and by 3% after sixteen, so that in very long episodes outcomes resolve late.
       rate: estimated arrival rate, requests per second.
       comparison: how observed times compare with the tables; None unless `EnvShape.compare_times`.
       stale_view: past rates and batch sizes that a delayed router view needs.
