@@ -1,4 +1,4 @@
-"""What a request costs a gateway: processor time of ours and of LiteLLM's proxy, before a server that does nothing.
+"""What a gateway costs a request: its processor time and the wait that it adds, of ours and of LiteLLM's proxy.
 
     python -m benchmarks.gateway [--litellm EXECUTABLE] [--out FILE] [--fast]
 
@@ -7,7 +7,8 @@ the same libraries as ours; ours, with all estimates, three models and the polic
 proxy with one worker and no database, where there is one. Ours is asked plainly twice: it streams what clients want
 whole from its servers, unless told otherwise. Each is a process, on a core of its own where there are two, and takes
 turns with the others round by round; what it used is read off its clock of processor time, which no other work on the
-machine moves.
+machine moves. Waits, until the first token and until the end, are of streams that come at random times, few enough
+that most are alone. What a gateway adds is the difference to the server itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import yaml
 from aiohttp import web
 from rich.console import Console
@@ -45,6 +48,8 @@ PLAIN, STREAM = "plain", "stream of 20 tokens"
 CLIENTS = (1, 16)
 _TOKENS = 20
 _TOKEN_S = 1e-3
+_PER_SECOND = 10.0  # streams whose waits are measured
+_PERCENTILES = (50, 99)
 _START_S = 600.0
 _PROMPT = "To open a jar of pickles, the first thing to do is to "
 _USAGE = {"prompt_tokens": 14, "completion_tokens": _TOKENS, "total_tokens": 14 + _TOKENS}
@@ -57,16 +62,18 @@ class Size:
     Attributes:
       plain, stream: requests in a round.
       slow: share of them that LiteLLM gets.
+      waits: streams in a round whose waits are measured.
       rounds: how often every case is run.
     """
 
     plain: int = 160
     stream: int = 32
     slow: float = 0.1
+    waits: int = 130
     rounds: int = 3
 
 
-FAST = Size(plain=32, stream=16, slow=1.0, rounds=1)
+FAST = Size(plain=32, stream=16, slow=1.0, waits=8, rounds=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +222,33 @@ async def play(session: aiohttp.ClientSession, arm: Arm, shape: str, clients: in
     return 1e3 * (processor_s(arm.pid) - began) / (each * clients)
 
 
+async def waits(session: aiohttp.ClientSession, arm: Arm, requests: int, seed: int) -> list[tuple[float, float]]:
+    """Milliseconds until the first token and until the end, of streams that do not wait for each other."""
+    loop = asyncio.get_running_loop()
+    body = {"model": "besteffort", "prompt": _PROMPT, "max_tokens": _TOKENS, "stream": True}
+
+    async def one(at: float) -> tuple[float, float]:
+        await asyncio.sleep(at - loop.time())
+        began = loop.time()
+        async with session.post(f"{arm.address}/v1/completions", json=body) as response:
+            raw = b""
+            while b" word" not in raw:
+                if not (part := await response.content.readany()):
+                    break
+                raw += part
+            first = loop.time()
+            raw += await response.content.read()
+        if raw.count(b" word") != _TOKENS:
+            raise RuntimeError(f"{arm.address} answered with status {response.status}: {raw[:200]!r}")
+        return 1e3 * (first - began), 1e3 * (loop.time() - began)
+
+    chance, at, tasks = random.Random(seed), loop.time(), []
+    for _ in range(requests):
+        at += chance.expovariate(_PER_SECOND)
+        tasks.append(asyncio.create_task(one(at)))
+    return await asyncio.gather(*tasks)
+
+
 def write_ours(folder: Path, url: str, *, assemble: bool) -> Path:
     """Our configuration: three models on one server, and the policy that needs no training as a file."""
     from besteffort import default_policy
@@ -293,9 +327,16 @@ async def arms(folder: Path, litellm: str | None, size: Size) -> AsyncIterator[l
             os.sched_setaffinity(0, set(cores))
 
 
-async def measured(size: Size, litellm: str | None, console: Console) -> dict[tuple[str, str, int], list[float]]:
-    """Milliseconds per arm, shape and number of clients, round by round."""
-    found: dict[tuple[str, str, int], list[float]] = {}
+Costs = dict[tuple[str, str, int], list[float]]
+"""Milliseconds of processor time per arm, shape and number of clients, round by round."""
+Waits = dict[str, list[tuple[float, float]]]
+"""Milliseconds per arm until the first token and until the end, stream by stream."""
+
+
+async def measured(size: Size, litellm: str | None, console: Console) -> tuple[Costs, Waits]:
+    """Runs every case in every round."""
+    found: Costs = {}
+    waited: Waits = {}
     with tempfile.TemporaryDirectory() as name:
         async with (
             arms(Path(name), litellm, size) as everyone,
@@ -308,19 +349,30 @@ async def measured(size: Size, litellm: str | None, console: Console) -> dict[tu
                 for arm, shape, clients in cases if number % 2 == 0 else reversed(cases):
                     cost = await play(session, arm, shape, clients, size.plain if shape == PLAIN else size.stream)
                     found.setdefault((arm.name, shape, clients), []).append(cost)
-    return found
+                for arm in everyone if number % 2 == 0 else reversed(everyone):
+                    if STREAM in arm.cases:
+                        waited.setdefault(arm.name, []).extend(await waits(session, arm, size.waits, seed=number))
+    return found, waited
 
 
 def run(size: Size, litellm: str | None, console: Console) -> dict[str, Any]:
     """Measures everything and prints it; returns what the JSON file holds."""
     began, load_average = time.perf_counter(), os.getloadavg()[0]
-    found = asyncio.run(measured(size, litellm, console))
+    found, waited = asyncio.run(measured(size, litellm, console))
     costs: dict[str, Any] = {}
     for (arm, shape, clients), rounds in found.items():
         cell = {"median": statistics.median(rounds), "fastest": min(rounds), "slowest": max(rounds)}
         cells = costs.setdefault(arm, {}).setdefault(shape, {})
         cells[str(clients)] = {name: round(value, 4) for name, value in cell.items()}
+    latencies = {
+        arm: {
+            what: {f"p{percent}": round(float(np.percentile(values, percent)), 3) for percent in _PERCENTILES}
+            for what, values in zip(("first token", "whole"), np.transpose(each), strict=True)
+        }
+        for arm, each in waited.items()
+    }
     console.print(_table(costs))
+    console.print(_waits_table(latencies))
     return {
         "machine": machine("aiohttp", "uvloop", "numpy"),
         "litellm": litellm is not None,
@@ -328,6 +380,8 @@ def run(size: Size, litellm: str | None, console: Console) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began),
         "size": dataclasses.asdict(size),
         "milliseconds": costs,
+        "streams_per_second": _PER_SECOND,
+        "latency_milliseconds": latencies,
     }
 
 
@@ -341,6 +395,17 @@ def _table(costs: dict[str, Any]) -> Table:
         cells = [shapes.get(shape, {}).get(str(clients)) for shape in (PLAIN, STREAM) for clients in CLIENTS]
         told = ("-" if c is None else f"{c['median']:.3f} ({c['fastest']:.3f} to {c['slowest']:.3f})" for c in cells)
         table.add_row(arm, *told)
+    return table
+
+
+def _waits_table(latencies: dict[str, Any]) -> Table:
+    table = Table(title=f"Milliseconds of streams of {_TOKENS} tokens, {_PER_SECOND:g} per second")
+    table.add_column("process")
+    for what in ("first token", "whole"):
+        for percent in _PERCENTILES:
+            table.add_column(f"{what}, P{percent}", justify="right")
+    for arm, found in latencies.items():
+        table.add_row(arm, *(f"{value:.2f}" for each in found.values() for value in each.values()))
     return table
 
 

@@ -30,6 +30,12 @@ def test_it_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for cells in shapes.values():
             assert set(cells) == set(map(str, CLIENTS))
             assert all(0 < cell["fastest"] <= cell["median"] <= cell["slowest"] < 1e3 for cell in cells.values())
+    assert list(result["latency_milliseconds"]) == [DIRECT, BARE, OURS]
+    for found in result["latency_milliseconds"].values():
+        first, whole = found["first token"], found["whole"]
+        assert 0 < first["p50"] <= first["p99"] < 1e3
+        assert 19 < whole["p50"] <= whole["p99"] < 2e3  # the server sleeps a millisecond after each token
+        assert first["p50"] < whole["p50"]
     assert "ours, passed whole" in capsys.readouterr().out
     assert all(row.ratio is not None and row.ratio > 0 for row in rows(result))
     assert os.sched_getaffinity(0) == cores
