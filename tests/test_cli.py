@@ -441,6 +441,11 @@ def test_help_of_reproduce(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_in_the_file_of_its_first_word(name: str) -> None:
+    assert COMMANDS[name].call.__module__ == f"besteffort.commands.{name.split()[0]}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_example_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reaches the command with options that fit it, and what it names of ours is there."""
     if name == "reproduce":
@@ -458,7 +463,7 @@ def test_example_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         called.append(named)
 
     monkeypatch.setitem(COMMANDS, name, dataclasses.replace(COMMANDS[name], call=stub))
-    monkeypatch.setattr(cli, "_reproduce_command", lambda: stub)
+    monkeypatch.setattr(cli, "reproduce_command", lambda: stub)
     program, *arguments = shlex.split(COMMANDS[name].example)
     assert program == "besteffort"
     assert " ".join(arguments).startswith(name)

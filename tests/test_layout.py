@@ -33,6 +33,7 @@ gateway
 engine load plugins
 demo
 console listing
+commands
 cli __main__
 """
 LAYER = {name: depth for depth, line in enumerate(LAYERS.split("\n")) for name in line.split()}

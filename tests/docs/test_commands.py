@@ -61,11 +61,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         return call
 
-    for name, command in list(vars(cli).items()):
-        own = inspect.isfunction(command) and command.__module__ == cli.__name__
-        if own and not name.startswith("_") and name != "main":
-            monkeypatch.setattr(cli, name, idle(command))
-    for name, entry in getattr(cli, "COMMANDS", {}).items():
+    for name, entry in cli.COMMANDS.items():
         monkeypatch.setitem(cli.COMMANDS, name, dataclasses.replace(entry, call=idle(entry.call)))
     monkeypatch.setattr(reproduction, "run_command", idle(reproduction.run_command))
     return calls

@@ -378,7 +378,7 @@ def test_what_comes_next_reads_the_log_alike(
     log, out = tmp_path / "log.csv", tmp_path / "s.json"
     log.write_text(log_text(40, model=True).replace("prompt_tokens", "words in"), encoding="utf-8")
     files = fitted_profile.outcome_files(out)
-    monkeypatch.setattr("besteffort.cli._fit", lambda *_, **__: SimpleNamespace(files=files))
+    monkeypatch.setattr("besteffort.commands.profile.fit_logs", lambda *_, **__: SimpleNamespace(files=files))
     options = ["--quality", "chat=a:1,b:2", "--columns", "prompt=words in", "--columns", "model=model"]
     assert main(["profile", "fit", str(log), "--out", str(out), *options]) == 0
     said = capsys.readouterr().out
