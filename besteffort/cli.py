@@ -85,7 +85,7 @@ _CLOSING = """\
 `besteffort COMMAND --help` explains a command, and `besteffort --version` names
 the version. README.md, docs/ and ARCHITECTURE.md in the repository say more.
 """
-_SHELLS = ("bash", "zsh", "tcsh", "fish")
+_SHELLS = ("bash", "zsh", "fish")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
