@@ -223,7 +223,7 @@ def _mistake(box: str, given: Sequence[str]) -> str:
     remedy = f"`{command} --help` says what there is"
     if found := re.match(r"Unrecognized (?:or misplaced )?options: (.*)", text):
         unknown = re.split(r", | \(applied to", found[1])[0]
-        known = [*COMMANDS] if not name else sorted(_options_of(name))
+        known = sorted(_options_of(COMMANDS[name].call)) if name in COMMANDS else [*COMMANDS]
         if name in GROUPS:
             known = [one.removeprefix(f"{name} ") for one in COMMANDS if one.startswith(f"{name} ")]
         what = "command" if name in ("", *GROUPS) else "option"
@@ -239,10 +239,16 @@ def _mistake(box: str, given: Sequence[str]) -> str:
     return f"{text.rstrip('.')}; {remedy}."
 
 
-def _options_of(name: str) -> list[str]:
-    """The options of a command, as they are written."""
-    known = COMMANDS.get(name)
-    return [f"--{each.replace('_', '-')}" for each in inspect.signature(known.call).parameters] if known else []
+def _options_of(documented: Any) -> Iterator[str]:
+    """The options of a command or of a group of options, as they are written."""
+    for name, hint in typing.get_type_hints(documented, include_extras=True).items():
+        about = getattr(hint, "__metadata__", ())
+        inner = typing.get_args(hint)[0] if about else hint
+        if dataclasses.is_dataclass(inner):
+            yield from _options_of(inner)
+        elif name != "return" and tyro.conf.Positional not in about:
+            stated = next(filter(None, (getattr(each, "name", None) for each in about)), name)
+            yield f"--{stated.replace('_', '-')}"
 
 
 def _join_lines(documented: Any) -> None:

@@ -777,7 +777,7 @@ def test_set_reaches_the_situation(tmp_path: Path, requests: Path, capsys: pytes
     assert [reward > 1 for reward in rewards] == [True, False, True]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script"
     with pytest.raises(SystemExit) as leaving:
@@ -832,6 +832,9 @@ def test_nobody_reads_what_is_printed() -> None:
             "train paper --out o --sed 3",
             "There is no option `--sed`, did you mean `--seeds`?; `besteffort train --help`",
         ),
+        ("train paper --out o --colums a=b", "There is no option `--colums`, did you mean `--columns`?"),
+        ("evaluate p --out o --form 3", "There is no option `--form`, did you mean `--from`?"),
+        ("simulate r --router a --out o --chages x", "There is no option `--chages`; `besteffort simulate"),
         (
             "train",
             "`besteffort train` lacks CONFIG and --out DIR; add it, `besteffort train --help` says what there is.",
