@@ -106,7 +106,8 @@ class Policy:
         return np.array_equal(matrix, np.eye(len(bias))) and not bias.any()
 
     def __post_init__(self) -> None:
-        weights = tuple((np.asarray(w, np.float32), np.asarray(b, np.float32)) for w, b in self.weights)
+        with np.errstate(over="ignore"):  # a weight that is too large becomes infinite, and is refused
+            weights = tuple((np.asarray(w, np.float32), np.asarray(b, np.float32)) for w, b in self.weights)
         object.__setattr__(self, "weights", weights)
         self._check()
         kernel, bias = weights[0]

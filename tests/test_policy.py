@@ -454,6 +454,8 @@ def test_an_unwritable_place_is_one_sentence(policy: Policy, tmp_path: Path) -> 
         (lambda w: ((w[0][0][1:], w[0][1]), *w[1:]), "layer 0 has the shapes"),
         (lambda w: (w[0], (w[1][0], w[1][1][1:]), w[2]), "layer 1 has the shapes"),
         (lambda w: (*w[:-1], (w[2][0], w[2][1] * np.float32("nan"))), "layer 2 has a weight that is not finite"),
+        # Beyond single precision, which NumPy would warn of.
+        (lambda w: (*w[:-1], (w[2][0].astype(float) + 1e39, w[2][1])), "layer 2 has a weight that is not finite"),
         (lambda w: (), "must be equal"),
     ],
 )
