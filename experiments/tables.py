@@ -176,6 +176,16 @@ def gateway_costs() -> str:
     return markdown(["Process", *named], rows)
 
 
+def gateway_waits() -> str:
+    """How long streams take, by gateway."""
+    latencies = read("gateway")["latency_milliseconds"]
+    named = [f"{what}, {percentile.upper()}" for what, cells in latencies["ours"].items() for percentile in cells]
+    rows = [
+        [arm, *(f"{ms:.2f}" for cells in found.values() for ms in cells.values())] for arm, found in latencies.items()
+    ]
+    return markdown(["Process", *named], rows)
+
+
 def gateway_sizing() -> str:
     """Requests per second that a core is worth."""
     costs = read("gateway")["milliseconds"]
@@ -546,6 +556,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         estimates,
         estimate_costs,
         gateway_costs,
+        gateway_waits,
         gateway_sizing,
         old_grids,
         bursts,
