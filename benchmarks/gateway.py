@@ -200,13 +200,19 @@ async def _answers(address: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def ask(session: aiohttp.ClientSession, address: str, shape: str) -> None:
-    """One request; its answer has to be whole."""
+async def ask(session: aiohttp.ClientSession, address: str, shape: str) -> tuple[float, float]:
+    """One request, whose answer has to be whole; milliseconds until its first token and until its end."""
     body = {"model": "besteffort", "prompt": _PROMPT, "max_tokens": _TOKENS, "stream": shape == STREAM}
+    began = time.perf_counter()
     async with session.post(f"{address}/v1/completions", json=body) as response:
-        raw = await response.read()
+        raw = b""
+        while b" word" not in raw and (part := await response.content.readany()):
+            raw += part
+        first = time.perf_counter()
+        raw += await response.content.read()
         if response.status != 200 or raw.count(b" word") != _TOKENS:
             raise RuntimeError(f"{address} answered with status {response.status}: {raw[:200]!r}")
+    return 1e3 * (first - began), 1e3 * (time.perf_counter() - began)
 
 
 async def play(session: aiohttp.ClientSession, arm: Arm, shape: str, clients: int, requests: int) -> float:
@@ -225,22 +231,10 @@ async def play(session: aiohttp.ClientSession, arm: Arm, shape: str, clients: in
 async def waits(session: aiohttp.ClientSession, arm: Arm, requests: int, seed: int) -> list[tuple[float, float]]:
     """Milliseconds until the first token and until the end, of streams that do not wait for each other."""
     loop = asyncio.get_running_loop()
-    body = {"model": "besteffort", "prompt": _PROMPT, "max_tokens": _TOKENS, "stream": True}
 
     async def one(at: float) -> tuple[float, float]:
         await asyncio.sleep(at - loop.time())
-        began = loop.time()
-        async with session.post(f"{arm.address}/v1/completions", json=body) as response:
-            raw = b""
-            while b" word" not in raw:
-                if not (part := await response.content.readany()):
-                    break
-                raw += part
-            first = loop.time()
-            raw += await response.content.read()
-        if raw.count(b" word") != _TOKENS:
-            raise RuntimeError(f"{arm.address} answered with status {response.status}: {raw[:200]!r}")
-        return 1e3 * (first - began), 1e3 * (loop.time() - began)
+        return await ask(session, arm.address, STREAM)
 
     chance, at, tasks = random.Random(seed), loop.time(), []
     for _ in range(requests):
