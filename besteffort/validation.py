@@ -67,8 +67,9 @@ _adapters: dict[Any, Any] = {}
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`, did you mean ...?` if one of `known` is similar to `name`, else an empty string."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean `{close[0]}`?" if close else ""
+    plain = {one.lstrip("-"): one for one in known}  # dashes make any two short options similar
+    close = difflib.get_close_matches(name.lstrip("-"), plain, n=1)
+    return f", did you mean `{plain[close[0]]}`?" if close else ""
 
 
 def _sentence(cls: type, error: ErrorDetails) -> str:
