@@ -149,7 +149,9 @@ def test_a_reload_keeps_what_was_observed() -> None:
     before = make_snapshot(config(), policy(), environment={})
     before.flight.arrived("r0", task="piqa", prompt_tokens=PROMPT)
     before.flight.cancelled("r0")
-    before.flight._comparison = before.flight._comparison._replace(excess_s=np.array([3.0, 0, 0]))
+    observed = before.flight._observed
+    assert observed is not None
+    observed.comparison = observed.comparison._replace(excess_s=np.array([3.0, 0, 0]))
     gateway = Gateway(before, Path("gateway.yaml"))
     after = make_snapshot(config(), policy(), environment={}, earlier=before)
     gateway.core.replace(after)

@@ -18,7 +18,7 @@ from besteffort.errors import InputError
 from besteffort.estimates.encoding import appraise
 from besteffort.estimates.estimates import Estimates
 from besteffort.estimates.params import ServingParams
-from besteffort.in_flight import _SEATED, InFlight
+from besteffort.in_flight import InFlight
 from besteffort.observation import default_features, value_of
 from besteffort.policy import Policy
 from besteffort.runs.config import load_situation
@@ -201,13 +201,6 @@ def test_arrays_that_have_the_shape_of_seats_by_chance_stay_as_they_are() -> Non
         flight.arrived("next", task=TASK, prompt_tokens=10, at=3.0)
         assert flight.estimates("next", at=3.0).completion_s.shape == shape[1:]
         assert flight.batch_sizes.sum() == 0
-
-
-def test_all_arrays_over_seats_are_widened() -> None:
-    flight = InFlight(SITUATION)
-    seats = flight._present.shape
-    arrays = {name for name, value in vars(flight).items() if isinstance(value, np.ndarray) and value.shape == seats}
-    assert arrays == set(_SEATED)
 
 
 def test_a_deadline_and_a_limit_of_the_client_count(flight: InFlight) -> None:
