@@ -74,13 +74,13 @@ class Lanes:
         self._static = (problem.env, problem.features)
         self._lanes: _Lane | None = None
 
-    def begin(self, seeds: Sequence[int] | np.ndarray | None) -> View:
-        """Begins new episodes in all environments; without seeds, of 64 bits each, their random numbers continue."""
-        if seeds is not None:
-            wide = np.asarray(seeds, np.uint64)
-            keys = _keys(wide.astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32))
-        else:
-            keys = self._running.key
+    def begin(self, seeds: Sequence[int | None]) -> View:
+        """Begins new episodes in all environments; where the seed, of 64 bits, is None, random numbers continue."""
+        keeps = np.array([seed is None for seed in seeds])
+        wide = np.array([seed or 0 for seed in seeds], np.uint64)
+        keys = _keys(wide.astype(np.uint32), (wide >> np.uint64(32)).astype(np.uint32))
+        if keeps.any():
+            keys = _choose(keeps, self._running.key, keys)
         self._lanes, view = _begin(self._static, self.wrapped.params, keys)
         return _to_numpy(view)
 
@@ -187,18 +187,21 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self,
         *,
-        seed: int | np.integer | Sequence[int] | np.ndarray | None = None,
+        seed: int | np.integer | Sequence[int | None] | np.ndarray | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begins new episodes in all environments. There are no options.
 
+        The random numbers of an environment without a seed continue; at the first reset they begin anywhere.
+
         Raises:
           InputError: on a seed that is no whole number from 0 to 2**64 - 1, or a wrong number of seeds.
         """
-        seeds: Any = None if seed is None else _seeds(seed, self.num_envs)
-        super().reset(seed=seeds[0] if seeds and np.ndim(seed) == 0 else None)  # type: ignore[arg-type]
-        if seed is None and not self._seeded:
-            seeds = self.np_random.integers(2**32, size=self.num_envs)
+        seeds = _seeds(seed, self.num_envs)
+        super().reset(seed=None if np.ndim(seed) else seeds[0])  # type: ignore[arg-type]
+        if not self._seeded and None in seeds:
+            drawn = self.np_random.integers(2**32, size=self.num_envs).tolist()
+            seeds = [other if one is None else one for one, other in zip(seeds, drawn, strict=True)]
         self._seeded = True
         self._ended = np.zeros(self.num_envs, bool)
         view = self._lanes.begin(seeds)
@@ -253,9 +256,9 @@ class ServingEnv(gymnasium.Env):
         self, *, seed: int | np.integer | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begins a new episode. There are no options."""
-        seeds = None if seed is None else _seeds(seed, 1)[0]
-        super().reset(seed=seeds)
-        observation, infos = self._env.reset(seed=seeds)
+        (own,) = _seeds(seed, 1)
+        super().reset(seed=own)
+        observation, infos = self._env.reset(seed=own)
         return observation[0], _only(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -288,22 +291,24 @@ def _to_numpy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), tree)
 
 
-def _seeds(seed: Any, count: int) -> list[int]:
-    """One seed for each environment: those given, or the one given and those after it.
+def _seeds(seed: Any, count: int) -> list[int | None]:
+    """One seed, or None, for each environment: those given, or the one given and those after it.
 
     Raises:
       InputError: as `ServingVectorEnv.reset`.
     """
-    given: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray) and np.ndim(seed) == 1 else [seed]
+    listed = isinstance(seed, Sequence | np.ndarray) and np.ndim(seed) == 1
+    given: list[Any] = list(seed) if listed else [seed]
     for one in given:
-        if not isinstance(one, int | np.integer) or isinstance(one, bool):
+        if one is not None and (not isinstance(one, int | np.integer) or isinstance(one, bool)):
             raise InputError(f"The seed is {brief(one)}; give a whole number, or one for each environment.")
-    several = [int(one) for one in given]
-    if np.ndim(seed) == 0:
-        several = [several[0] + i for i in range(count)]
+    several = [None if one is None else int(one) for one in given]
+    if not listed:
+        (first,) = several
+        several = [None if first is None else first + i for i in range(count)]
     if len(several) != count:
         raise InputError(f"There are {len(several)} seeds for {count} environments; give one for each, or one for all.")
-    if not 0 <= min(several) <= max(several) < 2**64:
+    if not all(one is None or 0 <= one < 2**64 for one in several):
         raise InputError(f"The seed is {brief(seed)}; give a whole number from 0 to 2**64 - 1.")
     return several
 

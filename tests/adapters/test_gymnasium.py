@@ -109,6 +109,22 @@ def test_seeds_decide(problem: WrappedEnv) -> None:
     np.testing.assert_allclose(listed[1], envs.reset(seed=1)[0][0])
 
 
+def test_random_numbers_continue_where_a_list_has_no_seed(problem: WrappedEnv) -> None:
+    """As in gymnasium's own vector; where nothing has begun yet, they begin anywhere."""
+    ours, theirs = ServingVectorEnv(3, problem), SyncVectorEnv([lambda: ServingEnv(problem)] * 3)
+    for envs in (ours, theirs):
+        envs.reset(seed=5)
+    for seed in ([7, None, 8], None, [None, 9, None]):
+        same(ours.reset(seed=seed), theirs.reset(seed=seed))
+        for actions in actions_of(3, 3):
+            same(ours.step(actions), theirs.step(actions))
+    fresh, gaps_s = ServingVectorEnv(3, problem), []
+    for envs, seed in ((ours, [7, 8, 9]), (fresh, [7, None, 9])):
+        envs.reset(seed=seed)
+        gaps_s.append(envs.step(np.zeros(3, int))[4]["gap_s"])
+    assert (gaps_s[0] == gaps_s[1]).tolist() == [True, False, True]
+
+
 def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
     from besteffort.adapters.gymnasium import Lanes
 
@@ -210,6 +226,8 @@ def test_seeds_are_counted_and_kept_whole(problem: WrappedEnv) -> None:
         ([1, 2, 3], "There are 3 seeds for 2 environments"),
         ([], "There are 0 seeds for 2 environments"),
         ([1, 2.0], "The seed is 2.0; give a whole number"),
+        ([None], "There are 1 seeds for 2 environments"),
+        ([None, -1], r"The seed is \[None, -1\]; give a whole number from 0"),
         (1.5, "The seed is 1.5; give a whole number"),
         ("7", "The seed is 7; give a whole number"),
         (-1, "The seed is -1; give a whole number from 0"),
