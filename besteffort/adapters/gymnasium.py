@@ -195,8 +195,14 @@ class ServingVectorEnv(gymnasium.vector.VectorEnv):
         The random numbers of an environment without a seed continue; at the first reset they begin anywhere.
 
         Raises:
-          InputError: on a seed that is no whole number from 0 to 2**64 - 1, or a wrong number of seeds.
+          InputError: on a seed that is no whole number from 0 to 2**64 - 1, a wrong number of seeds, or `reset_mask`
+            among the options.
         """
+        if options and "reset_mask" in options:
+            raise InputError(
+                "`options` has `reset_mask`, but all environments begin anew together; leave it out, since each also "
+                "begins anew where its episode ends."
+            )
         seeds = _seeds(seed, self.num_envs)
         super().reset(seed=None if np.ndim(seed) else seeds[0])  # type: ignore[arg-type]
         if not self._seeded and None in seeds:

@@ -125,6 +125,14 @@ def test_random_numbers_continue_where_a_list_has_no_seed(problem: WrappedEnv) -
     assert (gaps_s[0] == gaps_s[1]).tolist() == [True, False, True]
 
 
+def test_a_part_of_the_environments_cannot_be_reset(problem: WrappedEnv) -> None:
+    """Gymnasium's own vectors do it for `reset_mask`; nobody is to believe that these do."""
+    envs = ServingVectorEnv(2, problem)
+    envs.reset(seed=0, options={})
+    with pytest.raises(InputError, match="`options` has `reset_mask`, but all environments begin anew together"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+
+
 def test_an_observation_is_what_the_network_reads(problem: WrappedEnv) -> None:
     from besteffort.adapters.gymnasium import Lanes
 
