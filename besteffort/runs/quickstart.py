@@ -39,6 +39,7 @@ from besteffort.runs.experiment import Method, RunConfig
 from besteffort.runs.own_logs import Taken, with_deadlines, with_tasks_of
 from besteffort.runs.papers import paper_policy
 from besteffort.runs.training import (
+    DivergedError,
     TrainingProblem,
     compile_training,
     example_policy,
@@ -213,7 +214,8 @@ def quickstart(
 
     Writes run directories (`out/dqn`, `out/search`, and `out/dqn-<trace>` and so on), the policy that was best on lists
     that nobody is judged on (`out/policy.safetensors`, `out/policy-<trace>.safetensors`), the table's figures
-    (`results.json`), the pictures and `report.md`.
+    (`results.json`), the pictures and `report.md`. A training of which all seeds diverge leaves no policy to judge; the
+    rest goes on, and the report says so.
 
     Raises:
       InputError: if a file cannot be written.
@@ -292,7 +294,11 @@ def _quickstart(
             if method == "dqn":
                 rivals = beside.tune(stage)  # not beside the search, which keeps all cores busy by itself
                 wait(compiled)  # what went wrong there goes wrong again here
-            trained = run_training(config, problem, directory, progress=report)
+            try:
+                trained = run_training(config, problem, directory, progress=report)
+            except DivergedError as error:
+                diverged.append(f"{directory} has no policy to judge. {error}")
+                continue
             candidates[method] = next(iter(trained.policies.values()))
             diverged += [trained.diverged] * bool(trained.diverged)
         doing(f"Judging all routers ({stage.evaluation_set.name})")
@@ -321,6 +327,7 @@ def _quickstart(
     settings = {"Taken": " ".join(plan.taken)} if plan.taken else {}
     settings |= {f"Trace {name}": note for name, note in plan.notes.items()}
     settings |= {f"Exported ({name})": note for name, note in exported.items()}
+    settings |= {"Diverged": " ".join(diverged)} if diverged else {}
     full = results.write_outcome(out, "Quickstart", evaluations, judging, pictures, settings)
     table = brief = full[0][0]
     if plan.notes:

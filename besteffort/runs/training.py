@@ -103,6 +103,10 @@ class TrainingProblem:
         )
 
 
+class DivergedError(InputError):
+    """All seeds of a training diverged, so that it leaves no policy."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedSeeds:
     """What came of the seeds of a training.
@@ -267,8 +271,8 @@ def run_training(
     and the others go on.
 
     Raises:
-      InputError: as `besteffort.learning.train.train`, if all seeds diverge, a file cannot be written, or a tracker
-        does not start.
+      DivergedError: if all seeds diverge.
+      InputError: as `besteffort.learning.train.train`, if a file cannot be written, or a tracker does not start.
     """
     config = dataclasses.replace(config, tasks=problem.situation.tasks, training=problem.training)
     _keep_config(config, out)
@@ -347,7 +351,8 @@ def _train_seeds(
     """What `train_policies` does, where seeds may diverge.
 
     Raises:
-      InputError: as `train_policies`, but only if all seeds diverge.
+      DivergedError: if all seeds diverge.
+      InputError: as `train_policies`, but for seeds that diverge.
     """
     training = problem.training
     seeds = range(training.seed, training.seed + training.seeds)
@@ -374,7 +379,7 @@ def _train_seeds(
     kept = f"; {out} keeps the policies of the other seeds" if policies else ""
     said = f"Training diverged: {lost}; {remedy}{kept}."
     if not policies:
-        raise InputError(said)
+        raise DivergedError(said)
     return TrainedSeeds(policies, said)
 
 

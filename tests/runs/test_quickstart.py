@@ -51,7 +51,22 @@ def test_without_training_it_judges_the_policy_that_needs_none(
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
-def diverge(
+@pytest.mark.slow
+def test_what_is_left_is_judged_where_networks_diverge(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was searched and tuned until then is not lost, and the reader is told."""
+    out = tmp_path / "first"
+    rates = [f"--set=training.hyper.{name}=1e30" for name in ("learning_rate", "learning_rate_end")]
+    assert main(["quickstart", "--config", str(small), *rates, "--out", str(out)]) == 0
+    said = f"{out / 'dqn'} has no policy to judge. Training diverged: seed 0 has lost its finite weights by 2,048"
+    assert said in capsys.readouterr().out
+    assert said in (out / "report.md").read_text(encoding="utf-8")
+    assert load_policy(out / "policy.safetensors").rule is not None
+    assert not list((out / "dqn").glob("policy*"))
+
+
+def fail(
     small: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,7 +84,7 @@ def diverge(
     monkeypatch.setattr(quickstart, "run_training", train)
     monkeypatch.setattr(quickstart, "compile_training", lambda _: None)
     plan = quickstart.make_plan(load_quickstart(str(small), None))
-    with pytest.raises(InputError, match="It diverged"):
+    with pytest.raises(InputError, match="It failed"):
         quickstart.quickstart(plan, out, progress=lambda _, __: lambda _: None)
 
 
@@ -89,9 +104,9 @@ def test_tuning_ends_where_a_training_fails(small: Path, tmp_path: Path, monkeyp
     def training() -> None:
         assert begun.wait(60)
         failed.set()
-        raise InputError("It diverged.")
+        raise InputError("It failed.")
 
-    diverge(small, tmp_path, monkeypatch, tuned, training)
+    fail(small, tmp_path, monkeypatch, tuned, training)
     assert len(generations) < 1_000
 
 
@@ -108,8 +123,8 @@ def test_nobody_waits_for_the_tuning_where_a_training_fails(
 
     def training() -> None:
         assert begun.wait(60)
-        raise InputError("It diverged.")
+        raise InputError("It failed.")
 
-    diverge(small, tmp_path, monkeypatch, tuned, training)
+    fail(small, tmp_path, monkeypatch, tuned, training)
     assert not released.is_set()
     released.set()
