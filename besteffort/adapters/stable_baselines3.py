@@ -212,8 +212,8 @@ class ServingReplayBuffer(ReplayBuffer):
                 return self._samples_at(rows[:batch_size], columns[:batch_size], env)
         raise InputError(
             f"Of {filled * self.n_envs:,} decisions in the buffer hardly any can be learned from, because their "
-            "requests are not resolved; give a larger `learning_starts`, `buffer_size` or `history`, or a smaller "
-            "`outcomes_every`."
+            "requests are not resolved; make the environment with `credit='own'`, or the buffer with `own=False`; or "
+            "give a larger `learning_starts`, `buffer_size` or `history`, or a smaller `outcomes_every`."
         )
 
     def _run(self, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
