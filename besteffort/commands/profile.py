@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +25,7 @@ from besteffort.commands.options import (
     metavar,
     optional,
 )
+from besteffort.commands.shared import next_quickstart
 from besteffort.console import Answer, Flag, Output
 
 if TYPE_CHECKING:
@@ -202,10 +202,9 @@ def profile_fit(
         answer.file(what, file)
     situation = outcome.files[1]
     if not alone:
-        read = [*(f"--trace {path}" for path in log), *(f"--columns {shlex.quote(text)}" for text in part.columns)]
         answer.note(
-            f"Next: set the deadlines in {situation}, then `besteffort quickstart --config {situation} "
-            f"{' '.join(read)} --out first-run`."
+            f"Next: set the deadlines in {situation}, then `besteffort quickstart "
+            f"{next_quickstart(situation, log, part)} --out first-run`."
         )
     return answer
 

@@ -24,7 +24,7 @@ from besteffort.commands.options import (
     metavar,
 )
 from besteffort.commands.profile import fit_logs
-from besteffort.commands.shared import begin_out, check_out, note_tables
+from besteffort.commands.shared import begin_out, check_out, next_quickstart, note_tables
 from besteffort.console import Answer, Flag, Output, training_bars
 from besteffort.errors import InputError
 
@@ -104,8 +104,8 @@ def quickstart(
     answer.file("picture", outcome.picture)
     answer.files("policies", "Policy", outcome.policies)
     if outcome.situation is not None:
-        again = " ".join(f"--trace {path}" for path in trace)
-        answer.file("situation", outcome.situation, f"; set its deadlines, then `--config {outcome.situation} {again}`")
+        again = next_quickstart(outcome.situation, trace, part)
+        answer.file("situation", outcome.situation, f"; set its deadlines, then `{again}`")
     answer.file("report", outcome.report)
     answer.file("results", out / "results.json")
     return answer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from besteffort import interrupts
 
 if TYPE_CHECKING:
+    from besteffort.commands.options import PartOfLog
     from besteffort.console import Answer
     from besteffort.situation import Situation
 
@@ -31,3 +34,14 @@ def note_tables(answer: Answer, situation: Situation) -> None:
     """Says what latency tables do not reach."""
     if beyond := situation.beyond_tables():
         answer.note(beyond)
+
+
+def next_quickstart(situation: Path, logs: Sequence[Path], part: PartOfLog) -> str:
+    """The options of a quickstart in a situation that reads the same part of logs in the same way, for a shell."""
+    given = [
+        ("config", situation),
+        *(("trace", log) for log in logs),
+        *(("columns", text) for text in part.columns),
+        *(("limit", part.limit), ("from", part.since), ("to", part.until)),
+    ]
+    return " ".join(f"--{option} {shlex.quote(str(value))}" for option, value in given if value is not None)
