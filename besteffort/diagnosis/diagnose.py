@@ -106,10 +106,13 @@ class Diagnosis:
 
 
 def trained_loads(policy: Policy) -> tuple[float, float] | None:
-    """Lowest and highest load of the workload that a policy was trained on, outside bursts; None if it does not say."""
+    """Lowest and highest load of the workload that a policy was trained on, outside bursts; None if it does not say.
+
+    Times without a request teach nothing, so a load of 0 is none.
+    """
     workload = policy.training.get("workload", {})
-    loads = [workload[name] for name in ("low", "high", "load") if workload.get(name) is not None]
-    loads += workload.get("loads", ())
+    stated = [workload.get(name) for name in ("low", "high", "load")]
+    loads = [load for load in (*stated, *workload.get("loads", ())) if load]
     return (min(loads), max(loads)) if loads else None
 
 

@@ -36,6 +36,8 @@ def policy(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"kind": "random_rates", "low": 0.05, "high": 24.0}, (0.05, 24.0)),
         ({"kind": "poisson", "load": 2.0}, (2.0, 2.0)),
         ({"kind": "markov", "loads": [4.0, 0.5]}, (0.5, 4.0)),
+        ({"kind": "markov", "loads": [0.0, 4.0]}, (4.0, 4.0)),
+        ({"kind": "square", "low": 0.0, "high": 2.0}, (2.0, 2.0)),
         ({"kind": "trace", "load": None}, None),
         (None, None),
     ],
