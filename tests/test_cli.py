@@ -765,6 +765,22 @@ def test_mistakes_in_set(command: str, refused: Callable[..., str], policy: Path
         assert words in said
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("quickstart --columns arrival=ts", "--columns"),
+        ("train paper --limit 100", "--limit"),
+        ("evaluate policy.safetensors --from 60", "--from"),
+        ("diagnose policy.safetensors --to 60", "--to"),
+        ("diagnose policy.safetensors --load 2", "--load"),
+    ],
+)
+def test_options_of_a_log_need_one(refused: Callable[..., str], words: str, option: str) -> None:
+    said = refused(*words.split())
+    assert said.startswith(f"besteffort: `{option}` ")
+    assert "name one, `--trace FILE`, or leave it out" in said
+
+
 def test_set_reaches_the_situation(tmp_path: Path, requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["simulate", str(requests), "--router", "deadline", "--backend", "reference", "--out", str(out), "--json"]

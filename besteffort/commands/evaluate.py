@@ -56,12 +56,13 @@ def evaluate(
 
     check_out(out, "evaluate", resume)
     answer = Answer("evaluate", output)
+    reading = part.reading(trace)
     run, situation = load_run(config, **changes.arguments())
     loaded = load_policy(policy, situation)
     judging = run.evaluation
     if loads is not None:
         judging = dataclasses.replace(judging, loads=loads, trace_loads=loads)
-    halves = read_halves(trace, situation, judging.judging_seeds, part.reading())
+    halves = read_halves(trace, situation, judging.judging_seeds, reading)
     begin_out(out, "evaluate", resume)
     note_tables(answer, situation)
     for half in halves:

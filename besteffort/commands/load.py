@@ -66,9 +66,11 @@ def load(
         from besteffort.load.play import Target, play
     answer = Answer("load", output)
     if demo:
-        if requests is not None or out is not None:
+        stated = (requests, out, config, model, api_key_env, plain, load, part, changes)
+        if stated != (None, None, "paper", "besteffort", None, False, None, PartOfLog(), Changes()):
             raise InputError(
-                "`load --demo` has its own requests and writes no files; leave `REQUESTS` and `--out` out."
+                "`load --demo` has its own requests and situation and writes no files; leave all but the address and "
+                "`--seed` out."
             )
         return _load_demo(answer, url, seed)
     if url is None or requests is None or out is None:
@@ -80,7 +82,7 @@ def load(
     known = load_situation(config, **changes.arguments())
     key = None if api_key_env is None else secret_of("`--api-key-env`", api_key_env)
     with answer.status("Reading"):
-        listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
+        listed, situation, info = read_list(requests, known, part.reading([requests]), seed=seed, load=load)
     create_run_directory(out)
     with answer.status("Playing") as say:
         played = play(

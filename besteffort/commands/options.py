@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import tyro
 from annotated_types import Interval
 
 from besteffort.console import Output
+from besteffort.errors import InputError
 
 if TYPE_CHECKING:
     from besteffort.workload.reading import Reading
@@ -61,14 +63,20 @@ class Columns:
     columns: Annotated[tuple[str, ...], metavar("FIELD=COLUMN,..."), tyro.conf.UseAppendAction] = ()
     limit: Annotated[int | None, optional("N")] = None
 
-    def reading(self) -> Reading:
-        """What to read.
+    def stated(self) -> list[tuple[str, Any]]:
+        """What is asked for, by the names of the options."""
+        return [*(("columns", text) for text in self.columns), *_given(limit=self.limit)]
+
+    def reading(self, logs: Sequence[Path]) -> Reading:
+        """What to read of logs.
 
         Raises:
-          InputError: on numbers out of range.
+          InputError: on numbers out of range, or if something is asked for and there is no log.
         """
         from besteffort.workload.reading import Reading
 
+        if not logs and (stated := self.stated()):
+            raise InputError(f"`--{stated[0][0]}` says how to read a log; name one, `--trace FILE`, or leave it out.")
         return Reading(self.columns, self.limit)
 
 
@@ -84,8 +92,16 @@ class PartOfLog(Columns):
     since: Annotated[float | None, tyro.conf.arg(name="from", metavar="SECONDS", help_behavior_hint="")] = None
     until: Annotated[float | None, tyro.conf.arg(name="to", metavar="SECONDS", help_behavior_hint="")] = None
 
-    def reading(self) -> Reading:
-        return dataclasses.replace(super().reading(), start_s=self.since, end_s=self.until)
+    def stated(self) -> list[tuple[str, Any]]:
+        return [*super().stated(), *_given(**{"from": self.since, "to": self.until})]
+
+    def reading(self, logs: Sequence[Path]) -> Reading:
+        return dataclasses.replace(super().reading(logs), start_s=self.since, end_s=self.until)
+
+
+def _given(**options: Any) -> list[tuple[str, Any]]:
+    """Those that are not None."""
+    return [(name, value) for name, value in options.items() if value is not None]
 
 
 SharedColumns = Annotated[Columns, tyro.conf.arg(name="")]

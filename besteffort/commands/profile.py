@@ -189,7 +189,7 @@ def profile_fit(
     qualities = fitted_profile.parse_qualities(quality)
     base = None if into is None else load_profile(into)
     with answer.status("Reading"):
-        logs = read_logs(log, part.reading(), name)
+        logs = read_logs(log, part.reading(log), name)
     fitted_profile.check(logs, qualities, base)
     alone = base is None and sum(len(each.models) for each in logs) == 1
     if alone:

@@ -73,7 +73,7 @@ def quickstart(
 
     check_out(out, "quickstart", resume)
     answer = Answer("quickstart", output)
-    reading = part.reading()
+    reading = part.reading((*trace, *fit))
     if fit:
         if profile is not None or config is not None:
             raise InputError("`--fit` makes the profile and the situation, so leave `--profile` and `--config` out.")

@@ -38,10 +38,5 @@ def note_tables(answer: Answer, situation: Situation) -> None:
 
 def next_quickstart(situation: Path, logs: Sequence[Path], part: PartOfLog) -> str:
     """The options of a quickstart in a situation that reads the same part of logs in the same way, for a shell."""
-    given = [
-        ("config", situation),
-        *(("trace", log) for log in logs),
-        *(("columns", text) for text in part.columns),
-        *(("limit", part.limit), ("from", part.since), ("to", part.until)),
-    ]
-    return " ".join(f"--{option} {shlex.quote(str(value))}" for option, value in given if value is not None)
+    given = [("config", situation), *(("trace", log) for log in logs), *part.stated()]
+    return " ".join(f"--{option} {shlex.quote(str(value))}" for option, value in given)

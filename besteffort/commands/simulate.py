@@ -60,7 +60,7 @@ def simulate(
     answer = Answer("simulate", output)
     known = load_situation(config, **changes.arguments())
     with answer.status("Reading"):
-        listed, situation, info = read_list(requests, known, part.reading(), seed=seed, load=load)
+        listed, situation, info = read_list(requests, known, part.reading([requests]), seed=seed, load=load)
     chosen = router_named(router, situation, settings)
     create_run_directory(out)
     result = simulate_list(listed, situation, chosen, seed=seed, backend=backend)

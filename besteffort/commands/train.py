@@ -59,12 +59,13 @@ def train(
     check_out(out, "train", resume)
     answer = Answer("train", output)
     check_trackers(track)
+    reading = log.reading([] if trace is None else [trace])
     run, situation = load_run(config, **changes.arguments())
     given: dict[str, Any] = {"seeds": seeds, "start": start}
     training = dataclasses.replace(run.training, **{k: v for k, v in given.items() if v is not None})
     lengths = None
     if trace is not None:
-        (half,) = read_halves([trace], situation, [run.evaluation.seed], log.reading())
+        (half,) = read_halves([trace], situation, [run.evaluation.seed], reading)
         lengths = half.first[0]
         answer.note(str(half.info))
     problem = make_training_problem(situation, training, lengths)

@@ -147,7 +147,9 @@ def test_where_to_ask_follows_from_the_gateways_address() -> None:
         (["serve", "gateway.yaml", "--port", "1"], "`--port` is of the demo"),
         (["load"], "needs an address"),
         (["load", "http://h/v1", "log.csv"], "needs an address"),
-        (["load", "--demo", "--out", "played"], "leave `REQUESTS` and `--out` out"),
+        (["load", "--demo", "--out", "played"], "leave all but the address and `--seed` out"),
+        (["load", "--demo", "--load", "2"], "leave all but the address and `--seed` out"),
+        (["load", "--demo", "--set", "cluster.replicas=2"], "leave all but the address and `--seed` out"),
         (["load", "http://127.0.0.1:9/v1", "--demo"], "no server answers there"),
     ],
 )
