@@ -144,8 +144,8 @@ def load_config(path_or_name: str | Path, cls: type[T]) -> T:
 
 
 def placed(config: T, path: Path) -> T:
-    """A configuration that was read from a file, its profiles' paths counted from the working directory instead."""
-    return _with_profiles(config, lambda profile: _normal(path.parent / profile))
+    """A configuration that was read from a file, the paths in it counted from the working directory instead."""
+    return _with_paths(config, lambda file: _normal(path.parent / file))
 
 
 def write_config(path: Path, config: Any, *, head: str = "") -> None:
@@ -153,7 +153,7 @@ def write_config(path: Path, config: Any, *, head: str = "") -> None:
 
     Args:
       path: the file.
-      config: the configuration, whose profiles' paths count from the working directory.
+      config: the configuration, whose paths count from the working directory.
       head: comments in front.
 
     Raises:
@@ -165,24 +165,25 @@ def write_config(path: Path, config: Any, *, head: str = "") -> None:
 def config_text(path: Path, config: Any) -> str:
     """What `write_config` writes to a file."""
 
-    def beside(profile: str) -> str:
-        elsewhere = Path(profile).is_absolute() and not Path(profile).is_relative_to(path.parent.absolute())
-        relative = os.path.relpath(profile, path.parent)
+    def beside(file: str) -> str:
+        elsewhere = Path(file).is_absolute() and not Path(file).is_relative_to(path.parent.absolute())
+        relative = os.path.relpath(file, path.parent)
         # Where the directory is behind a symbolic link, its `..` is another one.
-        if os.path.realpath(path.parent / relative) != os.path.realpath(profile):
-            return str(Path(profile).absolute())
-        return profile if elsewhere else relative
+        if os.path.realpath(path.parent / relative) != os.path.realpath(file):
+            return str(Path(file).absolute())
+        return file if elsewhere else relative
 
-    return to_yaml(_with_profiles(config, beside))
+    return to_yaml(_with_paths(config, beside))
 
 
 def located(config: T) -> T:
-    """A configuration with the absolute paths of its profiles, so that others can be compared with it."""
-    return _with_profiles(config, os.path.realpath)
+    """A configuration with absolute paths, so that others can be compared with it."""
+    return _with_paths(config, os.path.realpath)
 
 
-def _with_profiles(config: T, change: Callable[[str], str]) -> T:
-    """The configuration with other paths of its profiles, where it states any."""
+def _with_paths(config: T, change: Callable[[str], str]) -> T:
+    """The configuration with other paths, of profiles and wherever else it states any."""
+    config = _with_files(config, change)
     if not isinstance(config, SituationConfig):
         return config
     builtin = builtin_profiles()
@@ -195,6 +196,18 @@ def _with_profiles(config: T, change: Callable[[str], str]) -> T:
         for pool in config.pools
     )
     return dataclasses.replace(config, profile=changed(config.profile), pools=pools)
+
+
+def _with_files(value: Any, change: Callable[[str], str]) -> Any:
+    """A part of a configuration with others in place of its fields of type `Path`."""
+    if isinstance(value, Path):
+        return Path(change(str(value)))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    changed = {name: _with_files(inner, change) for name, inner in fields.items()}
+    news = {name: inner for name, inner in changed.items() if inner is not fields[name]}
+    return dataclasses.replace(value, **news) if news else value
 
 
 def _normal(path: Path) -> str:

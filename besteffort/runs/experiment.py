@@ -32,7 +32,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """How to train. In a configuration's file, paths count from that file, elsewhere from the working directory.
 
     Attributes:
       workload: what to train on; a synthetic one serves its arrivals with a trace's lengths, too.

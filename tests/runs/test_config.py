@@ -17,10 +17,13 @@ from besteffort.runs.config import (
     load_situation,
     located,
     parse_changes,
+    read_yaml,
     to_yaml,
     write_config,
 )
+from besteffort.runs.experiment import RunConfig, load_run
 from besteffort.situation import Cluster, Deadline, Reward, Task, View
+from besteffort.workload.config import Trace
 
 
 @pytest.fixture
@@ -281,6 +284,31 @@ def test_what_is_read_back_names_the_same_profile(tmp_path: Path, monkeypatch: p
     read = load_config(directory / "s.yaml", SituationConfig)
     assert located(read) == located(config)
     assert located(read) != located(dataclasses.replace(config, profile="other.json"))
+
+
+def test_paths_of_the_training_count_from_their_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of what is nested, so that a run's directory does for another run wherever that is begun."""
+    training = "training: {start: p.safetensors, workload: {kind: trace, path: ../log.csv}}\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.yaml").write_text(MINIMAL + training, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("a/run.yaml", RunConfig)
+    assert config.training.start == Path("a/p.safetensors")
+    assert isinstance(config.training.workload, Trace)
+    assert config.training.workload.path == Path("log.csv")
+    (tmp_path / "b").mkdir()
+    write_config(Path("b/config.yaml"), config)
+    assert load_config("b/config.yaml", RunConfig) == config
+    written = read_yaml(Path("b/config.yaml"))["training"]
+    assert (written["start"], written["workload"]["path"]) == ("../a/p.safetensors", "../log.csv")
+    changed, _ = load_run("a/run.yaml", changes={"training.start": "p.safetensors"})
+    assert changed.training.start == Path("p.safetensors")
+    monkeypatch.chdir(tmp_path / "b")
+    moved = load_config("config.yaml", RunConfig)
+    assert moved.training.start == Path("../a/p.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert located(moved) != located(config)
+    assert located(load_config(Path("b/config.yaml").absolute(), RunConfig)) == located(config)
 
 
 def test_the_path_of_hardware_counts_from_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

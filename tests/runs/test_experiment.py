@@ -49,7 +49,7 @@ def test_sections_are_read(tmp_path: Path) -> None:
     assert (run.training.seeds, run.training.config.hidden_sizes, run.training.start) == (
         3,
         (8,),
-        Path("p.safetensors"),
+        tmp_path / "p.safetensors",
     )
     assert run.training.numbers().tau == 0.9
     assert run.evaluation.burst == Markov(loads=(1.0, 2.0), dwell_s=(1.0, 3.0))
