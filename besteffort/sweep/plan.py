@@ -141,7 +141,8 @@ class SweepConfig:
       base: name of a configuration that comes with the package, or a YAML file (from the working directory).
       axes: axes by dotted field; `*` stands for all entries of a list, a number or an entry's `name` for one.
       changes: other values for fields of the base, for all trials.
-      samples: draws of the sampled axes for each point of the grid of the listed axes.
+      samples: draws of the sampled axes for each point of the grid of the listed axes. What is drawn again is left out,
+        since it would train to the same networks.
       seeds: networks per setting; null for as many as `training.seeds` of the base.
       seed: seed of the draws.
       judge: evaluation of the trials.
@@ -306,14 +307,21 @@ def judged_situation(sweep: SweepConfig, base: RunConfig, own: Situation) -> Sit
 
 
 def _settings(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
-    """Yields the values of all axes except the seed, by setting. A larger `samples` does not change earlier draws."""
+    """Yields the values of all axes except the seed, by setting, each once.
+
+    A larger `samples` does not change earlier draws.
+    """
     axes = {name: axis for name, axis in sweep.axes.items() if name != SEED}
     grid = {name: axis.values for name, axis in axes.items() if axis.values is not None}
     for point, values in enumerate(itertools.product(*grid.values())):
         listed = dict(zip(grid, values, strict=True))
+        drawn: list[dict[str, Any]] = []
         for sample in range(sweep.samples):
             draws = iter(np.random.default_rng((sweep.seed, point, sample)).random(len(axes)).tolist())
-            yield {name: listed[name] if name in listed else axis.draw(next(draws)) for name, axis in axes.items()}
+            setting = {name: listed[name] if name in listed else axis.draw(next(draws)) for name, axis in axes.items()}
+            if setting not in drawn:
+                drawn.append(setting)
+                yield setting
 
 
 def _seeds(sweep: SweepConfig, data: dict[str, Any]) -> Sequence[Any]:

@@ -104,6 +104,15 @@ def test_draws_are_in_range_repeat_and_stay_when_more_are_drawn(planned: Callabl
     assert {value["reward.soft_span"] for value in values} == {0.0, 1.0}
 
 
+def test_a_setting_that_is_drawn_again_is_trained_once(planned: Callable[..., SweepPlan]) -> None:
+    axes = {"reward.soft_span": Axis(choice=(0.0, 1.0)), "reward.miss_penalty": listed(0.0, 0.1)}
+    plan = planned(axes, samples=20, seeds=2)
+    spans, penalties = (sorted(trial.values[name] for trial in plan.trials) for name in axes)
+    assert spans == [0.0] * 4 + [1.0] * 4
+    assert penalties == [0.0] * 4 + [0.1] * 4
+    assert [trial.setting for trial in plan.trials] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_seeds_of_a_setting_share_its_draws(planned: Callable[..., SweepPlan]) -> None:
     plan = planned({LR: Axis(log_uniform=(1e-4, 1e-2))}, samples=2, seeds=2)
     rates = [trial.values[LR] for trial in plan.trials]
