@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.outcome import check_replaced
 from benchmarks.summary import Row, summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in args.names:
         if name not in NAMES:
             parser.error(f"there is no benchmark `{name}`; choose from {', '.join(NAMES)}")
+    places = {name: args.out.resolve() / f"{name}.json" for name in args.names or NAMES}
+    for out in places.values():
+        check_replaced(parser, out, fast=args.fast)
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=160)
     found: list[Row] = []
     failed = []
-    for name in args.names or NAMES:
+    for name, out in places.items():
         console.rule(name)
-        out = args.out.resolve() / f"{name}.json"
         if run(name, out, fast=args.fast):
             found += rows_of(name, out)
         else:

@@ -43,13 +43,14 @@ from rich.console import Console
 
 from benchmarks.compiled import Rollouts, scenarios
 from benchmarks.opt_speed import Timed, our_decode, our_prefill, their_decode, their_prefill, to_transformers
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.timing import machine, measure
 from besteffort import laptop
 from besteffort.device import device_name
 from besteffort.engine.server import EngineServer
 from besteffort.errors import InputError
 from besteffort.evaluation import metrics
-from besteffort.files import append_jsonl, read_jsonl, write_json
+from besteffort.files import append_jsonl, read_jsonl
 from besteffort.gateway.config import GatewayConfig, Listen, Pool
 from besteffort.gateway.http import Listener
 from besteffort.gateway.serve import Gateway
@@ -499,7 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in args.parts:
         if name not in PARTS:
             parser.error(f"there is no part `{name}`; choose from {', '.join(PARTS)}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_replaced(parser, args.out, fast=args.fast)
     console = Console(width=160)
     packages = [name for name in ("jax", "jaxlib", "flax", "torch", "transformers") if importlib.util.find_spec(name)]
     found: dict[str, Any] = {"machine": machine(*packages), "size": "fast" if args.fast else "full", "parts": {}}
@@ -508,7 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.rule(name)
             part = found["parts"][name] = run_part(name, Path(directory) / f"{name}.jsonl", fast=args.fast)
             console.print(f"{name}: {part['ended']}, {part['seconds']:g} s, {len(part['lines'])} lines")
-            write_json(args.out, found)
+            write_result(args.out, found, fast=args.fast)
     return 0 if all(part["ended"] == "done" for part in found["parts"].values()) else 1
 
 

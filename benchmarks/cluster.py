@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import resource
@@ -30,10 +29,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.timing import machine
 from besteffort.device import cores
 from besteffort.errors import InputError
-from besteffort.files import write_json
 from besteffort.runs.backends import Backend, Local, backend_of
 from besteffort.sweep.plan import Axis, SweepConfig, SweepPlan, make_plan
 from besteffort.sweep.run import run_sweep
@@ -191,13 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=160)
     if args.programs < 2 or args.programs % 2:
         parser.error(f"--programs is {args.programs}; give an even number from 2 on")
+    check_replaced(parser, args.out, fast=args.fast)
     try:
         result = run(args.programs, 16_384 if args.fast else 524_288, console)
     except InputError as error:
         console.print(str(error))
         return 2
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, json.loads(json.dumps(result)))
+    write_result(args.out, result, fast=args.fast)
     return 0
 
 

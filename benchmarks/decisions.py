@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speeds, machine, measure
 from besteffort.adapters.onnx import to_onnx
@@ -239,13 +239,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "decisions.json", help="file to write")
     parser.add_argument("--fast", action="store_true", help="few states and rounds: whether it runs, not how fast")
     args = parser.parse_args(arguments)
+    check_replaced(parser, args.out, fast=args.fast)
     size = FAST if args.fast else Size()
     with exiting("benchmarks.decisions"):
         policies = {path.stem: on_the_papers_inputs(path) for path in args.policy}
     policies |= {f"random {' x '.join(map(str, hidden))}": random_policy(hidden) for hidden in ((64, 64), (256, 256))}
     result = run(size, policies, Console(width=160))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.out, result, fast=args.fast)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speeds, machine, measure, one_core
 from besteffort.diagnosis.wrong_profiles import perturb_latency
@@ -255,10 +255,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "estimates.json", help="file to write")
     parser.add_argument("--fast", action="store_true", help="few decisions and rounds: whether it runs, not how fast")
     args = parser.parse_args(arguments)
+    check_replaced(parser, args.out, fast=args.fast)
     with one_core():
         result = run(FAST if args.fast else Size(), Console(width=160))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.out, result, fast=args.fast)
 
 
 if __name__ == "__main__":

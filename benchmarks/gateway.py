@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.summary import Row
 from benchmarks.timing import machine
 from besteffort.gateway import process
@@ -436,9 +437,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.serve is not None:
         serve(upstream if args.serve == "upstream" else bare(args.serve))
         return
+    check_replaced(parser, args.out, fast=args.fast)
     result = run(FAST if args.fast else Size(), _executable(args.litellm), Console(width=200))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.out, result, fast=args.fast)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
 import tempfile
@@ -46,6 +45,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gymnax_dqn
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.summary import Row
 from benchmarks.timing import machine
 from besteffort.adapters.gymnax import ServingGymnax
@@ -582,12 +582,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="trainings of each learner, by default 3")
     parser.add_argument("--fast", action="store_true", help="a few decisions: whether it runs, not how fast")
     args = parser.parse_args(arguments)
+    check_replaced(parser, args.out, fast=args.fast)
     size = FAST if args.fast else Size()
     if args.seeds is not None:
         size = dataclasses.replace(size, seeds=args.seeds)
     result, figure = run(size, Console(width=160))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.out, result, fast=args.fast)
     plots.save_figure(figure, args.out.with_suffix(""))
 
 

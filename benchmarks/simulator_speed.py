@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from rich.table import Table
 from benchmarks.cartpole import cartpole_case
 from benchmarks.compiled import Rollouts, Scenario, part_cases, scenarios
 from benchmarks.limits import limits, limits_table
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.rivals import SCHED_SIM, Job, Workers, columns, rival_cases
 from benchmarks.summary import Row
 from benchmarks.timing import Case, Speed, Speeds, machine, measure
@@ -225,10 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "simulator_speed.json", help="file to write")
     parser.add_argument("--fast", action="store_true", help="one load, few environments: whether it runs, not how fast")
     args = parser.parse_args(arguments)
+    check_replaced(parser, args.out, fast=args.fast)
     jax.config.update("jax_num_cpu_devices", cores())  # a plain `jit` uses the first, which has all threads
     result = run(FAST if args.fast else Size(), Console(width=200))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(args.out, result, fast=args.fast)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.outcome import check_replaced, write_result
 from benchmarks.summary import Row
 from benchmarks.timing import machine
 from besteffort.device import cores
@@ -269,9 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--singles", type=int, help="single runs to measure, by default all")
     parser.add_argument("--fast", action="store_true", help="a few decisions: whether it runs, not how fast")
     args = parser.parse_args(arguments)
+    check_replaced(parser, args.out, fast=args.fast)
     result = run(FAST if args.fast else Size(), args.singles, Console(width=160))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(args.out, result, fast=args.fast)
 
 
 if __name__ == "__main__":
