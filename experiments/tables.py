@@ -310,7 +310,7 @@ def sweep() -> str:
 def decisions() -> str:
     """Time of a decision."""
     found = read("decisions")["microseconds"]
-    ways = list(found["trained"])
+    ways = list(next(iter(found.values())))
     rows = [[network, *(f"{found[network][way]['median']:.2g} µs" for way in ways)] for network in found]
     return markdown(["Network", *ways], [[_NETWORKS.get(name, name), *cells] for name, *cells in rows])
 

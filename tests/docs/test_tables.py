@@ -47,6 +47,15 @@ def test_the_check_finds_a_figure_that_differs() -> None:
     assert tables.filled(other) == text != other
 
 
+def test_decisions_need_no_trained_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m benchmarks` names none."""
+    from experiments import tables
+
+    found = {"random 64 x 64": {"NumPy": {"median": 6.3}, "JAX": {"median": 86.0}}}
+    monkeypatch.setattr(tables, "read", lambda name: {"microseconds": found})
+    assert "| random 64 x 64 | 6.3 µs | 86 µs |" in tables.decisions()
+
+
 def test_the_readme_says_how_often_the_router_wins_and_loses() -> None:
     from experiments import tables
 
