@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,14 +130,14 @@ def run(lab: Lab) -> Findings:
 
 def _group(lab: Lab, group: int, size: int) -> list[dict[str, Any]]:
     """Points ahead in each situation of a group, found again where they were found before."""
-    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}{lab.environment}.json"
+    place = _place(lab, f"{group}-{size}")
     if place.exists():
         known: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
         return known
     draws = draw_group(SEED, group, size)
     lab.log(f"group {group}: {draws[0].name}, and {size - 1} more")
     started = time.process_time()
-    lists = [_lists(draw, 10 * (size * group + index)) for index, draw in enumerate(draws)]
+    lists = [_lists(lab, draw, size * group + index) for index, draw in enumerate(draws)]
     warm_up_s = [WARM_UP * min(float(one.arrival_s[-1]) for one in each) for each in lists]
     tuned = tune(
         draws[0].situation,
@@ -177,11 +178,11 @@ def _group(lab: Lab, group: int, size: int) -> list[dict[str, Any]]:
 
 def _added(lab: Lab, group: int, size: int) -> float:
     """What networks add to the rule that is found in a group's first situation, as a share of the peak."""
-    place = lab.work / "any_profile" / f"{lab.scale.name}-{SEED}-{group}-{size}-{NETWORKS}{lab.environment}.json"
+    place = _place(lab, f"{group}-{size}-{NETWORKS}")
     if place.exists():
         return float(json.loads(place.read_text(encoding="utf-8")))
     draw = draw_group(SEED, group, size)[0]
-    tuning, *judged = _lists(draw, 10 * size * group)
+    tuning, *judged = _lists(lab, draw, size * group)
     warm_up_s = WARM_UP * min(float(one.arrival_s[-1]) for one in (tuning, *judged))
     (found,) = tune(draw.situation, [[tuning]], _HOW, warm_up_s=warm_up_s, names=("value",))
     rule = rule_policy(draw.situation, rule_for(draw.situation, found["value"]), {"method": "search"})
@@ -191,7 +192,7 @@ def _added(lab: Lab, group: int, size: int) -> float:
         [workloads.build(draw.workload, draw.situation)],
         draw.situation.task_names,
         REQUESTS,
-        [10 * size * group + 1 + LISTS],
+        [_first_seed(lab, size * group) + 1 + LISTS],
     )
     (networks,) = lab.train(
         seeing(draw.situation),
@@ -209,9 +210,20 @@ def _added(lab: Lab, group: int, size: int) -> float:
     return added
 
 
-def _lists(draw: Draw, seed: int) -> list[Requests]:
+def _place(lab: Lab, what: str) -> Path:
+    """The file that keeps what was found."""
+    return lab.work / "any_profile" / f"{lab.amount}-{SEED}-{what}.json"
+
+
+def _first_seed(lab: Lab, number: int) -> int:
+    """Of the lists of a situation by its number; other ones with another seed of the scale."""
+    return 10 * (GROUPS * SIZE * lab.scale.seed + number)
+
+
+def _lists(lab: Lab, draw: Draw, number: int) -> list[Requests]:
     """A list to tune on, then those to be judged on."""
     workload = workloads.build(draw.workload, draw.situation)
+    seed = _first_seed(lab, number)
     return sample_lists([workload], draw.situation.task_names, REQUESTS, range(seed, seed + 1 + LISTS))
 
 
