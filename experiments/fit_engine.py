@@ -34,6 +34,7 @@ from besteffort.profiling.fit import fit
 from besteffort.profiling.fitted_profile import MEASURES, PERCENTILES, HeldOut
 from besteffort.profiling.server_log import RequestLog, read_log
 from besteffort.version import __version__
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = OPTConfig(vocab=1000, hidden=256, layers=4, heads=4, ffn=1024, embedding=256, positions=256)
@@ -107,8 +108,13 @@ def compared(log: RequestLog, ttft_s: np.ndarray, latency_s: np.ndarray, rows: n
     )
 
 
+@exiting("fit_engine")
 def main() -> None:
-    """The command line."""
+    """The command line.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=300, help="per log (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and lengths (default 1)")

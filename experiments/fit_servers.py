@@ -34,6 +34,7 @@ from besteffort.simulator.simulate import simulate_by_reference
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"idle": 0.2, "moderate": 3.0, "overloaded": 10.0}
@@ -214,12 +215,17 @@ def log_of(server: Server | str, rate: float, count: int, seed: int, path: Path,
     return read_log(path)
 
 
+@exiting("fit_servers")
 def main() -> None:
-    """The command line."""
+    """The command line.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=400, help="per log (default 400)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals, lengths and noise (default 1)")
-    parser.add_argument("--only", default="", help="this server alone")
+    parser.add_argument("--only", choices=(*MODELS, *SERVERS), help="this server alone")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "fit_servers.json", help="file to write")
     arguments = parser.parse_args()
     console = Console()
@@ -227,7 +233,7 @@ def main() -> None:
     servers: dict[str, Server | str] = {**{name: name for name in MODELS}, **SERVERS}
     played = [(name, load) for name in servers for load in (*RATES, *([BURSTS] if name in MODELS else []))]
     for name, load in played:
-        if arguments.only not in ("", name):
+        if arguments.only not in (None, name):
             continue
         server, rate = servers[name], RATES.get(load, RATES["moderate"])
         with tempfile.TemporaryDirectory() as directory:

@@ -32,6 +32,7 @@ from besteffort.simulator.result import Result
 from besteffort.situation import Cluster, Situation, Task
 from besteffort.version import __version__
 from besteffort.workload.requests import Requests
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = {
@@ -122,8 +123,13 @@ def judged(path: Path, console: Console) -> tuple[dict[str, Any], Fitted, HeldOu
     return figures, found, held_out
 
 
+@exiting("fit_vllm")
 def main() -> None:
-    """The command line."""
+    """The command line.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True, help="the log")
     parser.add_argument("--also", type=Path, nargs="*", default=(), help="logs of other servers")

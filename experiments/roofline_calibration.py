@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import scipy.optimize
 
+from besteffort.files import os_errors_as_input_errors
 from besteffort.profile.roofline import A100, CALIBRATED, H100, Architecture, Efficiency, HostOverhead, Roofline
+from experiments.lab import exiting
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = "splitwise_perf_model_a100_h100.csv.gz"
@@ -87,9 +89,13 @@ class Fit:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All measured configurations, decode and prefill, without the first two kinds of excluded rows."""
+    """All measured configurations, decode and prefill, without the first two kinds of excluded rows.
+
+    Raises:
+      InputError: if the file cannot be read.
+    """
     groups: dict[tuple, list[tuple[float, float]]] = collections.defaultdict(list)
-    with gzip.open(path, "rt", newline="") as file:
+    with os_errors_as_input_errors(path, "read"), gzip.open(path, "rt", newline="") as file:
         for line in csv.DictReader(file):
             counts = [int(line[name]) for name in ("tensor_parallel", "prompt_size", "batch_size", "token_size")]
             key = (line["model"], line["hardware"], *counts)
@@ -192,8 +198,13 @@ def calibrate(rows: Sequence[Row]) -> dict:
     }
 
 
+@exiting("roofline_calibration")
 def main() -> None:
-    """Reads the command line, calibrates, and writes."""
+    """Reads the command line, calibrates, and writes.
+
+    Raises:
+      SystemExit: with status 2 on a user's mistake, and 1 if the fit is not what profiles are made with.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the measured rows")
     args = parser.parse_args()
