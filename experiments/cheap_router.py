@@ -3,7 +3,7 @@
     python -m experiments.cheap_router [--fast]
 
 The paper's network of 2 x 256 units decides on a CPU. Here single networks of one to three layers with 16 to 512 units
-in all, trained alike (half the usual batch, so that the largest ends in reasonable time), and the default policy, a
+in all, trained alike (half the usual batch, so that the largest ends in reasonable time), and the default policy, an
 ensemble whose training is longer, too; judged under the same bursty arrivals. With `--fast` only the sizes in
 `INDICATIVE`. A decision is `Policy.decide`, from names and numbers to the name of a model, in one thread; its time
 depends on the machine.

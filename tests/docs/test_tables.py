@@ -89,6 +89,9 @@ def test_sentences_have_the_figures_of_the_results() -> None:
     below = [100 - float(one["ours"].split(" ")[0]) for one in bounded]
     results = (CHECKOUT / "docs" / "results.md").read_text("utf-8")
     assert f"is {min(below):.1f} to {max(below):.1f}% below the clairvoyant bound" in results
+    near = [one for one in claims if "mean load 1:" in one["claim"] and "how often" in one["claim"]]
+    least, most = sorted(float(one["static"].split(" ")[0]) for one in near)
+    assert f"{least:.0f} to {most:.0f}% of the time" in results
 
     stays = {
         name: sum(seconds is not None for seconds in one["seconds_to_stay_above"]["each"])
