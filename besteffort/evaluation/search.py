@@ -35,8 +35,6 @@ from besteffort.workload.synthetic_workload import spreads_rates
 
 _ROUTER = "value"
 _FINALISTS = 7
-_LISTS = 10_000  # seeds of draws from one seed to the next
-_END = 2**31  # of their seeds: those from there on are of lists to choose on, and from 2^32 on there are none
 _MORE = 4  # times as many lists where rates are spread, each half as long: one list has few rates
 # Time constants of the rate estimate that do not count, since it starts at 0. Of three, a search has found numbers that
 # jam as long as the estimate is low, and only then: three points lost at a steady load.
@@ -76,7 +74,7 @@ def draws(situation: Situation, workload: Any, config: SearchConfig, seed: int) 
 
     Of a load whose rates are spread at random there are more, shorter ones: what is found has to hold at all rates.
     """
-    first = _LISTS * (seed + 1) % (_END - _LISTS)
+    first = config.drawn_seeds(seed).start
     count, length = config.lists, config.requests
     if spreads_rates(workload):
         count, length = _MORE * count, max(2, length * 2 // _MORE)

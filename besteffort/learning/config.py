@@ -133,6 +133,9 @@ class DQNHyperparams:
         return dataclasses.replace(cls(learning_rate_decay=decisions, epsilon_decay=max(1, decisions // 8)), **changes)
 
 
+_LISTS = 10_000  # seeds of lists from one seed of a search to the next
+_END = 2**31  # of these seeds: those from there on are of lists to choose on, and from 2^32 on there are none
+
 ObjectiveName = Literal["reward", "near_peak", "worst_task", "alpha_fair", "slo"]
 RuleTerm = Literal[
     "reserve", "reserve_slope", "harm_weight", "latency_price", "occupancy_price", "time_price", "giving_up"
@@ -171,6 +174,11 @@ class SearchConfig:
     alpha: Annotated[float, Interval(ge=0, le=100)] = 1.0
     attainment: Annotated[float, Interval(ge=0, lt=1)] = 0.95
     without: tuple[RuleTerm, ...] = ()
+
+    def drawn_seeds(self, seed: int) -> range:
+        """Seeds of the lists that a search of one seed draws, where rates are not spread: half of them for its end."""
+        first = _LISTS * (seed + 1) % (_END - _LISTS)
+        return range(first, first + 2 * self.lists)
 
 
 _RANGES = {

@@ -108,9 +108,21 @@ def load_run(
     training = config.training
     try:
         check(training.config, training.numbers(), training.history)
+        _check_lists(training, config.evaluation)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if profile is None:
         return config, build_situation(config, where)
     config = dataclasses.replace(config, profile=profile)
     return config, config.build()
+
+
+def _check_lists(training: TrainingConfig, evaluation: EvaluationConfig) -> None:
+    """Checks that nothing is judged on lists that a search draws; a quickstart searches, whatever the method."""
+    for seed in range(training.seed, training.seed + training.seeds):
+        drawn = training.search.drawn_seeds(seed)
+        if any(judged in drawn for judged in evaluation.judging_seeds):
+            raise InputError(
+                f"`evaluation.seed` is {evaluation.seed}, and lists of the seeds {drawn.start} to {drawn.stop - 1} are "
+                "searched on, so they must not be judged on; give another seed, such as the default of 1000."
+            )

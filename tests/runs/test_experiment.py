@@ -95,3 +95,16 @@ def test_changes_that_do_not_fit_each_other() -> None:
         InputError, match=r"paper\.yaml with `changes`: Training: the environment remembers 1 decisions"
     ):
         load_run("paper", changes={"training.history": 1})
+
+
+@pytest.mark.parametrize(
+    ("seed", "training", "lists"),
+    [(10_000, 0, (10_000, 10_003)), (10_003, 0, (10_000, 10_003)), (49_998, 3, (50_000, 50_003))],
+)
+def test_what_is_searched_on_is_not_judged_on(seed: int, training: int, lists: tuple[int, int]) -> None:
+    """A list is known by its load and its seed."""
+    changes = {"evaluation.seed": seed, "evaluation.seeds": 5, "training.seed": training, "training.seeds": 3}
+    first, last = lists
+    with pytest.raises(InputError, match=rf"`evaluation.seed` is {seed}, and lists of the seeds {first} to {last} are"):
+        load_run("quickstart", changes=changes)
+    load_run("quickstart", changes=changes | {"evaluation.seed": seed + 2_000})
