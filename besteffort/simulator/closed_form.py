@@ -283,11 +283,12 @@ def submit(
     instance: Array,
     request: Request,
     accept: Array,
-) -> tuple[Instances, Ledger, Array]:
+) -> tuple[Instances, Ledger, Array, Array]:
     """Gives `request`, which arrives now, to `instance`, which has a seat for it; a no-op unless `accept`.
 
     The third result is the change in what all requests present earn if no other request arrives: what `request` is now
-    planned to earn, less the loss of the requests that it delays beyond their deadlines.
+    planned to earn, less the loss of the requests that it delays beyond their deadlines. The last is what `request` has
+    earned already: its reward if it takes no time, and so has left before anyone sees it there; else 0.
     """
     pool = instance % shape.pools
     seats, plan = jax.tree.map(lambda field: pick(field, instance), instances)
@@ -325,10 +326,13 @@ def submit(
     place = count(others.finish - clock <= request.output_tokens) - 1
     moved = _move(shape, _make_place(others, place), marked, boundary)
     new = _admit(shape, params, pool, *moved, clock == 0, request, place, eligible, assumed_s)
-    credit = _planned(*new) - _planned(seats, plan)
+    credit = _planned(*new, place) - _planned(seats, plan)
+    # Only one that finds nobody there takes no time, so nothing else is in its credit.
+    first_token_s = new[1].admission_s
+    at_once = jnp.where((request.output_tokens == 1) & (first_token_s <= new[1].age_s), credit, 0.0)
     nowhere = shape.instances
     instances = Instances(*_put(tuple(instances), jnp.where(accept, instance, nowhere), new))
-    return instances, ledger, jnp.where(accept, credit, 0.0)
+    return instances, ledger, jnp.where(accept, credit, 0.0), jnp.where(accept, at_once, 0.0)
 
 
 def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> tuple[Instances, Array, Array]:
@@ -377,9 +381,15 @@ def _pool_of_each(shape: EnvShape) -> Array:
     return jnp.arange(shape.instances) % shape.pools
 
 
-def _planned(seats: Seats, plan: DeparturePlan) -> Array:
-    """() summed reward of the requests present at an instance if they depart as planned."""
-    return jnp.sum(jnp.where(seats.done_s > plan.age_s, seats.value, 0.0))
+def _planned(seats: Seats, plan: DeparturePlan, place: Array | None = None) -> Array:
+    """() summed reward of the requests at an instance if they depart as planned: who is there, and who came now.
+
+    The latter has the seat `place`, and may have left already.
+    """
+    counts = seats.done_s > plan.age_s
+    if place is not None:
+        counts |= jnp.arange(counts.shape[0]) == place
+    return jnp.sum(jnp.where(counts, seats.value, 0.0))
 
 
 def _timing(shape: EnvShape, seats: Seats) -> Timing | None:

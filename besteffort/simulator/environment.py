@@ -66,7 +66,7 @@ class EnvState(NamedTuple):
       comparison: how observed times compare with the tables; None unless `EnvShape.compare_times`.
       stale_view: past rates and batch sizes that a delayed router view needs.
       since_accept_s: seconds since a request was last accepted; since the start, before the first.
-      refused: reward of the last decision if its request was rejected, else 0.
+      at_once: reward of the last decision if its request was rejected or answered in no time, else 0.
       life: where the lives of replicas stand; None unless `EnvShape.life`.
     """
 
@@ -81,7 +81,7 @@ class EnvState(NamedTuple):
     comparison: Comparison | None
     stale_view: StaleView
     since_accept_s: Array
-    refused: Array
+    at_once: Array
     life: LifeState | None = None
 
 
@@ -193,7 +193,7 @@ class ServingEnvironment:
             comparison=Comparison(jnp.zeros(shape.pools), jnp.zeros(shape.pools)) if shape.compare_times else None,
             stale_view=stale_view.empty(shape),
             since_accept_s=zero,
-            refused=zero,
+            at_once=zero,
             life=lives.empty(shape) if shape.life else None,
         )
 
@@ -227,7 +227,7 @@ class ServingEnvironment:
             tau_s = params.slowdown_tau_s
             comparison = compared(comparison, arrival.gap_s, excess_s, assumed_s, tau_s, jnp)
             slowdown = observed_slowdown(comparison, tau_s, jnp)
-        reward = reward + state.refused
+        reward = reward + state.at_once
         clock_s = state.clock_s + arrival.gap_s
         due_s = clock_s + (1.0 + params.soft_span) * arrival.deadline_s
         weight = tenant_weight_of(params, arrival)
@@ -245,7 +245,7 @@ class ServingEnvironment:
             comparison=comparison,
             stale_view=view,
             since_accept_s=state.since_accept_s + arrival.gap_s,
-            refused=jnp.zeros_like(state.refused),
+            at_once=jnp.zeros_like(state.at_once),
             life=life,
         )
         visible_s = deadline_s(
@@ -333,7 +333,7 @@ class ServingEnvironment:
             ready_s=ready_s,
             tenant_weight=weight,
         )
-        instances, ledger, credit = self._dynamics.submit(
+        instances, ledger, credit, at_once = self._dynamics.submit(
             shape, params, state.instances, state.ledger, row * shape.pools + pool, request, accept
         )
         loss = jnp.where(accept, 0.0, refused(shape, params, arrival.task, arrival.deadline_s, weight))
@@ -341,7 +341,7 @@ class ServingEnvironment:
             instances=instances,
             ledger=ledger,
             since_accept_s=jnp.where(accept, 0.0, state.since_accept_s),
-            refused=loss,
+            at_once=at_once + loss,
         )
         credit = None if credit is None else credit + loss
         # Rows of a pool's replicas ascend.

@@ -178,8 +178,12 @@ def submit(
     instance: Array,
     request: Request,
     accept: Array,
-) -> tuple[Instances, Ledger, None]:
-    """Gives `request`, which arrives now, to `instance` if `accept`. Departures are not planned: the credit is None."""
+) -> tuple[Instances, Ledger, None, Array]:
+    """Gives `request`, which arrives now, to `instance` if `accept`; results as those of `closed_form.submit`.
+
+    Departures are not planned, so the credit is None, and one that takes no time is seen to leave: nothing is earned
+    already.
+    """
     if instances.answers is not None:
         # Its prefill comes in between for those that are there.
         pool = instance % shape.pools
@@ -197,7 +201,8 @@ def submit(
     here = (jnp.arange(shape.instances) == instance) & accept
     instances = instances._replace(line=line, waiting=instances.waiting + here.astype(jnp.int32))
     idle = here & jnp.isinf(instances.end_s)
-    return _start(shape, params, instances, jnp.zeros_like(request.arrival_s), idle), ledger, None
+    nothing = jnp.zeros_like(request.arrival_s)
+    return _start(shape, params, instances, nothing, idle), ledger, None, nothing
 
 
 def compare(shape: EnvShape, params: EnvParams, instances: Instances, sizes: Array) -> tuple[Instances, Array, Array]:

@@ -16,15 +16,24 @@ from besteffort.routers import DeadlineRouter, RandomRouter, StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.simulator.build import build
 from besteffort.simulator.environment import EnvState, ServingEnvironment
+from besteffort.simulator.simulate import simulate
 from besteffort.simulator.types import EnvParams, EnvShape, Router, TimeStep
-from besteffort.situation import Reward, Situation, View
+from besteffort.situation import Cluster, Reward, Situation, Task, View
 from besteffort.workload.arrivals import Poisson
 from besteffort.workload.deadline_factors import deadline_factors
 from besteffort.workload.requests import Requests
 from besteffort.workload.sample import sample_workload
 from besteffort.workload.synthetic_workload import synthetic
 from besteffort.workload.trace_workload import replay
-from tests.simulator.cases import LONGEST_PROMPT, Case, Kind, draw_case, play_compiled, simulate_by_reference
+from tests.simulator.cases import (
+    LONGEST_PROMPT,
+    Case,
+    Kind,
+    draw_case,
+    make_profile,
+    play_compiled,
+    simulate_by_reference,
+)
 from tests.simulator.environment_api import check_environment
 
 PLAIN = Kind(3, 2, 2, max_batch=3, queue_capacity=2, dyadic=True, extras=frozenset())
@@ -199,6 +208,30 @@ def test_rewards_are_handed_out_when_requests_resolve(name: str, reward: Reward)
         assert float(outcomes.reward[:n].sum()) == pytest.approx(total, abs=1e-9)
         timing = drained.ledger.timing
         np.testing.assert_allclose(timing.service_s[:n], truth.completion_s - arrival_s, atol=1e-9)
+
+
+@pytest.mark.parametrize("slowdown", [False, True], ids=["jumps", "iterations"])
+def test_an_answer_that_takes_no_time_earns_its_reward(slowdown: bool) -> None:
+    # The table is flat: all but one token of a prompt are found, so reading the last one takes no time.
+    profile = make_profile(decode=np.full((1, 2), 0.5), prefill=np.ones((1, 4)))
+    requests = Requests(
+        tasks=profile.task_names,
+        arrival_s=np.array([0.0, 0.0, 1.0, 4.0]),
+        task=np.zeros(4),
+        prompt_tokens=np.full(4, 4),
+        output_tokens=np.array([1, 1, 2, 1]),
+        deadline_s=np.full(4, 2.0),
+        cached_tokens=np.array([3, 3, 3, 0]),
+    )
+    situation = Situation(profile, Cluster(replicas=1, max_batch=2, queue_capacity=0), (Task("task0"),))
+    truth = simulate(requests, situation, StaticRouter(0), backend="reference")
+    assert (truth.completion_s - requests.arrival_s).tolist() == [0.0, 0.0, 0.5, 1.0]
+    shape, params = build(situation, replay(requests, start="first"), history=8, longest_prompt=4)
+    environment = ServingEnvironment(dataclasses.replace(shape, slowdown=slowdown))
+    timesteps, _ = jax.jit(lambda key: rollout(environment, params, StaticRouter(0), key, 4))(jax.random.key(0))
+    assert timesteps.reward[:3].tolist() == [1.0, 1.0, 1.0]
+    if not slowdown:
+        assert timesteps.credit.tolist() == truth.reward.tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("reward", [Reward(), Reward(soft_span=1.0, miss_penalty=0.25)], ids=["hard", "soft"])
