@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -24,6 +25,23 @@ MOST_PLACES = 2**20
 """Places of the largest cluster: requests that its instances run and let wait."""
 
 MOST_POOLS = 256
+
+_CAME_LATER = (
+    ", slowdown_tau_s=0.0",
+    ", gateways=1",
+    ", gateway_delay_s=0.0",
+    ", pools=()",
+    ", hardware=()",
+    ", origins=()",
+    ", tenants=()",
+    ", start_s=None",
+    ", events=()",
+    ", autoscaler=None",
+    ", weights_gb=None",
+    ", memory_gb=None",
+    ", load_gb_per_s=None",
+)
+"""Fields that came later, as they are written where they are off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,24 +253,7 @@ class View:
 
 def as_text(value: Any) -> str:
     """`repr` of a situation or a part of it, without what came later and is off: it tells what was done before, too."""
-    text = repr(value)
-    for off in (
-        ", slowdown_tau_s=0.0",
-        ", gateways=1",
-        ", gateway_delay_s=0.0",
-        ", pools=()",
-        ", hardware=()",
-        ", origins=()",
-        ", tenants=()",
-        ", start_s=None",
-        ", events=()",
-        ", autoscaler=None",
-        ", weights_gb=None",
-        ", memory_gb=None",
-        ", load_gb_per_s=None",
-    ):
-        text = text.replace(off, "")
-    return text
+    return re.sub(rf"(?:{'|'.join(map(re.escape, _CAME_LATER))})(?=[,)])", "", repr(value))
 
 
 def _check_mix(listed: Sequence[Origin | Tenant], kind: str, field: str) -> None:
