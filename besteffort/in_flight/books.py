@@ -17,7 +17,6 @@ import numpy as np
 from besteffort.errors import InputError
 from besteffort.estimates import scalars
 from besteffort.estimates.params import ServingParams
-from besteffort.estimates.rule import Rule
 from besteffort.estimates.view import Terms
 from besteffort.in_flight.entries import Entry, Instance
 from besteffort.in_flight.fast_params import FastParams
@@ -36,20 +35,16 @@ class Books:
     microseconds.
     """
 
-    def __init__(
-        self, situation: Situation, *, rule: Rule | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, situation: Situation, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing in flight.
 
         Args:
           situation: models and where they run, their tables, the tasks and their deadlines.
-          rule: whose steps in time prices count in what is known of the situation.
           clock: tells the time in seconds where events do not.
         """
         self.situation = situation
         fleet = situation.fleet
         self._clock = clock
-        self._rule = rule
         self._terms = Terms.of(situation)
         self._replicas = Replicas(fleet)
         self.batch_sizes = self._replicas.batch_sizes
@@ -62,7 +57,7 @@ class Books:
         weights = situation.tenant_weights
         # Of a request whose tenant is not stated the weight is 1; None where all count the same.
         self._tenant_weights = None if weights is None else {None: 1.0} | dict(enumerate(weights.tolist()))
-        self._fast = self._know(ServingParams.of(situation, rule=rule))
+        self._fast = self._know(ServingParams.of(situation))
         # Nobody sees which prompts are being read in chunks.
         budgets = fleet.chunk_tokens if self._terms.streamed else np.full(self._pools, np.inf)
         self._in_chunks = np.isfinite(budgets).tolist()
@@ -487,7 +482,7 @@ class Books:
         if prompt_tokens >= self._fast.prompts_below:
             # Longer than all before; the next one may be yet longer.
             longest = prompt_tokens + prompt_tokens // 2
-            self._fast = self._know(ServingParams.of(self.situation, longest, rule=self._rule))
+            self._fast = self._know(ServingParams.of(self.situation, longest))
         self._requests[request] = entry
 
     def _weight_of(self, known: Entry) -> float:

@@ -94,8 +94,8 @@ class InFlight(Books):
           softness: how uncertain predictions are; a policy's rule has its own.
         """
         self.policy = policy if isinstance(policy, Policy) else None
-        rule = None if self.policy is None or self.policy.rule is None else self.policy.rule.plain()
-        super().__init__(policy.situation if isinstance(policy, Policy) else policy, rule=rule, clock=clock)
+        super().__init__(policy.situation if isinstance(policy, Policy) else policy, clock=clock)
+        self._rule = None if self.policy is None or self.policy.rule is None else self.policy.rule.plain()
         self._softness = softness
         self._features = frozenset(feature.name for feature in self.policy.features) if self.policy else frozenset()
         self._estimated = [name for name in Estimates._fields if name in self._features]
