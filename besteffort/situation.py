@@ -210,8 +210,9 @@ class View:
       streamed: the gateway counts tokens as they come; otherwise an answer shows nothing before its end.
       slowdown_tau_s: time constant in seconds over which observed times are compared with the tables, so that estimates
         hold where models are slower or faster than believed, see `besteffort.estimates.correction`; 0: they are not.
-      gateways: requests come through so many gateways, in turns. The router sees the requests in flight that came
-        through the same one as they are, and those of the others late; load balancers see all as they are.
+      gateways: requests come through so many gateways, each through one of them at random. The router sees the requests
+        in flight that came through the same one as they are, and those of the others late; load balancers see all as
+        they are.
       gateway_delay_s: so many seconds late. Of what happened to the requests of others since then nothing is assumed:
         those that have come are not counted yet, those that are done still are, with the tokens that they had. The
         iteration in progress is seen where an own request is among those it works on; elsewhere it is the one of then.

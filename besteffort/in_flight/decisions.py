@@ -436,5 +436,5 @@ class InFlight(Books):
         return self._seats.stakes(rows, self._fast.params.priors.survival.shape[1] - 1, limits=self._limits)
 
     def _weight_told(self, known: Entry) -> float | None:
-        """The same; None where all count the same."""
+        """Factor on the rewards of a request by its tenant; None where all count the same."""
         return None if self._tenant_weights is None else self._weight_of(known)

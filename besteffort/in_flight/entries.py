@@ -54,7 +54,7 @@ class Instance:
     chunks are of those that wait.
     """
 
-    chunks: bool = False  # whether any prompts are
+    chunks: bool = False  # whether any prompts are read in chunks
     decoding: int = 0
     running: int = 0
     joining_s: float = 0.0

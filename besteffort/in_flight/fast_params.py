@@ -59,7 +59,7 @@ class FastParams:
       pools: pool by pool what is read most, in plain numbers.
       costs: pool by pool what iterations cost.
       slots: pool by pool requests that an instance runs at once.
-      capacity: pool by pool requests per second of all replicas.
+      capacity: pool by pool requests per second that it and all of models as large or larger sustain together.
       visible_deadline_s: task by task the deadline of an answer of mean length.
     """
 
