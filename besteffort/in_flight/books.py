@@ -22,7 +22,7 @@ from besteffort.in_flight.entries import Entry, Instance
 from besteffort.in_flight.fast_params import FastParams
 from besteffort.in_flight.observed_times import ObservedTimes
 from besteffort.in_flight.replicas import Replicas
-from besteffort.in_flight.seats import Seats
+from besteffort.in_flight.seats import NO_LIMIT, Seats
 from besteffort.observation import next_rate
 from besteffort.situation import Situation
 
@@ -475,7 +475,9 @@ class Books:
 
     def _book(self, request: Hashable, entry: Entry) -> None:
         """A request is in the books from now on."""
-        self._limits |= entry.max_tokens is not None
+        if entry.max_tokens is not None:
+            self._limits = True
+            entry.max_tokens = min(entry.max_tokens, NO_LIMIT)  # clients state any number
         self._factors |= entry.deadline_factor != 1.0
         self._founds |= entry.cached_tokens > 0
         prompt_tokens = entry.prompt_tokens

@@ -9,7 +9,8 @@ import numpy as np
 from besteffort.estimates.estimates import Stakes
 from besteffort.in_flight.entries import Entry
 
-_NO_LIMIT = np.iinfo(np.int64).max
+NO_LIMIT = int(np.iinfo(np.int64).max)
+"""The limit on the output of a request that states none."""
 
 
 @dataclasses.dataclass
@@ -51,7 +52,7 @@ class Seats:
         """Free seats."""
         fills: dict[str, bool | int | float] = dict.fromkeys(("present", "running", "eligible"), False)
         fills |= dict.fromkeys(("task", "prompt_tokens", "cached_tokens", "tokens", "order", "law"), 0)
-        fills |= {"limit": _NO_LIMIT, "deadline_factor": 1.0, "tenant_weight": 1.0}
+        fills |= {"limit": NO_LIMIT, "deadline_factor": 1.0, "tenant_weight": 1.0}
         return cls(*(np.full((instances, seats), fills.get(f.name, 0.0)) for f in dataclasses.fields(cls)))
 
     def widen(self) -> None:
@@ -68,7 +69,7 @@ class Seats:
         self.task[here], self.prompt_tokens[here], self.tokens[here] = entry.task, entry.prompt_tokens, 0
         self.cached_tokens[here] = entry.cached_tokens
         self.order[here], self.arrival_s[here] = order, entry.arrival_s
-        self.limit[here] = _NO_LIMIT if entry.max_tokens is None else entry.max_tokens
+        self.limit[here] = NO_LIMIT if entry.max_tokens is None else entry.max_tokens
         self.deadline_factor[here] = entry.deadline_factor
         self.delay_s[here], self.tenant_weight[here], self.added_s[here] = entry.delay_s, tenant_weight, 0.0
         self.law[here] = stakes.law

@@ -213,6 +213,20 @@ def test_a_deadline_and_a_limit_of_the_client_count(flight: InFlight) -> None:
     assert (short.completion_s < usual.completion_s).all()
 
 
+def test_a_limit_beyond_all_numbers_is_none() -> None:
+    # A client may state any number; one that a gateway passes on must not leave the books half written.
+    limited, free = InFlight(SITUATION), InFlight(SITUATION)
+    for books, limit in ((limited, 2**70), (free, None)):
+        books.arrived("a", task=TASK, prompt_tokens=10, max_tokens=limit, at=0.0)
+        books.sent("a", 0, at=0.0)
+        books.arrived("b", task=TASK, prompt_tokens=10, max_tokens=limit, at=0.5)
+    found, wanted = limited.estimates("b", at=0.5), free.estimates("b", at=0.5)
+    np.testing.assert_allclose(found.own, wanted.own)
+    np.testing.assert_allclose(found.harm, wanted.harm)
+    limited.done("a", at=1.0)
+    assert not limited.batch_sizes.any()
+
+
 def test_a_policy_decides_and_the_balancer_picks() -> None:
     situation = SITUATION
     models = len(situation.profile.model_names)
