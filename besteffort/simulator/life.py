@@ -25,7 +25,8 @@ class LifeState(NamedTuple):
       number: () of the next event.
       takes: (instances,) whether it takes requests: it is up, or starting.
       ready_s: (instances,) seconds until it is up, 0 if it is or was.
-      look_s: (pools,) seconds until the autoscaler looks next; None unless `EnvShape.looks`.
+      up_s, up_rounded_s: (instances,) seconds since the start when it is up, or was, and what they lack.
+      look_s, look_rounded_s: (pools,) the same of when the autoscaler looks next; None unless `EnvShape.looks`.
       looks: (pools,) how often it has looked; None likewise.
       wanted: (pools, looks) replicas that it wanted, that of look `k` in slot `k % looks`; None likewise.
     """
@@ -35,19 +36,23 @@ class LifeState(NamedTuple):
     number: Array
     takes: Array
     ready_s: Array
+    up_s: Array
+    up_rounded_s: Array
     look_s: Array | None = None
+    look_rounded_s: Array | None = None
     looks: Array | None = None
     wanted: Array | None = None
 
 
 def empty(shape: EnvShape) -> LifeState:
     """Before the first arrival, when `begun` says who is up."""
-    zero = jnp.zeros(())
-    state = LifeState(zero, zero, jnp.int32(0), jnp.zeros(shape.instances, bool), jnp.zeros(shape.instances))
+    zero, each = jnp.zeros(()), jnp.zeros(shape.instances)
+    state = LifeState(zero, zero, jnp.int32(0), jnp.zeros(shape.instances, bool), each, each, each)
     if not shape.looks:
         return state
     return state._replace(
         look_s=jnp.zeros(shape.pools),
+        look_rounded_s=jnp.zeros(shape.pools),
         looks=jnp.zeros(shape.pools, jnp.int32),
         wanted=jnp.zeros((shape.pools, shape.looks), jnp.int32),
     )
@@ -73,20 +78,22 @@ def shown(state: LifeState, sizes: Array, placed: Array) -> tuple[Array, Array]:
 
 
 class _Now(NamedTuple):
-    """A moment between two arrivals; times are seconds from the first of them.
+    """A moment between two arrivals.
 
     Attributes:
-      number, takes, ready_s, look_s, looks, wanted: as in `LifeState`.
-      busy_s: (instances,) until the last request that an instance has would leave it.
-      fails_s: (instances,) until the instance fails; infinite if it does not.
+      number, takes, up_s, up_rounded_s, look_s, look_rounded_s, looks, wanted: as in `LifeState`.
+      busy_s: (instances,) seconds from the first arrival until the last request of an instance would leave it.
+      fails_s: (instances,) likewise until the instance fails; infinite if it does not.
     """
 
     number: Array
     takes: Array
-    ready_s: Array
+    up_s: Array
+    up_rounded_s: Array
     busy_s: Array
     fails_s: Array
     look_s: Any
+    look_rounded_s: Any
     looks: Any
     wanted: Any
 
@@ -109,32 +116,48 @@ def live(
     """
     own_start_s = life.start_s[jnp.arange(shape.instances) % shape.pools]
     events = life.time_s.shape[0]
+    # In float64 what is due at the instant of an arrival comes before it, so times are rounded as by the reference.
+    double = gap_s.dtype == jnp.float64
+
+    def until(time_s: Array, rounded_s: Array, clock_s: Array, clock_rounded_s: Array) -> Array:
+        seconds = time_s - clock_s
+        return seconds if double else seconds + (rounded_s - clock_rounded_s)
 
     def event_s(now: _Now) -> Array:
         if not events:
             return jnp.full_like(gap_s, jnp.inf)
-        at_s = life.time_s[now.number] - state.clock_s + (life.rounded_s[now.number] - state.rounded_s)
+        number = now.number
+        at_s = until(life.time_s[number], life.rounded_s[number], state.clock_s, state.rounded_s)
         return jnp.where(now.number < events, at_s, jnp.inf)
+
+    def looks_s(now: _Now) -> Array:
+        return until(now.look_s, now.look_rounded_s, state.clock_s, state.rounded_s)
 
     def look_s(now: _Now) -> Array:
         if now.look_s is None:
             return jnp.full_like(gap_s, jnp.inf)
-        return jnp.where(jnp.isfinite(gap_s), jnp.min(now.look_s), jnp.inf)
+        return jnp.where(jnp.isfinite(gap_s), jnp.min(looks_s(now)), jnp.inf)
 
     def due(now: _Now) -> Array:
         at_s = jnp.minimum(event_s(now), look_s(now))
         return jnp.isfinite(at_s) & (at_s <= gap_s)
 
-    def change(now: _Now, at_s: Array, starts: Array, stops: Array) -> _Now:
+    def change(now: _Now, at_s: Array, time_s: Array, rounded_s: Array, starts: Array, stops: Array) -> _Now:
         # One that has requests still drains, or was to: it need not start anew.
         anew = starts & ~now.takes & (now.busy_s <= at_s)
         takes = (now.takes | starts) & ~stops
-        return now._replace(takes=takes, ready_s=jnp.where(anew, at_s + own_start_s, now.ready_s))
+        up_s, up_rounded_s = _plus(time_s, jnp.zeros_like(rounded_s) if double else rounded_s, own_start_s)
+        return now._replace(
+            takes=takes,
+            up_s=jnp.where(anew, up_s, now.up_s),
+            up_rounded_s=jnp.where(anew, up_rounded_s, now.up_rounded_s),
+        )
 
     def happen(now: _Now) -> _Now:
         at_s, what = event_s(now), life.what[now.number]
         mine = jnp.arange(shape.instances) == life.instance[now.number]
-        now = change(now, at_s, mine & (what == START), mine & (what != START))
+        time_s, rounded_s = life.time_s[now.number], life.rounded_s[now.number]
+        now = change(now, at_s, time_s, rounded_s, mine & (what == START), mine & (what != START))
         fails = mine & (what == FAIL)
         return now._replace(
             number=now.number + 1,
@@ -144,7 +167,8 @@ def live(
 
     def look(now: _Now) -> _Now:
         assert life.scaling is not None
-        pool, at_s = jnp.argmin(now.look_s), jnp.min(now.look_s)
+        pool = jnp.argmin(looks_s(now))
+        at_s = looks_s(now)[pool]
         sizes = jnp.sum(leave_s > at_s, axis=1, dtype=jnp.int32).reshape(placed.shape)[:, pool]
         takes = now.takes.reshape(placed.shape)[:, pool]
         own: Scaling = jax.tree.map(lambda field: field[pool], life.scaling)
@@ -154,8 +178,10 @@ def live(
         starts, drains = _orders(number, takes, placed[:, pool], sizes)
         column = jnp.arange(shape.pools) == pool
         here = [(each[:, None] & column[None]).reshape(-1) for each in (starts, drains)]
-        return change(now, at_s, *here)._replace(
-            look_s=jnp.where(column, now.look_s + life.scaling.interval_s, now.look_s),
+        next_s, next_rounded_s = _plus(now.look_s, now.look_rounded_s, life.scaling.interval_s)
+        return change(now, at_s, now.look_s[pool], now.look_rounded_s[pool], *here)._replace(
+            look_s=jnp.where(column, next_s, now.look_s),
+            look_rounded_s=jnp.where(column, next_rounded_s, now.look_rounded_s),
             looks=jnp.where(column, looks, now.looks),
             wanted=jnp.where(column[:, None], wanted[None], now.wanted),
         )
@@ -169,22 +195,46 @@ def live(
 
     busy_s = jnp.max(leave_s, axis=1)
     none_s = jnp.full_like(busy_s, jnp.inf)
-    now = _Now(state.number, state.takes, state.ready_s, busy_s, none_s, state.look_s, state.looks, state.wanted)
+    now = _Now(
+        number=state.number,
+        takes=state.takes,
+        up_s=state.up_s,
+        up_rounded_s=state.up_rounded_s,
+        busy_s=busy_s,
+        fails_s=none_s,
+        look_s=state.look_s,
+        look_rounded_s=state.look_rounded_s,
+        looks=state.looks,
+        wanted=state.wanted,
+    )
     now = jax.lax.while_loop(due, follow, now)
     # A sum in two parts, so that little gaps count after a long time, too.
     more_s = gap_s + state.rounded_s
     clock_s = state.clock_s + more_s
+    rounded_s = jnp.where(jnp.isfinite(clock_s), more_s - (clock_s - state.clock_s), 0.0)
     state = LifeState(
         clock_s=clock_s,
-        rounded_s=jnp.where(jnp.isfinite(clock_s), more_s - (clock_s - state.clock_s), 0.0),
+        rounded_s=rounded_s,
         number=now.number,
         takes=now.takes,
-        ready_s=jnp.maximum(now.ready_s - gap_s, 0.0),
-        look_s=None if now.look_s is None else now.look_s - gap_s,
+        ready_s=jnp.maximum(until(now.up_s, now.up_rounded_s, clock_s, rounded_s), 0.0),
+        up_s=now.up_s,
+        up_rounded_s=now.up_rounded_s,
+        look_s=now.look_s,
+        look_rounded_s=now.look_rounded_s,
         looks=now.looks,
         wanted=now.wanted,
     )
     return state, now.fails_s
+
+
+def _plus(time_s: Array, rounded_s: Array, more_s: Array) -> tuple[Array, Array]:
+    """A time and what it lacks because it was rounded, so many seconds later (Knuth's sum in two parts)."""
+    first_s = time_s + more_s
+    added_s = first_s - time_s
+    lacking_s = rounded_s + (time_s - (first_s - added_s)) + (more_s - added_s)
+    sum_s = first_s + lacking_s
+    return sum_s, jnp.where(jnp.isfinite(sum_s), lacking_s - (sum_s - first_s), 0.0)
 
 
 def _wanted(own: Scaling, looks: Array, takes: Array, sizes: Array) -> Array:

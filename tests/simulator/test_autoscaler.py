@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from besteffort.errors import InputError
 from besteffort.evaluation.metrics import gpu_seconds
 from besteffort.policy import load_policy, save_policy
 from besteffort.pools import Fleet, Pool, ReplicaEvent
+from besteffort.routers import StaticRouter
 from besteffort.runs.config import load_situation
 from besteffort.runs.untrained import default_policy
 from besteffort.simulator.reference import simulate_reference
 from besteffort.simulator.result import Result
-from besteffort.situation import Reward, View
+from besteffort.simulator.simulate import simulate, simulate_by_reference
+from besteffort.situation import Cluster, Reward, Situation, Task, View
 from tests.simulator.cases import Case, agree, make_profile
 from tests.simulator.pool_cases import draw_scaled_kinds, judged_cases
 from tests.simulator.test_reference import make_requests, make_tables
@@ -122,6 +125,33 @@ def test_looks_that_were_missed_are_made_up_for_with_what_was_there_then() -> No
     # Nobody comes before 20 s, when all but the first are drained again; the request of 3 s waits for nobody.
     later = play([0.0, 0.0, 0.0, 3.0, 20.0], pool)
     assert later.replica.tolist() == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"autoscaler": Autoscaler(interval_s=1.0, in_flight=1.0)},
+        {"events": (ReplicaEvent(0.0, 1, "start"),), "start_s": 1.0},
+    ],
+    ids=["a look", "a start"],
+)
+def test_what_is_due_as_a_request_comes_is_done_before(given: dict[str, Any]) -> None:
+    # Less one gap after the other, the second until the last arrival is a little more than the last gap.
+    arrival_s = [0.303, 0.33, 0.453, 0.788, 1.0]
+    left_s = 1.0 - 0.303
+    for one, following in itertools.pairwise(arrival_s[:-1]):
+        left_s -= following - one
+    assert left_s > arrival_s[-1] - arrival_s[-2]
+    profile = make_profile(np.full((1, 32), 3.0), np.ones((1, 8)))
+    pool = Pool("a", "model0", replicas=2, **given)
+    situation = Situation(profile, Cluster(), (Task("task0"),), pools=(pool,))
+    requests = make_requests(arrival_s, np.full(5, 4), np.full(5, 3), 100.0)
+    requests = dataclasses.replace(requests, tasks=situation.task_names)
+    truth = simulate_by_reference(requests, situation, lambda index, observation: 0)
+    assert truth.replica.tolist() == [0, 0, 0, 0, 1]
+    result = simulate(requests, situation, StaticRouter(0))
+    assert result.replica.tolist() == truth.replica.tolist()
+    np.testing.assert_allclose(result.completion_s, truth.completion_s, rtol=1e-12)
 
 
 def lists(index: int) -> tuple[tuple[Case, Result], ...]:
