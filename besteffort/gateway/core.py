@@ -40,6 +40,7 @@ _LONGEST_PROMPT = 2**17  # tokens; tables are worked out up to the longest promp
 _LEAST_RETRY_S = 0.05
 _FULL_RETRY_S = 1.0  # until a full gateway is tried again
 _SPARE_RETRIES = 10.0
+_SPARE_LEASES = 64  # of requests that have ended, kept besides as many as there are open ones
 _SYNC_S = 0.002  # between two looks at what other workers do, while nothing is decided
 
 
@@ -466,6 +467,10 @@ class Core:
                 continue
             self.expired += 1
             self.close(ticket, "lost", "lease")
+        # A lease is minutes longer than most requests, which would all be kept for so long.
+        if len(self._leases) > 2 * len(self._tickets) + _SPARE_LEASES:
+            self._leases = [lease for lease in self._leases if lease[2].open]
+            heapq.heapify(self._leases)
 
     def sync(self, now: float | None = None) -> None:
         """Looks at what other workers of this host do."""

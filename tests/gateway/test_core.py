@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -232,6 +233,25 @@ def test_a_claim_of_which_nothing_more_is_heard_ends_with_its_lease() -> None:
     made.close(ticket, "answered")
     assert counts(made) == 0
     assert len(records) == 1
+
+
+def test_requests_that_have_ended_are_not_kept_until_their_leases_end() -> None:
+    """They are forgotten while those in between stay, and keep their leases."""
+    made, clock, records = core(lease_s=5.0)
+    lost = made.arrive(ASK, "lost")
+    made.claim(lost)
+    for number in range(500):
+        ticket = made.arrive(ASK, f"r{number}")
+        made.finished(made.claim(ticket), output_tokens=1)
+        made.close(ticket, "answered")
+    records.clear()
+    gc.collect()
+    kept = [each for each in gc.get_objects() if isinstance(each, Ticket) and each.snapshot is made.snapshot]
+    assert len(kept) < 100
+    clock.now += 307.1
+    made.sweep()
+    assert not lost.open
+    assert [record.request_id for record in records] == ["lost"]
 
 
 def test_an_ordinary_end_is_logged_with_what_the_server_counted() -> None:
