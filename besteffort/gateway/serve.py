@@ -38,7 +38,20 @@ def prepare(path_or_name: str | Path) -> tuple[Snapshot, Path]:
     config, path = load_gateway(path_or_name)
     if config.redis is not None:
         make_client(config.redis)
-    return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None), path
+    return first_snapshot(config, path), path
+
+
+def first_snapshot(config: GatewayConfig, path: Path) -> Snapshot:
+    """Reads the policies of a configuration, and puts them together with it.
+
+    Args:
+      config: the configuration.
+      path: its file.
+
+    Raises:
+      InputError: if something does not fit.
+    """
+    return _snapshot(config, path, {arm: _policy(each, path) for arm, each in sources(config).items()}, None)
 
 
 def run(
