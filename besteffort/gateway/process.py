@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,10 +14,12 @@ from typing import Any
 
 LOGGER = logging.getLogger("besteffort.gateway")
 _TICK_S = 1.0
+_DESCRIPTORS = 2**16  # that are asked for, where so many may be had
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs it to its end, with uvloop where it is installed."""
+    """Runs it to its end, with uvloop where it is installed, and as many descriptors as the process may have."""
+    _raise_descriptor_limit()
     runner: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
     if sys.platform != "win32":
         with contextlib.suppress(ImportError):
@@ -24,6 +27,15 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
             runner = uvloop.run
     runner(main)
+
+
+def _raise_descriptor_limit() -> None:
+    """Raises the soft limit, often 1,024, which is for programs that use `select`, to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # macOS may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def until_told(

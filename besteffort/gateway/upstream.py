@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import json
 import ssl
@@ -26,6 +27,7 @@ MOST_ANSWER_BYTES = 2**26
 _MOST_ERROR_BYTES = 2**16
 _END_S = 0.2  # that a server has to end a stream after its last event
 _LONGEST_MESSAGE = 500
+_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # which say nothing of a server
 
 
 class UpstreamError(Exception):
@@ -173,6 +175,9 @@ def _raise_as_upstreams(error: BaseException, place: Place) -> None:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         waited_s = place.pool.timeouts.connect_s
         raise UpstreamError("connect", "The server cannot be reached.", waited_s=waited_s) from error
+    if isinstance(error, aiohttp.ClientConnectorError) and error.errno in _OWN_WANT:
+        message = "The gateway cannot open another connection."
+        raise UpstreamError("no_descriptors", message, status=503, blame=False) from error
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientSSLError | ssl.SSLError):
         raise UpstreamError("connect", "The server cannot be reached.") from error
     if isinstance(error, aiohttp.ClientError | ConnectionError | asyncio.IncompleteReadError | EOFError):

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
+import resource
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -259,6 +262,38 @@ def test_a_server_that_is_not_there_is_no_loss(tmp_path: Path) -> None:
             assert found.records[0].attempts == 2
 
     run(scenario())
+
+
+def test_a_server_is_not_blamed_where_the_gateway_has_no_descriptors(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _), running(tmp_path, [[url]]) as found:
+            async with found.session.get(f"{found.address}/health") as response:
+                await response.read()  # the client is connected
+            with no_descriptors():
+                for _ in range(4):
+                    status, body, _ = await found.post()
+                    assert (status, body["error"]["code"]) == (503, "no_descriptors")
+            status, _, _ = await found.post()
+            assert status == 200
+
+    run(scenario())
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """None is to be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sum(1 for _ in Path("/dev/fd").iterdir()) + 64, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_server_recovers_after_failures(tmp_path: Path) -> None:

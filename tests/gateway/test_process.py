@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 
 import pytest
@@ -43,3 +44,18 @@ def test_a_fault_in_what_is_due_does_not_end_the_server(monkeypatch: pytest.Monk
     assert calls == 3
     assert [record.levelname for record in said] == ["ERROR"] * 3
     assert "unforeseen" in logging.Formatter().format(said[0])
+
+
+def test_a_server_has_as_many_descriptors_as_it_may_have() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found: list[tuple[int, int]] = []
+
+    async def look() -> None:
+        found.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        process.run(look())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == [(2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16), hard)]
