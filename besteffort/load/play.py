@@ -102,8 +102,6 @@ def play(
       InputError: if the server cannot be reached.
       KeyboardInterrupt: if an interrupt has come.
     """
-    if prompts is None:
-        prompts = [_WORD * tokens for tokens in requests.prompt_tokens.tolist()]
     answers, late_s = asyncio.run(_play(requests, prompts, situation, target, progress))
     texts = tuple(answer.text for answer in answers)
     return Played(_result(requests, situation, answers), texts, _failures(answers), late_s)
@@ -111,7 +109,7 @@ def play(
 
 async def _play(
     requests: Requests,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None,
     situation: Situation,
     target: Target,
     progress: Callable[[int, int], None],
@@ -125,14 +123,19 @@ async def _play(
         await _reach(session, target)
         loop = asyncio.get_running_loop()
         start, late_s = loop.time(), 0.0
+        looked_s = start
         tasks: list[asyncio.Task[_Answer]] = []
         try:
             for index, arrival_s in enumerate(requests.arrival_s.tolist()):
                 while (wait_s := start + arrival_s - loop.time()) > 0:
                     await asyncio.sleep(min(wait_s, _LOOK_S))
-                    _look(tasks, progress)
+                    if loop.time() - looked_s >= _LOOK_S:  # all tasks are counted, too many for every request
+                        looked_s = loop.time()
+                        _look(tasks, progress)
                 late_s = max(late_s, -wait_s)
-                ask = _ask(session, target, requests, prompts[index], situation, index, start)
+                # The words of a long list at once take gigabytes.
+                prompt = _WORD * int(requests.prompt_tokens[index]) if prompts is None else prompts[index]
+                ask = _ask(session, target, requests, prompt, situation, index, start)
                 tasks.append(asyncio.create_task(ask))
             while not all(task.done() for task in tasks):
                 await asyncio.wait(tasks, timeout=_LOOK_S)

@@ -189,3 +189,12 @@ def test_slow_answers_hold_nobody_up(tmp_path: Path) -> None:
         played = play(listed(8, 0.01), SITUATION, Target(url))
     assert played.result.arrival_s[-1] < 0.5
     assert (played.result.latency_s >= 0.5).all()
+
+
+def test_progress_is_told_now_and_then_and_not_for_every_request(tmp_path: Path) -> None:
+    """All tasks are counted for it, which for every request would be late in a long list."""
+    told: list[tuple[int, int]] = []
+    with serving(tmp_path, answer) as (url, _, _):
+        play(listed(70, 0.01), SITUATION, Target(url), lambda sent, done: told.append((sent, done)))
+    assert 1 <= len(told) <= 5
+    assert told[-1][0] == 70
