@@ -25,10 +25,18 @@ from besteffort.gateway.lag import Lag
 from besteffort.gateway.live import Live
 from besteffort.gateway.metrics import Metrics
 from besteffort.gateway.process import LOGGER
-from besteffort.gateway.upstream import MOST_ANSWER_BYTES, InvalidRequestError, Upstream, UpstreamError, read_whole
+from besteffort.gateway.upstream import (
+    MOST_ANSWER_BYTES,
+    InvalidRequestError,
+    Post,
+    Upstream,
+    UpstreamError,
+    read_whole,
+)
 from besteffort.version import __version__
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
+_COMMENT = b": waiting\n\n"
 _quoted = functools.lru_cache(1024)(quote)  # names of models and tasks
 _FOLDER = Path(__file__).parent / "page"
 _PAGE = {
@@ -371,9 +379,13 @@ class _Call:
         reader = EventReader()
         try:
             async with contextlib.AsyncExitStack() as stack:
-                async with asyncio.timeout_at(limit):
-                    post = self._server.upstream.post(claim.place, self._path, body, headers)
-                    answer = await stack.enter_async_context(post)
+                post = self._server.upstream.post(claim.place, self._path, body, headers)
+                if self._intake.streamed:
+                    answer = await self._begin(post, limit)
+                    stack.push_async_exit(post)
+                else:
+                    async with asyncio.timeout_at(limit):
+                        answer = await stack.enter_async_context(post)
                 if "text/event-stream" not in answer.headers.get(hdrs.CONTENT_TYPE, ""):
                     raise UpstreamError("no_stream", "The server did not stream its answer.")
                 while not stream.done:
@@ -413,6 +425,30 @@ class _Call:
         except EventTooLargeError:
             raise UpstreamError("too_large", "The server sent an event that is too large.") from None
 
+    async def _begin(self, post: Post, limit: float) -> aiohttp.ClientResponse:
+        """The answer of a server that has begun it, which many do with their first token only; as `_read` otherwise.
+
+        Raises:
+          UpstreamError: if it fails before.
+          TimeoutError: when the loop's time is `limit`.
+        """
+        loop = asyncio.get_running_loop()
+        begins = loop.create_task(post.__aenter__())  # what was begun cannot be asked for again after a comment
+        try:
+            while True:
+                until = min(limit, self._wrote_s + _SILENCE_S)
+                if (await asyncio.wait((begins,), timeout=until - loop.time()))[0]:
+                    return begins.result()
+                if loop.time() >= limit:
+                    raise TimeoutError
+                await self._write(_COMMENT, begins=False)
+        except BaseException as error:
+            begins.cancel()
+            await asyncio.wait((begins,))
+            if not begins.cancelled() and begins.exception() is None:
+                await post.__aexit__(type(error), error, error.__traceback__)
+            raise
+
     async def _read(self, content: aiohttp.StreamReader, limit: float) -> bytes:
         """The next bytes of a stream, none at its end; while they do not come, a client of streams gets comments.
 
@@ -429,7 +465,7 @@ class _Call:
             except TimeoutError:
                 if loop.time() >= limit:
                     raise
-            await self._write(b": waiting\n\n", begins=False)
+            await self._write(_COMMENT, begins=False)
 
     async def _write(self, content: bytes, *, begins: bool = True) -> None:
         """Writes to the client, whose response it begins.

@@ -546,6 +546,36 @@ def test_silence_is_filled_with_comments(tmp_path: Path, monkeypatch: pytest.Mon
     run(scenario())
 
 
+def test_silence_before_the_headers_is_filled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that begin their answer with the first token, after another one that failed without a word."""
+    monkeypatch.setattr("besteffort.gateway.server._SILENCE_S", 0.1)
+
+    async def hangs(call: Call) -> None:
+        await call.left()
+
+    async def late(call: Call) -> None:
+        await asyncio.sleep(0.25)
+        await answer(call)
+
+    async def scenario() -> None:
+        timeouts = Timeouts(first_token_s=0.4)
+        async with backend(late) as (good, _), backend(hangs) as (bad, made):
+            given = with_timeouts([[good], [bad]], timeouts, retries=PLENTY)
+            async with started(given, tmp_path) as found:
+                body = {"model": "besteffort", "prompt": "a", "stream": True}
+                url = f"{found.address}/v1/completions"
+                async with found.session.post(url, json=body, headers=PATIENT) as response:
+                    raw = await response.read()
+                assert raw.count(b": waiting\n\n") >= 4
+                assert b"".join(raw.split(b": waiting\n\n")).endswith(DONE)
+                assert found.records[0].attempts == 2
+                await found.settle()
+                while made.open:  # of the one that was given up
+                    await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
 def test_comments_of_a_server_before_the_first_token_are_no_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
