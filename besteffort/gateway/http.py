@@ -198,6 +198,14 @@ class Listener:
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    @property
+    def unsent(self) -> bool:
+        """Whether a part of an answer waits for its client to take what came before."""
+        server = self._runner.server
+        connections = () if server is None else server.connections
+        transports = (connection.transport for connection in connections)
+        return any(transport is not None and transport.get_write_buffer_size() for transport in transports)
+
     async def stop(self) -> None:
         """Closes all connections."""
         if self._server is not None:

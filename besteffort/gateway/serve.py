@@ -182,11 +182,11 @@ class Gateway:
         return True
 
     async def drain(self) -> None:
-        """Takes no more requests, and waits for those in work, up to `listen.drain_s`."""
+        """Takes no more requests, and waits until those in work are done and sent, up to `listen.drain_s`."""
         self.core.draining = True
-        loop = asyncio.get_running_loop()
+        loop, listener = asyncio.get_running_loop(), self._listener
         until = loop.time() + self.core.snapshot.config.listen.drain_s
-        while self.core.open_requests and loop.time() < until:
+        while (self.core.open_requests or (listener is not None and listener.unsent)) and loop.time() < until:
             await asyncio.sleep(0.02)
         if self.core.open_requests:
             LOGGER.warning("%d requests were not done in time and are cut off.", self.core.open_requests)

@@ -801,6 +801,34 @@ def test_a_client_that_reads_no_more_holds_no_connection(
     run(scenario())
 
 
+def test_an_end_waits_until_answers_are_sent(tmp_path: Path) -> None:
+    """A long answer is done before a slow client has it."""
+    text = "a" * 2**24
+
+    async def long(call: Call) -> None:
+        await call.respond(200, completion(text))
+
+    async def scenario() -> None:
+        listen = Listen(port=0, drain_s=20.0)
+        async with backend(long) as (url, _), running(tmp_path, [[url]], listen=listen) as found:
+            host, port = found.address.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            body = b'{"model": "besteffort", "prompt": "a"}'
+            head = f"host: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            writer.write(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+            answered = await reader.readuntil(b"\r\n\r\n")
+            length = int(answered.lower().partition(b"content-length: ")[2].split(b"\r")[0])
+            draining = asyncio.create_task(found.gateway.drain())
+            await asyncio.sleep(0.1)
+            assert not found.counts()
+            assert not draining.done()
+            assert json.loads(await reader.readexactly(length))["choices"][0]["text"] == text
+            await asyncio.wait_for(draining, 10)
+            writer.close()
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/completions HTT", b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nx-a: b"]
 )
