@@ -143,7 +143,7 @@ class Listener:
         self,
         app: web.Application,
         listen: Listen,
-        most_connections: Callable[[], int] | None = None,
+        limits: Callable[[], Listen] | None = None,
         *,
         port: int | None = None,
         shared: bool = False,
@@ -153,13 +153,13 @@ class Listener:
         Args:
           app: what answers.
           listen: where, and how much.
-          most_connections: how many may be open at a time; as `listen` says unless given.
+          limits: how much from now on, asked at every connection; as `listen` says unless given.
           port: instead of that of `listen`.
           shared: other processes listen on the same port.
         """
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CUT_OFF_S)
         self._listen = listen
-        self._most = most_connections or (lambda: listen.connections)
+        self._limits = limits or (lambda: listen)
         self._port = listen.port if port is None else port
         self._shared = shared
         self._server: asyncio.Server | None = None
@@ -175,16 +175,17 @@ class Listener:
         assert server is not None
 
         def protocol() -> asyncio.Protocol:
-            if len(server.connections) >= self._most():
+            limits = self._limits()
+            if len(server.connections) >= limits.connections:
                 return _Full()
             return _Connection(
                 server,
                 loop=loop,
                 # Also ends connections whose headers are not whole by then.
-                keepalive_timeout=listen.header_s,
+                keepalive_timeout=limits.header_s,
                 access_log=_SILENT,
-                max_line_size=listen.header_bytes,
-                max_field_size=listen.header_bytes,
+                max_line_size=limits.header_bytes,
+                max_field_size=limits.header_bytes,
                 lingering_time=1.0,
                 logger=_SILENT,
             )

@@ -134,7 +134,7 @@ class Gateway:
         self._listener = Listener(
             app,
             config.listen,
-            lambda: self.core.snapshot.config.listen.connections,
+            lambda: self.core.snapshot.config.listen,
             port=self._port,
             shared=self.core.board is not None,
         )

@@ -762,6 +762,26 @@ def test_the_limit_of_connections_holds(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_limits_of_connections_change_with_the_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with backend(answer) as (url, _), running(tmp_path, [[url]]) as found:
+            core, long = found.gateway.core, {"x-a": "b" * 500}
+            assert (await found.post(headers=long))[0] == 200
+            listen = Listen(header_bytes=400, header_s=0.05)
+            config = dataclasses.replace(core.snapshot.config, listen=listen)
+            core.replace(dataclasses.replace(core.snapshot, config=config))
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{found.address}/health", headers=long) as response,
+            ):
+                assert response.status == 400
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(found.address.rpartition(":")[2]))
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+
+    run(scenario())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_USER_TIMEOUT")
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_reads_no_more_holds_no_connection(
