@@ -37,6 +37,7 @@ from besteffort.version import __version__
 
 _SILENCE_S = 15.0  # after which a stream gets a comment, so that nothing between gives it up
 _COMMENT = b": waiting\n\n"
+_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}  # of nginx
 _quoted = functools.lru_cache(1024)(quote)  # names of models and tasks
 _FOLDER = Path(__file__).parent / "page"
 _PAGE = {
@@ -117,9 +118,7 @@ class Server:
             raise ApiError(503, "Too many are looking at the page.", kind="server_error", retry_after_s=10.0)
         self._viewers += 1
         try:
-            response = web.StreamResponse(
-                headers={"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
-            )
+            response = web.StreamResponse(headers={"cache-control": "no-store", **_STREAM_HEADERS})
             await response.prepare(request)
             last = 0
             while True:
@@ -477,8 +476,7 @@ class _Call:
         self._begun |= begins
         try:
             if response is None:
-                kind = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-                response = self._response = web.StreamResponse(headers=self.headers() | kind)
+                response = self._response = web.StreamResponse(headers=self.headers() | _STREAM_HEADERS)
                 await response.prepare(self._request)
             if content:
                 await response.write(content)

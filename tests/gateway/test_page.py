@@ -108,6 +108,7 @@ def test_its_files_name_no_other_host() -> None:
 async def events(found: Running, count: int, **headers: str) -> list[dict[str, Any]]:
     async with found.session.get(f"{found.address}/events", headers=headers) as response:
         assert response.status == 200
+        assert response.headers["x-accel-buffering"] == "no"  # else nginx holds them back
         read: list[dict[str, Any]] = []
         while len(read) < count:
             line = await response.content.readline()
