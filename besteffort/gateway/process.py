@@ -19,7 +19,7 @@ _DESCRIPTORS = 2**16  # that are asked for, where so many may be had
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Runs it to its end, with uvloop where it is installed, and as many descriptors as the process may have."""
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     runner: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
     if sys.platform != "win32":
         with contextlib.suppress(ImportError):
@@ -29,7 +29,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     runner(main)
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """Raises the soft limit, often 1,024, which is for programs that use `select`, to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)

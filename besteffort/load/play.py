@@ -23,6 +23,7 @@ from besteffort.errors import InputError, brief
 from besteffort.estimates.reward import reward
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, usage_of
 from besteffort.gateway.intake import LONGEST_S
+from besteffort.gateway.process import raise_descriptor_limit
 from besteffort.simulator.result import Result
 from besteffort.situation import Situation
 from besteffort.workload.requests import PARTIES, Requests
@@ -102,6 +103,7 @@ def play(
       InputError: if the server cannot be reached.
       KeyboardInterrupt: if an interrupt has come.
     """
+    raise_descriptor_limit()
     answers, late_s = asyncio.run(_play(requests, prompts, situation, target, progress))
     texts = tuple(answer.text for answer in answers)
     return Played(_result(requests, situation, answers), texts, _failures(answers), late_s)

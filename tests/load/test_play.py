@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -199,3 +200,15 @@ def test_progress_is_told_now_and_then_and_not_for_every_request(tmp_path: Path)
         play(listed(70, 0.01), SITUATION, Target(url), lambda sent, done: told.append((sent, done)))
     assert 1 <= len(told) <= 5
     assert told[-1][0] == 70
+
+
+def test_more_requests_may_be_open_than_most_shells_allow(tmp_path: Path) -> None:
+    """Each has a descriptor, which failed for want of one as if the server had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(tmp_path, answer) as (url, _, _):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            play(listed(1), SITUATION, Target(url))
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
