@@ -31,7 +31,7 @@ from besteffort.laptop.quality import right_tokens
 from besteffort.laptop.requests import CaseList, with_cases
 from besteffort.laptop.tasks import ANSWER_TOKENS, CONTEXT
 from besteffort.opt.driver import result_of
-from besteffort.opt.engine import Answer, Pace
+from besteffort.opt.engine import Answer, Pace, Part
 from besteffort.opt.runtime import Buckets
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.opt.weights import load_model
@@ -169,29 +169,29 @@ def in_service(engine: VirtualEngine, situation: Situation) -> tuple[ModelProfil
       engine: idle, with its gauge.
       situation: what was measured.
     """
-    rows: dict[str, list[tuple[int, list[int], float]]] = {name: [] for name in MODELS}
-    engine.timed = lambda model, decoding, prompts, seconds: rows[model].append((decoding, prompts, seconds))
+    rows: dict[str, list[tuple[int, list[Part], float]]] = {name: [] for name in MODELS}
+    engine.timed = lambda model, decoding, parts, seconds: rows[model].append((decoding, parts, seconds))
     capacity = situation.capacity()
     for (index, contender), share in itertools.product(enumerate(static_contenders(situation).values()), _IN_SERVICE):
         load = share * float(capacity[index] / capacity[-1])
         play(engine, contender, listed(Poisson(load=load), situation, _TIMED, _TIMED_SEED), situation, exact=True)
-    engine.timed = lambda model, decoding, prompts, seconds: None
+    engine.timed = lambda model, decoding, parts, seconds: None
     instances = engine.instances
     return tuple(
         _corrected(model, instances[model.name].runtime.buckets, rows[model.name]) for model in situation.profile.models
     )
 
 
-def _corrected(model: ModelProfile, buckets: Buckets, rows: Sequence[tuple[int, list[int], float]]) -> ModelProfile:
-    """A model whose tables fit iterations best: decoding, prompts and seconds of each."""
+def _corrected(model: ModelProfile, buckets: Buckets, rows: Sequence[tuple[int, list[Part], float]]) -> ModelProfile:
+    """A model whose tables fit iterations best: decoding, parts of prompts and seconds of each."""
     known_s = [[dict(table)[size] for size in sizes] for table, sizes in _tables(model, buckets)]
     first = len(buckets.batch)
     terms = np.zeros((len(rows), first + len(buckets.prompt)))
-    for row, (decoding, prompts, _) in zip(terms, rows, strict=True):
+    for row, (decoding, parts, _) in zip(terms, rows, strict=True):
         if decoding:
             row[bisect.bisect_left(buckets.batch, decoding)] += 1
-        for tokens in prompts:
-            row[first + bisect.bisect_left(buckets.prompt, tokens)] += 1
+        for before, after in parts:
+            row[first + bisect.bisect_left(buckets.prompt, after - before)] += 1
     relative = terms * np.concatenate(known_s) / np.array([took_s for _, _, took_s in rows])[:, None]
     few = np.sqrt(_AS_IF) * np.eye(terms.shape[1])
     wanted = np.concatenate([np.ones(len(rows)), np.diag(few)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from besteffort.opt.engine import Pace
+from besteffort.opt.engine import Pace, Part
 from besteffort.profile import Profile, Source
 from besteffort.situation import Situation
 
@@ -48,10 +48,13 @@ def paces(situation: Situation) -> dict[str, Pace]:
     prefill_s = fleet.prefill_table(max(task.prompt_tokens[1] for task in situation.tasks)).tolist()
 
     def pace_of(index: int) -> Pace:
-        decode, prefill = decode_s[index], prefill_s[index]
+        decode, prefill = decode_s[index], [0.0, *prefill_s[index][1:]]
 
-        def pace(decoding: int, prompts: Sequence[int]) -> float:
-            return float(decode[decoding] + sum(prefill[min(tokens, len(prefill) - 1)] for tokens in prompts))
+        def upto_s(tokens: int) -> float:
+            return prefill[min(tokens, len(prefill) - 1)]
+
+        def pace(decoding: int, parts: Sequence[Part]) -> float:
+            return float(decode[decoding] + sum(upto_s(after) - upto_s(before) for before, after in parts))
 
         return pace
 

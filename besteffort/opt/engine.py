@@ -35,10 +35,11 @@ from besteffort.opt.runtime import NEEDS_KEY, Buckets, Runtime
 from besteffort.opt.sampling import GREEDY, Sampling
 from besteffort.opt.weights import Model
 
-Pace = Callable[[int, Sequence[int]], float]
-"""Seconds that an iteration takes at least, from the number of requests that ran before, and the lengths of the prompts
-that it reads."""
+Part = tuple[int, int]
+"""What an iteration reads of a prompt: the tokens of it that are read before the iteration and after it."""
 
+Pace = Callable[[int, Sequence[Part]], float]
+"""Seconds that an iteration takes at least, from the number of requests that decode and the parts that it reads."""
 
 Found = tuple[dict[int, int], dict[int, int]]
 """What an iteration computes: the new places of rows that moved, and tokens by row."""
@@ -305,6 +306,7 @@ class Instance:
       runtime: the model and its cache; only the thread uses it while an iteration is in progress.
       capacity: largest number of requests that it holds.
       pace: how long iterations last, if not as long as they take.
+      load: of the iteration in progress the number of requests that decode, and the parts of prompts that it reads.
     """
 
     def __init__(
@@ -318,6 +320,7 @@ class Instance:
         self.capacity = capacity
         self._clock = clock
         self.pace = pace
+        self.load: tuple[int, list[Part]] = (0, [])
         self._due_s = -math.inf  # when the last iteration was to end
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by row of the cache
@@ -443,11 +446,6 @@ class Instance:
             return None
         return self.pace(*self.load)
 
-    @property
-    def load(self) -> tuple[int, list[int]]:
-        """Of the iteration in progress the number of requests that decode, and the lengths of the prompts it reads."""
-        return len(self._running), [len(each.answer.prompt) for each in self._reading]
-
     def _admit(self, now: float) -> None:
         """Decides what the next iteration reads: first of the prompt that is read in part, then of those that wait."""
         budget = self.runtime.chunk_tokens
@@ -460,6 +458,8 @@ class Instance:
             answer.admission_s = now
             self._reading.append(_Reading(answer, upto=int(min(len(answer.prompt), room))))
             room -= self._reading[-1].upto
+        parts = [(each.read, each.upto) for each in self._reading if each.upto > each.read]
+        self.load = len(self._running), parts
 
     def _compute(self, reading: list[_Reading]) -> Found:
         """Compacts rows, decodes, and reads prompts; returns moved rows and tokens by row."""

@@ -29,15 +29,15 @@ import time
 from collections.abc import Callable, Mapping
 
 from besteffort.errors import InputError
-from besteffort.opt.engine import Answer, Engine, Found, Instance, Pace
+from besteffort.opt.engine import Answer, Engine, Found, Instance, Pace, Part
 from besteffort.opt.runtime import Buckets
 from besteffort.opt.weights import Model
 
 Hear = Callable[[Answer], None]
 """Gets an answer that has one more token, which may be its last, at the time by the engine's clock."""
 
-Timed = Callable[[str, int, list[int], float], None]
-"""Gets a model, how many of its requests decode, the lengths of the prompts that it reads, and how long that takes."""
+Timed = Callable[[str, int, list[Part], float], None]
+"""Gets a model, how many of its requests decode, the parts of prompts that it reads, and how long that takes."""
 
 
 @dataclasses.dataclass(slots=True)

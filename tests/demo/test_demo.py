@@ -42,9 +42,10 @@ def test_the_pace_is_that_of_the_tables() -> None:
     found = paces(situation)
     assert tuple(found) == MODELS
     for index, pace in enumerate(found.values()):
-        assert pace(0, [9]) == prefill_s[index, 9]
+        assert pace(0, [(0, 9)]) == prefill_s[index, 9]
         assert pace(16, []) == decode_s[index, 16]
-        assert pace(3, [6, 12, 6]) == pytest.approx(decode_s[index, 3] + prefill_s[index, 12] + 2 * prefill_s[index, 6])
+        parts_s = prefill_s[index, 12] + prefill_s[index, 9] - prefill_s[index, 6]
+        assert pace(3, [(0, 12), (6, 9)]) == pytest.approx(decode_s[index, 3] + parts_s)
 
 
 def test_bursts_are_beyond_all_models_but_the_smallest() -> None:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("experiments", reason="needs a checkout")
 
 from besteffort.demo.fleet import paces
+from besteffort.opt.engine import Part
 from besteffort.opt.runtime import Buckets
 from besteffort.opt.virtual import VirtualEngine
 from besteffort.profile import load_profile
@@ -102,7 +103,7 @@ def test_tables_are_corrected_by_what_iterations_take() -> None:
         decoding, prompts = int(rng.integers(0, 5)), rng.choice([5, 16, 18], int(rng.integers(0, 4))).tolist()
         seconds = dict(alone.decode).get(decoding, 0.0) * factors.get(decoding, 0.0)
         seconds += sum(0.8 * 4.0 if tokens <= 16 else 1.0 * 5.0 for tokens in prompts)
-        rows.append((decoding, prompts, max(seconds, 1e-9)))
+        rows.append((decoding, [(0, tokens) for tokens in prompts], max(seconds, 1e-9)))
     rows = [row for row in rows if row[0] or row[1]]
     found = live._corrected(alone, buckets, rows)
     assert [size for size, _ in found.decode] == [1, 2, 3, 4]
@@ -111,12 +112,12 @@ def test_tables_are_corrected_by_what_iterations_take() -> None:
 
 
 def test_the_engine_tells_how_long_iterations_take(engine: VirtualEngine, situation: Situation) -> None:
-    told: list[tuple[str, int, list[int], float]] = []
+    told: list[tuple[str, int, list[Part], float]] = []
     engine.timed = lambda *iteration: told.append(iteration)
     listed = live.listed(Poisson(load=0.5), situation, 20, 1)
     live.play(engine, live.static_contenders(situation)["always laptop-1m"], listed, situation, exact=True)
     engine.timed = lambda *iteration: None
-    assert sum(len(prompts) for _, _, prompts, _ in told) == 20
+    assert sum(len(parts) for _, _, parts, _ in told) == 20
     # A request decodes once for each token but the first.
     assert sum(decoding for _, decoding, _, _ in told) == int((listed.requests.output_tokens - 1).sum())
-    assert all(seconds == paces(situation)[model](decoding, prompts) for model, decoding, prompts, seconds in told)
+    assert all(seconds == paces(situation)[model](decoding, parts) for model, decoding, parts, seconds in told)

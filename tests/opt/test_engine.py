@@ -14,7 +14,7 @@ import pytest
 from tiny_opt import PROMPTS, no_compilation
 
 from besteffort.errors import InputError
-from besteffort.opt.engine import Answer, Engine, OverloadedError, StoppedError
+from besteffort.opt.engine import Answer, Engine, OverloadedError, Part, StoppedError
 from besteffort.opt.generation import generate
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.sampling import GREEDY, Sampling
@@ -269,11 +269,11 @@ async def test_one_sentence_for_each_mistake(models: dict[str, Model]) -> None:
 
 @asynchronous
 async def test_a_paced_engine_takes_as_long_as_it_is_told(models: dict[str, Model]) -> None:
-    told: list[tuple[int, list[int]]] = []
+    told: list[tuple[int, list[Part]]] = []
 
-    def pace(decoding: int, prompts: Sequence[int]) -> float:
-        told.append((decoding, list(prompts)))
-        return 0.1 if prompts else 0.02
+    def pace(decoding: int, parts: Sequence[Part]) -> float:
+        told.append((decoding, list(parts)))
+        return 0.1 if parts else 0.02
 
     async with engine_of(models, paces={"one": pace}) as engine:
         await engine.warm_up()
@@ -281,7 +281,7 @@ async def test_a_paced_engine_takes_as_long_as_it_is_told(models: dict[str, Mode
         other = engine.submit("two", PROMPTS[3], 6, stop_tokens=())
         await answer.complete()
         assert len(await other.complete()) == 6
-    assert told == [(0, [len(PROMPTS[3])])] + [(1, [])] * 5
+    assert told == [(0, [(0, len(PROMPTS[3]))])] + [(1, [])] * 5
     assert answer.first_token_s - answer.admission_s >= 0.1
     # An iteration may make up for 5 ms by which the last one was late.
     assert answer.completion_s - answer.admission_s >= 0.1 + 5 * 0.02 - 0.005

@@ -12,7 +12,7 @@ import pytest
 from tiny_opt import PROMPTS
 
 from besteffort.errors import InputError
-from besteffort.opt.engine import Answer, OverloadedError, Pace
+from besteffort.opt.engine import Answer, OverloadedError, Pace, Part
 from besteffort.opt.generation import generate
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.virtual import VirtualEngine
@@ -25,7 +25,10 @@ from besteffort.workload.requests import Requests
 BUCKETS = Buckets((4,), (16,), (32,))
 SOURCE = Source("measured", "a test")
 DECODE_S = {"one": (0.0, 0.01, 0.013, 0.017, 0.019), "two": (0.0, 0.021, 0.022, 0.024, 0.04)}
-PREFILL_S = {"one": 0.003, "two": 0.0171}
+PREFILL_S = {
+    "one": (0.0, *(0.003 + 0.0007 * max(tokens - 4, 0) for tokens in range(1, 17))),
+    "two": (0.0, *(0.0171 + 0.0003 * tokens for tokens in range(1, 17))),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,10 @@ def models(model: Model) -> dict[str, Model]:
 def pace_of(name: str) -> Pace:
     """In the order in which the reference adds."""
 
-    def pace(decoding: int, prompts: Sequence[int]) -> float:
+    def pace(decoding: int, parts: Sequence[Part]) -> float:
         seconds = DECODE_S[name][decoding]
-        for _ in prompts:
-            seconds += PREFILL_S[name]
+        for before, after in parts:
+            seconds += PREFILL_S[name][after] - PREFILL_S[name][before]
         return seconds
 
     return pace
@@ -62,7 +65,8 @@ def serve(engine: VirtualEngine, requests: Requests, names: Sequence[str]) -> li
     return answers
 
 
-def test_it_is_the_reference_where_lengths_are_told(models: dict[str, Model]) -> None:
+@pytest.mark.parametrize("chunk_tokens", [None, 5])
+def test_it_is_the_reference_where_lengths_are_told(models: dict[str, Model], chunk_tokens: int | None) -> None:
     """To the last digit: two models with lines, several who come at one instant, or as an iteration ends."""
     rng = np.random.default_rng(1)
     n = 90
@@ -70,17 +74,23 @@ def test_it_is_the_reference_where_lengths_are_told(models: dict[str, Model]) ->
     arrival_s[10:14] = arrival_s[10]
     arrival_s[0], arrival_s[1:3] = 0.0, 0.003  # when the first iteration ends
     prompts, outputs = rng.integers(1, 10, n), rng.integers(1, 9, n)
+    prompts[0] = 3
     requests = Requests(("a",), np.sort(arrival_s), np.zeros(n, int), prompts, outputs, np.full(n, 9.0))
     chosen = rng.integers(0, 2, n)
     tables = tuple(
-        ModelProfile(name, tuple(enumerate(DECODE_S[name][1:], 1)), ((1, PREFILL_S[name]), (16, PREFILL_S[name])))
+        ModelProfile(
+            name,
+            tuple(enumerate(DECODE_S[name][1:], 1)),
+            tuple(enumerate(PREFILL_S[name][1:], 1)),
+            chunk_tokens=chunk_tokens,
+        )
         for name in models
     )
     quality = (TaskQuality("a", "m", "s", (50.0, 100.0)),)
     profile = Profile(1, "tiny", "d", tables, quality, Provenance(SOURCE, SOURCE, SOURCE, SOURCE))
     situation = Situation(profile, Cluster(1, 4, 3), (Task("a"),))
     expected = simulate_by_reference(requests, situation, lambda index, seen: int(chosen[index]))
-    engine = engine_of(models, paces={name: pace_of(name) for name in models})
+    engine = engine_of(models, paces={name: pace_of(name) for name in models}, chunk_tokens=chunk_tokens)
     answers = serve(engine, requests, [("one", "two")[model] for model in chosen])
     assert 3 < expected.rejected.sum() < n / 2
     assert [answer is None for answer in answers] == expected.rejected.tolist()
