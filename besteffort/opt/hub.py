@@ -73,7 +73,7 @@ def load_tokenizer(name: str | Path) -> Any:
         raise InputError(f"{name}: a tokenizer needs transformers and tokenizers; {_EXTRA}.") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises bare ones, and what files of another form raise differs
         raise InputError(f"{name}: there is no tokenizer that can be read ({_reason(error)}); add its files.") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one without the files
         raise InputError(f"{name}: there is no tokenizer; add its files, such as `tokenizer.json`.")

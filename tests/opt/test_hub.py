@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -66,3 +67,19 @@ def test_a_tokenizer_from_a_directory(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("best effort") == [1, 2]
     assert tokenizer.decode([2, 1]).split() == ["effort", "best"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{", "{}", "[]", json.dumps({"added_tokens": [], "model": {"type": "Unheard"}})],
+    ids=["cut short", "empty", "a list", "of a later version"],
+)
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, written: str) -> None:
+    pytest.importorskip("transformers", reason="needs the extra `opt`")
+    from besteffort.errors import InputError
+    from besteffort.opt.hub import load_tokenizer
+
+    (tmp_path / "tokenizer.json").write_text(written)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(InputError, match=r"there is no tokenizer that can be read \(.+\); add its files\."):
+        load_tokenizer(tmp_path)
