@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from besteffort.errors import InputError
 from besteffort.laptop import tokenizer as characters
 from besteffort.opt.hub import load_tokenizer
 
@@ -47,6 +48,10 @@ class HubTexts:
 
     def encode(self, text: str) -> list[int]:
         """See `Texts`."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # as JSON's escapes may spell it; tokenizers fail on it
+            raise InputError("The prompt has one half of a pair of surrogates; send whole characters.") from None
         return list(self._tokenizer.encode(text))
 
     def decode(self, tokens: list[int]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from besteffort.engine.texts import LaptopTexts, Stop, Tail
+from besteffort.engine.texts import HubTexts, LaptopTexts, Stop, Tail
+from besteffort.errors import InputError
+from besteffort.laptop import model_directory
 from besteffort.laptop.tokenizer import END
 
 
@@ -30,6 +33,15 @@ def test_pieces_are_the_text_and_have_no_half_character(text: str) -> None:
 def test_a_text_that_ends_within_a_character_says_so() -> None:
     tail = Tail(Bytes())
     assert [tail.add(0xC3), tail.add(0xA9), tail.add(0xC3, last=True)] == ["", "é", "\ufffd"]
+
+
+def test_half_a_character_is_no_prompt() -> None:
+    """JSON may spell one: a client cut a text within a pair of surrogates."""
+    pytest.importorskip("transformers", reason="needs the extra `opt`")
+    texts = HubTexts(model_directory("laptop-100k"))
+    assert texts.decode(texts.encode("12+3=")) == LaptopTexts().decode(LaptopTexts().encode("12+3="))
+    with pytest.raises(InputError, match="The prompt has one half of a pair of surrogates; send whole characters"):
+        texts.encode("1\ud83d")
 
 
 def test_special_tokens_add_nothing() -> None:
