@@ -80,7 +80,10 @@ class Tail:
 
 
 class Stop:
-    """Ends a text before the first of some strings, and holds back what may be the beginning of one."""
+    """Ends a text before the string that is whole first, and holds back what may be the beginning of one.
+
+    Of several that end at the same character it is the longest. So the pieces of a text do not matter.
+    """
 
     def __init__(self, strings: tuple[str, ...]) -> None:
         self._strings = strings
@@ -89,9 +92,9 @@ class Stop:
     def add(self, piece: str, *, last: bool = False) -> tuple[str, bool]:
         """What may be shown after a further piece, and whether the text ends there."""
         text = self._held + piece
-        found = [at for at in (text.find(string) for string in self._strings) if at >= 0]
+        found = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
         if found:
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = 0 if last else max((_overlap(text, string) for string in self._strings), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

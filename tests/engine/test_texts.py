@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from besteffort.engine.texts import HubTexts, LaptopTexts, Stop, Tail
@@ -51,14 +53,23 @@ def test_special_tokens_add_nothing() -> None:
     assert tail.add(END, last=True) == ""
 
 
-@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
-def test_a_text_ends_before_the_first_stop_string(text: str, strings: list[str], data: st.DataObject) -> None:
-    stop, shown, at = Stop(tuple(strings)), "", 0
-    ended = False
-    while not ended and at < len(text):
-        to = data.draw(st.integers(at + 1, len(text)))
-        piece, ended = stop.add(text[at:to], last=to == len(text))
-        shown, at = shown + piece, to
-    found = [text.find(string) for string in strings if string in text]
-    assert ended == bool(found)
-    assert shown == (text[: min(found)] if found else text)
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(1, 5), min_size=1, max_size=9),
+)
+@example("bbaa", ["bbaa", "ba"], [3])
+@example("bbaa", ["bbaa", "ba"], [4])
+def test_a_text_ends_before_the_string_that_is_whole_first(text: str, strings: list[str], sizes: list[int]) -> None:
+    stop, shown, at, ended = Stop(tuple(strings)), "", 0, False
+    for size in itertools.cycle(sizes):
+        if ended or at >= len(text):
+            break
+        piece, ended = stop.add(text[at : at + size], last=at + size >= len(text))
+        shown, at = shown + piece, at + size
+    whole = [to for to in range(len(text) + 1) if any(text[:to].endswith(string) for string in strings)]
+    assert ended == bool(whole)
+    if whole:
+        text = text[: whole[0]]
+        text = text[: -max(len(string) for string in strings if text.endswith(string))]
+    assert shown == text
