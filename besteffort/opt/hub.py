@@ -41,7 +41,7 @@ def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
         one.
 
     Raises:
-      InputError: if the cache has no checkpoint, and the hub has none or cannot be reached.
+      InputError: if the cache has no checkpoint, and the hub has none or cannot be reached; or if an index is none.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -51,11 +51,26 @@ def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
             return whole.parent
         index = look(str(name), f"{file}.index.json")
         if index is not None:
-            for shard in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+            for shard in read_index(index):
                 _download(str(name), shard)
             return index.parent
     known = ", ".join(formats)
     raise InputError(f"{name}: the hub has its weights in no known format ({known}); choose another model.")
+
+
+def read_index(path: Path) -> list[str]:
+    """Names of the shards that an index lists, in order.
+
+    Raises:
+      InputError: if the file is no index.
+    """
+    try:
+        files = set(json.loads(path.read_bytes())["weight_map"].values())
+        if not all(isinstance(file, str) for file in files):
+            raise TypeError
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise InputError(f"{path}: it must be JSON with a `weight_map` of tensors to files; fetch it again.") from None
+    return sorted(files)
 
 
 def load_tokenizer(name: str | Path) -> Any:

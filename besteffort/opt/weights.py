@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ import numpy as np
 from besteffort.device import check_fits
 from besteffort.errors import InputError
 from besteffort.opt.config import OPTConfig, published, read_config
-from besteffort.opt.hub import fetch_config, fetch_weights
+from besteffort.opt.hub import fetch_config, fetch_weights, read_index
 from besteffort.opt.memory import weight_bytes
 from besteffort.opt.model import OPT, Params
 
@@ -159,10 +158,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index lists, in order."""
-    try:
-        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(f"{index}: it must be JSON with a `weight_map` of tensors to files; fetch it again.") from None
+    files = read_index(index)
     for file in files:
         if not (index.parent / file).is_file():
             raise InputError(f"{index.parent / file}: this shard of the checkpoint is missing; fetch it too.")

@@ -55,6 +55,20 @@ for load, name in ((load_model, "someone/other"), (load_model, "not a name"), (l
     assert sentences[1].endswith("check the name and the network.")
 
 
+def test_an_index_in_the_cache_that_is_none(cache: Path) -> None:
+    snapshot = cache / "hub" / "models--someone--tiny" / "snapshots" / COMMIT
+    (snapshot / "model.safetensors.index.json").write_text("{")
+    program = """
+from besteffort.errors import InputError
+from besteffort.opt.weights import load_model
+try:
+    load_model("someone/tiny")
+except InputError as error:
+    print(error)
+"""
+    assert "it must be JSON with a `weight_map` of tensors to files; fetch it again." in run(program, cache)
+
+
 def test_a_tokenizer_from_a_directory(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers", reason="needs the extra `opt`")
     pytest.importorskip("transformers", reason="needs the extra `opt`")

@@ -188,8 +188,9 @@ def test_missing_files(tmp_path: Path) -> None:
     shard = sorted(directory.glob("*.safetensors"))[1]
     shard.unlink()
     assert complaint(directory) == f"{shard}: this shard of the checkpoint is missing; fetch it too."
-    (directory / f"{WEIGHTS}.index.json").write_text("{}")
-    assert "must be JSON with a `weight_map`" in complaint(directory)
+    for wrong in ("{", "{}", "[]", '{"weight_map": {"a": 1}}', "[" * 100_000):
+        (directory / f"{WEIGHTS}.index.json").write_text(wrong)
+        assert "must be JSON with a `weight_map`" in complaint(directory)
     (directory / f"{WEIGHTS}.index.json").unlink()
     shutil.rmtree(directory)
     directory.mkdir()
