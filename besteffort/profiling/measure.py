@@ -229,7 +229,7 @@ def _qualities(where: str) -> Qualities:
         content = Path(where).read_bytes()
         if "source" in json.loads(content):
             return from_json(Qualities, content, where)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
     profile = load_profile(where)

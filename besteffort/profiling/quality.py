@@ -134,7 +134,10 @@ def read_examples(path: str | Path) -> Examples:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: it has one half of a pair of surrogates; write whole characters.") from None
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise InputError(f"{where}: it is no JSON object; give one example per line.")

@@ -227,6 +227,9 @@ def test_qualities_that_do_not_fit_their_models(tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"modles": []}))
     with pytest.raises(InputError, match="did you mean `models`"):
         read_qualities(("a",), path)
+    path.write_text('{"source": ' + "[" * 100_000)
+    with pytest.raises(InputError, match="deep within each other; flatten them"):
+        read_qualities(("a",), path)
 
 
 def test_the_cost_of_context_is_found_again() -> None:

@@ -153,6 +153,8 @@ CHOICE = {"prompt": "2+2=", "choices": ["3", "4"], "answer": 1}
     [
         ([], "the file has no examples; give one per line"),
         (["{"], "line 1: it is no JSON object"),
+        (["[" * 100_000], "line 1: it is no JSON object"),
+        ([{"text": "\ud83d"}], "line 1: it has one half of a pair of surrogates; write whole characters"),
         ([{"prompt": "2+2="}], "line 1: `answer` is missing"),
         ([CHOICE, {**CHOICE, "answer": None}], "line 2: `answer` is missing"),
         ([{**CHOICE, "prompt": ""}], "line 1: `prompt` is empty"),
