@@ -12,6 +12,7 @@ from typing import Any
 from besteffort import laptop
 from besteffort.errors import InputError, brief
 from besteffort.gateway.config import Key, Listen, is_loopback
+from besteffort.opt.hub import short_name
 
 _NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 
@@ -41,8 +42,7 @@ def load_models(models: Sequence[str], dtype: str = "float32") -> Loaded:
 
     named: dict[str, str] = {}
     for model in models:
-        name = model if model in laptop.MODELS else Path(model).resolve().name if Path(model).is_dir() else model
-        name = name.rpartition("/")[2]
+        name = short_name(model)
         if not _NAME.fullmatch(name):
             raise InputError(
                 f"{brief(model)}: its last part is to have 1 to 64 letters, digits, `.`, `_` and `-`; rename it."

@@ -18,6 +18,12 @@ from besteffort.errors import InputError
 _EXTRA = "install them with `pip install '.[opt]'` in a checkout of besteffort"
 
 
+def short_name(name: str | Path) -> str:
+    """What a model is called: the last part of its name on the hub, or of the path of its directory, such as `.`."""
+    path = Path(name)
+    return (path.resolve() if path.name in ("", "..") else path).name
+
+
 def fetch_config(name: str | Path) -> Path:
     """A model's `config.json`, in a directory or downloaded from the hub.
 

@@ -39,6 +39,7 @@ from besteffort.evaluation.report import Column, Table
 from besteffort.files import append_jsonl, check_new_file, read_jsonl, write_jsonl
 from besteffort.opt.config import PUBLISHED
 from besteffort.opt.engine import Answer, Instance
+from besteffort.opt.hub import short_name
 from besteffort.opt.runtime import Buckets, Runtime
 from besteffort.opt.sampling import GREEDY
 from besteffort.opt.virtual import VirtualEngine
@@ -106,7 +107,7 @@ class MeasurementPlan:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the models in the profile: the last part of their path or hub name."""
-        return tuple(Path(model).name for model in self.models)
+        return tuple(map(short_name, self.models))
 
 
 @dataclasses.dataclass(frozen=True)

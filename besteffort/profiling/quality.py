@@ -38,7 +38,7 @@ from besteffort.errors import InputError
 from besteffort.evaluation.report import Column, Table
 from besteffort.files import append_jsonl, read_jsonl
 from besteffort.opt.config import PUBLISHED
-from besteffort.opt.hub import load_tokenizer, quiet_hub
+from besteffort.opt.hub import load_tokenizer, quiet_hub, short_name
 from besteffort.opt.weights import load_model
 from besteffort.profile.types import Profile, Source, TaskQuality
 from besteffort.profiling.measure import Qualities
@@ -248,7 +248,7 @@ class QualityPlan:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the models: the last part of their path or hub name."""
-        return tuple(Path(model).name for model in self.models)
+        return tuple(map(short_name, self.models))
 
     @property
     def task_names(self) -> tuple[str, ...]:

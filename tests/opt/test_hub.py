@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from tiny_opt import REFERENCES
 
+from besteffort.opt.hub import short_name
+from besteffort.profiling.measure import MeasurementPlan
+from besteffort.profiling.quality import QualityPlan
+
 pytest.importorskip("huggingface_hub", reason="needs the extra `opt`")
 
 COMMIT = "0" * 40
@@ -53,6 +57,16 @@ for load, name in ((load_model, "someone/other"), (load_model, "not a name"), (l
     assert [line.split(": ")[0] for line in sentences] == ["someone/other", "not a name", "someone/other"]
     assert "no such directory, and the hub does not provide it (" in sentences[0]
     assert sentences[1].endswith("check the name and the network.")
+
+
+def test_what_a_model_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "small" / "step-9"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    names = ("facebook/opt-125m", "opt-125m", f"{inner}/", ".", "..", "../../large")
+    assert [short_name(name) for name in names] == ["opt-125m", "opt-125m", "step-9", "step-9", "small", "large"]
+    for plan in (MeasurementPlan((".",)), QualityPlan((".",), ("piqa",))):
+        assert plan.names == ("step-9",)
 
 
 def test_an_index_in_the_cache_that_is_none(cache: Path) -> None:
