@@ -53,13 +53,15 @@ def profile_measure(
     Args:
       models: published sizes (`opt-125m`; random weights, which take as long), or directories and names on the Hugging
         Face Hub; from the smallest to the largest.
-      out: new profile file; the figures behind it are written beside it as they come.
+      out: new profile file; the figures behind it are written beside it as they come, with `--clock processor` at the
+        end.
       dtype: number format of weights and cache.
       max_batch: largest batch of a decode step.
       context: longest sequence, prompt and answer.
       repeats: iterations that a figure is the median of.
       chunk_tokens: read prompts in parts, so that an iteration works on so many tokens at most.
-      clock: `processor` counts the processor's time of each model alone, as the engine in virtual time does.
+      clock: `processor` counts the processor's time of each model alone, as the engine in virtual time does; only where
+        the processor computes.
       qualities: file or profile that says what the models give on tasks; by default what is published of OPT.
       resume: go on with a measurement that was stopped, with the same settings.
       output: options on what is printed.
@@ -72,7 +74,10 @@ def profile_measure(
     answer = Answer("profile measure", output)
     plan = MeasurementPlan(models, dtype, max_batch, context, repeats, chunk_tokens, clock)
     known = read_qualities(plan.names, qualities)
-    interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
+    if clock == "wall":
+        interrupts.advise("the figures so far stay, and the same command with `--resume` goes on")
+    else:
+        interrupts.advise("there are no figures yet, and the same command with `--resume` begins again")
     answer.note(f"Device: {device_name()}")
     with answer.status("Measuring") as say:
         report = measure_profile(

@@ -10,7 +10,7 @@ With the clock `processor` it is the engine in virtual time that is measured (`b
 each model on a device of its own. Iterations of all kinds then come in turn, in random order, as they do in service.
 
 Figures are written one by one, as lines of JSON next to the profile, with their spread and the device's floor, so that
-a killed run can continue.
+a killed run can continue. With the clock `processor` they all come at the end, since their iterations take turns.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -256,8 +257,14 @@ def measure_profile(
 
     Raises:
       InputError: if a model cannot be loaded or does not fit, if there are figures already and `resume` is off, or they
-        are of another plan or device, or a file cannot be written.
+        are of another plan or device, or a file cannot be written; if the clock is the processor's and another device
+        computes.
     """
+    if plan.clock == "processor" and jax.default_backend() != "cpu":
+        raise InputError(
+            f"`clock` is `processor`, but {device_name()} computes, whose time the processor's clock does not count; "
+            "choose `wall`."
+        )
     check_new_file(out, replaces=True)
     progress = progress or (lambda what, done, total: None)
     file = figures_file(out)

@@ -309,3 +309,13 @@ def test_the_processors_clock_counts_each_model_alone(
     again = measure_profile(plan, read_qualities(NAMES, qualities), out, resume=True)
     assert again.figures == report.figures
     assert figures_file(out).read_bytes() == kept
+
+
+def test_the_processors_clock_is_of_the_processor(
+    tmp_path: Path, qualities: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    plan = MeasurementPlan(("opt-66b",), clock="processor")
+    with pytest.raises(InputError, match=r"`clock` is `processor`, but .* computes, .*; choose `wall`"):
+        measure_profile(plan, read_qualities(plan.names, qualities), tmp_path / "out.json")
+    assert list(tmp_path.iterdir()) == []
