@@ -26,6 +26,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,7 +65,8 @@ _HARNESS_KINDS = {
 }
 # The default metric is the first of these that a task has.
 _USUAL = ("acc", "exact_match", "f1", "rougeL", "bleu", "byte_perplexity")
-_IN_PERCENT = ("bleu", "chrf", "rouge")
+# Others that begin like them are shares, such as `bleu_acc` of truthfulqa_gen and `rouge_score` of longbench.
+_IN_PERCENT = re.compile(r"(bleu|chrf(\+\+)?|rouge(1|2|L|Lsum))(_max)?(,.*)?")
 _PERPLEXITIES = ("perplexity", "byte_perplexity", "word_perplexity")
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 _RESAMPLES = 100
@@ -520,7 +522,7 @@ def _figure(model: str, task: str, results: Mapping[str, Any], metric: str | Non
         raise InputError(
             f"`{task}`: a lower `{chosen}` is better, so it is no quality; choose another with `--metric`."
         )
-    scale = 1.0 if chosen.startswith(_IN_PERCENT) else 100.0
+    scale = 1.0 if _IN_PERCENT.fullmatch(chosen) else 100.0
     if not 0 <= scale * value <= 100:
         raise InputError(
             f"`{task}`: `{chosen}` is {value:g}, which is no share of 1 (or 100); choose another with `--metric`."

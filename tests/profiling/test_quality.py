@@ -145,6 +145,20 @@ def test_a_group_without_a_figure(results: dict[str, Any]) -> None:
         _figure("a", "board", {"results": results, "higher_is_better": {}, "n-samples": {}}, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "percent"),
+    [
+        *(("bleu", 30.0, 30.0), ("rougeL_max", 30.0, 30.0), ("chrf++", 30.0, 30.0), ("bleu_acc", 0.3, 30.0)),
+        *(("rouge_score", 0.3, 30.0), ("acc", 0.3, 30.0), ("byte_perplexity", 4.0, 25.0)),
+    ],
+)
+def test_shares_and_percentages_are_told_apart(metric: str, value: float, percent: float) -> None:
+    found = {"alias": "a", f"{metric},none": value, f"{metric}_stderr,none": value / 100}
+    results = {"results": {"a": found}, "higher_is_better": {}, "n-shot": {}, "n-samples": {"a": {"effective": 9}}}
+    figure = _figure("small", "a", results, metric, 0)
+    assert (figure.percent, figure.error_percent) == (pytest.approx(percent), pytest.approx(percent / 100))
+
+
 CHOICE = {"prompt": "2+2=", "choices": ["3", "4"], "answer": 1}
 
 
