@@ -33,7 +33,7 @@ _MOST_KEPT = 2**31 - 1  # tokens to sample from, as far as a program counts them
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Sizes of compiled programs, each ascending; the last ones are the limits.
+    """Sizes of compiled programs, each ascending; the last ones are the limits of a `Runtime`, and of what it reads.
 
     Attributes:
       batch: rows of a decode step.
@@ -103,7 +103,8 @@ class Runtime:
           chunk_tokens: the longest part of a prompt that is read at a time; by default prompts are read whole.
 
         Raises:
-          InputError: if `max_batch`, `context` or `chunk_tokens` is out of range, or the cache does not fit in memory.
+          InputError: if `max_batch`, `context` or `chunk_tokens` is out of range, `buckets` do not end at them, or the
+            cache does not fit in memory.
         """
         context = model.config.positions if context is None else context
         if max_batch < 1:
@@ -120,6 +121,12 @@ class Runtime:
         self.context = context
         self.chunk_tokens = chunk_tokens
         self.buckets = Buckets.up_to(max_batch, context) if buckets is None else buckets
+        ends = self.buckets.batch[-1], self.buckets.length[-1]
+        if ends != (max_batch, context) or self.buckets.prompt[-1] > context:
+            raise InputError(
+                f"`buckets` end at {ends[0]} rows, prompts of {self.buckets.prompt[-1]} tokens and {ends[1]} tokens of "
+                f"context; end rows at `max_batch`, {max_batch}, the last at `context`, {context}, prompts within it."
+            )
         self.compilations = 0
         # XLA would drop the first axis of a cache of one row, and copy the cache in every step.
         rows = max(2, max_batch)
@@ -173,6 +180,12 @@ class Runtime:
             raise InputError(
                 f"A prompt of {len(prompt)} tokens and {max_new_tokens} more exceed the context of {self.context} "
                 "tokens; shorten the prompt, ask for fewer, or raise `context`."
+            )
+        part, longest = min(len(prompt), self.chunk_tokens or len(prompt)), self.buckets.prompt[-1]
+        if part > longest:
+            raise InputError(
+                f"{part} tokens of a prompt are to be read at a time, and `buckets` end at {longest}; shorten the "
+                "prompt or give a larger bucket."
             )
 
     def prefill(

@@ -61,7 +61,7 @@ def test_nothing_is_compiled_after_the_warm_up(model: Model) -> None:
     assert progress == [(i + 1, 6) for i in range(6)]
     assert runtime.compilations == 6
     keys = jax.random.key(0)
-    generate(Runtime(model, 1, 48, BUCKETS), [[1]], 1, Sampling(1.0), keys)  # JAX's own `fold_in`
+    generate(Runtime(model, 4, 48, BUCKETS), [[1]], 1, Sampling(1.0), keys)  # JAX's own `fold_in`
     with no_compilation():
         generate(runtime, PROMPTS, 30, Sampling(1.0, top_k=5), keys)
         generate(runtime, PROMPTS, 1)
@@ -106,6 +106,7 @@ def test_default_buckets_end_at_the_limits() -> None:
         ([-1], 5, "The prompt has the token -1"),
         ([1] * 44, 6, "A prompt of 44 tokens and 6 more exceed the context of 48 tokens; shorten"),
         ([1], 0, "`max_new_tokens` is 0; ask for at least 1"),
+        ([1] * 17, 6, "17 tokens of a prompt are to be read at a time, and `buckets` end at 16"),
     ],
 )
 def test_one_sentence_for_each_mistake(runtime: Runtime, prompt: list[int], count: int, words: str) -> None:
@@ -143,3 +144,17 @@ def test_a_full_cache_says_so(runtime: Runtime) -> None:
 def test_limits_that_cannot_be(model: Model, max_batch: int, context: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         Runtime(model, max_batch, context)
+
+
+@pytest.mark.parametrize(
+    "buckets", [Buckets((2,), (16,), (48,)), Buckets((4,), (16,), (32,)), Buckets((4,), (16, 64), (48,))]
+)
+def test_buckets_end_at_the_limits(model: Model, buckets: Buckets) -> None:
+    with pytest.raises(InputError, match=r"`buckets` end at .*; end rows at `max_batch`, 4, .* `context`, 48"):
+        Runtime(model, 4, 48, buckets)
+
+
+def test_parts_of_a_prompt_may_be_shorter_than_it(model: Model) -> None:
+    Runtime(model, 4, 48, BUCKETS, chunk_tokens=16).check([1] * 17, 6)
+    with pytest.raises(InputError, match="17 tokens of a prompt are to be read at a time"):
+        Runtime(model, 4, 48, BUCKETS, chunk_tokens=17).check([1] * 20, 6)
