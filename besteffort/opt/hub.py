@@ -38,20 +38,24 @@ def fetch_config(name: str | Path) -> Path:
     return found
 
 
-def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
+def fetch_weights(name: str | Path, formats: Sequence[str], last: Sequence[str] = ()) -> Path:
     """Directory with a model's weights in the first of `formats` that exists; only that one is downloaded.
+
+    What is in the cache comes before what is to be downloaded.
 
     Args:
       name: a directory, or a name on the hub.
       formats: file names of checkpoints in order of preference; `<file name>.index.json` lists the shards of a large
         one.
+      last: formats that are taken only where neither the cache nor the hub has one of `formats`.
 
     Raises:
       InputError: if the cache has no checkpoint, and the hub has none or cannot be reached; or if an index is none.
     """
     if Path(name).is_dir():
         return Path(name)
-    for look, file in itertools.product((_cached, _download), formats):
+    looks = _cached, _download
+    for look, file in (*itertools.product(looks, formats), *itertools.product(looks, last)):
         whole = look(str(name), file)
         if whole is not None:
             return whole.parent
@@ -60,7 +64,7 @@ def fetch_weights(name: str | Path, formats: Sequence[str]) -> Path:
             for shard in read_index(index):
                 _download(str(name), shard)
             return index.parent
-    known = ", ".join(formats)
+    known = ", ".join((*formats, *last))
     raise InputError(f"{name}: the hub has its weights in no known format ({known}); choose another model.")
 
 

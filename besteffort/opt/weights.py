@@ -26,7 +26,9 @@ from besteffort.opt.hub import fetch_config, fetch_weights, read_index
 from besteffort.opt.memory import weight_bytes
 from besteffort.opt.model import OPT, Params
 
-FORMATS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
+_TORCH = "pytorch_model.bin"
+
+FORMATS = ("model.safetensors", "flax_model.msgpack", _TORCH)
 """File names of checkpoints; a sharded one has an index next to its shards, named `<file name>.index.json`."""
 
 _EMBEDDING = "model.decoder.embed_tokens.weight"
@@ -83,7 +85,9 @@ def load_model(name: str | Path, dtype: Any = jnp.float32) -> Model:
     _check_dtype(dtype)
     config = read_config(fetch_config(name))
     _check_memory(str(name), config, dtype)
-    directory = fetch_weights(name, FORMATS)
+    # Other programs may have left PyTorch's file in the cache; without PyTorch it is of no use where there is another.
+    last = () if _has_torch() else (_TORCH,)
+    directory = fetch_weights(name, [each for each in FORMATS if each not in last], last)
     tensors = read_tensors(directory)
     if _TIED in tensors and _EMBEDDING not in tensors:
         # The two are one; transformers drops either of them.
@@ -203,8 +207,12 @@ def _msgpack(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 def _torch(path: Path) -> dict[str, Tensor]:
-    if importlib.util.find_spec("torch") is None:
+    if not _has_torch():
         raise InputError(
             f"{path}: reading PyTorch's format needs PyTorch; install `torch`, or save the model as safetensors."
         )

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_opt import REFERENCES, TINY
 
 from besteffort.errors import InputError
+from besteffort.opt import hub
 from besteffort.opt.weights import Model, load_model, random_model, to_checkpoint
 
 FIRST = REFERENCES[0]
@@ -112,6 +113,27 @@ def test_pytorchs_format_without_pytorch(directory: Path, monkeypatch: pytest.Mo
     (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
     with pytest.raises(InputError, match="needs PyTorch; install `torch`, or save the model as safetensors"):
         load_model(directory)
+
+
+def test_pytorchs_file_in_the_cache_is_of_no_use_without_pytorch(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+    there = ["config.json"]
+
+    def cached(name: str, file: str) -> Path | None:
+        return directory / file if (directory / file).exists() else None
+
+    def downloaded(name: str, file: str) -> Path | None:
+        return Path(shutil.copy(FIRST / file, directory)) if file in there else None
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(hub, "_cached", cached)
+    monkeypatch.setattr(hub, "_download", downloaded)
+    with pytest.raises(InputError, match="needs PyTorch; install `torch`"):
+        load_model("someone/tiny")
+    there.append(WEIGHTS)
+    assert same(load_model("someone/tiny"), load_model(FIRST))
 
 
 def test_bfloat16_rounds_what_is_loaded() -> None:
