@@ -121,12 +121,12 @@ class Hosts:
             try:
                 async with asyncio.timeout(2 * _TIMEOUT_S):
                     await self.share()
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, OSError, RuntimeError, TimeoutError) as error:  # uvloop's closed transports raise one
                 if self.connected or first:
                     say(f"Redis cannot be reached ({type(error).__name__}); only own requests are counted.")
                 self.connected = False
                 # One that does not close in time, as TLS may not, is an error of its own.
-                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                with contextlib.suppress(RedisError, OSError, RuntimeError, TimeoutError):
                     await self._client.connection_pool.disconnect()
                 if self._core.now() - self._heard_s > self._settings.lease_s:
                     self._forget(frozenset())

@@ -289,6 +289,30 @@ def test_a_connection_that_does_not_close_ends_no_exchange(monkeypatch: pytest.M
     assert len(said) == 1
 
 
+def test_a_transport_that_is_closed_ends_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop tells of it by a RuntimeError."""
+    pytest.importorskip("redis")
+    said: list[str] = []
+    failures = [RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")] * 2
+
+    async def scenario() -> None:
+        hosts = Hosts(core(), Redis("redis://127.0.0.1:9/0", every_s=0.01), "host")
+
+        async def share() -> None:
+            if failures:
+                raise failures.pop()
+
+        monkeypatch.setattr(hosts, "share", share)
+        task = asyncio.create_task(hosts.keep(said.append))
+        async with asyncio.timeout(10.0):
+            while not hosts.connected:
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    run(scenario())
+    assert [sentence.partition(" ")[2].partition(" ")[0] for sentence in said] == ["cannot", "is"]
+
+
 def test_a_gateway_without_redis_serves(tmp_path: Path) -> None:
     pytest.importorskip("redis")
 
