@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -111,7 +112,12 @@ def _refuse(text: str) -> float:
     raise ValueError(text)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)  # JSON has no other numbers to send on
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

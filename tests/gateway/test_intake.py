@@ -168,6 +168,7 @@ def test_usage_is_always_asked_for_in_streams() -> None:
         b"[]",
         b"[" * 100_000,
         b'{"model": NaN}',
+        b'{"model": "besteffort", "prompt": "a", "temperature": 1e999}',
         {},
         prompt(model=3),
         prompt(model="gpt-5"),
