@@ -11,6 +11,7 @@ import numpy as np
 from besteffort.demo.fleet import SITUATION
 from besteffort.errors import InputError, brief
 from besteffort.evaluation.report import Column, Table
+from besteffort.gateway.http import joined
 from besteffort.laptop import MODELS
 from besteffort.laptop.requests import CaseList, with_cases
 from besteffort.laptop.tasks import ANSWER_TOKENS
@@ -68,9 +69,9 @@ def targets(url: str) -> dict[str, Target]:
         port = None
     if port is None:
         raise InputError(f"{brief(url)} has no port; give the address that `besteffort serve --demo` prints.")
-    base = f"{parts.scheme}://{parts.hostname}"
-    alone = {f"always {model}": Target(f"{base}:{port + 1}/{model}/v1", model) for model in MODELS}
-    return {"besteffort": Target(f"{base}:{port}/v1"), **alone}
+    gateway, engine = (f"{parts.scheme}://{joined(parts.hostname or '', each)}" for each in (port, port + 1))
+    alone = {f"always {model}": Target(f"{engine}/{model}/v1", model) for model in MODELS}
+    return {"besteffort": Target(f"{gateway}/v1"), **alone}
 
 
 def play_demo(asked: Asked, target: Target, progress: Callable[[int, int], None]) -> Played:

@@ -136,6 +136,11 @@ def cannot_listen(host: str, port: int, error: OSError) -> InputError:
     return InputError(f"`listen` is {host}, port {port}: cannot listen there, {reason}; name another one.")
 
 
+def joined(host: str, port: int) -> str:
+    """Host and port as addresses have them: one of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Listener:
     """An application that listens."""
 
@@ -197,7 +202,7 @@ class Listener:
         except OSError as error:
             raise cannot_listen(listen.host, self._port, error) from error
         host, port = self._server.sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{joined(host, port)}"
 
     @property
     def unsent(self) -> bool:

@@ -35,7 +35,7 @@ from besteffort.errors import InputError
 from besteffort.gateway.core import Claim, Core, RefusedError, Ticket
 from besteffort.gateway.errors import CLIENTS_FAULT, LACKS_PATH, ApiError, busy_s
 from besteffort.gateway.events import AnswerStream, EventReader, EventTooLargeError, Usage, usage_of
-from besteffort.gateway.http import REQUEST_ID, request_id
+from besteffort.gateway.http import REQUEST_ID, joined, request_id
 from besteffort.gateway.intake import CHAT, COMPLETIONS, Intake, read_request
 from besteffort.plugins.unused import make_core
 
@@ -308,7 +308,7 @@ async def serve(core: Core, host: str, port: int) -> tuple[Any, int]:
     server = grpc.aio.server()
     add_ExternalProcessorServicer_to_server(Processor(core), server)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(joined(host, port))
     except RuntimeError as error:
         raise InputError(f"{host}, port {port}: cannot listen there; name another one.") from error
     await server.start()
@@ -317,7 +317,7 @@ async def serve(core: Core, host: str, port: int) -> tuple[Any, int]:
 
 async def _run(core: Core, host: str, port: int) -> None:
     server, bound = await serve(core, host, port)
-    sys.stdout.write(f"Deciding for Envoy on {host}:{bound}.\n")
+    sys.stdout.write(f"Deciding for Envoy on {joined(host, bound)}.\n")
     sys.stdout.flush()
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -135,6 +135,7 @@ def test_where_to_ask_follows_from_the_gateways_address() -> None:
         "http://127.0.0.1:9000/v1",
         *(f"http://127.0.0.1:9001/{model}/v1" for model in MODELS),
     ]
+    assert targets("http://[::1]:9000/v1")["besteffort"].url == "http://[::1]:9000/v1"
     for wrong in ("http://127.0.0.1/v1", "localhost", "http://h:x/v1"):
         with pytest.raises(InputError, match="has no port"):
             targets(wrong)
