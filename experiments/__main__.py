@@ -23,7 +23,7 @@ from besteffort.runs.processes import Job, JobProgress
 from besteffort.simulator.environment import ServingEnvironment
 from besteffort.validation import did_you_mean
 from besteffort.version import __version__
-from experiments.lab import FAST, FULL, Claim, Scale, check_replaced, exiting
+from experiments.lab import FAST, FULL, Claim, Scale, check_replaced, exiting, is_indication
 
 _HERE = Local()
 
@@ -165,22 +165,23 @@ def reproduce(
 def claims_table(names: Sequence[str], out: Path) -> Table:
     """The claims of experiments whose results are in `out`."""
     rows = []
-    scales = set()
+    indicative = False
     for name in names:
         record = read_json(out / f"{name}.json")
         try:
-            scales.add(record["scale"]["name"])
+            indication = is_indication(record["scale"])
             claims = [Claim(**entry) for entry in record["claims"]]
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{out / f'{name}.json'}: it is no result of an experiment; remove it, and the experiment runs again."
             ) from error
+        indicative |= indication
         for claim in claims:
-            status = claim.status if record["scale"]["name"] == "full" else f"{claim.status} (indicative)"
+            status = f"{claim.status} (indicative)" if indication else claim.status
             cells = (claim.paper, claim.ours, claim.static, claim.heuristic, claim.bound)
             rows.append((claim.claim, (*cells, "" if claim.status == "no claim" else status)))
     headings = ("Paper", "Ours", "Best static", "Best heuristic", "Bound", "Verdict")
-    fast = " Fewer seeds, decisions and requests than in full: an indication only." if "fast" in scales else ""
+    fast = " Fewer seeds, decisions and requests than in full: an indication only." if indicative else ""
     return Table(
         title="The paper's claims, and what goes beyond them",
         head="Claim",

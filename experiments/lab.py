@@ -90,6 +90,8 @@ FULL = Scale("full", 5, 4, 2_097_152, 524_288, 30_000, 20_000, 6.0)
 FAST = Scale("fast", 3, 1, 524_288, 196_608, 6_000, 3_200, 1.0)
 
 
+_AMOUNTS = ("seeds", "ensemble_size", "decisions", "variant_decisions", "requests", "tuning_requests")
+
 FINE_TUNING = {"epsilon_start": 0.1, "learning_rate": 1e-4}
 """Numbers of a training that starts from policies: it explores little and learns slowly, to keep what they have.
 
@@ -410,15 +412,20 @@ def check_replaced(path: Path, scale: Scale) -> None:
       InputError: if one would.
     """
     try:
-        record = read_json(path)
-        known = record["scale"]["name"]
+        known = is_indication(read_json(path)["scale"])
     except (InputError, KeyError, TypeError):
         return
-    if known == FULL.name and scale.name != FULL.name:
+    if not known and is_indication(dataclasses.asdict(scale)):
+        how = "`--fast`" if scale.name == FAST.name else "one of fewer seeds, decisions or requests"
         raise InputError(
-            f"{path}: this is a result of the full scale, which `--fast` would replace by an indication; name another "
+            f"{path}: this is a result of the full scale, which {how} would replace by an indication; name another "
             "directory, `--out DIR`."
         )
+
+
+def is_indication(scale: Mapping[str, Any]) -> bool:
+    """Whether a scale, as records state it, has less of anything than the full one."""
+    return any(scale[name] < getattr(FULL, name) for name in _AMOUNTS)
 
 
 def status_of(held: int, of: int) -> ClaimStatus:

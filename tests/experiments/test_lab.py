@@ -111,7 +111,11 @@ def test_an_indication_does_not_replace_a_result(tmp_path: Path) -> None:
     conduct(lambda lab: Findings({"of": "full"}), "trial", Arguments(out=tmp_path, work=tmp_path))
     with pytest.raises(InputError, match="is a result of the full scale, which `--fast` would replace"):
         conduct(pytest.fail, "trial", Arguments(out=tmp_path, work=tmp_path, fast=True))
+    with pytest.raises(InputError, match="which one of fewer seeds, decisions or requests would replace"):
+        conduct(pytest.fail, "trial", Arguments(out=tmp_path, work=tmp_path, seeds=FULL.seeds - 1))
     assert read_json(tmp_path / "trial.json")["data"] == {"of": "full"}
+    more = Arguments(out=tmp_path, work=tmp_path, requests=2 * FULL.requests, seed=1)
+    assert conduct(lambda lab: Findings({"of": "more"}), "trial", more).data == {"of": "more"}
 
 
 def test_without_locks_experiments_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
