@@ -379,7 +379,7 @@ class Books:
                 self.tokens(request, tokens, at=other._now_s)
         self._rates.extend(other._rates)
         self._seen_rates.extend(other._seen_rates)
-        self._last_arrival_s = other._last_arrival_s
+        self._last_arrival_s, self._changed_s = other._last_arrival_s, other._changed_s
         if self._observed:
             # What the events above seem to tell of durations, they do not.
             self._observed.forget()

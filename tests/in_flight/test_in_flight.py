@@ -340,6 +340,9 @@ def test_only_what_is_available_is_chosen_and_estimated() -> None:
 
 def test_new_books_take_over_requests_and_rate() -> None:
     old = filled(RULED)
+    old.arrived("gone", task=TASK, prompt_tokens=70, at=0.06)
+    old.sent("gone", SMALLEST, at=0.06)
+    old.done("gone", at=0.065)
     old.arrived("waits", task=TASK, prompt_tokens=70, max_tokens=9, deadline_s=0.4, at=0.07)
     new = InFlight(RULED)
     models, replicas = SITUATION.profile.model_names, SITUATION.cluster.replicas
@@ -350,8 +353,10 @@ def test_new_books_take_over_requests_and_rate() -> None:
         books.arrived("new one", task=TASK, prompt_tokens=70, at=0.1)
     found, known = (books.observation("new one", at=0.1) for books in (new, old))
     assert found.arrival_rate == known.arrival_rate
-    assert (np.sort(found.in_flight.tokens, axis=None) == np.sort(known.in_flight.tokens, axis=None)).all()
-    assert (np.sort(found.in_flight.age_s, axis=None) == np.sort(known.in_flight.age_s, axis=None)).all()
+    assert found.since_change_s == known.since_change_s == pytest.approx(0.035)
+    seen, true = found.in_flight, known.in_flight
+    assert (np.sort(seen.tokens[seen.present]) == np.sort(true.tokens[true.present])).all()
+    assert (np.sort(seen.age_s[seen.present]) == np.sort(true.age_s[true.present])).all()
     for request in tuple(old._requests):
         new.cancelled(request, at=0.2)
     assert not new.batch_sizes.any()
