@@ -275,7 +275,8 @@ def test_profile_fit_names_what_comes_next(tmp_path: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "served.jsonl (log): 40 answered requests" in told
     assert "models are `large`, `small`, by the column `model`" in told
-    assert f"`besteffort quickstart --config {tmp_path / 'server.yaml'} --trace {log} --limit 40 --out first-run`" in told
+    following = f"--config {tmp_path / 'server.yaml'} --trace {log} --limit 40 --out first-run"
+    assert f"`besteffort quickstart {following}`" in told
 
 
 def test_one_model_is_said_to_leave_nothing_to_route_before_any_work(
